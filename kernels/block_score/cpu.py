@@ -1,0 +1,140 @@
+"""Scores blocks by their anchors at the speed of memory: each anchor is read once for all queries of its KV head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from moorage.kernels.checks import FLOAT32, STORAGE, check_array, check_ids, check_multiple
+from moorage.kernels.half import Storage
+from moorage.kernels.numba_flags import INLINE, PARALLEL, SERIAL, num_workers
+from moorage.kernels.simd import LANES, TILE, dots_1, dots_2, dots_4, prefetch
+
+CHUNK = 32
+"""Blocks scored before their scores are written out row by row; writing each at once would thrash the L1 cache."""
+PREFETCH_BYTES = 16 * 1024
+"""How far ahead anchors are asked for: memory latency times the bandwidth of one core, and some more."""
+LINE_BYTES = 64
+
+
+def score_blocks(
+    anchors_layer: Storage,
+    pages: NDArray[np.int32],
+    queries: NDArray[np.float32],
+    quest: bool,
+    out: NDArray[np.float32],
+) -> None:
+    """Writes raw logits of R queries against n pages: the largest over a block's sub-blocks.
+
+    anchors_layer [P, Hkv, A, D]; pages [n]; queries [R, Hq, D]; out [R, Hq, n]; D a multiple of 8. The logit is
+    query . mean, or if `quest` the bound sum_d max(q_d * max_d, q_d * min_d) (Quest, ICML 2024).
+    """
+    check_array("anchors_layer", anchors_layer, STORAGE, (None, None, None, None))
+    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    check_array("queries", queries, FLOAT32, (None, None, dim))
+    check_ids("pages", pages, num_pages)
+    check_array("out", out, FLOAT32, (*queries.shape[:2], len(pages)))
+    check_multiple("head size", dim, LANES)
+    check_multiple("query heads", queries.shape[1], num_kv_heads)
+    check_multiple("anchor vectors", vectors, 2 if quest else 1)
+    if not out.size:
+        return
+    packed = _pack(queries, num_kv_heads, quest)
+    num_bytes = len(pages) * anchors_layer[0].nbytes
+    line, ahead = LINE_BYTES // anchors_layer.itemsize, max(1, PREFETCH_BYTES // (TILE * anchors_layer[0].nbytes))
+    workers = min(num_workers(num_bytes * packed.shape[1]), len(pages))
+    score = _score_parallel if workers > 1 else _score_serial
+    score(anchors_layer.reshape(num_pages, -1), pages, packed, out, line, ahead * TILE, workers)
+
+
+@njit(**SERIAL)
+def _pack(queries: Any, num_kv_heads: Any, quest: Any) -> Any:
+    """Queries as [Hkv, R * G, V]; for bounds V is 2 * D.
+
+    As max_d >= min_d, the bound is a plain dot product of [max, min] with [positive part, negative part] of q.
+    """
+    rows, heads, dim = queries.shape
+    group = heads // num_kv_heads
+    packed = np.empty((num_kv_heads, rows * group, dim * (2 if quest else 1)), np.float32)
+    for r in range(rows):
+        for head in range(heads):
+            query, into = queries[r, head], packed[head // group, r * group + head % group]
+            for d in range(dim):
+                if quest:
+                    into[d], into[dim + d] = max(query[d], np.float32(0)), min(query[d], np.float32(0))
+                else:
+                    into[d] = query[d]
+    return packed
+
+
+@njit(**INLINE)
+def _score_tile(
+    stored: Any, a: Any, b: Any, c: Any, d: Any, queries: Any, at: Any, count: Any, size: Any, out: Any, out_at: Any,
+    fresh: Any,
+) -> None:  # fmt: skip
+    """Logits of `count` queries against the vectors at a, b, c, d, into out[out_at + m * CHUNK + 0..3]."""
+    m = 0
+    while m + 4 <= count:
+        dots_4(stored, a, b, c, d, queries, at + m * size, size, out, out_at + m * CHUNK, CHUNK, fresh)
+        m += 4
+    if m + 2 <= count:
+        dots_2(stored, a, b, c, d, queries, at + m * size, size, out, out_at + m * CHUNK, CHUNK, fresh)
+        m += 2
+    if m < count:
+        dots_1(stored, a, b, c, d, queries, at + m * size, size, out, out_at + m * CHUNK, CHUNK, fresh)
+
+
+@njit(**SERIAL)
+def _score_range(anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, begin: Any, end: Any) -> None:
+    num_kv_heads, count, size = queries.shape
+    page_size = anchors.shape[1]
+    head_size = page_size // num_kv_heads
+    stored, flat_queries = anchors.reshape(-1), queries.reshape(-1)
+    best = np.empty(num_kv_heads * count * CHUNK, np.float32)
+    at, coming = np.empty(TILE, np.int64), np.empty(TILE, np.int64)
+    for first in range(begin, end, CHUNK):
+        last = min(first + CHUNK, end)
+        for tile in range(first, last, TILE):
+            for i in range(TILE):
+                at[i] = pages[min(tile + i, end - 1)] * page_size
+                coming[i] = pages[min(tile + ahead + i, end - 1)] * page_size
+            ahead_tile, ahead_at = 0, 0
+            for head in range(num_kv_heads):
+                # In the order of memory, which keeps the hardware's prefetcher engaged as well.
+                for _ in range(TILE):
+                    for d in range(0, head_size, line):
+                        prefetch(stored, coming[ahead_tile] + ahead_at + d)
+                    ahead_at += head_size
+                    if ahead_at == page_size:
+                        ahead_tile, ahead_at = ahead_tile + 1, 0
+                query_at, into = head * count * size, head * count * CHUNK + tile - first
+                for sub in range(head * head_size, (head + 1) * head_size, size):
+                    a, b, c, d = at[0] + sub, at[1] + sub, at[2] + sub, at[3] + sub
+                    fresh = sub == head * head_size
+                    _score_tile(stored, a, b, c, d, flat_queries, query_at, count, size, best, into, fresh)
+        _write_out(best, num_kv_heads, count, out, first, last)
+
+
+@njit(**SERIAL)
+def _write_out(best: Any, num_kv_heads: Any, count: Any, out: Any, first: Any, last: Any) -> None:
+    group = out.shape[1] // num_kv_heads
+    for row in range(num_kv_heads * count):
+        head, m = row // count, row % count
+        into, source = out[m // group, head * group + m % group, first:last], best[row * CHUNK : (row + 1) * CHUNK]
+        for i in range(len(into)):
+            into[i] = source[i]
+
+
+@njit(**SERIAL)
+def _score_serial(anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any) -> None:
+    _score_range(anchors, pages, queries, out, line, ahead, 0, len(pages) * workers)
+
+
+@njit(**PARALLEL)
+def _score_parallel(anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any) -> None:
+    count = len(pages)
+    for i in prange(workers):
+        _score_range(anchors, pages, queries, out, line, ahead, count * i // workers, count * (i + 1) // workers)

@@ -1,0 +1,30 @@
+"""Logits from the definition, in fp64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.kernels.half import Storage, from_storage
+
+
+def score_blocks(
+    anchors_layer: Storage,
+    pages: NDArray[np.int32],
+    queries: NDArray[np.float32],
+    quest: bool,
+    out: NDArray[np.float32],
+) -> None:
+    """See cpu.py."""
+    rows, heads, _ = queries.shape
+    group = heads // anchors_layer.shape[1]
+    for r in range(rows):
+        for head in range(heads):
+            query = queries[r, head].astype(np.float64)
+            for i, page in enumerate(pages):
+                vectors = from_storage(anchors_layer[page, head // group]).astype(np.float64)
+                if quest:
+                    logits = [np.maximum(query * high, query * low).sum() for high, low in zip(vectors[::2], vectors[1::2], strict=True)]
+                else:
+                    logits = [(query * mean).sum() for mean in vectors]
+                out[r, head, i] = max(logits)

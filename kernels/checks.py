@@ -1,0 +1,56 @@
+"""Checks that wrappers make before compiled code reads or writes memory. All raise ValueError with one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from moorage.kernels.numba_flags import SERIAL
+
+STORAGE = (np.dtype(np.uint16), np.dtype(np.float32))
+FLOAT32 = (np.dtype(np.float32),)
+INT32 = (np.dtype(np.int32),)
+
+
+def check_array(
+    name: str, array: NDArray[Any], dtypes: tuple[np.dtype[Any], ...], shape: tuple[int | None, ...]
+) -> None:
+    """Requires one of `dtypes`, `shape` (None: any size) and C order."""
+    fits = array.ndim == len(shape) and all(
+        want is None or want == size for want, size in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype not in dtypes or not array.flags.c_contiguous:
+        order = "" if array.flags.c_contiguous else ", not C-contiguous"
+        names = " or ".join(dtype.name for dtype in dtypes)
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: {array.dtype} {array.shape}{order}; expected C-contiguous {names} [{sizes}]")
+
+
+def check_ids(name: str, ids: NDArray[np.int32], bound: int) -> None:
+    """Requires int32 [n] with every value in [0, bound)."""
+    check_array(name, ids, INT32, (None,))
+    if not _all_within(ids, bound):
+        raise ValueError(f"{name}: values from {ids.min()} to {ids.max()}; expected 0 to {bound - 1}")
+
+
+def check_range(name: str, value: int, low: int, high: int) -> None:
+    """Requires low <= value <= high."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value}; expected {low} to {high}")
+
+
+def check_multiple(name: str, value: int, divisor: int) -> None:
+    """Requires a positive multiple of `divisor`."""
+    if value <= 0 or divisor <= 0 or value % divisor:
+        raise ValueError(f"{name}: {value}; expected a positive multiple of {divisor}")
+
+
+@njit(**SERIAL)
+def _all_within(ids: Any, bound: Any) -> Any:
+    outside = 0
+    for i in range(len(ids)):
+        outside += (ids[i] < 0) | (ids[i] >= bound)
+    return outside == 0

@@ -1,0 +1,33 @@
+"""The one set of compiler options and the threading layer of every Numba kernel.
+
+Importing this module chooses the layer, so each kernel imports it first. `omp` may be entered by several Python
+threads at once; Numba's fallback aborts the process then. Idle OpenMP threads sleep: spinning ones would take the
+cores that KV actors and workers share. A user's NUMBA_THREADING_LAYER and OMP_WAIT_POLICY win.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numba
+
+FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
+"""Sums may be reordered; NaN and infinity keep their meaning, since masks and empty parts are infinities."""
+
+SERIAL: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": FASTMATH}
+PARALLEL: dict[str, Any] = {**SERIAL, "parallel": True}
+INLINE: dict[str, Any] = {**SERIAL, "forceinline": True}
+"""For small functions that take arrays: as a call, an array is a dozen arguments."""
+
+PARALLEL_MIN_BYTES = 4 << 20
+"""Memory traffic below which waking the other threads (some 60 us) costs more than it saves."""
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "NUMBA_THREADING_LAYER" not in os.environ:
+    numba.config.THREADING_LAYER = "omp"
+
+
+def num_workers(num_bytes: int) -> int:
+    """Threads worth waking for work that reads or writes `num_bytes`; 1 stands for the serial path."""
+    return 1 if num_bytes < PARALLEL_MIN_BYTES else int(numba.get_num_threads())

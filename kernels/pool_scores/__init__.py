@@ -1,0 +1,5 @@
+"""Scores of several heads pooled into one choice."""
+
+from moorage.kernels.pool_scores.cpu import pool_scores, score_lse
+
+__all__ = ["pool_scores", "score_lse"]

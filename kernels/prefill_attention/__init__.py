@@ -1,0 +1,30 @@
+"""Attention of many queries over dense keys, with its log-sum-exp."""
+
+from __future__ import annotations
+
+import torch
+
+from moorage.kernels.prefill_attention import cpu, gpu
+
+
+def attend_dense(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    band: tuple[int, int] | None = None,
+    q_start: int = 0,
+    k_start: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out f32 [Hq, T, D], lse f32 [Hq, T]) of q [Hq, T, D] over k, v [Hkv, N, D], on their device.
+
+    The key at k_start + c is visible to the query at q_start + r if band is None or
+    band[0] <= (q_start + r) - (k_start + c) < band[1]. A row that sees no key has out 0 and lse -inf.
+    """
+    if k.shape != v.shape or q.shape[2] != k.shape[2] or q.shape[0] % k.shape[0]:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit each other")
+    attend = cpu.attend_dense if q.device.type == "cpu" else gpu.attend_dense
+    return attend(q, k, v, scale, band, q_start, k_start)
+
+
+__all__ = ["attend_dense"]

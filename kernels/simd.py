@@ -1,0 +1,141 @@
+"""Register tiles and memory hints that Numba's auto-vectoriser does not find.
+
+A dot product of a 128-wide head is so short that summing across lanes costs as much as the products. A tile of four
+stored vectors and up to four queries loads each operand once for four uses, and transposes its accumulators while
+it adds them. Arrays are flat and contiguous; offsets and sizes are in elements and are not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 8
+"""float32 lanes of a vector; sizes must be a multiple of this."""
+TILE = 4
+"""Stored vectors of a tile."""
+
+_WIDE = ir.VectorType(ir.FloatType(), LANES)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_ELEMENT = {types.uint16: ir.HalfType(), types.float32: ir.FloatType()}
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    """Pointer to array[offset]."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, _ELEMENT[array_type.dtype].as_pointer()), [offset])
+
+
+def _load(builder: Any, pointer: Any, element: ir.Type) -> Any:
+    """LANES elements as float32."""
+    typed = builder.bitcast(pointer, ir.VectorType(element, LANES).as_pointer())
+    vector = builder.load(typed, align=2 if element == ir.HalfType() else 4)
+    return builder.fpext(vector, _WIDE) if element == ir.HalfType() else vector
+
+
+def _shuffle(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+
+def _lane_sums(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Vectors whose lanes, one after the other, are the sums over the lanes of `vectors` (4, 8 or 16)."""
+    for _ in range(LANES.bit_length() - 1):
+        if len(vectors) == 1:
+            vectors = vectors * 2
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+        even = [_shuffle(builder, *pair, list(range(0, 2 * LANES, 2))) for pair in pairs]
+        odd = [_shuffle(builder, *pair, list(range(1, 2 * LANES, 2))) for pair in pairs]
+        vectors = [builder.fadd(left, right) for left, right in zip(even, odd, strict=True)]
+    return vectors
+
+
+def _accumulate(builder: Any, rows: list[Any], lines: list[Any], element: ir.Type, size: Any) -> list[Any]:
+    """Lane-wise partial dot products of every row with every line, line by line."""
+    sums = [cgutils.alloca_once(builder, _WIDE) for _ in range(len(rows) * len(lines))]
+    for total in sums:
+        builder.store(ir.Constant(_WIDE, [0.0] * LANES), total)
+    with cgutils.for_range(builder, builder.sdiv(size, ir.Constant(_I64, LANES))) as loop:
+        at = builder.mul(loop.index, ir.Constant(_I64, LANES))
+        vectors = [_load(builder, builder.gep(row, [at]), element) for row in rows]
+        for m, line in enumerate(lines):
+            query = _load(builder, builder.gep(line, [at]), ir.FloatType())
+            for vector, total in zip(vectors, sums[m * len(rows) :], strict=False):
+                product = builder.fmul(vector, query, flags=("contract",))
+                builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
+    return [builder.load(total) for total in sums]
+
+
+def _dot_tile(num_queries: int) -> Callable[..., Any]:
+    def dots(
+        _typing: Any, stored: Any, a: Any, b: Any, c: Any, d: Any, queries: Any, at: Any, size: Any, out: Any,
+        out_at: Any, out_stride: Any, fresh: Any,
+    ) -> Any:  # fmt: skip
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            rows = [_pointer(context, builder, kinds[0], args[0], args[1 + i]) for i in range(TILE)]
+            query = _pointer(context, builder, kinds[5], args[5], args[6])
+            size, target = args[7], _pointer(context, builder, kinds[8], args[8], args[9])
+            steps = [ir.Constant(_I64, m) for m in range(num_queries)]
+            lines = [builder.gep(query, [builder.mul(size, step)]) for step in steps]
+            totals = _lane_sums(builder, _accumulate(builder, rows, lines, _ELEMENT[kinds[0].dtype], size))
+            for m, step in enumerate(steps):
+                vector, lane = totals[m * TILE // LANES], m * TILE % LANES
+                part = _shuffle(builder, vector, vector, list(range(lane, lane + TILE)))
+                into = builder.gep(target, [builder.mul(args[10], step)])
+                into = builder.bitcast(into, part.type.as_pointer())
+                held = builder.load(into, align=4)
+                larger = builder.select(builder.fcmp_ordered(">", part, held), part, held)
+                builder.store(builder.select(args[11], part, larger), into, align=4)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(stored, i, i, i, i, queries, i, i, out, i, i, types.boolean), build
+
+    return intrinsic(dots)
+
+
+dots_1 = _dot_tile(1)
+"""(stored, a, b, c, d, queries, at, size, out, out_at, out_stride, fresh): for query m, `size` floats at
+`at + m * size`, out[out_at + m * out_stride + i] becomes its dot product with the stored vector at the i-th of the
+offsets a, b, c, d; unless `fresh`, only if that is larger than what is there."""
+dots_2 = _dot_tile(2)
+"""`dots_1` for two queries."""
+dots_4 = _dot_tile(4)
+"""`dots_1` for four queries."""
+
+
+@intrinsic
+def prefetch(_typing: Any, array: Any, offset: Any) -> Any:
+    """Asks for the cache line of array[offset] in L2 (into L1, half the bandwidth was lost); any offset is safe."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.bitcast(
+            _pointer(context, builder, signature.args[0], *args), ir.IntType(8).as_pointer()
+        )
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(hint, [pointer, *(ir.Constant(_I32, value) for value in (0, 2, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), build
+
+
+@intrinsic
+def copy(_typing: Any, out: Any, out_at: Any, array: Any, at: Any, size: Any) -> Any:
+    """out[out_at : out_at + size] = array[at : at + size] by the C library's memcpy."""
+    if out.dtype != array.dtype:
+        return None
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        into = _pointer(context, builder, signature.args[0], args[0], args[1])
+        source = _pointer(context, builder, signature.args[2], args[2], args[3])
+        cgutils.raw_memcpy(builder, into, source, args[4], signature.args[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    i = types.int64
+    return types.void(out, i, array, i, i), build

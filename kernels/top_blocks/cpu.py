@@ -1,0 +1,103 @@
+"""The k largest scores of each row in one pass over memory, without sorting the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from moorage.kernels.checks import FLOAT32, INT32, check_array
+from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+
+CHUNK = 32
+"""Scores that are compared with the worst kept one at a time, in vectors."""
+
+
+def top_blocks(
+    scores: NDArray[np.float32],
+    limits: NDArray[np.int32],
+    k: int,
+    ids: NDArray[np.int32],
+    top: NDArray[np.float32],
+) -> NDArray[np.int32]:
+    """Writes the k largest of scores[r, :limits[r]] and returns how many there are, int32 [R].
+
+    scores [R, n]; ids, top [R, k]. Ids ascend; unused entries are -1 and -inf. Among equal scores the lower id
+    wins; a NaN is never chosen. A bounded heap, entered only from chunks that hold a score above its worst.
+    """
+    check_array("scores", scores, FLOAT32, (None, None))
+    check_array("limits", limits, INT32, (len(scores),))
+    check_array("ids", ids, INT32, (len(scores), k))
+    check_array("top", top, FLOAT32, (len(scores), k))
+    if len(scores) and not 0 <= limits.min() <= limits.max() <= scores.shape[1]:
+        raise ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {scores.shape[1]}")
+    counts = np.zeros(len(scores), np.int32)
+    if k and len(scores):
+        choose = _top_parallel if len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
+        choose(scores, limits, ids, top, counts)
+    return counts
+
+
+@njit(**SERIAL)
+def _sift_down(ids: Any, top: Any, place: Any, count: Any) -> None:
+    """Restores the heap under `place`; its root is the worst kept entry: lowest score, then highest id."""
+    score, block = top[place], ids[place]
+    child = 2 * place + 1
+    while child < count:
+        other = child + 1
+        if other < count and (top[other] < top[child] or (top[other] == top[child] and ids[other] > ids[child])):
+            child = other
+        if top[child] > score or (top[child] == score and ids[child] < block):
+            break
+        top[place], ids[place] = top[child], ids[child]
+        place, child = child, 2 * child + 1
+    top[place], ids[place] = score, block
+
+
+@njit(**SERIAL)
+def _fill(row: Any, ids: Any, top: Any) -> Any:
+    """Takes the first scores until the heap is full; returns (how many, the next place in the row)."""
+    count, place = 0, 0
+    while place < len(row) and count < len(ids):
+        if not np.isnan(row[place]):
+            ids[count], top[count] = place, row[place]
+            count += 1
+        place += 1
+    for i in range(count // 2 - 1, -1, -1):
+        _sift_down(ids, top, i, count)
+    return count, place
+
+
+@njit(**SERIAL)
+def _top_row(row: Any, ids: Any, top: Any) -> Any:
+    count, place = _fill(row, ids, top)
+    while place < len(row):
+        chunk = row[place : place + CHUNK]
+        worst, above = top[0], False
+        for i in range(len(chunk)):
+            above |= chunk[i] > worst
+        if above:
+            for i in range(len(chunk)):
+                if chunk[i] > top[0]:
+                    ids[0], top[0] = place + i, chunk[i]
+                    _sift_down(ids, top, 0, count)
+        place += CHUNK
+    ids[:count].sort()
+    for i in range(count):
+        top[i] = row[ids[i]]
+    ids[count:], top[count:] = -1, -np.inf
+    return count
+
+
+@njit(**SERIAL)
+def _top_serial(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> None:
+    for r in range(len(scores)):
+        counts[r] = _top_row(scores[r, : limits[r]], ids[r], top[r])
+
+
+@njit(**PARALLEL)
+def _top_parallel(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> None:
+    for r in prange(len(scores)):
+        counts[r] = _top_row(scores[r, : limits[r]], ids[r], top[r])

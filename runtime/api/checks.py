@@ -1,0 +1,117 @@
+"""Limits of every field that a client may send. Each refusal names the field and the fix."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+
+from moorage.proto.v1 import moorage_pb2 as pb
+from moorage.runtime.requests import ModelInfo
+from moorage.workers.errors import InvalidRequest, NotFound
+from moorage.workers.spec import SamplingSpec
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 256
+MAX_NAME_CHARACTERS = 128
+MAX_TEMPERATURE = 100.0
+MAX_REPETITION_PENALTY = 10.0
+MAX_ADDED_PENALTY = 2.0
+MAX_LOGPROBS = 20
+DEFAULT_MAX_NEW_TOKENS = 256
+
+
+def model_name(name: str, served: ModelInfo) -> None:
+    """Raises NotFound unless the request asks for the served model."""
+    if name and name != served.name:
+        raise NotFound(f"model: {name!r} is not served here; leave it empty or ask for {served.name!r}")
+
+
+def max_new_tokens(parameters: pb.GenerateParameters) -> int:
+    """The limit asked for, or its default."""
+    if not parameters.HasField("max_new_tokens"):
+        return DEFAULT_MAX_NEW_TOKENS
+    if parameters.max_new_tokens < 1:
+        raise InvalidRequest(f"max_new_tokens: {parameters.max_new_tokens} is below 1; ask for 1 or more")
+    return parameters.max_new_tokens
+
+
+def stop_strings(stop: list[str]) -> tuple[str, ...]:
+    """The stop strings, few and short enough to be matched at every token."""
+    if len(stop) > MAX_STOP_STRINGS:
+        raise InvalidRequest(f"stop: {len(stop)} strings are too many; send at most {MAX_STOP_STRINGS}")
+    for place, text in enumerate(stop):
+        if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+            raise InvalidRequest(
+                f"stop[{place}]: has {len(text)} characters; send 1 to {MAX_STOP_CHARACTERS} or leave it out"
+            )
+    return tuple(stop)
+
+
+def name(field: str, value: str) -> str | None:
+    """A short printable name; None when it is empty."""
+    if len(value) > MAX_NAME_CHARACTERS or not value.isprintable():
+        raise InvalidRequest(
+            f"{field}: must be at most {MAX_NAME_CHARACTERS} printable characters; choose a shorter name"
+        )
+    return value or None
+
+
+def sampling(message: pb.Sampling) -> SamplingSpec:
+    """The sampling options with their defaults; a seed is drawn when none was sent."""
+    seed = message.seed if message.HasField("seed") else secrets.randbits(63)
+    top_p = message.top_p if message.HasField("top_p") else 1.0
+    penalty = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
+    if not (math.isfinite(top_p) and 0 < top_p <= 1):
+        raise InvalidRequest(f"top_p: {top_p} is outside (0, 1]; send 1 to keep every token")
+    if not (math.isfinite(penalty) and 0 < penalty <= MAX_REPETITION_PENALTY):
+        raise InvalidRequest(
+            f"repetition_penalty: {penalty} is outside (0, {MAX_REPETITION_PENALTY:g}]; send 1 for none"
+        )
+    if message.top_k < 0:
+        raise InvalidRequest(f"top_k: {message.top_k} is negative; send 0 to keep every token")
+    if seed < 0:
+        raise InvalidRequest(f"seed: {seed} is negative; send 0 or more, or leave it out")
+    if not 0 <= message.num_logprobs <= MAX_LOGPROBS:
+        raise InvalidRequest(f"num_logprobs: {message.num_logprobs} is outside 0 to {MAX_LOGPROBS}")
+    return SamplingSpec(
+        temperature=_within("temperature", message.temperature, 0.0, MAX_TEMPERATURE),
+        top_k=message.top_k,
+        top_p=top_p,
+        min_p=_within("min_p", message.min_p, 0.0, 1.0),
+        repetition_penalty=penalty,
+        presence_penalty=_within(
+            "presence_penalty", message.presence_penalty, -MAX_ADDED_PENALTY, MAX_ADDED_PENALTY
+        ),
+        frequency_penalty=_within(
+            "frequency_penalty", message.frequency_penalty, -MAX_ADDED_PENALTY, MAX_ADDED_PENALTY
+        ),
+        seed=seed,
+        num_logprobs=message.num_logprobs,
+    )
+
+
+def utf8(field: str, data: bytes) -> str:
+    """The text of a field that travels as bytes."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{field}: is not valid UTF-8 ({error.reason} at byte {error.start}); send UTF-8"
+        ) from None
+
+
+def token_ids(ids: Sequence[int], vocab_size: int, first: int = 0) -> None:
+    """Raises InvalidRequest for the first id outside the vocabulary; `first` is the place of ids[0]."""
+    if ids and max(ids) >= vocab_size:
+        place = next(place for place, token in enumerate(ids) if token >= vocab_size)
+        raise InvalidRequest(
+            f"token_ids[{first + place}]: {ids[place]} is outside the vocabulary; "
+            f"send ids from 0 to {vocab_size - 1}"
+        )
+
+
+def _within(field: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:  # also false for NaN
+        raise InvalidRequest(f"{field}: {value:g} is not allowed; send a number from {low:g} to {high:g}")
+    return value

@@ -1,0 +1,44 @@
+"""What the service needs of the engine behind it. The coordinator is one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Protocol
+
+from moorage.runtime.requests import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids."""
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt for a conversation. Raises InvalidRequest when the model has no chat template."""
+
+
+class Engine(Protocol):
+    """Answers requests. Every method raises the errors of `moorage.workers.errors`."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+
+    def model_info(self) -> ModelInfo:
+        """The served model."""
+
+    def generate(self, params: GenerateParams) -> AsyncGenerator[Event]:
+        """Events of one generation, the last one Finished; closing the generator cancels the work."""
+
+    def score(self, params: ScoreParams) -> AsyncGenerator[Event]:
+        """Events of one scoring, the last one Finished; closing the generator cancels the work."""
+
+    async def status(self) -> ClusterStatus:
+        """A snapshot of the cluster."""
+
+    async def close(self) -> None:
+        """Ends every request and every process of the engine."""

@@ -1,0 +1,75 @@
+"""From an exception in a handler to the status that the client sees."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from moorage.runtime.errors import status_of
+from moorage.workers.errors import MoorageError, ResourceExhausted
+
+log = structlog.get_logger()
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_MAX_MESSAGE_CHARACTERS = 1000
+_LINGER_S = 1.0
+_MAX_LINGER_MESSAGES = 64
+
+
+@asynccontextmanager
+async def reported(
+    context: grpc.aio.ServicerContext[Any, Any], requests: AsyncIterator[Any] | None = None
+) -> AsyncIterator[None]:
+    """Ends the call with the status of what was raised inside, once the client has had its say.
+
+    An error that no rule foresees becomes INTERNAL with an id. The log has its place in the code
+    under that id, but not its message, which may hold what the user wrote.
+    """
+    try:
+        yield
+    except MoorageError as error:
+        code = grpc.StatusCode[status_of(error).grpc]
+        message = str(error)[:_MAX_MESSAGE_CHARACTERS]
+        log.info("request refused", code=code.name, kind=type(error).__name__)
+        await _linger(requests)
+        await context.abort(code, message, _details(code, message, error))
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # noqa: BLE001  the last line before the network
+        error_id = secrets.token_hex(4)
+        places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
+        log.error("request failed", error_id=error_id, kind=type(error).__name__, places=places)
+        await context.abort(
+            grpc.StatusCode.INTERNAL, f"internal error {error_id}; the server's log explains it"
+        )
+
+
+async def _linger(requests: AsyncIterator[Any] | None) -> None:
+    """Reads on a little, since a client that is cut off while it sends may miss the status."""
+    if requests is None:
+        return
+    with suppress(TimeoutError, StopAsyncIteration):
+        async with asyncio.timeout(_LINGER_S):
+            for _ in range(_MAX_LINGER_MESSAGES):
+                await anext(requests)
+
+
+def _details(code: grpc.StatusCode, message: str, error: MoorageError) -> tuple[tuple[str, bytes], ...]:
+    """Trailing metadata with google.rpc.RetryInfo, for an error that says when to try again."""
+    if not isinstance(error, ResourceExhausted) or error.retry_after_s is None:
+        return ()
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(code=code.value[0], message=message, details=[packed])
+    return ((STATUS_DETAILS_KEY, status.SerializeToString()),)

@@ -1,0 +1,162 @@
+"""The methods of `moorage.v1.Moorage`: check what came, ask the engine, pass its events on."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import grpc
+import structlog
+
+from moorage.proto.v1 import moorage_pb2 as pb
+from moorage.proto.v1.moorage_pb2_grpc import MoorageServicer
+from moorage.runtime import wire
+from moorage.runtime.api import checks
+from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.failures import reported
+from moorage.runtime.api.prompts import PromptCollector
+from moorage.runtime.requests import Finished, GenerateParams, Progress, PromptLogprobs, ScoreParams, Token
+from moorage.workers.errors import InvalidRequest, Unavailable
+
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Requests = AsyncIterator[Any]
+
+
+class MoorageService(MoorageServicer):
+    """Answers UNAVAILABLE until `engine` is set, and again once `stopping` is."""
+
+    def __init__(self) -> None:
+        self.engine: Engine | None = None
+        self.stopping = False
+        self.num_active = 0
+        """Generations and scorings that are being answered."""
+
+    async def Generate(self, request_iterator: Requests, context: Context) -> None:  # noqa: N802
+        """Checks parameters and prompt, then streams the engine's events."""
+        async with reported(context, request_iterator):
+            engine = self._ready()
+            with self._counted():
+                params = await _generate_params(request_iterator, engine)
+                await context.write(pb.GenerateResponse(accepted=_accepted("generate", params.prompt)))
+                async with aclosing(engine.generate(params)) as events:
+                    async for event in events:
+                        if isinstance(event, Progress | Token | Finished):
+                            await context.write(wire.generate_response(event))
+
+    async def Score(self, request_iterator: Requests, context: Context) -> None:  # noqa: N802
+        """Checks the text, then streams its log-probabilities."""
+        async with reported(context, request_iterator):
+            engine = self._ready()
+            with self._counted():
+                params = await _score_params(request_iterator, engine)
+                await context.write(pb.ScoreResponse(accepted=_accepted("score", params.tokens)))
+                async with aclosing(engine.score(params)) as events:
+                    async for event in events:
+                        if isinstance(event, Progress | PromptLogprobs | Finished):
+                            await context.write(wire.score_response(event))
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
+        """Token ids of a text."""
+        async with reported(context):
+            engine = self._ready()
+            checks.model_name(request.model, engine.model_info())
+            text = checks.utf8("text", request.text)
+            special = request.add_special_tokens if request.HasField("add_special_tokens") else True
+            encode = engine.tokenizer.encode
+            ids = await asyncio.to_thread(encode, text, add_special_tokens=special)
+            return pb.TokenizeResponse(token_ids=ids)
+
+    async def Detokenize(  # noqa: N802
+        self, request: pb.DetokenizeRequest, context: Context
+    ) -> pb.DetokenizeResponse:
+        """Text of token ids."""
+        async with reported(context):
+            engine = self._ready()
+            checks.model_name(request.model, engine.model_info())
+            checks.token_ids(request.token_ids, engine.model_info().vocab_size)
+            text = await asyncio.to_thread(engine.tokenizer.decode, list(request.token_ids))
+            return pb.DetokenizeResponse(text=text)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802
+        """The one served model."""
+        async with reported(context):
+            return pb.ListModelsResponse(models=[wire.model(self._ready().model_info())])
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: ARG002, N802
+        """A snapshot of the cluster; the only method that answers while it stops."""
+        async with reported(context):
+            if self.engine is None:
+                raise Unavailable("the server is starting; try again when it is ready")
+            status = await self.engine.status()
+            if self.stopping:
+                status = dataclasses.replace(status, state="stopping")
+            return wire.status_response(status)
+
+    def _ready(self) -> Engine:
+        if self.stopping:
+            raise Unavailable("the server is stopping; ask another one or start it again")
+        if self.engine is None:
+            raise Unavailable("the server is starting; try again when it is ready")
+        return self.engine
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.num_active += 1
+        try:
+            yield
+        finally:
+            self.num_active -= 1
+
+
+async def _generate_params(requests: Requests, engine: Engine) -> GenerateParams:
+    sent: pb.GenerateParameters = await _parameters(requests)
+    checks.model_name(sent.model, engine.model_info())
+    params = GenerateParams(
+        prompt=(),
+        sampling=checks.sampling(sent.sampling),
+        max_new_tokens=checks.max_new_tokens(sent),
+        ignore_eos=sent.ignore_eos,
+        stop=checks.stop_strings(list(sent.stop)),
+        preset=checks.name("preset", sent.preset),
+        session=checks.name("session", sent.session),
+    )
+    return dataclasses.replace(params, prompt=await _prompt(requests, engine, chat=True))
+
+
+async def _score_params(requests: Requests, engine: Engine) -> ScoreParams:
+    sent: pb.ScoreParameters = await _parameters(requests)
+    checks.model_name(sent.model, engine.model_info())
+    preset = checks.name("preset", sent.preset)
+    return ScoreParams(await _prompt(requests, engine, chat=False), preset)
+
+
+async def _parameters(requests: Requests) -> Any:
+    """The first message of a stream, which must carry the parameters."""
+    async for request in requests:
+        if request.WhichOneof("part") != "parameters":
+            break
+        return request.parameters
+    raise InvalidRequest("parameters: are missing; send them as the first message of the stream")
+
+
+async def _prompt(requests: Requests, engine: Engine, *, chat: bool) -> Sequence[int]:
+    """The token ids of all later messages, until the client half-closes."""
+    prompt = PromptCollector(engine, chat=chat)
+    async for request in requests:
+        if request.WhichOneof("part") != "piece":
+            raise InvalidRequest("piece: is missing; after the parameters send only pieces of the prompt")
+        prompt.add(request.piece)
+    return await prompt.token_ids()
+
+
+def _accepted(method: str, prompt: Sequence[int]) -> pb.Accepted:
+    request_id = secrets.token_hex(6)
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    log.info("request accepted", method=method, prompt_tokens=len(prompt))
+    return pb.Accepted(request_id=request_id, prompt_tokens=len(prompt))

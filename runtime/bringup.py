@@ -1,0 +1,254 @@
+"""Starts everything behind the coordinator: Ray, KV actors, the GPU worker. The reverse order stops it.
+
+What can be refused is refused before the first process starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from moorage.runtime.config import ClusterConfig
+from moorage.runtime.coordinator import Cluster, Coordinator
+from moorage.runtime.deployment import check_memory, deployment_of
+from moorage.runtime.ledger import Ledger
+from moorage.runtime.presets import kv_layout, resolve_memory
+from moorage.runtime.requests import KvActorStatus, ModelInfo
+from moorage.runtime.scheduler import Limits, Room
+from moorage.runtime.sizing import num_slots, pages_per_actor
+from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.worker_handle import RayWorker
+from moorage.workers.errors import InvalidModel, Unavailable
+from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
+from moorage.workers.hf_config import read_model_spec
+from moorage.workers.spec import KvLayout, ModelSpec
+
+START_TIMEOUT_S = 600.0
+"""Longest wait for a model to load."""
+RAY_MEMORY_STOP = "0.98"
+"""Ray kills processes above this share of the host's memory; room was reserved before, so it must not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the configuration and the model together determine, before any process starts."""
+
+    config: ClusterConfig
+    spec: ModelSpec
+    layout: KvLayout
+    pages_per_actor: int
+    ledger: Ledger
+    tokenizer: TextTokenizer | None
+
+
+def shape_of(config: ClusterConfig) -> Shape:
+    """Reads the model's files and sizes stores and slots. Raises what can't work; loads no weights."""
+    model_dir = Path(config.model.path)
+    spec = read_model_spec(model_dir)
+    check_memory(config, spec)
+    layout = kv_layout(config, spec)
+    pages = pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
+    room = Room((pages,) * config.kv_store.actors, num_slots(deployment_of(config, spec)))
+    ledger = Ledger(layout, room, config.kv_store.stripe_blocks, config.memory.max_cached_block)
+    return Shape(config, spec, layout, pages, ledger, _tokenizer(model_dir))
+
+
+def _tokenizer(model_dir: Path) -> TextTokenizer | None:
+    """None when there is no tokenizer.json: token ids can still be served."""
+    return TextTokenizer.load(model_dir) if (model_dir / "tokenizer.json").exists() else None
+
+
+async def start_coordinator(config: ClusterConfig) -> Coordinator:
+    """A serving coordinator. If anything fails on the way, what was started is stopped again."""
+    shape = shape_of(config)
+    processes = Processes(shape)
+    try:
+        await processes.start()
+    except BaseException:
+        await processes.stop()
+        raise
+    return Coordinator(_cluster(shape, processes))
+
+
+def _cluster(shape: Shape, processes: Processes) -> Cluster:
+    config = shape.config
+    step_tokens = config.max_step_tokens
+    return Cluster(
+        model=ModelInfo(
+            name=Path(config.model.path).name,
+            family=shape.spec.family,
+            dtype=shape.spec.dtype if config.model.dtype == "auto" else config.model.dtype,
+            vocab_size=shape.spec.vocab_size,
+            max_seq_len=config.long_context.max_seq_len,
+            preset=config.memory.preset,
+        ),
+        eos_token_ids=frozenset(shape.spec.eos_token_ids),
+        tokenizer=shape.tokenizer,
+        limits=Limits(
+            room=shape.ledger.capacity,
+            max_step_tokens=step_tokens,
+            decode_prefill_tokens=min(config.scheduler.decode_prefill_tokens, step_tokens),
+            max_running=config.server.max_running,
+            max_waiting=config.server.max_queued_requests,
+        ),
+        ledger=shape.ledger,
+        worker=RayWorker(processes.worker, processes.worker_pid),
+        resolve_memory=partial(resolve_memory, config),
+        kv_status=processes.kv_status,
+        shutdown=processes.stop,
+    )
+
+
+class Processes:
+    """The Ray cluster and the actors of one launch."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._owns_ray = shape.config.ray.address == "local"
+        tag = secrets.token_hex(3)
+        self._kv_names = [f"kv-{tag}-{i}" for i in range(shape.config.kv_store.actors)]
+        self._worker_name = f"worker-{tag}"
+        self._kv_actors: list[Any] = []
+        self._kv_pids: list[int] = []
+        self.worker: Any = None
+        self.worker_pid = 0
+        self._stopped = False
+
+    async def start(self) -> None:
+        """Ray first, then the actors, which load side by side."""
+        self._init_ray()
+        self._start_kv_actors()
+        self._start_worker()
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self._kv_pids = [await actor.pid.remote() for actor in self._kv_actors]
+                self.worker_pid = await self.worker.pid.remote()
+        except TimeoutError as error:
+            raise Unavailable(f"the workers did not start within {START_TIMEOUT_S:.0f} s") from error
+        except Exception as error:
+            raise _as_start_error(error) from error
+
+    async def kv_status(self) -> tuple[KvActorStatus, ...]:
+        """What each KV actor holds now."""
+        stats = await asyncio.gather(*(actor.stats.remote() for actor in self._kv_actors))
+        return tuple(
+            KvActorStatus(name, pid, s.used_bytes, s.capacity_bytes, s.num_sessions)
+            for name, pid, s in zip(self._kv_names, self._kv_pids, stats, strict=True)
+        )
+
+    async def stop(self) -> None:
+        """Kills the actors and, if it was started here, Ray. Safe to call twice."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        import ray
+
+        children = psutil.Process().children(recursive=True) if self._owns_ray else []
+        if ray.is_initialized():
+            for actor in filter(None, (self.worker, *self._kv_actors)):
+                ray.kill(actor)
+            ray.shutdown()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=5)
+
+    def _init_ray(self) -> None:
+        config = self._shape.config
+        os.environ |= {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_memory_usage_threshold": RAY_MEMORY_STOP,
+            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+            "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
+        }
+        import ray
+
+        if not self._owns_ray:
+            ray.init(address=config.ray.address, namespace=config.ray.namespace, log_to_driver=False)
+            return
+        ray.init(
+            address="local",
+            namespace=config.ray.namespace,
+            num_cpus=config.kv_store.actors + config.gpu_workers.count,
+            object_store_memory=config.ray.object_store_memory,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+
+    def _start_kv_actors(self) -> None:
+        from moorage.workers.kv.actor import start_kv_actor
+
+        shape, config = self._shape, self._shape.config
+        threads = config.long_context.threads_num or os.cpu_count() or 1
+        for name in self._kv_names:
+            self._kv_actors.append(
+                start_kv_actor(
+                    name=name,
+                    namespace=config.ray.namespace,
+                    layout=shape.layout,
+                    num_pages=shape.pages_per_actor,
+                    num_threads=max(1, threads // config.kv_store.actors),
+                    num_cpus=1,
+                    memory_bytes=0 if self._owns_ray else shape.pages_per_actor * shape.layout.page_bytes,
+                )
+            )
+
+    def _start_worker(self) -> None:
+        from moorage.workers.gpu.actor import start_gpu_worker
+
+        shape, config = self._shape, self._shape.config
+        settings = WorkerSettings(
+            model_dir=Path(config.model.path),
+            spec=shape.spec,
+            dtype=config.model.dtype,
+            device=config.gpu_workers.device,
+            layout=shape.layout,
+            stripe_blocks=config.kv_store.stripe_blocks,
+            engine=EngineSettings(
+                num_slots=shape.ledger.capacity.slots,
+                max_cached_block=config.memory.max_cached_block,
+                cache_strategy=config.memory.cache_strategy,
+            ),
+            num_threads=config.gpu_workers.num_threads,
+        )
+        self.worker = start_gpu_worker(
+            name=self._worker_name,
+            namespace=config.ray.namespace,
+            settings=settings,
+            kv_actors=self._kv_names,
+            num_cpus=1,
+            num_gpus=1 if _has_gpu(config.gpu_workers.device) else 0,
+        )
+
+
+def _has_gpu(device: str) -> bool:
+    """Whether the worker should hold a GPU of the Ray cluster."""
+    import ray
+
+    return device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+
+
+def _as_start_error(error: Exception) -> Exception:
+    """The first line of what failed in an actor's constructor."""
+    import ray.exceptions
+
+    cause = error
+    if isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RayActorError):
+        cause = getattr(error, "cause", None) or error
+    reason = str(cause).strip().splitlines()
+    text = next(
+        (line for line in reversed(reason) if "moorage" in line), reason[-1] if reason else repr(cause)
+    )
+    return InvalidModel(text) if "Invalid" in text else Unavailable(f"a worker failed to start: {text}")

@@ -1,0 +1,94 @@
+"""`runtime generate`: continue a prompt."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from moorage.client import Client, GenerateResult
+from moorage.runtime.cli import options as o
+from moorage.runtime.cli.app import app, examples
+from moorage.runtime.cli.output import print_note
+from moorage.runtime.cli.streaming import print_json_line, quiet, stream_text, summary
+
+
+@app.command(
+    epilog=examples(
+        'runtime generate "Once upon a time" --max-new-tokens 64',
+        "runtime generate --prompt-file book.txt --temperature 0.7 --top-p 0.9",
+        "cat book.txt | runtime generate --json",
+    )
+)
+def generate(
+    prompt: o.PromptText = None,
+    prompt_file: o.PromptFile = None,
+    token_ids_file: o.TokenIdsFile = None,
+    address: o.Address = None,
+    max_new_tokens: o.MaxNewTokens = None,
+    temperature: o.Temperature = None,
+    top_k: o.TopK = None,
+    top_p: o.TopP = None,
+    min_p: o.MinP = None,
+    repetition_penalty: o.RepetitionPenalty = None,
+    presence_penalty: o.PresencePenalty = None,
+    frequency_penalty: o.FrequencyPenalty = None,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    ignore_eos: o.IgnoreEos = False,
+    preset: o.Preset = None,
+    session: Annotated[
+        str | None, typer.Option(help="Keep the KV under this name and go on from what it shares.")
+    ] = None,
+    num_logprobs: Annotated[
+        int | None, typer.Option("--logprobs", help="Alternatives beside each token, in the JSON.")
+    ] = None,
+    timeout_s: o.Timeout = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of the text.")
+    ] = False,
+) -> None:
+    """Continue a prompt; the text streams to stdout."""
+    tokens_or_text = o.read_prompt(prompt, prompt_file, token_ids_file)
+    options = o.given(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        preset=preset,
+        session=session,
+        num_logprobs=num_logprobs,
+    )
+    with Client(o.server_address(address), timeout_s) as client:
+        stream = client.generate(tokens_or_text, **options)
+        if as_json:
+            with stream:
+                quiet(stream)
+                print_json_line(result_json(stream.result()))
+            return
+        result = stream_text(stream)
+    if sys.stderr.isatty():
+        print_note(summary(result.usage))
+
+
+def result_json(result: GenerateResult) -> dict[str, Any]:
+    """The JSON object of a generation."""
+    value: dict[str, Any] = {
+        "token_ids": result.token_ids,
+        "text": result.text,
+        "logprobs": result.logprobs,
+        "finish_reason": result.finish_reason,
+        "usage": asdict(result.usage),
+    }
+    if any(result.top_logprobs):
+        value["top_logprobs"] = result.top_logprobs
+    return value

@@ -1,0 +1,80 @@
+"""Options that several commands share, and how the given ones become a request."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from moorage.client import GenerateOptions
+from moorage.runtime import state
+from moorage.workers.errors import InvalidRequest
+
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="The server; default is the running cluster, or 127.0.0.1:50051."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PromptText = Annotated[str | None, typer.Argument(help="The text; read from stdin when it is not given.")]
+PromptFile = Annotated[
+    Path | None, typer.Option(help="Read the text from a file, as UTF-8.", exists=True, dir_okay=False)
+]
+TokenIdsFile = Annotated[
+    Path | None, typer.Option(help="Read token ids from a file: a JSON list.", exists=True, dir_okay=False)
+]
+Preset = Annotated[str | None, typer.Option(help="A memory preset other than the cluster's.")]
+MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate; default 256.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy, the default.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens; 0 means all.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this probability.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Over 1 makes seen tokens less likely.")]
+PresencePenalty = Annotated[float | None, typer.Option(help="Subtracted from generated tokens' logits.")]
+FrequencyPenalty = Annotated[float | None, typer.Option(help="The same, once per occurrence.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable; default differs each time.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-sequence token.")]
+Timeout = Annotated[
+    float | None, typer.Option("--timeout", metavar="SECONDS", help="Give up after this time.", min=0.001)
+]
+
+
+def server_address(address: str | None) -> str:
+    """The address given, or where a server is found."""
+    return address or state.default_address()
+
+
+def given(**options: object) -> GenerateOptions:
+    """The options that were given on the command line; the server knows the defaults of the others."""
+    return cast("GenerateOptions", {name: value for name, value in options.items() if value is not None})
+
+
+def read_text(text: str | None, prompt_file: Path | None) -> bytes:
+    """The bytes of a text from its argument, a file or stdin; the server checks that they are UTF-8."""
+    if text is not None and prompt_file is not None:
+        raise typer.BadParameter("give the text or --prompt-file, not both")
+    if text is not None:
+        return text.encode("utf-8", "surrogateescape")
+    if prompt_file is not None:
+        return prompt_file.read_bytes()
+    if sys.stdin.isatty():
+        raise typer.BadParameter("give a text, or --prompt-file, or pipe one in")
+    return sys.stdin.buffer.read()
+
+
+def read_prompt(text: str | None, prompt_file: Path | None, token_ids_file: Path | None) -> bytes | list[int]:
+    """A text as `read_text` finds it, or a file's token ids. Raises InvalidRequest for a file of other things."""
+    if token_ids_file is None:
+        return read_text(text, prompt_file)
+    if text is not None or prompt_file is not None:
+        raise typer.BadParameter("give a text or --token-ids-file, not both")
+    try:
+        ids = json.loads(token_ids_file.read_bytes())
+    except ValueError:
+        ids = None
+    if not isinstance(ids, list) or not all(type(item) is int for item in ids):
+        raise InvalidRequest(f"--token-ids-file {token_ids_file}: must hold a JSON list of whole numbers")
+    return ids

@@ -1,0 +1,92 @@
+"""`runtime size`: how much memory a model needs for given contexts, and what fits this host."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moorage.runtime.cli.app import app, examples
+from moorage.runtime.cli.output import print_json
+from moorage.runtime.cli.size_report import SizeReport, print_report
+from moorage.runtime.config import build_config
+from moorage.runtime.config_source import Source, read_source
+from moorage.runtime.deployment import deployment_of, read_host
+from moorage.runtime.model_presets import find_model
+from moorage.runtime.units import parse_tokens
+
+_DEFAULT_CONTEXTS = "4K,32K,64K,128K,512K,1M"
+
+
+def _contexts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(parse_tokens(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} {error}, separated by commas") from error
+    if min(counts) < 1:
+        raise typer.BadParameter(f"{text!r}: every context must be at least 1 token")
+    return counts
+
+
+@app.command(
+    epilog=examples(
+        "runtime size --model internlm2.5-7b-1m",
+        "runtime size --model ./my-model --context 1M --sessions 4",
+        "runtime size --config deploy/local.yaml --json",
+    )
+)
+def size(
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="DIR_OR_PRESET", help="A model directory, or a built-in preset's name."),
+    ] = None,
+    context: Annotated[
+        str, typer.Option(help="Context lengths in tokens; K is 1024 and M is 1024².", metavar="N,N,…")
+    ] = _DEFAULT_CONTEXTS,
+    kv_type: Annotated[str | None, typer.Option(help="Storage of keys and values: FP16 or FP32.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens of a KV block.")] = None,
+    anchors: Annotated[int | None, typer.Option(help="Summarised parts of each block.")] = None,
+    anchor_type: Annotated[str | None, typer.Option(help="BLOCK_MEAN or QUEST.")] = None,
+    shards: Annotated[int | None, typer.Option(help="KV actors that share the cache.")] = None,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions of that context at once.")] = 1,
+    preset: Annotated[str | None, typer.Option(help="Memory preset; see `runtime presets`.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Take everything else from a cluster file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Size DRAM and device memory for a model and contexts."""
+    if model is None and config is None:
+        raise typer.BadParameter("give --model DIR_OR_PRESET or --config FILE", param_hint="--model")
+    contexts = _contexts(context)
+    flags = {
+        ("model", "path"): ("--model", model),
+        ("model", "dtype"): ("--dtype", dtype),
+        ("memory", "preset"): ("--preset", preset),
+        ("long_context", "kv_type"): ("--kv-type", kv_type),
+        ("long_context", "block_size"): ("--block-size", block_size),
+        ("long_context", "anchor_num"): ("--anchors", anchors),
+        ("long_context", "anchor_type"): ("--anchor-type", anchor_type),
+        ("kv_store", "actors"): ("--shards", shards),
+        ("gpu_workers", "device"): ("--device", device),
+    }
+    source = read_source(config, (), os.environ) if config else Source(Path("runtime size"), {})
+    for (section, key), (flag, value) in flags.items():
+        if value is not None:
+            source.put(section, key, value, f"{flag} {value}")
+    cluster = build_config(source)
+    spec = find_model(model or str(cluster.model.path))
+    report = SizeReport(
+        model=model or str(cluster.model.path),
+        deployment=deployment_of(cluster, spec),
+        contexts=contexts,
+        sessions=sessions,
+        host=read_host(),
+        dram_bytes=cluster.kv_store.dram if config else None,
+    )
+    if as_json:
+        print_json(report.as_json())
+    else:
+        print_report(report)

@@ -1,0 +1,44 @@
+"""`runtime stop`: end a cluster and make sure that nothing of it is left."""
+
+from __future__ import annotations
+
+import signal
+from typing import Annotated
+
+import typer
+
+from moorage.runtime import processes, state
+from moorage.runtime.cli.app import app, examples
+from moorage.runtime.cli.output import print_note
+from moorage.runtime.state import ClusterRecord
+
+_SWEEP_GRACE_S = 5.0
+
+
+@app.command(epilog=examples("runtime stop", "runtime stop --address 127.0.0.1:50051"))
+def stop(
+    address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Which cluster, when several run here.")
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", min=0, help="Kill what still runs after this.")
+    ] = 30.0,
+) -> None:
+    """Stop a cluster that was launched on this host, with all its processes."""
+    record = state.find(address)
+    killed = end_cluster(record, timeout_s)
+    if killed:
+        print_note(f"{killed} processes did not stop within {timeout_s:g} s and were killed")
+    print(f"stopped {record.address}")
+
+
+def end_cluster(record: ClusterRecord, timeout_s: float) -> int:
+    """Asks the server to stop, waits, and kills what is left. Returns how many had to be killed."""
+    everything = {*record.processes, *processes.descendants(record.server.pid)}
+    record.server.send(signal.SIGTERM)
+    stubborn = processes.wait_gone([record.server], timeout_s)
+    for process in stubborn:
+        process.send(signal.SIGKILL)
+    stubborn += processes.end(everything - set(stubborn), _SWEEP_GRACE_S)
+    state.remove(record.server.pid)
+    return len(stubborn)

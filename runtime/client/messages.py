@@ -1,0 +1,137 @@
+"""Requests as messages: the parameters, then the prompt in pieces; and responses as events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, cast
+
+from google.protobuf.message import Message
+
+from moorage.client.types import Accepted, GenerateEvent, GenerateOptions, Prompt, ScoreEvent
+from moorage.proto.v1 import moorage_pb2 as pb
+from moorage.runtime import wire
+from moorage.workers.errors import InvalidRequest, MoorageError
+
+_TEXT_PIECE_BYTES = 512 << 10
+_IDS_PER_PIECE = 100_000
+_GENERATION_FIELDS = ("model", "max_new_tokens", "ignore_eos", "preset", "session")
+_FIELDS = GenerateOptions.__annotations__.keys()
+
+
+def generate_requests(prompt: Prompt, options: GenerateOptions) -> Iterator[pb.GenerateRequest]:
+    """The messages of one generation. Raises InvalidRequest at once for what can't be sent."""
+    unknown = sorted(options.keys() - _FIELDS)
+    if unknown:
+        raise TypeError(f"generate() has no option {unknown[0]!r}; it has {', '.join(_FIELDS)}")
+    parameters = pb.GenerateParameters()
+    for name, value in options.items():
+        if name == "stop":
+            parameters.stop.extend(_strings(name, value))
+        elif value is not None:
+            _set(parameters if name in _GENERATION_FIELDS else parameters.sampling, name, value)
+    pieces = _pieces(prompt)
+    return chain(
+        [pb.GenerateRequest(parameters=parameters)], (pb.GenerateRequest(piece=piece) for piece in pieces)
+    )
+
+
+def score_requests(text: str | bytes | Sequence[int], preset: str | None) -> Iterator[pb.ScoreRequest]:
+    """The messages of one scoring. Raises InvalidRequest at once for what can't be sent."""
+    parameters = pb.ScoreParameters(preset=preset or "")
+    pieces = _pieces(text)
+    return chain([pb.ScoreRequest(parameters=parameters)], (pb.ScoreRequest(piece=piece) for piece in pieces))
+
+
+def read_generate(response: pb.GenerateResponse) -> GenerateEvent:
+    """The event of a response."""
+    match response.WhichOneof("event"):
+        case "accepted":
+            return Accepted(response.accepted.request_id, response.accepted.prompt_tokens)
+        case "progress":
+            return wire.read_progress(response.progress)
+        case "token":
+            return wire.read_token(response.token)
+        case "finished":
+            return wire.read_finished(response.finished)
+    raise MoorageError("the server sent an event that this client does not know; use the server's version")
+
+
+def read_score(response: pb.ScoreResponse) -> ScoreEvent:
+    """The event of a response."""
+    match response.WhichOneof("event"):
+        case "accepted":
+            return Accepted(response.accepted.request_id, response.accepted.prompt_tokens)
+        case "progress":
+            return wire.read_progress(response.progress)
+        case "logprobs":
+            return wire.read_prompt_logprobs(response.logprobs)
+        case "finished":
+            return wire.read_finished(response.finished)
+    raise MoorageError("the server sent an event that this client does not know; use the server's version")
+
+
+def detokenize_request(token_ids: Sequence[int]) -> pb.DetokenizeRequest:
+    """The message for token ids. Raises InvalidRequest for what is not an id."""
+    return pb.DetokenizeRequest(token_ids=_ids(token_ids).ids)
+
+
+def text_bytes(text: str | bytes) -> bytes:
+    """UTF-8 of a text; bytes pass as they are. Raises InvalidRequest for a lone surrogate."""
+    if isinstance(text, bytes):
+        return text
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"text: is not valid Unicode at character {error.start}; remove it") from None
+
+
+def _pieces(prompt: Prompt) -> Iterator[pb.PromptPiece]:
+    if isinstance(prompt, str | bytes):
+        data = text_bytes(prompt)
+        return (pb.PromptPiece(text=part) for part in _split(data))
+    if len(prompt) and isinstance(prompt[0], Mapping):
+        return _chat_pieces(cast("Sequence[Mapping[str, str]]", prompt))
+    ids = cast("Sequence[int]", prompt)
+    _ids(ids[:1])
+    starts = range(0, len(ids), _IDS_PER_PIECE)
+    return iter([pb.PromptPiece(token_ids=_ids(ids[at : at + _IDS_PER_PIECE])) for at in starts])
+
+
+def _chat_pieces(messages: Sequence[Mapping[str, str]]) -> Iterator[pb.PromptPiece]:
+    pieces = []
+    for place, message in enumerate(messages):
+        if not message.get("role") or not isinstance(message.get("content"), str):
+            raise InvalidRequest(f'message {place + 1}: must have a "role" and a "content" of text')
+        role = message["role"]
+        for part in _split(text_bytes(message["content"])):
+            pieces.append(pb.PromptPiece(message=pb.ChatMessage(role=role, content=part)))
+            role = ""
+    return iter(pieces)
+
+
+def _split(data: bytes) -> list[bytes]:
+    starts = range(0, max(1, len(data)), _TEXT_PIECE_BYTES)
+    return [data[at : at + _TEXT_PIECE_BYTES] for at in starts]
+
+
+def _ids(token_ids: Sequence[int]) -> pb.TokenIds:
+    try:
+        return pb.TokenIds(ids=token_ids)
+    except (TypeError, ValueError):
+        raise InvalidRequest(
+            "token_ids: must be whole numbers from 0 to 4294967295; check the list"
+        ) from None
+
+
+def _set(message: Message, name: str, value: Any) -> None:
+    try:
+        setattr(message, name, value)
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"{name}: {str(value)[:40]!r} can't be sent; check its type and range") from None
+
+
+def _strings(name: str, value: Any) -> Sequence[str]:
+    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        raise InvalidRequest(f"{name}: must be a list of strings; send it as one")
+    return cast("Sequence[str]", value)

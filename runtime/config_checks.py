@@ -1,0 +1,70 @@
+"""Checks that need more than one key of the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from moorage.runtime.presets import resolve_preset
+
+if TYPE_CHECKING:
+    from moorage.runtime.config import ClusterConfig
+
+Complaint = tuple[str, str, str]
+"""Section, key, and what is wrong with it beside which other key, with the fix."""
+
+
+def complaints(config: ClusterConfig) -> Iterator[Complaint]:
+    """All that is wrong between keys; each complaint names the key to change first."""
+    yield from _about_selection(config)
+    yield from _about_steps(config)
+
+
+def _about_selection(config: ClusterConfig) -> Iterator[Complaint]:
+    memory, second = config.memory, config.long_context.second_select_num
+    preset = resolve_preset(config)
+    if memory.topk is not None and second is not None and memory.topk != second:
+        yield (
+            "memory",
+            "topk",
+            f"is {memory.topk} and long_context.second_select_num is {second}, but both name one budget; "
+            "remove one of the two",
+        )
+    if preset.block_size % preset.anchor_num:
+        yield (
+            "long_context",
+            "anchor_num",
+            f"{preset.anchor_num} does not divide block_size {preset.block_size}; use a divisor of it",
+        )
+    if memory.max_cached_block is not None and memory.max_cached_block < (preset.topk or 0):
+        yield (
+            "memory",
+            "max_cached_block",
+            f"{memory.max_cached_block} is less than the {preset.topk} blocks that a step attends; "
+            f"use {preset.topk} or more",
+        )
+
+
+def _about_steps(config: ClusterConfig) -> Iterator[Complaint]:
+    chunk, step = config.long_context.chunk_size, config.max_step_tokens
+    shared = resolve_preset(config).exc_block_size
+    if shared and chunk % shared:
+        near = max(shared, chunk // shared * shared)
+        yield (
+            "long_context",
+            "chunk_size",
+            f"{chunk} is not a multiple of exc_block_size {shared}; use {near} or another multiple",
+        )
+    if step > chunk:
+        yield (
+            "scheduler",
+            "max_step_tokens",
+            f"{step} is more than long_context.chunk_size {chunk}; lower it or raise chunk_size",
+        )
+    if config.server.max_running > step:
+        yield (
+            "server",
+            "max_running",
+            f"{config.server.max_running} sessions don't fit a step of {step} tokens; "
+            "lower it or raise scheduler.max_step_tokens",
+        )

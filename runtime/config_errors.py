@@ -1,0 +1,85 @@
+"""A validation error as one line: where the value was given, the key, what is wrong, and the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from moorage.runtime.config_source import Source
+
+
+def one_line(error: ValidationError, source: Source, root: type[BaseModel]) -> str:
+    """The first complaint of `error`, and how many more there are."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    keys = tuple(str(part) for part in first["loc"])[:2]
+    text = f"{source.where(keys)}: {'.'.join(keys)}: {_complaint(first, keys, root)}"
+    return text if len(errors) == 1 else f"{text} (and {len(errors) - 1} more)"
+
+
+def keys_of(root: type[BaseModel]) -> Iterator[tuple[str, str, FieldInfo]]:
+    """(section, key, field) of every key, in order."""
+    for section, field in root.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for key, inner in model.model_fields.items():
+            yield section, key, inner
+
+
+def _complaint(error: ErrorDetails, keys: tuple[str, ...], root: type[BaseModel]) -> str:
+    kind, given = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return _unknown(keys, root)
+    if kind == "missing":
+        return "missing; add it, as in `model: {path: DIR}`"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"should be a mapping of keys, got {_shown(given)}; write it like `{keys[0]}: {{key: value}}`"
+    if kind == "invalid_key":
+        return f"got {_shown(given)} as a key; keys are words such as chunk_size"
+    if kind == "path_type":
+        return f"got {_shown(given)}: should be a path, as in `path: models/my-model`"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message.replace("greater than or equal to", "at least")
+    if kind == "value_error":
+        return f"got {_shown(given)}: {message}"
+    return f"got {_shown(given)}: {message}{_fix(keys, root)}"
+
+
+def _unknown(keys: tuple[str, ...], root: type[BaseModel]) -> str:
+    known = [(section, key) for section, key, _ in keys_of(root)]
+    if len(keys) == 1:
+        sections = list(dict.fromkeys(section for section, _ in known))
+        near = get_close_matches(keys[0], sections, n=1)
+        hint = near[0] if near else next((f"{s}.{k}" for s, k in known if k == keys[0]), None)
+        return _did_you_mean(hint, "section", sections)
+    siblings = [key for section, key in known if section == keys[0]]
+    elsewhere = [f"{section}.{key}" for section, key in known if key == keys[1]]
+    near = elsewhere or get_close_matches(keys[1], siblings, n=1, cutoff=0.5)
+    return _did_you_mean(near[0] if near else None, "key", siblings)
+
+
+def _did_you_mean(hint: str | None, kind: str, known: list[str]) -> str:
+    return f"unknown {kind}; " + (f"did you mean {hint}?" if hint else f"use one of {', '.join(known)}")
+
+
+def _fix(keys: tuple[str, ...], root: type[BaseModel]) -> str:
+    """A value that would do: the default, unless the message already lists what can be used."""
+    field = next((f for section, key, f in keys_of(root) if (section, key) == keys), None)
+    if field is None or field.is_required():
+        return ""
+    default = field.default
+    if default is None:
+        return "; leave it out to take the preset's or default value"
+    return f"; the default is {default.value if isinstance(default, Enum) else default}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,189 @@
+"""The sections of `cluster.yaml`. A field that is None takes the value of the memory preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from moorage.runtime.config_types import (
+    Bytes,
+    Count,
+    CountOrZero,
+    Flag,
+    HostPort,
+    OnlyAnchors,
+    OnlyKvTypes,
+    OnlySelectModes,
+    RayAddress,
+    Section,
+    Tokens,
+    TokensOrZero,
+)
+from moorage.runtime.presets import check_preset_name
+from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions
+
+
+class ModelSection(Section):
+    """Which model is served."""
+
+    path: Path = Field(
+        description="Directory of the model in the Hugging Face layout, relative to this file; required."
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "auto", description="Type of weights and activations; auto is the checkpoint's own."
+    )
+
+
+class MemorySection(Section):
+    """What a session attends: a preset, and single axes that differ from it."""
+
+    preset: str = Field("full", description="Named choice on all axes; `runtime presets` lists them.")
+    positions: Positions | None = Field(
+        None,
+        description="Where a query sees keys beyond the local window: rope (each at its own position) or "
+        "clamped (all at local_windows_len - 1, as InfLLM).",
+    )
+    exc_block_size: TokensOrZero | None = Field(
+        None, description="Prompt tokens that share one choice of blocks; 0 prefills exactly, over all keys."
+    )
+    n_init: TokensOrZero | None = Field(
+        None, description="Sink tokens at the start that are always attended, rounded up to whole blocks."
+    )
+    topk: Count | None = Field(
+        None,
+        description="Blocks chosen per layer and step; the same as long_context.second_select_num.",
+    )
+    recall_every: CountOrZero = Field(
+        32,
+        description="Decode steps between two samples of recall, the share of exact attention mass that was "
+        "attended; 0 never samples.",
+    )
+    max_cached_block: Count | None = Field(
+        None, description="Device slots per session and layer for chosen blocks; default 2 * topk."
+    )
+    cache_strategy: Literal["lru", "fifo"] = Field(
+        "lru", description="Which block leaves its device slot first: the longest unused, or the oldest."
+    )
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str) -> str:
+        return check_preset_name(name)
+
+
+class LongContextSection(Section):
+    """Chunks, blocks, anchors and selection, under the key names of ktransformers."""
+
+    chunk_size: Tokens = Field(4096, description="Most prompt tokens of one prefill chunk.")
+    max_seq_len: Tokens = Field(
+        131072, description="Most tokens of one session, prompt and generated together."
+    )
+    block_size: Tokens | None = Field(
+        None, description="Tokens of one KV block, the unit of storage and of choice."
+    )
+    local_windows_len: Tokens | None = Field(
+        None,
+        description="Last tokens, the query included, that are always attended; they stay on the device.",
+    )
+    second_select_num: Count | None = Field(None, description="Blocks chosen per layer and step.")
+    threads_num: Count | None = Field(
+        None, description="CPU threads of all KV actors together; default is the host's CPU count."
+    )
+    anchor_type: Annotated[AnchorType, OnlyAnchors] | None = Field(
+        None, description="How a block is summarised: BLOCK_MEAN, or QUEST (per-channel minimum and maximum)."
+    )
+    kv_type: Annotated[KvType, OnlyKvTypes] = Field(
+        KvType.FP16, description="Storage of keys and values: FP16, or FP32."
+    )
+    dense_layer_num: CountOrZero | None = Field(
+        None, description="First layers that attend all blocks in decode."
+    )
+    anchor_num: Count | None = Field(
+        None,
+        description="Equal parts of a block that are summarised each on its own; must divide block_size.",
+    )
+    preselect_block: Flag | None = Field(
+        None, description="Whether decode is limited to blocks chosen once from the prompt's last queries."
+    )
+    head_select_mode: Annotated[HeadSelectMode, OnlySelectModes] | None = Field(
+        None, description="One choice for all heads (SHARED) or one for each KV head (SEPARATE)."
+    )
+    preselect_block_count: Count | None = Field(
+        None, description="Blocks that the preselection keeps in each layer."
+    )
+    layer_step: Count | None = Field(None, description="Consecutive layers that share one choice in decode.")
+    token_step: Count | None = Field(None, description="Decode steps that share one choice.")
+
+
+class KvStoreSection(Section):
+    """DRAM that holds the KV cache."""
+
+    actors: Count = Field(2, description="KV actors (Ray processes) that share the cache.")
+    dram: Bytes = Field(8 * 1024**3, description="DRAM of all KV actors together, such as 8GiB.")
+    stripe_blocks: Count = Field(
+        8, description="Consecutive blocks that one actor holds before the next one follows."
+    )
+
+
+class GpuWorkersSection(Section):
+    """Processes that run the model."""
+
+    count: Count = Field(1, description="GPU workers; this version runs one.")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="Where the model runs; auto is cuda when there is one, else cpu."
+    )
+    device_memory: Bytes | None = Field(
+        None,
+        description="Most device memory for weights, slots and workspace, such as 20GiB; default unlimited.",
+    )
+    num_threads: Count | None = Field(
+        None, description="CPU threads of the worker's linear layers; default is torch's own choice."
+    )
+
+    @field_validator("count")
+    @classmethod
+    def _one_worker(cls, count: int) -> int:
+        if count > 1:
+            raise ValueError("several GPU workers are not available in this version; use 1")
+        return count
+
+
+class SchedulerSection(Section):
+    """How a step's tokens are shared."""
+
+    max_step_tokens: Tokens | None = Field(
+        None, description="Most tokens of one step over all sessions; default is long_context.chunk_size."
+    )
+    decode_prefill_tokens: Tokens = Field(
+        512,
+        description="Most prompt tokens of a step in which others decode, so that their tokens keep flowing.",
+    )
+
+
+class ServerSection(Section):
+    """The gRPC server."""
+
+    grpc: HostPort = Field("127.0.0.1:50051", description="HOST:PORT to listen on; port 0 takes a free one.")
+    max_message_bytes: Bytes = Field(
+        4 * 1024**2, description="Largest message the server takes; long prompts come in pieces."
+    )
+    max_running: Count = Field(
+        8, description="Most sessions that run at once; device slots are reserved for them."
+    )
+    max_queued_requests: Count = Field(
+        64, description="Most requests that wait; more are refused with RESOURCE_EXHAUSTED."
+    )
+
+
+class RaySection(Section):
+    """The Ray cluster that the processes run in."""
+
+    address: RayAddress = Field(
+        "local", description="local starts a private cluster; auto or HOST:PORT joins a running one."
+    )
+    namespace: str = Field("moorage", min_length=1, description="Ray namespace of the named actors.")
+    object_store_memory: Annotated[Bytes, Field(ge=80 * 1024**2)] = Field(
+        256 * 1024**2, description="Ray's object store on each host of a private cluster, at least 80MiB."
+    )

@@ -1,0 +1,59 @@
+"""Kinds of configuration values, each with the check that says what would be right."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+from moorage.runtime.units import parse_bytes, parse_tokens
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys; every field's description is its documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _available(available: tuple[str, ...], refused: dict[str, str]) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value in refused:
+            raise ValueError(f"{refused[value]}; use {' or '.join(available)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _host_port(value: Any) -> Any:
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not (host and colon and port.isdecimal() and int(port) < 65536):
+        raise ValueError("should be HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:50051")
+    return value
+
+
+def _ray_address(value: Any) -> Any:
+    if isinstance(value, str) and value in ("local", "auto"):
+        return value
+    try:
+        return _host_port(value)
+    except ValueError as error:
+        raise ValueError("should be local, auto or HOST:PORT of a running Ray cluster") from error
+
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+CountOrZero = Annotated[int, Strict(), Field(ge=0)]
+Flag = Annotated[bool, Strict()]
+Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=1)]
+TokensOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
+HostPort = Annotated[str, BeforeValidator(_host_port)]
+RayAddress = Annotated[str, BeforeValidator(_ray_address)]
+
+_LATER = "is not available in this version"
+OnlyAnchors = _available(
+    ("BLOCK_MEAN", "QUEST"), {name: f"{name} {_LATER}" for name in ("FIXED", "DYNAMIC", "BLOCK_MAX")}
+)
+OnlyKvTypes = _available(("FP16", "FP32"), {name: f"{name} {_LATER}" for name in ("Q4_0", "Q8_0")})
+OnlySelectModes = _available(
+    ("SHARED", "SEPARATE"), {"INDIVIDUAL": "INDIVIDUAL (a choice for each query head) " + _LATER}
+)

@@ -1,0 +1,172 @@
+"""The serving process: binds the port, starts the cluster, serves until told to stop, leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from moorage.runtime import processes, state
+from moorage.runtime.api import ApiServer, Engine
+from moorage.runtime.config import ClusterConfig
+from moorage.runtime.processes import ProcessId
+from moorage.runtime.requests import ClusterStatus
+from moorage.workers.errors import Unavailable
+
+log = structlog.get_logger()
+
+StartEngine = Callable[[ClusterConfig], Coroutine[Any, Any, Engine]]
+
+DRAIN_S = 3.0
+"""How long requests that are being answered may go on after the first signal."""
+_WATCH_S = 2.0
+_SWEEP_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Who is told: once, when ready, what the ready file holds; and the cluster's state as it serves."""
+
+    on_ready: Callable[[dict[str, Any]], None]
+    on_status: Callable[[ClusterStatus], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to serve and where to say so."""
+
+    config: ClusterConfig
+    config_file: Path
+    ready_file: Path | None = None
+    log_file: Path | None = None
+
+
+async def start_cluster(config: ClusterConfig) -> Engine:
+    """The coordinator with everything behind it; ray and torch are loaded here and not before."""
+    from moorage.runtime.bringup import start_coordinator
+
+    return await start_coordinator(config)
+
+
+async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster) -> None:
+    """Serves until SIGTERM or SIGINT; a second signal ends everything at once.
+
+    Raises what keeps the cluster from starting, and Unavailable when it fails later.
+    """
+    processes.adopt_orphans()
+    stop = asyncio.Event()
+    _catch_signals(stop)
+    server = ApiServer(launch.config.server.max_message_bytes)
+    address = await server.start(launch.config.server.grpc)
+    _record(launch, address, "starting")
+    try:
+        engine = await _started(start(launch.config), stop)
+        if engine is not None:
+            try:
+                await _serve_engine(launch, hooks, server, address, engine, stop)
+            finally:
+                await engine.close()
+    finally:
+        await server.stop()
+        await asyncio.to_thread(_sweep)
+        state.remove(os.getpid())
+
+
+async def _started(start: Coroutine[Any, Any, Engine], stop: asyncio.Event) -> Engine | None:
+    """The engine; None when a signal came first."""
+    starting = asyncio.create_task(start)
+    signalled = asyncio.create_task(stop.wait())
+    await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if not starting.done():
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        return None
+    return await starting
+
+
+async def _serve_engine(
+    launch: Launch, hooks: Hooks, server: ApiServer, address: str, engine: Engine, stop: asyncio.Event
+) -> None:
+    _catch_signals(stop)  # Ray has put its own handler in place of ours.
+    await server.serve(engine)
+    ready = _ready_message(launch, address, await engine.status())
+    _record(launch, address, "serving")
+    if launch.ready_file is not None:
+        state.write_atomically(launch.ready_file, ready)
+    hooks.on_ready(ready)
+    try:
+        await _watch(engine, hooks, stop)
+    finally:
+        await server.drain(DRAIN_S)
+
+
+async def _watch(engine: Engine, hooks: Hooks, stop: asyncio.Event) -> None:
+    """Looks at the cluster until it is told to stop. Raises Unavailable if the cluster has failed."""
+    while not stop.is_set():
+        status = await engine.status()
+        hooks.on_status(status)
+        if status.state == "failed":
+            raise Unavailable(
+                "the cluster has failed, its worker is gone; look in the log and launch it again"
+            )
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _WATCH_S)
+
+
+def _catch_signals(stop: asyncio.Event) -> None:
+    def caught() -> None:
+        if stop.is_set():
+            for process in processes.descendants(os.getpid()):
+                process.send(signal.SIGKILL)
+            os._exit(1)
+        log.info("stopping", drain_s=DRAIN_S)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, caught)
+
+
+def _sweep() -> None:
+    """No process may outlive this one."""
+    killed = processes.end(processes.descendants(os.getpid()), _SWEEP_GRACE_S)
+    if killed:
+        log.warning("processes had to be killed", pids=[process.pid for process in killed])
+
+
+def _record(launch: Launch, address: str, phase: str) -> None:
+    own = ProcessId.of(os.getpid())
+    assert own is not None
+    state.save(
+        state.ClusterRecord(
+            address=address,
+            phase=phase,
+            config_file=str(launch.config_file.resolve()),
+            log_file=None if launch.log_file is None else str(launch.log_file),
+            processes=(own, *processes.descendants(own.pid)),
+        )
+    )
+
+
+def _ready_message(launch: Launch, address: str, status: ClusterStatus) -> dict[str, Any]:
+    actors = [{"name": actor.name, "pid": actor.pid} for actor in status.kv_actors]
+    return {
+        "address": address,
+        "pid": os.getpid(),
+        "pids": {
+            "coordinator": os.getpid(),
+            "workers": list(status.worker_pids),
+            "kv_actors": [actor["pid"] for actor in actors],
+        },
+        "kv_actors": actors,
+        "model": status.model.name,
+        "log_file": None if launch.log_file is None else str(launch.log_file),
+    }

@@ -1,0 +1,150 @@
+"""Memory presets: published systems as named choices on the axes of one engine, and how they are resolved.
+
+A configuration's own axes stand above those of its preset. A request may name another preset; then only what
+belongs to the cluster stays as configured: the store (block_size, anchor_type, anchor_num, kv_type), the
+device's window (local_windows_len) and the sampling of recall. Every other axis is that preset's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from moorage.workers.errors import InvalidRequest
+from moorage.workers.spec import AnchorType, HeadSelectMode, KvLayout, MemorySpec, ModelSpec, Positions
+
+if TYPE_CHECKING:
+    from moorage.runtime.config import ClusterConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One value for every axis; sizes in tokens, budgets in blocks."""
+
+    name: str
+    source: str
+    """The published system that it stands for."""
+    positions: Positions = Positions.ROPE
+    n_init: int = 0
+    local_windows_len: int = 4096
+    topk: int | None = None
+    exc_block_size: int = 0
+    preselect_block: bool = False
+    preselect_block_count: int = 96
+    head_select_mode: HeadSelectMode = HeadSelectMode.SHARED
+    layer_step: int = 1
+    token_step: int = 1
+    dense_layer_num: int = 0
+    block_size: int = 128
+    anchor_type: AnchorType = AnchorType.QUEST
+    anchor_num: int = 1
+
+    def axes(self) -> dict[str, Any]:
+        """Every axis by name, without `name` and `source`."""
+        return {key: value for key, value in asdict(self).items() if key not in ("name", "source")}
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("full", "exact attention over every key: the oracle that the others are measured against"),
+        Preset(
+            "ktransformers",
+            "ktransformers long_context: exact prefill, then 96 of all blocks a step",
+            n_init=128,
+            topk=96,
+        ),
+        Preset(
+            "inf-llm",
+            "InfLLM (NeurIPS 2024): sinks, chosen blocks and a window, clamped positions, in prefill too",
+            positions=Positions.CLAMPED,
+            n_init=128,
+            topk=16,
+            exc_block_size=512,
+            anchor_type=AnchorType.BLOCK_MEAN,
+        ),
+    )
+}
+_LATER = ("chunkllama", "lmdeploy", "kvquant", "stream-llm", "infinite-lm", "moorage")
+
+MEMORY_AXES = ("positions", "n_init", "topk", "exc_block_size")
+"""Axes that the `memory` section sets."""
+SELECT_AXES = (
+    "local_windows_len",
+    "preselect_block",
+    "preselect_block_count",
+    "head_select_mode",
+    "layer_step",
+    "token_step",
+    "dense_layer_num",
+)
+"""Axes of a session that the `long_context` section sets."""
+STORE_AXES = ("block_size", "anchor_type", "anchor_num")
+"""Axes of the store, fixed for the cluster's life."""
+
+
+def check_preset_name(name: str) -> str:
+    """`name` itself. Raises ValueError with the available presets when it is none of them."""
+    if name in PRESETS:
+        return name
+    available = f"available: {', '.join(PRESETS)}"
+    if name in _LATER:
+        raise ValueError(f"preset {name} is not available in this version; {available}")
+    near = get_close_matches(name, PRESETS, n=1)
+    raise ValueError(f"no such preset{f'; did you mean {near[0]}?' if near else ''}; {available}")
+
+
+def resolve_preset(config: ClusterConfig) -> Preset:
+    """The cluster's preset with the configuration's own axes in place."""
+    memory, long_context = config.memory, config.long_context
+    own = {axis: getattr(memory, axis) for axis in MEMORY_AXES}
+    own |= {axis: getattr(long_context, axis) for axis in SELECT_AXES + STORE_AXES}
+    if own["topk"] is None:
+        own["topk"] = long_context.second_select_num
+    chosen = {axis: value for axis, value in own.items() if value is not None}
+    return replace(PRESETS[memory.preset], **chosen)
+
+
+def resolve_memory(config: ClusterConfig, preset_override: str | None = None) -> MemorySpec:
+    """The axes of a session under the cluster's preset, or under the one that a request names.
+
+    Raises InvalidRequest for a preset that there isn't.
+    """
+    preset = resolve_preset(config)
+    if preset_override is not None and preset_override != config.memory.preset:
+        try:
+            other = PRESETS[check_preset_name(preset_override)]
+        except ValueError as error:
+            raise InvalidRequest(f"preset {preset_override!r}: {error}") from error
+        window = config.long_context.local_windows_len
+        preset = other if window is None else replace(other, local_windows_len=window)
+    return MemorySpec(
+        preset=preset.name,
+        positions=preset.positions,
+        n_init=preset.n_init,
+        local_windows_len=preset.local_windows_len,
+        topk=preset.topk,
+        exc_block_size=preset.exc_block_size,
+        preselect_block=preset.preselect_block,
+        preselect_block_count=preset.preselect_block_count,
+        head_select_mode=preset.head_select_mode,
+        layer_step=preset.layer_step,
+        token_step=preset.token_step,
+        dense_layer_num=preset.dense_layer_num,
+        recall_every=config.memory.recall_every,
+    )
+
+
+def kv_layout(config: ClusterConfig, model: ModelSpec) -> KvLayout:
+    """Sizes of the cluster's stored blocks and anchors."""
+    preset = resolve_preset(config)
+    return KvLayout(
+        num_layers=model.num_layers,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        block_size=preset.block_size,
+        kv_type=config.long_context.kv_type,
+        anchor_type=preset.anchor_type,
+        anchor_num=preset.anchor_num,
+    )

@@ -1,0 +1,111 @@
+"""The record of one request while the coordinator works on it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moorage.runtime.conversations import Conversation
+from moorage.runtime.requests import Event, Usage
+from moorage.runtime.stopping import StopMatcher
+from moorage.runtime.tokenizer import IncrementalDecoder
+from moorage.workers.spec import MemorySpec, SamplingSpec
+
+
+@dataclass(slots=True)
+class Request:
+    """Mutable state of one request; times are of one monotonic clock, in seconds."""
+
+    request_id: int
+    prompt: tuple[int, ...]
+    memory: MemorySpec
+    sampling: SamplingSpec
+    max_new_tokens: int
+    """0 asks for the prompt's log-probabilities instead of new tokens."""
+    block_size: int
+    arrived_s: float
+    decoder: IncrementalDecoder | None
+    matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
+    ignore_eos: bool = False
+    conversation: str | None = None
+    held: Conversation | None = None
+    """The conversation whose KV this request continues."""
+    cached_tokens: int = 0
+    dram_bytes: int = 0
+    session_id: int = 0
+    generated: list[int] = field(default_factory=list)
+    events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
+    finished: bool = False
+    failed: bool = False
+    admitted_s: float | None = None
+    prefilled_s: float | None = None
+    token_s: list[float] = field(default_factory=list)
+    chosen_blocks: list[float] = field(default_factory=list)
+    recall: list[float] = field(default_factory=list)
+    prompt_scored: int = 1
+    """Position of the next prompt log-probability."""
+
+    @property
+    def is_score(self) -> bool:
+        """Whether the prompt's own log-probabilities are asked for."""
+        return self.max_new_tokens == 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and room for all generated tokens."""
+        return len(self.prompt) + self.max_new_tokens
+
+    @property
+    def budget_tokens(self) -> int:
+        """Most tokens attended per layer and decode step by selection; 0 stands for all."""
+        memory = self.memory
+        if memory.topk is None:
+            return 0
+        return memory.n_init + memory.local_windows_len + memory.topk * self.block_size
+
+    def stored_tokens(self, prefilled_tokens: int) -> tuple[int, ...]:
+        """Ids whose K and V the worker holds after its last step: the newest token has none yet."""
+        return self.prompt[:prefilled_tokens] + tuple(self.generated[:-1])
+
+    def text_of(self, token_id: int) -> str:
+        """New text that is complete and can't become a stop string."""
+        if self.decoder is None:
+            return ""
+        return self.matcher.push(self.decoder.push(token_id))
+
+    def rest_of_text(self) -> str:
+        """What was held back, at the end."""
+        if self.decoder is None:
+            return ""
+        return self.matcher.push(self.decoder.flush()) + self.matcher.flush()
+
+    def usage(self, now_s: float) -> Usage:
+        """The final record."""
+        first = self.token_s[0] if self.token_s else None
+        gaps = np.diff(self.token_s)
+        admitted = self.admitted_s if self.admitted_s is not None else now_s
+        prefill_s = (self.prefilled_s if self.prefilled_s is not None else now_s) - admitted
+        return Usage(
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.cached_tokens,
+            completion_tokens=len(self.generated),
+            queue_s=admitted - self.arrived_s,
+            time_to_first_token_s=first - self.arrived_s if first is not None else None,
+            prefill_tokens_per_s=(len(self.prompt) - self.cached_tokens) / prefill_s
+            if prefill_s > 0
+            else None,
+            decode_tokens_per_s=float(1 / gaps.mean()) if len(gaps) and gaps.mean() > 0 else None,
+            total_s=now_s - self.arrived_s,
+            dram_bytes=self.dram_bytes,
+            chosen_blocks=_mean(self.chosen_blocks),
+            budget_tokens=self.budget_tokens,
+            recall=_mean(self.recall),
+            inter_token_p50_s=float(np.quantile(gaps, 0.5)) if len(gaps) else None,
+            inter_token_p99_s=float(np.quantile(gaps, 0.99)) if len(gaps) else None,
+        )
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,137 @@
+"""What a client may ask of the coordinator, and the events that come back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from moorage.workers.spec import SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateParams:
+    """One generation. `prompt` is token ids, already checked against the vocabulary."""
+
+    prompt: Sequence[int]
+    sampling: SamplingSpec = SamplingSpec()
+    max_new_tokens: int = 256
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    preset: str | None = None
+    """Another preset than the cluster's, on the same stored cache."""
+    session: str | None = None
+    """Name of a conversation to continue; its KV stays after the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreParams:
+    """Log-likelihood of `tokens`, each given those before it."""
+
+    tokens: Sequence[int]
+    preset: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Prefill went on."""
+
+    prefilled_tokens: int
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token. `text` may be empty while a character is incomplete."""
+
+    index: int
+    token_id: int
+    text: str
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of consecutive prompt tokens, from position `start` (1 at first: token 0 has none)."""
+
+    start: int
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The record of a finished request."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """Prompt tokens whose KV was already held."""
+    completion_tokens: int
+    queue_s: float
+    time_to_first_token_s: float | None
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    total_s: float
+    dram_bytes: int
+    """Reserved in the KV actors for this request."""
+    chosen_blocks: float | None
+    """Mean distant blocks attended per layer and decode step."""
+    budget_tokens: int
+    """Most tokens attended per layer and decode step; 0 stands for all."""
+    recall: float | None
+    """Mean share of the exact attention mass on the attended keys, over the sampled layers and steps."""
+    inter_token_p50_s: float | None = None
+    inter_token_p99_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a request. finish_reason: stop, length or cancelled."""
+
+    finish_reason: str
+    usage: Usage
+
+
+Event = Progress | Token | PromptLogprobs | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A served model."""
+
+    name: str
+    family: str
+    dtype: str
+    vocab_size: int
+    max_seq_len: int
+    preset: str
+
+
+@dataclass(frozen=True, slots=True)
+class KvActorStatus:
+    """One KV actor."""
+
+    name: str
+    pid: int
+    used_bytes: int
+    capacity_bytes: int
+    num_sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """A snapshot of the cluster."""
+
+    model: ModelInfo
+    state: str
+    """starting, serving or stopping."""
+    uptime_s: float
+    running: int
+    waiting: int
+    prefilling: int
+    kv_actors: tuple[KvActorStatus, ...]
+    worker_pids: tuple[int, ...]
+    prompt_tokens_total: int
+    generated_tokens_total: int
+    cache_hit_rate: float | None
+    recall: float | None
+    step_part_s: dict[str, float] = field(default_factory=dict)

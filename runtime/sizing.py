@@ -1,0 +1,249 @@
+"""How much memory a model and a context need: the one formula behind admission, start-up and `runtime size`.
+
+    DRAM   = KV pages (keys, values, anchors) + host staging + Ray (+ all device memory on a CPU)
+    device = weights + slots + workspace + device staging
+
+Pages and slots are exact, since arenas and slot pools are allocated by the same sizes; workspace is an upper
+estimate of what a step's tensors take at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moorage.workers.errors import InvalidConfig
+from moorage.workers.kv.stripes import Stripes
+from moorage.workers.sizes import STREAM_PIECE_BLOCKS, slots_per_layer
+from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
+
+RAY_BASE_BYTES = 512 * 1024**2
+"""Proportional memory of a private Ray's own processes, as measured with two actors."""
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STAGING_BUFFERS = 2
+_MERGED_PARTS = 8
+"""Partial attention results that prefill holds before it merges them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What sizes depend on, beside the context: model, store, the axes of a session, limits."""
+
+    model: ModelSpec
+    layout: KvLayout
+    memory: MemorySpec
+    dtype: str
+    """Type of weights and activations; auto is the checkpoint's own."""
+    on_cpu: bool
+    """Whether the device's memory is the host's."""
+    shards: int = 2
+    stripe_blocks: int = 8
+    max_running: int = 8
+    max_step_tokens: int = 4096
+    max_cached_block: int | None = None
+    device_memory: int | None = None
+    object_store_bytes: int = 256 * 1024**2
+    other_memories: tuple[MemorySpec, ...] = ()
+    """Axes that a request may ask for instead; the slots must hold one session of each."""
+
+    @property
+    def weight_dtype(self) -> str:
+        """float32, bfloat16 or float16."""
+        return self.model.dtype if self.dtype == "auto" else self.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSizes:
+    """Memory of the device, in bytes."""
+
+    weights_bytes: int
+    slots_bytes: int
+    window_bytes: int
+    """The part of `slots_bytes` that holds local windows."""
+    workspace_bytes: int
+    staging_bytes: int
+    num_slots: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.slots_bytes + self.workspace_bytes + self.staging_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSizes:
+    """Memory of `sessions` sessions of `context_tokens` each, in bytes."""
+
+    context_tokens: int
+    sessions: int
+    kv_bytes: int
+    """Exactly the tokens' keys and values."""
+    anchors_bytes: int
+    """Of all blocks, the last one included."""
+    reserved_bytes: int
+    """What admission reserves: whole pages in every shard."""
+    largest_shard_bytes: int
+    staging_bytes: int
+    """Host staging, pinned when the device is a GPU."""
+    ray_bytes: int
+    device: DeviceSizes
+    total_dram_bytes: int
+    disk_bytes: int
+    """For spilled blocks; this version keeps all of them in DRAM."""
+
+
+def num_parameters(model: ModelSpec) -> int:
+    """Parameters of the decoder, embeddings and head included."""
+    query, key_value = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    attention = model.hidden_size * (2 * query + 2 * key_value)
+    attention += (query + 2 * key_value) * model.qkv_bias + model.hidden_size * model.output_bias
+    attention += 2 * model.head_dim * model.qk_norm
+    mlp = 3 * model.hidden_size * model.intermediate_size
+    mlp += (2 * model.intermediate_size + model.hidden_size) * model.mlp_bias
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    return model.num_layers * (attention + mlp + 2 * model.hidden_size) + model.hidden_size + embeddings
+
+
+def token_bytes(layout: KvLayout) -> int:
+    """Keys and values of one token in all layers."""
+    return layout.page_kv_bytes // layout.block_size
+
+
+def num_slots(deployment: Deployment) -> int:
+    """Device slots: for `max_running` sessions, for one of any other preset, and within `device_memory`.
+
+    Raises InvalidConfig when `device_memory` has no room for one session.
+    """
+    layout = deployment.layout
+    one = _slots(deployment, deployment.memory)
+    wanted = max(deployment.max_running * one, *_each_slots(deployment), one)
+    if deployment.device_memory is None:
+        return wanted
+    fixed = weights_bytes(deployment) + workspace_bytes(deployment) + _device_staging(deployment)
+    room = (deployment.device_memory - fixed) // layout.block_bytes
+    if room < one:
+        raise InvalidConfig(
+            f"gpu_workers.device_memory: {_gib(deployment.device_memory)} is too little: weights, workspace "
+            f"and one session need {_gib(fixed + one * layout.block_bytes)}; raise it, or lower memory.topk, "
+            "long_context.local_windows_len or long_context.chunk_size"
+        )
+    return min(wanted, room)
+
+
+def weights_bytes(deployment: Deployment) -> int:
+    """The model's parameters in their type on the device."""
+    return num_parameters(deployment.model) * DTYPE_BYTES[deployment.weight_dtype]
+
+
+def workspace_bytes(deployment: Deployment) -> int:
+    """Tensors of one step of `max_step_tokens`: linear layers, near keys, partial results, logits."""
+    model, tokens = deployment.model, deployment.max_step_tokens
+    item = DTYPE_BYTES[deployment.weight_dtype]
+    heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    linear = tokens * (3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads) * item
+    near_tokens = deployment.memory.local_windows_len + deployment.layout.block_size + tokens
+    near = 3 * near_tokens * model.num_kv_heads * model.head_dim * item
+    partials = 2 * (_MERGED_PARTS + 1) * tokens * model.num_heads * (model.head_dim + 1) * 4
+    logits = 3 * deployment.max_running * model.vocab_size * 4
+    return linear + near + partials + logits
+
+
+def device_sizes(deployment: Deployment) -> DeviceSizes:
+    """Memory of the device; it does not depend on the context."""
+    layout, memory = deployment.layout, deployment.memory
+    slots = num_slots(deployment)
+    near = -(-(memory.local_windows_len + 1) // layout.block_size) + 2
+    windows = min(slots, deployment.max_running * layout.num_layers * near)
+    return DeviceSizes(
+        weights_bytes=weights_bytes(deployment),
+        slots_bytes=slots * layout.block_bytes,
+        window_bytes=windows * layout.block_bytes,
+        workspace_bytes=workspace_bytes(deployment),
+        staging_bytes=_device_staging(deployment),
+        num_slots=slots,
+    )
+
+
+def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1) -> ContextSizes:
+    """Memory for `sessions` sessions of `context_tokens` at once."""
+    layout = deployment.layout
+    blocks = layout.num_blocks(context_tokens)
+    reserved = sessions * blocks * layout.page_bytes
+    device = device_sizes(deployment)
+    fixed = fixed_dram_bytes(deployment)
+    return ContextSizes(
+        context_tokens=context_tokens,
+        sessions=sessions,
+        kv_bytes=sessions * context_tokens * token_bytes(layout),
+        anchors_bytes=sessions * blocks * layout.page_anchor_bytes,
+        reserved_bytes=reserved,
+        largest_shard_bytes=sessions * _largest_shard(deployment, blocks) * layout.page_bytes,
+        staging_bytes=_host_staging(layout),
+        ray_bytes=ray_bytes(deployment),
+        device=device,
+        total_dram_bytes=fixed + reserved,
+        disk_bytes=0,
+    )
+
+
+def fixed_dram_bytes(deployment: Deployment) -> int:
+    """Host memory beside the KV pages: staging, Ray and, on a CPU, the device's own."""
+    device = device_sizes(deployment).total_bytes if deployment.on_cpu else 0
+    return _host_staging(deployment.layout) + ray_bytes(deployment) + device
+
+
+def ray_bytes(deployment: Deployment) -> int:
+    """Memory of a private Ray: its processes and its object store."""
+    return RAY_BASE_BYTES + deployment.object_store_bytes
+
+
+def largest_context_tokens(deployment: Deployment, dram_bytes: int, sessions: int = 1) -> int:
+    """Longest context of which `sessions` fit into `dram_bytes` of pages, shared evenly by the shards."""
+    per_shard = dram_bytes // deployment.shards // deployment.layout.page_bytes
+    low, high = 0, per_shard * deployment.shards
+    while low < high:
+        blocks = (low + high + 1) // 2
+        fits = sessions * _largest_shard(deployment, blocks) <= per_shard
+        low, high = (blocks, high) if fits else (low, blocks - 1)
+    return low * deployment.layout.block_size
+
+
+def pages_per_actor(dram_bytes: int, actors: int, layout: KvLayout) -> int:
+    """Pages of each KV actor's arena. Raises InvalidConfig when there is no room for one."""
+    pages = dram_bytes // actors // layout.page_bytes
+    if pages < 1:
+        raise InvalidConfig(
+            f"kv_store.dram: {_gib(dram_bytes)} for {actors} actors has no room for one block of "
+            f"{layout.page_bytes} bytes each; raise it to {actors * layout.page_bytes} bytes or more"
+        )
+    return pages
+
+
+def _largest_shard(deployment: Deployment, num_blocks: int) -> int:
+    """Blocks of the first shard, which never holds fewer than another."""
+    return Stripes(deployment.shards, deployment.stripe_blocks).count(num_blocks, 0)
+
+
+def _slots(deployment: Deployment, memory: MemorySpec) -> int:
+    per_layer = slots_per_layer(memory, deployment.layout, deployment.max_cached_block)
+    return per_layer * deployment.layout.num_layers
+
+
+def _each_slots(deployment: Deployment) -> Iterable[int]:
+    return [_slots(deployment, memory) for memory in deployment.other_memories]
+
+
+def _host_staging(layout: KvLayout) -> int:
+    return _STAGING_BUFFERS * STREAM_PIECE_BLOCKS * layout.block_bytes
+
+
+def _device_staging(deployment: Deployment) -> int:
+    """Keys and values of a streamed piece on the device, as stored and in the type of activations."""
+    layout = deployment.layout
+    elements = STREAM_PIECE_BLOCKS * layout.block_bytes // layout.kv_type.itemsize
+    compute = DTYPE_BYTES[deployment.weight_dtype]
+    return _STAGING_BUFFERS * elements * (layout.kv_type.itemsize + compute)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 1024**3:.2f} GiB"

@@ -1,0 +1,58 @@
+"""Sizes as people write them: `8GiB`, `512MB`, `128K` tokens."""
+
+from __future__ import annotations
+
+import re
+
+_BYTE_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _BYTE_UNITS[f"{_letter}IB"] = 1024**_power
+    _BYTE_UNITS[f"{_letter}B"] = 1000**_power
+_TOKEN_UNITS = {"": 1, "K": 1024, "M": 1024**2}
+_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str | int) -> int:
+    """Bytes of `8GiB` (1024-based), `8GB` (1000-based) or a plain number.
+
+    Raises ValueError with the units that can be used.
+    """
+    return _parse(text, _BYTE_UNITS, "a size such as 8GiB, 512MiB or 8GB")
+
+
+def parse_tokens(text: str | int) -> int:
+    """Tokens of `128K` (K = 1024), `1M` (M = 1024²) or a plain number.
+
+    Raises ValueError with the units that can be used.
+    """
+    return _parse(text, _TOKEN_UNITS, "a token count such as 4096, 128K or 1M")
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Bytes with a binary unit, two decimals from KiB up: `8.00 GiB`."""
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} TiB"
+
+
+def format_tokens(num_tokens: int) -> str:
+    """Tokens in K or M where that is exact, else the plain number."""
+    for unit, size in (("M", 1024**2), ("K", 1024)):
+        if num_tokens and num_tokens % size == 0:
+            return f"{num_tokens // size}{unit}"
+    return str(num_tokens)
+
+
+def _parse(text: str | int, units: dict[str, int], wanted: str) -> int:
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
+    if match is None or match[2].upper() not in units:
+        raise ValueError(f"should be {wanted}")
+    value = float(match[1]) * units[match[2].upper()]
+    if "." not in match[1]:
+        return int(match[1]) * units[match[2].upper()]
+    return round(value)

@@ -1,0 +1,53 @@
+"""How the coordinator reaches its GPU worker: an actor, or an engine in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+from moorage.workers.errors import Unavailable
+from moorage.workers.spec import StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from moorage.workers.gpu.engine import Engine
+
+
+class WorkerHandle(Protocol):
+    """Runs steps, one at a time."""
+
+    pid: int
+
+    async def step(self, plan: StepPlan) -> StepResult:
+        """One forward pass. Raises Unavailable when the worker is gone."""
+
+
+class LocalWorker:
+    """An engine in this process, on a thread of its own."""
+
+    def __init__(self, engine: Engine, pid: int) -> None:
+        self._engine = engine
+        self.pid = pid
+
+    async def step(self, plan: StepPlan) -> StepResult:
+        """See WorkerHandle."""
+        return await asyncio.to_thread(self._engine.step, plan)
+
+
+class RayWorker:
+    """A GPU worker behind a Ray actor."""
+
+    def __init__(self, actor: Any, pid: int) -> None:
+        self._actor = actor
+        self.pid = pid
+
+    async def step(self, plan: StepPlan) -> StepResult:
+        """See WorkerHandle."""
+        import ray.exceptions
+
+        try:
+            result: StepResult = await self._actor.step.remote(plan)
+        except ray.exceptions.RayActorError as error:
+            raise Unavailable(
+                f"GPU worker (pid {self.pid}) is gone; start the cluster again: {type(error).__name__}"
+            ) from error
+        return result

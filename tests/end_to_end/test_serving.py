@@ -1,0 +1,168 @@
+"""What a user sees of a running cluster: answers, scores, several clients, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from moorage.client import Client
+from moorage.runtime.evals.haystack import text_haystack
+from moorage.runtime.evals.passkey import ANSWER_TOKENS, is_correct, make_samples
+from moorage.runtime.evals.trials import ServerCoder
+from moorage.runtime.requests import Progress, Token
+from moorage.workers.errors import DeadlineExceeded, InvalidRequest, ResourceExhausted
+from tests.end_to_end.conftest import DOCUMENT, PILOT, RunningCluster
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def oracle() -> LlamaForCausalLM:
+    return LlamaForCausalLM.from_pretrained(PILOT, dtype=torch.float32).eval()
+
+
+def tokens_of_document(client: Client, count: int, start: int = 0) -> list[int]:
+    text = DOCUMENT.read_text(encoding="utf-8")[start : start + 5 * count]
+    return client.tokenize(text, add_special_tokens=False)[:count]
+
+
+def test_generate_prints_the_contracts_json(cluster: RunningCluster, tmp_path: Path) -> None:
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("The pass key is 12345. Remember it. What is the pass key? The pass key is")
+    arguments = ["--prompt-file", prompt, "--max-new-tokens", 8, "--temperature", 0, "--ignore-eos", "--json"]
+    result = cluster.cli.json("generate", "--address", cluster.address, *arguments)
+    assert len(result["token_ids"]) == len(result["logprobs"]) == 8
+    assert "12345" in result["text"]
+    assert result["finish_reason"] == "length"
+    assert {"prompt_tokens", "cached_tokens", "time_to_first_token_s", "decode_tokens_per_s", "recall"} <= set(
+        result["usage"]
+    )
+    assert cluster.cli.json("generate", "--preset", "full", *arguments)["token_ids"] == result["token_ids"]
+
+
+def test_scores_equal_transformers(cluster: RunningCluster, oracle: LlamaForCausalLM, tmp_path: Path) -> None:
+    """Within the trained length and the window all presets are exact; the store is FP16, hence the tolerance."""
+    with Client(cluster.address) as client:
+        ids = tokens_of_document(client, 250)
+    file = tmp_path / "ids.json"
+    file.write_text(json.dumps(ids))
+    score = cluster.cli.json("score", "--address", cluster.address, "--token-ids-file", file, "--json")
+    with torch.inference_mode():
+        rows = torch.log_softmax(oracle(torch.tensor([ids])).logits[0, :-1].double(), -1)
+    want = rows.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()
+    assert score["logprobs"][0] is None
+    np.testing.assert_allclose(score["logprobs"][1:], want, atol=0.02)
+    assert score["num_tokens"] == 250
+    assert score["loss"] == pytest.approx(-np.mean(score["logprobs"][1:]))
+    assert score["perplexity"] == pytest.approx(np.exp(score["loss"]))
+
+
+def test_pass_keys_in_real_text_far_beyond_the_trained_length(cluster: RunningCluster) -> None:
+    """Eight times the model's trained length, 24 chosen blocks of 32 tokens. Plain RoPE finds none there."""
+    with Client(cluster.address) as client:
+        samples = make_samples(text_haystack(), ServerCoder(client), 4096, 5, seed=11)
+        answers = [
+            client.generate(sample.prompt_ids, max_new_tokens=ANSWER_TOKENS, temperature=0).result()
+            for sample in samples
+        ]
+    found = [is_correct(answer.text, sample.answer) for answer, sample in zip(answers, samples, strict=True)]
+    assert sum(found) >= 4, [answer.text for answer in answers]
+    assert all(answer.usage.chosen_blocks == 24 for answer in answers)
+    assert all(answer.usage.budget_tokens == 32 + 256 + 24 * 32 for answer in answers)
+
+
+def test_two_clients_get_what_each_gets_alone_and_tokens_flow_while_a_long_prompt_prefills(
+    cluster: RunningCluster,
+) -> None:
+    with Client(cluster.address) as client:
+        long_prompt, short_prompt = tokens_of_document(client, 6000), tokens_of_document(client, 100, 9000)
+        long_options = {"max_new_tokens": 6, "temperature": 0.0, "ignore_eos": True}
+        short_options = {"max_new_tokens": 40, "temperature": 0.0, "ignore_eos": True}
+        alone = [
+            client.generate(long_prompt, **long_options).result().token_ids,
+            client.generate(short_prompt, **short_options).result().token_ids,
+        ]
+        order: list[str] = []
+        results: dict[str, tuple[int, ...]] = {}
+
+        def run_long() -> None:
+            stream = client.generate(long_prompt, **long_options)
+            for event in stream:
+                if isinstance(event, Progress):
+                    order.append("progress")
+            results["long"] = stream.result().token_ids
+
+        short = client.generate(short_prompt, **short_options)
+        thread = threading.Thread(target=run_long)
+        for event in short:
+            if isinstance(event, Token):
+                order.append("token")
+                if event.index == 0:
+                    thread.start()
+        results["short"] = short.result().token_ids
+        thread.join()
+    assert [results["long"], results["short"]] == alone
+    first, last = order.index("progress"), len(order) - 1 - order[::-1].index("progress")
+    assert order[first:last].count("token") >= 10, "the short client's tokens stopped while the long prompt ran"
+
+
+def test_a_conversation_is_continued_from_its_stored_kv(cluster: RunningCluster) -> None:
+    with Client(cluster.address) as client:
+        prompt = tokens_of_document(client, 1500)
+        first = client.generate(prompt, session="talk", max_new_tokens=5, temperature=0, ignore_eos=True).result()
+        longer = [*prompt, *first.token_ids, *tokens_of_document(client, 50, 20000)]
+        second = client.generate(longer, session="talk", max_new_tokens=5, temperature=0).result()
+    assert second.usage.cached_tokens == 1504
+
+
+def test_what_is_wrong_is_told_and_the_server_goes_on(cluster: RunningCluster) -> None:
+    with Client(cluster.address) as client:
+        bad: list[tuple[type[Exception], str, dict[str, object]]] = [
+            (InvalidRequest, "empty", {"prompt": ""}),
+            (InvalidRequest, "vocabulary", {"prompt": [1, 99999]}),
+            (InvalidRequest, "UTF-8", {"prompt": b"abc\xff"}),
+            (InvalidRequest, "temperature", {"prompt": "a", "temperature": float("nan")}),
+            (InvalidRequest, "max_seq_len", {"prompt": [5] * 40000}),
+            (InvalidRequest, "preset", {"prompt": "a", "preset": "nothing"}),
+            (InvalidRequest, "max_new_tokens", {"prompt": "a", "max_new_tokens": 0}),
+        ]
+        for error, says, arguments in bad:
+            prompt = arguments.pop("prompt")
+            with pytest.raises(error, match=says) as told:
+                client.generate(prompt, **arguments).result()  # type: ignore[arg-type]
+            assert "\n" not in str(told.value)
+        assert len(client.generate("a b c", max_new_tokens=3, ignore_eos=True).result().token_ids) == 3
+
+
+def test_a_deadline_ends_a_request_and_frees_its_memory(cluster: RunningCluster) -> None:
+    with Client(cluster.address) as client:
+        prompt = tokens_of_document(client, 20000)
+        with pytest.raises(DeadlineExceeded), Client(cluster.address, timeout_s=0.5) as hurried:
+            hurried.generate(prompt, max_new_tokens=100).result()
+        assert len(client.generate("a b c", max_new_tokens=3, ignore_eos=True).result().token_ids) == 3
+        status = client.status()
+    assert status.running == 0
+    assert sum(actor.num_sessions for actor in status.kv_actors) <= 2, "only the conversation of another test"
+
+
+def test_a_prompt_larger_than_the_store_is_refused_with_what_would_fit(
+    tmp_path_factory: pytest.TempPathFactory, cluster: RunningCluster
+) -> None:
+    from tests.end_to_end.conftest import launch
+
+    small = launch(
+        tmp_path_factory.mktemp("small"), kv_store={"dram": "8MiB", "actors": 1}, memory={"preset": "full"}
+    )
+    try:
+        with Client(small.address) as client:
+            with pytest.raises(ResourceExhausted, match=r"kv_store\.dram .* enough for \d+ tokens"):
+                client.generate([5] * 10000, max_new_tokens=5).result()
+            assert len(client.generate([5] * 100, max_new_tokens=3, ignore_eos=True).result().token_ids) == 3
+    finally:
+        assert small.cli("stop").returncode == 0

@@ -1,0 +1,165 @@
+"""Drives a real engine over real stores in one process, without coordinator, gRPC or Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
+from moorage.workers.gpu.worker import GpuWorker
+from moorage.workers.kv.link import LocalLink
+from moorage.workers.kv.store import KvStore
+from moorage.workers.spec import (
+    AnchorType,
+    ContinueSession,
+    HeadSelectMode,
+    KvLayout,
+    KvType,
+    MemorySpec,
+    ModelSpec,
+    OpenSession,
+    Positions,
+    SamplingSpec,
+    Segment,
+    SegmentResult,
+    StepPlan,
+)
+
+FULL = MemorySpec(
+    preset="full",
+    positions=Positions.ROPE,
+    n_init=0,
+    local_windows_len=32,
+    topk=None,
+    exc_block_size=0,
+    preselect_block=False,
+    preselect_block_count=0,
+    head_select_mode=HeadSelectMode.SHARED,
+    layer_step=1,
+    token_step=1,
+    dense_layer_num=0,
+    recall_every=0,
+)
+
+
+def memory(**changes: object) -> MemorySpec:
+    """The `full` axes with some of them changed."""
+    return replace(FULL, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Driver:
+    """An engine with `num_shards` stores; every method runs steps at once."""
+
+    directory: Path
+    spec: ModelSpec
+    block_size: int = 16
+    kv_type: KvType = KvType.FP32
+    anchor_type: AnchorType = AnchorType.QUEST
+    anchor_num: int = 1
+    num_pages: int = 128
+    num_shards: int = 2
+    num_slots: int = 4096
+    piece_blocks: int = 4
+    max_cached_block: int | None = None
+    worker: GpuWorker = field(init=False)
+    stores: list[KvStore] = field(init=False)
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        layout = KvLayout(
+            spec.num_layers,
+            spec.num_kv_heads,
+            spec.head_dim,
+            self.block_size,
+            self.kv_type,
+            self.anchor_type,
+            self.anchor_num,
+        )
+        self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
+        engine = EngineSettings(self.num_slots, self.piece_blocks, self.max_cached_block)
+        settings = WorkerSettings(
+            self.directory, spec, "float32", "cpu", layout, stripe_blocks=2, engine=engine
+        )
+        self.worker = GpuWorker(settings, [LocalLink(store) for store in self.stores])
+        self._step = 0
+
+    def step(self, **plan: object) -> list[SegmentResult]:
+        """One step; its segments' results. Fails on any session's error."""
+        self._step += 1
+        result = self.worker.step(StepPlan(self._step, **plan))  # type: ignore[arg-type]
+        for segment in result.segments:
+            if segment.error is not None:
+                raise segment.error
+        self.worker.engine.check_integrity()
+        for store in self.stores:
+            store.check_integrity()
+        return list(result.segments)
+
+    def open(
+        self,
+        session_id: int,
+        prompt: Sequence[int],
+        axes: MemorySpec = FULL,
+        max_new_tokens: int = 16,
+        sampling: SamplingSpec | None = None,
+    ) -> OpenSession:
+        """The opening of a session; give it to `step`."""
+        total = len(prompt) + max_new_tokens
+        return OpenSession(session_id, total, len(prompt), axes, sampling or SamplingSpec())
+
+    def prompt_logprobs(self, prompt: Sequence[int], axes: MemorySpec, chunks: Sequence[int]) -> torch.Tensor:
+        """[len(prompt) - 1] log-probabilities of the prompt's tokens, prefilled in `chunks`."""
+        opens: tuple[OpenSession, ...] = (self.open(1, prompt, axes),)
+        found: list[float] = []
+        for start, end in spans(len(prompt), chunks):
+            segment = Segment(1, start, tuple(prompt[start:end]), sample=False, prompt_logprobs=True)
+            (result,) = self.step(opens=opens, segments=(segment,))
+            found += result.prompt_logprobs
+            opens = ()
+        self.step(drops=(1,))
+        return torch.tensor(found)
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        axes: MemorySpec = FULL,
+        chunks: Sequence[int] = (),
+        num_tokens: int = 8,
+        session_id: int = 1,
+        keep: bool = False,
+        continued: int | None = None,
+    ) -> list[SegmentResult]:
+        """Greedy results of `num_tokens` new tokens; `continued` keeps that many tokens of an open session."""
+        opening: OpenSession | ContinueSession = self.open(session_id, prompt, axes, num_tokens)
+        if continued is not None:
+            opening = ContinueSession(
+                session_id, continued, len(prompt) + num_tokens, len(prompt), axes, SamplingSpec()
+            )
+        opens: tuple[OpenSession | ContinueSession, ...] = (opening,)
+        results: list[SegmentResult] = []
+        for start, end in spans(len(prompt), chunks, continued or 0):
+            segment = Segment(session_id, start, tuple(prompt[start:end]), sample=end == len(prompt))
+            results = self.step(opens=opens, segments=(segment,))
+            opens = ()
+        for place in range(len(prompt), len(prompt) + num_tokens - 1):
+            token_id = results[-1].token_id
+            assert token_id is not None
+            results += self.step(segments=(Segment(session_id, place, (token_id,), sample=True),))
+        if not keep:
+            self.step(drops=(session_id,))
+        return results
+
+
+def spans(total: int, chunks: Sequence[int], start: int = 0) -> list[tuple[int, int]]:
+    """Consecutive (start, end) over [start, total): the given chunk sizes in turn, the last one repeated."""
+    found = []
+    sizes = list(chunks) or [total]
+    while start < total:
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        found.append((start, min(total, start + size)))
+        start += size
+    return found

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from moorage.runtime.cli import main
+from moorage.runtime.config import ClusterConfig, load_cluster_config
+from moorage.runtime.presets import PRESETS, resolve_memory
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert not left.value.code
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Path:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("model: {path: m}\nmemory: {preset: inf-llm, topk: 4}\n")
+    return path
+
+
+def test_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str], cluster: Path) -> None:
+    values = yaml.safe_load(output(capsys, "config", str(cluster)))
+    assert values["memory"]["topk"] == values["long_context"]["second_select_num"] == 4
+    assert values["memory"]["positions"] == "clamped"
+    assert values["long_context"]["anchor_type"] == "BLOCK_MEAN"
+    assert values["scheduler"]["max_step_tokens"] == 4096
+    as_json = json.loads(output(capsys, "config", str(cluster), "--json", "--set", "memory.topk=5"))
+    assert as_json["memory"]["topk"] == 5
+
+
+def test_what_it_prints_can_be_loaded_again(
+    capsys: pytest.CaptureFixture[str], cluster: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "again.yaml"
+    again.write_text(output(capsys, "config", str(cluster)))
+    assert resolve_memory(load_cluster_config(again)) == resolve_memory(load_cluster_config(cluster))
+
+
+def test_explain_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    text = output(capsys, "config", "--explain")
+    for section, field in ClusterConfig.model_fields.items():
+        assert f"{section}: " in text
+        for key in field.annotation.model_fields:  # type: ignore[union-attr]
+            assert key in text
+    schema = json.loads(output(capsys, "config", "--explain", "--json"))
+    assert schema["additionalProperties"] is False
+
+
+def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(output(capsys, "presets", "--json"))["presets"]
+    assert [row["name"] for row in rows] == list(PRESETS)
+    assert rows[0]["topk"] is None
+    assert "inf-llm" in output(capsys, "presets")
+
+
+def test_needs_a_file_or_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["config"])
+    assert left.value.code == 2
+    assert "give a cluster file" in capsys.readouterr().err

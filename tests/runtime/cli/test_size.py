@@ -1,0 +1,114 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moorage.runtime.cli import main
+
+PILOT = Path(__file__).resolve().parents[3] / "deploy" / "models" / "moorage-pilot"
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main(("size", *arguments))
+    out, err = capsys.readouterr()
+    return int(left.value.code or 0), out, err
+
+
+def sizes(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    code, out, _ = run(capsys, *arguments, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert isinstance(result, dict)
+    return result
+
+
+def test_published_table(capsys: pytest.CaptureFixture[str]) -> None:
+    result = sizes(capsys, "--model", "internlm2.5-7b-1m", "--context", "4K,32K,64K,128K,512K,1M,1110000")
+    figures = [round(row["kv_bytes"] / 1e9, 2) for row in result["rows"]]
+    assert figures == [0.54, 4.29, 8.59, 17.18, 68.72, 137.44, 145.49]
+    assert result["rows"][5]["context_tokens"] == 2**20
+    assert any("--context 1110000" in note for note in result["notes"])
+
+
+def test_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--model", "internlm2.5-7b-1m")
+    assert code == 0
+    for figure in ("0.54", "4.29", "8.59", "17.18", "68.72", "137.44", "1.11 million"):
+        assert figure in out
+    assert "Largest context that fits" in out
+
+
+def test_rows_say_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    result = sizes(capsys, "--model", str(PILOT), "--context", "1,4K,1024M", "--sessions", "2")
+    small, middle, huge = result["rows"]
+    assert small["fits_host"]
+    assert small["max_sessions"] > middle["max_sessions"] > 0
+    assert not huge["fits_host"]
+    assert huge["max_sessions"] == 0
+    assert middle["context_tokens"] < result["largest_context_tokens"] < huge["context_tokens"]
+    for key in ("anchors_bytes", "device_bytes", "staging_bytes", "total_dram_bytes", "ray_bytes"):
+        assert middle[key] > 0, key
+    assert middle["disk_bytes"] == 0
+
+
+def test_options_change_the_store(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = sizes(capsys, "--model", "llama-3-8b", "--context", "8K")
+    other = sizes(
+        capsys,
+        *("--model", "llama-3-8b", "--context", "8K", "--kv-type", "FP32", "--block-size", "64"),
+        *(
+            "--anchors",
+            "2",
+            "--anchor-type",
+            "BLOCK_MEAN",
+            "--shards",
+            "4",
+            "--device",
+            "cuda",
+            "--dtype",
+            "float32",
+        ),
+    )
+    assert other["rows"][0]["kv_bytes"] == 2 * plain["rows"][0]["kv_bytes"]
+    assert other["rows"][0]["anchors_bytes"] == 4 * plain["rows"][0]["anchors_bytes"]
+    assert (other["block_size"], other["anchor_type"], other["shards"]) == (64, "BLOCK_MEAN", 4)
+    assert other["rows"][0]["device_weights_bytes"] == 2 * plain["rows"][0]["device_weights_bytes"]
+
+
+def test_a_cluster_file_limits_the_room(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"model: {{path: {PILOT}}}\nkv_store: {{dram: 64MiB, actors: 1}}\n")
+    result = sizes(capsys, "--config", str(path), "--context", "4K")
+    page = 128 * 2048 + 4 * 2 * 2 * 64 * 2
+    assert result["largest_context_tokens"] == 64 * 2**20 // page * 128
+    assert sizes(capsys, "--config", str(path), "--shards", "2", "--context", "4K")["shards"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "names"),
+    [
+        ((), 2, "give --model DIR_OR_PRESET or --config FILE"),
+        (("--model", "llama-3-8b", "--context", "4X"), 2, "such as 4096, 128K or 1M"),
+        (("--model", "llama-3-8b", "--context", "0"), 2, "at least 1 token"),
+        (("--model", "llama-9"), 1, "error: llama-9: no such directory or model preset"),
+        (
+            ("--model", "llama-3-8b", "--block-size", "0"),
+            1,
+            "error: --block-size 0: long_context.block_size: got 0",
+        ),
+        (("--model", "llama-3-8b", "--kv-type", "Q8_0"), 1, "error: --kv-type Q8_0: long_context.kv_type"),
+        (("--model", "llama-3-8b", "--preset", "x"), 1, "error: --preset x: memory.preset"),
+        (("--model", "llama-3-8b", "--anchors", "3"), 1, "anchor_num: 3 does not divide block_size 128"),
+        (("--config", "none.yaml"), 1, "error: none.yaml: no such file"),
+    ],
+)
+def test_bad_input(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, names: str
+) -> None:
+    left, out, err = run(capsys, *arguments)
+    assert (left, out) == (code, "")
+    assert names in err
+    if code == 1:
+        assert err.count("\n") == 1

@@ -1,0 +1,112 @@
+"""Pass-key prompts: exact lengths, the fact where it should be, and the judgement of answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT, Haystack, garbage_haystack, text_haystack
+from moorage.runtime.evals.passkey import ANSWER_TOKENS, FACT, QUESTION, is_correct, make_sample, make_samples
+from moorage.runtime.tokenizer import TextTokenizer
+from moorage.workers.errors import InvalidRequest
+
+MODEL = Path(__file__).parents[3] / "deploy" / "models" / "moorage-pilot"
+
+
+class Pilot:
+    """The embedded model's tokenizer."""
+
+    def __init__(self) -> None:
+        self.tokenizer = TextTokenizer.load(MODEL)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(token_ids)
+
+
+@pytest.fixture(scope="module")
+def pilot() -> Pilot:
+    return Pilot()
+
+
+@pytest.fixture(scope="module", params=["text", "garbage"])
+def haystack(request: pytest.FixtureRequest) -> Haystack:
+    return text_haystack(DEFAULT_DOCUMENT) if request.param == "text" else garbage_haystack()
+
+
+@pytest.mark.parametrize("num_tokens", [200, 512, 5000])
+@pytest.mark.parametrize("seed", range(2))
+def test_prompt_has_its_length_one_fact_and_the_question(
+    pilot: Pilot, haystack: Haystack, num_tokens: int, seed: int
+) -> None:
+    for sample in make_samples(haystack, pilot, num_tokens, 4, seed):
+        assert len(sample.prompt_ids) == sample.num_tokens == num_tokens
+        text = pilot.decode(sample.prompt_ids)
+        assert re.fullmatch(r"[1-9]\d{4}", sample.answer)
+        assert text.count(FACT.format(key=sample.answer)) == 1
+        assert text.endswith(QUESTION)
+        before = pilot.encode(text[: text.index(FACT.format(key=sample.answer))])
+        assert len(before) / num_tokens == pytest.approx(sample.depth, abs=0.25 if num_tokens == 200 else 0.1)
+
+
+def test_depths_are_spread_or_as_given(pilot: Pilot) -> None:
+    garbage = garbage_haystack()
+    assert [sample.depth for sample in make_samples(garbage, pilot, 100, 4)] == [0.125, 0.375, 0.625, 0.875]
+    assert [sample.depth for sample in make_samples(garbage, pilot, 100, 2, depth=0.3)] == [0.3, 0.3]
+
+
+def test_ends_of_the_text_are_depths_too(pilot: Pilot) -> None:
+    first, last = (make_sample(garbage_haystack(), pilot, 300, depth, seed=3) for depth in (0.0, 1.0))
+    assert pilot.decode(first.prompt_ids).startswith(FACT.format(key=first.answer))
+    assert pilot.decode(last.prompt_ids).endswith(FACT.format(key=last.answer) + QUESTION)
+
+
+def test_seed_decides_keys_and_text(pilot: Pilot, haystack: Haystack) -> None:
+    first, again, other = (make_samples(haystack, pilot, 300, 3, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert {sample.answer for sample in first}.isdisjoint(sample.answer for sample in other)
+
+
+def test_prefix_comes_first_and_counts(pilot: Pilot) -> None:
+    sample = make_sample(garbage_haystack(), pilot, 256, 0.5, seed=0, prefix_ids=[0])
+    assert sample.prompt_ids[0] == 0
+    assert sample.num_tokens == 256
+
+
+def test_answer_tokens_hold_the_number(pilot: Pilot) -> None:
+    assert len(pilot.encode(" 98765.")) <= ANSWER_TOKENS
+
+
+def test_refuses_a_length_without_room_and_names_the_least(pilot: Pilot) -> None:
+    with pytest.raises(InvalidRequest, match="at least") as refused:
+        make_sample(garbage_haystack(), pilot, 10, 0.5, seed=0)
+    least = int(re.findall(r"at least (\d+)", str(refused.value))[0])
+    assert make_sample(garbage_haystack(), pilot, least, 0.5, seed=0).num_tokens == least
+
+
+@pytest.mark.parametrize("depth", [-0.1, 1.1, float("nan")])
+def test_refuses_a_depth_outside_the_text(pilot: Pilot, depth: float) -> None:
+    with pytest.raises(InvalidRequest, match="depth"):
+        make_sample(garbage_haystack(), pilot, 100, depth, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("output", "correct"),
+    [
+        (" 12345.", True),
+        ("12345", True),
+        (" is 12345. 99999 is", True),
+        (" 123456.", False),
+        (" 1234.", False),
+        (" 99999. 12345", False),
+        (" the", False),
+        ("", False),
+    ],
+)
+def test_judges_the_first_number(output: str, correct: bool) -> None:
+    assert is_correct(output, "12345") is correct

@@ -1,0 +1,68 @@
+from typing import Any
+
+import pytest
+
+from moorage.runtime.config import ClusterConfig
+from moorage.runtime.model_presets import MODEL_PRESETS
+from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory
+from moorage.workers.errors import InvalidRequest
+from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions
+
+
+def config(**sections: dict[str, Any]) -> ClusterConfig:
+    return ClusterConfig.model_validate({"model": {"path": "m"}, **sections})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_alone_gives_its_own_axes(name: str) -> None:
+    memory = resolve_memory(config(memory={"preset": name}))
+    for axis, value in PRESETS[name].axes().items():
+        if hasattr(memory, axis):
+            assert getattr(memory, axis) == value
+    assert memory.preset == name
+
+
+def test_published_values() -> None:
+    full, kt, inf = (PRESETS[name] for name in ("full", "ktransformers", "inf-llm"))
+    assert (full.topk, full.positions, full.exc_block_size) == (None, Positions.ROPE, 0)
+    assert (kt.block_size, kt.local_windows_len, kt.topk, kt.n_init) == (128, 4096, 96, 128)
+    assert (kt.anchor_type, kt.head_select_mode, kt.preselect_block, kt.exc_block_size) == (
+        AnchorType.QUEST, HeadSelectMode.SHARED, False, 0,
+    )  # fmt: skip
+    assert (inf.positions, inf.n_init, inf.local_windows_len, inf.topk) == (Positions.CLAMPED, 128, 4096, 16)
+    assert (inf.exc_block_size, inf.block_size, inf.anchor_type) == (512, 128, AnchorType.BLOCK_MEAN)
+
+
+def test_own_axes_stand_above_the_preset() -> None:
+    chosen = config(
+        memory={"preset": "ktransformers", "positions": "clamped", "exc_block_size": 128, "n_init": 0},
+        long_context={"second_select_num": 24, "block_size": 32, "local_windows_len": 256, "kv_type": "FP32"},
+    )
+    memory = resolve_memory(chosen)
+    assert (memory.positions, memory.exc_block_size, memory.n_init) == (Positions.CLAMPED, 128, 0)
+    assert (memory.topk, memory.local_windows_len) == (24, 256)
+    layout = kv_layout(chosen, MODEL_PRESETS["llama-3-8b"])
+    assert (layout.block_size, layout.kv_type, layout.anchor_type) == (32, KvType.FP32, AnchorType.QUEST)
+    assert (layout.num_layers, layout.num_kv_heads, layout.head_dim) == (32, 8, 128)
+
+
+def test_topk_and_second_select_num_are_one_axis() -> None:
+    for sections in ({"memory": {"topk": 7}}, {"long_context": {"second_select_num": 7}}):
+        assert resolve_memory(config(**sections)).topk == 7
+
+
+def test_another_preset_of_a_request_leaves_the_clusters_axes_behind() -> None:
+    chosen = config(
+        memory={"preset": "ktransformers", "positions": "clamped", "topk": 24, "recall_every": 5},
+        long_context={"local_windows_len": 256, "layer_step": 2},
+    )
+    full = resolve_memory(chosen, "full")
+    assert (full.preset, full.positions, full.topk, full.layer_step) == ("full", Positions.ROPE, None, 1)
+    assert (full.local_windows_len, full.recall_every) == (256, 5)
+    assert resolve_memory(chosen, "ktransformers") == resolve_memory(chosen, None)
+
+
+@pytest.mark.parametrize("name", ["moorage", "chunkllama", "ful", ""])
+def test_a_preset_that_there_is_not(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="available: full, ktransformers, inf-llm"):
+        resolve_memory(config(), name)

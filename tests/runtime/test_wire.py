@@ -1,0 +1,66 @@
+"""Every record survives the way over the wire."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from moorage.proto.v1 import moorage_pb2 as pb
+from moorage.runtime import wire
+from moorage.runtime.requests import (
+    ClusterStatus,
+    Finished,
+    KvActorStatus,
+    ModelInfo,
+    Progress,
+    PromptLogprobs,
+    Token,
+    Usage,
+)
+from moorage.workers.errors import MoorageError
+
+FULL_USAGE = Usage(9, 4, 3, 0.5, 1.5, 6.0, 7.0, 8.0, 1 << 40, 2.5, 4096, 0.75, 0.125, 0.25)
+BARE_USAGE = Usage(9, 4, 3, 0.5, None, None, None, 8.0, 0, None, 0, None)
+MODEL = ModelInfo("pilot", "llama", "float16", 2048, 1 << 20, "full")
+
+
+@pytest.mark.parametrize("usage", [FULL_USAGE, BARE_USAGE, dataclasses.replace(FULL_USAGE, recall=0.0)])
+@pytest.mark.parametrize("reason", ["stop", "length", "cancelled"])
+def test_finished(usage: Usage, reason: str) -> None:
+    event = Finished(reason, usage)
+    assert wire.read_finished(wire.generate_response(event).finished) == event
+    assert wire.read_finished(wire.score_response(event).finished) == event
+
+
+def test_events() -> None:
+    token = Token(3, 17, "é", -0.5, ((17, -0.5), (4, -1.25)))
+    progress = Progress(5, 1 << 20)
+    logprobs = PromptLogprobs(1, (-0.5, -2.0))
+    assert wire.read_token(wire.generate_response(token).token) == token
+    assert wire.read_progress(wire.generate_response(progress).progress) == progress
+    assert wire.read_progress(wire.score_response(progress).progress) == progress
+    assert wire.read_prompt_logprobs(wire.score_response(logprobs).logprobs) == logprobs
+
+
+@pytest.mark.parametrize("rate", [None, 0.0, 0.5])
+def test_status(rate: float | None) -> None:
+    actors = (KvActorStatus("kv-0", 7, 1 << 36, 1 << 37, 2), KvActorStatus("kv-1", 8, 0, 1 << 37, 0))
+    status = ClusterStatus(
+        MODEL, "serving", 1.5, 1, 2, 1, actors, (5, 6), 10, 20, rate, rate, {"linear": 0.5}
+    )
+    assert wire.read_status(wire.status_response(status)) == status
+
+
+def test_every_field_of_a_record_is_in_its_message() -> None:
+    for record, message in (
+        (Usage, pb.Usage),
+        (KvActorStatus, pb.KvActor),
+        (ClusterStatus, pb.GetStatusResponse),
+    ):
+        assert {field.name for field in dataclasses.fields(record)} == set(message.DESCRIPTOR.fields_by_name)
+
+
+def test_unknown_reason_is_refused() -> None:
+    with pytest.raises(MoorageError, match="unknown"):
+        wire.read_finished(pb.Finished(usage=pb.Usage()))

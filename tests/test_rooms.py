@@ -1,0 +1,98 @@
+"""The four rooms: what is packaged, what may import what, and what a light import leaves out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("kernels", "proto", "runtime", "workers")
+HEAVY = ("numba", "ray", "torch", "transformers")
+SHOW_HELP = """
+from moorage.runtime.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+"""
+
+
+def test_every_folder_with_python_is_packaged() -> None:
+    """A sub-package missing from the list works from the source tree and vanishes from the wheel."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    folders = setuptools["package-dir"]
+    listed = {_folder_of(package, folders) for package in setuptools["packages"]}
+    found = {
+        path.parent.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")
+    }
+    assert found - listed == set(), "folders with Python that pyproject.toml does not list"
+    assert {folder for folder in listed if not (ROOT / folder).is_dir()} == set(), "listed without a folder"
+    assert setuptools["packages"] == sorted(setuptools["packages"])
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_roots_are_not_packages_of_their_own(room: str) -> None:
+    """With an `__init__.py` there, `kernels` and `proto` would shadow others' packages in Ray's workers."""
+    assert not (ROOT / room / "__init__.py").exists()
+    assert (ROOT / room / "py.typed").exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import moorage.client", id="client"),
+        pytest.param("import moorage.runtime.cli", id="cli"),
+        pytest.param("import moorage.runtime.config, moorage.runtime.sizing", id="config-sizing"),
+        pytest.param(SHOW_HELP, id="help-of-all-commands"),
+    ],
+)
+def test_light_imports_stay_light(code: str) -> None:
+    assert _heavy_modules_after(code) == set()
+
+
+def test_a_heavy_import_is_noticed() -> None:
+    assert "numba" in _heavy_modules_after("import moorage.client, numba")
+
+
+def test_imports_go_one_way() -> None:
+    result = _lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+def test_an_import_the_wrong_way_is_noticed(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package in (*ROOMS, "client", "workers/gpu", "workers/kv"):
+        (tmp_path / ".types" / "moorage" / package).mkdir(parents=True, exist_ok=True)
+        (tmp_path / ".types" / "moorage" / package / "part.py").write_text("", encoding="utf-8")
+    before = _lint_imports(tmp_path)
+    assert before.returncode == 0, before.stdout
+    upward = tmp_path / ".types" / "moorage" / "kernels" / "part.py"
+    upward.write_text("import moorage.workers.part\n", encoding="utf-8")
+    assert _lint_imports(tmp_path).returncode == 1
+
+
+def _folder_of(package: str, folders: dict[str, str]) -> str:
+    """Where setuptools takes a package from: the longest mapped name, and the rest as sub-folders."""
+    mapped = max((name for name in folders if f"{package}.".startswith(f"{name}.")), key=len)
+    return "/".join([folders[mapped], *package[len(mapped) :].split(".")[1:]])
+
+
+def _heavy_modules_after(code: str) -> set[str]:
+    report = f"import sys\nprint('loaded', *sorted(set({HEAVY!r}) & set(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", f"{code}\n{report}"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.splitlines()[-1].split()[1:])
+
+
+def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": ".types"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

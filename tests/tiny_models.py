@@ -1,0 +1,269 @@
+"""Random-weight checkpoints of every family, small enough for tests, with transformers as their oracle.
+
+Weights are drawn wide: logits have a standard deviation above 1 and attention is peaked, so that a wrong
+rotation, scale or mask shows. With transformers' own initialisation it would not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from moorage.workers.hf_config import read_model_spec
+from moorage.workers.spec import ModelSpec
+
+_COMMON: Mapping[str, Any] = {
+    "vocab_size": 173,
+    "hidden_size": 128,
+    "intermediate_size": 144,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+
+
+@dataclass(frozen=True)
+class _Family:
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
+    fields: Mapping[str, Any]
+    rope: Mapping[str, Any]
+    published_as: str = ""
+    """How the files on disk differ from what transformers saves: older rope keys, or another class."""
+
+
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_FAMILIES: Mapping[str, _Family] = {
+    "llama2": _Family(
+        LlamaConfig, LlamaForCausalLM, {"head_dim": 32, "num_key_value_heads": 4}, {"rope_theta": 10000.0}
+    ),
+    "llama3": _Family(
+        LlamaConfig, LlamaForCausalLM, {"head_dim": 64, "tie_word_embeddings": True}, _LLAMA3_ROPE
+    ),
+    "llama_biased": _Family(
+        LlamaConfig, LlamaForCausalLM, {"head_dim": 16, "attention_bias": True, "mlp_bias": True}, {}
+    ),
+    "mistral": _Family(
+        MistralConfig,
+        MistralForCausalLM,
+        {"head_dim": 128, "num_key_value_heads": 1, "sliding_window": None},
+        {"rope_theta": 1e6},
+    ),
+    "qwen2": _Family(
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"hidden_size": 192, "tie_word_embeddings": True},
+        {"rope_theta": 1e6},
+    ),
+    "qwen3": _Family(
+        Qwen3Config,
+        Qwen3ForCausalLM,
+        {"head_dim": 64, "num_key_value_heads": 1, "hidden_size": 80},
+        {"rope_theta": 1e6},
+    ),
+    "internlm2": _Family(
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"hidden_size": 192, "num_key_value_heads": 2},
+        {"rope_type": "dynamic", "factor": 2.5, "rope_theta": 1e6},
+        published_as="internlm2",
+    ),
+    "yi": _Family(LlamaConfig, LlamaForCausalLM, {}, {"rope_theta": 5e6}, published_as="yi"),
+    "lwm": _Family(
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"head_dim": 16, "num_key_value_heads": 4},
+        {"rope_theta": 5e7},
+        published_as="legacy",
+    ),
+    "together": _Family(
+        LlamaConfig, LlamaForCausalLM, {}, {"rope_type": "linear", "factor": 8.0}, published_as="legacy"
+    ),
+    "vicuna": _Family(
+        LlamaConfig, LlamaForCausalLM, {}, {"rope_type": "linear", "factor": 4.0}, published_as="legacy"
+    ),
+}
+FAMILIES = tuple(_FAMILIES)
+"""Names that `build_tiny_checkpoint` takes."""
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A checkpoint on disk and the transformers model with the same weights (eval, fp32, eager attention)."""
+
+    directory: Path
+    hf_model: PreTrainedModel
+    spec: ModelSpec
+
+    def logits(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Oracle logits f32 [T, V] of one prompt, int64 [T]."""
+        _forget_lengths(self.hf_model)
+        with torch.inference_mode():
+            return self.hf_model(input_ids=token_ids[None], use_cache=False).logits[0]
+
+    def greedy(self, token_ids: torch.Tensor, num_tokens: int) -> list[int]:
+        """The oracle's next `num_tokens` tokens, end-of-sequence ignored."""
+        ids = token_ids
+        for _ in range(num_tokens):
+            ids = torch.cat((ids, self.logits(ids)[-1].argmax()[None]))
+        return ids[len(token_ids) :].tolist()
+
+
+def random_prompt(spec: ModelSpec, num_tokens: int, seed: int = 0) -> torch.Tensor:
+    """Token ids int64 [num_tokens], uniform over the vocabulary."""
+    return torch.randint(spec.vocab_size, (num_tokens,), generator=torch.Generator().manual_seed(seed))
+
+
+def build_tiny_checkpoint(
+    family: str,
+    directory: Path,
+    *,
+    seed: int = 0,
+    rope: dict[str, Any] | None = None,
+    **config_overrides: Any,
+) -> TinyModel:
+    """Write a checkpoint of `family` (one of FAMILIES) into `directory`.
+
+    `rope` replaces the family's rope_parameters (rope_theta is 10000 unless given); other keywords replace
+    fields of its transformers configuration.
+    """
+    made = _FAMILIES[family]
+    parameters = {"rope_type": "default", "rope_theta": 10000.0} | dict(made.rope if rope is None else rope)
+    fields = {**_COMMON, **made.fields, **config_overrides}
+    config = made.config(**fields, rope_parameters=parameters, attn_implementation="eager")
+    model = made.model(config).eval()
+    _draw_wide(model, torch.Generator().manual_seed(seed))
+    _assert_telling(model, seed)
+    _forget_lengths(model)
+    model.save_pretrained(directory)
+    _publish(made.published_as, model, directory)
+    return TinyModel(directory, model, read_model_spec(directory))
+
+
+@torch.no_grad()
+def _draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
+    """Queries and keys wide enough for peaked attention, not so wide that fp32 rounding grows to 1e-4."""
+    # Tied embeddings stay as wide as others; the final norm then keeps their logits in range.
+    final_norm = 1.5 / model.config.hidden_size**0.5 if model.config.tie_word_embeddings else 1.0
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        wide = any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm", "lm_head"))
+        gain = 1.5 if wide else final_norm if name == "model.norm.weight" else 1.0
+        if "norm" in name:
+            weight.copy_(gain * (1 + 0.2 * noise))
+        elif name.endswith(".bias"):
+            weight.copy_(0.3 * noise)
+        elif "embed_tokens" in name:
+            weight.copy_(noise)
+        else:
+            weight.copy_(gain * noise / weight.shape[1] ** 0.5)
+
+
+def _assert_telling(model: PreTrainedModel, seed: int) -> None:
+    """Fail when the weights would let a wrong attention pass."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(model.config.vocab_size, (1, 96), generator=generator)
+    with torch.inference_mode():
+        out = model(input_ids=ids, output_attentions=True, use_cache=False)
+    assert out.logits.std() > 1, f"logits are too flat: {out.logits.std():.2f}"
+    heaviest = torch.stack([layer[..., -32:, :].amax(-1).mean() for layer in out.attentions])
+    assert heaviest.min() > 0.2, f"attention is too flat: {heaviest.tolist()}"
+
+
+def _forget_lengths(model: PreTrainedModel) -> None:
+    """Dynamic rope in transformers keeps the base of the longest prompt so far; start anew."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
+
+
+def _publish(published_as: str, model: PreTrainedModel, directory: Path) -> None:
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    if published_as:
+        _use_old_rope_keys(config)
+    if published_as == "yi":
+        config |= {"architectures": ["YiForCausalLM"], "model_type": "Yi"}
+        _rename_tensors(
+            model, directory, {".input_layernorm.": ".ln1.", ".post_attention_layernorm.": ".ln2."}
+        )
+    if published_as == "internlm2":
+        config |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2"}
+        config |= {"bias": config.pop("attention_bias")}
+        _save_as_internlm2(model, directory)
+    path.write_text(json.dumps(config, indent=1))
+
+
+def _use_old_rope_keys(config: dict[str, Any]) -> None:
+    """Write rotary parameters as transformers 4 did."""
+    rope = config.pop("rope_parameters")
+    config["torch_dtype"] = config.pop("dtype")
+    config["rope_theta"] = rope.pop("rope_theta")
+    rope_type = rope.pop("rope_type")
+    config["rope_scaling"] = None if rope_type == "default" else {"type": rope_type, **rope}
+
+
+def _rename_tensors(model: PreTrainedModel, directory: Path, renamed: Mapping[str, str]) -> None:
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in renamed.items():
+            name = name.replace(ours, theirs)
+        tensors[name] = tensor.contiguous()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _save_as_internlm2(model: PreTrainedModel, directory: Path) -> None:
+    """Pack q, k and v as InternLM2 does: per KV head its group's queries, then its key, then its value."""
+    config = model.config
+    num_kv_heads = config.num_key_value_heads
+    names = {
+        "embed_tokens": "tok_embeddings",
+        "lm_head": "output",
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    state = dict(model.state_dict())
+    tensors = {}
+    for layer in range(config.num_hidden_layers):
+        prefix = f"model.layers.{layer}."
+        for kind in ("weight", "bias") if config.attention_bias else ("weight",):
+            q, k, v = (state.pop(f"{prefix}self_attn.{part}_proj.{kind}") for part in "qkv")
+            heads = [part.reshape(num_kv_heads, -1, config.head_dim, *part.shape[1:]) for part in (q, k, v)]
+            tensors[f"{prefix}attention.wqkv.{kind}"] = torch.cat(heads, dim=1).flatten(0, 2).contiguous()
+    for name, tensor in state.items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        tensors[name] = tensor.contiguous()
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

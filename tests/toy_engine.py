@@ -1,0 +1,114 @@
+"""An engine that fits in one file: its tokens are bytes, and it answers a prompt with the prompt itself."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncGenerator, Mapping, Sequence
+
+from moorage.runtime.requests import (
+    ClusterStatus,
+    Event,
+    Finished,
+    GenerateParams,
+    KvActorStatus,
+    ModelInfo,
+    Progress,
+    PromptLogprobs,
+    ScoreParams,
+    Token,
+    Usage,
+)
+from moorage.workers.errors import InvalidRequest, ResourceExhausted
+
+BOS = 256
+VOCAB_SIZE = 260
+SECRET = "a prompt that nobody may log"
+
+
+class ByteTokenizer:
+    """One token a byte, after BOS."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [BOS] * add_special_tokens + list(text.encode())
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return bytes(t for t in token_ids if t < BOS or not skip_special_tokens).decode(errors="replace")
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+
+class ToyEngine:
+    """Keeps the interface of the coordinator. `endless` sessions go on until they are closed."""
+
+    def __init__(self, max_seq_len: int = 4096, step_s: float = 0.0) -> None:
+        self.tokenizer = ByteTokenizer()
+        self.max_seq_len, self.step_s = max_seq_len, step_s
+        self.started = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.seen: list[GenerateParams | ScoreParams] = []
+        self.closed = False
+
+    def model_info(self) -> ModelInfo:
+        return ModelInfo("toy", "llama", "float32", VOCAB_SIZE, self.max_seq_len, "full")
+
+    async def generate(self, params: GenerateParams) -> AsyncGenerator[Event]:
+        self.seen.append(params)
+        self._admit(params.prompt, params.preset)
+        self.started.set()
+        try:
+            yield Progress(len(params.prompt) // 2, len(params.prompt))
+            yield Progress(len(params.prompt), len(params.prompt))
+            endless = params.session == "endless"
+            answer = [t for t in params.prompt if t != BOS] if not endless else itertools.repeat(65)
+            index = 0
+            for index, token in enumerate(
+                itertools.islice(answer, None if endless else params.max_new_tokens)
+            ):
+                await asyncio.sleep(self.step_s)
+                alternatives = tuple((token + i, -0.5 - i) for i in range(params.sampling.num_logprobs))
+                yield Token(index, token, chr(token), -0.5, alternatives)
+            yield Finished("length", self._usage(len(params.prompt), index + 1))
+        finally:
+            self.ended.set()
+
+    async def score(self, params: ScoreParams) -> AsyncGenerator[Event]:
+        self.seen.append(params)
+        self._admit(params.tokens, params.preset)
+        for start in range(1, len(params.tokens), 1000):
+            part = params.tokens[start : start + 1000]
+            yield PromptLogprobs(start, tuple(-token / VOCAB_SIZE for token in part))
+            yield Progress(start + len(part), len(params.tokens))
+        yield Finished("length", self._usage(len(params.tokens), 0))
+
+    async def status(self) -> ClusterStatus:
+        return ClusterStatus(
+            model=self.model_info(),
+            state="serving",
+            uptime_s=1.5,
+            running=1,
+            waiting=2,
+            prefilling=0,
+            kv_actors=(KvActorStatus("kv-0", 11, 1 << 33, 1 << 34, 3),),
+            worker_pids=(12,),
+            prompt_tokens_total=7,
+            generated_tokens_total=8,
+            cache_hit_rate=None,
+            recall=0.75,
+            step_part_s={"linear": 0.25},
+        )
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def _admit(self, prompt: Sequence[int], preset: str | None) -> None:
+        if preset == "unheard-of":
+            raise InvalidRequest("preset: 'unheard-of' is unknown; use full")
+        if preset == "busy":
+            raise ResourceExhausted("64 requests wait already; try again", retry_after_s=1.5)
+        if preset == "broken":
+            raise ZeroDivisionError(bytes(t for t in prompt if t < BOS).decode())
+
+    def _usage(self, prompt_tokens: int, completion_tokens: int) -> Usage:
+        return Usage(prompt_tokens, 0, completion_tokens, 0.0, 0.01, None, 50.0, 0.5, 1 << 20, 2.5, 0, None)

@@ -1,0 +1,93 @@
+"""The block cache against a plain dictionary, and its limits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moorage.workers.errors import ResourceExhausted
+from moorage.workers.gpu.block_cache import BlockCache, SlotPool
+from moorage.workers.gpu.settings import CacheStrategy
+
+NUM_LAYERS, PER_LAYER, MAX_BLOCKS = 3, 6, 40
+
+
+class PlainCache:
+    """Block -> last use, one layer; evicts the least, block by block."""
+
+    def __init__(self, strategy: CacheStrategy) -> None:
+        self.held: dict[int, int] = {}
+        self.strategy = strategy
+        self.tick = 0
+
+    def ensure(self, blocks: list[int]) -> set[int]:
+        self.tick += 1
+        missing = {b for b in blocks if b not in self.held}
+        room = PER_LAYER - len(self.held)
+        leaving = sorted((b for b in self.held if b not in blocks), key=lambda b: self.held[b])
+        for block in leaving[: max(0, len(missing) - room)]:
+            del self.held[block]
+        for block in blocks:
+            if block in missing or self.strategy == "lru":
+                self.held[block] = self.tick
+        return missing
+
+
+def new_cache(strategy: CacheStrategy = "lru") -> BlockCache:
+    slots = SlotPool(100).take(NUM_LAYERS * PER_LAYER)
+    return BlockCache(slots, NUM_LAYERS, MAX_BLOCKS, strategy)
+
+
+@pytest.mark.parametrize("strategy", ["lru", "fifo"])
+@pytest.mark.parametrize("seed", range(5))
+def test_misses_equal_those_of_a_plain_cache(strategy: CacheStrategy, seed: int) -> None:
+    """One new block per step, so that no two blocks ever share an age and the order is strict."""
+    rng = np.random.default_rng(seed)
+    cache, plain = new_cache(strategy), [PlainCache(strategy) for _ in range(NUM_LAYERS)]
+    content: dict[int, tuple[int, int]] = {}
+    for _ in range(300):
+        layer = int(rng.integers(NUM_LAYERS))
+        blocks = np.array([rng.integers(MAX_BLOCKS)], np.int32)
+        slots, missing, into = cache.ensure(layer, blocks)
+        assert set(missing.tolist()) == plain[layer].ensure(blocks.tolist())
+        for block, slot in zip(missing.tolist(), into.tolist(), strict=True):
+            content[slot] = (layer, block)
+        assert [content[slot] for slot in slots.tolist()] == [(layer, b) for b in blocks.tolist()]
+        cache.check_integrity()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_step_needs_never_leaves_in_that_step(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    cache = new_cache()
+    content: dict[int, tuple[int, int]] = {}
+    for _ in range(200):
+        layer = int(rng.integers(NUM_LAYERS))
+        count = int(rng.integers(PER_LAYER + 1))
+        blocks = rng.choice(MAX_BLOCKS, count, replace=False).astype(np.int32)
+        slots, missing, into = cache.ensure(layer, blocks)
+        content.update({s: (layer, b) for b, s in zip(missing.tolist(), into.tolist(), strict=True)})
+        assert [content[slot] for slot in slots.tolist()] == [(layer, b) for b in blocks.tolist()]
+        cache.check_integrity()
+
+
+def test_forgotten_blocks_are_fetched_again() -> None:
+    cache = new_cache()
+    cache.ensure(1, np.array([3, 4, 5], np.int32))
+    cache.forget(1, 4, 6)
+    assert cache.slot_of(1, 3) >= 0
+    assert cache.slot_of(1, 4) == -1
+    _, missing, _ = cache.ensure(1, np.array([3, 4, 5], np.int32))
+    assert missing.tolist() == [4, 5]
+    assert (cache.num_hits, cache.num_misses) == (1, 5)
+    cache.check_integrity()
+
+
+def test_the_pool_hands_out_each_slot_once_and_refuses_without_change() -> None:
+    pool = SlotPool(10)
+    first, second = pool.take(4), pool.take(6)
+    assert sorted([*first.tolist(), *second.tolist()]) == list(range(10))
+    with pytest.raises(ResourceExhausted, match="needs 1, 0 of 10 are free"):
+        pool.take(1)
+    pool.give(first)
+    assert sorted(pool.take(4).tolist()) == sorted(first.tolist())

@@ -1,0 +1,252 @@
+"""The engine against transformers: chunked prefill, decode, batches, selection, clamped positions."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moorage.workers.errors import StoreFull
+from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.model.rope import cos_sin, rope_view, rotate
+from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions, Segment, StepPlan
+from tests.engine_driver import Driver, memory
+from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint
+
+CHUNKS = [(200,), (64,), (37, 1, 50), (1, 16, 33)]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return build_tiny_checkpoint("llama3", tmp_path_factory.mktemp("llama3"))
+
+
+def prompt_of(model: TinyModel, length: int, seed: int = 0) -> list[int]:
+    rng = np.random.default_rng(seed)
+    found: list[int] = rng.integers(2, model.spec.vocab_size, length).tolist()
+    return found
+
+
+def logprobs_of(logits: torch.Tensor, prompt: list[int]) -> torch.Tensor:
+    """[len(prompt) - 1] log-probabilities of the prompt's tokens, given logits [len(prompt), vocab]."""
+    rows = torch.log_softmax(logits[:-1].float(), dim=-1)
+    return rows.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+
+
+def oracle_logprobs(model: TinyModel, prompt: list[int]) -> torch.Tensor:
+    """Of transformers, exact attention."""
+    return logprobs_of(model.logits(torch.tensor(prompt)), prompt)
+
+
+def oracle_greedy(model: TinyModel, prompt: list[int], count: int) -> list[int]:
+    """Of transformers, from scratch for every token."""
+    return model.greedy(torch.tensor(prompt), count)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_attention_equals_transformers_for_every_family(family: str, tmp_path: Path) -> None:
+    model = build_tiny_checkpoint(family, tmp_path)
+    driver = Driver(model.directory, model.spec)
+    prompt = prompt_of(model, 200)
+    expected = oracle_logprobs(model, prompt)
+    for chunks in CHUNKS[1:3]:
+        got = driver.prompt_logprobs(prompt, memory(), chunks)
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    tokens = [r.token_id for r in driver.generate(prompt, chunks=(64,), num_tokens=12)]
+    assert tokens == oracle_greedy(model, prompt, 12)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize("block_size", [8, 16, 33])
+def test_chunking_and_block_size_change_nothing(
+    llama: TinyModel, chunks: tuple[int, ...], block_size: int
+) -> None:
+    driver = Driver(llama.directory, llama.spec, block_size=block_size)
+    prompt = prompt_of(llama, 200)
+    got = driver.prompt_logprobs(prompt, memory(), chunks)
+    torch.testing.assert_close(got, oracle_logprobs(llama, prompt), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 48, 49])
+def test_prompts_around_every_boundary(llama: TinyModel, length: int) -> None:
+    driver = Driver(llama.directory, llama.spec)
+    prompt = prompt_of(llama, length)
+    tokens = [r.token_id for r in driver.generate(prompt, chunks=(16,), num_tokens=40)]
+    assert tokens == oracle_greedy(llama, prompt, 40)
+
+
+def test_half_storage_costs_no_more_than_rounding_keys_and_values(llama: TinyModel) -> None:
+    """At most twice the error of transformers with its K and V rounded to half (before rotation)."""
+    prompt = prompt_of(llama, 200)
+    exact = oracle_logprobs(llama, prompt)
+
+    def rounded(_module: torch.nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor:
+        return output.half().float()
+
+    hooks = []
+    for layer in llama.hf_model.model.layers:
+        for linear in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+            hooks.append(linear.register_forward_hook(rounded))
+    try:
+        baseline = (oracle_logprobs(llama, prompt) - exact).abs().max()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    driver = Driver(llama.directory, llama.spec, kv_type=KvType.FP16)
+    error = (driver.prompt_logprobs(prompt, memory(), (64,)) - exact).abs().max()
+    assert 0 < error <= 2 * baseline + 1e-5
+
+
+@pytest.mark.parametrize("positions", list(Positions))
+@pytest.mark.parametrize("mode", list(HeadSelectMode))
+@pytest.mark.parametrize("anchor_type", list(AnchorType))
+def test_a_budget_that_covers_every_block_equals_full(
+    llama: TinyModel, positions: Positions, mode: HeadSelectMode, anchor_type: AnchorType
+) -> None:
+    driver = Driver(llama.directory, llama.spec, anchor_type=anchor_type)
+    prompt = prompt_of(llama, 230)
+    full = memory(positions=positions)
+    chosen = memory(positions=positions, head_select_mode=mode, topk=13, exc_block_size=24, n_init=16)
+    want = driver.prompt_logprobs(prompt, full, (64,))
+    got = driver.prompt_logprobs(prompt, chosen, (72, 48))
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    want_tokens = [(r.token_id, r.logprob) for r in driver.generate(prompt, full, (64,), 24)]
+    got_tokens = [(r.token_id, r.logprob) for r in driver.generate(prompt, chosen, (72,), 24)]
+    assert [t for t, _ in got_tokens] == [t for t, _ in want_tokens]
+    np.testing.assert_allclose([p for _, p in got_tokens], [p for _, p in want_tokens], atol=1e-4)
+
+
+def clamped_reference(model: TinyModel, prompt: list[int], window: int) -> torch.Tensor:
+    """Log-probabilities under clamped positions over all keys: logit by logit at distance min(i - j, window - 1)."""
+    view = rope_view(model.spec.rope, len(prompt))
+    count, group = len(prompt), model.spec.group_size
+    distance = (torch.arange(count)[:, None] - torch.arange(count)[None]).clamp(0, window - 1)
+    causal = torch.ones(count, count, dtype=torch.bool).tril()
+
+    def attend(_layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        keys, values = (t.repeat_interleave(group, dim=1).transpose(0, 1) for t in (k, v))
+        logits = torch.empty(q.shape[1], count, count)
+        for i in range(count):
+            turned = rotate(q[i][:, None].expand(-1, count, -1), *cos_sin(view, distance[i]))
+            logits[:, i] = (turned * keys).sum(-1)
+        logits *= view.attention_scale**2 / math.sqrt(model.spec.head_dim)
+        weights = torch.softmax(logits.masked_fill(~causal, -math.inf), dim=-1)
+        return (weights @ values).transpose(0, 1)
+
+    decoder = Decoder.load(model.directory, model.spec, "float32", "cpu")
+    return logprobs_of(decoder.logits(decoder.forward(torch.tensor(prompt), attend)), prompt)
+
+
+@pytest.mark.parametrize("window", [1, 16, 20, 45])
+def test_clamped_positions_equal_their_definition(llama: TinyModel, window: int) -> None:
+    driver = Driver(llama.directory, llama.spec)
+    prompt = prompt_of(llama, 120)
+    want = clamped_reference(llama, prompt, window)
+    axes = memory(positions=Positions.CLAMPED, local_windows_len=window)
+    for chunks in ((120,), (40, 7)):
+        got = driver.prompt_logprobs(prompt, axes, chunks)
+        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    start = len(prompt) - 20
+    results = []
+    opens = (driver.open(7, prompt[:start], axes, 30),)
+    results += driver.step(opens=opens, segments=(Segment(7, 0, tuple(prompt[:start]), sample=False),))
+    found = []
+    for place in range(start, len(prompt)):
+        segment = Segment(7, place, (prompt[place],), sample=False, prompt_logprobs=True)
+        (result,) = driver.step(segments=(segment,))
+        found += result.prompt_logprobs
+    torch.testing.assert_close(torch.tensor(found), want[-len(found) :], atol=1e-4, rtol=1e-4)
+
+
+def test_sessions_in_one_batch_get_what_each_gets_alone(llama: TinyModel) -> None:
+    axes = memory(topk=2, exc_block_size=16, positions=Positions.CLAMPED)
+    prompts = [prompt_of(llama, length, seed) for seed, length in enumerate((150, 33, 90))]
+    driver = Driver(llama.directory, llama.spec)
+    alone = [driver.generate(p, axes, (len(p) - 1, 1), 10) for p in prompts]
+    opens = tuple(driver.open(i, p, axes, 10) for i, p in enumerate(prompts))
+    segments = tuple(Segment(i, 0, tuple(p[:-1]), sample=False) for i, p in enumerate(prompts))
+    driver.step(opens=opens, segments=segments)
+    last = [p[-1] for p in prompts]
+    together: list[list[int]] = [[] for _ in prompts]
+    for step in range(10):
+        segments = tuple(
+            Segment(i, len(p) - 1 + step, (last[i],), sample=True) for i, p in enumerate(prompts)
+        )
+        for i, result in enumerate(driver.step(segments=segments)):
+            assert result.token_id is not None
+            last[i] = result.token_id
+            together[i].append(result.token_id)
+            assert result.logprob == pytest.approx(alone[i][step].logprob, abs=1e-4)
+    assert together == [[r.token_id for r in results] for results in alone]
+
+
+def test_a_second_turn_equals_a_prompt_from_scratch(llama: TinyModel) -> None:
+    for axes in (memory(), memory(topk=2, exc_block_size=16, positions=Positions.CLAMPED)):
+        driver = Driver(llama.directory, llama.spec)
+        first = prompt_of(llama, 90)
+        tokens = [r.token_id for r in driver.generate(first, axes, (48,), 7, keep=True)]
+        assert None not in tokens
+        second = [*first, *tokens[:4], *prompt_of(llama, 30, seed=5)]  # type: ignore[list-item]
+        kept = len(first) + 4
+        continued = driver.generate(second, axes, (48 - kept % 48, 48), 7, continued=kept)
+        scratch = driver.generate(second, axes, (48,), 7)
+        if axes.topk is None:
+            assert [r.token_id for r in continued] == [r.token_id for r in scratch]
+        else:
+            assert continued[0].token_id is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_step": 2},
+        {"token_step": 3},
+        {"token_step": 40, "layer_step": 3},
+        {"dense_layer_num": 1},
+        {"preselect_block": True, "preselect_block_count": 4},
+        {"preselect_block": True, "preselect_block_count": 4, "layer_step": 2, "token_step": 5},
+    ],
+    ids=str,
+)
+def test_reuse_and_restriction_of_choices_run_and_cover_everything_when_they_may(
+    llama: TinyModel, changes: dict[str, int]
+) -> None:
+    """With a small budget they run; with a budget over all blocks they equal full attention."""
+    prompt = prompt_of(llama, 150)
+    driver = Driver(llama.directory, llama.spec)
+    assert len(driver.generate(prompt, memory(topk=2, **changes), (64,), 50)) == 50
+    if "preselect_block" not in changes:
+        wide = driver.generate(prompt, memory(topk=30, **changes), (64,), 20)
+        full = driver.generate(prompt, memory(), (64,), 20)
+        assert [r.token_id for r in wide] == [r.token_id for r in full]
+
+
+def test_recall_is_one_when_everything_is_chosen_and_less_otherwise(llama: TinyModel) -> None:
+    driver = Driver(llama.directory, llama.spec)
+    prompt = prompt_of(llama, 200)
+    recalls = {}
+    for topk in (1, 4, 9):
+        axes = memory(topk=topk, recall_every=1)
+        found = [r.recall for r in driver.generate(prompt, axes, (64,), 12) if r.recall is not None]
+        assert len(found) == 11
+        recalls[topk] = np.mean(found)
+    assert 0 < recalls[1] < recalls[4] < recalls[9] <= 1 + 1e-5
+
+
+def test_a_failing_session_fails_alone(llama: TinyModel) -> None:
+    driver = Driver(llama.directory, llama.spec, num_pages=6)
+    prompt = prompt_of(llama, 64)
+    good, bad = driver.open(1, prompt), driver.open(2, prompt_of(llama, 400))
+    plan = StepPlan(
+        1,
+        opens=(good, bad),
+        segments=(Segment(1, 0, tuple(prompt), sample=True), Segment(2, 0, (5, 6), sample=True)),
+    )
+    results = {r.session_id: r for r in driver.worker.step(plan).segments}
+    assert results[1].token_id == oracle_greedy(llama, prompt, 1)[0]
+    assert isinstance(results[2].error, StoreFull)
+    driver.worker.step(StepPlan(2, drops=(1, 2)))
+    assert all(store.stats().free_pages == 6 for store in driver.stores)

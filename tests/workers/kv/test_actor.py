@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from moorage.workers.errors import PeerDead, Unavailable
+from moorage.workers.kv.actor import connect, start_kv_actor, stop_kv_actor
+from moorage.workers.kv.mailbox_link import MailboxLink
+from moorage.workers.kv.ray_link import RayLink
+from moorage.workers.spec import KvLayout
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+LAYOUT = KvLayout(1, 1, 16, 4)
+
+
+def start(name: str) -> Any:
+    return start_kv_actor(
+        name=name,
+        namespace="test",
+        layout=LAYOUT,
+        num_pages=4,
+        num_threads=1,
+        num_cpus=0.1,
+        memory_bytes=4 * LAYOUT.page_bytes,
+    )
+
+
+def test_an_actor_is_found_by_name_and_shared_by_both_links() -> None:
+    handle = start("shared")
+    mailbox = connect("shared", namespace="test")
+    assert isinstance(mailbox, MailboxLink)
+    assert mailbox.pid == ray.get(handle.pid.remote()) != os.getpid()
+    calls = RayLink(handle, LAYOUT)
+    mailbox.open(1, 2)
+    rows = np.ones((5, 1, 16), np.float32)
+    mailbox.write(1, 0, 0, rows, rows)
+    mailbox.commit(1, 0, 0, 5)
+    assert mailbox.stats() == calls.stats()
+    assert calls.attach(1) == 5
+    ray.get(handle.check_integrity.remote())
+    stop_kv_actor(handle)
+    with pytest.raises(PeerDead):
+        mailbox.stats()
+    with pytest.raises(Unavailable, match="see that it runs"):
+        connect("shared", namespace="test")
+    stop_kv_actor(handle)
+    mailbox.close()
+
+
+def test_a_killed_actor_is_noticed_by_both_links() -> None:
+    handle = start("killed")
+    mailbox, calls = connect(handle), RayLink(handle, LAYOUT)
+    mailbox.open(1, 2)
+    os.kill(ray.get(handle.pid.remote()), signal.SIGKILL)
+    begin = time.monotonic()
+    with pytest.raises(PeerDead):
+        mailbox.stats()
+    assert time.monotonic() - begin < 1
+    with pytest.raises(PeerDead, match="start it again"):
+        calls.stats()
+    mailbox.close()

@@ -1,0 +1,221 @@
+"""Reading of config.json: published shapes, both spellings of the rotary keys, and one-line refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moorage.workers.errors import InvalidModel
+from moorage.workers.hf_config import ARCHITECTURES, read_model_spec
+from moorage.workers.spec import ModelSpec
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+    "max_position_embeddings": 4096,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+
+
+def read(directory: Path, generation: dict[str, Any] | None = None, **changes: Any) -> ModelSpec:
+    config = {name: value for name, value in {**LLAMA, **changes}.items() if value != "absent"}
+    (directory / "config.json").write_text(json.dumps(config))
+    if generation is not None:
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+    return read_model_spec(directory)
+
+
+def refusal(directory: Path, **changes: Any) -> str:
+    with pytest.raises(InvalidModel) as caught:
+        read(directory, **changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(directory) in message
+    return message
+
+
+def test_plain_llama(tmp_path: Path) -> None:
+    spec = read(tmp_path)
+    assert (spec.family, spec.head_dim, spec.group_size, spec.dtype) == ("llama", 32, 4, "bfloat16")
+    assert (spec.rope.rope_type, spec.rope.theta, spec.rope.rotary_dim) == ("default", 10000.0, 32)
+    assert spec.eos_token_ids == (2,)
+    assert spec.bos_token_id is None
+
+
+def test_absent_optional_fields_take_transformers_defaults(tmp_path: Path) -> None:
+    spec = read(tmp_path, num_key_value_heads="absent", torch_dtype="absent", eos_token_id=None)
+    assert (spec.num_kv_heads, spec.dtype, spec.eos_token_ids) == (8, "float32", ())
+    assert (spec.rms_norm_eps, spec.tie_word_embeddings, spec.qkv_bias) == (1e-6, False, False)
+
+
+@pytest.mark.parametrize("generation", [[7, 2], 7])
+def test_eos_ids_of_both_files(tmp_path: Path, generation: object) -> None:
+    assert read(tmp_path, generation={"eos_token_id": generation}).eos_token_ids == (2, 7)
+
+
+@pytest.mark.parametrize(("architecture", "family"), ARCHITECTURES.items())
+def test_every_architecture(tmp_path: Path, architecture: str, family: str) -> None:
+    spec = read(tmp_path, architectures=[architecture], sliding_window=None, head_dim=48)
+    assert (spec.family, spec.head_dim, spec.qk_norm) == (family, 48, family == "qwen3")
+    assert spec.qkv_bias == (family in ("qwen2", "internlm2"))
+
+
+def test_model_type_serves_without_architectures(tmp_path: Path) -> None:
+    assert read(tmp_path, architectures="absent", model_type="qwen2").family == "qwen2"
+
+
+def test_biases(tmp_path: Path) -> None:
+    spec = read(tmp_path, attention_bias=True, mlp_bias=True)
+    assert (spec.qkv_bias, spec.output_bias, spec.mlp_bias) == (True, True, True)
+    spec = read(tmp_path, architectures=["InternLM2ForCausalLM"], bias=False)
+    assert (spec.qkv_bias, spec.output_bias) == (False, False)
+
+
+LONG = [1.0 + i / 10 for i in range(16)]
+SCALINGS: list[dict[str, Any]] = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 2.5},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024, "beta_fast": 16},
+    {
+        "rope_type": "longrope",
+        "short_factor": LONG[::-1],
+        "long_factor": LONG,
+        "original_max_position_embeddings": 1024,
+    },
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 1024,
+    },
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda s: s["rope_type"])
+def test_both_spellings_of_rope_agree(tmp_path: Path, scaling: dict[str, Any]) -> None:
+    new = read(tmp_path, rope_parameters={**scaling, "rope_theta": 5e5}).rope
+    assert (new.rope_type, new.theta) == (scaling["rope_type"], 5e5)
+    legacy = {("type" if name == "rope_type" else name): value for name, value in scaling.items()}
+    assert read(tmp_path, rope_theta=5e5, rope_scaling=legacy).rope == new
+    assert read(tmp_path, rope_theta=5e5, rope_scaling=scaling).rope == new
+
+
+def test_rope_odds_and_ends(tmp_path: Path) -> None:
+    assert read(tmp_path, rope_scaling={**SCALINGS[3], "rope_type": "su"}).rope.rope_type == "longrope"
+    assert read(tmp_path, rope_scaling=SCALINGS[3]).rope.factor == 4.0
+    assert read(tmp_path, partial_rotary_factor=0.5).rope.rotary_dim == 16
+    assert read(tmp_path, rope_scaling=None, rope_theta=1e6).rope.theta == 1e6
+    yarn = {"type": "yarn", "factor": 2.0, "finetuned": True}
+    assert read(tmp_path, rope_scaling=yarn).rope.original_max_position_embeddings == 4096
+    by_layer = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}}
+    assert read(tmp_path, rope_parameters=by_layer).rope.theta == 5e5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, ["MambaForCausalLM", "LlamaForCausalLM", "InternLM2"]),
+        ({"architectures": "absent", "model_type": "gpt2"}, ["gpt2", "LlamaForCausalLM"]),
+        ({"hidden_size": "absent"}, ["hidden_size is missing"]),
+        ({"num_hidden_layers": -3}, ["num_hidden_layers is -3", "positive integer"]),
+        ({"num_hidden_layers": True}, ["num_hidden_layers is True"]),
+        ({"vocab_size": 0}, ["vocab_size is 0"]),
+        ({"vocab_size": 12.5}, ["vocab_size is 12.5"]),
+        ({"max_position_embeddings": "4096"}, ["max_position_embeddings is '4096'"]),
+        ({"rms_norm_eps": float("nan")}, ["rms_norm_eps is nan"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads is 3", "divisor of num_attention_heads 8"]),
+        ({"head_dim": 40}, ["head_dim is 40", "multiples of 16"]),
+        ({"hidden_size": 200}, ["is 25", "multiples of 16"]),
+        ({"hidden_size": 250}, ["hidden_size is 250", "head_dim"]),
+        ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "silu"]),
+        ({"torch_dtype": "int8"}, ["torch_dtype is 'int8'", "bfloat16"]),
+        ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config", "plain float"]),
+        ({"eos_token_id": -1}, ["eos_token_id is -1"]),
+        ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings is 'yes'", "true or false"]),
+        ({"rope_theta": -1.0}, ["rope_theta is -1.0"]),
+        ({"rope_theta": 1}, ["rope_theta is 1", "above 1"]),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, ["'ntk'", "llama3", "yarn"]),
+        ({"rope_scaling": {"type": ["yarn"]}}, ["['yarn']", "not supported"]),
+        ({"rope_scaling": {"type": "default", "mrope_section": [1, 2]}}, ["mrope_section"]),
+        ({"rope_scaling": {"type": "linear"}}, ["rope_scaling: factor is missing"]),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": -2}}, ["rope_parameters: factor is -2"]),
+        ({"rope_scaling": {**SCALINGS[3], "long_factor": [1.0]}}, ["long_factor has 1", "needs 16"]),
+        ({"rope_scaling": {**SCALINGS[3], "long_factor": "x"}}, ["long_factor is 'x'"]),
+        ({"rope_scaling": {**SCALINGS[4], "high_freq_factor": 1.0}}, ["high_freq_factor is 1.0"]),
+        ({"rope_scaling": "yarn"}, ["rope_scaling is 'yarn'", "an object"]),
+        ({"partial_rotary_factor": 0.1}, ["partial_rotary_factor is 0.1"]),
+        ({"partial_rotary_factor": 1.5}, ["partial_rotary_factor is 1.5"]),
+    ],
+)
+def test_refusals_name_field_and_fix(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+    message = refusal(tmp_path, **changes)
+    for word in words:
+        assert word in message
+
+
+MISTRAL = {"architectures": ["MistralForCausalLM"]}
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_window_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**MISTRAL, "sliding_window": 1024},
+        {**MISTRAL, "max_position_embeddings": 32768},
+        {**QWEN, "sliding_window": 1024},
+        {**QWEN, "sliding_window": 1024, "layer_types": ["full_attention", "sliding_attention"] * 2},
+    ],
+)
+def test_active_sliding_window_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert "set it to null" in refusal(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**MISTRAL, "sliding_window": None, "max_position_embeddings": 32768},
+        {**MISTRAL, "sliding_window": 4096},
+        {**QWEN, "sliding_window": 1024, "use_sliding_window": False},
+        {**QWEN, "sliding_window": 1024, "max_window_layers": 4},
+        {**QWEN, "sliding_window": 1024, "layer_types": ["full_attention"] * 4},
+        {**QWEN, "sliding_window": None},
+        {"sliding_window": 1024},
+    ],
+)
+def test_inactive_sliding_window_is_accepted(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert read(tmp_path, **changes).num_layers == 4
+
+
+def test_missing_directory_and_config(tmp_path: Path) -> None:
+    with pytest.raises(InvalidModel, match=r"no such model directory; set model\.path"):
+        read_model_spec(tmp_path / "nowhere")
+    with pytest.raises(InvalidModel, match=r"config\.json: missing"):
+        read_model_spec(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[1]", b"\xff\xfe{}", b"[" * 100_000])
+def test_broken_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InvalidModel, match=r"config\.json: .*again"):
+        read_model_spec(tmp_path)
+
+
+def test_reading_loads_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    code = (
+        "import sys; from moorage.workers.hf_config import read_model_spec; "
+        f"read_model_spec({str(tmp_path)!r}); assert not {{'torch', 'transformers'}} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,112 @@
+"""Which blocks of a session lie in device slots, per layer, and which leave when others come."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.workers.errors import ResourceExhausted
+from moorage.workers.gpu.settings import CacheStrategy
+
+Int32 = NDArray[np.int32]
+
+
+class SlotPool:
+    """Hands out the device's slots; a slot has room for one block of one layer."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._free = np.arange(num_slots - 1, -1, -1, dtype=np.int32)
+        self._num_free = num_slots
+
+    @property
+    def num_free(self) -> int:
+        """Slots that no session holds."""
+        return self._num_free
+
+    def take(self, count: int) -> Int32:
+        """`count` slots. If ResourceExhausted is raised, nothing has changed."""
+        if count > self._num_free:
+            raise ResourceExhausted(
+                f"device slots: a session needs {count}, {self._num_free} of {self.num_slots} are free; "
+                "lower server.max_running, memory.topk or long_context.local_windows_len"
+            )
+        self._num_free -= count
+        return self._free[self._num_free : self._num_free + count].copy()
+
+    def give(self, slots: Int32) -> None:
+        """Takes back slots that `take` handed out."""
+        self._free[self._num_free : self._num_free + len(slots)] = slots
+        self._num_free += len(slots)
+
+
+class BlockCache:
+    """One session's slots: `per_layer` of them for each layer, on vectorised state.
+
+    A session's quota is fixed, so what one session keeps never depends on its neighbours.
+    """
+
+    def __init__(self, slots: Int32, num_layers: int, max_blocks: int, strategy: CacheStrategy) -> None:
+        self.slots = slots.reshape(num_layers, -1)
+        per_layer = self.slots.shape[1]
+        self._owner = np.full((num_layers, per_layer), -1, np.int32)
+        self._last_used = np.zeros((num_layers, per_layer), np.int64)
+        self._place = np.full((num_layers, max_blocks), -1, np.int32)
+        self._refresh_on_hit = strategy == "lru"
+        self._tick = 0
+        self.num_hits = 0
+        self.num_misses = 0
+
+    def ensure(self, layer: int, blocks: Int32) -> tuple[Int32, Int32, Int32]:
+        """Gives every block of `blocks` (distinct ids) a slot.
+
+        Returns (slots of all blocks, blocks that must be fetched, the slots to fetch them into). The caller
+        fetches at once: from here on the cache counts them as present.
+        """
+        self._tick += 1
+        place = self._place[layer, blocks]
+        missing = place < 0
+        num_missing = int(np.count_nonzero(missing))
+        self.num_hits += len(blocks) - num_missing
+        self.num_misses += num_missing
+        if num_missing:
+            place[missing] = self._admit(layer, place[~missing], blocks[missing])
+        if self._refresh_on_hit:
+            self._last_used[layer, place] = self._tick
+        slots = self.slots[layer, place]
+        return slots, blocks[missing], slots[missing]
+
+    def _admit(self, layer: int, kept: Int32, blocks: Int32) -> Int32:
+        """Places for `blocks`, taken from the longest unused that are not in `kept`."""
+        age = self._last_used[layer].copy()
+        age[kept] = np.iinfo(np.int64).max
+        assert len(kept) + len(blocks) <= len(age), "a step asks for more blocks than the session has slots"
+        victims = np.argpartition(age, len(blocks) - 1)[: len(blocks)].astype(np.int32)
+        leaving = self._owner[layer, victims]
+        self._place[layer, leaving[leaving >= 0]] = -1
+        self._owner[layer, victims] = blocks
+        self._place[layer, blocks] = victims
+        self._last_used[layer, victims] = self._tick
+        return victims
+
+    def slot_of(self, layer: int, block: int) -> int:
+        """The slot that holds `block`, or -1."""
+        place = self._place[layer, block]
+        return int(self.slots[layer, place]) if place >= 0 else -1
+
+    def forget(self, layer: int, first_block: int, end_block: int) -> None:
+        """Drops blocks [first_block, end_block) of one layer: their rows in DRAM have changed."""
+        places = self._place[layer, first_block:end_block]
+        held = places[places >= 0]
+        self._owner[layer, held] = -1
+        self._last_used[layer, held] = 0
+        self._place[layer, first_block:end_block] = -1
+
+    def check_integrity(self) -> None:
+        """Raises if a block's place and a place's block disagree."""
+        for layer in range(len(self.slots)):
+            held = np.flatnonzero(self._place[layer] >= 0)
+            if not np.array_equal(self._owner[layer, self._place[layer, held]], held):
+                raise RuntimeError(f"layer {layer}: block places and slot owners disagree")
+            if np.count_nonzero(self._owner[layer] >= 0) != len(held):
+                raise RuntimeError(f"layer {layer}: a slot is owned by a block that does not know it")

@@ -1,0 +1,138 @@
+"""Attention of one generated token over sinks, chosen blocks and the local window."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.kernels.block_attention import attend_blocks
+from moorage.kernels.merge_lse import merge_lse
+from moorage.workers.gpu.choosing import Chooser
+from moorage.workers.gpu.positions import Entries
+from moorage.workers.gpu.reader import BlockReader
+from moorage.workers.gpu.session import WorkerSession
+from moorage.workers.gpu.timing import PartTimer
+from moorage.workers.spec import KvLayout
+
+Int32 = NDArray[np.int32]
+Partial = tuple[torch.Tensor, torch.Tensor]
+"""(out [Hq, D], lse [Hq]) in fp32."""
+
+
+class DecodeAttention:
+    """One query of one session in one layer. Its K and V must already be stored."""
+
+    def __init__(self, reader: BlockReader, chooser: Chooser, layout: KvLayout, timer: PartTimer) -> None:
+        self._reader = reader
+        self._chooser = chooser
+        self._layout = layout
+        self._timer = timer
+
+    def __call__(self, session: WorkerSession, layer: int, query: torch.Tensor) -> torch.Tensor:
+        """Output [Hq, D] in fp32 for `query` [Hq, D], un-rotated."""
+        assert session.decode_step is not None
+        span, near = session.decode_step.span, session.decode_step.near
+        query = query.float()
+        chosen = self._chooser.for_decode(session, layer, query)
+        if chosen is None:
+            session.stats.add_choice(span.num_candidates)
+            out, _ = self._attend_all(session, layer, query)
+            return out
+        session.stats.add_choice(chosen.shape[1])
+        sinks = session.rotations.distant_entries(span, span.sinks)
+        always = sinks.joined(near)
+        if len(chosen) == 1:
+            partial = self._attend_chosen(session, layer, query, chosen[0], always)
+        else:
+            partial = self._attend_per_head(session, layer, query, chosen, always)
+        self._sample_recall(session, layer, query, partial[1])
+        return partial[0]
+
+    def _attend_chosen(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: torch.Tensor,
+        chosen: Int32,
+        always: Entries,
+        kv_head: int | None = None,
+    ) -> Partial:
+        assert session.decode_step is not None
+        chosen = chosen[chosen >= 0]
+        entries = session.rotations.distant_entries(session.decode_step.span, chosen).joined(always)
+        blocks, place = np.unique(entries.blocks, return_inverse=True)
+        slots, missing, into = session.cache.ensure(layer, blocks)
+        self._reader.fetch(session.session_id, layer, missing, into)
+        return self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
+
+    def _attend_per_head(
+        self, session: WorkerSession, layer: int, query: torch.Tensor, chosen: Int32, always: Entries
+    ) -> Partial:
+        """Every KV head with its own choice; head by head, so that a session's slots hold each in turn."""
+        groups = query.view(self._layout.num_kv_heads, -1, query.shape[-1])
+        parts = [
+            self._attend_chosen(session, layer, groups[head], chosen[head], always, head)
+            for head in range(len(chosen))
+        ]
+        return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
+
+    def _attend_all(self, session: WorkerSession, layer: int, query: torch.Tensor) -> Partial:
+        """Exact attention: near blocks from slots, all others streamed through staging and merged."""
+        assert session.decode_step is not None
+        span, near = session.decode_step.span, session.decode_step.near
+        parts = [self._attend_chosen(session, layer, query, np.empty(0, np.int32), near)]
+        everything = np.arange(span.near_block, dtype=np.int32)
+        for start in range(0, len(everything), self._reader.piece_blocks):
+            piece = everything[start : start + self._reader.piece_blocks]
+            entries = session.rotations.distant_entries(span, piece)
+            with self._timer("gather"):
+                staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
+            slots = np.arange(len(piece), dtype=np.int32)
+            parts.append(self._attend(session, query, staged, slots, entries))
+        outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+        return merge_lse(outs, lses)
+
+    def _attend(
+        self,
+        session: WorkerSession,
+        query: torch.Tensor,
+        blocks: torch.Tensor,
+        slots: Int32,
+        entries: Entries,
+        kv_head: int | None = None,
+    ) -> Partial:
+        view = session.rotations.view
+        if kv_head is not None:
+            blocks = blocks[:, :, kv_head : kv_head + 1]
+        with self._timer("attend"):
+            return attend_blocks(
+                query,
+                blocks,
+                slot=slots,
+                begin=entries.begin,
+                end=entries.end,
+                angle_cos=entries.angle_cos,
+                angle_sin=entries.angle_sin,
+                rotate_keys=entries.rotate_keys,
+                offset_cos=session.rotations.offset_cos,
+                offset_sin=session.rotations.offset_sin,
+                scale=view.attention_scale**2 / math.sqrt(query.shape[-1]),
+            )
+
+    def _sample_recall(
+        self, session: WorkerSession, layer: int, query: torch.Tensor, lse_chosen: torch.Tensor
+    ) -> None:
+        """On sampled steps and one layer of each, how much of the exact attention mass was attended.
+
+        Recall is exp(lse_chosen - lse_all), the mean over heads (DESIGN: selection is measured, not believed).
+        """
+        every = session.memory.recall_every
+        if not every or session.decode_index % every:
+            return
+        if layer != session.decode_index // every % self._layout.num_layers:
+            return
+        _, lse_all = self._attend_all(session, layer, query)
+        session.stats.recall.append(float(torch.exp(lse_chosen - lse_all).mean()))

@@ -1,0 +1,282 @@
+"""One model on one device: takes a step's plan, returns its tokens. Runs without Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from moorage.workers.errors import InvalidRequest, MoorageError
+from moorage.workers.gpu.block_cache import BlockCache, SlotPool
+from moorage.workers.gpu.choosing import PRESELECT_QUERIES, Chooser
+from moorage.workers.gpu.decode_attention import DecodeAttention
+from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.model.rope import rope_view
+from moorage.workers.gpu.output import OutputStage
+from moorage.workers.gpu.positions import Rotations, Span
+from moorage.workers.gpu.prefill_attention import PrefillAttention
+from moorage.workers.gpu.reader import BlockReader, storage_dtype
+from moorage.workers.gpu.session import DecodeStep, SessionStats, WorkerSession
+from moorage.workers.gpu.settings import EngineSettings
+from moorage.workers.gpu.timing import PartTimer
+from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.sizes import slots_per_layer
+from moorage.workers.spec import (
+    ContinueSession,
+    KvLayout,
+    MemorySpec,
+    ModelSpec,
+    OpenSession,
+    Segment,
+    SegmentResult,
+    StepPlan,
+    StepResult,
+)
+
+Failures = dict[int, MoorageError]
+"""Session id -> why it alone failed in this step."""
+
+
+class Engine:
+    """Sessions, their slots, and the forward pass.
+
+    A failure of one session's attention fails that session alone; the step goes on for the others.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        spec: ModelSpec,
+        layout: KvLayout,
+        kv: ShardedKv,
+        device: torch.device,
+        settings: EngineSettings,
+    ) -> None:
+        self._decoder, self._spec, self._layout, self._kv = decoder, spec, layout, kv
+        self._device, self._settings = device, settings
+        self._storage = storage_dtype(layout.kv_type)
+        self._pool = SlotPool(settings.num_slots)
+        self._timer = PartTimer()
+        compute = decoder.dtype if device.type == "cuda" else torch.float32
+        self._reader = BlockReader(
+            kv, layout, settings.num_slots, settings.piece_blocks, device, compute, self._timer
+        )
+        self._chooser = Chooser(kv, layout, self._timer)
+        self._decode = DecodeAttention(self._reader, self._chooser, layout, self._timer)
+        self._prefill = PrefillAttention(self._reader, self._chooser, layout, self._timer)
+        self._output = OutputStage(decoder, spec.vocab_size, self._timer)
+        self.sessions: dict[int, WorkerSession] = {}
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Runs one plan: drops, opens, then one forward pass over all segments."""
+        started = time.perf_counter()
+        failed: Failures = {}
+        for session_id in plan.drops:
+            self._drop(session_id)
+        for opening in plan.opens:
+            self._guard(failed, opening.session_id, partial(self._open, opening))
+        segments = self._begin(plan.segments, failed)
+        sessions = [self.sessions[s.session_id] for s in segments]
+        counts = _cache_counts(sessions)
+        results = self._forward(segments, sessions, failed) if segments else []
+        results += [SegmentResult(session_id, error=why) for session_id, why in failed.items()]
+        elapsed = time.perf_counter() - started
+        parts = self._timer.take()
+        parts["linear"] = elapsed - sum(parts.values())
+        hits, misses = (now - then for now, then in zip(_cache_counts(sessions), counts, strict=True))
+        return StepResult(plan.step_id, tuple(results), elapsed, parts, hits, misses)
+
+    def check_integrity(self) -> None:
+        """Raises if slots or block maps disagree; for tests and idle times."""
+        held = sum(s.cache.slots.size for s in self.sessions.values())
+        if held + self._pool.num_free != self._pool.num_slots:
+            raise RuntimeError(f"slots: {held} held and {self._pool.num_free} free of {self._pool.num_slots}")
+        for session in self.sessions.values():
+            session.cache.check_integrity()
+
+    def _guard(self, failed: Failures, session_id: int, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except MoorageError as error:
+            failed.setdefault(session_id, error)
+
+    def _open(self, opening: OpenSession | ContinueSession) -> None:
+        if isinstance(opening, ContinueSession):
+            self._continue(opening)
+            return
+        cache = self._new_cache(opening.memory, opening.max_tokens)
+        try:
+            self._kv.open(opening.session_id, self._layout.num_blocks(opening.max_tokens))
+        except MoorageError:
+            self._pool.give(cache.slots.reshape(-1))
+            raise
+        self.sessions[opening.session_id] = WorkerSession(
+            opening.session_id,
+            opening.memory,
+            opening.sampling,
+            opening.prompt_tokens,
+            opening.max_tokens,
+            cache,
+            self._rotations(opening.memory, opening.prompt_tokens),
+        )
+
+    def _continue(self, opening: ContinueSession) -> None:
+        """Keeps the first tokens of an open session, in DRAM, and makes it ready for another prompt."""
+        session = self.sessions[opening.session_id]
+        keep = min(opening.keep_tokens, session.num_tokens)
+        self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
+        self._kv.truncate(session.session_id, keep)
+        del self.sessions[opening.session_id]
+        self._pool.give(session.cache.slots.reshape(-1))
+        self.sessions[opening.session_id] = WorkerSession(
+            opening.session_id,
+            opening.memory,
+            opening.sampling,
+            opening.prompt_tokens,
+            opening.max_tokens,
+            self._new_cache(opening.memory, opening.max_tokens),
+            self._rotations(opening.memory, opening.prompt_tokens),
+            num_tokens=keep,
+        )
+
+    def _new_cache(self, memory: MemorySpec, max_tokens: int) -> BlockCache:
+        """An empty cache on slots of its own. If ResourceExhausted is raised, nothing has changed."""
+        layout, settings = self._layout, self._settings
+        per_layer = slots_per_layer(memory, layout, settings.max_cached_block)
+        slots = self._pool.take(per_layer * layout.num_layers)
+        return BlockCache(slots, layout.num_layers, layout.num_blocks(max_tokens), settings.cache_strategy)
+
+    def _drop(self, session_id: int) -> None:
+        session = self.sessions.pop(session_id, None)
+        if session is not None:
+            self._pool.give(session.cache.slots.reshape(-1))
+        self._kv.drop(session_id)
+
+    def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
+        return Rotations(rope_view(self._spec.rope, seq_len), memory, self._layout.block_size)
+
+    def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[Segment]:
+        """Checks each segment against its session and sets the step's geometry; returns those that can run."""
+        for segment in segments:
+            self._guard(failed, segment.session_id, partial(self._begin_one, segment))
+        return [s for s in segments if s.session_id not in failed]
+
+    def _begin_one(self, segment: Segment) -> None:
+        session = self.sessions.get(segment.session_id)
+        if session is None or segment.start != session.num_tokens:
+            held = "no such session" if session is None else f"{session.num_tokens} tokens are held"
+            raise InvalidRequest(f"segment at token {segment.start} of session {segment.session_id}: {held}")
+        session.stats = SessionStats()
+        self._output.count_tokens(session, segment.token_ids, self._device)
+        if session.num_tokens < session.prompt_tokens:
+            session.decode_step = None
+            return
+        self._follow_length(session)
+        span = Span.at(session.num_tokens, session.memory, self._layout.block_size)
+        session.decode_step = DecodeStep(span, session.rotations.near_entries(span))
+
+    def _follow_length(self, session: WorkerSession) -> None:
+        """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
+        if self._spec.rope.rope_type in ("dynamic", "longrope"):
+            view = rope_view(self._spec.rope, session.num_tokens + 1)
+            if not torch.equal(view.inv_freq, session.rotations.view.inv_freq):
+                session.rotations = Rotations(view, session.memory, self._layout.block_size)
+
+    def _forward(
+        self, segments: Sequence[Segment], sessions: Sequence[WorkerSession], failed: Failures
+    ) -> list[SegmentResult]:
+        token_ids = torch.tensor([t for s in segments for t in s.token_ids], dtype=torch.long)
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return self._attend(layer, q, k, v, segments, sessions, failed)
+
+        hidden = self._decoder.forward(token_ids.to(self._device), attend)
+        outputs = self._output(hidden, segments, sessions)
+        results = []
+        for segment, session, output in zip(segments, sessions, outputs, strict=True):
+            if segment.session_id in failed:
+                continue
+            session.num_tokens += len(segment.token_ids)
+            stats, sampled = session.stats, output.sampled
+            if sampled is not None and sampled.error is not None:
+                failed[segment.session_id] = MoorageError(sampled.error)
+                continue
+            results.append(
+                SegmentResult(
+                    segment.session_id,
+                    token_id=sampled.token_id if sampled else None,
+                    logprob=sampled.logprob if sampled else None,
+                    top_logprobs=sampled.top_logprobs if sampled else (),
+                    prompt_logprobs=output.prompt_logprobs,
+                    num_chosen_blocks=stats.num_chosen / max(stats.num_choices, 1),
+                    recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
+                )
+            )
+        return results
+
+    def _attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        segments: Sequence[Segment],
+        sessions: Sequence[WorkerSession],
+        failed: Failures,
+    ) -> torch.Tensor:
+        """Attention of all segments in one layer: q [T, Hq, D], k, v [T, Hkv, D] -> [T, Hq, D]."""
+        out = torch.zeros_like(q)
+        start = 0
+        for segment, session in zip(segments, sessions, strict=True):
+            rows = slice(start, start + len(segment.token_ids))
+            start = rows.stop
+            if segment.session_id not in failed:
+
+                def run(rows: slice = rows, session: WorkerSession = session) -> None:
+                    out[rows] = self._attend_one(session, layer, q[rows], k[rows], v[rows]).to(out.dtype)
+
+                self._guard(failed, segment.session_id, run)
+        return out
+
+    def _attend_one(
+        self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        # Rounded once to the stored type, so that results do not depend on where a chunk ends.
+        keys, values = k.to(self._storage), v.to(self._storage)
+        self._store(session, layer, keys, values)
+        if session.decode_step is not None:
+            return self._decode(session, layer, q[0])[None]
+        out = self._prefill(session, layer, q, keys, values)
+        if session.memory.preselect_block:
+            self._keep_tail(session, layer, q)
+        return out
+
+    def _store(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """K, V [T, Hkv, D] go to DRAM; a block that already lies in a slot is kept true or forgotten."""
+        start, size = session.num_tokens, self._layout.block_size
+        with self._timer("append"):
+            self._kv.append(session.session_id, layer, start, keys.cpu(), values.cpu())
+            slot = session.cache.slot_of(layer, start // size) if len(keys) == 1 else -1
+            if slot >= 0:
+                self._reader.write_row(slot, start % size, keys[0], values[0])
+            else:
+                self._forget(session, layer, start, start + len(keys))
+
+    def _forget(self, session: WorkerSession, layer: int, start: int, end: int) -> None:
+        session.cache.forget(layer, start // self._layout.block_size, self._layout.num_blocks(end))
+
+    def _keep_tail(self, session: WorkerSession, layer: int, queries: torch.Tensor) -> None:
+        """Keeps the prompt's last queries; after the last chunk they decide the preselection."""
+        kept = session.tail_queries.get(layer)
+        joined = queries if kept is None else torch.cat((kept, queries))
+        session.tail_queries[layer] = joined[-PRESELECT_QUERIES:].float()
+        end = session.num_tokens + len(queries)
+        if end >= session.prompt_tokens:
+            span = Span.at(end - 1, session.memory, self._layout.block_size)
+            self._chooser.preselect(session, layer, span)
+
+
+def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:
+    return sum(s.cache.num_hits for s in sessions), sum(s.cache.num_misses for s in sessions)

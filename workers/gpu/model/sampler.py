@@ -1,0 +1,176 @@
+"""Draws the next token of each session of a batch.
+
+Order, as in vLLM: penalties, temperature, min-p, top-k, top-p. Reported log-probabilities are the model's,
+before all of these. A row's draw depends on its logits, seed and step alone, never on its neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moorage.workers.spec import SamplingSpec
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this are greedy: dividing by them would overflow."""
+_MASK = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """One row of logits to draw from. The counts may be None while `needs_counts` is false."""
+
+    spec: SamplingSpec
+    step: int
+    """Tokens generated so far."""
+    prompt_counts: Tensor | None = None
+    """Integers [V]: how often each token stands in the prompt."""
+    generated_counts: Tensor | None = None
+    """Integers [V]: how often each token was generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """The token drawn from one row."""
+
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """The `num_logprobs` likeliest tokens, best first."""
+    error: str | None = None
+    """Why nothing could be drawn; then the other fields mean nothing."""
+
+
+def needs_counts(spec: SamplingSpec) -> bool:
+    """Whether rows of `spec` need token counts."""
+    return spec.repetition_penalty != 1 or spec.presence_penalty != 0 or spec.frequency_penalty != 0
+
+
+def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
+    """One token for each row of `logits` f32 [n, V]; `logits` stay as they are."""
+    if not rows:
+        return []
+    token_ids = _draw(shape_logits(logits, rows), rows)
+    log_mass = logits.logsumexp(-1)
+    logprobs = logits.gather(1, token_ids[:, None])[:, 0] - log_mass
+    num_top = min(max(row.spec.num_logprobs for row in rows), logits.shape[1])
+    top = logits.topk(num_top, dim=-1)
+    top_logprobs = (top.values - log_mass[:, None]).tolist()
+    columns = zip(token_ids.tolist(), logprobs.tolist(), top.indices.tolist(), top_logprobs, strict=True)
+    return [
+        _sampled(row, *column, finite)
+        for row, column, finite in zip(rows, columns, log_mass.isfinite().tolist(), strict=True)
+    ]
+
+
+def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Logits [n, V] whose softmax is what each row draws from; excluded tokens get -inf.
+
+    Greedy rows are penalised only.
+    """
+    shaped = _penalise(logits, rows)
+    drawn = [index for index, row in enumerate(rows) if not _is_greedy(row.spec)]
+    if not drawn:
+        return shaped
+    specs = [rows[index].spec for index in drawn]
+    part = shaped[drawn] / _column([spec.temperature for spec in specs], logits)
+    part = _truncate(part, specs)
+    return part if len(drawn) == len(rows) else shaped.index_copy(0, _index(drawn, logits), part)
+
+
+def _sampled(
+    row: SampleRow, token_id: int, logprob: float, top_ids: list[int], top_logprobs: list[float], finite: bool
+) -> Sampled:
+    if not finite:
+        return Sampled(0, math.nan, error="the model's logits are not finite; set model.dtype to float32")
+    count = row.spec.num_logprobs
+    return Sampled(token_id, logprob, tuple(zip(top_ids[:count], top_logprobs[:count], strict=True)))
+
+
+def _is_greedy(spec: SamplingSpec) -> bool:
+    return spec.temperature < GREEDY_BELOW
+
+
+def _penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Repetition (CTRL, arXiv 1909.05858) by prompt and output; presence and frequency by output alone."""
+    indices = [index for index, row in enumerate(rows) if needs_counts(row.spec)]
+    if not indices:
+        return logits
+    chosen = [rows[index] for index in indices]
+    prompt = _stack(row.prompt_counts for row in chosen)
+    generated = _stack(row.generated_counts for row in chosen)
+    part = logits[indices]
+    repetition = _column([row.spec.repetition_penalty for row in chosen], logits)
+    repeated = torch.where(part > 0, part / repetition, part * repetition)
+    part = torch.where((prompt > 0) | (generated > 0), repeated, part)
+    part = part - _column([row.spec.frequency_penalty for row in chosen], logits) * generated
+    part = part - _column([row.spec.presence_penalty for row in chosen], logits) * (generated > 0)
+    return logits.index_copy(0, _index(indices, logits), part)
+
+
+def _stack(counts: Iterable[Tensor | None]) -> Tensor:
+    present = [count for count in counts if count is not None]
+    assert present, "rows with penalties need counts"
+    return torch.stack(present)
+
+
+def _truncate(logits: Tensor, specs: Sequence[SamplingSpec]) -> Tensor:
+    """min-p, then top-k, then top-p; ties at the k-th logit all stay."""
+    if any(spec.min_p > 0 for spec in specs):
+        floors = _column([math.log(spec.min_p) if spec.min_p > 0 else -math.inf for spec in specs], logits)
+        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + floors, -math.inf)
+    vocab_size = logits.shape[1]
+    sizes = [spec.top_k if 0 < spec.top_k < vocab_size else vocab_size for spec in specs]
+    needs_top_p = any(spec.top_p < 1 for spec in specs)
+    if not needs_top_p and min(sizes) == vocab_size:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    cutoffs = ordered.gather(1, _index(sizes, logits)[:, None] - 1)
+    logits, ordered = (part.masked_fill(part < cutoffs, -math.inf) for part in (logits, ordered))
+    if not needs_top_p:
+        return logits
+    probs = ordered.softmax(-1, dtype=torch.float64)
+    mass_before = probs.cumsum(-1) - probs
+    excluded = mass_before >= _column([spec.top_p if spec.top_p < 1 else 2.0 for spec in specs], probs)
+    excluded[:, 0] = False
+    return logits.masked_fill(torch.empty_like(excluded).scatter_(1, order, excluded), -math.inf)
+
+
+def _draw(shaped: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Token ids int64 [n]: the largest logit of greedy rows, else by inverting the cumulative sum."""
+    token_ids = shaped.argmax(-1)
+    drawn = [index for index, row in enumerate(rows) if not _is_greedy(row.spec)]
+    if not drawn:
+        return token_ids
+    mass = shaped[drawn].softmax(-1, dtype=torch.float64).cumsum(-1)
+    total = mass[:, -1:]
+    uniform = _column([_uniform(rows[index].spec.seed, rows[index].step) for index in drawn], mass)
+    # Strictly below the total, so that the token found always has mass of its own.
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    found = torch.searchsorted(mass, target, right=True)[:, 0].clamp(max=shaped.shape[1] - 1)
+    return token_ids.index_copy(0, _index(drawn, shaped), found)
+
+
+def _uniform(seed: int, step: int) -> float:
+    """A number in [0, 1) that is a pure function of seed and step: element `step` of a SplitMix64 stream."""
+    state = _mix(seed & _MASK) + (step + 1) * 0x9E3779B97F4A7C15
+    return (_mix(state & _MASK) >> 11) / 2**53
+
+
+def _mix(value: int) -> int:
+    """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _index(values: Sequence[int], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device=like.device)

@@ -1,0 +1,156 @@
+"""Weights of a decoder: room for them, and their way there from safetensors files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moorage.workers.errors import InvalidModel, ResourceExhausted
+from moorage.workers.gpu.model.checkpoint import TensorHeader, read_headers, read_tensors
+from moorage.workers.gpu.model.naming import Slot, decoder_name, is_redundant, slots
+from moorage.workers.spec import ModelSpec
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and in all."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One layer. Matrices are [out, in]; q, k, v lie in one matrix in this order, as do gate and up."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    output: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+    qkv_bias: Tensor | None
+    output_bias: Tensor | None
+    gate_up_bias: Tensor | None
+    down_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """A whole decoder. With tied embeddings `lm_head` is `embed` itself."""
+
+    embed: Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor
+    lm_head: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all tensors, each counted once."""
+        return sum({id(tensor): tensor.nbytes for tensor in self._tensors()}.values())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from (self.embed, self.norm, self.lm_head)
+        for layer in self.layers:
+            for field in fields(layer):
+                tensor = getattr(layer, field.name)
+                if tensor is not None:
+                    yield tensor
+
+
+def resolve_dtype(name: str, spec: ModelSpec) -> torch.dtype:
+    """Torch's float32, bfloat16 or float16; auto is the checkpoint's own type. Raises InvalidModel."""
+    dtype = _DTYPES.get(spec.dtype if name == "auto" else name)
+    if dtype is None:
+        raise InvalidModel(f"model.dtype is {name!r}; use auto, {', '.join(_DTYPES)}")
+    return dtype
+
+
+def load_weights(
+    directory: str | Path,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> DecoderWeights:
+    """Read a checkpoint's safetensors onto `device`, tensor by tensor, shard by shard.
+
+    Names and shapes are checked before anything is read. Raises InvalidModel naming the file and the tensor,
+    and ResourceExhausted when the device has no room.
+    """
+    directory = Path(directory)
+    headers = {decoder_name(name): header for name, header in read_headers(directory).items()}
+    _check(directory, spec, headers, slots(spec, _allocate(spec, dtype, torch.device("meta"))))
+    weights = _allocate(spec, dtype, device)
+    filled = slots(spec, weights)
+    wanted = [headers[name] for name in filled]
+    total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
+    for header, tensor in read_tensors(wanted):
+        filled[decoder_name(header.name)].fill(tensor)
+        done_bytes += header.num_bytes
+        if progress is not None:
+            progress(done_bytes, total_bytes)
+    return weights
+
+
+def _check(
+    directory: Path, spec: ModelSpec, headers: dict[str, TensorHeader], expected: dict[str, Slot]
+) -> None:
+    for name, slot in expected.items():
+        if name not in headers:
+            raise InvalidModel(
+                f"{directory}: tensor {name} is missing; download the weights again, or correct config.json"
+            )
+        if headers[name].shape != slot.shape:
+            raise InvalidModel(
+                f"{headers[name].file}: tensor {name} has shape {list(headers[name].shape)} where "
+                f"config.json makes it {list(slot.shape)}; weights and config.json must be of one model"
+            )
+    for name, header in headers.items():
+        if name not in expected and not is_redundant(name, spec):
+            raise InvalidModel(
+                f"{header.file}: tensor {name} has no place in a {spec.family} model by config.json; "
+                "weights and config.json must be of one model"
+            )
+
+
+def _allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    try:
+        embed = empty(spec.vocab_size, spec.hidden_size)
+        return DecoderWeights(
+            embed=embed,
+            layers=tuple(_allocate_layer(spec, empty) for _ in range(spec.num_layers)),
+            norm=empty(spec.hidden_size),
+            lm_head=embed if spec.tie_word_embeddings else empty(spec.vocab_size, spec.hidden_size),
+        )
+    except torch.OutOfMemoryError:
+        needed = _allocate(spec, dtype, torch.device("meta")).num_bytes
+        raise ResourceExhausted(
+            f"the weights need {needed / 1e9:.2f} GB, more than {device} has; use a smaller model or dtype"
+        ) from None
+
+
+def _allocate_layer(spec: ModelSpec, empty: Callable[..., Tensor]) -> LayerWeights:
+    hidden, head_dim, intermediate = spec.hidden_size, spec.head_dim, spec.intermediate_size
+    num_q_rows = spec.num_heads * head_dim
+    num_qkv_rows = num_q_rows + 2 * spec.num_kv_heads * head_dim
+    return LayerWeights(
+        input_norm=empty(hidden),
+        qkv=empty(num_qkv_rows, hidden),
+        output=empty(hidden, num_q_rows),
+        post_norm=empty(hidden),
+        gate_up=empty(2 * intermediate, hidden),
+        down=empty(hidden, intermediate),
+        qkv_bias=empty(num_qkv_rows) if spec.qkv_bias else None,
+        output_bias=empty(hidden) if spec.output_bias else None,
+        gate_up_bias=empty(2 * intermediate) if spec.mlp_bias else None,
+        down_bias=empty(hidden) if spec.mlp_bias else None,
+        q_norm=empty(head_dim) if spec.qk_norm else None,
+        k_norm=empty(head_dim) if spec.qk_norm else None,
+    )

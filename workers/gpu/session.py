@@ -1,0 +1,79 @@
+"""What a GPU worker holds for one session beside its slots. All of it can be rebuilt from tokens and DRAM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.workers.gpu.block_cache import BlockCache
+from moorage.workers.gpu.positions import Entries, Rotations, Span
+from moorage.workers.spec import MemorySpec, SamplingSpec
+
+Int32 = NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Choice:
+    """Blocks chosen in one layer, and when."""
+
+    ids: Int32
+    """[S, k] with S = 1 (shared) or one row for each KV head."""
+    decode_step: int
+    near_block: int
+    """First near block at that step; blocks that left the window since are attended as well."""
+
+
+@dataclass(slots=True)
+class DecodeStep:
+    """Geometry of the current decode step, the same for all layers."""
+
+    span: Span
+    near: Entries
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """Sums over the layers of one step; the worker resets them at its start."""
+
+    num_chosen: int = 0
+    num_choices: int = 0
+    recall: list[float] = field(default_factory=list)
+
+    def add_choice(self, num_blocks: int) -> None:
+        """Counts the distant blocks attended in one layer."""
+        self.num_chosen += num_blocks
+        self.num_choices += 1
+
+
+@dataclass(slots=True)
+class WorkerSession:
+    """One session on one worker."""
+
+    session_id: int
+    memory: MemorySpec
+    sampling: SamplingSpec
+    prompt_tokens: int
+    max_tokens: int
+    cache: BlockCache
+    rotations: Rotations
+    num_tokens: int = 0
+    """Tokens whose K and V are stored in all layers."""
+    num_generated: int = 0
+    choices: dict[int, Choice] = field(default_factory=dict)
+    decode_step: DecodeStep | None = None
+    stats: SessionStats = field(default_factory=SessionStats)
+    tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Scoring queries of the last prompt tokens by layer, [n, Hq, D]; kept only for a preselection."""
+    prompt_counts: torch.Tensor | None = None
+    generated_counts: torch.Tensor | None = None
+    """[vocab] int32 counts, kept only when a penalty is on."""
+    last_logprobs: torch.Tensor | None = None
+    """[vocab] of the last position, kept while prompt log-probabilities are asked for."""
+
+    @property
+    def decode_index(self) -> int:
+        """How many decode steps came before the current token's."""
+        return self.num_tokens - self.prompt_tokens

@@ -1,0 +1,48 @@
+"""A GPU worker: model, engine and links to the KV actors. Runs with or without Ray."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from moorage.workers.errors import InvalidConfig
+from moorage.workers.gpu.engine import Engine
+from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.settings import WorkerSettings
+from moorage.workers.kv.link import Link
+from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.spec import StepPlan, StepResult
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `gpu_workers.device` names. Raises InvalidConfig for cuda where there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig("gpu_workers.device: cuda is asked for and this host has none; use auto or cpu")
+    return torch.device(name)
+
+
+class GpuWorker:
+    """One model on one device with links to every shard of the KV store."""
+
+    def __init__(self, settings: WorkerSettings, links: list[Link]) -> None:
+        if settings.num_threads:
+            torch.set_num_threads(settings.num_threads)
+        self.device = pick_device(settings.device)
+        self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks)
+        decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device)
+        self.engine = Engine(decoder, settings.spec, settings.layout, self._kv, self.device, settings.engine)
+
+    def step(self, plan: StepPlan) -> StepResult:
+        """Runs one plan; see Engine.step."""
+        return self.engine.step(plan)
+
+    def pid(self) -> int:
+        """Of the process that runs this worker."""
+        return os.getpid()
+
+    def close(self) -> None:
+        """Leaves the KV actors; their sessions stay."""
+        self._kv.close()

@@ -1,0 +1,177 @@
+"""The shape of a model, read from a Hugging Face directory without torch or transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from moorage.workers.errors import InvalidModel
+from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_rope import read_rope
+from moorage.workers.spec import ModelSpec
+
+ARCHITECTURES: Mapping[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "YiForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "InternLM2ForCausalLM": "internlm2",
+}
+"""Family of each architecture that can be served."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class _Biases:
+    qkv: bool = False
+    output: bool = False
+    mlp: bool = False
+
+
+def read_model_spec(directory: str | Path) -> ModelSpec:
+    """ModelSpec from `config.json` and, where there is one, `generation_config.json`.
+
+    Raises InvalidModel with the file, the field and the fix when the model can't be served as it is.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InvalidModel(
+            f"{directory}: no such model directory; set model.path to a Hugging Face directory"
+        )
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InvalidModel(f"{path}: missing; set model.path to a directory in the Hugging Face layout")
+    config = Fields.read(path)
+    family = _family(config)
+    _check_plain(config, family)
+    return _spec(config, family, _eos_token_ids(directory, config))
+
+
+def _spec(config: Fields, family: str, eos_token_ids: tuple[int, ...]) -> ModelSpec:
+    num_heads = config.positive_int("num_attention_heads")
+    num_kv_heads = config.positive_int("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise config.wrong("num_key_value_heads", f"a divisor of num_attention_heads {num_heads}")
+    head_dim = _head_dim(config, family, num_heads)
+    biases = _biases(config, family)
+    return ModelSpec(
+        family=family,
+        num_layers=config.positive_int("num_hidden_layers"),
+        hidden_size=config.positive_int("hidden_size"),
+        intermediate_size=config.positive_int("intermediate_size"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        vocab_size=config.positive_int("vocab_size"),
+        max_position_embeddings=config.positive_int("max_position_embeddings"),
+        rms_norm_eps=config.positive_float("rms_norm_eps", 1e-6),
+        rope=read_rope(config, head_dim),
+        tie_word_embeddings=config.flag("tie_word_embeddings"),
+        qkv_bias=biases.qkv,
+        output_bias=biases.output,
+        mlp_bias=biases.mlp,
+        qk_norm=family == "qwen3",
+        dtype=_dtype(config),
+        bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
+        eos_token_ids=eos_token_ids,
+    )
+
+
+def _family(config: Fields) -> str:
+    names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise config.wrong("architectures", "a list of names")
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    model_type = config.get("model_type")
+    if not names and model_type in ARCHITECTURES.values():
+        return str(model_type)
+    shown = ", ".join(map(str, names)) or f"with model_type {model_type!r}"
+    raise InvalidModel(
+        f"{config.source}: architecture {shown} is not supported; use one of {', '.join(ARCHITECTURES)}"
+    )
+
+
+def _check_plain(config: Fields, family: str) -> None:
+    """Refuse what the decoder would silently compute otherwise than the model's authors did."""
+    if config.get("quantization_config") is not None:
+        raise InvalidModel(
+            f"{config.source}: quantization_config is set; use the checkpoint with plain float weights"
+        )
+    if config.get("hidden_act") not in (None, "silu", "swish"):
+        raise config.wrong("hidden_act", "silu, the only supported activation")
+    if _window_is_active(config, family):
+        window = config.positive_int("sliding_window", 4096)
+        raise InvalidModel(
+            f"{config.source}: sliding_window {window} is active and not supported; set it to null to attend "
+            "the whole context, or use a checkpoint trained without it"
+        )
+
+
+def _window_is_active(config: Fields, family: str) -> bool:
+    """Whether some layer would see less than its whole context, by transformers' rules and defaults."""
+    if family in ("qwen2", "qwen3"):
+        may_slide = config.flag("use_sliding_window") and _some_qwen_layer_slides(config)
+    else:
+        may_slide = family == "mistral"
+    if not may_slide or config.values.get("sliding_window", 4096) is None:
+        return False
+    return config.positive_int("sliding_window", 4096) < config.positive_int("max_position_embeddings")
+
+
+def _some_qwen_layer_slides(config: Fields) -> bool:
+    layer_types = config.get("layer_types")
+    if isinstance(layer_types, list):
+        return any(name != "full_attention" for name in layer_types)
+    num_full_layers = config.get("max_window_layers")
+    if not isinstance(num_full_layers, int):
+        num_full_layers = 28
+    return num_full_layers < config.positive_int("num_hidden_layers")
+
+
+def _head_dim(config: Fields, family: str, num_heads: int) -> int:
+    hidden_size = config.positive_int("hidden_size")
+    given = config.optional_positive_int("head_dim")
+    if given is None and family == "qwen3":
+        given = 128
+    if given is None and hidden_size % num_heads:
+        raise config.wrong("hidden_size", f"a multiple of num_attention_heads {num_heads}, or head_dim given")
+    head_dim = hidden_size // num_heads if given is None else given
+    if head_dim % 16:
+        name = "head_dim" if given else "hidden_size / num_attention_heads"
+        raise InvalidModel(f"{config.source}: {name} is {head_dim}; only multiples of 16 are supported")
+    return head_dim
+
+
+def _biases(config: Fields, family: str) -> _Biases:
+    if family == "qwen2":
+        return _Biases(qkv=True)
+    if family == "mistral":
+        return _Biases()
+    if family == "internlm2":
+        both = config.flag("bias", True)
+        return _Biases(qkv=both, output=both)
+    both = config.flag("attention_bias")
+    return _Biases(qkv=both, output=both, mlp=family == "llama" and config.flag("mlp_bias"))
+
+
+def _dtype(config: Fields) -> str:
+    name = "dtype" if config.get("dtype") is not None else "torch_dtype"
+    dtype = config.get(name)
+    if dtype is None:
+        return "float32"
+    if dtype not in DTYPES:
+        raise config.wrong(name, ", ".join(DTYPES))
+    return str(dtype)
+
+
+def _eos_token_ids(directory: Path, config: Fields) -> tuple[int, ...]:
+    ids = config.token_ids("eos_token_id")
+    generation = directory / "generation_config.json"
+    if generation.is_file():
+        ids += Fields.read(generation).token_ids("eos_token_id")
+    return tuple(dict.fromkeys(ids))

@@ -1,0 +1,111 @@
+"""The rotary embedding that a `config.json` names, in transformers 5's keys or the older ones."""
+
+from __future__ import annotations
+
+from moorage.workers.errors import InvalidModel
+from moorage.workers.hf_fields import Fields
+from moorage.workers.spec import RopeSpec
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_OLD_NAMES = {"su": "longrope"}
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def read_rope(config: Fields, head_dim: int) -> RopeSpec:
+    """RopeSpec of a model whose heads have `head_dim` channels.
+
+    Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (older); as in transformers,
+    `rope_scaling` wins where both are given. Raises InvalidModel for an unknown type or a bad field.
+    """
+    rope = _rope_fields(config)
+    rope_type = _rope_type(rope)
+    max_positions = config.positive_int("max_position_embeddings")
+    rotary_dim = _rotary_dim(rope, head_dim)
+    theta = rope.positive_float("rope_theta", 10000.0)
+    if theta <= 1:
+        raise rope.wrong("rope_theta", "a number above 1")
+    base = {
+        "rope_type": rope_type,
+        "theta": theta,
+        "rotary_dim": rotary_dim,
+        "max_position_embeddings": max_positions,
+    }
+    if rope_type == "default":
+        return RopeSpec(**base)  # type: ignore[arg-type]
+    if rope_type in ("linear", "dynamic"):
+        return RopeSpec(**base, factor=rope.positive_float("factor"))  # type: ignore[arg-type]
+    original = rope.positive_int("original_max_position_embeddings", max_positions)
+    read = {"yarn": _yarn, "longrope": _longrope, "llama3": _llama3}[rope_type]
+    special = read(rope, max_positions / original, rotary_dim)
+    return RopeSpec(**base, original_max_position_embeddings=original, **special)  # type: ignore[arg-type]
+
+
+def _rope_fields(config: Fields) -> Fields:
+    """One flat object: the model's rope object, completed from the top level of the configuration."""
+    rope = config.child("rope_scaling") or config.child("rope_parameters")
+    if rope is not None and any(name in rope.values for name in _LAYER_TYPES):
+        rope = _of_full_attention(rope)
+    values = {} if rope is None else dict(rope.values)
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if values.get(name) is None:
+            values[name] = config.get(name)
+    if config.get("original_max_position_embeddings") is not None:
+        values["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
+    return Fields(values, config.source if rope is None else rope.source)
+
+
+def _of_full_attention(rope: Fields) -> Fields:
+    flat = rope.child("full_attention")
+    if flat is None or rope.get("sliding_attention") is not None:
+        raise InvalidModel(
+            f"{rope.source}: differs by layer type; only models with one rotary embedding are supported"
+        )
+    return flat
+
+
+def _rope_type(rope: Fields) -> str:
+    name = rope.get("rope_type") or rope.get("type") or "default"
+    name = _OLD_NAMES.get(name, name) if isinstance(name, str) else name
+    if name not in ROPE_TYPES or rope.get("mrope_section") is not None:
+        shown = f"{name} with mrope_section" if name in ROPE_TYPES else repr(name)
+        raise InvalidModel(f"{rope.source}: rope_type {shown} is not supported; use {', '.join(ROPE_TYPES)}")
+    return str(name)
+
+
+def _rotary_dim(rope: Fields, head_dim: int) -> int:
+    rotary_dim = int(head_dim * rope.positive_float("partial_rotary_factor", 1.0))
+    if rotary_dim % 2 or not 4 <= rotary_dim <= head_dim:
+        raise rope.wrong(
+            "partial_rotary_factor", f"an even share of head_dim {head_dim}, at least 4 channels"
+        )
+    return rotary_dim
+
+
+def _yarn(rope: Fields, ratio: float, rotary_dim: int) -> dict[str, object]:
+    del rotary_dim
+    return {
+        "factor": rope.positive_float("factor", ratio),
+        "attention_factor": rope.optional_positive_float("attention_factor"),
+        "beta_fast": rope.positive_float("beta_fast", 32.0),
+        "beta_slow": rope.positive_float("beta_slow", 1.0),
+        "mscale": rope.optional_positive_float("mscale"),
+        "mscale_all_dim": rope.optional_positive_float("mscale_all_dim"),
+        "truncate": rope.flag("truncate", True),
+    }
+
+
+def _longrope(rope: Fields, ratio: float, rotary_dim: int) -> dict[str, object]:
+    return {
+        "factor": rope.positive_float("factor", ratio),
+        "attention_factor": rope.optional_positive_float("attention_factor"),
+        "short_factor": rope.positive_floats("short_factor", rotary_dim // 2),
+        "long_factor": rope.positive_floats("long_factor", rotary_dim // 2),
+    }
+
+
+def _llama3(rope: Fields, ratio: float, rotary_dim: int) -> dict[str, object]:
+    del ratio, rotary_dim
+    low, high = rope.positive_float("low_freq_factor"), rope.positive_float("high_freq_factor")
+    if high <= low:
+        raise rope.wrong("high_freq_factor", f"above low_freq_factor {low:g}")
+    return {"factor": rope.positive_float("factor"), "low_freq_factor": low, "high_freq_factor": high}

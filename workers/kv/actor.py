@@ -1,0 +1,203 @@
+"""The KV actor: a store and its mailbox in a process of their own. The Ray shell adds nothing but a name."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+import numba
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from moorage.workers.errors import Unavailable
+from moorage.workers.kv.link import Link
+from moorage.workers.kv.mailbox_link import MailboxLink
+from moorage.workers.kv.mailbox_server import MailboxServer
+from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest, Storage, StoreStats
+from moorage.workers.kv.ray_link import RayLink
+from moorage.workers.kv.store import KvStore
+from moorage.workers.kv.warm_up import warm_up
+from moorage.workers.spec import KvLayout
+
+
+class KvActor:
+    """What Ray runs. Workers of the same host use the mailbox; all others call these methods."""
+
+    def __init__(self, layout: KvLayout, num_pages: int, num_threads: int) -> None:
+        """Compiles the kernels as well, so that an actor that answers is ready."""
+        numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+        warm_up(layout)
+        self._store = KvStore(layout, num_pages)
+        self._lock = threading.Lock()
+        self._server = MailboxServer(self._store, lock=self._lock, num_threads=num_threads)
+
+    def contact(self) -> tuple[str, str, KvLayout]:
+        """(host key, mailbox address, layout) for `connect`."""
+        return host_key(), self._server.address, self._store.layout
+
+    def pid(self) -> int:
+        """The process."""
+        return os.getpid()
+
+    def open(self, session_id: int, num_blocks: int) -> None:
+        """As `KvStore.open`."""
+        with self._lock:
+            self._store.open(session_id, num_blocks)
+
+    def resize(self, session_id: int, num_blocks: int) -> None:
+        """As `KvStore.resize`."""
+        with self._lock:
+            self._store.resize(session_id, num_blocks)
+
+    def attach(self, session_id: int) -> int:
+        """As `Link.attach`."""
+        with self._lock:
+            return min(self._store.attach(session_id)[1])
+
+    def write(self, session_id: int, layer: int, start: int, keys: Storage, values: Storage) -> None:
+        """As `KvStore.write`."""
+        with self._lock:
+            self._store.write(session_id, layer, start, _own(keys), _own(values))
+
+    def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
+        """As `KvStore.commit`."""
+        with self._lock:
+            self._store.commit(session_id, layer, start, end)
+
+    def truncate(self, session_id: int, num_tokens: int) -> None:
+        """As `KvStore.truncate`."""
+        with self._lock:
+            self._store.truncate(session_id, num_tokens)
+
+    def select(self, request: SelectRequest) -> SelectReply:
+        """As `KvStore.select`."""
+        with self._lock:
+            return self._store.select(_owned(request))
+
+    def score(self, request: SelectRequest) -> Float32:
+        """As `KvStore.score`."""
+        with self._lock:
+            return self._store.score(_owned(request))
+
+    def choose(self, session_id: int, lse: Float32) -> SelectReply:
+        """As `KvStore.choose`."""
+        with self._lock:
+            return self._store.choose(session_id, _own(lse))
+
+    def mass(self, session_id: int, lse: Float32) -> Float32:
+        """As `KvStore.mass`."""
+        with self._lock:
+            return self._store.mass(session_id, _own(lse))
+
+    def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
+        """As `KvStore.keep`."""
+        with self._lock:
+            self._store.keep(session_id, layer, _own(blocks))
+
+    def gather(self, session_id: int, layer: int, blocks: Int32) -> Storage:
+        """[n, 2, Hkv, B, D]: copies of `blocks`."""
+        layout, kv = self._store.layout, self._store.arena.kv
+        out = np.empty((len(blocks), 2, layout.num_kv_heads, layout.block_size, layout.head_dim), kv.dtype)
+        with self._lock:
+            slots = np.arange(len(blocks), dtype=np.int32)
+            self._store.gather(session_id, layer, _own(blocks), out, slots)
+        return out
+
+    def drop(self, session_id: int) -> None:
+        """As `KvStore.drop`."""
+        with self._lock:
+            self._store.drop(session_id)
+
+    def stats(self) -> StoreStats:
+        """As `KvStore.stats`."""
+        with self._lock:
+            return self._store.stats()
+
+    def check_integrity(self) -> None:
+        """As `KvStore.check_integrity`."""
+        with self._lock:
+            self._store.check_integrity()
+
+    def shutdown(self) -> None:
+        """Ends the mailbox, whose workers see PeerDead, and gives the memory back. Idempotent."""
+        self._server.close()
+        with self._lock:
+            self._store.close()
+
+
+def start_kv_actor(
+    *,
+    name: str,
+    namespace: str,
+    layout: KvLayout,
+    num_pages: int,
+    num_threads: int,
+    num_cpus: float,
+    memory_bytes: int,
+    lifetime: str | None = "detached",
+    node_id: str | None = None,
+) -> Any:
+    """Starts a named actor with its resources declared, on `node_id` if given, and returns its handle.
+
+    The actor is not restarted when it dies: its state would be gone, and an empty store under the old name
+    would hide the loss. Returns at once; the first call to the actor waits until it is ready.
+    """
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": namespace,
+        "lifetime": lifetime,
+        "num_cpus": num_cpus,
+        "memory": memory_bytes,
+        "max_restarts": 0,
+        "max_task_retries": 0,
+    }
+    if node_id is not None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(KvActor).options(**options).remote(layout, num_pages, num_threads)
+
+
+def stop_kv_actor(handle: Any, *, timeout_s: float = 10.0) -> None:
+    """Shuts an actor down and ends its process, even if it does not answer. Idempotent."""
+    with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        ray.get(handle.shutdown.remote(), timeout=timeout_s)
+    ray.kill(handle, no_restart=True)
+
+
+def connect(actor: Any, *, namespace: str | None = None, timeout_s: float = 60.0) -> Link:
+    """A link to an actor, given as handle or name: the mailbox on the same host, else Ray.
+
+    Raises Unavailable when there is no such actor or it does not answer within `timeout_s`.
+    """
+    try:
+        handle = ray.get_actor(actor, namespace=namespace) if isinstance(actor, str) else actor
+        key, address, layout = ray.get(handle.contact.remote(), timeout=timeout_s)
+    except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        raise Unavailable(f"KV actor {actor}: {_first_line(error)}; see that it runs") from error
+    if key == host_key():
+        return MailboxLink(address, timeout_s=timeout_s)
+    return RayLink(handle, layout, timeout_s=timeout_s)
+
+
+def host_key() -> str:
+    """The same for two processes if a mailbox can join them: one boot, one network namespace, one user."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    return f"{boot_id}:{os.stat('/proc/self/ns/net').st_ino}:{os.getuid()}"
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    # Ray hands out read-only views of its object store; the kernels are compiled for writable arrays only.
+    return np.require(array, requirements=["C", "W"])
+
+
+def _owned(request: SelectRequest) -> SelectRequest:
+    return replace(request, queries=_own(request.queries), limits=_own(request.limits))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

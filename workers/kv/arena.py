@@ -1,0 +1,102 @@
+"""The shared memory that holds blocks and anchors."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from contextlib import suppress
+
+import numpy as np
+
+from moorage.workers.errors import InvalidConfig, ResourceExhausted
+from moorage.workers.kv.messages import Storage
+from moorage.workers.spec import KvLayout, KvType
+
+
+class Arena:
+    """`num_pages` pages of anonymous shared memory.
+
+        kv       [layer][page][K|V][kv_head][token][dim]     un-rotated keys, values
+        anchors  [layer][page][kv_head][vector][dim]
+
+    Why this order. Outermost is the layer, since a step touches one layer of many pages, never one page of
+    many layers. A block of one layer, K and V of all heads, is then one piece that suits a DMA copy, and
+    neighbouring pages of one layer touch, so that exact prefill streams a session with sequential reads.
+    Inside a block each KV head has its tokens together: attention and anchor building read whole runs of one
+    head. Pages of one fixed size serve any session, so nothing fragments. Anchors lie apart from the blocks:
+    scoring reads them all, and only them, at the memory's bandwidth.
+
+    The memory belongs to a file descriptor without a name (memfd), so nothing is left behind when the
+    processes that hold it die. It takes `num_pages * layout.page_bytes` bytes exactly.
+    """
+
+    def __init__(self, layout: KvLayout, num_pages: int) -> None:
+        """Raises InvalidConfig without pages, ResourceExhausted when the system refuses the memory."""
+        if num_pages < 1:
+            raise InvalidConfig(
+                f"KV arena: {num_pages} pages; raise kv_store.dram to hold at least one block"
+            )
+        num_bytes = num_pages * layout.page_bytes
+        fd = os.memfd_create("moorage-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, num_bytes)
+            seal_size(fd)
+            self._map(fd, layout, num_pages)
+        except OSError as error:
+            os.close(fd)
+            raise ResourceExhausted(
+                f"KV arena: the system refuses {num_bytes} bytes ({error.strerror}); lower kv_store.dram"
+            ) from error
+
+    @classmethod
+    def attach(cls, fd: int, layout: KvLayout, num_pages: int) -> Arena:
+        """The same memory in another process; takes over `fd`. Raises InvalidConfig when its size differs."""
+        num_bytes = num_pages * layout.page_bytes
+        if os.fstat(fd).st_size != num_bytes:
+            held = os.fstat(fd).st_size
+            os.close(fd)
+            raise InvalidConfig(f"KV arena: holds {held} bytes, {num_bytes} expected; restart both processes")
+        arena = cls.__new__(cls)
+        arena._map(fd, layout, num_pages)
+        return arena
+
+    def _map(self, fd: int, layout: KvLayout, num_pages: int) -> None:
+        self.layout, self.num_pages, self.fd = layout, num_pages, fd
+        memory = mmap.mmap(fd, self.num_bytes)
+        with suppress(
+            OSError
+        ):  # Huge pages of shared memory are off on most systems, and then this is refused.
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        heads, dim = layout.num_kv_heads, layout.head_dim
+        kv_bytes = num_pages * layout.page_kv_bytes
+        flat: Storage = (
+            np.frombuffer(memory, np.uint16)
+            if layout.kv_type is KvType.FP16
+            else np.frombuffer(memory, np.float32)
+        )
+        split = kv_bytes // layout.kv_type.itemsize
+        self.kv: Storage = flat[:split].reshape(
+            layout.num_layers, num_pages, 2, heads, layout.block_size, dim
+        )
+        self.anchors: Storage = flat[split:].reshape(
+            layout.num_layers, num_pages, heads, layout.anchor_vectors, dim
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the memory."""
+        return self.num_pages * self.layout.page_bytes
+
+    def close(self) -> None:
+        """Closes the descriptor; the memory goes when the last array that views it is gone. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self.kv = self.kv[:, :0].copy()
+            self.anchors = self.anchors[:, :0].copy()
+
+
+def seal_size(fd: int) -> None:
+    """Forbids that a memfd shrinks, so that a mapping of it can never fault on memory taken away."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

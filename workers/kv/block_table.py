@@ -1,0 +1,123 @@
+"""Pages: who holds which, and how rows are written into them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moorage.kernels.block_write import write_rows
+from moorage.workers.errors import InvalidRequest, StoreFull
+from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.messages import Int32, Storage
+
+
+class PageAllocator:
+    """Hands out pages lowest first, so that a session's pages are mostly consecutive."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self._is_free = np.ones(num_pages, np.bool_)
+        self.num_free = num_pages
+
+    def take(self, count: int, session_id: int) -> Int32:
+        """`count` pages, ascending. If StoreFull is raised, nothing has changed."""
+        if count > self.num_free:
+            raise StoreFull(
+                f"KV store: session {session_id} needs {count} more blocks, {self.num_free} of "
+                f"{self.num_pages} are free; ask for fewer tokens, wait, or raise kv_store.dram"
+            )
+        pages = np.flatnonzero(self._is_free)[:count].astype(np.int32)
+        self._is_free[pages] = False
+        self.num_free -= count
+        return pages
+
+    def give(self, pages: Int32) -> None:
+        """Takes back pages that `take` handed out."""
+        self._is_free[pages] = True
+        self.num_free += len(pages)
+
+    @property
+    def is_free(self) -> NDArray[np.bool_]:
+        """[num_pages], True where no session holds the page."""
+        return self._is_free
+
+
+@dataclass(slots=True)
+class BlockTable:
+    """One session's pages, the same in all layers, and the tokens written in each layer."""
+
+    session_id: int
+    pages: Int32
+    num_tokens: list[int]
+
+    def check_layer(self, layer: int) -> None:
+        """Raises InvalidRequest for a layer that does not exist."""
+        if not 0 <= layer < len(self.num_tokens):
+            raise InvalidRequest(
+                f"session {self.session_id}: no layer {layer} among {len(self.num_tokens)}; check the model"
+            )
+
+    def check_rows(self, layer: int, start: int, end: int, block_size: int) -> None:
+        """Raises InvalidRequest unless rows [start, end) leave no hole and fit the session's pages."""
+        self.check_layer(layer)
+        if not 0 <= start <= min(end, self.num_tokens[layer]):
+            raise InvalidRequest(
+                f"session {self.session_id}, layer {layer}: rows [{start}, {end}) after "
+                f"{self.num_tokens[layer]} tokens leave a hole; append in order"
+            )
+        if end > len(self.pages) * block_size:
+            raise InvalidRequest(
+                f"session {self.session_id}: token {end} is beyond the {len(self.pages) * block_size} "
+                "reserved; grow the session first"
+            )
+
+    def pages_of(self, layer: int, blocks: Int32, block_size: int) -> Int32:
+        """Pages of written `blocks`; raises InvalidRequest for a block without a token in `layer`."""
+        self.check_layer(layer)
+        num_written = -(-self.num_tokens[layer] // block_size)
+        if len(blocks) and not (blocks.min() >= 0 and blocks.max() < num_written):
+            raise InvalidRequest(
+                f"session {self.session_id}, layer {layer}: blocks {blocks.min()} to {blocks.max()} asked, "
+                f"{num_written} are written; gather written blocks only"
+            )
+        return self.pages[blocks]
+
+    def write(self, arena: Arena, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> int:
+        """Writes rows [T, Hkv, D] from token `start` on; returns the token after the last."""
+        size = arena.layout.block_size
+        keys, values = (_as_rows(rows, arena) for rows in (keys, values))
+        if len(keys) != len(values):
+            raise InvalidRequest(
+                f"session {self.session_id}: {len(keys)} keys, {len(values)} values; give as many"
+            )
+        end = start + len(keys)
+        self.check_rows(layer, start, end, size)
+        if end > start:
+            write_rows(arena.kv[layer], self.pages, start, keys, values)
+            self._clear_rest(arena, layer, start, end)
+        self.num_tokens[layer] = end
+        return end
+
+    def _clear_rest(self, arena: Arena, layer: int, start: int, end: int) -> None:
+        # Pages are reused without a sweep: the first write into a block clears what it does not fill, so no
+        # read of a written block ever shows another session's rows, and no drop has to wait for gigabytes.
+        size = arena.layout.block_size
+        last, filled = divmod(end, size)
+        if filled and start <= last * size:
+            arena.kv[layer, self.pages[last], :, :, filled:] = 0
+
+
+def _as_rows(rows: ArrayLike, arena: Arena) -> Storage:
+    """Rows as the kernels take them: storage type or float32; fp16 of numpy or torch passes as its bits."""
+    layout, array = arena.layout, np.asarray(rows)
+    if array.ndim != 3 or array.shape[1:] != (layout.num_kv_heads, layout.head_dim):
+        raise InvalidRequest(
+            f"rows of shape {array.shape}; expected [tokens, {layout.num_kv_heads}, {layout.head_dim}]"
+        )
+    if array.dtype == np.uint16:
+        array = array.view(np.float16)
+    if array.dtype == np.float16 and arena.kv.dtype == np.uint16:
+        return np.ascontiguousarray(array).view(np.uint16)
+    return np.ascontiguousarray(array, np.float32)

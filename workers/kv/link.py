@@ -1,0 +1,114 @@
+"""How a worker reaches one KV store: the interface, and its form inside one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from numpy.typing import ArrayLike
+
+from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest, Storage, StoreStats
+from moorage.workers.kv.store import KvStore
+
+
+class Link(Protocol):
+    """One worker's way to one KV store. Ids and positions are those of the shard; `KvStore` says more.
+
+    A link serves one thread. `submit_*` return at once, so that several shards work at the same time; one
+    submission may be open on a link. An error in `commit` may come with a later call. Every method raises
+    PeerDead when the store's process is gone.
+    """
+
+    def open(self, session_id: int, num_blocks: int) -> None:
+        """Reserves pages. If StoreFull or InvalidRequest is raised, nothing has changed."""
+
+    def resize(self, session_id: int, num_blocks: int) -> None:
+        """Grows a session, or gives back its unwritten end. If StoreFull is raised, nothing has changed."""
+
+    def attach(self, session_id: int) -> int:
+        """Takes over a session that another link opened; returns the tokens it holds in every layer."""
+
+    def write(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
+        """Stores rows [T, Hkv, D] from token `start` on; they count once they are committed."""
+
+    def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
+        """Rows [start, end) are complete. Takes effect before anything that this link asks later."""
+
+    def truncate(self, session_id: int, num_tokens: int) -> None:
+        """Forgets the tokens after the first `num_tokens`."""
+
+    def submit_select(self, request: SelectRequest) -> Callable[[], SelectReply]:
+        """Asks for the best blocks of this shard alone."""
+
+    def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
+        """Asks for [R, Hq] log-sum-exp; the store keeps the logits for `submit_choose` or `submit_mass`."""
+
+    def submit_choose(self, session_id: int, lse: Float32) -> Callable[[], SelectReply]:
+        """Asks for the best blocks, given the log-sum-exp over all shards."""
+
+    def submit_mass(self, session_id: int, lse: Float32) -> Callable[[], Float32]:
+        """Asks for the softmax mass of each candidate, given the log-sum-exp over all shards."""
+
+    def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
+        """Restricts later selections with `use_preselected` to `blocks`."""
+
+    def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
+        """Copies blocks into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
+
+    def drop(self, session_id: int) -> None:
+        """Frees a session. Idempotent."""
+
+    def stats(self) -> StoreStats:
+        """Counts and bytes."""
+
+    def close(self) -> None:
+        """Ends the link; the sessions stay. Idempotent."""
+
+
+class LocalLink:
+    """A store in the same process and thread."""
+
+    def __init__(self, store: KvStore) -> None:
+        self._store = store
+        self.write = store.write
+        self.commit = store.commit
+        self.truncate = store.truncate
+        self.keep = store.keep
+        self.gather = store.gather
+        self.drop = store.drop
+        self.stats = store.stats
+
+    def open(self, session_id: int, num_blocks: int) -> None:
+        """As `KvStore.open`."""
+        self._store.open(session_id, num_blocks)
+
+    def resize(self, session_id: int, num_blocks: int) -> None:
+        """As `KvStore.resize`."""
+        self._store.resize(session_id, num_blocks)
+
+    def attach(self, session_id: int) -> int:
+        """As `KvStore.attach`."""
+        return min(self._store.attach(session_id)[1])
+
+    def submit_select(self, request: SelectRequest) -> Callable[[], SelectReply]:
+        """Computes at once."""
+        reply = self._store.select(request)
+        return lambda: reply
+
+    def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
+        """Computes at once."""
+        lse = self._store.score(request)
+        return lambda: lse
+
+    def submit_choose(self, session_id: int, lse: Float32) -> Callable[[], SelectReply]:
+        """Computes at once."""
+        reply = self._store.choose(session_id, lse)
+        return lambda: reply
+
+    def submit_mass(self, session_id: int, lse: Float32) -> Callable[[], Float32]:
+        """Computes at once."""
+        mass = self._store.mass(session_id, lse)
+        return lambda: mass
+
+    def close(self) -> None:
+        """The store belongs to whoever made it, and stays."""

@@ -1,0 +1,142 @@
+"""Scores candidates by their anchors, pools the heads and takes the best. Holds no state of any session."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moorage.kernels.block_score import score_blocks
+from moorage.kernels.pool_scores import pool_scores, score_lse
+from moorage.kernels.top_blocks import top_blocks
+from moorage.workers.errors import InvalidRequest
+from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
+from moorage.workers.spec import AnchorType
+
+
+@dataclass(slots=True)
+class Scoring:
+    """Raw logits of one request's candidates, kept between `score` and `choose`."""
+
+    request: SelectRequest
+    candidates: Int32
+    """[n] local block ids, ascending."""
+    limits: Int32
+    """[R]: row r may choose among the first `limits[r]` candidates."""
+    logits: Float32
+    """[R, Hq, n]"""
+
+
+_MAX_SPARE = 4
+"""Buffers kept for the next request."""
+
+
+class Selector:
+    """The steps of a selection over one arena, on buffers that are used again."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._quest = arena.layout.anchor_type is AnchorType.QUEST
+        self._spare: list[Float32] = []
+
+    def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None) -> Scoring:
+        """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""
+        rows, heads = self._check(request)
+        limits = np.clip(request.limits, request.first, max(request.first, num_sealed))
+        first, end = request.first, int(limits.max(initial=request.first))
+        if kept is None:
+            candidates = np.arange(first, end, dtype=np.int32)
+            candidate_pages = pages[first:end]
+            row_limits = (limits - first).astype(np.int32)
+        else:
+            candidates = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)]
+            candidate_pages = pages[candidates]
+            row_limits = np.searchsorted(candidates, limits).astype(np.int32)
+        logits = self._borrow(rows * heads * len(candidates)).reshape(rows, heads, len(candidates))
+        if logits.size:
+            anchors = self._arena.anchors[request.layer]
+            score_blocks(anchors, candidate_pages, request.queries, self._quest, logits)
+        return Scoring(request, candidates, row_limits, logits)
+
+    def lse(self, scoring: Scoring) -> Float32:
+        """[R, Hq]: log of the sum of exp(scale * logit) over each row's candidates; -inf without any."""
+        out = np.full(scoring.logits.shape[:2], -np.inf, np.float32)
+        if scoring.logits.size:
+            score_lse(scoring.logits, scoring.request.scale, scoring.limits, out)
+        return out
+
+    def choose(self, scoring: Scoring, lse: Float32 | None) -> SelectReply:
+        """The best candidates; `lse` [R, Hq] over the blocks of all shards is needed for SOFTMAX only."""
+        request = scoring.request
+        rows, _, count = scoring.logits.shape
+        num_choices = 1 if request.shared else self._arena.layout.num_kv_heads
+        shape = (rows, num_choices, request.k)
+        ids = np.full((rows * num_choices, request.k), -1, np.int32)
+        scores = np.full(ids.shape, -np.inf, np.float32)
+        if rows and count and request.k:
+            pooled = self._pool(scoring, request.shared, lse)
+            limits = np.repeat(scoring.limits, num_choices)
+            top_blocks(pooled.reshape(len(limits), count), limits, request.k, ids, scores)
+            if request.first or len(scoring.candidates) != scoring.candidates[-1] + 1:
+                ids = np.where(ids >= 0, scoring.candidates[ids], np.int32(-1))
+            self._give_back(pooled)
+        return SelectReply(ids.reshape(shape), scores.reshape(shape))
+
+    def mass(self, scoring: Scoring, lse: Float32) -> Float32:
+        """[n]: the softmax mass of each candidate, a mean over heads, summed over the rows."""
+        if not scoring.logits.size:
+            return np.zeros(len(scoring.candidates), np.float32)
+        pooled = self._pool(scoring, True, lse)
+        mass = np.where(np.isfinite(pooled), pooled, np.float32(0)).sum(axis=(0, 1), dtype=np.float32)
+        self._give_back(pooled)
+        return np.asarray(mass, np.float32)
+
+    def release(self, scoring: Scoring) -> None:
+        """Takes the logits' memory back; `scoring` must not be used again."""
+        self._give_back(scoring.logits)
+
+    def _pool(self, scoring: Scoring, shared: bool, lse: Float32 | None) -> Float32:
+        rows, _, count = scoring.logits.shape
+        num_kv_heads = self._arena.layout.num_kv_heads
+        num_choices = 1 if shared else num_kv_heads
+        pooled = self._borrow(rows * num_choices * count).reshape(rows, num_choices, count)
+        request = scoring.request
+        pool_scores(
+            scoring.logits,
+            num_kv_heads,
+            shared,
+            request.scale,
+            scoring.limits,
+            pooled,
+            request.pooling.value,
+            lse,
+        )
+        return pooled
+
+    def _check(self, request: SelectRequest) -> tuple[int, int]:
+        layout, shape = self._arena.layout, request.queries.shape
+        if len(shape) != 3 or shape[1] % layout.num_kv_heads or shape[2] != layout.head_dim:
+            raise InvalidRequest(
+                f"select: queries of shape {shape}; expected [rows, a multiple of {layout.num_kv_heads}, "
+                f"{layout.head_dim}]"
+            )
+        if request.limits.shape != shape[:1] or request.first < 0 or request.k < 0:
+            raise InvalidRequest(
+                f"select: {request.limits.shape} limits for {shape[0]} rows, first {request.first}, "
+                f"k {request.k}; give one limit a row, and nothing negative"
+            )
+        return shape[0], shape[1]
+
+    def _borrow(self, size: int) -> Float32:
+        """A flat buffer of `size`, the smallest spare one that fits if there is one."""
+        fitting = [buffer for buffer in self._spare if buffer.size >= size]
+        if fitting:
+            best = min(fitting, key=lambda buffer: buffer.size)
+            self._spare = [buffer for buffer in self._spare if buffer is not best]
+            return best[:size]
+        return np.empty(size, np.float32)
+
+    def _give_back(self, part: Float32) -> None:
+        base = part if part.base is None else part.base
+        self._spare = [*self._spare[-(_MAX_SPARE - 1) :], base]

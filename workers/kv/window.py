@@ -1,0 +1,91 @@
+"""The shared memory between one worker and one mailbox server, through which arrays pass."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from contextlib import suppress
+
+import numpy as np
+
+from moorage.workers.errors import InvalidRequest
+from moorage.workers.kv.arena import seal_size
+from moorage.workers.kv.messages import Float32, Int32
+
+_ALIGNMENT_BYTES = 64
+_FIRST_BYTES = 1 << 20
+
+
+class Window:
+    """A memfd that both ends map. The worker makes it larger when needed; it never shrinks."""
+
+    def __init__(self, fd: int) -> None:
+        """Takes over `fd`. Raises InvalidRequest unless it is a memfd that can't shrink."""
+        self.fd = fd
+        try:
+            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        except OSError:
+            sealed = 0
+        if not sealed:
+            raise InvalidRequest(
+                "mailbox window: not a memfd sealed against shrinking; connect with MailboxLink"
+            )
+        self._map(os.fstat(fd).st_size)
+
+    @classmethod
+    def create(cls) -> Window:
+        """A new window."""
+        fd = os.memfd_create("moorage-window", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, _FIRST_BYTES)
+        seal_size(fd)
+        return cls(fd)
+
+    def _map(self, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        self._memory = mmap.mmap(self.fd, num_bytes)
+
+    def grow(self, num_bytes: int) -> None:
+        """Makes room for `num_bytes`; what it held stays."""
+        if num_bytes > self.num_bytes:
+            rounded = 1 << (num_bytes - 1).bit_length()
+            os.ftruncate(self.fd, rounded)
+            self._map(rounded)
+
+    def follow(self, num_bytes: int) -> None:
+        """Maps what the other end has grown to. Raises InvalidRequest when the window is smaller."""
+        if num_bytes > self.num_bytes:
+            held = os.fstat(self.fd).st_size
+            if num_bytes > held:
+                raise InvalidRequest(f"mailbox window: {num_bytes} bytes asked, it has {held}; grow it first")
+            self._map(held)
+
+    def floats(self, offset: int, *shape: int) -> Float32:
+        """The float32 array at `offset`: a view, valid until the next request."""
+        self._check(offset, shape)
+        return np.ndarray(shape, np.float32, self._memory, offset)
+
+    def ints(self, offset: int, *shape: int) -> Int32:
+        """The int32 array at `offset`: a view, valid until the next request."""
+        self._check(offset, shape)
+        return np.ndarray(shape, np.int32, self._memory, offset)
+
+    def _check(self, offset: int, shape: tuple[int, ...]) -> None:
+        if offset < 0 or min(shape) < 0 or offset + span(*shape) > self.num_bytes:
+            raise InvalidRequest(f"mailbox window: {shape} at {offset} is outside its {self.num_bytes} bytes")
+
+    def close(self) -> None:
+        """Closes the descriptor and the mapping. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            with suppress(BufferError):  # A view is alive somewhere; the mapping goes with it.
+                self._memory.close()
+
+
+def span(*shape: int) -> int:
+    """Bytes of an array of 4-byte elements, rounded up so that the next array is aligned."""
+    count = 4
+    for size in shape:
+        count *= size
+    return -(-count // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES

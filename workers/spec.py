@@ -1,0 +1,283 @@
+"""Values that cross between rooms and processes. Frozen, typed, and free of torch, ray and numba.
+
+The lower room owns the contract: `runtime` builds these from configuration and requests, `workers` obey them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from moorage.workers.errors import MoorageError
+
+
+class KvType(StrEnum):
+    """How keys and values are stored."""
+
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return 2 if self is KvType.FP16 else 4
+
+
+class AnchorType(StrEnum):
+    """How a sealed block is summarised for scoring."""
+
+    BLOCK_MEAN = "BLOCK_MEAN"
+    """Mean key of each sub-block."""
+    QUEST = "QUEST"
+    """Per-channel maximum and minimum of each sub-block; the score is an upper bound (Quest, ICML 2024)."""
+
+    @property
+    def vectors(self) -> int:
+        """Stored vectors per sub-block."""
+        return 2 if self is AnchorType.QUEST else 1
+
+
+class Positions(StrEnum):
+    """Where a query sees a key."""
+
+    ROPE = "rope"
+    """Every key at its own position."""
+    CLAMPED = "clamped"
+    """Keys outside the local window at one distance, `local_windows_len - 1` (InfLLM)."""
+
+
+class HeadSelectMode(StrEnum):
+    """Which heads share one choice of blocks."""
+
+    SHARED = "SHARED"
+    SEPARATE = "SEPARATE"
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary embedding of a model, as its configuration names it (transformers' `rope_parameters`)."""
+
+    rope_type: str = "default"
+    """default, linear, dynamic, yarn, longrope or llama3."""
+    theta: float = 10000.0
+    rotary_dim: int = 0
+    """Rotated channels of a head; the rest pass through."""
+    max_position_embeddings: int = 2048
+    original_max_position_embeddings: int | None = None
+    factor: float = 1.0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The shape of a decoder, read from a Hugging Face `config.json`."""
+
+    family: str
+    """llama, mistral, qwen2, qwen3 or internlm2."""
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: RopeSpec
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    dtype: str = "float16"
+    """Storage type of the checkpoint: float32, bfloat16 or float16."""
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share a KV head."""
+        return self.num_heads // self.num_kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """Sizes of stored blocks and anchors; the one source of bytes for the arena and for `runtime size`.
+
+    A *page* is one token block across all layers, so a session's pages are one list for every layer.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    kv_type: KvType = KvType.FP16
+    anchor_type: AnchorType = AnchorType.QUEST
+    anchor_num: int = 1
+
+    @property
+    def block_bytes(self) -> int:
+        """K and V of one block of one layer."""
+        return 2 * self.num_kv_heads * self.block_size * self.head_dim * self.kv_type.itemsize
+
+    @property
+    def anchor_vectors(self) -> int:
+        """Anchor vectors per block and KV head."""
+        return self.anchor_type.vectors * self.anchor_num
+
+    @property
+    def anchor_bytes(self) -> int:
+        """Anchors of one block of one layer."""
+        return self.num_kv_heads * self.anchor_vectors * self.head_dim * self.kv_type.itemsize
+
+    @property
+    def page_kv_bytes(self) -> int:
+        """K and V of one block in all layers."""
+        return self.num_layers * self.block_bytes
+
+    @property
+    def page_anchor_bytes(self) -> int:
+        """Anchors of one block in all layers."""
+        return self.num_layers * self.anchor_bytes
+
+    @property
+    def page_bytes(self) -> int:
+        """All that one page takes in the arena."""
+        return self.page_kv_bytes + self.page_anchor_bytes
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens`, the last one possibly partial."""
+        return -(-num_tokens // self.block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySpec:
+    """The axes of one session, resolved from a preset, the configuration and the request."""
+
+    preset: str
+    positions: Positions
+    n_init: int
+    """Sink tokens, always attended; rounded up to whole blocks."""
+    local_windows_len: int
+    """Tokens before and including the query that are always attended."""
+    topk: int | None
+    """Chosen blocks per layer and step; None attends all."""
+    exc_block_size: int
+    """Prompt tokens that share one selection in prefill; 0 prefills exactly, over all past keys."""
+    preselect_block: bool
+    """Restrict decoding to `preselect_block_count` blocks chosen once from the prompt's last queries."""
+    preselect_block_count: int
+    head_select_mode: HeadSelectMode
+    layer_step: int
+    """Layers that share one choice."""
+    token_step: int
+    """Decode steps that share one choice."""
+    dense_layer_num: int
+    """First layers that attend all blocks in decode."""
+    recall_every: int
+    """Decode steps between two recall samples; 0 never measures."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """How the next token is drawn. temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    num_logprobs: int = 0
+    """Alternatives to report beside each sampled token."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Reserve room for a session before its first segment."""
+
+    session_id: int
+    max_tokens: int
+    """Prompt and generated tokens together."""
+    prompt_tokens: int
+    memory: MemorySpec
+    sampling: SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueSession:
+    """Reuse an open session for another prompt that shares its first `keep_tokens`."""
+
+    session_id: int
+    keep_tokens: int
+    max_tokens: int
+    """Prompt, kept tokens included, and generated tokens together."""
+    prompt_tokens: int
+    memory: MemorySpec
+    sampling: SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one session that go through the model in one step."""
+
+    session_id: int
+    start: int
+    """Position of the first token; equals the tokens already held."""
+    token_ids: tuple[int, ...]
+    sample: bool
+    """Draw the next token from the last position."""
+    prompt_logprobs: bool = False
+    """Report the log-probability of every token of the segment, given those before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass of a batch. Drops come first, then opens, then the segments."""
+
+    step_id: int
+    drops: tuple[int, ...] = ()
+    opens: tuple[OpenSession | ContinueSession, ...] = ()
+    segments: tuple[Segment, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentResult:
+    """What one segment brought."""
+
+    session_id: int
+    token_id: int | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    prompt_logprobs: tuple[float, ...] = ()
+    """One for each token of the segment but the prompt's first."""
+    num_chosen_blocks: float = 0.0
+    """Mean over layers of the distant blocks attended in this segment."""
+    recall: float | None = None
+    """Share of the exact attention mass on the attended keys, when sampled in this step."""
+    error: MoorageError | None = None
+    """Why this session alone failed; the others go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step brought, and where its time went."""
+
+    step_id: int
+    segments: tuple[SegmentResult, ...]
+    elapsed_s: float
+    part_s: dict[str, float] = field(default_factory=dict)
+    """Seconds by part: linear, select, gather, attend, sample."""
+    cache_hits: int = 0
+    cache_misses: int = 0
