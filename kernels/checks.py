@@ -26,7 +26,9 @@ def check_array(
         order = "" if array.flags.c_contiguous else ", not C-contiguous"
         names = " or ".join(dtype.name for dtype in dtypes)
         sizes = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name}: {array.dtype} {array.shape}{order}; expected C-contiguous {names} [{sizes}]")
+        raise ValueError(
+            f"{name}: {array.dtype} {array.shape}{order}; expected C-contiguous {names} [{sizes}]"
+        )
 
 
 def check_ids(name: str, ids: NDArray[np.int32], bound: int) -> None:

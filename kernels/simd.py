@@ -5,6 +5,8 @@ stored vectors and up to four queries loads each operand once for four uses, and
 it adds them. Arrays are flat and contiguous; offsets and sizes are in elements and are not checked.
 """
 
+# ruff: noqa: ARG001 - the arguments of an intrinsic are its signature; their values come in `args`.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -40,6 +42,11 @@ def _load(builder: Any, pointer: Any, element: ir.Type) -> Any:
 
 def _shuffle(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    lane = builder.insert_element(ir.Constant(_WIDE, ir.Undefined), value, ir.Constant(_I32, 0))
+    return _shuffle(builder, lane, lane, [0] * LANES)
 
 
 def _lane_sums(builder: Any, vectors: list[Any]) -> list[Any]:
@@ -96,7 +103,8 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
         i = types.int64
         return types.void(stored, i, i, i, i, queries, i, i, out, i, i, types.boolean), build
 
-    return intrinsic(dots)
+    tile: Callable[..., Any] = intrinsic(dots)
+    return tile
 
 
 dots_1 = _dot_tile(1)
@@ -107,6 +115,63 @@ dots_2 = _dot_tile(2)
 """`dots_1` for two queries."""
 dots_4 = _dot_tile(4)
 """`dots_1` for four queries."""
+
+
+def _weigh_tile(num_queries: int) -> Callable[..., Any]:
+    def weigh(
+        _typing: Any, stored: Any, at: Any, count: Any, weights: Any, weights_at: Any, weights_stride: Any, size: Any,
+        out: Any, out_at: Any,
+    ) -> Any:  # fmt: skip
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            element, size = _ELEMENT[kinds[0].dtype], args[6]
+            rows = _pointer(context, builder, kinds[0], args[0], args[1])
+            weight = _pointer(context, builder, kinds[3], args[3], args[4])
+            target = _pointer(context, builder, kinds[7], args[7], args[8])
+            steps = [ir.Constant(_I64, m) for m in range(num_queries)]
+            weights = [builder.gep(weight, [builder.mul(args[5], step)]) for step in steps]
+            sums = [cgutils.alloca_once(builder, _WIDE) for _ in range(2 * num_queries)]
+            width = ir.Constant(_I64, LANES)
+            with cgutils.for_range(builder, builder.sdiv(size, ir.Constant(_I64, 2 * LANES))) as columns:
+                left = builder.mul(columns.index, ir.Constant(_I64, 2 * LANES))
+                places = [
+                    builder.gep(target, [builder.add(builder.mul(size, step), at)])
+                    for step in steps
+                    for at in (left, builder.add(left, width))
+                ]
+                for total, place in zip(sums, places, strict=True):
+                    builder.store(_load(builder, place, ir.FloatType()), total)
+                with cgutils.for_range(builder, args[2]) as row:
+                    first = builder.gep(rows, [builder.add(builder.mul(row.index, size), left)])
+                    vectors = [
+                        _load(builder, pointer, element) for pointer in (first, builder.gep(first, [width]))
+                    ]
+                    for m, line in enumerate(weights):
+                        factor = _splat(builder, builder.load(builder.gep(line, [row.index])))
+                        for vector, total in zip(vectors, sums[2 * m : 2 * m + 2], strict=True):
+                            product = builder.fmul(vector, factor, flags=("contract",))
+                            builder.store(
+                                builder.fadd(product, builder.load(total), flags=("contract",)), total
+                            )
+                for total, place in zip(sums, places, strict=True):
+                    builder.store(builder.load(total), builder.bitcast(place, _WIDE.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(stored, i, i, weights, i, i, i, out, i), build
+
+    tile: Callable[..., Any] = intrinsic(weigh)
+    return tile
+
+
+weigh_1 = _weigh_tile(1)
+"""(stored, at, count, weights, weights_at, weights_stride, size, out, out_at): for query m, adds the sum over
+t < count of weights[weights_at + m * weights_stride + t] * stored[at + t * size : at + (t + 1) * size] to
+out[out_at + m * size : out_at + (m + 1) * size]. `size` is a multiple of 2 * LANES."""
+weigh_2 = _weigh_tile(2)
+"""`weigh_1` for two queries."""
+weigh_4 = _weigh_tile(4)
+"""`weigh_1` for four queries."""
 
 
 @intrinsic

@@ -33,6 +33,9 @@ from moorage.workers.spec import KvLayout, ModelSpec
 
 START_TIMEOUT_S = 600.0
 """Longest wait for a model to load."""
+RAY_START_ATTEMPTS = 3
+CHILD_GRACE_S = 5.0
+"""How long Ray's processes may take to end by themselves."""
 RAY_MEMORY_STOP = "0.98"
 """Ray kills processes above this share of the host's memory; room was reserved before, so it must not."""
 
@@ -154,15 +157,12 @@ class Processes:
     def _stop(self) -> None:
         import ray
 
-        children = psutil.Process().children(recursive=True) if self._owns_ray else []
         if ray.is_initialized():
             for actor in filter(None, (self.worker, *self._kv_actors)):
                 ray.kill(actor)
             ray.shutdown()
-        _, alive = psutil.wait_procs(children, timeout=10)
-        for process in alive:
-            process.kill()
-        psutil.wait_procs(alive, timeout=5)
+        if self._owns_ray:
+            _end_children()
 
     def _init_ray(self) -> None:
         config = self._shape.config
@@ -177,6 +177,20 @@ class Processes:
         if not self._owns_ray:
             ray.init(address=config.ray.address, namespace=config.ray.namespace, log_to_driver=False)
             return
+        for attempt in range(1, RAY_START_ATTEMPTS + 1):
+            try:
+                self._start_ray()
+                return
+            except Exception as error:
+                # Ray gives its processes 15 to 30 s each, which a busy host may exceed.
+                _end_children()
+                if "timed out" not in str(error).lower() or attempt == RAY_START_ATTEMPTS:
+                    raise Unavailable(f"Ray did not start: {' '.join(str(error).split())}") from error
+
+    def _start_ray(self) -> None:
+        import ray
+
+        config = self._shape.config
         ray.init(
             address="local",
             namespace=config.ray.namespace,
@@ -231,6 +245,15 @@ class Processes:
             num_cpus=1,
             num_gpus=1 if _has_gpu(config.gpu_workers.device) else 0,
         )
+
+
+def _end_children() -> None:
+    """Waits for Ray's processes to end, then ends what is left of them."""
+    children = psutil.Process().children(recursive=True)
+    _, alive = psutil.wait_procs(children, timeout=CHILD_GRACE_S)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=CHILD_GRACE_S)
 
 
 def _has_gpu(device: str) -> bool:

@@ -15,7 +15,6 @@ from typing import Any
 
 from moorage.runtime import state
 from moorage.runtime.config import load_cluster_config
-from moorage.runtime.launch import Hooks, Launch, serve
 from moorage.runtime.logs import configure_logs
 from moorage.workers.errors import MoorageError, Unavailable
 
@@ -68,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     os.set_inheritable(options.notify_fd, False)
     configure_logs()
+    from moorage.runtime.launch import Hooks, Launch, serve
+
     with os.fdopen(options.notify_fd, "w", encoding="utf-8") as launcher:
 
         def tell(word: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class Hooks:
     """Who is told: once, when ready, what the ready file holds; and the cluster's state as it serves."""
 
     on_ready: Callable[[dict[str, Any]], None]
-    on_status: Callable[[ClusterStatus], None] = lambda _: None
+    on_status: Callable[[str, ClusterStatus], None] = lambda _address, _status: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +104,16 @@ async def _serve_engine(
         state.write_atomically(launch.ready_file, ready)
     hooks.on_ready(ready)
     try:
-        await _watch(engine, hooks, stop)
+        await _watch(engine, address, hooks, stop)
     finally:
         await server.drain(DRAIN_S)
 
 
-async def _watch(engine: Engine, hooks: Hooks, stop: asyncio.Event) -> None:
+async def _watch(engine: Engine, address: str, hooks: Hooks, stop: asyncio.Event) -> None:
     """Looks at the cluster until it is told to stop. Raises Unavailable if the cluster has failed."""
     while not stop.is_set():
         status = await engine.status()
-        hooks.on_status(status)
+        hooks.on_status(address, status)
         if status.state == "failed":
             raise Unavailable(
                 "the cluster has failed, its worker is gone; look in the log and launch it again"

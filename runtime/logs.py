@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -9,7 +10,11 @@ import structlog
 
 
 def configure_logs() -> None:
-    """Key=value lines with UTC times, coloured on a terminal."""
+    """Key=value lines with UTC times, coloured on a terminal.
+
+    The C core of gRPC tells errors only, if this comes before grpc is imported.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

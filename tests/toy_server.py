@@ -29,18 +29,18 @@ class ToyServer:
 
 
 @contextmanager
-def toy_server(*, ready: bool = True) -> Iterator[ToyServer]:
+def toy_server(*, ready: bool = True, engine: ToyEngine | None = None) -> Iterator[ToyServer]:
     """A real gRPC server on a free port, in a thread."""
     started: list[ToyServer] = []
     up, loop = threading.Event(), asyncio.new_event_loop()
     over = asyncio.Event()
 
     async def run() -> None:
-        server, engine = ApiServer(), ToyEngine()
+        server, served = ApiServer(), engine or ToyEngine()
         address = await server.start("127.0.0.1:0")
         if ready:
-            await server.serve(engine)
-        started.append(ToyServer(address, engine))
+            await server.serve(served)
+        started.append(ToyServer(address, served))
         up.set()
         await over.wait()
         await server.stop()

@@ -1,16 +1,16 @@
 """Errors that cross between rooms. Each carries one line that says what, where and what to do.
 
-    MoorageError
-      +-- InvalidRequest       the caller sent something that can never work
-      |     +-- InvalidConfig  the same, in a configuration file or flag
-      |     +-- InvalidModel   the same, in a model directory
-      +-- NotFound             a named thing does not exist
-      +-- ResourceExhausted    it could work, but not now or not on this machine
-      |     +-- StoreFull      no room left in a KV store
-      +-- Unavailable          a process that is needed is starting, stopping or gone
-      |     +-- PeerDead       the other end of a link went away
-      +-- Cancelled            the caller left
-      +-- DeadlineExceeded     the caller's time ran out
+MoorageError
+  +-- InvalidRequest       the caller sent something that can never work
+  |     +-- InvalidConfig  the same, in a configuration file or flag
+  |     +-- InvalidModel   the same, in a model directory
+  +-- NotFound             a named thing does not exist
+  +-- ResourceExhausted    it could work, but not now or not on this machine
+  |     +-- StoreFull      no room left in a KV store
+  +-- Unavailable          a process that is needed is starting, stopping or gone
+  |     +-- PeerDead       the other end of a link went away
+  +-- Cancelled            the caller left
+  +-- DeadlineExceeded     the caller's time ran out
 """
 
 

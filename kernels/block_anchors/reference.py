@@ -20,4 +20,6 @@ def build_anchors(kv_layer: Storage, anchors_layer: Storage, pages: NDArray[np.i
                 part = keys[i * block_size // count : (i + 1) * block_size // count]
                 vectors = [part.max(axis=0), part.min(axis=0)] if quest else [part.mean(axis=0)]
                 for j, vector in enumerate(vectors):
-                    anchors_layer[page, head, i * len(vectors) + j] = to_storage(vector.astype(np.float32), is_half)
+                    anchors_layer[page, head, i * len(vectors) + j] = to_storage(
+                        vector.astype(np.float32), is_half
+                    )

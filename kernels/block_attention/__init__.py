@@ -46,7 +46,9 @@ def attend_blocks(
     check_array("offset_sin", offset_sin, FLOAT32, offset_cos.shape)
     check_multiple("query heads", query.shape[0], num_kv_heads)
     if two != 2 or query.shape[1:] != (dim,) or query.dtype != torch.float32 or 2 * angle_cos.shape[1] > dim:
-        raise ValueError(f"query {tuple(query.shape)} {query.dtype} does not fit blocks {tuple(blocks.shape)}")
+        raise ValueError(
+            f"query {tuple(query.shape)} {query.dtype} does not fit blocks {tuple(blocks.shape)}"
+        )
     attend = cpu.attend_blocks if query.device.type == "cpu" else gpu.attend_blocks
     rotations = (angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin)
     return attend(query, blocks, (slot, begin, end), rotations, scale)

@@ -1,4 +1,4 @@
-"""Decode attention over blocks in host memory, on all cores: heads side by side, entries split when heads are few."""
+"""Decode attention over blocks in host memory: KV heads side by side, entries split where heads are too few."""
 
 from __future__ import annotations
 
@@ -23,37 +23,79 @@ def attend_blocks(
     """See the package; entries are (slot, begin, end), rotations the five arrays in the order of its arguments."""
     _, _, num_kv_heads, block_size, dim = blocks.shape
     slot, begin, end = entries
-    check_multiple("head size", dim, LANES)
+    check_multiple("head size", dim, 2 * LANES)
     check_ids("slot", slot, len(blocks))
     if len(slot) and not (begin.min() >= 0 and end.max() <= block_size):
         raise ValueError(f"rows {begin.min()} to {end.max()}; expected 0 to {block_size}")
     if blocks.stride()[3:] != (dim, 1):
-        raise ValueError(f"blocks of strides {blocks.stride()}: the rows of a head must lie behind one another")
+        raise ValueError(
+            f"blocks of strides {blocks.stride()}: the rows of a head must lie behind one another"
+        )
     out, lse = np.empty(query.shape, np.float32), np.empty(len(query), np.float32)
-    num_rows = len(slot) * block_size
-    workers = num_workers(2 * num_rows * num_kv_heads * dim * blocks.itemsize)
-    splits = min(-(-workers // num_kv_heads), len(slot))
-    attend = _attend_parallel if workers > 1 and splits else _attend_serial
-    attend(query.contiguous().numpy(), _flat(blocks), blocks.stride()[:3], entries, rotations, scale, splits, out, lse)
+    workers = num_workers(2 * len(slot) * num_kv_heads * block_size * dim * blocks.itemsize)
+    problem = (query.detach().contiguous().numpy(), _flat(blocks), blocks.stride()[:3], entries, rotations)
+    if workers > 1:
+        splits = min(-(-workers // num_kv_heads), len(slot))
+        _attend_parallel(*problem, np.float32(scale), num_kv_heads, splits, out, lse)
+    else:
+        _attend_serial(*problem, np.float32(scale), num_kv_heads, out, lse)
     return torch.from_numpy(out), torch.from_numpy(lse)
 
 
 def _flat(blocks: torch.Tensor) -> Any:
-    """The memory from the first element on as one flat array of stored elements; no copy."""
-    size = sum((count - 1) * stride for count, stride in zip(blocks.shape, blocks.stride(), strict=True)) + 1
+    """The memory from the first element to the last as one flat array of stored elements; no copy."""
+    size = 1 + sum((count - 1) * stride for count, stride in zip(blocks.shape, blocks.stride(), strict=True))
     flat = blocks.as_strided((size if blocks.numel() else 0,), (1,)).numpy()
     return flat.view(np.uint16) if flat.dtype == np.float16 else flat
 
 
 @njit(**SERIAL)
 def _attend_serial(
-    query: Any, stored: Any, strides: Any, entries: Any, rotations: Any, scale: Any, _splits: Any, out: Any, lse: Any
-) -> None:
-    num_kv_heads = strides[1] // max(strides[2], 1)
-    group = len(query) // num_kv_heads
+    query: Any, stored: Any, strides: Any, entries: Any, rotations: Any, scale: Any, num_kv_heads: Any, out: Any,
+    lse: Any,
+) -> None:  # fmt: skip
+    group, count = len(query) // num_kv_heads, len(entries[0])
     for head in range(num_kv_heads):
-        heads = slice(head * group, (head + 1) * group)
+        a, b = head * group, (head + 1) * group
+        base = head * strides[2]
         attend_head(
-            query[heads], stored, head * strides[2], strides[0], strides[1], entries, 0, len(entries[0]), rotations,
-            scale, out[heads], lse[heads],
+            query[a:b], stored, base, strides, entries, 0, count, rotations, scale, out[a:b], lse[a:b]
+        )
+
+
+@njit(**PARALLEL)
+def _attend_parallel(
+    query: Any, stored: Any, strides: Any, entries: Any, rotations: Any, scale: Any, num_kv_heads: Any, splits: Any,
+    out: Any, lse: Any,
+) -> None:  # fmt: skip
+    group, count = len(query) // num_kv_heads, len(entries[0])
+    outs = np.empty((splits, *query.shape), np.float32)
+    lses = np.empty((splits, len(query)), np.float32)
+    for item in prange(num_kv_heads * splits):
+        head, part = item // splits, item % splits
+        a, b = head * group, (head + 1) * group
+        first, last = count * part // splits, count * (part + 1) // splits
+        attend_head(
+            query[a:b], stored, head * strides[2], strides, entries, first, last, rotations, scale,
+            outs[part, a:b], lses[part, a:b],
         )  # fmt: skip
+    _merge(outs, lses, out, lse)
+
+
+@njit(**SERIAL)
+def _merge(outs: Any, lses: Any, out: Any, lse: Any) -> None:
+    """Joins the parts of every query head by their log-sum-exp."""
+    for head in range(len(lse)):
+        peak, total = np.float32(-np.inf), np.float32(0)
+        for part in range(len(lses)):
+            peak = max(peak, lses[part, head])
+        out[head] = 0
+        if peak == -np.inf:
+            lse[head] = peak
+            continue
+        for part in range(len(lses)):
+            weight = exp32(lses[part, head] - peak)
+            total += weight
+            out[head] += weight * outs[part, head]
+        out[head] *= 1 / total
+        lse[head] = peak + np.log(total)

@@ -1,58 +1,64 @@
-"""`attend_blocks` in plain torch operations, for any device."""
+"""Decode attention over blocks in plain torch operations, for any device; no wait for the device anywhere."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from typing import Any
 
-Float32 = NDArray[np.float32]
-Int32 = NDArray[np.int32]
+import torch
+
+from moorage.kernels.merge_lse import merge_lse
+
+Arrays = tuple[Any, ...]
+
+PIECE_BYTES = 256 * 2**20
+"""Most memory of the keys and values that are widened to fp32 at a time."""
 
 
 def attend_blocks(
-    query: torch.Tensor,
-    slots_kv: torch.Tensor,
-    *,
-    slot: Int32,
-    begin: Int32,
-    end: Int32,
-    angle_cos: Float32,
-    angle_sin: Float32,
-    rotate_keys: NDArray[np.uint8],
-    offset_cos: Float32,
-    offset_sin: Float32,
-    scale: float,
+    query: torch.Tensor, blocks: torch.Tensor, entries: Arrays, rotations: Arrays, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out f32 [Hq, D], lse f32 [Hq]) of query [Hq, D] over rows of slots_kv [S, 2, Hkv, B, D]; see `reference.py`."""
-    device = query.device
-    num_heads, dim = query.shape
-    if not len(slot):
-        return torch.zeros(num_heads, dim, device=device), torch.full((num_heads,), -torch.inf, device=device)
+    """See the package; entries are (slot, begin, end), rotations the five arrays in the order of its arguments."""
+    _, _, num_kv_heads, block_size, dim = blocks.shape
+    if not len(entries[0]):
+        return torch.zeros_like(query), query.new_full(query.shape[:1], -torch.inf)
+    piece = max(1, PIECE_BYTES // (8 * num_kv_heads * block_size * dim))
+    slot, begin, end, *turns = (_on(query.device, array) for array in (*entries, *rotations))
+    angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin = turns
+    parts = []
+    for a in range(0, len(slot), piece):
+        part = slice(a, a + piece)
+        keys, values = blocks[slot[part].long()].float().unbind(1)
+        turned = _rotate(keys, offset_cos, offset_sin)
+        keys = torch.where(rotate_keys[part, None, None, None].bool(), turned, keys)
+        spread = query.expand(len(keys), -1, -1)
+        queries = _rotate(spread, angle_cos[part, None], angle_sin[part, None]) * scale
+        row = torch.arange(block_size, device=query.device)
+        hidden = (row < begin[part, None]) | (row >= end[part, None])
+        parts.append(_attend(queries, keys, values, hidden))
+    outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+    return merge_lse(outs, lses)
 
-    def tensor(array: NDArray) -> torch.Tensor:  # type: ignore[type-arg]
-        return torch.from_numpy(array).to(device)
 
-    blocks = slots_kv[tensor(slot).long()].float()
-    keys, values = blocks[:, 0], blocks[:, 1]
-    turned = _rotate(keys, tensor(offset_cos), tensor(offset_sin))
-    keys = torch.where(tensor(rotate_keys).bool()[:, None, None, None], turned, keys)
-    cos, sin = (tensor(part)[:, None] for part in (angle_cos, angle_sin))
-    queries = _rotate(query.float().expand(len(slot), -1, -1), cos, sin)
-    queries = queries.view(len(slot), keys.shape[1], -1, dim)
-    logits = torch.einsum("nhgd,nhbd->nhgb", queries, keys) * scale
-    rows = torch.arange(keys.shape[2], device=device)
-    hidden = (rows < tensor(begin)[:, None]) | (rows >= tensor(end)[:, None])
-    logits.masked_fill_(hidden[:, None, None], -torch.inf)
-    flat = logits.permute(1, 2, 0, 3).flatten(2)
-    lse = torch.logsumexp(flat, dim=-1)
-    weights = torch.exp(flat - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
-    out = weights @ values.transpose(0, 1).flatten(1, 2)
-    return out.reshape(num_heads, dim), lse.reshape(num_heads)
+def _on(device: torch.device, array: Any) -> torch.Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     half = cos.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat((*turned, x[..., 2 * half :]), dim=-1)
+    low, high, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((low * cos - high * sin, high * cos + low * sin, rest), dim=-1)
+
+
+def _attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """queries [n, Hq, D], keys, values [n, Hkv, B, D], hidden [n, B] -> out [Hq, D], lse [Hq]."""
+    num_entries, num_kv_heads, _, dim = keys.shape
+    groups = queries.view(num_entries, num_kv_heads, -1, dim)
+    logits = torch.einsum("nhgd,nhtd->hgnt", groups, keys).masked_fill(hidden, -torch.inf).flatten(2)
+    lse = torch.logsumexp(logits, dim=-1)
+    weights = torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
+    # Hidden rows may hold anything, also NaN, which a weight of zero would not silence.
+    values = values.masked_fill(hidden[:, None, :, None], 0.0).transpose(0, 1).flatten(1, 2)
+    out = torch.einsum("hgr,hrd->hgd", weights, values)
+    return out.flatten(0, 1), lse.flatten()

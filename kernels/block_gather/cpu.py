@@ -14,7 +14,9 @@ from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 from moorage.kernels.simd import copy
 
 
-def gather_blocks(kv_layer: Storage, pages: NDArray[np.int32], out: Storage, slots: NDArray[np.int32]) -> None:
+def gather_blocks(
+    kv_layer: Storage, pages: NDArray[np.int32], out: Storage, slots: NDArray[np.int32]
+) -> None:
     """Copies kv_layer[pages[i]] into out[slots[i]]; slots must differ from each other.
 
     kv_layer [P, 2, Hkv, B, D]; out [S, 2, Hkv, B, D] of the same type; pages, slots [n].

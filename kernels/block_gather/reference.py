@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from moorage.kernels.half import Storage
 
 
-def gather_blocks(kv_layer: Storage, pages: NDArray[np.int32], out: Storage, slots: NDArray[np.int32]) -> None:
+def gather_blocks(
+    kv_layer: Storage, pages: NDArray[np.int32], out: Storage, slots: NDArray[np.int32]
+) -> None:
     """See cpu.py."""
     for page, slot in zip(pages, slots, strict=True):
         out[slot] = kv_layer[page]

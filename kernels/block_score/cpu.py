@@ -44,7 +44,10 @@ def score_blocks(
         return
     packed = _pack(queries, num_kv_heads, quest)
     num_bytes = len(pages) * anchors_layer[0].nbytes
-    line, ahead = LINE_BYTES // anchors_layer.itemsize, max(1, PREFETCH_BYTES // (TILE * anchors_layer[0].nbytes))
+    line, ahead = (
+        LINE_BYTES // anchors_layer.itemsize,
+        max(1, PREFETCH_BYTES // (TILE * anchors_layer[0].nbytes)),
+    )
     workers = min(num_workers(num_bytes * packed.shape[1]), len(pages))
     score = _score_parallel if workers > 1 else _score_serial
     score(anchors_layer.reshape(num_pages, -1), pages, packed, out, line, ahead * TILE, workers)
@@ -88,7 +91,9 @@ def _score_tile(
 
 
 @njit(**SERIAL)
-def _score_range(anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, begin: Any, end: Any) -> None:
+def _score_range(
+    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, begin: Any, end: Any
+) -> None:
     num_kv_heads, count, size = queries.shape
     page_size = anchors.shape[1]
     head_size = page_size // num_kv_heads
@@ -123,18 +128,27 @@ def _write_out(best: Any, num_kv_heads: Any, count: Any, out: Any, first: Any, l
     group = out.shape[1] // num_kv_heads
     for row in range(num_kv_heads * count):
         head, m = row // count, row % count
-        into, source = out[m // group, head * group + m % group, first:last], best[row * CHUNK : (row + 1) * CHUNK]
+        into, source = (
+            out[m // group, head * group + m % group, first:last],
+            best[row * CHUNK : (row + 1) * CHUNK],
+        )
         for i in range(len(into)):
             into[i] = source[i]
 
 
 @njit(**SERIAL)
-def _score_serial(anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any) -> None:
+def _score_serial(
+    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
+) -> None:
     _score_range(anchors, pages, queries, out, line, ahead, 0, len(pages) * workers)
 
 
 @njit(**PARALLEL)
-def _score_parallel(anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any) -> None:
+def _score_parallel(
+    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
+) -> None:
     count = len(pages)
     for i in prange(workers):
-        _score_range(anchors, pages, queries, out, line, ahead, count * i // workers, count * (i + 1) // workers)
+        _score_range(
+            anchors, pages, queries, out, line, ahead, count * i // workers, count * (i + 1) // workers
+        )

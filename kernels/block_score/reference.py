@@ -23,8 +23,10 @@ def score_blocks(
             query = queries[r, head].astype(np.float64)
             for i, page in enumerate(pages):
                 vectors = from_storage(anchors_layer[page, head // group]).astype(np.float64)
-                if quest:
-                    logits = [np.maximum(query * high, query * low).sum() for high, low in zip(vectors[::2], vectors[1::2], strict=True)]
-                else:
-                    logits = [(query * mean).sum() for mean in vectors]
+                bounds = (
+                    zip(vectors[::2], vectors[1::2], strict=True)
+                    if quest
+                    else zip(vectors, vectors, strict=True)
+                )
+                logits = [np.maximum(query * high, query * low).sum() for high, low in bounds]
                 out[r, head, i] = max(logits)

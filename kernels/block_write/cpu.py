@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numba import njit, prange
@@ -22,7 +22,7 @@ def write_rows(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Stora
     check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
     num_pages, _, num_heads, block_size, dim = kv_layer.shape
     types = (np.dtype(np.float32), kv_layer.dtype)
-    k, v = np.ascontiguousarray(k), np.ascontiguousarray(v)
+    k, v = cast(Storage, np.ascontiguousarray(k)), cast(Storage, np.ascontiguousarray(v))
     check_array("k", k, types, (None, num_heads, dim))
     check_array("v", v, types, k.shape)
     if not len(k):

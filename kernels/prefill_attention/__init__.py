@@ -19,10 +19,13 @@ def attend_dense(
     """(out f32 [Hq, T, D], lse f32 [Hq, T]) of q [Hq, T, D] over k, v [Hkv, N, D], on their device.
 
     The key at k_start + c is visible to the query at q_start + r if band is None or
-    band[0] <= (q_start + r) - (k_start + c) < band[1]. A row that sees no key has out 0 and lse -inf.
+    band[0] <= (q_start + r) - (k_start + c) < band[1]. A row that sees no key has out 0 and lse -inf. Raises
+    ValueError if shapes or types do not fit.
     """
-    if k.shape != v.shape or q.shape[2] != k.shape[2] or q.shape[0] % k.shape[0]:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit each other")
+    shapes_fit = k.shape == v.shape and q.shape[2] == k.shape[2] and q.shape[0] % k.shape[0] == 0
+    if not shapes_fit or not q.dtype == k.dtype == v.dtype:
+        kinds = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (q, k, v))
+        raise ValueError(f"q, k, v: {kinds}; expected one type, [Hq, T, D], [Hkv, N, D] and the same")
     attend = cpu.attend_dense if q.device.type == "cpu" else gpu.attend_dense
     return attend(q, k, v, scale, band, q_start, k_start)
 

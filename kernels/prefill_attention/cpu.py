@@ -1,13 +1,16 @@
-"""CPU form of `attend_dense`, on torch's own flash attention."""
+"""Dense attention on the CPU by torch's flash attention, which also returns the log-sum-exp."""
 
 from __future__ import annotations
 
 import torch
 
 Band = tuple[int, int]
+Partial = tuple[torch.Tensor, torch.Tensor]
 
 MASK_BYTES = 64 * 2**20
 """Most memory of one tile's mask."""
+TILE_ROWS = 512
+"""Queries under one mask: few enough that keys outside the band are cut off, not masked."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
@@ -20,41 +23,51 @@ def attend_dense(
     band: Band | None = None,
     q_start: int = 0,
     k_start: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out f32 [Hq, T, D], lse f32 [Hq, T]) of q [Hq, T, D] over k, v [Hkv, N, D]; see `reference.py`."""
-    num_heads, num_rows, dim = q.shape
-    num_kv_heads, num_keys, _ = k.shape
-    if num_keys == 0 or num_rows == 0:
-        return q.new_zeros(q.shape, dtype=torch.float32), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+) -> Partial:
+    """See the package."""
     if band is None:
-        # Without a mask the queries of a group are just more rows, and no key is repeated.
-        rows = q.reshape(num_kv_heads, -1, dim)
-        out, lse = _flash(rows[None], k[None], v[None], scale=scale)
-        return out[0].reshape(q.shape).float(), lse[0].reshape(q.shape[:2]).float()
-    group = num_heads // num_kv_heads
-    keys, values = (t.repeat_interleave(group, dim=0) for t in (k, v))
-    tile = max(1, MASK_BYTES // (num_keys * 4))
+        return _attend_all(q, k, v, scale)
+    tile = max(1, min(TILE_ROWS, MASK_BYTES // (4 * max(1, k.shape[1]))))
     parts = [
-        _attend_tile(q[:, a : a + tile], keys, values, scale, band, q_start + a, k_start)
-        for a in range(0, num_rows, tile)
+        _attend_tile(q[:, a : a + tile], k, v, scale, band, q_start + a, k_start)
+        for a in range(0, max(1, q.shape[1]), tile)
     ]
     return torch.cat([out for out, _ in parts], dim=1), torch.cat([lse for _, lse in parts], dim=1)
 
 
+def _nothing(q: torch.Tensor) -> Partial:
+    return q.new_zeros(q.shape, dtype=torch.float32), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+
+
+def _attend_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Partial:
+    """Without a mask the queries of a group are just more rows of one head."""
+    if not q.numel() or not k.numel():
+        return _nothing(q)
+    rows = q.reshape(len(k), -1, q.shape[2])
+    out, lse = _flash(rows[None], k[None], v[None], scale=scale)
+    return out[0].reshape(q.shape).float(), lse[0].reshape(q.shape[:2]).float()
+
+
 def _attend_tile(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, band: Band, q_start: int, k_start: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Partial:
     """One tile of rows over the keys that any of them sees."""
+    num_rows = q.shape[1]
     first = max(0, q_start - band[1] + 1 - k_start)
-    end = min(k.shape[1], q_start + q.shape[1] - band[0] - k_start)
-    if end <= first:
-        return q.new_zeros(q.shape, dtype=torch.float32), q.new_full(q.shape[:2], -torch.inf, dtype=torch.float32)
+    end = min(k.shape[1], q_start + num_rows - band[0] - k_start)
+    if end <= first or not num_rows:
+        return _nothing(q)
     k, v, k_start = k[:, first:end], v[:, first:end], k_start + first
-    distance = torch.arange(q_start, q_start + q.shape[1])[:, None] - torch.arange(k_start, k_start + k.shape[1])
+    num_keys = end - first
+    if q_start - (k_start + num_keys - 1) >= band[0] and q_start + num_rows - 1 - k_start < band[1]:
+        return _attend_all(q, k, v, scale)
+    distance = torch.arange(q_start, q_start + num_rows)[:, None] - torch.arange(k_start, k_start + num_keys)
     hidden = (distance < band[0]) | (distance >= band[1])
     mask = torch.zeros(hidden.shape, dtype=q.dtype).masked_fill_(hidden, -torch.inf)
-    out, lse = _flash(q[None], k[None], v[None], attn_mask=mask, scale=scale)
-    empty = hidden.all(dim=1)
-    if empty.any():
-        out[:, :, empty], lse[:, :, empty] = 0.0, -torch.inf
-    return out[0].float(), lse[0].float()
+    # KV heads as the batch: every head of a group then reads the same keys through a stride of zero.
+    groups = q.reshape(len(k), -1, num_rows, q.shape[2])
+    keys, values = (t[:, None].expand(-1, groups.shape[1], -1, -1) for t in (k, v))
+    out, lse = _flash(groups, keys, values, attn_mask=mask, scale=scale)
+    out, lse = out.reshape(q.shape).float(), lse.reshape(q.shape[:2]).float()
+    blind = hidden.all(dim=1)
+    return out.masked_fill(blind[:, None], 0.0), lse.masked_fill(blind, -torch.inf)

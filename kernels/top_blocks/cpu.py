@@ -47,7 +47,9 @@ def _sift_down(ids: Any, top: Any, place: Any, count: Any) -> None:
     child = 2 * place + 1
     while child < count:
         other = child + 1
-        if other < count and (top[other] < top[child] or (top[other] == top[child] and ids[other] > ids[child])):
+        if other < count and (
+            top[other] < top[child] or (top[other] == top[child] and ids[other] > ids[child])
+        ):
             child = other
         if top[child] > score or (top[child] == score and ids[child] < block):
             break

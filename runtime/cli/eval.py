@@ -65,7 +65,11 @@ def passkey(
         Style, typer.Option(help="Hide the keys in a real text or in one repeated sentence.")
     ] = Style.TEXT,
     document: Annotated[
-        Path, typer.Option(help="The text: a file, or a folder of .txt, .md and .rst files.")
+        Path,
+        typer.Option(
+            help="The text: a file, or a folder of .txt, .md and .rst files.",
+            show_default="the shipped Python reference",
+        ),
     ] = DEFAULT_DOCUMENT,
     depths: Annotated[
         str | None,

@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from moorage.client import ClusterStatus
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json
-from moorage.runtime.cli.status import status_table
 from moorage.runtime.config import load_cluster_config
 from moorage.runtime.detach import launch_detached
+from moorage.runtime.logs import configure_logs
 from moorage.runtime.preflight import check_host
+from moorage.runtime.requests import ClusterStatus
 
 
 @app.command(
@@ -59,21 +59,22 @@ def launch(
     if detach:
         announce(launch_detached(file, overrides or (), ready_file))
         return
-    from moorage.runtime.launch import Hooks, Launch, serve
-    from moorage.runtime.logs import configure_logs
-
     configure_logs()
-    with _live_view(config.server.grpc) as show:
+    from moorage.runtime.launch import Hooks, Launch, serve
+
+    with _live_view() as show:
         hooks = Hooks(on_ready=announce, on_status=show)
         asyncio.run(serve(Launch(config, file, ready_file), hooks))
 
 
 @contextmanager
-def _live_view(address: str) -> Iterator[Callable[[ClusterStatus], None]]:
+def _live_view() -> Iterator[Callable[[str, ClusterStatus], None]]:
     """A table at the foot of the terminal that follows the cluster; nothing off a terminal."""
     console = Console(stderr=True)
     if not (console.is_terminal and sys.stdout.isatty()):
-        yield lambda _: None
+        yield lambda _address, _status: None
         return
+    from moorage.runtime.cli.status import status_table
+
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda status: live.update(status_table(address, status), refresh=True)
+        yield lambda address, status: live.update(status_table(address, status), refresh=True)

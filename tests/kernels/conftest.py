@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from moorage.kernels.half import Storage, to_storage
 
-HEAD_SIZES = (16, 32, 64, 96, 128, 256)
-GROUPS = (1, 2, 3, 4, 5, 6, 7, 8)
+from moorage.kernels.half import Storage, to_storage
 
 Draw = Callable[..., Storage]
 
@@ -21,20 +19,10 @@ def storage(request: pytest.FixtureRequest) -> np.dtype:
 
 
 @pytest.fixture
-def draw(storage: np.dtype) -> Draw:
-    """Stored normal numbers: draw(rng, *shape)."""
-
-    def stored(rng: np.random.Generator, *shape: int) -> Storage:
-        return to_storage(rng.standard_normal(shape).astype(np.float32), storage == np.uint16)
-
-    return stored
-
-
-@pytest.fixture
-def poisoned(storage: np.dtype) -> Draw:
-    """Stored NaN: poisoned(*shape)."""
+def draw(rng: np.random.Generator, storage: np.dtype) -> Draw:
+    """Stored normal numbers of the storage type: draw(*shape)."""
 
     def stored(*shape: int) -> Storage:
-        return to_storage(np.full(shape, np.nan, np.float32), storage == np.uint16)
+        return to_storage(rng.standard_normal(shape).astype(np.float32), storage == np.uint16)
 
     return stored

