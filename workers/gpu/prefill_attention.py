@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from moorage.kernels.merge_lse import merge_lse
 from moorage.kernels.prefill_attention import attend_dense
 from moorage.workers.gpu.choosing import Chooser
+from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.model.rope import rotate
 from moorage.workers.gpu.positions import Rotations, Span
 from moorage.workers.gpu.reader import BlockReader
@@ -51,7 +52,15 @@ class Chunk:
 class PrefillAttention:
     """A chunk of one session in one layer. Its K and V must already be stored."""
 
-    def __init__(self, reader: BlockReader, chooser: Chooser, layout: KvLayout, timer: PartTimer) -> None:
+    def __init__(
+        self,
+        reader: BlockReader,
+        chooser: Chooser,
+        importance: Importance,
+        layout: KvLayout,
+        timer: PartTimer,
+    ) -> None:
+        self._importance = importance
         self._reader = reader
         self._chooser = chooser
         self._layout = layout
@@ -69,7 +78,7 @@ class PrefillAttention:
         memory = session.memory
         chunk = self._chunk(session, layer, queries, keys, values)
         count = len(queries)
-        if memory.topk is None or memory.exc_block_size == 0:
+        if memory.topk is None or memory.exc_block_size == 0 or session.prompt_tokens <= memory.dense_until:
             blocks = np.arange(
                 Span.at(chunk.start, memory, self._layout.block_size).near_block, dtype=np.int32
             )
@@ -125,13 +134,18 @@ class PrefillAttention:
         edges = [chunk.start, *range((chunk.start // size + 1) * size, end, size), end]
         rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(edges)]
         spans = [Span.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
-        means = torch.stack([chunk.queries[:, a:b].float().mean(dim=1) for a, b in rows])
-        choices = self._chooser.for_prefill(session, layer, means, spans)
+        scoring = self._chooser.scoring_queries(session, chunk.queries.transpose(0, 1), chunk.start)
+        means = torch.stack([scoring[a:b].mean(dim=0) for a, b in rows])
         outs = []
-        for (a, b), span, ids in zip(rows, spans, choices, strict=True):
-            session.stats.add_choice(ids.shape[1])
-            sinks = np.tile(span.sinks, (len(ids), 1))
-            outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
+        # Where anchors change with every execution block, each choice has to wait for those before it.
+        turn = 1 if self._importance.in_prefill else len(rows)
+        for first in range(0, len(rows), turn):
+            part = slice(first, first + turn)
+            choices = self._chooser.for_prefill(session, layer, means[part], spans[part])
+            for (a, b), span, ids in zip(rows[part], spans[part], choices, strict=True):
+                session.stats.add_choice(ids.shape[1])
+                sinks = np.tile(span.sinks, (len(ids), 1))
+                outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
         return torch.cat(outs, dim=1)
 
     def _attend(
@@ -139,13 +153,15 @@ class PrefillAttention:
     ) -> torch.Tensor:
         """Rows [first, end) over near keys and distant `blocks` [S, n]: out [Hq, rows, D]."""
         parts = self._near(session, chunk, first, end)
-        for head, ids in enumerate(blocks):
-            head_of = None if len(blocks) == 1 else head
-            for part in self._distant(session, layer, chunk, first, end, ids[ids >= 0], head_of):
+        for index, ids in enumerate(blocks):
+            choice = None if len(blocks) == 1 else (index, len(blocks))
+            for part in self._distant(session, layer, chunk, first, end, ids[ids >= 0], choice):
                 parts.append(part)
                 if len(parts) == MOST_PARTS:
                     parts = [self._merge(parts)]
-        return self._merge(parts)[0]
+        out, lse = self._merge(parts)
+        self._importance.add(session, layer, chunk.start + first, chunk.queries[:, first:end], lse)
+        return out
 
     def _merge(self, parts: list[Partial]) -> Partial:
         if len(parts) == 1:
@@ -198,9 +214,9 @@ class PrefillAttention:
         first: int,
         end: int,
         blocks: Int32,
-        kv_head: int | None,
+        choice: tuple[int, int] | None,
     ) -> Iterator[Partial]:
-        """Whole blocks before the near ones, streamed in pieces; `kv_head` limits them to its group."""
+        """Whole blocks before the near ones, streamed in pieces; `choice` i of n limits them to its heads."""
         queries = chunk.rotated_queries if chunk.clamped_queries is None else chunk.clamped_queries
         queries = queries[:, first:end]
         scale = self._scale(session)
@@ -208,17 +224,24 @@ class PrefillAttention:
             with self._timer("attend"):
                 if chunk.clamped_queries is None:
                     keys = self._rotate_blocks(session.rotations, keys, piece)
-                if kv_head is None:
+                if choice is None:
                     yield attend_dense(queries, keys, values, scale)
                 else:
-                    yield self._attend_group(queries, keys, values, scale, kv_head)
+                    yield self._attend_group(queries, keys, values, scale, *choice)
 
     def _attend_group(
-        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, kv_head: int
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float,
+        index: int,
+        num_choices: int,
     ) -> Partial:
-        """A part for one KV head's group, as a part of all heads in which the others weigh nothing."""
-        group = len(queries) // self._layout.num_kv_heads
-        rows, head = slice(kv_head * group, (kv_head + 1) * group), slice(kv_head, kv_head + 1)
+        """A part for the heads of one choice, as a part of all heads in which the others weigh nothing."""
+        group = len(queries) // num_choices
+        kv_head = index * self._layout.num_kv_heads // num_choices
+        rows, head = slice(index * group, (index + 1) * group), slice(kv_head, kv_head + 1)
         out, lse = attend_dense(queries[rows], keys[head], values[head], scale)
         full_out = out.new_zeros((len(queries), *out.shape[1:]))
         full_lse = lse.new_full((len(queries), *lse.shape[1:]), -math.inf)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.block_cache import BlockCache
+from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.positions import Entries, Rotations, Span
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
@@ -24,6 +25,33 @@ class Choice:
     decode_step: int
     near_block: int
     """First near block at that step; blocks that left the window since are attended as well."""
+
+
+@dataclass(slots=True)
+class ReceivedAttention:
+    """Attention that the keys of one layer's window have received so far."""
+
+    first_block: int
+    tokens: torch.Tensor | None = None
+    """[Hkv, n] from the first block's first token on."""
+
+    def add(self, found: torch.Tensor, room: int) -> None:
+        """Adds `found` [Hkv, m], and makes `room` tokens long."""
+        if self.tokens is None:
+            self.tokens = found.new_zeros((len(found), 0))
+        missing = room - self.tokens.shape[1]
+        if missing > 0:
+            self.tokens = torch.cat((self.tokens, found.new_zeros((len(found), missing))), dim=1)
+        self.tokens[:, : found.shape[1]] += found
+
+    def take_until(self, block: int, block_size: int) -> tuple[int, torch.Tensor] | None:
+        """(first block, [Hkv, n * B]) of the blocks before `block`, which are forgotten here; None without any."""
+        count = block - self.first_block
+        if count <= 0 or self.tokens is None:
+            return None
+        first, taken = self.first_block, self.tokens[:, : count * block_size]
+        self.first_block, self.tokens = block, self.tokens[:, count * block_size :].clone()
+        return first, taken
 
 
 @dataclass(slots=True)
@@ -66,7 +94,11 @@ class WorkerSession:
     decode_step: DecodeStep | None = None
     stats: SessionStats = field(default_factory=SessionStats)
     tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Scoring queries of the last prompt tokens by layer, [n, Hq, D]; kept only for a preselection."""
+    """Queries of the last prompt tokens by layer, [n, Hq, D]; kept only where they decide something."""
+    received: dict[int, ReceivedAttention] = field(default_factory=dict)
+    """By layer; kept only for anchors that are made of it."""
+    anchor_view: RopeView | None = None
+    """The view of RoPE under which rotated anchors were made."""
     prompt_counts: torch.Tensor | None = None
     generated_counts: torch.Tensor | None = None
     """[vocab] int32 counts, kept only when a penalty is on."""

@@ -6,13 +6,22 @@ import socket
 import struct
 from collections.abc import Callable
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from moorage.kernels.block_gather import gather_blocks
 from moorage.workers.errors import InvalidRequest, NotFound, PeerDead
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import BlockTable
-from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest, Storage, StoreStats
+from moorage.workers.kv.messages import (
+    AnchorRotation,
+    Float32,
+    Int32,
+    SelectReply,
+    SelectRequest,
+    Storage,
+    StoreStats,
+)
 from moorage.workers.kv.window import Window, span
 from moorage.workers.kv.wire import (
     MAX_PACKET_BYTES,
@@ -58,10 +67,22 @@ class MailboxLink:
         self._scored: dict[int, SelectRequest] = {}
         self._waiting = False
 
-    def open(self, session_id: int, num_blocks: int) -> None:
+    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """As `KvStore.open`."""
+        request = Request(Op.OPEN, session_id=session_id, end=num_blocks)
         room = span(self._arena.num_pages)
-        count = self._call(Request(Op.OPEN, session_id=session_id, end=num_blocks), room)
+        if rotation is not None:
+            angles = len(rotation.inv_freq)
+            room = max(room, span(2 * angles))
+            self._reserve(room)
+            self._window.floats(0, 2 * angles).view(np.float64)[:] = rotation.inv_freq
+            request = request._replace(
+                start=angles,
+                num_rows=rotation.shard,
+                num_heads=rotation.num_shards,
+                k=rotation.stripe_blocks,
+            )
+        count = self._call(request, room)
         pages = self._window.ints(0, count).copy()
         self._tables[session_id] = BlockTable(session_id, pages, [0] * self.layout.num_layers)
 
@@ -118,18 +139,20 @@ class MailboxLink:
         offset = self._submit_lse(Op.CHOOSE, session_id, lse, self._choice_bytes(request))
         return lambda: self._collect_choice(offset, request)
 
-    def submit_mass(self, session_id: int, lse: Float32) -> Callable[[], Float32]:
-        """As `KvStore.mass`."""
-        request = self._scored_request(session_id)
-        most = max(0, int(request.limits.max(initial=0)) - request.first)
-        offset = self._submit_lse(Op.MASS, session_id, lse, span(most))
-        return lambda: self._window.floats(offset, self._receive()).copy()
-
-    def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
+    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """As `KvStore.keep`."""
         self._reserve(span(len(blocks)))
         self._window.ints(0, len(blocks))[:] = blocks
-        self._call(Request(Op.KEEP, layer=layer, session_id=session_id, end=len(blocks)), 0)
+        self._call(Request(Op.KEEP, layer=layer, session_id=session_id, start=limit, end=len(blocks)), 0)
+
+    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """As `KvStore.reanchor`."""
+        shape = importance.shape
+        self._reserve(span(*shape))
+        self._window.floats(0, *shape)[:] = importance
+        self._call(
+            Request(Op.REANCHOR, layer=layer, session_id=session_id, start=first, num_rows=shape[0]), 0
+        )
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """As `KvStore.gather`, straight from the arena."""
@@ -158,14 +181,17 @@ class MailboxLink:
         """Sends `request`; returns the offset of the answer in the window."""
         rows, heads, dim = request.queries.shape
         limits_offset = span(rows, heads, dim)
-        offset = limits_offset + span(rows)
+        refine = np.empty(0, np.int32) if request.refine is None else request.refine
+        refine_offset = limits_offset + span(rows)
+        offset = refine_offset + span(len(refine))
         room = max(self._choice_bytes(request), span(rows, heads))
         self._reserve(offset + room)
         self._window.floats(0, rows, heads, dim)[:] = request.queries
         self._window.ints(limits_offset, rows)[:] = request.limits
+        self._window.ints(refine_offset, len(refine))[:] = refine
         header = Request(
             op,
-            pack_flags(request.shared, request.use_preselected, request.pooling),
+            pack_flags(request),
             request.layer,
             request.session_id,
             request.first,
@@ -173,7 +199,7 @@ class MailboxLink:
             rows,
             heads,
             request.k,
-            0,
+            len(refine),
             request.scale,
             offset,
             offset + room,
@@ -204,8 +230,7 @@ class MailboxLink:
         return 2 * span(*self._choice_shape(request))
 
     def _choice_shape(self, request: SelectRequest) -> tuple[int, int, int]:
-        num_choices = 1 if request.shared else self.layout.num_kv_heads
-        return len(request.queries), num_choices, request.k
+        return len(request.queries), request.num_choices(self.layout.num_kv_heads), request.k
 
     def _collect_choice(self, offset: int, request: SelectRequest) -> SelectReply:
         self._receive()

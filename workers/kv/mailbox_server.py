@@ -12,9 +12,10 @@ import threading
 from collections.abc import Callable
 
 import numba
+import numpy as np
 
 from moorage.workers.errors import InvalidRequest, MoorageError
-from moorage.workers.kv.messages import Int32, SelectReply, SelectRequest
+from moorage.workers.kv.messages import AnchorRotation, Int32, SelectReply, SelectRequest
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.window import Window, span
 from moorage.workers.kv.wire import (
@@ -26,7 +27,7 @@ from moorage.workers.kv.wire import (
     Op,
     Request,
     pack_error,
-    unpack_flags,
+    unpack_request,
 )
 
 _log = logging.getLogger(__name__)
@@ -173,7 +174,11 @@ class _Connection:
             return pack_error(MoorageError(f"KV actor: {type(error).__name__}: {error}; see the actor's log"))
 
     def _open(self, request: Request, window: Window) -> bytes:
-        return _put_pages(request, window, self._store.open(request.session_id, request.end))
+        rotation = None
+        if request.start:
+            angles = window.floats(0, 2 * request.start).view(np.float64).copy()
+            rotation = AnchorRotation(angles, request.num_rows, request.num_heads, request.k)
+        return _put_pages(request, window, self._store.open(request.session_id, request.end, rotation))
 
     def _resize(self, request: Request, window: Window) -> bytes:
         return _put_pages(request, window, self._store.resize(request.session_id, request.end))
@@ -199,13 +204,15 @@ class _Connection:
         lse = window.floats(0, request.num_rows, request.num_heads)
         return _put_reply(request, window, self._store.choose(request.session_id, lse))
 
-    def _mass(self, request: Request, window: Window) -> bytes:
-        mass = self._store.mass(request.session_id, window.floats(0, request.num_rows, request.num_heads))
-        window.floats(request.reply_offset, len(mass))[:] = mass
-        return REPLY.pack(0, len(mass))
-
     def _keep(self, request: Request, window: Window) -> bytes:
-        self._store.keep(request.session_id, request.layer, window.ints(0, request.end).copy())
+        blocks = window.ints(0, request.end).copy()
+        self._store.keep(request.session_id, request.layer, blocks, request.start)
+        return _DONE
+
+    def _reanchor(self, request: Request, window: Window) -> bytes:
+        layout = self._store.layout
+        importance = window.floats(0, request.num_rows, layout.num_kv_heads, layout.block_size)
+        self._store.reanchor(request.session_id, request.layer, request.start, importance)
         return _DONE
 
     def _drop(self, request: Request, _: Window) -> bytes:
@@ -226,18 +233,12 @@ class _Connection:
 
     def _request_of(self, request: Request, window: Window) -> SelectRequest:
         rows, heads, dim = request.num_rows, request.num_heads, self._store.layout.head_dim
-        shared, use_preselected, pooling = unpack_flags(request.flags)
-        return SelectRequest(
-            request.session_id,
-            request.layer,
+        limits_offset = span(rows, heads, dim)
+        return unpack_request(
+            request,
             window.floats(0, rows, heads, dim),
-            request.start,
-            window.ints(span(rows, heads, dim), rows),
-            request.k,
-            shared,
-            request.scale,
-            use_preselected,
-            pooling,
+            window.ints(limits_offset, rows),
+            window.ints(limits_offset + span(rows), request.num_refined),
         )
 
 
@@ -249,10 +250,10 @@ _HANDLERS: dict[int, Callable[[_Connection, Request, Window], bytes]] = {
     Op.SELECT: _Connection._select,
     Op.SCORE: _Connection._score,
     Op.CHOOSE: _Connection._choose,
-    Op.MASS: _Connection._mass,
     Op.KEEP: _Connection._keep,
     Op.DROP: _Connection._drop,
     Op.STATS: _Connection._stats,
+    Op.REANCHOR: _Connection._reanchor,
 }
 
 

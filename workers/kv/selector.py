@@ -6,13 +6,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moorage.kernels.block_score import score_blocks
+from moorage.kernels.block_score import score_blocks, score_keys
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
-from moorage.workers.spec import AnchorType
+from moorage.workers.spec import AnchorPool, AnchorType
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A preselection: some of the blocks before `limit`, and every block from there on."""
+
+    blocks: Int32
+    """Ascending."""
+    limit: int
+
+    def until(self, end: int) -> Int32:
+        """The candidates before `end`."""
+        if end <= self.limit:
+            return self.blocks
+        return np.concatenate((self.blocks, np.arange(self.limit, end, dtype=np.int32)))
 
 
 @dataclass(slots=True)
@@ -40,23 +55,26 @@ class Selector:
         self._quest = arena.layout.anchor_type is AnchorType.QUEST
         self._spare: list[Float32] = []
 
-    def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None) -> Scoring:
+    def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> Scoring:
         """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""
         rows, heads = self._check(request)
         limits = np.clip(request.limits, request.first, max(request.first, num_sealed))
         first, end = request.first, int(limits.max(initial=request.first))
-        if kept is None:
+        chosen_from = request.refine if kept is None or request.refine is not None else kept.until(end)
+        if chosen_from is None:
             candidates = np.arange(first, end, dtype=np.int32)
             candidate_pages = pages[first:end]
             row_limits = (limits - first).astype(np.int32)
         else:
-            candidates = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)]
+            candidates = chosen_from[np.searchsorted(chosen_from, first) : np.searchsorted(chosen_from, end)]
             candidate_pages = pages[candidates]
             row_limits = np.searchsorted(candidates, limits).astype(np.int32)
         logits = self._borrow(rows * heads * len(candidates)).reshape(rows, heads, len(candidates))
-        if logits.size:
-            anchors = self._arena.anchors[request.layer]
-            score_blocks(anchors, candidate_pages, request.queries, self._quest, logits)
+        if logits.size and request.refine is not None:
+            score_keys(self._arena.kv[request.layer], candidate_pages, request.queries, logits)
+        elif logits.size:
+            anchors, add = self._arena.anchors[request.layer], request.anchor_pool is AnchorPool.SUM
+            score_blocks(anchors, candidate_pages, request.queries, self._quest, logits, add=add)
         return Scoring(request, candidates, row_limits, logits)
 
     def lse(self, scoring: Scoring) -> Float32:
@@ -70,12 +88,12 @@ class Selector:
         """The best candidates; `lse` [R, Hq] over the blocks of all shards is needed for SOFTMAX only."""
         request = scoring.request
         rows, _, count = scoring.logits.shape
-        num_choices = 1 if request.shared else self._arena.layout.num_kv_heads
+        num_choices = request.num_choices(self._arena.layout.num_kv_heads)
         shape = (rows, num_choices, request.k)
         ids = np.full((rows * num_choices, request.k), -1, np.int32)
         scores = np.full(ids.shape, -np.inf, np.float32)
         if rows and count and request.k:
-            pooled = self._pool(scoring, request.shared, lse)
+            pooled = self._pool(scoring, num_choices, lse)
             limits = np.repeat(scoring.limits, num_choices)
             top_blocks(pooled.reshape(len(limits), count), limits, request.k, ids, scores)
             if request.first or len(scoring.candidates) != scoring.candidates[-1] + 1:
@@ -83,29 +101,18 @@ class Selector:
             self._give_back(pooled)
         return SelectReply(ids.reshape(shape), scores.reshape(shape))
 
-    def mass(self, scoring: Scoring, lse: Float32) -> Float32:
-        """[n]: the softmax mass of each candidate, a mean over heads, summed over the rows."""
-        if not scoring.logits.size:
-            return np.zeros(len(scoring.candidates), np.float32)
-        pooled = self._pool(scoring, True, lse)
-        mass = np.where(np.isfinite(pooled), pooled, np.float32(0)).sum(axis=(0, 1), dtype=np.float32)
-        self._give_back(pooled)
-        return np.asarray(mass, np.float32)
-
     def release(self, scoring: Scoring) -> None:
         """Takes the logits' memory back; `scoring` must not be used again."""
         self._give_back(scoring.logits)
 
-    def _pool(self, scoring: Scoring, shared: bool, lse: Float32 | None) -> Float32:
+    def _pool(self, scoring: Scoring, num_choices: int, lse: Float32 | None) -> Float32:
         rows, _, count = scoring.logits.shape
-        num_kv_heads = self._arena.layout.num_kv_heads
-        num_choices = 1 if shared else num_kv_heads
         pooled = self._borrow(rows * num_choices * count).reshape(rows, num_choices, count)
         request = scoring.request
         pool_scores(
             scoring.logits,
-            num_kv_heads,
-            shared,
+            num_choices,
+            num_choices == 1,
             request.scale,
             scoring.limits,
             pooled,
