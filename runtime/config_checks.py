@@ -51,7 +51,7 @@ def _about_anchors(preset: Preset) -> Iterator[Complaint]:
     bad_count = preset.repr_topk % preset.anchor_num or preset.repr_topk > preset.block_size
     if preset.anchor_type is AnchorType.REPR_TOPK and bad_count:
         yield (
-            "long_context",
+            "memory",
             "repr_topk",
             f"{preset.repr_topk} is not a multiple of anchor_num {preset.anchor_num} up to block_size "
             f"{preset.block_size}; use {preset.anchor_num} or another such multiple",

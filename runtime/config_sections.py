@@ -70,6 +70,14 @@ class MemorySection(Section):
     anchor_pool: AnchorPool | None = Field(
         None, description="How the scores of a block's anchors are joined: max or sum."
     )
+    anchor_space: AnchorSpace | None = Field(
+        None,
+        description="Whether anchors are made of keys as stored (plain, as InfLLM) or rotated at their own "
+        "positions (rotated, as ktransformers).",
+    )
+    repr_topk: Count | None = Field(
+        None, description="Keys per block that REPR_TOPK anchors are means of; a multiple of anchor_num."
+    )
     dense_until: TokensOrZero | None = Field(
         None, description="Contexts of at most this many tokens attend all blocks; default 8192."
     )
@@ -127,14 +135,6 @@ class LongContextSection(Section):
     anchor_num: Count | None = Field(
         None,
         description="Equal parts of a block that are summarised each on its own; must divide block_size.",
-    )
-    anchor_space: AnchorSpace | None = Field(
-        None,
-        description="Whether anchors are made of keys as stored (plain, as InfLLM) or rotated at their own "
-        "positions (rotated, as ktransformers).",
-    )
-    repr_topk: Count | None = Field(
-        None, description="Keys per block that REPR_TOPK anchors are means of; a multiple of anchor_num."
     )
     preselect_block: Annotated[Preselect, PreselectChoice] | None = Field(
         None,

@@ -96,8 +96,10 @@ MEMORY_AXES = (
     "anchor_pool",
     "dense_until",
     "importance_queries",
+    "anchor_space",
+    "repr_topk",
 )
-"""Axes that the `memory` section sets."""
+"""Axes that the `memory` section sets; the last two are of the store, and fixed for the cluster's life."""
 SELECT_AXES = (
     "local_windows_len",
     "preselect_block",
@@ -108,8 +110,8 @@ SELECT_AXES = (
     "dense_layer_num",
 )
 """Axes of a session that the `long_context` section sets."""
-STORE_AXES = ("block_size", "anchor_type", "anchor_num", "anchor_space", "repr_topk")
-"""Axes of the store, fixed for the cluster's life."""
+STORE_AXES = ("block_size", "anchor_type", "anchor_num")
+"""Axes of the store, fixed for the cluster's life, that the `long_context` section sets."""
 
 
 def check_preset_name(name: str) -> str:

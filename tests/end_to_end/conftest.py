@@ -72,6 +72,7 @@ def cluster_config(**changes: dict[str, object]) -> dict[str, dict[str, object]]
             "exc_block_size": 128,
             "n_init": 32,
             "dense_until": 0,
+            "anchor_space": "plain",
         },
         "long_context": {
             "chunk_size": 1024,
