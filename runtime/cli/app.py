@@ -27,7 +27,8 @@ COMMANDS = {
     "size": "moorage.runtime.cli.size",
     "config": "moorage.runtime.cli.config",
     "presets": "moorage.runtime.cli.presets",
-    "eval": "moorage.runtime.cli.eval",
+    "eval": "moorage.runtime.cli.eval_tasks",
+    "inspect": "moorage.runtime.cli.eval_recall",
     "demo": "moorage.runtime.cli.demo",
 }
 """Command name -> the module that registers it with `app`; the order is that of `runtime --help`."""

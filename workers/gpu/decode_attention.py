@@ -117,6 +117,21 @@ class DecodeAttention:
         outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
         return merge_lse(outs, lses)
 
+    def block_lse(
+        self, session: WorkerSession, layer: int, query: torch.Tensor, blocks: Int32
+    ) -> torch.Tensor:
+        """[n, Hq] log-sum-exp of the logits of each of the distant `blocks` alone."""
+        assert session.decode_step is not None
+        span, found = session.decode_step.span, []
+        for start in range(0, len(blocks), self._reader.piece_blocks):
+            piece = blocks[start : start + self._reader.piece_blocks]
+            staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
+            for slot in range(len(piece)):
+                entries = session.rotations.distant_entries(span, piece[slot : slot + 1])
+                part = self._attend(session, query, staged, np.array([slot], np.int32), entries)
+                found.append(part[1])
+        return torch.stack(found) if found else query.new_zeros((0, len(query)))
+
     def _attend(
         self,
         session: WorkerSession,
