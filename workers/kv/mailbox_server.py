@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import selectors
+import select
 import socket
 import struct
 import threading
@@ -51,11 +51,10 @@ class MailboxServer:
         self._listener.bind("\0" + self.address)
         self._listener.listen(128)
         self._wake = os.eventfd(0)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        self._selector.register(self._wake, selectors.EVENT_READ, self._stop)
-        self._serving = True
-        self._connections: dict[socket.socket, _Connection] = {}
+        self._poll = select.epoll()
+        self._poll.register(self._listener, select.EPOLLIN)
+        self._poll.register(self._wake, select.EPOLLIN)
+        self._connections: dict[int, _Connection] = {}
         self._thread = threading.Thread(target=self._run, name="kv-mailbox", daemon=True)
         self._thread.start()
 
@@ -68,18 +67,19 @@ class MailboxServer:
     def _run(self) -> None:
         if self._num_threads is not None:
             numba.set_num_threads(min(self._num_threads, numba.config.NUMBA_NUM_THREADS))
-        while self._serving:
-            for key, _ in self._selector.select():
-                serve: Callable[[], None] = key.data
-                serve()
-        for sock in list(self._connections):
-            self._disconnect(sock)
-        self._selector.close()
+        ready: list[int] = []
+        while self._wake not in ready:
+            ready = [fd for fd, _ in self._poll.poll()]
+            for fd in ready:
+                if fd in self._connections:
+                    self._serve(fd)
+                elif fd == self._listener.fileno():
+                    self._accept()
+        for fd in list(self._connections):
+            self._disconnect(fd)
+        self._poll.close()
         self._listener.close()
         os.close(self._wake)
-
-    def _stop(self) -> None:
-        self._serving = False
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
@@ -90,22 +90,22 @@ class MailboxServer:
         arena = self._store.arena
         hello = Hello(arena.layout, arena.num_pages, os.getpid())
         socket.send_fds(sock, [hello.pack()], [arena.fd])
-        self._connections[sock] = _Connection(sock, self._store)
-        self._selector.register(sock, selectors.EVENT_READ, lambda: self._serve(sock))
+        self._connections[sock.fileno()] = _Connection(sock, self._store)
+        self._poll.register(sock, select.EPOLLIN)
 
-    def _serve(self, sock: socket.socket) -> None:
-        connection = self._connections[sock]
+    def _serve(self, fd: int) -> None:
+        connection = self._connections[fd]
         try:
             with self._lock:
                 alive = connection.serve()
         except OSError:
             alive = False
         if not alive:
-            self._disconnect(sock)
+            self._disconnect(fd)
 
-    def _disconnect(self, sock: socket.socket) -> None:
-        self._selector.unregister(sock)
-        self._connections.pop(sock).close()
+    def _disconnect(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        self._connections.pop(fd).close()
 
 
 class _Connection:

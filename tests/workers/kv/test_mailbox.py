@@ -226,6 +226,7 @@ def test_a_silent_server_is_a_dead_peer(serve_process: Serve) -> None:
     address, process = serve_process(LAYOUT, NUM_PAGES)
     link = MailboxLink(address, timeout_s=0.2)
     process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     with pytest.raises(PeerDead):
         link.stats()
     process.send_signal(signal.SIGCONT)
