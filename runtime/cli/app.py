@@ -28,6 +28,7 @@ COMMANDS = {
     "config": "moorage.runtime.cli.config",
     "presets": "moorage.runtime.cli.presets",
     "eval": "moorage.runtime.cli.eval",
+    "bench": "moorage.runtime.cli.bench",
     "demo": "moorage.runtime.cli.demo",
 }
 """Command name -> the module that registers it with `app`; the order is that of `runtime --help`."""

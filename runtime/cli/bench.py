@@ -1,0 +1,101 @@
+"""`runtime bench`: how fast the parts are on this machine, side by side with their limits and with others."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moorage.runtime.bench.measure import describe_machine, installed
+from moorage.runtime.bench.report import Report
+from moorage.runtime.cli.app import app, examples
+from moorage.runtime.units import parse_tokens
+
+bench_app = typer.Typer(
+    context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None, no_args_is_help=False
+)
+app.add_typer(bench_app, name="bench", help="Measure the parts side by side with limits and peers.")
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Interleaved runs; the medians are shown.")]
+Threads = Annotated[str, typer.Option(metavar="N,N,…", help="Thread counts.")]
+EVERY_CORE = "1" if len(os.sched_getaffinity(0)) == 1 else f"1,{min(2, len(os.sched_getaffinity(0)))}"
+
+
+def parse_counts(text: str) -> list[int]:
+    """Thread counts or contexts, separated by commas."""
+    try:
+        counts = [parse_tokens(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} {error}, separated by commas") from error
+    if min(counts) < 1:
+        raise typer.BadParameter(f"{text!r}: at least 1 each")
+    return counts
+
+
+def finish(report: Report, title: str, json_file: Path | None) -> None:
+    """Prints the table and writes the file that was asked for."""
+    report.print(title)
+    if json_file is not None:
+        report.write(json_file)
+
+
+@bench_app.command(
+    epilog=examples("runtime bench scoring", "runtime bench scoring --threads 1 --json scoring.json")
+)
+def scoring(
+    context: Annotated[str, typer.Option(help="Tokens that the anchors stand for.")] = "1M",
+    threads: Threads = EVERY_CORE,
+    rounds: Rounds = 15,
+    json_file: JsonFile = None,
+) -> None:
+    """Score every block of one layer: 8 KV heads of 128, blocks of 128 tokens."""
+    from moorage.runtime.bench.scoring import ABSENT, run_scoring
+
+    report = Report(describe_machine())
+    for tokens in parse_counts(context):
+        report.add(run_scoring(tokens, parse_counts(threads), rounds))
+    report.add((), () if installed("faiss-cpu") else (ABSENT,))
+    finish(report, "scoring", json_file)
+
+
+WithRay = Annotated[bool, typer.Option("--ray/--no-ray", help="Also through a Ray actor.")]
+
+
+@bench_app.command(epilog=examples("runtime bench select", "runtime bench select --no-ray --context 128K,1M"))
+def select(
+    context: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens that the blocks stand for.")] = "1M",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each store.")] = 1,
+    with_ray: WithRay = True,
+    rounds: Rounds = 101,
+    json_file: JsonFile = None,
+) -> None:
+    """Select the blocks of one layer: in this process, through the mailbox, through a Ray call."""
+    from moorage.runtime.bench.selecting import run_select
+
+    report = Report(describe_machine())
+    for tokens in parse_counts(context):
+        report.add(run_select(tokens, threads, rounds, with_ray))
+    finish(report, "select", json_file)
+
+
+@bench_app.command(epilog=examples("runtime bench gather", "runtime bench gather --threads 1"))
+def gather(threads: Threads = EVERY_CORE, rounds: Rounds = 31, json_file: JsonFile = None) -> None:
+    """Copy chosen blocks out of an arena, against memcpy."""
+    from moorage.runtime.bench.gathering import run_gather
+
+    report = Report(describe_machine())
+    report.add(run_gather(parse_counts(threads), rounds))
+    finish(report, "gather", json_file)
+
+
+@bench_app.command(epilog=examples("runtime bench link", "runtime bench link --no-ray"))
+def link(with_ray: WithRay = True, rounds: Rounds = 15, json_file: JsonFile = None) -> None:
+    """Measure the round trip to a store: percentiles of calls that compute nothing."""
+    from moorage.runtime.bench.selecting import run_link
+
+    report = Report(describe_machine())
+    report.add(run_link(rounds, with_ray))
+    finish(report, "link", json_file)
