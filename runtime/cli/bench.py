@@ -9,18 +9,26 @@ from typing import Annotated
 import typer
 
 from moorage.runtime.bench.measure import describe_machine, installed
-from moorage.runtime.bench.report import Report
+from moorage.runtime.bench.report import Report, compare, print_falls
 from moorage.runtime.cli.app import app, examples
+from moorage.runtime.cli.output import print_note
 from moorage.runtime.units import parse_tokens
 
 bench_app = typer.Typer(
-    context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None, no_args_is_help=False
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    invoke_without_command=True,
 )
 app.add_typer(bench_app, name="bench", help="Measure the parts side by side with limits and peers.")
+
+RATIOS = Path(__file__).resolve().parents[2] / "deploy" / "benchmarks" / "cpu-2-cores.json"
+NOISE = 0.25
+"""A ratio that fell by less than this share is taken for noise."""
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Interleaved runs; the medians are shown.")]
 Threads = Annotated[str, typer.Option(metavar="N,N,…", help="Thread counts.")]
+WithRay = Annotated[bool, typer.Option("--ray/--no-ray", help="Also through a Ray actor.")]
 EVERY_CORE = "1" if len(os.sched_getaffinity(0)) == 1 else f"1,{min(2, len(os.sched_getaffinity(0)))}"
 
 
@@ -42,6 +50,41 @@ def finish(report: Report, title: str, json_file: Path | None) -> None:
         report.write(json_file)
 
 
+@bench_app.callback()
+def every_part(
+    context: typer.Context,
+    compare_with_last: Annotated[
+        bool, typer.Option("--compare", help="Run every benchmark and say which ratios fell.")
+    ] = False,
+    against: Annotated[
+        Path, typer.Option(metavar="FILE", help="Ratios to compare with.", show_default="the shipped ones")
+    ] = RATIOS,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run every benchmark and keep its ratios.")
+    ] = None,
+    with_ray: WithRay = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the parts side by side with limits and peers; --compare runs all of them in short form."""
+    if context.invoked_subcommand is not None:
+        return
+    if not compare_with_last and keep is None and json_file is None:
+        print(context.get_help())
+        return
+    from moorage.runtime.bench.everything import run_everything
+
+    report = Report(describe_machine())
+    for name, rows in run_everything(parse_counts(EVERY_CORE), with_ray):
+        print_note(f"bench {name} …")
+        report.add(rows)
+    finish(report, "every benchmark", json_file)
+    if keep is not None:
+        report.write_ratios(keep)
+    if compare_with_last:
+        falls, count = compare(report.rows, against, NOISE)
+        print_falls(falls, count, against)
+
+
 @bench_app.command(
     epilog=examples("runtime bench scoring", "runtime bench scoring --threads 1 --json scoring.json")
 )
@@ -59,9 +102,6 @@ def scoring(
         report.add(run_scoring(tokens, parse_counts(threads), rounds))
     report.add((), () if installed("faiss-cpu") else (ABSENT,))
     finish(report, "scoring", json_file)
-
-
-WithRay = Annotated[bool, typer.Option("--ray/--no-ray", help="Also through a Ray actor.")]
 
 
 @bench_app.command(epilog=examples("runtime bench select", "runtime bench select --no-ray --context 128K,1M"))
