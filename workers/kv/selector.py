@@ -20,8 +20,8 @@ class Scoring:
     """Raw logits of one request's candidates, kept between `score` and `choose`."""
 
     request: SelectRequest
-    candidates: Int32
-    """[n] local block ids, ascending."""
+    candidates: Int32 | None
+    """[n] block ids, ascending; None stands for the n blocks from `request.first` on."""
     limits: Int32
     """[R]: row r may choose among the first `limits[r]` candidates."""
     logits: Float32
@@ -43,17 +43,19 @@ class Selector:
     def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None) -> Scoring:
         """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""
         rows, heads = self._check(request)
-        limits = np.clip(request.limits, request.first, max(request.first, num_sealed))
-        first, end = request.first, int(limits.max(initial=request.first))
+        first = request.first
+        limits = np.maximum(np.minimum(request.limits, np.int32(num_sealed)), np.int32(first))
+        end = int(limits.max()) if rows else first
+        candidates = None
         if kept is None:
-            candidates = np.arange(first, end, dtype=np.int32)
             candidate_pages = pages[first:end]
-            row_limits = (limits - first).astype(np.int32)
+            row_limits = limits - np.int32(first)
         else:
             candidates = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)]
             candidate_pages = pages[candidates]
             row_limits = np.searchsorted(candidates, limits).astype(np.int32)
-        logits = self._borrow(rows * heads * len(candidates)).reshape(rows, heads, len(candidates))
+        count = len(candidate_pages)
+        logits = self._borrow(rows * heads * count).reshape(rows, heads, count)
         if logits.size:
             anchors = self._arena.anchors[request.layer]
             score_blocks(anchors, candidate_pages, request.queries, self._quest, logits)
@@ -61,9 +63,11 @@ class Selector:
 
     def lse(self, scoring: Scoring) -> Float32:
         """[R, Hq]: log of the sum of exp(scale * logit) over each row's candidates; -inf without any."""
-        out = np.full(scoring.logits.shape[:2], -np.inf, np.float32)
-        if scoring.logits.size:
-            score_lse(scoring.logits, scoring.request.scale, scoring.limits, out)
+        shape = scoring.logits.shape[:2]
+        if not scoring.logits.size:
+            return np.full(shape, -np.inf, np.float32)
+        out = np.empty(shape, np.float32)
+        score_lse(scoring.logits, scoring.request.scale, scoring.limits, out)
         return out
 
     def choose(self, scoring: Scoring, lse: Float32 | None) -> SelectReply:
@@ -72,21 +76,24 @@ class Selector:
         rows, _, count = scoring.logits.shape
         num_choices = 1 if request.shared else self._arena.layout.num_kv_heads
         shape = (rows, num_choices, request.k)
-        ids = np.full((rows * num_choices, request.k), -1, np.int32)
-        scores = np.full(ids.shape, -np.inf, np.float32)
-        if rows and count and request.k:
-            pooled = self._pool(scoring, request.shared, lse)
-            limits = np.repeat(scoring.limits, num_choices)
-            top_blocks(pooled.reshape(len(limits), count), limits, request.k, ids, scores)
-            if request.first or len(scoring.candidates) != scoring.candidates[-1] + 1:
-                ids = np.where(ids >= 0, scoring.candidates[ids], np.int32(-1))
-            self._give_back(pooled)
+        if not (rows and count and request.k):
+            return SelectReply(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32))
+        pooled = self._pool(scoring, request.shared, lse)
+        limits = scoring.limits if num_choices == 1 else np.repeat(scoring.limits, num_choices)
+        ids = np.empty((len(limits), request.k), np.int32)
+        scores = np.empty((len(limits), request.k), np.float32)
+        top_blocks(pooled.reshape(len(limits), count), limits, request.k, ids, scores)
+        self._give_back(pooled)
+        if scoring.candidates is not None:
+            ids = np.where(ids >= 0, scoring.candidates[ids], np.int32(-1))
+        elif request.first:
+            ids[ids >= 0] += np.int32(request.first)
         return SelectReply(ids.reshape(shape), scores.reshape(shape))
 
     def mass(self, scoring: Scoring, lse: Float32) -> Float32:
         """[n]: the softmax mass of each candidate, a mean over heads, summed over the rows."""
         if not scoring.logits.size:
-            return np.zeros(len(scoring.candidates), np.float32)
+            return np.zeros(scoring.logits.shape[2], np.float32)
         pooled = self._pool(scoring, True, lse)
         mass = np.where(np.isfinite(pooled), pooled, np.float32(0)).sum(axis=(0, 1), dtype=np.float32)
         self._give_back(pooled)
