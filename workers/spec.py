@@ -217,7 +217,7 @@ class MemorySpec:
     """Positions that dca stays below."""
     dca_chunk: int | None = None
     """Tokens of one chunk of dca, a multiple of the block size."""
-    mscale: float = 0.0
+    mscale: float | None = None
     """Attention grows with the length L: q and k times max(1, mscale * ln(L / mscale_length) + 1)."""
     mscale_length: int = 1
     rebase_every: int = 1

@@ -181,7 +181,7 @@ class Engine:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
         memory, rope = session.memory, session.memory.rope or self._spec.rope
         due = session.decode_index % memory.rebase_every == 0 or rope.rope_type == "longrope"
-        if due and (memory.mscale > 0 or rope.follows_length):
+        if due and (memory.mscale or rope.follows_length):
             session.rotations = self._rotations(memory, session.num_tokens + 1)
 
     def _forward(
