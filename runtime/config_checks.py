@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from moorage.runtime.position_checks import position_complaints
 from moorage.runtime.presets import Preset, resolve_preset
 from moorage.workers.spec import AnchorSpace, AnchorType, Preselect
 
@@ -18,6 +19,7 @@ Complaint = tuple[str, str, str]
 def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     """All that is wrong between keys; each complaint names the key to change first."""
     yield from _about_selection(config)
+    yield from position_complaints(config)
     yield from _about_steps(config)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -50,8 +50,9 @@ class MemorySection(Section):
     preset: str = Field("full", description="Named choice on all axes; `runtime presets` lists them.")
     positions: Positions | None = Field(
         None,
-        description="Where a query sees keys beyond the local window: rope (each at its own position) or "
-        "clamped (all at local_windows_len - 1, as InfLLM).",
+        description="Where a query sees keys: rope (each at its own position), clamped (beyond the local window all "
+        "at local_windows_len - 1, as InfLLM), dca (within chunks, as Dual Chunk Attention) or rolling (only sinks "
+        "and window, side by side, as StreamingLLM).",
     )
     exc_block_size: TokensOrZero | None = Field(
         None, description="Prompt tokens that share one choice of blocks; 0 prefills exactly, over all keys."
@@ -59,9 +60,50 @@ class MemorySection(Section):
     n_init: TokensOrZero | None = Field(
         None, description="Sink tokens at the start that are always attended, rounded up to whole blocks."
     )
-    topk: Count | None = Field(
+    topk: CountOrZero | None = Field(
         None,
-        description="Blocks chosen per layer and step; the same as long_context.second_select_num.",
+        description="Blocks chosen per layer and step, the same as long_context.second_select_num; 0 attends "
+        "sinks and window alone.",
+    )
+    pretraining_length: Tokens | None = Field(
+        None,
+        description="Length the model was trained for, where positions depend on it (dca, dynamic NTK, yarn); "
+        "default is the checkpoint's.",
+    )
+    dca_chunk: Tokens | None = Field(
+        None,
+        description="Tokens of one chunk of dca, a multiple of block_size; default is the checkpoint's "
+        "dual_chunk_attention_config, else three quarters of pretraining_length.",
+    )
+    mscale: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="Growth of dca's attention with the length L: q and k times max(1, mscale * ln(L / "
+        "pretraining_length) + 1); 0 is off, ChunkLlama has 0.05. Default is the checkpoint's.",
+    )
+    rope_scaling: dict[str, Any] | None = Field(
+        None,
+        description="Rotary embedding in place of the checkpoint's, in transformers' words, such as "
+        "{rope_type: yarn, factor: 4}.",
+    )
+    rope_scaling_factor: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="LMDeploy's dynamic NTK in place of the checkpoint's scaling: base * (factor * L / max - "
+        "(factor - 1)) ** (d / (d - 2)).",
+    )
+    session_len: Tokens | None = Field(
+        None,
+        description="L of dynamic NTK and longrope for every session; default is the prompt's length, and the "
+        "current length while decoding.",
+    )
+    base: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="Base of the rotary embedding in place of the checkpoint's (InfLLM)."
+    )
+    distance_scale: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Factor on every position, such as 0.25 for a fourfold interpolation (InfLLM)."
+    )
+    rebase_every: Count = Field(
+        16,
+        description="Decode steps between two adoptions of the current length by dynamic NTK and mscale.",
     )
     head_pool: HeadPool | None = Field(
         None,

@@ -94,6 +94,10 @@ class Positions(StrEnum):
     """Every key at its own position."""
     CLAMPED = "clamped"
     """Keys outside the local window at one distance, `local_windows_len - 1` (InfLLM)."""
+    ROLLING = "rolling"
+    """Sinks right before the local window, whatever lies between; nothing else is attended (StreamingLLM)."""
+    DCA = "dca"
+    """Every key within its chunk, the query once for each relation of chunks (Dual Chunk Attention)."""
 
 
 class HeadSelectMode(StrEnum):
@@ -133,6 +137,27 @@ class RopeSpec:
     high_freq_factor: float = 4.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    fixed_length: int | None = None
+    """Length that dynamic and longrope assume; None takes the sequence's own."""
+    distance_scale: float = 1.0
+    """Factor on every position (InfLLM's name for linear interpolation)."""
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether frequencies depend on the sequence's length."""
+        return self.rope_type in ("dynamic", "longrope") and self.fixed_length is None
+
+
+@dataclass(frozen=True, slots=True)
+class DualChunkSpec:
+    """A checkpoint's `dual_chunk_attention_config`, in the terms of its paper."""
+
+    length: int
+    """c: no position reaches it."""
+    chunk: int
+    """s: tokens of one chunk."""
+    original_length: int | None = None
+    """Length beyond which attention is scaled; None never scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +185,7 @@ class ModelSpec:
     """Storage type of the checkpoint: float32, bfloat16 or float16."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    dual_chunk: DualChunkSpec | None = None
 
     @property
     def group_size(self) -> int:
@@ -231,7 +257,7 @@ class MemorySpec:
     local_windows_len: int
     """Tokens before and including the query that are always attended."""
     topk: int | None
-    """Chosen blocks per layer and step; None attends all."""
+    """Chosen blocks per layer and step; None attends all, 0 none: exactly the sinks and the window."""
     exc_block_size: int
     """Prompt tokens that share one selection in prefill; 0 prefills exactly, over all past keys."""
     preselect_block: Preselect
@@ -253,6 +279,17 @@ class MemorySpec:
     all blocks."""
     importance_queries: int = 128
     """Last prompt queries whose attention decides DYNAMIC anchors and a preselection from the prompt."""
+    rope: RopeSpec | None = None
+    """Rotary embedding of this session; None takes the model's."""
+    pretraining_length: int | None = None
+    """Positions that dca stays below."""
+    dca_chunk: int | None = None
+    """Tokens of one chunk of dca, a multiple of the block size."""
+    mscale: float | None = None
+    """Attention grows with the length L: q and k times max(1, mscale * ln(L / mscale_length) + 1)."""
+    mscale_length: int = 1
+    rebase_every: int = 1
+    """Decode steps between two adoptions of the current length by RoPE that depends on it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ def score_blocks(
     if add:
         # A sum of dot products is one dot product of all vectors with as many copies of the query.
         packed = np.tile(packed, vectors // (2 if quest else 1))
-    _score(anchors_layer.reshape(num_pages, -1), vectors * dim, pages, packed, out)
+    _score(anchors_layer, num_kv_heads * vectors * dim, pages, packed, out)
 
 
 def score_keys(
@@ -67,22 +67,57 @@ def score_keys(
     check_multiple("head size", dim, LANES)
     check_multiple("query heads", queries.shape[1], num_kv_heads)
     if out.size:
-        _score(kv_layer.reshape(num_pages, -1), size * dim, pages, _pack(queries, num_kv_heads, False), out)
+        _score(kv_layer, num_kv_heads * size * dim, pages, _pack(queries, num_kv_heads, False), out)
+
+
+def score_pooled(
+    anchors_layer: Storage,
+    pages: NDArray[np.int32],
+    queries: NDArray[np.float32],
+    quest: bool,
+    shared: bool,
+    scale: float,
+    out: NDArray[np.float32],
+) -> None:
+    """Writes the mean of scale * logit over all heads (`shared`), or over the heads of each KV head.
+
+    As `score_blocks` and then `pool_scores` with "sum", for blocks of a single sub-block. Logits are then linear in
+    the packed query, so the queries of a group are added up first, and each anchor meets one vector instead of G;
+    if `shared`, a block's anchors of all KV heads are one long vector. out [R, S, n], S = 1 or Hkv.
+    """
+    check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
+    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    check_array("queries", queries, FLOAT32, (None, None, dim))
+    check_ids("pages", pages, num_pages)
+    check_array("out", out, FLOAT32, (len(queries), 1 if shared else num_kv_heads, len(pages)))
+    check_multiple("head size", dim, LANES)
+    check_multiple("query heads", queries.shape[1], num_kv_heads)
+    if not out.size:
+        return
+    pooled_heads = queries.shape[1] // out.shape[1]
+    packed = _pack_sums(queries, num_kv_heads, quest, np.float32(scale / pooled_heads))
+    if shared:
+        packed = packed.transpose(1, 0, 2).reshape(1, len(queries), num_kv_heads * vectors * dim)
+    _score(anchors_layer, num_kv_heads * vectors * dim, pages, packed, out)
 
 
 def _score(
     stored: Storage,
-    head_size: int,
+    scored_size: int,
     pages: NDArray[np.int32],
     packed: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """`stored` [P, n]: of each page, the first Hkv parts of `head_size` elements are scored."""
-    page_bytes = len(packed) * head_size * stored.itemsize
+    """Logits of packed queries [heads, rows, V] into out, whose rows are dealt to the heads in turn.
+
+    Of each page of `stored` [P, ...] the first `scored_size` elements are scored, an equal part by each head.
+    """
+    page_bytes = scored_size * stored.itemsize
     line, ahead = LINE_BYTES // stored.itemsize, max(1, PREFETCH_BYTES // (TILE * page_bytes))
     workers = min(num_workers(len(pages) * page_bytes * packed.shape[1]), len(pages))
     score = _score_parallel if workers > 1 else _score_serial
-    score(stored, head_size, pages, packed, out, line, ahead * TILE, workers)
+    flat = stored.reshape(len(stored), -1)
+    score(flat, scored_size, pages, packed, out, line, ahead * TILE, workers)
 
 
 @njit(**SERIAL)
@@ -102,6 +137,24 @@ def _pack(queries: Any, num_kv_heads: Any, quest: Any) -> Any:
                     into[d], into[dim + d] = max(query[d], np.float32(0)), min(query[d], np.float32(0))
                 else:
                     into[d] = query[d]
+    return packed
+
+
+@njit(**SERIAL)
+def _pack_sums(queries: Any, num_kv_heads: Any, quest: Any, factor: Any) -> Any:
+    """As `_pack`, the queries of each group added up and multiplied by `factor`: [Hkv, R, V]."""
+    rows, heads, dim = queries.shape
+    group = heads // num_kv_heads
+    packed = np.zeros((num_kv_heads, rows, dim * (2 if quest else 1)), np.float32)
+    for r in range(rows):
+        for head in range(heads):
+            query, into = queries[r, head], packed[head // group, r]
+            for d in range(dim):
+                if quest:
+                    into[d] += factor * max(query[d], np.float32(0))
+                    into[dim + d] += factor * min(query[d], np.float32(0))
+                else:
+                    into[d] += factor * query[d]
     return packed
 
 
@@ -125,7 +178,7 @@ def _score_tile(
 @njit(**SERIAL)
 def _score_range(
     anchors: Any,
-    head_size: Any,
+    scored_size: Any,
     pages: Any,
     queries: Any,
     out: Any,
@@ -136,7 +189,7 @@ def _score_range(
 ) -> None:
     num_kv_heads, count, size = queries.shape
     page_size = anchors.shape[1]
-    scored_size = num_kv_heads * head_size
+    head_size = scored_size // num_kv_heads
     stored, flat_queries = anchors.reshape(-1), queries.reshape(-1)
     best = np.empty(num_kv_heads * count * CHUNK, np.float32)
     at, coming = np.empty(TILE, np.int64), np.empty(TILE, np.int64)
@@ -178,25 +231,16 @@ def _write_out(best: Any, num_kv_heads: Any, count: Any, out: Any, first: Any, l
 
 @njit(**SERIAL)
 def _score_serial(
-    anchors: Any, head_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
+    anchors: Any, scored_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
 ) -> None:
-    _score_range(anchors, head_size, pages, queries, out, line, ahead, 0, len(pages) * workers)
+    _score_range(anchors, scored_size, pages, queries, out, line, ahead, 0, len(pages) * workers)
 
 
 @njit(**PARALLEL)
 def _score_parallel(
-    anchors: Any, head_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
+    anchors: Any, scored_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
 ) -> None:
     count = len(pages)
     for i in prange(workers):
-        _score_range(
-            anchors,
-            head_size,
-            pages,
-            queries,
-            out,
-            line,
-            ahead,
-            count * i // workers,
-            count * (i + 1) // workers,
-        )
+        begin, end = count * i // workers, count * (i + 1) // workers
+        _score_range(anchors, scored_size, pages, queries, out, line, ahead, begin, end)

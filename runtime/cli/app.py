@@ -29,6 +29,7 @@ COMMANDS = {
     "presets": "moorage.runtime.cli.presets",
     "eval": "moorage.runtime.cli.eval_tasks",
     "inspect": "moorage.runtime.cli.eval_recall",
+    "bench": "moorage.runtime.cli.bench",
     "demo": "moorage.runtime.cli.demo",
 }
 """Command name -> the module that registers it with `app`; the order is that of `runtime --help`."""

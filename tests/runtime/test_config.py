@@ -135,7 +135,7 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ),
         ("memory: {preset: inf-lm}", "did you mean inf-llm?"),
         ("memory: {topk: nan}", "memory.topk: got 'nan': should be a valid integer"),
-        ("memory: {topk: 0}", "memory.topk: got 0: should be at least 1"),
+        ("memory: {topk: -1}", "memory.topk: got -1: should be at least 0"),
         ("memory: {topk: 3}\nlong_context: {second_select_num: 4}", "memory.topk: is 3 and"),
         ("memory: {preset: inf-llm, max_cached_block: 3}", "max_cached_block: 3 is less than the 16 blocks"),
         (
@@ -203,7 +203,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_flags_and_variables_are_named(tmp_path: Path) -> None:
     text = "model: {path: m}\n"
     assert refusal(tmp_path, text, "memory.topk").startswith("--set memory.topk: should be section.key=value")
-    assert refusal(tmp_path, text, "memory.topk=0").startswith("--set memory.topk=0: memory.topk: got 0")
+    assert refusal(tmp_path, text, "memory.topk=-1").startswith("--set memory.topk=-1: memory.topk: got -1")
     assert "the value is not YAML" in refusal(tmp_path, text, "memory.topk=[1")
     message = refusal(tmp_path, text, environ={"MOORAGE_KV_STORE__DRM": "1GiB"})
     assert message == "environment MOORAGE_KV_STORE__DRM: kv_store.drm: unknown key; did you mean dram?"

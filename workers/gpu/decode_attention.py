@@ -50,7 +50,10 @@ class DecodeAttention:
         assert session.decode_step is not None
         span, near = session.decode_step.span, session.decode_step.near
         query = query.float()
-        chosen = self._chooser.for_decode(session, layer, query)
+        if session.memory.topk == 0:
+            chosen: Int32 | None = np.empty((1, 0), np.int32)
+        else:
+            chosen = self._chooser.for_decode(session, layer, query)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
             if span.near_block + len(near.blocks) > session.cache.slots.shape[1]:
@@ -165,9 +168,10 @@ class DecodeAttention:
         """On sampled steps and one layer of each, how much of the exact attention mass was attended.
 
         Recall is exp(lse_chosen - lse_all), the mean over heads (DESIGN: selection is measured, not believed).
+        Schemes that attend nothing beyond sinks and window give the rest no position, so there is no exact pass.
         """
         every = session.memory.recall_every
-        if not every or session.decode_index % every:
+        if not every or session.decode_index % every or session.memory.topk == 0:
             return
         if layer != session.decode_index // every % self._layout.num_layers:
             return

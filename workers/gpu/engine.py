@@ -14,7 +14,7 @@ from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.decode_attention import DecodeAttention
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.model.rope import rope_view
+from moorage.workers.gpu.model.rope import session_view
 from moorage.workers.gpu.output import OutputStage
 from moorage.workers.gpu.positions import Rotations, Span
 from moorage.workers.gpu.prefill_attention import PrefillAttention
@@ -164,7 +164,7 @@ class Engine:
         self._kv.drop(session_id)
 
     def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
-        return Rotations(rope_view(self._spec.rope, seq_len), memory, self._layout.block_size)
+        return Rotations(session_view(self._spec.rope, memory, seq_len), memory, self._layout.block_size)
 
     def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[Segment]:
         """Checks each segment against its session and sets the step's geometry; returns those that can run."""
@@ -188,10 +188,10 @@ class Engine:
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
-        if self._spec.rope.rope_type in ("dynamic", "longrope"):
-            view = rope_view(self._spec.rope, session.num_tokens + 1)
-            if not torch.equal(view.inv_freq, session.rotations.view.inv_freq):
-                session.rotations = Rotations(view, session.memory, self._layout.block_size)
+        memory, rope = session.memory, session.memory.rope or self._spec.rope
+        due = session.decode_index % memory.rebase_every == 0 or rope.rope_type == "longrope"
+        if due and (memory.mscale or rope.follows_length):
+            session.rotations = self._rotations(memory, session.num_tokens + 1)
 
     def _forward(
         self, segments: Sequence[Segment], sessions: Sequence[WorkerSession], failed: Failures

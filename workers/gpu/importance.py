@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_importance import attention_lse, token_importance
 from moorage.workers.gpu.model.rope import rotate
-from moorage.workers.gpu.positions import Rotations, Span
+from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.reader import BlockReader
+from moorage.workers.gpu.schemes import FOREVER
 from moorage.workers.gpu.session import ReceivedAttention, WorkerSession
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.kv.shards import ShardedKv
@@ -21,8 +22,6 @@ from moorage.workers.spec import AnchorType, KvLayout, Preselect
 
 Int32 = NDArray[np.int32]
 
-FOREVER = 1 << 62
-"""Upper end of a band that has none."""
 REANCHOR_BLOCKS = 256
 """Blocks whose importance travels at once."""
 
@@ -32,8 +31,10 @@ class _View:
     """Keys as some queries see them; [heads, tokens, D], rotated."""
 
     queries: torch.Tensor
+    rows: slice
+    """Which of the queries."""
     keys: torch.Tensor
-    band: tuple[int, int] | None
+    band: tuple[int, int]
     k_start: int
 
 
@@ -90,18 +91,22 @@ class Importance:
         received: ReceivedAttention,
     ) -> None:
         end, size = start + queries.shape[1], self._layout.block_size
+        first, window = received.first_block * size, session.memory.local_windows_len
         keys, _ = self._reader.rows(session.session_id, layer, received.first_block, end)
-        first = received.first_block * size
-        found = token_importance(
-            self._turned(session.rotations, queries, start),
-            self._turned(session.rotations, keys, first),
-            lse,
-            self._scale(session),
-            (0, session.memory.local_windows_len),
-            start,
-            first,
+        received.make_room(
+            self._layout.num_kv_heads, self._layout.num_blocks(end) * size - first, keys.device
         )
-        received.add(found, self._layout.num_blocks(end) * size - first)
+        for view in self._views(session, queries, start, keys, first, window):
+            found = token_importance(
+                view.queries,
+                view.keys,
+                lse[:, view.rows],
+                self._scale(session),
+                view.band,
+                start + view.rows.start,
+                view.k_start,
+            )
+            received.add(view.k_start - first, found)
 
     def finish_prompt(self, session: WorkerSession, layer: int, queries: torch.Tensor) -> None:
         """Makes anchors of the prompt, or preselects from it, by its last `queries` [R, Hq, D], un-rotated."""
@@ -141,37 +146,58 @@ class Importance:
         num_tokens = self._layout.num_blocks(end) * self._layout.block_size
         start, scale = end - queries.shape[1], self._scale(session)
         lse = torch.full(queries.shape[:2], -math.inf, device=self._reader.device)
-        for view in self._views(session, layer, queries, end):
-            part = attention_lse(view.queries, view.keys, scale, view.band, start, view.k_start)
-            lse = torch.logaddexp(lse, part)
+        for view in self._views_of_all(session, layer, queries, end):
+            rows, q_start = view.rows, start + view.rows.start
+            part = attention_lse(view.queries, view.keys, scale, view.band, q_start, view.k_start)
+            lse[:, rows] = torch.logaddexp(lse[:, rows], part)
         received = torch.zeros((self._layout.num_kv_heads, num_tokens), device=self._reader.device)
-        for view in self._views(session, layer, queries, end):
-            part = token_importance(view.queries, view.keys, lse, scale, view.band, start, view.k_start)
+        for view in self._views_of_all(session, layer, queries, end):
+            rows, q_start = view.rows, start + view.rows.start
+            part = token_importance(
+                view.queries, view.keys, lse[:, rows], scale, view.band, q_start, view.k_start
+            )
             received[:, view.k_start : view.k_start + part.shape[1]] += part
         return received
 
-    def _views(self, session: WorkerSession, layer: int, queries: torch.Tensor, end: int) -> Iterator[_View]:
-        size, window = self._layout.block_size, session.memory.local_windows_len
-        rotations, start = session.rotations, end - queries.shape[1]
-        turned = self._turned(rotations, queries, start)
-        clamped = self._clamped(rotations, queries) if rotations.clamped else None
+    def _views_of_all(
+        self, session: WorkerSession, layer: int, queries: torch.Tensor, end: int
+    ) -> Iterator[_View]:
+        start, size = end - queries.shape[1], self._layout.block_size
         blocks = np.arange(self._layout.num_blocks(end), dtype=np.int32)
         for piece, keys, _ in self._reader.pieces(session.session_id, layer, blocks):
-            first = int(piece[0]) * size
-            if clamped is None or first + keys.shape[1] > start - window + 1:
-                band = (0, FOREVER if clamped is None else window)
-                yield _View(turned, self._turned(rotations, keys, first), band, first)
-            if clamped is not None:
-                yield _View(clamped, keys, (window, FOREVER), first)
+            yield from self._views(session, queries, start, keys, int(piece[0]) * size, FOREVER)
 
-    def _turned(self, rotations: Rotations, vectors: torch.Tensor, first: int) -> torch.Tensor:
-        """[heads, n, D], each at its own position from `first` on."""
-        cos, sin = (torch.from_numpy(part) for part in rotations.absolute(first, vectors.shape[1]))
-        return rotate(vectors.float(), cos.to(vectors.device), sin.to(vectors.device))
+    def _views(
+        self,
+        session: WorkerSession,
+        queries: torch.Tensor,
+        start: int,
+        keys: torch.Tensor,
+        first: int,
+        most: int,
+    ) -> Iterator[_View]:
+        """Keys [Hkv, n, D] from position `first` on, as the scheme shows them at distances below `most`."""
+        rotations = session.rotations
+        scheme, size = rotations.scheme, self._layout.block_size
+        blocks = np.arange(first // size, self._layout.num_blocks(first + keys.shape[1]), dtype=np.int32)
+        rotated = self._turned(keys, *(part[: keys.shape[1]] for part in rotations.keys(blocks)))
+        for begin, end in scheme.groups(start, start + queries.shape[1]):
+            rows = slice(begin - start, end - start)
+            for part in scheme.parts(begin, end):
+                low, high = part.clipped(begin, end)
+                low, high = max(low, first), min(high, first + keys.shape[1])
+                band = (part.least, min(part.most, most))
+                if low >= high or band[0] >= band[1]:
+                    continue
+                turned = self._turned(queries[:, rows], *rotations.queries(part.variant, begin, end))
+                seen = (rotated if scheme.rotates_keys(part.variant) else keys)[:, low - first : high - first]
+                yield _View(turned, rows, seen, band, low)
 
-    def _clamped(self, rotations: Rotations, queries: torch.Tensor) -> torch.Tensor:
-        cos, sin = (torch.from_numpy(part).to(queries.device) for part in rotations.clamp)
-        return rotate(queries.float(), cos, sin)
+    def _turned(
+        self, vectors: torch.Tensor, cos: NDArray[np.float32], sin: NDArray[np.float32]
+    ) -> torch.Tensor:
+        turns = (torch.from_numpy(part).to(vectors.device) for part in (cos, sin))
+        return rotate(vectors.float(), *turns)
 
     def _scale(self, session: WorkerSession) -> float:
         return session.rotations.view.attention_scale**2 / math.sqrt(self._layout.head_dim)

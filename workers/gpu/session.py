@@ -35,14 +35,18 @@ class ReceivedAttention:
     tokens: torch.Tensor | None = None
     """[Hkv, n] from the first block's first token on."""
 
-    def add(self, found: torch.Tensor, room: int) -> None:
-        """Adds `found` [Hkv, m], and makes `room` tokens long."""
-        if self.tokens is None:
-            self.tokens = found.new_zeros((len(found), 0))
-        missing = room - self.tokens.shape[1]
+    def make_room(self, num_heads: int, num_tokens: int, device: torch.device) -> None:
+        """Makes it at least `num_tokens` long."""
+        held = torch.zeros((num_heads, 0), device=device) if self.tokens is None else self.tokens
+        missing = num_tokens - held.shape[1]
         if missing > 0:
-            self.tokens = torch.cat((self.tokens, found.new_zeros((len(found), missing))), dim=1)
-        self.tokens[:, : found.shape[1]] += found
+            held = torch.cat((held, held.new_zeros((num_heads, missing))), dim=1)
+        self.tokens = held
+
+    def add(self, first: int, found: torch.Tensor) -> None:
+        """Adds `found` [Hkv, n] from the `first`-th token on."""
+        assert self.tokens is not None
+        self.tokens[:, first : first + found.shape[1]] += found
 
     def take_until(self, block: int, block_size: int) -> tuple[int, torch.Tensor] | None:
         """(first block, [Hkv, n * B]) of the blocks before `block`, which are forgotten here; None without any."""

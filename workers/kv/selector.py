@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moorage.kernels.block_score import score_blocks, score_keys
+from moorage.kernels.block_score import score_blocks, score_keys, score_pooled
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
-from moorage.workers.spec import AnchorPool, AnchorType
+from moorage.workers.spec import AnchorPool, AnchorType, HeadPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +55,38 @@ class Selector:
         self._quest = arena.layout.anchor_type is AnchorType.QUEST
         self._spare: list[Float32] = []
 
+    def select(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> SelectReply:
+        """The best candidates of this arena alone."""
+        one_vector = self._arena.layout.anchor_num == 1 and not request.perhead and request.refine is None
+        if one_vector and request.pooling is HeadPool.SUM:
+            return self._select_linear(request, pages, num_sealed, kept)
+        scoring = self.score(request, pages, num_sealed, kept)
+        reply = self.choose(scoring, self.lse(scoring) if request.pooling is HeadPool.SOFTMAX else None)
+        self.release(scoring)
+        return reply
+
+    def _select_linear(
+        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None
+    ) -> SelectReply:
+        """Scores and pools in one pass over the anchors."""
+        rows, _ = self._check(request)
+        candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
+        count = len(candidate_pages)
+        num_choices = request.num_choices(self._arena.layout.num_kv_heads)
+        pooled = self._borrow(rows * num_choices * count).reshape(rows, num_choices, count)
+        if pooled.size:
+            anchors = self._arena.anchors[request.layer]
+            score_pooled(
+                anchors, candidate_pages, request.queries, self._quest, request.shared, request.scale, pooled
+            )
+        reply = _best(request, candidates, limits, pooled)
+        self._give_back(pooled)
+        return reply
+
     def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> Scoring:
         """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""
         rows, heads = self._check(request)
-        first = request.first
-        limits = np.maximum(np.minimum(request.limits, np.int32(num_sealed)), np.int32(first))
-        end = int(limits.max()) if rows else first
-        candidates = None
-        among = request.refine if kept is None or request.refine is not None else kept.until(end)
-        if among is None:
-            candidate_pages = pages[first:end]
-            row_limits = limits - np.int32(first)
-        else:
-            candidates = among[np.searchsorted(among, first) : np.searchsorted(among, end)]
-            candidate_pages = pages[candidates]
-            row_limits = np.searchsorted(candidates, limits).astype(np.int32)
+        candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
         count = len(candidate_pages)
         logits = self._borrow(rows * heads * count).reshape(rows, heads, count)
         if logits.size and request.refine is not None:
@@ -77,7 +94,7 @@ class Selector:
         elif logits.size:
             anchors, add = self._arena.anchors[request.layer], request.anchor_pool is AnchorPool.SUM
             score_blocks(anchors, candidate_pages, request.queries, self._quest, logits, add=add)
-        return Scoring(request, candidates, row_limits, logits)
+        return Scoring(request, candidates, limits, logits)
 
     def lse(self, scoring: Scoring) -> Float32:
         """[R, Hq]: log of the sum of exp(scale * logit) over each row's candidates; -inf without any."""
@@ -90,30 +107,18 @@ class Selector:
 
     def choose(self, scoring: Scoring, lse: Float32 | None) -> SelectReply:
         """The best candidates; `lse` [R, Hq] over the blocks of all shards is needed for SOFTMAX only."""
-        request = scoring.request
-        rows, _, count = scoring.logits.shape
-        num_choices = request.num_choices(self._arena.layout.num_kv_heads)
-        shape = (rows, num_choices, request.k)
-        if not (rows and count and request.k):
-            return SelectReply(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32))
-        pooled = self._pool(scoring, num_choices, lse)
-        limits = scoring.limits if num_choices == 1 else np.repeat(scoring.limits, num_choices)
-        ids = np.empty((len(limits), request.k), np.int32)
-        scores = np.empty((len(limits), request.k), np.float32)
-        top_blocks(pooled.reshape(len(limits), count), limits, request.k, ids, scores)
+        pooled = self._pool(scoring, lse)
+        reply = _best(scoring.request, scoring.candidates, scoring.limits, pooled)
         self._give_back(pooled)
-        if scoring.candidates is not None:
-            ids = np.where(ids >= 0, scoring.candidates[ids], np.int32(-1))
-        elif request.first:
-            ids[ids >= 0] += np.int32(request.first)
-        return SelectReply(ids.reshape(shape), scores.reshape(shape))
+        return reply
 
     def release(self, scoring: Scoring) -> None:
         """Takes the logits' memory back; `scoring` must not be used again."""
         self._give_back(scoring.logits)
 
-    def _pool(self, scoring: Scoring, num_choices: int, lse: Float32 | None) -> Float32:
+    def _pool(self, scoring: Scoring, lse: Float32 | None) -> Float32:
         rows, _, count = scoring.logits.shape
+        num_choices = scoring.request.num_choices(self._arena.layout.num_kv_heads)
         pooled = self._borrow(rows * num_choices * count).reshape(rows, num_choices, count)
         request = scoring.request
         pool_scores(
@@ -154,3 +159,34 @@ class Selector:
     def _give_back(self, part: Float32) -> None:
         base = part if part.base is None else part.base
         self._spare = [*self._spare[-(_MAX_SPARE - 1) :], base]
+
+
+def _candidates(
+    request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None
+) -> tuple[Int32 | None, Int32, Int32]:
+    """(candidates as in Scoring, their pages, how many of them each row may choose among)."""
+    first = request.first
+    limits = np.maximum(np.minimum(request.limits, np.int32(num_sealed)), np.int32(first))
+    end = int(limits.max()) if len(limits) else first
+    among = request.refine if kept is None or request.refine is not None else kept.until(end)
+    if among is None:
+        return None, pages[first:end], limits - np.int32(first)
+    ids = among[np.searchsorted(among, first) : np.searchsorted(among, end)]
+    return ids, pages[ids], np.searchsorted(ids, limits).astype(np.int32)
+
+
+def _best(request: SelectRequest, candidates: Int32 | None, limits: Int32, pooled: Float32) -> SelectReply:
+    """The k best of pooled scores [R, S, n], of which row r may take the first limits[r]."""
+    rows, num_choices, count = pooled.shape
+    shape = (rows, num_choices, request.k)
+    if not (pooled.size and request.k):
+        return SelectReply(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32))
+    row_limits = limits if num_choices == 1 else np.repeat(limits, num_choices)
+    ids = np.empty((len(row_limits), request.k), np.int32)
+    scores = np.empty(ids.shape, np.float32)
+    top_blocks(pooled.reshape(len(ids), count), row_limits, request.k, ids, scores)
+    if candidates is not None:
+        ids = np.where(ids >= 0, candidates[ids], np.int32(-1))
+    elif request.first:
+        ids[ids >= 0] += np.int32(request.first)
+    return SelectReply(ids.reshape(shape), scores.reshape(shape))

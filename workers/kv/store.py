@@ -23,7 +23,7 @@ from moorage.workers.kv.messages import (
 )
 from moorage.workers.kv.selector import Kept, Scoring, Selector
 from moorage.workers.kv.stripes import Stripes
-from moorage.workers.spec import AnchorSpace, AnchorType, HeadPool, KvLayout
+from moorage.workers.spec import AnchorSpace, AnchorType, KvLayout
 
 ANCHOR_BLOCKS = 64
 """Blocks whose anchors are built at once; bounds the memory of their angles."""
@@ -202,15 +202,11 @@ class KvStore:
 
     def select(self, request: SelectRequest) -> SelectReply:
         """The best blocks of this shard alone; exact with several shards unless the pooling is SOFTMAX."""
-        scoring = self._score(request)
-        lse = self._selector.lse(scoring) if request.pooling is HeadPool.SOFTMAX else None
-        reply = self._selector.choose(scoring, lse)
-        self._selector.release(scoring)
-        return reply
+        return self._selector.select(request, *self._candidates(request))
 
     def score(self, request: SelectRequest) -> Float32:
         """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `choose`."""
-        scoring = self._score(request)
+        scoring = self._selector.score(request, *self._candidates(request))
         self._session(request.session_id).scoring = scoring
         return self._selector.lse(scoring)
 
@@ -282,12 +278,12 @@ class KvStore:
         self._sessions.clear()
         self.arena.close()
 
-    def _score(self, request: SelectRequest) -> Scoring:
+    def _candidates(self, request: SelectRequest) -> tuple[Int32, int, Kept | None]:
+        """(pages, sealed blocks, preselected blocks or None) of what `request` is about."""
         session = self._session(request.session_id)
         session.table.check_layer(request.layer)
         kept = session.kept.get(request.layer) if request.use_preselected else None
-        sealed = session.num_sealed[request.layer]
-        return self._selector.score(request, session.table.pages, sealed, kept)
+        return session.table.pages, session.num_sealed[request.layer], kept
 
     def _take_scoring(self, session_id: int, lse: Float32) -> Scoring:
         session = self._session(session_id)
