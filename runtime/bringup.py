@@ -167,6 +167,8 @@ class Processes:
 
     def _init_ray(self) -> None:
         config = self._shape.config
+        # Idle OpenMP threads that spin would take the cores of the other processes.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         os.environ |= {
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_memory_usage_threshold": RAY_MEMORY_STOP,

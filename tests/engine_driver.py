@@ -123,6 +123,26 @@ class Driver:
         self.step(drops=(1,))
         return torch.tensor(found)
 
+    def distributions(
+        self, prompt: Sequence[int], axes: MemorySpec, chunks: Sequence[int]
+    ) -> dict[int, torch.Tensor]:
+        """Log-probabilities [vocab] of the next token after each chunk, by the chunk's end."""
+        vocab = self.spec.vocab_size
+        opens: tuple[OpenSession, ...] = (
+            self.open(1, prompt, axes, sampling=SamplingSpec(num_logprobs=vocab)),
+        )
+        found = {}
+        for start, end in spans(len(prompt), chunks):
+            segment = Segment(1, start, tuple(prompt[start:end]), sample=True)
+            (result,) = self.step(opens=opens, segments=(segment,))
+            row = torch.full((vocab,), torch.nan)
+            for token_id, logprob in result.top_logprobs:
+                row[token_id] = logprob
+            found[end] = row
+            opens = ()
+        self.step(drops=(1,))
+        return found
+
     def generate(
         self,
         prompt: Sequence[int],

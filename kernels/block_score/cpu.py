@@ -40,17 +40,50 @@ def score_blocks(
     check_multiple("head size", dim, LANES)
     check_multiple("query heads", queries.shape[1], num_kv_heads)
     check_multiple("anchor vectors", vectors, 2 if quest else 1)
+    if out.size:
+        _score(anchors_layer, pages, _pack(queries, num_kv_heads, quest), out)
+
+
+def score_pooled(
+    anchors_layer: Storage,
+    pages: NDArray[np.int32],
+    queries: NDArray[np.float32],
+    quest: bool,
+    shared: bool,
+    scale: float,
+    out: NDArray[np.float32],
+) -> None:
+    """Writes the mean of scale * logit over all heads (`shared`), or over the heads of each KV head.
+
+    As `score_blocks` and then `pool_scores` with "sum", for blocks of a single sub-block. Logits are then linear in
+    the packed query, so the queries of a group are added up first, and each anchor meets one vector instead of G;
+    if `shared`, a block's anchors of all KV heads are one long vector. out [R, S, n], S = 1 or Hkv.
+    """
+    check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
+    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    check_array("queries", queries, FLOAT32, (None, None, dim))
+    check_ids("pages", pages, num_pages)
+    check_array("out", out, FLOAT32, (len(queries), 1 if shared else num_kv_heads, len(pages)))
+    check_multiple("head size", dim, LANES)
+    check_multiple("query heads", queries.shape[1], num_kv_heads)
     if not out.size:
         return
-    packed = _pack(queries, num_kv_heads, quest)
-    num_bytes = len(pages) * anchors_layer[0].nbytes
-    line, ahead = (
-        LINE_BYTES // anchors_layer.itemsize,
-        max(1, PREFETCH_BYTES // (TILE * anchors_layer[0].nbytes)),
-    )
-    workers = min(num_workers(num_bytes * packed.shape[1]), len(pages))
+    pooled_heads = queries.shape[1] // out.shape[1]
+    packed = _pack_sums(queries, num_kv_heads, quest, np.float32(scale / pooled_heads))
+    if shared:
+        packed = packed.transpose(1, 0, 2).reshape(1, len(queries), num_kv_heads * vectors * dim)
+    _score(anchors_layer, pages, packed, out)
+
+
+def _score(
+    anchors_layer: Storage, pages: NDArray[np.int32], packed: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """Logits of packed queries [heads, rows, V] into out, whose rows are dealt to the heads in turn."""
+    page_bytes = anchors_layer[0].nbytes
+    line, ahead = LINE_BYTES // anchors_layer.itemsize, max(1, PREFETCH_BYTES // (TILE * page_bytes))
+    workers = min(num_workers(len(pages) * page_bytes * packed.shape[1]), len(pages))
     score = _score_parallel if workers > 1 else _score_serial
-    score(anchors_layer.reshape(num_pages, -1), pages, packed, out, line, ahead * TILE, workers)
+    score(anchors_layer.reshape(len(anchors_layer), -1), pages, packed, out, line, ahead * TILE, workers)
 
 
 @njit(**SERIAL)
@@ -70,6 +103,24 @@ def _pack(queries: Any, num_kv_heads: Any, quest: Any) -> Any:
                     into[d], into[dim + d] = max(query[d], np.float32(0)), min(query[d], np.float32(0))
                 else:
                     into[d] = query[d]
+    return packed
+
+
+@njit(**SERIAL)
+def _pack_sums(queries: Any, num_kv_heads: Any, quest: Any, factor: Any) -> Any:
+    """As `_pack`, the queries of each group added up and multiplied by `factor`: [Hkv, R, V]."""
+    rows, heads, dim = queries.shape
+    group = heads // num_kv_heads
+    packed = np.zeros((num_kv_heads, rows, dim * (2 if quest else 1)), np.float32)
+    for r in range(rows):
+        for head in range(heads):
+            query, into = queries[r, head], packed[head // group, r]
+            for d in range(dim):
+                if quest:
+                    into[d] += factor * max(query[d], np.float32(0))
+                    into[dim + d] += factor * min(query[d], np.float32(0))
+                else:
+                    into[d] += factor * query[d]
     return packed
 
 

@@ -30,3 +30,19 @@ def score_blocks(
                 )
                 logits = [np.maximum(query * high, query * low).sum() for high, low in bounds]
                 out[r, head, i] = max(logits)
+
+
+def score_pooled(
+    anchors_layer: Storage,
+    pages: NDArray[np.int32],
+    queries: NDArray[np.float32],
+    quest: bool,
+    shared: bool,
+    scale: float,
+    out: NDArray[np.float32],
+) -> None:
+    """See cpu.py."""
+    logits = np.zeros((*queries.shape[:2], len(pages)), np.float32)
+    score_blocks(anchors_layer, pages, queries, quest, logits)
+    pooled_heads = queries.shape[1] // (1 if shared else anchors_layer.shape[1])
+    out[:] = scale * logits.astype(np.float64).reshape(*out.shape[:2], pooled_heads, len(pages)).mean(axis=2)

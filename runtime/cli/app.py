@@ -29,6 +29,7 @@ COMMANDS = {
     "presets": "moorage.runtime.cli.presets",
     "import-config": "moorage.runtime.cli.import_config",
     "eval": "moorage.runtime.cli.eval",
+    "bench": "moorage.runtime.cli.bench",
     "demo": "moorage.runtime.cli.demo",
 }
 """Command name -> the module that registers it with `app`; the order is that of `runtime --help`."""

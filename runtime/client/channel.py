@@ -20,7 +20,7 @@ from moorage.workers.errors import (
 )
 
 READY_POLL_S = 0.2
-CONNECT_TIMEOUT_S = 2.0
+CONNECT_TIMEOUT_S = 5.0
 """How long a client tries to reach a server before it says that none is there."""
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _SERVICE = "moorage.v1.Moorage"

@@ -15,7 +15,8 @@ class Link(Protocol):
     """One worker's way to one KV store. Ids and positions are those of the shard; `KvStore` says more.
 
     A link serves one thread. `submit_*` return at once, so that several shards work at the same time; one
-    submission may be open on a link. An error in `commit` may come with a later call. Every method raises
+    submission may be open on a link. An error in `commit` may come with a later call for its
+    session. Every method raises
     PeerDead when the store's process is gone.
     """
 

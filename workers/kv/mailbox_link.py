@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Callable
 
 from numpy.typing import ArrayLike
 
 from moorage.kernels.block_gather import gather_blocks
-from moorage.workers.errors import InvalidRequest, NotFound, PeerDead
-from moorage.workers.kv.arena import Arena
+from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.kv.block_table import BlockTable
+from moorage.workers.kv.mailbox_channel import Channel
 from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest, Storage, StoreStats
-from moorage.workers.kv.window import Window, span
-from moorage.workers.kv.wire import (
-    MAX_PACKET_BYTES,
-    REPLY,
-    REQUEST,
-    STATS,
-    Hello,
-    Op,
-    Request,
-    pack_flags,
-    unpack_error,
-)
-
-_TIMEVAL = struct.Struct("@ll")
+from moorage.workers.kv.window import span
+from moorage.workers.kv.wire import REPLY, STATS, Op, Request, pack_flags
 
 
 class MailboxLink:
@@ -34,51 +20,38 @@ class MailboxLink:
 
     `write` puts rows into the arena itself and `commit` sends one packet without waiting; `gather` reads the
     arena without asking anyone. A session that this link opened is written by this link alone, until it is
-    dropped. A dead server shows at once as PeerDead; one that is silent for `timeout_s` seconds
-    counts as dead.
+    dropped. A dead server shows at once as PeerDead; one that is silent for `timeout_s` counts as dead.
     """
 
     def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
         """Connects. Raises PeerDead when nobody serves `address`."""
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        timeval = _TIMEVAL.pack(int(timeout_s), int(timeout_s % 1 * 1e6))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
-        try:
-            hello, arena_fd = _greet(self._sock, address)
-            self._window = Window.create()
-            socket.send_fds(self._sock, [b"w"], [self._window.fd])
-        except OSError as error:
-            self._sock.close()
-            raise PeerDead(f"KV mailbox {address}: {error}; start the KV actor again") from error
-        self.layout, self.pid = hello.layout, hello.pid
-        self._arena = Arena.attach(arena_fd, hello.layout, hello.num_pages)
-        self._packet = bytearray(MAX_PACKET_BYTES)
+        self._channel = Channel(address, timeout_s)
+        self._arena, self.layout = self._channel.arena, self._channel.arena.layout
+        self.pid = self._channel.pid
         self._tables: dict[int, BlockTable] = {}
         self._scored: dict[int, SelectRequest] = {}
-        self._waiting = False
 
     def open(self, session_id: int, num_blocks: int) -> None:
         """As `KvStore.open`."""
         room = span(self._arena.num_pages)
-        count = self._call(Request(Op.OPEN, session_id=session_id, end=num_blocks), room)
-        pages = self._window.ints(0, count).copy()
+        count = self._channel.call(Request(Op.OPEN, session_id=session_id, end=num_blocks), room)
+        pages = self._channel.window.ints(0, count).copy()
         self._tables[session_id] = BlockTable(session_id, pages, [0] * self.layout.num_layers)
 
     def resize(self, session_id: int, num_blocks: int) -> None:
         """As `KvStore.resize`."""
         table = self._table(session_id)
         room = span(self._arena.num_pages)
-        count = self._call(Request(Op.RESIZE, session_id=session_id, end=num_blocks), room)
-        table.pages = self._window.ints(0, count).copy()
+        count = self._channel.call(Request(Op.RESIZE, session_id=session_id, end=num_blocks), room)
+        table.pages = self._channel.window.ints(0, count).copy()
 
     def attach(self, session_id: int) -> int:
         """As `KvStore.attach`; returns the tokens that every layer holds."""
         layers = self.layout.num_layers
         room = span(self._arena.num_pages) + span(layers)
-        count = self._call(Request(Op.ATTACH, session_id=session_id), room)
-        pages = self._window.ints(0, count).copy()
-        num_tokens: list[int] = self._window.ints(span(count), layers).tolist()
+        count = self._channel.call(Request(Op.ATTACH, session_id=session_id), room)
+        pages = self._channel.window.ints(0, count).copy()
+        num_tokens: list[int] = self._channel.window.ints(span(count), layers).tolist()
         self._tables[session_id] = BlockTable(session_id, pages, num_tokens)
         return min(num_tokens)
 
@@ -87,13 +60,13 @@ class MailboxLink:
         self._table(session_id).write(self._arena, layer, start, keys, values)
 
     def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
-        """As `KvStore.commit`, without waiting; its error comes with the next reply."""
-        self._send(Request(Op.COMMIT, layer=layer, session_id=session_id, start=start, end=end))
+        """As `KvStore.commit`, without waiting; its error comes with the session's next reply."""
+        self._channel.post(Request(Op.COMMIT, layer=layer, session_id=session_id, start=start, end=end))
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """As `KvStore.truncate`."""
         table = self._table(session_id)
-        self._call(Request(Op.TRUNCATE, session_id=session_id, end=num_tokens), 0)
+        self._channel.call(Request(Op.TRUNCATE, session_id=session_id, end=num_tokens), 0)
         table.num_tokens = [min(held, num_tokens) for held in table.num_tokens]
 
     def submit_select(self, request: SelectRequest) -> Callable[[], SelectReply]:
@@ -107,8 +80,8 @@ class MailboxLink:
         self._scored[request.session_id] = request
 
         def collect() -> Float32:
-            self._receive()
-            return self._window.floats(offset, *request.queries.shape[:2]).copy()
+            self._channel.receive()
+            return self._channel.window.floats(offset, *request.queries.shape[:2]).copy()
 
         return collect
 
@@ -123,13 +96,13 @@ class MailboxLink:
         request = self._scored_request(session_id)
         most = max(0, int(request.limits.max(initial=0)) - request.first)
         offset = self._submit_lse(Op.MASS, session_id, lse, span(most))
-        return lambda: self._window.floats(offset, self._receive()).copy()
+        return lambda: self._channel.window.floats(offset, self._channel.receive()).copy()
 
     def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
         """As `KvStore.keep`."""
-        self._reserve(span(len(blocks)))
-        self._window.ints(0, len(blocks))[:] = blocks
-        self._call(Request(Op.KEEP, layer=layer, session_id=session_id, end=len(blocks)), 0)
+        self._channel.reserve(span(len(blocks)))
+        self._channel.window.ints(0, len(blocks))[:] = blocks
+        self._channel.call(Request(Op.KEEP, layer=layer, session_id=session_id, end=len(blocks)), 0)
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """As `KvStore.gather`, straight from the arena."""
@@ -140,18 +113,16 @@ class MailboxLink:
         """As `KvStore.drop`."""
         self._tables.pop(session_id, None)
         self._scored.pop(session_id, None)
-        self._call(Request(Op.DROP, session_id=session_id), 0)
+        self._channel.call(Request(Op.DROP, session_id=session_id), 0)
 
     def stats(self) -> StoreStats:
         """As `KvStore.stats`."""
-        self._call(Request(Op.STATS), 0)
-        return StoreStats(*STATS.unpack_from(self._packet, REPLY.size))
+        self._channel.call(Request(Op.STATS), 0)
+        return StoreStats(*STATS.unpack_from(self._channel.packet, REPLY.size))
 
     def close(self) -> None:
         """Ends the connection and unmaps the arena; the sessions stay. Idempotent."""
-        self._sock.close()
-        self._window.close()
-        self._arena.close()
+        self._channel.close()
         self._tables.clear()
 
     def _submit_queries(self, op: Op, request: SelectRequest) -> int:
@@ -160,9 +131,9 @@ class MailboxLink:
         limits_offset = span(rows, heads, dim)
         offset = limits_offset + span(rows)
         room = max(self._choice_bytes(request), span(rows, heads))
-        self._reserve(offset + room)
-        self._window.floats(0, rows, heads, dim)[:] = request.queries
-        self._window.ints(limits_offset, rows)[:] = request.limits
+        self._channel.reserve(offset + room)
+        self._channel.window.floats(0, rows, heads, dim)[:] = request.queries
+        self._channel.window.ints(limits_offset, rows)[:] = request.limits
         header = Request(
             op,
             pack_flags(request.shared, request.use_preselected, request.pooling),
@@ -178,16 +149,15 @@ class MailboxLink:
             offset,
             offset + room,
         )
-        self._send(header)
-        self._waiting = True
+        self._channel.send(header)
         return offset
 
     def _submit_lse(self, op: Op, session_id: int, lse: Float32, room: int) -> int:
         rows, heads = lse.shape
         offset = span(rows, heads)
-        self._reserve(offset + room)
-        self._window.floats(0, rows, heads)[:] = lse
-        self._send(
+        self._channel.reserve(offset + room)
+        self._channel.window.floats(0, rows, heads)[:] = lse
+        self._channel.send(
             Request(
                 op,
                 session_id=session_id,
@@ -197,7 +167,6 @@ class MailboxLink:
                 window_bytes=offset + room,
             )
         )
-        self._waiting = True
         return offset
 
     def _choice_bytes(self, request: SelectRequest) -> int:
@@ -208,50 +177,10 @@ class MailboxLink:
         return len(request.queries), num_choices, request.k
 
     def _collect_choice(self, offset: int, request: SelectRequest) -> SelectReply:
-        self._receive()
+        self._channel.receive()
         shape = self._choice_shape(request)
-        ids = self._window.ints(offset, *shape).copy()
-        return SelectReply(ids, self._window.floats(offset + span(*shape), *shape).copy())
-
-    def _reserve(self, num_bytes: int) -> None:
-        """Makes the window free and large enough for a new request."""
-        if self._waiting:
-            self._receive()
-        self._window.grow(num_bytes)
-
-    def _call(self, request: Request, room: int) -> int:
-        """Sends a request, with `room` for an answer at the window's start; returns the reply's count."""
-        if room:
-            self._reserve(room)
-        self._send(request._replace(window_bytes=self._window.num_bytes))
-        self._waiting = True
-        return self._receive()
-
-    def _send(self, request: Request) -> None:
-        if self._waiting and request.op != Op.COMMIT:
-            self._receive()
-        try:
-            self._sock.send(REQUEST.pack(*request), socket.MSG_NOSIGNAL)
-        except OSError as error:
-            raise self._dead(error) from error
-
-    def _receive(self) -> int:
-        """Waits for the reply; returns its count, or raises the error it carries."""
-        self._waiting = False
-        try:
-            size = self._sock.recv_into(self._packet)
-        except OSError as error:
-            raise self._dead(error) from error
-        if size == 0:
-            raise self._dead(ConnectionResetError("it closed the connection"))
-        status, count = REPLY.unpack_from(self._packet)
-        if status < 0:
-            raise unpack_error(status, bytes(self._packet[REPLY.size : size]))
-        return int(count)
-
-    def _dead(self, reason: OSError) -> PeerDead:
-        self._sock.close()
-        return PeerDead(f"KV actor (pid {self.pid}): {reason}; start it again, its sessions are lost")
+        ids = self._channel.window.ints(offset, *shape).copy()
+        return SelectReply(ids, self._channel.window.floats(offset + span(*shape), *shape).copy())
 
     def _table(self, session_id: int) -> BlockTable:
         table = self._tables.get(session_id)
@@ -264,12 +193,3 @@ class MailboxLink:
         if request is None:
             raise InvalidRequest(f"session {session_id}: nothing is scored; score first")
         return request
-
-
-def _greet(sock: socket.socket, address: str) -> tuple[Hello, int]:
-    """Connects; returns what the server says of its store, and the arena's descriptor."""
-    sock.connect("\0" + address)
-    packet, fds, _, _ = socket.recv_fds(sock, MAX_PACKET_BYTES, 1)
-    if len(fds) != 1:
-        raise ConnectionRefusedError("it gives its arena to its own user only")
-    return Hello.unpack(packet), fds[0]

@@ -14,7 +14,7 @@ from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectReque
 from moorage.workers.spec import KvLayout
 
 _MAX_UNCONFIRMED = 64
-"""Writes and commits that may be under way; more would only fill Ray's object store."""
+"""Writes and commits of one session that may be under way; more would only fill Ray's object store."""
 
 
 class RayLink:
@@ -22,85 +22,86 @@ class RayLink:
 
     def __init__(self, handle: Any, layout: KvLayout, *, timeout_s: float = 60.0) -> None:
         self._handle, self.layout, self._timeout_s = handle, layout, timeout_s
-        self._unconfirmed: list[Any] = []
+        self._unconfirmed: dict[int, list[Any]] = {}
 
     def open(self, session_id: int, num_blocks: int) -> None:
         """As `KvStore.open`."""
-        self._get(self._handle.open.remote(session_id, num_blocks))
+        self._get(session_id, self._handle.open.remote(session_id, num_blocks))
 
     def resize(self, session_id: int, num_blocks: int) -> None:
         """As `KvStore.resize`."""
-        self._get(self._handle.resize.remote(session_id, num_blocks))
+        self._get(session_id, self._handle.resize.remote(session_id, num_blocks))
 
     def attach(self, session_id: int) -> int:
         """As `KvStore.attach`; returns the tokens that every layer holds."""
-        return int(self._get(self._handle.attach.remote(session_id)))
+        return int(self._get(session_id, self._handle.attach.remote(session_id)))
 
     def write(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
         """As `KvStore.write`, without waiting."""
         rows = (np.ascontiguousarray(keys), np.ascontiguousarray(values))
-        self._begin(self._handle.write.remote(session_id, layer, start, *rows))
+        self._begin(session_id, self._handle.write.remote(session_id, layer, start, *rows))
 
     def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
-        """As `KvStore.commit`, without waiting; its error comes with a later call."""
-        self._begin(self._handle.commit.remote(session_id, layer, start, end))
+        """As `KvStore.commit`, without waiting; its error comes with a later call for the session."""
+        self._begin(session_id, self._handle.commit.remote(session_id, layer, start, end))
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """As `KvStore.truncate`."""
-        self._get(self._handle.truncate.remote(session_id, num_tokens))
+        self._get(session_id, self._handle.truncate.remote(session_id, num_tokens))
 
     def submit_select(self, request: SelectRequest) -> Callable[[], SelectReply]:
         """As `KvStore.select`."""
-        return self._submit(self._handle.select.remote(request))
+        return self._submit(request.session_id, self._handle.select.remote(request))
 
     def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
         """As `KvStore.score`."""
-        return self._submit(self._handle.score.remote(request))
+        return self._submit(request.session_id, self._handle.score.remote(request))
 
     def submit_choose(self, session_id: int, lse: Float32) -> Callable[[], SelectReply]:
         """As `KvStore.choose`."""
-        return self._submit(self._handle.choose.remote(session_id, lse))
+        return self._submit(session_id, self._handle.choose.remote(session_id, lse))
 
     def submit_mass(self, session_id: int, lse: Float32) -> Callable[[], Float32]:
         """As `KvStore.mass`."""
-        return self._submit(self._handle.mass.remote(session_id, lse))
+        return self._submit(session_id, self._handle.mass.remote(session_id, lse))
 
     def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
         """As `KvStore.keep`."""
-        self._get(self._handle.keep.remote(session_id, layer, blocks))
+        self._get(session_id, self._handle.keep.remote(session_id, layer, blocks))
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """As `KvStore.gather`."""
-        out[slots] = self._get(self._handle.gather.remote(session_id, layer, blocks))
+        out[slots] = self._get(session_id, self._handle.gather.remote(session_id, layer, blocks))
 
     def drop(self, session_id: int) -> None:
         """As `KvStore.drop`."""
-        self._get(self._handle.drop.remote(session_id))
+        self._unconfirmed.pop(session_id, None)
+        self._wait(self._handle.drop.remote(session_id))
 
     def stats(self) -> StoreStats:
         """As `KvStore.stats`."""
-        stats: StoreStats = self._get(self._handle.stats.remote())
+        stats: StoreStats = self._wait(self._handle.stats.remote())
         return stats
 
     def close(self) -> None:
         """Ends the link; the sessions stay. Idempotent."""
         self._unconfirmed.clear()
 
-    def _begin(self, call: Any) -> None:
-        self._unconfirmed.append(call)
-        if len(self._unconfirmed) >= _MAX_UNCONFIRMED:
-            self._confirm()
+    def _begin(self, session_id: int, call: Any) -> None:
+        calls = self._unconfirmed.setdefault(session_id, [])
+        calls.append(call)
+        if len(calls) >= _MAX_UNCONFIRMED:
+            self._confirm(session_id)
 
-    def _confirm(self) -> None:
-        calls, self._unconfirmed = self._unconfirmed, []
-        for call in calls:
+    def _confirm(self, session_id: int) -> None:
+        for call in self._unconfirmed.pop(session_id, ()):
             self._wait(call)
 
-    def _submit(self, call: Any) -> Callable[[], Any]:
-        return lambda: self._get(call)
+    def _submit(self, session_id: int, call: Any) -> Callable[[], Any]:
+        return lambda: self._get(session_id, call)
 
-    def _get(self, call: Any) -> Any:
-        self._confirm()
+    def _get(self, session_id: int, call: Any) -> Any:
+        self._confirm(session_id)
         return self._wait(call)
 
     def _wait(self, call: Any) -> Any:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moorage.kernels.block_score import score_blocks
+from moorage.kernels.block_score import score_blocks, score_pooled
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
-from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
+from moorage.workers.kv.messages import Float32, Int32, Pooling, SelectReply, SelectRequest
 from moorage.workers.spec import AnchorType
 
 
@@ -20,8 +20,8 @@ class Scoring:
     """Raw logits of one request's candidates, kept between `score` and `choose`."""
 
     request: SelectRequest
-    candidates: Int32
-    """[n] local block ids, ascending."""
+    candidates: Int32 | None
+    """[n] block ids, ascending; None stands for the n blocks from `request.first` on."""
     limits: Int32
     """[R]: row r may choose among the first `limits[r]` candidates."""
     logits: Float32
@@ -40,53 +40,67 @@ class Selector:
         self._quest = arena.layout.anchor_type is AnchorType.QUEST
         self._spare: list[Float32] = []
 
+    def select(
+        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None
+    ) -> SelectReply:
+        """The best candidates of this arena alone."""
+        linear = request.pooling is Pooling.SUM and self._arena.layout.anchor_num == 1
+        if linear:
+            return self._select_linear(request, pages, num_sealed, kept)
+        scoring = self.score(request, pages, num_sealed, kept)
+        reply = self.choose(scoring, self.lse(scoring) if request.pooling is Pooling.SOFTMAX else None)
+        self.release(scoring)
+        return reply
+
+    def _select_linear(
+        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None
+    ) -> SelectReply:
+        """Scores and pools in one pass over the anchors."""
+        rows, _ = self._check(request)
+        candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
+        count = len(candidate_pages)
+        num_choices = 1 if request.shared else self._arena.layout.num_kv_heads
+        pooled = self._borrow(rows * num_choices * count).reshape(rows, num_choices, count)
+        if pooled.size:
+            anchors = self._arena.anchors[request.layer]
+            score_pooled(
+                anchors, candidate_pages, request.queries, self._quest, request.shared, request.scale, pooled
+            )
+        reply = _best(request, candidates, limits, pooled)
+        self._give_back(pooled)
+        return reply
+
     def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None) -> Scoring:
         """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""
         rows, heads = self._check(request)
-        limits = np.clip(request.limits, request.first, max(request.first, num_sealed))
-        first, end = request.first, int(limits.max(initial=request.first))
-        if kept is None:
-            candidates = np.arange(first, end, dtype=np.int32)
-            candidate_pages = pages[first:end]
-            row_limits = (limits - first).astype(np.int32)
-        else:
-            candidates = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)]
-            candidate_pages = pages[candidates]
-            row_limits = np.searchsorted(candidates, limits).astype(np.int32)
-        logits = self._borrow(rows * heads * len(candidates)).reshape(rows, heads, len(candidates))
+        candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
+        count = len(candidate_pages)
+        logits = self._borrow(rows * heads * count).reshape(rows, heads, count)
         if logits.size:
             anchors = self._arena.anchors[request.layer]
             score_blocks(anchors, candidate_pages, request.queries, self._quest, logits)
-        return Scoring(request, candidates, row_limits, logits)
+        return Scoring(request, candidates, limits, logits)
 
     def lse(self, scoring: Scoring) -> Float32:
         """[R, Hq]: log of the sum of exp(scale * logit) over each row's candidates; -inf without any."""
-        out = np.full(scoring.logits.shape[:2], -np.inf, np.float32)
-        if scoring.logits.size:
-            score_lse(scoring.logits, scoring.request.scale, scoring.limits, out)
+        shape = scoring.logits.shape[:2]
+        if not scoring.logits.size:
+            return np.full(shape, -np.inf, np.float32)
+        out = np.empty(shape, np.float32)
+        score_lse(scoring.logits, scoring.request.scale, scoring.limits, out)
         return out
 
     def choose(self, scoring: Scoring, lse: Float32 | None) -> SelectReply:
         """The best candidates; `lse` [R, Hq] over the blocks of all shards is needed for SOFTMAX only."""
-        request = scoring.request
-        rows, _, count = scoring.logits.shape
-        num_choices = 1 if request.shared else self._arena.layout.num_kv_heads
-        shape = (rows, num_choices, request.k)
-        ids = np.full((rows * num_choices, request.k), -1, np.int32)
-        scores = np.full(ids.shape, -np.inf, np.float32)
-        if rows and count and request.k:
-            pooled = self._pool(scoring, request.shared, lse)
-            limits = np.repeat(scoring.limits, num_choices)
-            top_blocks(pooled.reshape(len(limits), count), limits, request.k, ids, scores)
-            if request.first or len(scoring.candidates) != scoring.candidates[-1] + 1:
-                ids = np.where(ids >= 0, scoring.candidates[ids], np.int32(-1))
-            self._give_back(pooled)
-        return SelectReply(ids.reshape(shape), scores.reshape(shape))
+        pooled = self._pool(scoring, scoring.request.shared, lse)
+        reply = _best(scoring.request, scoring.candidates, scoring.limits, pooled)
+        self._give_back(pooled)
+        return reply
 
     def mass(self, scoring: Scoring, lse: Float32) -> Float32:
         """[n]: the softmax mass of each candidate, a mean over heads, summed over the rows."""
         if not scoring.logits.size:
-            return np.zeros(len(scoring.candidates), np.float32)
+            return np.zeros(scoring.logits.shape[2], np.float32)
         pooled = self._pool(scoring, True, lse)
         mass = np.where(np.isfinite(pooled), pooled, np.float32(0)).sum(axis=(0, 1), dtype=np.float32)
         self._give_back(pooled)
@@ -140,3 +154,33 @@ class Selector:
     def _give_back(self, part: Float32) -> None:
         base = part if part.base is None else part.base
         self._spare = [*self._spare[-(_MAX_SPARE - 1) :], base]
+
+
+def _candidates(
+    request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None
+) -> tuple[Int32 | None, Int32, Int32]:
+    """(candidates as in Scoring, their pages, how many of them each row may choose among)."""
+    first = request.first
+    limits = np.maximum(np.minimum(request.limits, np.int32(num_sealed)), np.int32(first))
+    end = int(limits.max()) if len(limits) else first
+    if kept is None:
+        return None, pages[first:end], limits - np.int32(first)
+    ids = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)]
+    return ids, pages[ids], np.searchsorted(ids, limits).astype(np.int32)
+
+
+def _best(request: SelectRequest, candidates: Int32 | None, limits: Int32, pooled: Float32) -> SelectReply:
+    """The k best of pooled scores [R, S, n], of which row r may take the first limits[r]."""
+    rows, num_choices, count = pooled.shape
+    shape = (rows, num_choices, request.k)
+    if not (pooled.size and request.k):
+        return SelectReply(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32))
+    row_limits = limits if num_choices == 1 else np.repeat(limits, num_choices)
+    ids = np.empty((len(row_limits), request.k), np.int32)
+    scores = np.empty(ids.shape, np.float32)
+    top_blocks(pooled.reshape(len(ids), count), row_limits, request.k, ids, scores)
+    if candidates is not None:
+        ids = np.where(ids >= 0, candidates[ids], np.int32(-1))
+    elif request.first:
+        ids[ids >= 0] += np.int32(request.first)
+    return SelectReply(ids.reshape(shape), scores.reshape(shape))

@@ -8,14 +8,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import MoorageError
 from moorage.workers.kv.link import Link
+from moorage.workers.kv.merge import merge_choices
 from moorage.workers.kv.messages import (
     Float32,
     Int32,
     Pooling,
-    SelectReply,
     SelectRequest,
     Storage,
     StoreStats,
@@ -99,8 +98,7 @@ class ShardedKv:
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`."""
-        for shard, link in enumerate(self.links):
-            link.truncate(session_id, self._tokens.count(num_tokens, shard))
+        self._each(lambda link, shard: link.truncate(session_id, self._tokens.count(num_tokens, shard)))
 
     def select(
         self,
@@ -143,7 +141,7 @@ class ShardedKv:
             replies = self._ask(lambda link, _: link.submit_choose(session_id, lse))
         else:
             replies = self._ask(lambda link, shard: link.submit_select(requests[shard]))
-        return self._merge(replies, k)
+        return merge_choices(replies, self._blocks, k)
 
     def preselect(
         self,
@@ -189,8 +187,7 @@ class ShardedKv:
     def drop(self, session_id: int) -> None:
         """Frees a session in all shards. Idempotent."""
         self._num_blocks.pop(session_id, None)
-        for link in self.links:
-            link.drop(session_id)
+        self._each(lambda link, _: link.drop(session_id))
 
     def stats(self) -> list[StoreStats]:
         """What each shard holds."""
@@ -236,33 +233,19 @@ class ShardedKv:
             mass[self._blocks.joined(shard, local) - first] += part
 
     def _ask(self, submit: Callable[[Link, int], Callable[[], T]]) -> list[T]:
-        """Submits to all shards, then collects from all, even when one of them fails."""
+        """Submits to all shards before it waits for any, so that they work at the same time."""
         pending = [submit(link, shard) for shard, link in enumerate(self.links)]
+        return self._each(lambda _, shard: pending[shard]())
+
+    def _each(self, action: Callable[[Link, int], T]) -> list[T]:
+        """Does `action` with every link, even when one fails; then raises the first failure."""
         answers: list[T] = []
         failure: MoorageError | None = None
-        for collect in pending:
+        for shard, link in enumerate(self.links):
             try:
-                answers.append(collect())
+                answers.append(action(link, shard))
             except MoorageError as error:
                 failure = failure or error
         if failure is not None:
             raise failure
         return answers
-
-    def _merge(self, replies: Sequence[SelectReply], k: int) -> tuple[Int32, Float32]:
-        """The `k` best of the shards' best; among equal scores the lower id wins, as in one store."""
-        num_rows, num_choices, _ = replies[0].ids.shape
-        parts = [
-            np.where(reply.ids >= 0, self._blocks.joined(shard, reply.ids), np.iinfo(np.int32).max)
-            for shard, reply in enumerate(replies)
-        ]
-        ids = np.concatenate(parts, axis=2).reshape(num_rows * num_choices, -1)
-        scores = np.concatenate([reply.scores for reply in replies], axis=2).reshape(ids.shape)
-        order = np.argsort(ids, axis=1)
-        ids = np.take_along_axis(ids, order, axis=1).astype(np.int32)
-        scores = np.take_along_axis(scores, order, axis=1)
-        present = np.count_nonzero(ids != np.iinfo(np.int32).max, axis=1).astype(np.int32)
-        places, best = np.full((len(ids), k), -1, np.int32), np.full((len(ids), k), -np.inf, np.float32)
-        top_blocks(scores, present, k, places, best)
-        merged = np.where(places >= 0, np.take_along_axis(ids, np.maximum(places, 0), axis=1), np.int32(-1))
-        return merged.reshape(num_rows, num_choices, k), best.reshape(num_rows, num_choices, k)

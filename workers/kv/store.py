@@ -15,7 +15,6 @@ from moorage.workers.kv.block_table import BlockTable, PageAllocator
 from moorage.workers.kv.messages import (
     Float32,
     Int32,
-    Pooling,
     SelectReply,
     SelectRequest,
     Storage,
@@ -131,15 +130,11 @@ class KvStore:
 
     def select(self, request: SelectRequest) -> SelectReply:
         """The best blocks of this shard alone; exact with several shards unless the pooling is SOFTMAX."""
-        scoring = self._score(request)
-        lse = self._selector.lse(scoring) if request.pooling is Pooling.SOFTMAX else None
-        reply = self._selector.choose(scoring, lse)
-        self._selector.release(scoring)
-        return reply
+        return self._selector.select(request, *self._candidates(request))
 
     def score(self, request: SelectRequest) -> Float32:
         """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `choose` or `mass`."""
-        scoring = self._score(request)
+        scoring = self._selector.score(request, *self._candidates(request))
         self._session(request.session_id).scoring = scoring
         return self._selector.lse(scoring)
 
@@ -218,12 +213,12 @@ class KvStore:
         self._sessions.clear()
         self.arena.close()
 
-    def _score(self, request: SelectRequest) -> Scoring:
+    def _candidates(self, request: SelectRequest) -> tuple[Int32, int, Int32 | None]:
+        """(pages, sealed blocks, preselected blocks or None) of what `request` is about."""
         session = self._session(request.session_id)
         session.table.check_layer(request.layer)
         kept = session.kept.get(request.layer) if request.use_preselected else None
-        sealed = session.num_sealed[request.layer]
-        return self._selector.score(request, session.table.pages, sealed, kept)
+        return session.table.pages, session.num_sealed[request.layer], kept
 
     def _take_scoring(self, session_id: int, lse: Float32) -> Scoring:
         session = self._session(session_id)

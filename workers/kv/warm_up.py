@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
-from moorage.workers.kv.messages import SelectRequest
+from moorage.workers.kv.messages import Pooling, SelectRequest
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import KvLayout
 
@@ -20,9 +21,9 @@ def warm_up(layout: KvLayout) -> None:
         rows = np.zeros(shape, dtype)
         store.append(0, 0, 0, rows, rows)
     limits = np.ones(1, np.int32)
-    for shared in (False, True):
-        request = SelectRequest(0, 0, np.zeros((1, *shape[1:]), np.float32), 0, limits, 1, shared, 1.0)
-        store.select(request)
+    queries = np.zeros((1, *shape[1:]), np.float32)
+    for shared, pooling in product((False, True), (Pooling.SOFTMAX, Pooling.SUM)):
+        store.select(SelectRequest(0, 0, queries, 0, limits, 1, shared, 1.0, pooling=pooling))
     out = np.empty_like(store.arena.kv[0])
     store.gather(0, 0, np.zeros(1, np.int32), out, np.zeros(1, np.int32))
     store.close()

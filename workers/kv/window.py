@@ -6,8 +6,11 @@ import fcntl
 import mmap
 import os
 from contextlib import suppress
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import seal_size
@@ -15,6 +18,7 @@ from moorage.workers.kv.messages import Float32, Int32
 
 _ALIGNMENT_BYTES = 64
 _FIRST_BYTES = 1 << 20
+_MAX_VIEWS = 64
 
 
 class Window:
@@ -44,6 +48,7 @@ class Window:
     def _map(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
         self._memory = mmap.mmap(self.fd, num_bytes)
+        self._views: dict[tuple[type, int, tuple[int, ...]], NDArray[Any]] = {}
 
     def grow(self, num_bytes: int) -> None:
         """Makes room for `num_bytes`; what it held stays."""
@@ -62,13 +67,22 @@ class Window:
 
     def floats(self, offset: int, *shape: int) -> Float32:
         """The float32 array at `offset`: a view, valid until the next request."""
-        self._check(offset, shape)
-        return np.ndarray(shape, np.float32, self._memory, offset)
+        return self._view(np.float32, offset, shape)
 
     def ints(self, offset: int, *shape: int) -> Int32:
         """The int32 array at `offset`: a view, valid until the next request."""
-        self._check(offset, shape)
-        return np.ndarray(shape, np.int32, self._memory, offset)
+        return self._view(np.int32, offset, shape)
+
+    def _view(self, dtype: type, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        # Decode steps ask for the same few views again and again; making one costs more than finding it.
+        key = (dtype, offset, shape)
+        view = self._views.get(key)
+        if view is None:
+            self._check(offset, shape)
+            if len(self._views) >= _MAX_VIEWS:
+                self._views.clear()
+            view = self._views[key] = np.ndarray(shape, dtype, self._memory, offset)
+        return view
 
     def _check(self, offset: int, shape: tuple[int, ...]) -> None:
         if offset < 0 or min(shape) < 0 or offset + span(*shape) > self.num_bytes:
@@ -79,10 +93,12 @@ class Window:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            self._views.clear()
             with suppress(BufferError):  # A view is alive somewhere; the mapping goes with it.
                 self._memory.close()
 
 
+@lru_cache(maxsize=1024)
 def span(*shape: int) -> int:
     """Bytes of an array of 4-byte elements, rounded up so that the next array is aligned."""
     count = 4

@@ -4,7 +4,7 @@
                worker -> server   one byte + the window's descriptor
     request:   the worker writes the arrays at the start of the window, then sends one REQUEST
     reply:     the server writes the arrays at `reply_offset` of the window, then sends one REPLY
-    COMMIT has no reply; its error is the status of the connection's next reply.
+    COMMIT has no reply; its error is the status of the next reply for its session, except DROP's.
 
 Packets of a Unix SOCK_SEQPACKET socket stay whole and in order, and an end that dies closes it at once.
 """

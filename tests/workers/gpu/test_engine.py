@@ -46,6 +46,7 @@ def oracle_greedy(model: TinyModel, prompt: list[int], count: int) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_full_attention_equals_transformers_for_every_family(family: str, tmp_path: Path) -> None:
+    """Every prompt token's log-probability, the whole distribution at each chunk's end, and greedy tokens."""
     model = build_tiny_checkpoint(family, tmp_path)
     driver = Driver(model.directory, model.spec)
     prompt = prompt_of(model, 200)
@@ -53,8 +54,52 @@ def test_full_attention_equals_transformers_for_every_family(family: str, tmp_pa
     for chunks in CHUNKS[1:3]:
         got = driver.prompt_logprobs(prompt, memory(), chunks)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        for end, row in driver.distributions(prompt, memory(), chunks).items():
+            want = torch.log_softmax(model.logits(torch.tensor(prompt[:end]))[-1].float(), dim=-1)
+            torch.testing.assert_close(row, want, atol=1e-4, rtol=1e-4)
     tokens = [r.token_id for r in driver.generate(prompt, chunks=(64,), num_tokens=12)]
     assert tokens == oracle_greedy(model, prompt, 12)
+
+
+ROPES: dict[str, dict[str, object]] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + 0.02 * i for i in range(32)],
+        "long_factor": [1.0 + 0.3 * i for i in range(32)],
+        "original_max_position_embeddings": 64,
+        "factor": 4.0,
+    },
+}
+
+
+@pytest.mark.parametrize("length", [50, 200])
+@pytest.mark.parametrize("rope", list(ROPES))
+def test_every_rope_scaling_equals_transformers_within_and_beyond_the_trained_length(
+    rope: str, length: int, tmp_path: Path
+) -> None:
+    """Lengths 50 and 200 for a trained length of 64, in chunks: all of them see the whole prompt's frequencies."""
+    model = build_tiny_checkpoint(
+        "llama2",
+        tmp_path,
+        rope={"rope_theta": 10000.0, **ROPES[rope]},
+        head_dim=64,
+        max_position_embeddings=64,
+    )
+    driver = Driver(model.directory, model.spec)
+    prompt = prompt_of(model, length)
+    for chunks in ((64,), (37, 13)):
+        got = driver.prompt_logprobs(prompt, memory(), chunks)
+        torch.testing.assert_close(got, oracle_logprobs(model, prompt), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("chunks", CHUNKS)

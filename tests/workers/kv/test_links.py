@@ -312,7 +312,7 @@ def test_a_session_grows_and_shrinks(case: tuple[Link, KvLayout], session: int, 
 
     def write_beyond() -> None:
         append(link, session, 0, 12 * layout.block_size, row, row)
-        link.stats()
+        link.attach(session)
 
     with pytest.raises(InvalidRequest, match="grow the session"):
         write_beyond()
@@ -361,7 +361,7 @@ def test_bad_requests_are_refused_and_the_link_goes_on(
 
     def hole() -> None:
         append(link, session, 0, 3 * layout.block_size + 1, row, row)
-        link.stats()
+        link.attach(session)
 
     bad: list[tuple[type[Exception], str, Callable[[], object]]] = [
         (InvalidRequest, "is open already", lambda: link.open(session, 1)),

@@ -61,14 +61,20 @@ def test_errors_cross_the_wire(cls: type[Exception]) -> None:
     assert str(error) == "what, where, what to do – ü"
 
 
-def test_the_error_of_a_commit_comes_with_the_next_reply(server: MailboxServer) -> None:
+def test_the_error_of_a_commit_comes_with_the_next_reply_for_its_session(server: MailboxServer) -> None:
     link, other = MailboxLink(server.address), MailboxLink(server.address)
     link.open(1, 2)
+    link.open(2, 2)
     link.commit(1, 0, 5, 6)
-    link.commit(2, 0, 0, 0)
-    assert other.stats().num_sessions == 1
+    link.commit(1, 0, 0, 0)
+    link.commit(3, 0, 0, 0)
+    assert other.attach(1) == link.attach(2) == 0
     with pytest.raises(InvalidRequest, match="hole"):
-        link.stats()
+        link.attach(1)
+    assert link.attach(1) == 0
+    link.commit(1, 0, 5, 6)
+    link.drop(1)
+    link.drop(3)
     assert link.stats().num_sessions == 1
     link.close()
     other.close()
@@ -159,6 +165,16 @@ def test_garbage_ends_that_connection_only(server: MailboxServer) -> None:
     link.close()
 
 
+def test_a_worker_that_leaves_before_the_greeting_is_passed_over(server: MailboxServer) -> None:
+    for _ in range(50):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect("\0" + server.address)
+        sock.close()
+    link = MailboxLink(server.address)
+    assert link.stats().num_sessions == 0
+    link.close()
+
+
 def test_a_window_that_could_shrink_is_refused() -> None:
     for fd in (os.memfd_create("plain"), os.eventfd(0)):
         with pytest.raises(InvalidRequest, match="sealed"):
@@ -226,6 +242,7 @@ def test_a_silent_server_is_a_dead_peer(serve_process: Serve) -> None:
     address, process = serve_process(LAYOUT, NUM_PAGES)
     link = MailboxLink(address, timeout_s=0.2)
     process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     with pytest.raises(PeerDead):
         link.stats()
     process.send_signal(signal.SIGCONT)

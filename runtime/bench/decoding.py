@@ -1,0 +1,84 @@
+"""`bench decode`: seconds of a generated token by length of its context, with the same budget at each length."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from statistics import median
+
+from moorage.runtime.bench.measure import WARM_ROUNDS
+from moorage.runtime.bench.pilot import FULL, Pilot, Setup, open_pilot
+from moorage.runtime.bench.report import Row
+from moorage.runtime.bench.threads import use_threads
+from moorage.runtime.bench.transformers_peer import CachedModel, fits
+from moorage.workers.spec import StepResult
+
+PARTS = {
+    "linear": "linear",
+    "select": "score",
+    "gather": "gather",
+    "attend": "attend",
+    "append": "link",
+    "sample": "sampling",
+}
+"""The engine's name of a part -> the row's."""
+REFERENCE_TOKENS = 32 * 1024
+Times = dict[int, list[StepResult]]
+
+
+def run_decode(
+    contexts: Sequence[int], steps: int, full_steps: int, setup: Setup, peer_tokens: int
+) -> Iterator[Row]:
+    """Rows of every context: selected, its parts, full attention over the same cache, and transformers."""
+    use_threads(setup.threads)
+    room = steps + full_steps + 2 * WARM_ROUNDS + 8
+    with open_pilot(contexts, room, setup) as pilot:
+        chosen = _measure(contexts, steps, pilot.decode)
+        full = _measure(contexts, full_steps, partial(_decode_full, pilot))
+        peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
+    peers = _peer_seconds(peer_contexts, full_steps)
+    seconds = {context: _median_s(results) for context, results in chosen.items()}
+    for context in contexts:
+        own, whole = seconds[context], _median_s(full[context])
+        ratio_to = {"decode-full": whole / own}
+        if REFERENCE_TOKENS in seconds and context != REFERENCE_TOKENS:
+            ratio_to["decode-32K"] = seconds[REFERENCE_TOKENS] / own
+        if context in peers:
+            ratio_to["transformers"] = peers[context] / own
+        yield Row("decode", own, context, setup.threads, ratio_to=ratio_to)
+        yield from _parts("decode", context, setup.threads, chosen[context])
+        yield Row("decode-full", whole, context, setup.threads)
+        if context in peers:
+            yield Row("decode-transformers", peers[context], context, setup.threads)
+
+
+def _decode_full(pilot: Pilot, context: int) -> StepResult:
+    return pilot.decode(context, FULL)
+
+
+def _measure(contexts: Sequence[int], steps: int, decode: Callable[[int], StepResult]) -> Times:
+    """One step of each context a round."""
+    times: Times = defaultdict(list)
+    for _ in range(steps + WARM_ROUNDS):
+        for context in contexts:
+            times[context].append(decode(context))
+    return {context: results[WARM_ROUNDS:] for context, results in times.items()}
+
+
+def _median_s(results: Sequence[StepResult]) -> float:
+    return median(result.elapsed_s for result in results)
+
+
+def _parts(name: str, context: int, threads: int, results: Sequence[StepResult]) -> Iterator[Row]:
+    for part, shown in PARTS.items():
+        yield Row(f"{name}-{shown}", median(r.part_s.get(part, 0.0) for r in results), context, threads)
+
+
+def _peer_seconds(contexts: Sequence[int], steps: int) -> dict[int, float]:
+    seconds = {}
+    for context in contexts:
+        model = CachedModel.of_pilot(context)
+        times = [model.decode() for _ in range(steps + WARM_ROUNDS)]
+        seconds[context] = median(times[WARM_ROUNDS:])
+    return seconds

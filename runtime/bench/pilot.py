@@ -1,0 +1,153 @@
+"""An engine in this process on the embedded model, with sessions whose past is made up instead of prefilled."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from moorage.runtime.bench.stores import fill, mailbox_store
+from moorage.workers.gpu.engine import Engine
+from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.settings import EngineSettings
+from moorage.workers.hf_config import read_model_spec
+from moorage.workers.kv.link import Link, LocalLink
+from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.kv.store import KvStore
+from moorage.workers.kv.stripes import Stripes
+from moorage.workers.sizes import slots_per_layer
+from moorage.workers.spec import (
+    AnchorType,
+    HeadSelectMode,
+    KvLayout,
+    MemorySpec,
+    ModelSpec,
+    OpenSession,
+    Positions,
+    SamplingSpec,
+    Segment,
+    StepPlan,
+    StepResult,
+)
+
+PILOT = Path(__file__).resolve().parents[2] / "deploy" / "models" / "moorage-pilot"
+BLOCK_SIZE, STRIPE_BLOCKS = 32, 8
+SELECTED = MemorySpec(
+    preset="ktransformers",
+    positions=Positions.CLAMPED,
+    n_init=32,
+    local_windows_len=256,
+    topk=24,
+    exc_block_size=128,
+    preselect_block=False,
+    preselect_block_count=0,
+    head_select_mode=HeadSelectMode.SHARED,
+    layer_step=1,
+    token_step=1,
+    dense_layer_num=0,
+    recall_every=0,
+)
+"""The budget of deploy/local.yaml: 24 chosen blocks of 32 tokens, 32 sinks, a window of 256."""
+FULL = replace(SELECTED, topk=None, exc_block_size=0)
+"""The same positions over every key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Where the KV lies."""
+
+    shards: int = 1
+    mailbox: bool = False
+    """Stores in processes of their own instead of this one."""
+    threads: int = 1
+
+
+class Pilot:
+    """One engine; a session of each context, named by its length."""
+
+    def __init__(self, spec: ModelSpec, layout: KvLayout, kv: ShardedKv, num_sessions: int) -> None:
+        device = torch.device("cpu")
+        decoder = Decoder.load(PILOT, spec, "float32", device)
+        slots = num_sessions * layout.num_layers * slots_per_layer(SELECTED, layout, None)
+        self.engine = Engine(decoder, spec, layout, kv, device, EngineSettings(slots))
+        self.decoder, self.spec = decoder, spec
+        self._kv, self._layout = kv, layout
+        self._random = random.Random(0)
+        self._step = 0
+
+    def open(self, context_tokens: int, room_tokens: int) -> None:
+        """Opens a session that already holds `context_tokens`; its next token is the first generated."""
+        total = context_tokens + room_tokens
+        opening = OpenSession(context_tokens, total, context_tokens, SELECTED, SamplingSpec())
+        self._run(StepPlan(self._next(), opens=(opening,)))
+        fill(self._kv, self._layout, context_tokens, context_tokens, seed=context_tokens % 9973)
+        self.engine.sessions[context_tokens].num_tokens = context_tokens
+
+    def decode(self, session_id: int, memory: MemorySpec = SELECTED) -> StepResult:
+        """One decode step under `memory`."""
+        session = self.engine.sessions[session_id]
+        session.memory = memory
+        token = (self._token(),)
+        segment = Segment(session_id, session.num_tokens, token, sample=True)
+        return self._run(StepPlan(self._next(), segments=(segment,)))
+
+    def prefill(self, session_id: int, num_tokens: int, memory: MemorySpec) -> StepResult:
+        """Prefills `num_tokens` more tokens after the session's context, and forgets them again."""
+        session = self.engine.sessions[session_id]
+        session.memory = memory
+        session.prompt_tokens = session.num_tokens + num_tokens + 1
+        ids = tuple(self._token() for _ in range(num_tokens))
+        result = self._run(
+            StepPlan(self._next(), segments=(Segment(session_id, session.num_tokens, ids, sample=False),))
+        )
+        session.num_tokens -= num_tokens
+        self._kv.truncate(session_id, session.num_tokens)
+        return result
+
+    def _token(self) -> int:
+        return self._random.randrange(2, self.spec.vocab_size)
+
+    def _next(self) -> int:
+        self._step += 1
+        return self._step
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        result = self.engine.step(plan)
+        for segment in result.segments:
+            if segment.error is not None:
+                raise segment.error
+        return result
+
+
+def pilot_layout(spec: ModelSpec) -> KvLayout:
+    """Blocks of 32 tokens with Quest's bounds, as in deploy/local.yaml."""
+    return KvLayout(
+        spec.num_layers, spec.num_kv_heads, spec.head_dim, BLOCK_SIZE, anchor_type=AnchorType.QUEST
+    )
+
+
+@contextmanager
+def open_pilot(contexts: Sequence[int], room_tokens: int, setup: Setup) -> Iterator[Pilot]:
+    """An engine with a filled session of each of `contexts`; everything ends with the block."""
+    spec = read_model_spec(PILOT)
+    layout = pilot_layout(spec)
+    blocks = Stripes(setup.shards, STRIPE_BLOCKS)
+    pages = sum(blocks.count(layout.num_blocks(context + room_tokens), 0) for context in contexts)
+    with ExitStack() as stack:
+        links = [_link(stack, layout, pages, setup) for _ in range(setup.shards)]
+        pilot = Pilot(spec, layout, ShardedKv(links, layout, STRIPE_BLOCKS), len(contexts))
+        for context in contexts:
+            pilot.open(context, room_tokens)
+        yield pilot
+
+
+def _link(stack: ExitStack, layout: KvLayout, num_pages: int, setup: Setup) -> Link:
+    if setup.mailbox:
+        return stack.enter_context(mailbox_store(layout, num_pages, setup.threads))
+    store = KvStore(layout, num_pages)
+    stack.callback(store.close)
+    return LocalLink(store)

@@ -1,0 +1,69 @@
+"""Every benchmark runs in small and brings the rows that its name promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moorage.runtime.bench.decoding import run_decode
+from moorage.runtime.bench.gathering import SHAPES, run_gather
+from moorage.runtime.bench.measure import installed
+from moorage.runtime.bench.pilot import Setup
+from moorage.runtime.bench.prefilling import run_prefill
+from moorage.runtime.bench.report import Row
+from moorage.runtime.bench.selecting import run_link, run_select
+from moorage.runtime.cli import main
+
+
+def names(rows: list[Row]) -> set[str]:
+    assert all(row.median_s >= 0 for row in rows)
+    return {row.name for row in rows}
+
+
+def test_select_and_link_without_ray() -> None:
+    assert names(list(run_select(4096, 1, 3, with_ray=False))) == {
+        "select-inprocess",
+        "select-mailbox",
+        "select-mailbox-added",
+    }
+    assert {"link-mailbox-p50", "link-inprocess-p99"} <= names(list(run_link(1, with_ray=False)))
+
+
+def test_gather(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moorage.runtime.bench.gathering.ARENA_BYTES", 64 * 2**20)
+    rows = list(run_gather([1], 2))
+    assert {shape.name for shape in SHAPES} <= names(rows)
+    assert all(row.ratio_to_limit is not None for row in rows if row.name == "gather")
+
+
+@pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True)])
+def test_decode_over_a_made_up_past(setup: Setup) -> None:
+    rows = list(run_decode([1500, 4096], 2, 1, setup, peer_tokens=2000))
+    found = names(rows)
+    assert {"decode", "decode-full", "decode-score", "decode-linear"} <= found
+    decode = {row.context_tokens: row for row in rows if row.name == "decode"}
+    assert set(decode) == {1500, 4096}
+    assert ("transformers" in decode[1500].ratio_to) == installed("transformers")
+    assert "transformers" not in decode[4096].ratio_to
+
+
+def test_prefill_behind_a_made_up_past() -> None:
+    rows = list(run_prefill([1500, 4096], 256, 1, Setup(), exact_tokens=2000, peer_tokens=2000))
+    selected = {row.context_tokens: row for row in rows if row.name == "prefill-selected"}
+    assert set(selected) == {1500, 4096}
+    assert [row.context_tokens for row in rows if row.name == "prefill-exact"] == [1500]
+
+
+def test_scoring_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moorage.runtime.bench.scoring.COLD_BYTES", 2**20)
+    file = tmp_path / "scoring.json"
+    with pytest.raises(SystemExit) as left:
+        main(["bench", "scoring", "--context", "64K", "--threads", "1", "--rounds", "2", "--json", str(file)])
+    assert left.value.code in (0, None)
+    report = json.loads(file.read_text())
+    found = {row["name"]: row for row in report["rows"]}
+    assert {"scoring", "scoring-group4", "scoring-anchors4", "topk"} <= set(found)
+    assert {"numpy", "torch-half", "torch-float32"} <= set(found["scoring"]["ratio_to"])
+    assert found["scoring"]["ratio_to_limit"] > 0

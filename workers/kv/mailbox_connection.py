@@ -1,0 +1,178 @@
+"""What the mailbox server does for one worker: takes a packet, asks the store, answers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import astuple
+
+from moorage.workers.errors import InvalidRequest, MoorageError
+from moorage.workers.kv.messages import Int32, SelectReply, SelectRequest
+from moorage.workers.kv.store import KvStore
+from moorage.workers.kv.window import Window, span
+from moorage.workers.kv.wire import (
+    MAX_PACKET_BYTES,
+    REPLY,
+    REQUEST,
+    STATS,
+    Op,
+    Request,
+    pack_error,
+    unpack_flags,
+)
+
+_log = logging.getLogger(__name__)
+_DONE = REPLY.pack(0, 0)
+
+
+class Connection:
+    """One worker's connection."""
+
+    def __init__(self, sock: socket.socket, store: KvStore) -> None:
+        self._sock, self._store = sock, store
+        self._window: Window | None = None
+        self._failures: dict[int, MoorageError] = {}
+
+    def serve(self) -> bool:
+        """Takes one packet; False when the worker is gone or breaks the protocol."""
+        if self._window is None:
+            return self._take_window()
+        packet = self._sock.recv(MAX_PACKET_BYTES)
+        if len(packet) != REQUEST.size:
+            return False
+        request = Request._make(REQUEST.unpack(packet))
+        if request.op == Op.COMMIT:
+            self._commit(request)
+        else:
+            # A worker waits for each reply before it asks again, so a full socket means a broken worker.
+            self._sock.send(self._answer(request, self._window), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return True
+
+    def close(self) -> None:
+        """Closes the socket and the window."""
+        self._sock.close()
+        if self._window is not None:
+            self._window.close()
+
+    def _take_window(self) -> bool:
+        _, fds, _, _ = socket.recv_fds(self._sock, 1, 1)
+        if len(fds) != 1:
+            return False
+        try:
+            self._window = Window(fds[0])
+        except InvalidRequest:
+            os.close(fds[0])
+            return False
+        return True
+
+    def _commit(self, request: Request) -> None:
+        try:
+            self._store.commit(request.session_id, request.layer, request.start, request.end)
+        except MoorageError as error:
+            self._failures.setdefault(request.session_id, error)
+
+    def _answer(self, request: Request, window: Window) -> bytes:
+        failure = self._failures.pop(request.session_id, None)
+        if failure is not None and request.op != Op.DROP:
+            return pack_error(failure)
+        try:
+            window.follow(request.window_bytes)
+            handler = _HANDLERS.get(request.op)
+            if handler is None:
+                raise InvalidRequest(
+                    f"mailbox: unknown operation {request.op}; use one version on both sides"
+                )
+            return handler(self, request, window)
+        except MoorageError as error:
+            return pack_error(error)
+        except Exception as error:  # noqa: BLE001 - one request must not end the actor for all workers
+            _log.exception("mailbox request %s failed", request)
+            return pack_error(MoorageError(f"KV actor: {type(error).__name__}: {error}; see the actor's log"))
+
+    def _open(self, request: Request, window: Window) -> bytes:
+        return _put_pages(request, window, self._store.open(request.session_id, request.end))
+
+    def _resize(self, request: Request, window: Window) -> bytes:
+        return _put_pages(request, window, self._store.resize(request.session_id, request.end))
+
+    def _attach(self, request: Request, window: Window) -> bytes:
+        pages, num_tokens = self._store.attach(request.session_id)
+        window.ints(request.reply_offset + span(len(pages)), len(num_tokens))[:] = num_tokens
+        return _put_pages(request, window, pages)
+
+    def _truncate(self, request: Request, _: Window) -> bytes:
+        self._store.truncate(request.session_id, request.end)
+        return _DONE
+
+    def _select(self, request: Request, window: Window) -> bytes:
+        return _put_reply(request, window, self._store.select(self._request_of(request, window)))
+
+    def _score(self, request: Request, window: Window) -> bytes:
+        lse = self._store.score(self._request_of(request, window))
+        window.floats(request.reply_offset, *lse.shape)[:] = lse
+        return _DONE
+
+    def _choose(self, request: Request, window: Window) -> bytes:
+        lse = window.floats(0, request.num_rows, request.num_heads)
+        return _put_reply(request, window, self._store.choose(request.session_id, lse))
+
+    def _mass(self, request: Request, window: Window) -> bytes:
+        mass = self._store.mass(request.session_id, window.floats(0, request.num_rows, request.num_heads))
+        window.floats(request.reply_offset, len(mass))[:] = mass
+        return REPLY.pack(0, len(mass))
+
+    def _keep(self, request: Request, window: Window) -> bytes:
+        self._store.keep(request.session_id, request.layer, window.ints(0, request.end).copy())
+        return _DONE
+
+    def _drop(self, request: Request, _: Window) -> bytes:
+        self._store.drop(request.session_id)
+        return _DONE
+
+    def _stats(self, _request: Request, _window: Window) -> bytes:
+        return _DONE + STATS.pack(*astuple(self._store.stats()))
+
+    def _request_of(self, request: Request, window: Window) -> SelectRequest:
+        rows, heads, dim = request.num_rows, request.num_heads, self._store.layout.head_dim
+        shared, use_preselected, pooling = unpack_flags(request.flags)
+        return SelectRequest(
+            request.session_id,
+            request.layer,
+            window.floats(0, rows, heads, dim),
+            request.start,
+            window.ints(span(rows, heads, dim), rows),
+            request.k,
+            shared,
+            request.scale,
+            use_preselected,
+            pooling,
+        )
+
+
+_HANDLERS: dict[int, Callable[[Connection, Request, Window], bytes]] = {
+    Op.OPEN: Connection._open,
+    Op.RESIZE: Connection._resize,
+    Op.ATTACH: Connection._attach,
+    Op.TRUNCATE: Connection._truncate,
+    Op.SELECT: Connection._select,
+    Op.SCORE: Connection._score,
+    Op.CHOOSE: Connection._choose,
+    Op.MASS: Connection._mass,
+    Op.KEEP: Connection._keep,
+    Op.DROP: Connection._drop,
+    Op.STATS: Connection._stats,
+}
+
+
+def _put_pages(request: Request, window: Window, pages: Int32) -> bytes:
+    window.ints(request.reply_offset, len(pages))[:] = pages
+    return REPLY.pack(0, len(pages))
+
+
+def _put_reply(request: Request, window: Window, reply: SelectReply) -> bytes:
+    shape = reply.ids.shape
+    window.ints(request.reply_offset, *shape)[:] = reply.ids
+    window.floats(request.reply_offset + span(*shape), *shape)[:] = reply.scores
+    return REPLY.pack(0, shape[1])
