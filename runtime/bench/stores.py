@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,6 +113,7 @@ def ray_store(layout: KvLayout, num_pages: int, threads: int) -> Iterator[Link]:
         object_store_memory=256 * 2**20,
         include_dashboard=False,
         log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     try:
         handle = start_kv_actor(

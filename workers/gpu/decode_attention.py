@@ -13,9 +13,9 @@ from moorage.kernels.block_attention import attend_blocks
 from moorage.kernels.merge_lse import merge_lse
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.importance import Importance
-from moorage.workers.gpu.positions import Entries
+from moorage.workers.gpu.positions import Entries, Rotations
 from moorage.workers.gpu.reader import BlockReader
-from moorage.workers.gpu.session import WorkerSession
+from moorage.workers.gpu.session import DecodeStep, WorkerSession
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.spec import KvLayout
 
@@ -48,7 +48,7 @@ class DecodeAttention:
     def __call__(self, session: WorkerSession, layer: int, query: torch.Tensor) -> torch.Tensor:
         """Output [Hq, D] in fp32 for `query` [Hq, D], un-rotated."""
         assert session.decode_step is not None
-        span, near = session.decode_step.span, session.decode_step.near
+        span = session.decode_step.span
         query = query.float()
         if session.memory.topk == 0:
             chosen: Int32 | None = np.empty((1, 0), np.int32)
@@ -56,19 +56,17 @@ class DecodeAttention:
             chosen = self._chooser.for_decode(session, layer, query)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
-            if span.near_block + len(near.blocks) > session.cache.slots.shape[1]:
+            if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:
                 partial = self.attend_all(session, layer, query)
             else:
-                everything = np.arange(span.near_block, dtype=np.int32)
-                partial = self._attend_chosen(session, layer, query, everything, near)
+                distant = np.arange(span.num_sinks, span.near_block, dtype=np.int32)
+                partial = self._attend_chosen(session, layer, query, distant)
         else:
             session.stats.add_choice(chosen.shape[1])
-            sinks = session.rotations.distant_entries(span, span.sinks)
-            always = sinks.joined(near)
             if len(chosen) == 1:
-                partial = self._attend_chosen(session, layer, query, chosen[0], always)
+                partial = self._attend_chosen(session, layer, query, chosen[0])
             else:
-                partial = self._attend_per_head(session, layer, query, chosen, always)
+                partial = self._attend_per_head(session, layer, query, chosen)
             self._sample_recall(session, layer, query, partial[1])
         self._importance.add(session, layer, span.position, query[:, None], partial[1][:, None])
         if self.observer is not None:
@@ -81,25 +79,34 @@ class DecodeAttention:
         layer: int,
         query: torch.Tensor,
         chosen: Int32,
-        always: Entries,
         kv_head: int | None = None,
     ) -> Partial:
         assert session.decode_step is not None
-        chosen = chosen[chosen >= 0]
-        entries = session.rotations.distant_entries(session.decode_step.span, chosen).joined(always)
+        entries = _entries(session.rotations, session.decode_step, chosen[chosen >= 0])
+        return self._attend_slots(session, layer, query, entries, kv_head)
+
+    def _attend_slots(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: torch.Tensor,
+        entries: Entries,
+        kv_head: int | None = None,
+    ) -> Partial:
+        """Attention over blocks in slots; those that are missing are fetched first."""
         blocks, place = np.unique(entries.blocks, return_inverse=True)
         slots, missing, into = session.cache.ensure(layer, blocks)
         self._reader.fetch(session.session_id, layer, missing, into)
         return self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
 
     def _attend_per_head(
-        self, session: WorkerSession, layer: int, query: torch.Tensor, chosen: Int32, always: Entries
+        self, session: WorkerSession, layer: int, query: torch.Tensor, chosen: Int32
     ) -> Partial:
         """Every choice with its own heads, one after the other, so that a session's slots hold each in turn."""
         num_choices, num_kv_heads = len(chosen), self._layout.num_kv_heads
         groups = query.view(num_choices, -1, query.shape[-1])
         parts = [
-            self._attend_chosen(session, layer, groups[i], chosen[i], always, i * num_kv_heads // num_choices)
+            self._attend_chosen(session, layer, groups[i], chosen[i], i * num_kv_heads // num_choices)
             for i in range(num_choices)
         ]
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
@@ -108,7 +115,7 @@ class DecodeAttention:
         """Exact attention: near blocks from slots, all others streamed through staging and merged."""
         assert session.decode_step is not None
         span, near = session.decode_step.span, session.decode_step.near
-        parts = [self._attend_chosen(session, layer, query, np.empty(0, np.int32), near)]
+        parts = [self._attend_slots(session, layer, query, near)]
         everything = np.arange(span.near_block, dtype=np.int32)
         for start in range(0, len(everything), self._reader.piece_blocks):
             piece = everything[start : start + self._reader.piece_blocks]
@@ -177,3 +184,14 @@ class DecodeAttention:
             return
         _, lse_all = self.attend_all(session, layer, query)
         session.stats.recall.append(float(torch.exp(lse_chosen - lse_all).mean()))
+
+
+def _entries(rotations: Rotations, step: DecodeStep, chosen: Int32) -> Entries:
+    """Entries of `chosen`, the sinks and the near blocks."""
+    if not rotations.clamped:
+        return rotations.distant_entries(step.span, chosen).joined(step.always)
+    kept = step.with_distant.get(len(chosen))
+    if kept is None:
+        kept = rotations.distant_entries(step.span, chosen).joined(step.always)
+        step.with_distant[len(chosen)] = kept
+    return kept.with_blocks(np.concatenate((chosen, step.always.blocks)))

@@ -184,7 +184,9 @@ class Engine:
             return
         self._follow_length(session)
         span = Span.at(session.num_tokens, session.memory, self._layout.block_size)
-        session.decode_step = DecodeStep(span, session.rotations.near_entries(span))
+        near = session.rotations.near_entries(span)
+        always = session.rotations.distant_entries(span, span.sinks).joined(near)
+        session.decode_step = DecodeStep(span, near, always)
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""

@@ -81,6 +81,10 @@ class Entries:
         """These entries, then the others."""
         return Entries.of((self, other))
 
+    def with_blocks(self, blocks: Int32) -> Entries:
+        """The same rows and rotations of other blocks, as many."""
+        return Entries(blocks, self.begin, self.end, self.angle_cos, self.angle_sin, self.rotate_keys)
+
 
 class Rotations:
     """Rotations of one session under one view of RoPE, in fp64 and re-based by block.

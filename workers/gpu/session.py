@@ -64,6 +64,12 @@ class DecodeStep:
 
     span: Span
     near: Entries
+    always: Entries
+    """Sinks, then the near blocks."""
+    with_distant: dict[int, Entries] = field(default_factory=dict)
+    """By number of chosen blocks: entries of whole distant blocks, whose ids are put in by layer, then `always`.
+
+    Kept under clamped positions only, where every distant block is seen alike."""
 
 
 @dataclass(slots=True)
