@@ -11,18 +11,26 @@ from moorage.runtime.config_types import (
     Bytes,
     Count,
     CountOrZero,
-    Flag,
     HostPort,
-    OnlyAnchors,
     OnlyKvTypes,
     OnlySelectModes,
+    PreselectChoice,
     RayAddress,
     Section,
     Tokens,
     TokensOrZero,
 )
 from moorage.runtime.presets import check_preset_name
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions
+from moorage.workers.spec import (
+    AnchorPool,
+    AnchorSpace,
+    AnchorType,
+    HeadPool,
+    HeadSelectMode,
+    KvType,
+    Positions,
+    Preselect,
+)
 
 
 class ModelSection(Section):
@@ -97,6 +105,27 @@ class MemorySection(Section):
         16,
         description="Decode steps between two adoptions of the current length by dynamic NTK and mscale.",
     )
+    head_pool: HeadPool | None = Field(
+        None,
+        description="How the scores of heads that share a choice are joined: sum, softmax or max.",
+    )
+    anchor_pool: AnchorPool | None = Field(
+        None, description="How the scores of a block's anchors are joined: max or sum."
+    )
+    anchor_space: AnchorSpace | None = Field(
+        None,
+        description="Whether anchors are made of keys as stored (plain, as InfLLM) or rotated at their own "
+        "positions (rotated, as ktransformers).",
+    )
+    repr_topk: Count | None = Field(
+        None, description="Keys per block that REPR_TOPK anchors are means of; a multiple of anchor_num."
+    )
+    dense_until: TokensOrZero | None = Field(
+        None, description="Contexts of at most this many tokens attend all blocks; default 8192."
+    )
+    importance_queries: Count | None = Field(
+        None, description="Last prompt tokens whose attention decides DYNAMIC anchors and preselection."
+    )
     recall_every: CountOrZero = Field(
         32,
         description="Decode steps between two samples of recall, the share of exact attention mass that was "
@@ -133,8 +162,11 @@ class LongContextSection(Section):
     threads_num: Count | None = Field(
         None, description="CPU threads of all KV actors together; default is the host's CPU count."
     )
-    anchor_type: Annotated[AnchorType, OnlyAnchors] | None = Field(
-        None, description="How a block is summarised: BLOCK_MEAN, or QUEST (per-channel minimum and maximum)."
+    anchor_type: AnchorType | None = Field(
+        None,
+        description="How a block is summarised: by its BLOCK_MEAN, BLOCK_MAX, QUEST (per-channel minimum and "
+        "maximum), FIXED (its first key), DYNAMIC (the key that the prompt's end asks for most) or REPR_TOPK "
+        "(the repr_topk keys that received most attention while in the window).",
     )
     kv_type: Annotated[KvType, OnlyKvTypes] = Field(
         KvType.FP16, description="Storage of keys and values: FP16, or FP32."
@@ -146,11 +178,15 @@ class LongContextSection(Section):
         None,
         description="Equal parts of a block that are summarised each on its own; must divide block_size.",
     )
-    preselect_block: Flag | None = Field(
-        None, description="Whether decode is limited to blocks chosen once from the prompt's last queries."
+    preselect_block: Annotated[Preselect, PreselectChoice] | None = Field(
+        None,
+        description="A coarse choice before the one of each step: off, prompt (or true: once, from the attention "
+        "of the prompt's last queries), or step (each step by anchors; single keys then decide).",
     )
     head_select_mode: Annotated[HeadSelectMode, OnlySelectModes] | None = Field(
-        None, description="One choice for all heads (SHARED) or one for each KV head (SEPARATE)."
+        None,
+        description="One choice for all heads (SHARED), for each KV head (SEPARATE), or for each query head "
+        "(PERHEAD, for research).",
     )
     preselect_block_count: Count | None = Field(
         None, description="Blocks that the preselection keeps in each layer."

@@ -1,7 +1,7 @@
 """Memory presets: published systems as named choices on the axes of one engine, and how they are resolved.
 
 A configuration's own axes stand above those of its preset. A request may name another preset; then only what
-belongs to the cluster stays as configured: the store (block_size, anchor_type, anchor_num, kv_type), the
+belongs to the cluster stays as configured: the store (block_size, anchor_*, repr_topk, kv_type), the
 device's window (local_windows_len), the model's trained length and the sampling of recall. Every other axis is
 that preset's own.
 """
@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from moorage.runtime.session_positions import RopeChoice, settle_positions
 from moorage.workers.errors import InvalidConfig, InvalidRequest
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvLayout, MemorySpec, ModelSpec, Positions
+from moorage.workers.spec import (
+    AnchorPool,
+    AnchorSpace,
+    AnchorType,
+    HeadPool,
+    HeadSelectMode,
+    KvLayout,
+    MemorySpec,
+    ModelSpec,
+    Positions,
+    Preselect,
+)
 
 if TYPE_CHECKING:
     from moorage.runtime.config import ClusterConfig
@@ -32,15 +43,21 @@ class Preset:
     local_windows_len: int = 4096
     topk: int | None = None
     exc_block_size: int = 0
-    preselect_block: bool = False
+    preselect_block: Preselect = Preselect.OFF
     preselect_block_count: int = 96
     head_select_mode: HeadSelectMode = HeadSelectMode.SHARED
     layer_step: int = 1
     token_step: int = 1
     dense_layer_num: int = 0
+    head_pool: HeadPool = HeadPool.SUM
+    anchor_pool: AnchorPool = AnchorPool.MAX
+    dense_until: int = 8192
+    importance_queries: int = 128
     block_size: int = 128
     anchor_type: AnchorType = AnchorType.QUEST
     anchor_num: int = 1
+    anchor_space: AnchorSpace = AnchorSpace.PLAIN
+    repr_topk: int = 4
     dca_chunk: int | None = None
     mscale: float | None = None
     rope_scaling: dict[str, Any] | None = None
@@ -63,6 +80,8 @@ PRESETS = {
             "ktransformers long_context: exact prefill, then 96 of all blocks a step",
             n_init=128,
             topk=96,
+            anchor_type=AnchorType.DYNAMIC,
+            anchor_space=AnchorSpace.ROTATED,
         ),
         Preset(
             "inf-llm",
@@ -71,7 +90,7 @@ PRESETS = {
             n_init=128,
             topk=16,
             exc_block_size=512,
-            anchor_type=AnchorType.BLOCK_MEAN,
+            anchor_type=AnchorType.REPR_TOPK,
         ),
         Preset(
             "chunkllama",
@@ -111,8 +130,20 @@ POSITION_AXES = (
     "distance_scale",
 )
 """Axes of positions beside the scheme; with `positions` itself they belong to a session."""
-MEMORY_AXES = ("positions", "n_init", "topk", "exc_block_size", *POSITION_AXES)
-"""Axes that the `memory` section sets."""
+MEMORY_AXES = (
+    "positions",
+    "n_init",
+    "topk",
+    "exc_block_size",
+    "head_pool",
+    "anchor_pool",
+    "dense_until",
+    "importance_queries",
+    "anchor_space",
+    "repr_topk",
+    *POSITION_AXES,
+)
+"""Axes that the `memory` section sets; anchor_space and repr_topk are of the store, fixed for the cluster's life."""
 SELECT_AXES = (
     "local_windows_len",
     "preselect_block",
@@ -124,7 +155,7 @@ SELECT_AXES = (
 )
 """Axes of a session that the `long_context` section sets."""
 STORE_AXES = ("block_size", "anchor_type", "anchor_num")
-"""Axes of the store, fixed for the cluster's life."""
+"""Axes of the store, fixed for the cluster's life, that the `long_context` section sets."""
 
 
 def check_preset_name(name: str) -> str:
@@ -179,6 +210,10 @@ def resolve_memory(
         token_step=preset.token_step,
         dense_layer_num=preset.dense_layer_num,
         recall_every=config.memory.recall_every,
+        head_pool=preset.head_pool,
+        anchor_pool=preset.anchor_pool,
+        dense_until=preset.dense_until,
+        importance_queries=preset.importance_queries,
         pretraining_length=config.memory.pretraining_length,
         dca_chunk=preset.dca_chunk,
         mscale=preset.mscale,
@@ -222,4 +257,6 @@ def kv_layout(config: ClusterConfig, model: ModelSpec) -> KvLayout:
         kv_type=config.long_context.kv_type,
         anchor_type=preset.anchor_type,
         anchor_num=preset.anchor_num,
+        anchor_space=preset.anchor_space,
+        repr_topk=preset.repr_topk,
     )

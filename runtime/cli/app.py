@@ -28,7 +28,8 @@ COMMANDS = {
     "config": "moorage.runtime.cli.config",
     "presets": "moorage.runtime.cli.presets",
     "import-config": "moorage.runtime.cli.import_config",
-    "eval": "moorage.runtime.cli.eval",
+    "eval": "moorage.runtime.cli.eval_tasks",
+    "inspect": "moorage.runtime.cli.eval_recall",
     "bench": "moorage.runtime.cli.bench",
     "demo": "moorage.runtime.cli.demo",
 }

@@ -120,14 +120,13 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ("long_context: {block_size: .nan}", "long_context.block_size: got nan: should be a token count"),
         ("long_context: {chunk_size: true}", "long_context.chunk_size: got True"),
         (
-            "long_context: {anchor_type: DYNAMIC}",
-            "DYNAMIC is not available in this version; use BLOCK_MEAN or QUEST",
+            "long_context: {kv_type: Q4_0}",
+            "Q4_0 is not available in this version; use FP16 or FP32",
         ),
-        ("long_context: {anchor_type: MEAN}", "should be 'BLOCK_MEAN' or 'QUEST'"),
-        ("long_context: {kv_type: Q4_0}", "Q4_0 is not available in this version; use FP16 or FP32"),
+        ("long_context: {anchor_type: MEAN}", "should be 'BLOCK_MEAN', 'BLOCK_MAX', 'QUEST'"),
         ("long_context: {head_select_mode: INDIVIDUAL}", "use SHARED or SEPARATE"),
         ("long_context: {anchor_num: 3}", "anchor_num: 3 does not divide block_size 128"),
-        ("long_context: {preselect_block: 3}", "preselect_block: got 3: should be a valid boolean"),
+        ("long_context: {preselect_block: 3}", "preselect_block: got 3: should be 'off', 'prompt' or 'step'"),
         ("long_context: {layer_step: 0}", "layer_step: got 0"),
         ("long_context: {threads_num: -4}", "threads_num: got -4"),
         (

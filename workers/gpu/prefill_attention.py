@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moorage.kernels.merge_lse import merge_lse
 from moorage.kernels.prefill_attention import attend_dense
 from moorage.workers.gpu.choosing import Chooser
+from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.model.rope import rotate
 from moorage.workers.gpu.positions import Rotations, Span
 from moorage.workers.gpu.reader import BlockReader
@@ -61,7 +62,15 @@ class Rows:
 class PrefillAttention:
     """A chunk of one session in one layer. Its K and V must already be stored."""
 
-    def __init__(self, reader: BlockReader, chooser: Chooser, layout: KvLayout, timer: PartTimer) -> None:
+    def __init__(
+        self,
+        reader: BlockReader,
+        chooser: Chooser,
+        importance: Importance,
+        layout: KvLayout,
+        timer: PartTimer,
+    ) -> None:
+        self._importance = importance
         self._reader = reader
         self._chooser = chooser
         self._layout = layout
@@ -79,7 +88,8 @@ class PrefillAttention:
         memory = session.memory
         chunk = self._chunk(session, layer, queries, keys, values)
         count = len(queries)
-        if not memory.topk or memory.exc_block_size == 0:
+        dense = session.prompt_tokens <= memory.dense_until
+        if not memory.topk or memory.exc_block_size == 0 or dense:
             span = Span.at(chunk.start, memory, self._layout.block_size)
             blocks = span.sinks if memory.topk == 0 else np.arange(span.near_block, dtype=np.int32)
             out = self._attend(session, layer, chunk, 0, count, blocks[None])
@@ -133,13 +143,18 @@ class PrefillAttention:
         edges = [chunk.start, *range((chunk.start // size + 1) * size, end, size), end]
         rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(edges)]
         spans = [Span.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
-        means = torch.stack([chunk.queries[:, a:b].float().mean(dim=1) for a, b in rows])
-        choices = self._chooser.for_prefill(session, layer, means, spans)
+        scoring = self._chooser.scoring_queries(session, chunk.queries.transpose(0, 1), chunk.start)
+        means = torch.stack([scoring[a:b].mean(dim=0) for a, b in rows])
         outs = []
-        for (a, b), span, ids in zip(rows, spans, choices, strict=True):
-            session.stats.add_choice(ids.shape[1])
-            sinks = np.tile(span.sinks, (len(ids), 1))
-            outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
+        # Where anchors change with every execution block, each choice has to wait for those before it.
+        turn = 1 if self._importance.in_prefill else len(rows)
+        for first in range(0, len(rows), turn):
+            part = slice(first, first + turn)
+            choices = self._chooser.for_prefill(session, layer, means[part], spans[part])
+            for (a, b), span, ids in zip(rows[part], spans[part], choices, strict=True):
+                session.stats.add_choice(ids.shape[1])
+                sinks = np.tile(span.sinks, (len(ids), 1))
+                outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
         return torch.cat(outs, dim=1)
 
     def _attend(
@@ -154,10 +169,13 @@ class PrefillAttention:
         ]
         for group in rows:
             self._near(session, chunk, near_block * self._layout.block_size, group)
-        for head, ids in enumerate(blocks):
-            head_of = None if len(blocks) == 1 else head
-            self._distant(session, layer, chunk, rows, ids[ids >= 0], head_of)
-        return torch.cat([self._merge(group.held)[0] for group in rows], dim=1)
+        for index, ids in enumerate(blocks):
+            choice = None if len(blocks) == 1 else (index, len(blocks))
+            self._distant(session, layer, chunk, rows, ids[ids >= 0], choice)
+        merged = [self._merge(group.held) for group in rows]
+        out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
+        self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse)
+        return out
 
     def _merge(self, parts: list[Partial]) -> Partial:
         if len(parts) == 1:
@@ -195,9 +213,9 @@ class PrefillAttention:
         chunk: Chunk,
         rows: list[Rows],
         blocks: Int32,
-        kv_head: int | None,
+        choice: tuple[int, int] | None,
     ) -> None:
-        """Whole blocks before the near ones, streamed in pieces; `kv_head` limits them to its group."""
+        """Whole blocks before the near ones, streamed in pieces; `choice` i of n limits them to its heads."""
         scheme, size = session.rotations.scheme, self._layout.block_size
         # Blocks before the near ones lie beyond the window, so only parts without end reach them.
         reaching = [(group, part) for group in rows for part in group.parts if part.most == FOREVER]
@@ -213,7 +231,7 @@ class PrefillAttention:
                         chunk.turned[part.variant][:, group.first : group.end],
                         (rotated if scheme.rotates_keys(part.variant) else keys)[:, seen],
                         values[:, seen],
-                        kv_head,
+                        choice,
                     )
                     group.held.append(partial)
                 if len(group.held) == MOST_PARTS:
@@ -225,15 +243,17 @@ class PrefillAttention:
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        kv_head: int | None,
+        choice: tuple[int, int] | None,
     ) -> Partial:
-        """All keys for all queries, or for one KV head's group; the other heads' parts then weigh nothing."""
+        """All keys for all queries, or for the heads of choice i of n; the other heads' parts then weigh nothing."""
         scale = self._scale(session)
         with self._timer("attend"):
-            if kv_head is None:
+            if choice is None:
                 return attend_dense(queries, keys, values, scale)
-            group = len(queries) // self._layout.num_kv_heads
-            rows, head = slice(kv_head * group, (kv_head + 1) * group), slice(kv_head, kv_head + 1)
+            index, num_choices = choice
+            group = len(queries) // num_choices
+            kv_head = index * self._layout.num_kv_heads // num_choices
+            rows, head = slice(index * group, (index + 1) * group), slice(kv_head, kv_head + 1)
             out, lse = attend_dense(queries[rows], keys[head], values[head], scale)
             full_out = out.new_zeros((len(queries), *out.shape[1:]))
             full_lse = lse.new_full((len(queries), *lse.shape[1:]), -math.inf)

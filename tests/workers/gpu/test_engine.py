@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moorage.workers.errors import StoreFull
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions, Segment, StepPlan
+from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions, Preselect, Segment, StepPlan
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint
 
@@ -207,8 +207,11 @@ def test_a_second_turn_equals_a_prompt_from_scratch(llama: TinyModel) -> None:
         {"token_step": 3},
         {"token_step": 40, "layer_step": 3},
         {"dense_layer_num": 1},
-        {"preselect_block": True, "preselect_block_count": 4},
-        {"preselect_block": True, "preselect_block_count": 4, "layer_step": 2, "token_step": 5},
+        {"preselect_block": Preselect.PROMPT, "preselect_block_count": 4},
+        {"preselect_block": Preselect.STEP, "preselect_block_count": 4},
+        {"head_select_mode": HeadSelectMode.PERHEAD, "exc_block_size": 32},
+        {"dense_until": 100},
+        {"preselect_block": Preselect.PROMPT, "preselect_block_count": 4, "layer_step": 2, "token_step": 5},
     ],
     ids=str,
 )
