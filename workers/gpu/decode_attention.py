@@ -56,13 +56,11 @@ class DecodeAttention:
             chosen = self._chooser.for_decode(session, layer, query)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
-            near = session.decode_step.near
-            if span.near_block + len(near.blocks) > session.cache.slots.shape[1]:
+            if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:
                 partial = self.attend_all(session, layer, query)
             else:
-                everything = np.arange(span.near_block, dtype=np.int32)
-                entries = session.rotations.distant_entries(span, everything).joined(near)
-                partial = self._attend_slots(session, layer, query, entries)
+                distant = np.arange(span.num_sinks, span.near_block, dtype=np.int32)
+                partial = self._attend_chosen(session, layer, query, distant)
         else:
             session.stats.add_choice(chosen.shape[1])
             if len(chosen) == 1:
