@@ -177,6 +177,9 @@ def resolve_preset(config: ClusterConfig) -> Preset:
     if own["topk"] is None:
         own["topk"] = long_context.second_select_num
     chosen = {axis: value for axis, value in own.items() if value is not None}
+    if chosen.get("positions") is Positions.CLAMPED:
+        # Distant keys are attended un-rotated then, so that anchors of rotated keys would say nothing of them.
+        chosen.setdefault("anchor_space", AnchorSpace.PLAIN)
     return replace(PRESETS[memory.preset], **chosen)
 
 

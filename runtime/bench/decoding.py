@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from statistics import median
 
-from moorage.runtime.bench.measure import WARM_ROUNDS
+from moorage.runtime.bench.measure import WARM_ROUNDS, Sample, median_s, sample, undisturbed
 from moorage.runtime.bench.pilot import FULL, Pilot, Setup, open_pilot
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import use_threads
@@ -24,7 +24,7 @@ PARTS = {
 }
 """The engine's name of a part -> the row's."""
 REFERENCE_TOKENS = 32 * 1024
-Times = dict[int, list[StepResult]]
+Times = dict[int, list[Sample[StepResult]]]
 
 
 def run_decode(
@@ -38,9 +38,9 @@ def run_decode(
         full = _measure(contexts, full_steps, partial(_decode_full, pilot))
         peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
     peers = _peer_seconds(peer_contexts, full_steps)
-    seconds = {context: _median_s(results) for context, results in chosen.items()}
+    seconds = {context: median_s(results) for context, results in chosen.items()}
     for context in contexts:
-        own, whole = seconds[context], _median_s(full[context])
+        own, whole = seconds[context], median_s(full[context])
         ratio_to = {"decode-full": whole / own}
         if REFERENCE_TOKENS in seconds and context != REFERENCE_TOKENS:
             ratio_to["decode-32K"] = seconds[REFERENCE_TOKENS] / own
@@ -62,15 +62,12 @@ def _measure(contexts: Sequence[int], steps: int, decode: Callable[[int], StepRe
     times: Times = defaultdict(list)
     for _ in range(steps + WARM_ROUNDS):
         for context in contexts:
-            times[context].append(decode(context))
+            times[context].append(sample(partial(decode, context)))
     return {context: results[WARM_ROUNDS:] for context, results in times.items()}
 
 
-def _median_s(results: Sequence[StepResult]) -> float:
-    return median(result.elapsed_s for result in results)
-
-
-def _parts(name: str, context: int, threads: int, results: Sequence[StepResult]) -> Iterator[Row]:
+def _parts(name: str, context: int, threads: int, samples: Sequence[Sample[StepResult]]) -> Iterator[Row]:
+    results = [taken.value for taken in undisturbed(samples)]
     for part, shown in PARTS.items():
         yield Row(f"{name}-{shown}", median(r.part_s.get(part, 0.0) for r in results), context, threads)
 
@@ -79,6 +76,5 @@ def _peer_seconds(contexts: Sequence[int], steps: int) -> dict[int, float]:
     seconds = {}
     for context in contexts:
         model = CachedModel.of_pilot(context)
-        times = [model.decode() for _ in range(steps + WARM_ROUNDS)]
-        seconds[context] = median(times[WARM_ROUNDS:])
+        seconds[context] = median_s([sample(model.decode) for _ in range(steps + WARM_ROUNDS)][WARM_ROUNDS:])
     return seconds

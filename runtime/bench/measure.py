@@ -4,37 +4,67 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import psutil
 
 Subject = Callable[[], object]
 
 WARM_ROUNDS = 2
+MIN_CALM = 5
+"""Undisturbed runs that make a median of their own; on a quiet machine nearly all runs are undisturbed."""
+T = TypeVar("T")
 
 
-def interleave(subjects: Mapping[str, Subject], rounds: int, repeats: int = 1) -> dict[str, float]:
-    """Median seconds of one call of each subject; a run is `repeats` calls one after the other.
+@dataclass(frozen=True, slots=True)
+class Sample(Generic[T]):
+    """One run: what it returned, its seconds, and whether another process took a core from it meanwhile."""
+
+    value: T
+    seconds: float
+    disturbed: bool
+
+
+def sample(run: Callable[[], T]) -> Sample[T]:
+    """Runs once. The kernel counts how often it took a core from one of this process's threads."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    start = time.perf_counter()
+    value = run()
+    seconds = time.perf_counter() - start
+    return Sample(value, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw > before)
+
+
+def undisturbed(samples: Sequence[Sample[T]]) -> list[Sample[T]]:
+    """The samples that nobody disturbed; all of them where these are too few for a median."""
+    calm = [taken for taken in samples if not taken.disturbed]
+    return calm if len(calm) >= min(MIN_CALM, len(samples)) else list(samples)
+
+
+def interleave(subjects: Mapping[str, Subject], rounds: int) -> dict[str, float]:
+    """Median seconds of each subject over its undisturbed runs.
 
     The order rotates from round to round, so that nobody always follows the same neighbour. The first two rounds
     are not counted.
     """
     names = list(subjects)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[Sample[object]]] = {name: [] for name in names}
     for number in range(WARM_ROUNDS + rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
-            subject = subjects[name]
-            start = time.perf_counter()
-            for _ in range(repeats):
-                subject()
-            times[name].append((time.perf_counter() - start) / repeats)
-    return {name: median(taken[WARM_ROUNDS:]) for name, taken in times.items()}
+            samples[name].append(sample(subjects[name]))
+    return {name: median_s(taken[WARM_ROUNDS:]) for name, taken in samples.items()}
+
+
+def median_s(samples: Sequence[Sample[T]]) -> float:
+    """Median seconds of the undisturbed samples."""
+    return median(taken.seconds for taken in undisturbed(samples))
 
 
 def percentile(values: list[float], share: float) -> float:

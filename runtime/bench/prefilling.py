@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from statistics import median
 
+from moorage.runtime.bench.measure import Sample, median_s, sample, undisturbed
 from moorage.runtime.bench.pilot import FULL, SELECTED, Setup, open_pilot
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import use_threads
@@ -29,14 +31,16 @@ def run_prefill(
     whole linear.
     """
     use_threads(setup.threads)
-    selected: dict[int, list[StepResult]] = {context: [] for context in contexts}
-    exact: dict[int, list[StepResult]] = {context: [] for context in contexts if context <= exact_tokens}
+    selected: dict[int, list[Sample[StepResult]]] = {context: [] for context in contexts}
+    exact: dict[int, list[Sample[StepResult]]] = {
+        context: [] for context in contexts if context <= exact_tokens
+    }
     with open_pilot(contexts, chunk_tokens + 2, setup) as pilot:
         for _ in range(rounds + 1):
             for context in contexts:
-                selected[context].append(pilot.prefill(context, chunk_tokens, SELECTED))
+                selected[context].append(sample(partial(pilot.prefill, context, chunk_tokens, SELECTED)))
                 if context in exact:
-                    exact[context].append(pilot.prefill(context, chunk_tokens, FULL))
+                    exact[context].append(sample(partial(pilot.prefill, context, chunk_tokens, FULL)))
         peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
     peers = {context: _peer_s(context, chunk_tokens, rounds) for context in peer_contexts}
     own = {context: _token_s(results, chunk_tokens) for context, results in selected.items()}
@@ -49,8 +53,9 @@ def run_prefill(
         if context in peers:
             ratio_to["transformers"] = peers[context] / own[context]
         yield Row("prefill-selected", own[context], context, setup.threads, ratio_to=ratio_to)
+        results = [taken.value for taken in undisturbed(selected[context][1:])]
         for part, shown in PARTS.items():
-            part_s = median(r.part_s.get(part, 0.0) for r in selected[context][1:]) / chunk_tokens
+            part_s = median(r.part_s.get(part, 0.0) for r in results) / chunk_tokens
             yield Row(f"prefill-selected-{shown}", part_s, context, setup.threads)
         if context in exact:
             yield Row("prefill-exact", _token_s(exact[context], chunk_tokens), context, setup.threads)
@@ -58,10 +63,11 @@ def run_prefill(
             yield Row("prefill-transformers", peers[context], context, setup.threads)
 
 
-def _token_s(results: Sequence[StepResult], chunk_tokens: int) -> float:
-    return median(result.elapsed_s for result in results[1:]) / chunk_tokens
+def _token_s(results: Sequence[Sample[StepResult]], chunk_tokens: int) -> float:
+    return median_s(results[1:]) / chunk_tokens
 
 
 def _peer_s(context: int, chunk_tokens: int, rounds: int) -> float:
     model = CachedModel.of_pilot(context)
-    return median([model.prefill(chunk_tokens) for _ in range(rounds + 1)][1:]) / chunk_tokens
+    run = partial(model.prefill, chunk_tokens)
+    return median_s([sample(run) for _ in range(rounds + 1)][1:]) / chunk_tokens

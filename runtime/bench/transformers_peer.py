@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import psutil
@@ -46,19 +45,16 @@ class CachedModel:
             cache.update(keys, values, layer)
         return cls(model.eval(), cache)
 
-    def decode(self) -> float:
-        """Seconds of one token; the cache grows by it."""
-        return self._forward(1)
+    def decode(self) -> None:
+        """One token; the cache grows by it."""
+        self._forward(1)
 
-    def prefill(self, num_tokens: int) -> float:
-        """Seconds of `num_tokens` more tokens, which are then forgotten."""
-        seconds = self._forward(num_tokens)
+    def prefill(self, num_tokens: int) -> None:
+        """`num_tokens` more tokens, which are then forgotten."""
+        self._forward(num_tokens)
         self._cache.crop(-num_tokens)
-        return seconds
 
-    def _forward(self, num_tokens: int) -> float:
+    def _forward(self, num_tokens: int) -> None:
         ids = torch.randint(2, self._model.config.vocab_size, (1, num_tokens))
-        start = time.perf_counter()
         with torch.inference_mode():
             self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        return time.perf_counter() - start

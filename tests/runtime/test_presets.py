@@ -4,7 +4,7 @@ import pytest
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.model_presets import MODEL_PRESETS
-from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory
+from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory, resolve_preset
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.spec import AnchorSpace, AnchorType, HeadSelectMode, KvType, Positions, Preselect
 
@@ -66,3 +66,12 @@ def test_another_preset_of_a_request_leaves_the_clusters_axes_behind() -> None:
 def test_a_preset_that_there_is_not(name: str) -> None:
     with pytest.raises(InvalidRequest, match="available: full, ktransformers, inf-llm"):
         resolve_memory(config(), name)
+
+
+def test_clamped_positions_take_plain_anchors_unless_told_otherwise() -> None:
+    def space(**memory: str) -> AnchorSpace:
+        return resolve_preset(config(memory={"preset": "ktransformers", **memory})).anchor_space
+
+    assert space() is AnchorSpace.ROTATED
+    assert space(positions="clamped") is AnchorSpace.PLAIN
+    assert space(positions="clamped", anchor_space="rotated") is AnchorSpace.ROTATED
