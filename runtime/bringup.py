@@ -237,6 +237,7 @@ class Processes:
                 num_slots=shape.ledger.capacity.slots,
                 max_cached_block=config.memory.max_cached_block,
                 cache_strategy=config.memory.cache_strategy,
+                score_decay=config.memory.score_decay,
             ),
             num_threads=config.gpu_workers.num_threads,
         )

@@ -134,9 +134,12 @@ class MemorySection(Section):
     max_cached_block: Count | None = Field(
         None, description="Device slots per session and layer for chosen blocks; default 2 * topk."
     )
-    cache_strategy: Literal["lru", "fifo"] = Field(
-        "lru", description="Which block leaves its device slot first: the longest unused, or the oldest."
+    cache_strategy: Literal["lru", "fifo", "lru-s"] = Field(
+        "lru",
+        description="Which block leaves its device slot first: the longest unused, the oldest, or the one of the "
+        "smallest decayed score (lru-s: score = score * score_decay + received attention, as InfLLM).",
     )
+    score_decay: float = Field(0.1, ge=0, le=1, description="Decay of lru-s from step to step.")
 
     @field_validator("preset")
     @classmethod

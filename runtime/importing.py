@@ -25,7 +25,7 @@ INFLLM_TYPES = {
     "origin": "full",
 }
 """Its model.type -> our preset."""
-ANCHOR_TYPES = ("BLOCK_MEAN", "QUEST")
+ANCHOR_TYPES = ("BLOCK_MEAN", "BLOCK_MAX", "QUEST", "FIXED", "DYNAMIC")
 KV_TYPES = ("FP16", "FP32")
 
 
@@ -193,6 +193,11 @@ def _preselect_block_count(value: Any, into: Imported) -> None:
         into.put("long_context.preselect_block", False)
 
 
+def _perhead(value: Any, into: Imported) -> None:
+    if value:
+        into.put("long_context.head_select_mode", "PERHEAD")
+
+
 def _rope_scaling_factor(value: Any, into: Imported) -> None:
     """0 is LMDeploy's word for the checkpoint's own positions."""
     if value:
@@ -244,6 +249,8 @@ _INFLLM = Rules(
         "n_local": "long_context.local_windows_len",
         "chunk_size": "long_context.chunk_size",
         "topk": "memory.topk",
+        "repr_topk": "memory.repr_topk",
+        "score_decay": "memory.score_decay",
         "max_cached_block": "memory.max_cached_block",
         "exc_block_size": "memory.exc_block_size",
         "base": "memory.base",
@@ -251,19 +258,19 @@ _INFLLM = Rules(
         "max_len": "long_context.max_seq_len",
     },
     dropped={
-        "repr_topk": "representatives are those of long_context.anchor_type and anchor_num",
-        "score_decay": "cache_strategy lru-s is not available in this version",
         "fattn": "kernels are chosen by the device",
         "async_global_stream": "blocks are read as they are needed",
         "pin_memory": "decided by the device",
         "faiss": "anchors are scored by the KV actors",
-        "perhead": "use long_context.head_select_mode SEPARATE for a choice per KV head",
         "tokenizer_path": "the tokenizer is read from model.path",
         "conv_type": "the prompt's form is the client's",
         "truncation": "prompts are never cut",
         "verbose": "nothing to carry over",
     },
-    special={"cache_strategy": _available("memory.cache_strategy", ("lru", "fifo"), "lru")},
+    special={
+        "cache_strategy": _available("memory.cache_strategy", ("lru", "fifo", "lru-s"), "lru"),
+        "perhead": _perhead,
+    },
 )
 _LMDEPLOY = Rules(
     same={

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
+from moorage.workers.gpu.settings import CacheStrategy, EngineSettings, WorkerSettings
 from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.store import KvStore
@@ -69,6 +69,7 @@ class Driver:
     num_slots: int = 4096
     piece_blocks: int = 4
     max_cached_block: int | None = None
+    cache_strategy: CacheStrategy = "lru"
     worker: GpuWorker = field(init=False)
     stores: list[KvStore] = field(init=False)
 
@@ -86,7 +87,7 @@ class Driver:
             self.repr_topk,
         )
         self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
-        engine = EngineSettings(self.num_slots, self.piece_blocks, self.max_cached_block)
+        engine = EngineSettings(self.num_slots, self.piece_blocks, self.max_cached_block, self.cache_strategy)
         settings = WorkerSettings(
             self.directory, spec, "float32", "cpu", layout, stripe_blocks=2, engine=engine
         )

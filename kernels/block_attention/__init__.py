@@ -35,6 +35,42 @@ def attend_blocks(
     [B, rd / 2]; elsewhere keys are used as stored. One softmax of scale * logit over all entries. Without any row
     out is 0 and lse -inf. Raises ValueError if arrays do not fit, or on the CPU if a row lies outside the blocks.
     """
+    rotations = (angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin)
+    _check(query, blocks, (slot, begin, end), rotations)
+    attend = cpu.attend_blocks if query.device.type == "cpu" else gpu.attend_blocks
+    return attend(query, blocks, (slot, begin, end), rotations, scale)
+
+
+def entry_lse(
+    query: torch.Tensor,
+    blocks: torch.Tensor,
+    *,
+    slot: Int32,
+    begin: Int32,
+    end: Int32,
+    angle_cos: Float32,
+    angle_sin: Float32,
+    rotate_keys: NDArray[np.uint8],
+    offset_cos: Float32,
+    offset_sin: Float32,
+    scale: float,
+) -> torch.Tensor:
+    """[n, Hq] fp32: the log-sum-exp of each entry alone; exp(it - lse) is the attention that the entry receives.
+
+    Arguments are those of `attend_blocks`. For measurements and caches that score blocks; not for every step.
+    """
+    rotations = (angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin)
+    _check(query, blocks, (slot, begin, end), rotations)
+    return gpu.entry_lse(query, blocks, (slot, begin, end), rotations, scale)
+
+
+def _check(
+    query: torch.Tensor,
+    blocks: torch.Tensor,
+    entries: tuple[Int32, Int32, Int32],
+    rotations: tuple[Float32, Float32, NDArray[np.uint8], Float32, Float32],
+) -> None:
+    (slot, begin, end), (angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin) = entries, rotations
     _, two, num_kv_heads, block_size, dim = blocks.shape
     check_array("slot", slot, INT32, (None,))
     check_array("begin", begin, INT32, slot.shape)
@@ -49,9 +85,6 @@ def attend_blocks(
         raise ValueError(
             f"query {tuple(query.shape)} {query.dtype} does not fit blocks {tuple(blocks.shape)}"
         )
-    attend = cpu.attend_blocks if query.device.type == "cpu" else gpu.attend_blocks
-    rotations = (angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin)
-    return attend(query, blocks, (slot, begin, end), rotations, scale)
 
 
-__all__ = ["attend_blocks"]
+__all__ = ["attend_blocks", "entry_lse"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,13 +19,35 @@ def attend_blocks(
     query: torch.Tensor, blocks: torch.Tensor, entries: Arrays, rotations: Arrays, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See the package; entries are (slot, begin, end), rotations the five arrays in the order of its arguments."""
-    _, _, num_kv_heads, block_size, dim = blocks.shape
     if not len(entries[0]):
         return torch.zeros_like(query), query.new_full(query.shape[:1], -torch.inf)
+    parts = [_attend(*piece) for piece in _pieces(query, blocks, entries, rotations, scale)]
+    outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+    return merge_lse(outs, lses)
+
+
+def entry_lse(
+    query: torch.Tensor, blocks: torch.Tensor, entries: Arrays, rotations: Arrays, scale: float
+) -> torch.Tensor:
+    """See the package."""
+    found = [query.new_empty((0, len(query)))]
+    for queries, keys, _, hidden in _pieces(query, blocks, entries, rotations, scale):
+        groups = queries.view(*keys.shape[:2], -1, keys.shape[-1])
+        logits = torch.einsum("nhgd,nhtd->nhgt", groups, keys)
+        found.append(
+            torch.logsumexp(logits.masked_fill(hidden[:, None, None], -torch.inf), dim=-1).flatten(1)
+        )
+    return torch.cat(found)
+
+
+def _pieces(
+    query: torch.Tensor, blocks: torch.Tensor, entries: Arrays, rotations: Arrays, scale: float
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(queries [n, Hq, D], keys, values [n, Hkv, B, D], hidden [n, B]) of some entries, ready for softmax."""
+    _, _, num_kv_heads, block_size, dim = blocks.shape
     piece = max(1, PIECE_BYTES // (8 * num_kv_heads * block_size * dim))
     slot, begin, end, *turns = (_on(query.device, array) for array in (*entries, *rotations))
     angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin = turns
-    parts = []
     for a in range(0, len(slot), piece):
         part = slice(a, a + piece)
         keys, values = blocks[slot[part].long()].float().unbind(1)
@@ -34,9 +57,7 @@ def attend_blocks(
         queries = _rotate(spread, angle_cos[part, None], angle_sin[part, None]) * scale
         row = torch.arange(block_size, device=query.device)
         hidden = (row < begin[part, None]) | (row >= end[part, None])
-        parts.append(_attend(queries, keys, values, hidden))
-    outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
-    return merge_lse(outs, lses)
+        yield queries, keys, values, hidden
 
 
 def _on(device: torch.device, array: Any) -> torch.Tensor:

@@ -47,6 +47,7 @@ class LocalEngine:
                 slots_per_layer(memory, self.layout, cached) * self.model.num_layers,
                 max_cached_block=cached,
                 cache_strategy=config.memory.cache_strategy,
+                score_decay=config.memory.score_decay,
             ),
             config.gpu_workers.num_threads,
         )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moorage.kernels.block_attention import attend_blocks, gpu, reference
+from moorage.kernels.block_attention import attend_blocks, entry_lse, gpu, reference
 from moorage.kernels.half import from_storage, to_storage
 
 SHAPES = [  # KV heads, group, block size, head size, rotated channels, entries
@@ -84,6 +84,19 @@ def check(attend, query, stored, arguments):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_matches_reference(rng, draw, shape, attend):
     check(attend, *make_case(rng, draw, shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_entry_alone(rng, draw, shape, monkeypatch):
+    query, stored, arguments = make_case(rng, draw, shape)
+    monkeypatch.setattr(gpu, "PIECE_BYTES", 1)
+    found = entry_lse(torch.from_numpy(query), as_tensor(stored), **arguments)
+    assert found.shape == (shape[-1], len(query))
+    per_entry = ("slot", "begin", "end", "angle_cos", "angle_sin", "rotate_keys")
+    for e in range(len(found)):
+        one = {name: value[e : e + 1] if name in per_entry else value for name, value in arguments.items()}
+        _, expected = reference.attend_blocks(query, stored, **one)
+        np.testing.assert_allclose(found[e], expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 32, 64, 64, 600), (2, 1, 128, 128, 0, 40)])

@@ -142,7 +142,7 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
             "memory: {preset: inf-llm}\nlong_context: {chunk_size: 1000}",
             "chunk_size: 1000 is not a multiple of",
         ),
-        ("memory: {cache_strategy: lru-s}", "should be 'lru' or 'fifo'"),
+        ("memory: {cache_strategy: lru-t}", "should be 'lru', 'fifo' or 'lru-s'"),
         ("kv_store: {dram: -3}", "kv_store.dram: got -3"),
         ("kv_store: {dram: 8XB}", "should be a size such as 8GiB"),
         ("kv_store: {actors: 0}", "kv_store.actors: got 0"),

@@ -11,7 +11,7 @@ from moorage.runtime.config_source import Source
 from moorage.runtime.importing import Imported, import_config
 from moorage.runtime.presets import resolve_memory
 from moorage.workers.errors import InvalidConfig
-from moorage.workers.spec import HeadSelectMode, Positions
+from moorage.workers.spec import AnchorType, HeadSelectMode, Positions, Preselect
 
 KTRANSFORMERS = """
 log: {dir: logs}
@@ -78,10 +78,11 @@ def test_a_shipped_ktransformers_file(tmp_path: Path) -> None:
     memory = resolve_memory(config)
     assert (memory.topk, memory.dense_layer_num, memory.preselect_block_count) == (32, 2, 32)
     assert memory.head_select_mode is HeadSelectMode.SHARED
+    assert memory.preselect_block is Preselect.PROMPT
+    assert config.long_context.anchor_type is AnchorType.DYNAMIC
     assert config.long_context.threads_num == 10
     notes = "\n".join(found.notes)
     for start in (
-        "long_context.anchor_type: DYNAMIC: not available",
         "log: concerns",
         "model.path: not named",
     ):
@@ -95,8 +96,12 @@ def test_an_infllm_file(tmp_path: Path) -> None:
     memory = resolve_memory(build_config(Source(Path("result"), found.sections)))
     assert (memory.positions, memory.topk, memory.exc_block_size) == (Positions.CLAMPED, 16, 512)
     assert found.sections["memory"]["base"] == 1000000
+    assert found.sections["memory"]["repr_topk"] == 4
+    assert memory.head_select_mode is HeadSelectMode.SHARED
+    per_head = imported(tmp_path, INFLLM.replace("perhead: false", "perhead: true"))
+    assert per_head.sections["long_context"]["head_select_mode"] == "PERHEAD"
     notes = "\n".join(found.notes)
-    for key in ("repr_topk", "fattn", "async_global_stream", "faiss", "perhead", "conv_type"):
+    for key in ("fattn", "async_global_stream", "faiss", "conv_type"):
         assert key in notes
 
 

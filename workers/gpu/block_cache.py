@@ -46,13 +46,25 @@ class BlockCache:
     A session's quota is fixed, so what one session keeps never depends on its neighbours.
     """
 
-    def __init__(self, slots: Int32, num_layers: int, max_blocks: int, strategy: CacheStrategy) -> None:
+    def __init__(
+        self,
+        slots: Int32,
+        num_layers: int,
+        max_blocks: int,
+        strategy: CacheStrategy,
+        score_decay: float = 0.1,
+    ) -> None:
         self.slots = slots.reshape(num_layers, -1)
         per_layer = self.slots.shape[1]
         self._owner = np.full((num_layers, per_layer), -1, np.int32)
-        self._last_used = np.zeros((num_layers, per_layer), np.int64)
+        self._worth = np.full((num_layers, per_layer), -1.0)
+        """Tick of the last use (lru) or of the entry (fifo), or decayed score (lru-s); the least leaves first."""
         self._place = np.full((num_layers, max_blocks), -1, np.int32)
         self._refresh_on_hit = strategy == "lru"
+        self.scores_blocks = strategy == "lru-s"
+        """Whether `note` decides what leaves."""
+        self._decay = score_decay
+        self._noted = np.full(num_layers, -1, np.int64)
         self._tick = 0
         self.num_hits = 0
         self.num_misses = 0
@@ -72,22 +84,30 @@ class BlockCache:
         if num_missing:
             place[missing] = self._admit(layer, place[~missing], blocks[missing])
         if self._refresh_on_hit:
-            self._last_used[layer, place] = self._tick
+            self._worth[layer, place] = self._tick
         slots = self.slots[layer, place]
         return slots, blocks[missing], slots[missing]
 
     def _admit(self, layer: int, kept: Int32, blocks: Int32) -> Int32:
-        """Places for `blocks`, taken from the longest unused that are not in `kept`."""
-        age = self._last_used[layer].copy()
-        age[kept] = np.iinfo(np.int64).max
-        assert len(kept) + len(blocks) <= len(age), "a step asks for more blocks than the session has slots"
-        victims = np.argpartition(age, len(blocks) - 1)[: len(blocks)].astype(np.int32)
+        """Places for `blocks`, taken from those of least worth that are not in `kept`."""
+        worth = self._worth[layer].copy()
+        worth[kept] = np.inf
+        assert len(kept) + len(blocks) <= len(worth), "a step asks for more blocks than the session has slots"
+        victims = np.argpartition(worth, len(blocks) - 1)[: len(blocks)].astype(np.int32)
         leaving = self._owner[layer, victims]
         self._place[layer, leaving[leaving >= 0]] = -1
         self._owner[layer, victims] = blocks
         self._place[layer, blocks] = victims
-        self._last_used[layer, victims] = self._tick
+        self._worth[layer, victims] = 0 if self.scores_blocks else self._tick
         return victims
+
+    def note(self, layer: int, step: int, blocks: Int32, received: NDArray[np.float32]) -> None:
+        """Adds the attention that `blocks`, all present, received in `step`; scores decay once a step (InfLLM)."""
+        if step != self._noted[layer]:
+            held = self._owner[layer] >= 0
+            self._worth[layer, held] *= self._decay
+            self._noted[layer] = step
+        np.add.at(self._worth[layer], self._place[layer, blocks], received)
 
     def slot_of(self, layer: int, block: int) -> int:
         """The slot that holds `block`, or -1."""
@@ -99,7 +119,7 @@ class BlockCache:
         places = self._place[layer, first_block:end_block]
         held = places[places >= 0]
         self._owner[layer, held] = -1
-        self._last_used[layer, held] = 0
+        self._worth[layer, held] = -1
         self._place[layer, first_block:end_block] = -1
 
     def check_integrity(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.kernels.block_attention import attend_blocks
+from moorage.kernels.block_attention import attend_blocks, entry_lse
 from moorage.kernels.merge_lse import merge_lse
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.importance import Importance
@@ -97,7 +98,27 @@ class DecodeAttention:
         blocks, place = np.unique(entries.blocks, return_inverse=True)
         slots, missing, into = session.cache.ensure(layer, blocks)
         self._reader.fetch(session.session_id, layer, missing, into)
-        return self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
+        partial = self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
+        if session.cache.scores_blocks:
+            self._note_received(session, layer, query, entries, slots[place], kv_head, partial[1])
+        return partial
+
+    def _note_received(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: torch.Tensor,
+        entries: Entries,
+        slots: Int32,
+        kv_head: int | None,
+        lse: torch.Tensor,
+    ) -> None:
+        """Tells the cache how much attention each block has received (InfLLM's lru-s)."""
+        heads = slice(None) if kv_head is None else slice(kv_head, kv_head + 1)
+        arguments = self._arguments(session, query, slots, entries)
+        parts = entry_lse(query, self._reader.slots[:, :, heads], **arguments)
+        received = torch.exp(parts - lse).sum(dim=1).cpu().numpy()
+        session.cache.note(layer, session.decode_index, entries.blocks, received)
 
     def _attend_per_head(
         self, session: WorkerSession, layer: int, query: torch.Tensor, chosen: Int32
@@ -136,10 +157,12 @@ class DecodeAttention:
         for start in range(0, len(blocks), self._reader.piece_blocks):
             piece = blocks[start : start + self._reader.piece_blocks]
             staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
+            # One by one: a block that two variants of the query meet has two entries.
             for slot in range(len(piece)):
                 entries = session.rotations.distant_entries(span, piece[slot : slot + 1])
-                part = self._attend(session, query, staged, np.array([slot], np.int32), entries)
-                found.append(part[1])
+                slots = np.full(len(entries.blocks), slot, np.int32)
+                parts = entry_lse(query, staged, **self._arguments(session, query, slots, entries))
+                found.append(torch.logsumexp(parts, dim=0))
         return torch.stack(found) if found else query.new_zeros((0, len(query)))
 
     def _attend(
@@ -151,23 +174,27 @@ class DecodeAttention:
         entries: Entries,
         kv_head: int | None = None,
     ) -> Partial:
-        view = session.rotations.view
         if kv_head is not None:
             blocks = blocks[:, :, kv_head : kv_head + 1]
         with self._timer("attend"):
-            return attend_blocks(
-                query,
-                blocks,
-                slot=slots,
-                begin=entries.begin,
-                end=entries.end,
-                angle_cos=entries.angle_cos,
-                angle_sin=entries.angle_sin,
-                rotate_keys=entries.rotate_keys,
-                offset_cos=session.rotations.offset_cos,
-                offset_sin=session.rotations.offset_sin,
-                scale=view.attention_scale**2 / math.sqrt(query.shape[-1]),
-            )
+            return attend_blocks(query, blocks, **self._arguments(session, query, slots, entries))
+
+    def _arguments(
+        self, session: WorkerSession, query: torch.Tensor, slots: Int32, entries: Entries
+    ) -> dict[str, Any]:
+        """Of the kernels in `kernels.block_attention`, beside the query and the blocks."""
+        rotations = session.rotations
+        return {
+            "slot": slots,
+            "begin": entries.begin,
+            "end": entries.end,
+            "angle_cos": entries.angle_cos,
+            "angle_sin": entries.angle_sin,
+            "rotate_keys": entries.rotate_keys,
+            "offset_cos": rotations.offset_cos,
+            "offset_sin": rotations.offset_sin,
+            "scale": rotations.view.attention_scale**2 / math.sqrt(query.shape[-1]),
+        }
 
     def _sample_recall(
         self, session: WorkerSession, layer: int, query: torch.Tensor, lse_chosen: torch.Tensor

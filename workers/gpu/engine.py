@@ -155,7 +155,13 @@ class Engine:
         layout, settings = self._layout, self._settings
         per_layer = slots_per_layer(memory, layout, settings.max_cached_block)
         slots = self._pool.take(per_layer * layout.num_layers)
-        return BlockCache(slots, layout.num_layers, layout.num_blocks(max_tokens), settings.cache_strategy)
+        return BlockCache(
+            slots,
+            layout.num_layers,
+            layout.num_blocks(max_tokens),
+            settings.cache_strategy,
+            settings.score_decay,
+        )
 
     def _drop(self, session_id: int) -> None:
         session = self.sessions.pop(session_id, None)

@@ -9,7 +9,7 @@ from typing import Literal
 from moorage.workers.sizes import STREAM_PIECE_BLOCKS
 from moorage.workers.spec import KvLayout, ModelSpec
 
-CacheStrategy = Literal["lru", "fifo"]
+CacheStrategy = Literal["lru", "fifo", "lru-s"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class EngineSettings:
     max_cached_block: int | None = None
     """Slots per layer for chosen blocks; None is twice `topk`."""
     cache_strategy: CacheStrategy = "lru"
+    score_decay: float = 0.1
+    """Of a block's score from step to step, under lru-s."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,26 @@ def test_misses_equal_those_of_a_plain_cache(strategy: CacheStrategy, seed: int)
         cache.check_integrity()
 
 
+def test_lru_s_keeps_what_received_most() -> None:
+    cache = BlockCache(SlotPool(9).take(3), 1, MAX_BLOCKS, "lru-s", score_decay=0.5)
+    for step, (block, received) in enumerate([(0, 8.0), (1, 1.0), (2, 1.0)]):
+        cache.ensure(0, np.array([block], np.int32))
+        cache.note(0, step, np.array([block], np.int32), np.array([received], np.float32))
+    # Scores are now 8 / 4, 1 / 2 and 1.
+    for block, leaves in [(3, 1), (4, 3), (5, 4)]:
+        _, missing, _ = cache.ensure(0, np.array([block], np.int32))
+        assert missing.tolist() == [block]
+        assert cache.slot_of(0, leaves) == -1
+        cache.check_integrity()
+    # One step decays once, however often it is noted.
+    cache.note(0, 9, np.array([0], np.int32), np.array([1.0], np.float32))
+    cache.note(0, 9, np.array([2, 2], np.int32), np.array([0.25, 0.5], np.float32))
+    cache.ensure(0, np.array([6], np.int32))
+    cache.ensure(0, np.array([7], np.int32))
+    assert cache.slot_of(0, 0) >= 0
+    assert cache.slot_of(0, 2) >= 0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_what_a_step_needs_never_leaves_in_that_step(seed: int) -> None:
     rng = np.random.default_rng(seed)

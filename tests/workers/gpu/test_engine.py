@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
 from moorage.workers.errors import StoreFull
+from moorage.workers.gpu.settings import CacheStrategy
 from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions, Preselect, Segment, StepPlan
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint
@@ -254,3 +256,13 @@ def test_a_failing_session_fails_alone(llama: TinyModel) -> None:
     assert isinstance(results[2].error, StoreFull)
     driver.worker.step(StepPlan(2, drops=(1, 2)))
     assert all(store.stats().free_pages == 6 for store in driver.stores)
+
+
+@pytest.mark.parametrize("mode", list(HeadSelectMode))
+def test_what_stays_in_the_cache_never_changes_a_result(llama: TinyModel, mode: HeadSelectMode) -> None:
+    prompt, found = prompt_of(llama, 180), []
+    for strategy in get_args(CacheStrategy):
+        driver = Driver(llama.directory, llama.spec, max_cached_block=4, cache_strategy=strategy)
+        axes = memory(topk=3, head_select_mode=mode, dense_layer_num=1)
+        found.append([r.logprob for r in driver.generate(prompt, axes, (64,), 12)])
+    assert found[0] == found[1] == found[2]
