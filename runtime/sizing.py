@@ -1,6 +1,6 @@
 """How much memory a model and a context need: the one formula behind admission, start-up and `runtime size`.
 
-    DRAM   = KV pages (keys, values, anchors) + host staging + Ray (+ all device memory on a CPU)
+    DRAM   = KV pages (keys, values, anchors) + host staging + Ray and its processes (+ all device memory on a CPU)
     device = weights + slots + workspace + device staging
 
 Pages and slots are exact, since arenas and slot pools are allocated by the same sizes; workspace is an upper
@@ -17,8 +17,12 @@ from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import STREAM_PIECE_BLOCKS, slots_per_layer
 from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
 
-RAY_BASE_BYTES = 512 * 1024**2
-"""Proportional memory of a private Ray's own processes, as measured with two actors."""
+RAY_BASE_BYTES = 256 * 1024**2
+"""Proportional memory of a private Ray's own processes."""
+COORDINATOR_BYTES = 288 * 1024**2
+ACTOR_BASE_BYTES = 136 * 1024**2
+WORKER_BASE_BYTES = 168 * 1024**2
+"""Interpreter, libraries and compiled kernels of each process, as measured while a million tokens were served."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STAGING_BUFFERS = 2
 _MERGED_PARTS = 8
@@ -193,8 +197,9 @@ def fixed_dram_bytes(deployment: Deployment) -> int:
 
 
 def ray_bytes(deployment: Deployment) -> int:
-    """Memory of a private Ray: its processes and its object store."""
-    return RAY_BASE_BYTES + deployment.object_store_bytes
+    """Memory of Ray and of every process in it beside what the others count, and of the object store."""
+    processes = COORDINATOR_BYTES + deployment.shards * ACTOR_BASE_BYTES + WORKER_BASE_BYTES
+    return RAY_BASE_BYTES + processes + deployment.object_store_bytes
 
 
 def largest_context_tokens(deployment: Deployment, dram_bytes: int, sessions: int = 1) -> int:
