@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from moorage.runtime.position_checks import position_complaints
 from moorage.runtime.presets import Preset, resolve_preset
-from moorage.workers.spec import AnchorSpace, AnchorType, Preselect
+from moorage.workers.spec import (
+    AnchorPool,
+    AnchorSpace,
+    AnchorType,
+    HeadPool,
+    HeadSelectMode,
+    Preselect,
+    Scorer,
+)
 
 if TYPE_CHECKING:
     from moorage.runtime.config import ClusterConfig
@@ -39,7 +47,7 @@ def _about_selection(config: ClusterConfig) -> Iterator[Complaint]:
             "anchor_num",
             f"{preset.anchor_num} does not divide block_size {preset.block_size}; use a divisor of it",
         )
-    yield from _about_anchors(preset)
+    yield from _about_anchors(config, preset)
     if memory.max_cached_block is not None and memory.max_cached_block < (preset.topk or 0):
         yield (
             "memory",
@@ -49,7 +57,7 @@ def _about_selection(config: ClusterConfig) -> Iterator[Complaint]:
         )
 
 
-def _about_anchors(preset: Preset) -> Iterator[Complaint]:
+def _about_anchors(config: ClusterConfig, preset: Preset) -> Iterator[Complaint]:
     bad_count = preset.repr_topk % preset.anchor_num or preset.repr_topk > preset.block_size
     if preset.anchor_type is AnchorType.REPR_TOPK and bad_count:
         yield (
@@ -58,6 +66,13 @@ def _about_anchors(preset: Preset) -> Iterator[Complaint]:
             f"{preset.repr_topk} is not a multiple of anchor_num {preset.anchor_num} up to block_size "
             f"{preset.block_size}; use {preset.anchor_num} or another such multiple",
         )
+    if config.memory.scorer is not Scorer.NUMBA and not _is_linear(preset):
+        yield (
+            "memory",
+            "scorer",
+            f"{config.memory.scorer} scores sums over all heads and anchors only; use head_select_mode SHARED, "
+            "head_pool sum, anchor_pool sum (or anchor_num 1) and preselect_block off or prompt, or scorer numba",
+        )
     if preset.preselect_block is Preselect.STEP and preset.anchor_space is AnchorSpace.ROTATED:
         yield (
             "long_context",
@@ -65,6 +80,12 @@ def _about_anchors(preset: Preset) -> Iterator[Complaint]:
             "step compares single keys, which are stored un-rotated, but anchor_space is rotated; "
             "use anchor_space plain or preselect_block prompt",
         )
+
+
+def _is_linear(preset: Preset) -> bool:
+    adds_up = preset.anchor_num == 1 or preset.anchor_pool is AnchorPool.SUM
+    shared = preset.head_select_mode is HeadSelectMode.SHARED and preset.head_pool is HeadPool.SUM
+    return adds_up and shared and preset.preselect_block is not Preselect.STEP
 
 
 def _about_steps(config: ClusterConfig) -> Iterator[Complaint]:

@@ -30,6 +30,7 @@ from moorage.workers.spec import (
     KvType,
     Positions,
     Preselect,
+    Scorer,
 )
 
 
@@ -125,6 +126,10 @@ class MemorySection(Section):
     )
     importance_queries: Count | None = Field(
         None, description="Last prompt tokens whose attention decides DYNAMIC anchors and preselection."
+    )
+    scorer: Scorer = Field(
+        Scorer.NUMBA,
+        description="What scores anchors: numba, or faiss or faiss-fp16 (extras, with a copy of all anchors).",
     )
     recall_every: CountOrZero = Field(
         32,

@@ -198,6 +198,11 @@ def _perhead(value: Any, into: Imported) -> None:
         into.put("long_context.head_select_mode", "PERHEAD")
 
 
+def _faiss(value: Any, into: Imported) -> None:
+    if value:
+        into.put("memory.scorer", "faiss")
+
+
 def _rope_scaling_factor(value: Any, into: Imported) -> None:
     """0 is LMDeploy's word for the checkpoint's own positions."""
     if value:
@@ -261,7 +266,6 @@ _INFLLM = Rules(
         "fattn": "kernels are chosen by the device",
         "async_global_stream": "blocks are read as they are needed",
         "pin_memory": "decided by the device",
-        "faiss": "anchors are scored by the KV actors",
         "tokenizer_path": "the tokenizer is read from model.path",
         "conv_type": "the prompt's form is the client's",
         "truncation": "prompts are never cut",
@@ -270,6 +274,7 @@ _INFLLM = Rules(
     special={
         "cache_strategy": _available("memory.cache_strategy", ("lru", "fifo", "lru-s"), "lru"),
         "perhead": _perhead,
+        "faiss": _faiss,
     },
 )
 _LMDEPLOY = Rules(

@@ -262,4 +262,5 @@ def kv_layout(config: ClusterConfig, model: ModelSpec) -> KvLayout:
         anchor_num=preset.anchor_num,
         anchor_space=preset.anchor_space,
         repr_topk=preset.repr_topk,
+        scorer=config.memory.scorer,
     )

@@ -77,6 +77,16 @@ class HeadPool(StrEnum):
     """Largest logit of any head."""
 
 
+class Scorer(StrEnum):
+    """What scores anchors in the KV actors."""
+
+    NUMBA = "numba"
+    FAISS = "faiss"
+    """Faiss's exact inner-product index (InfLLM)."""
+    FAISS_FP16 = "faiss-fp16"
+    """The same, scalar-quantised to half."""
+
+
 class Preselect(StrEnum):
     """A coarse choice that limits the choice of each step."""
 
@@ -210,6 +220,7 @@ class KvLayout:
     anchor_space: AnchorSpace = AnchorSpace.PLAIN
     repr_topk: int = 4
     """Keys per block that REPR_TOPK anchors are made of; a multiple of `anchor_num`."""
+    scorer: Scorer = Scorer.NUMBA
 
     @property
     def block_bytes(self) -> int:

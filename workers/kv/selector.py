@@ -1,4 +1,4 @@
-"""Scores candidates by their anchors, pools the heads and takes the best. Holds no state of any session."""
+"""Scores candidates by their anchors, pools the heads and takes the best. Numba holds no state of any session."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.faiss_scorer import FaissScorer
 from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
-from moorage.workers.spec import AnchorPool, AnchorType, HeadPool
+from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, Scorer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,14 @@ class Selector:
         self._arena = arena
         self._quest = arena.layout.anchor_type is AnchorType.QUEST
         self._spare: list[Float32] = []
+        self._faiss = None if arena.layout.scorer is Scorer.NUMBA else FaissScorer(arena)
 
     def select(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> SelectReply:
         """The best candidates of this arena alone."""
+        if self._faiss is not None:
+            self._check(request)
+            allowed = None if kept is None else kept.until(num_sealed)
+            return self._faiss.select(request, pages, num_sealed, allowed)
         one_vector = self._arena.layout.anchor_num == 1 and not request.perhead and request.refine is None
         if one_vector and request.pooling is HeadPool.SUM:
             return self._select_linear(request, pages, num_sealed, kept)
@@ -82,6 +88,11 @@ class Selector:
         reply = _best(request, candidates, limits, pooled)
         self._give_back(pooled)
         return reply
+
+    def forget(self, session_id: int, layer: int | None = None) -> None:
+        """Anchors of a session, or of one layer of it, are gone or have changed."""
+        if self._faiss is not None:
+            self._faiss.forget(session_id, layer)
 
     def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> Scoring:
         """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""

@@ -157,6 +157,7 @@ class KvStore:
         for start in range(first, end, ANCHOR_BLOCKS):
             stop = min(start + ANCHOR_BLOCKS, end)
             self._build(session, layer, start, stop, importance[start - first : stop - first])
+        self._selector.forget(session_id, layer)
 
     def _build(
         self, session: StoredSession, layer: int, first: int, end: int, importance: Float32 | None
@@ -199,6 +200,7 @@ class KvStore:
         if session.num_sealed[layer] > full:
             session.num_sealed[layer] = full
             session.kept.pop(layer, None)
+            self._selector.forget(session.table.session_id, layer)
 
     def select(self, request: SelectRequest) -> SelectReply:
         """The best blocks of this shard alone; exact with several shards unless the pooling is SOFTMAX."""
@@ -236,6 +238,7 @@ class KvStore:
         session = self._sessions.pop(session_id, None)
         if session is not None:
             self._pages.give(session.table.pages)
+            self._selector.forget(session_id)
 
     def stats(self) -> StoreStats:
         """Counts and bytes."""

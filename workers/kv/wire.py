@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound, ResourceExhausted, StoreFull
 from moorage.workers.kv.messages import Float32, Int32, SelectRequest
-from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
+from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType, Scorer
 
 REQUEST = struct.Struct("<HHiqqqiiiidqq")
 REPLY = struct.Struct("<ii")
 """Status, and a count that depends on the op; STATS and errors go on with bytes of their own."""
 STATS = struct.Struct("<7q")
-_HELLO = struct.Struct("<4iq16s16si16siq")
+_HELLO = struct.Struct("<4iq16s16si16si16sq")
 MAX_PACKET_BYTES = 4096
 
 _FLAGS = {"shared": 1, "use_preselected": 2, "perhead": 4}
@@ -140,15 +140,15 @@ class Hello:
             layout.anchor_num,
             layout.anchor_space.encode(),
             layout.repr_topk,
+            layout.scorer.encode(),
             self.pid,
         )
 
     @classmethod
     def unpack(cls, packet: bytes) -> Hello:
         """The inverse of `pack`."""
-        layers, heads, dim, size, num_pages, kv, anchor, anchor_num, space, repr_topk, pid = _HELLO.unpack(
-            packet
-        )
+        layers, heads, dim, size, num_pages, *rest, pid = _HELLO.unpack(packet)
+        kv, anchor, anchor_num, space, repr_topk, scorer = rest
         kv_type, anchor_type, anchor_space = (name.rstrip(b"\0").decode() for name in (kv, anchor, space))
         layout = KvLayout(
             layers,
@@ -160,5 +160,6 @@ class Hello:
             anchor_num,
             AnchorSpace(anchor_space),
             repr_topk,
+            Scorer(scorer.rstrip(b"\0").decode()),
         )
         return cls(layout, num_pages, pid)

@@ -32,7 +32,7 @@ from moorage.workers.kv.wire import (
     unpack_error,
     unpack_request,
 )
-from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
+from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType, Scorer
 
 LAYOUT = KvLayout(1, 1, 16, 4)
 NUM_PAGES = 16
@@ -58,7 +58,7 @@ def make_request(rows: int = 1, session_id: int = 1) -> SelectRequest:
 
 def test_hello_and_flags_come_back() -> None:
     hello = Hello(
-        KvLayout(3, 2, 128, 64, KvType.FP32, AnchorType.BLOCK_MEAN, 4, AnchorSpace.ROTATED, 8),
+        KvLayout(3, 2, 128, 64, KvType.FP32, AnchorType.BLOCK_MEAN, 4, AnchorSpace.ROTATED, 8, Scorer.FAISS),
         10**7,
         os.getpid(),
     )
