@@ -20,7 +20,7 @@ from moorage.runtime.config import ClusterConfig
 from moorage.runtime.coordinator import Cluster, Coordinator
 from moorage.runtime.deployment import check_memory, deployment_of
 from moorage.runtime.ledger import Ledger
-from moorage.runtime.presets import kv_layout, resolve_memory
+from moorage.runtime.presets import check_positions, kv_layout, resolve_memory
 from moorage.runtime.requests import KvActorStatus, ModelInfo
 from moorage.runtime.scheduler import Limits, Room
 from moorage.runtime.sizing import num_slots, pages_per_actor
@@ -57,6 +57,7 @@ def shape_of(config: ClusterConfig) -> Shape:
     model_dir = Path(config.model.path)
     spec = read_model_spec(model_dir)
     check_memory(config, spec)
+    check_positions(config, spec)
     layout = kv_layout(config, spec)
     pages = pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
     room = Room((pages,) * config.kv_store.actors, num_slots(deployment_of(config, spec)))
@@ -104,7 +105,7 @@ def _cluster(shape: Shape, processes: Processes) -> Cluster:
         ),
         ledger=shape.ledger,
         worker=RayWorker(processes.worker, processes.worker_pid),
-        resolve_memory=partial(resolve_memory, config),
+        resolve_memory=partial(resolve_memory, config, model=shape.spec),
         kv_status=processes.kv_status,
         shutdown=processes.stop,
     )

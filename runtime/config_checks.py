@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moorage.runtime.presets import resolve_preset
+from moorage.runtime.position_checks import position_complaints
+from moorage.runtime.presets import Preset, resolve_preset
+from moorage.workers.spec import AnchorSpace, AnchorType, Preselect
 
 if TYPE_CHECKING:
     from moorage.runtime.config import ClusterConfig
@@ -17,6 +19,7 @@ Complaint = tuple[str, str, str]
 def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     """All that is wrong between keys; each complaint names the key to change first."""
     yield from _about_selection(config)
+    yield from position_complaints(config)
     yield from _about_steps(config)
 
 
@@ -36,12 +39,31 @@ def _about_selection(config: ClusterConfig) -> Iterator[Complaint]:
             "anchor_num",
             f"{preset.anchor_num} does not divide block_size {preset.block_size}; use a divisor of it",
         )
+    yield from _about_anchors(preset)
     if memory.max_cached_block is not None and memory.max_cached_block < (preset.topk or 0):
         yield (
             "memory",
             "max_cached_block",
             f"{memory.max_cached_block} is less than the {preset.topk} blocks that a step attends; "
             f"use {preset.topk} or more",
+        )
+
+
+def _about_anchors(preset: Preset) -> Iterator[Complaint]:
+    bad_count = preset.repr_topk % preset.anchor_num or preset.repr_topk > preset.block_size
+    if preset.anchor_type is AnchorType.REPR_TOPK and bad_count:
+        yield (
+            "memory",
+            "repr_topk",
+            f"{preset.repr_topk} is not a multiple of anchor_num {preset.anchor_num} up to block_size "
+            f"{preset.block_size}; use {preset.anchor_num} or another such multiple",
+        )
+    if preset.preselect_block is Preselect.STEP and preset.anchor_space is AnchorSpace.ROTATED:
+        yield (
+            "long_context",
+            "preselect_block",
+            "step compares single keys, which are stored un-rotated, but anchor_space is rotated; "
+            "use anchor_space plain or preselect_block prompt",
         )
 
 

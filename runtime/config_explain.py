@@ -8,10 +8,10 @@ from typing import Any
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.config_errors import keys_of
-from moorage.runtime.presets import MEMORY_AXES, PRESETS, SELECT_AXES, STORE_AXES
+from moorage.runtime.presets import MEMORY_AXES, POSITION_AXES, PRESETS, SELECT_AXES, STORE_AXES
 from moorage.runtime.units import format_bytes, format_tokens
 
-_FROM_PRESET = frozenset(MEMORY_AXES + SELECT_AXES + STORE_AXES) | {"second_select_num"}
+_FROM_PRESET = frozenset(MEMORY_AXES + SELECT_AXES + STORE_AXES) - {*POSITION_AXES} | {"second_select_num"}
 _SECTION_WORDS = {name: field.description or "" for name, field in ClusterConfig.model_fields.items()}
 
 

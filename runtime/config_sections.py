@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,18 +11,26 @@ from moorage.runtime.config_types import (
     Bytes,
     Count,
     CountOrZero,
-    Flag,
     HostPort,
-    OnlyAnchors,
     OnlyKvTypes,
     OnlySelectModes,
+    PreselectChoice,
     RayAddress,
     Section,
     Tokens,
     TokensOrZero,
 )
 from moorage.runtime.presets import check_preset_name
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions
+from moorage.workers.spec import (
+    AnchorPool,
+    AnchorSpace,
+    AnchorType,
+    HeadPool,
+    HeadSelectMode,
+    KvType,
+    Positions,
+    Preselect,
+)
 
 
 class ModelSection(Section):
@@ -42,8 +50,9 @@ class MemorySection(Section):
     preset: str = Field("full", description="Named choice on all axes; `runtime presets` lists them.")
     positions: Positions | None = Field(
         None,
-        description="Where a query sees keys beyond the local window: rope (each at its own position) or "
-        "clamped (all at local_windows_len - 1, as InfLLM).",
+        description="Where a query sees keys: rope (each at its own position), clamped (beyond the local window all "
+        "at local_windows_len - 1, as InfLLM), dca (within chunks, as Dual Chunk Attention) or rolling (only sinks "
+        "and window, side by side, as StreamingLLM).",
     )
     exc_block_size: TokensOrZero | None = Field(
         None, description="Prompt tokens that share one choice of blocks; 0 prefills exactly, over all keys."
@@ -51,9 +60,71 @@ class MemorySection(Section):
     n_init: TokensOrZero | None = Field(
         None, description="Sink tokens at the start that are always attended, rounded up to whole blocks."
     )
-    topk: Count | None = Field(
+    topk: CountOrZero | None = Field(
         None,
-        description="Blocks chosen per layer and step; the same as long_context.second_select_num.",
+        description="Blocks chosen per layer and step, the same as long_context.second_select_num; 0 attends "
+        "sinks and window alone.",
+    )
+    pretraining_length: Tokens | None = Field(
+        None,
+        description="Length the model was trained for, where positions depend on it (dca, dynamic NTK, yarn); "
+        "default is the checkpoint's.",
+    )
+    dca_chunk: Tokens | None = Field(
+        None,
+        description="Tokens of one chunk of dca, a multiple of block_size; default is the checkpoint's "
+        "dual_chunk_attention_config, else three quarters of pretraining_length.",
+    )
+    mscale: Annotated[float, Field(ge=0)] | None = Field(
+        None,
+        description="Growth of dca's attention with the length L: q and k times max(1, mscale * ln(L / "
+        "pretraining_length) + 1); 0 is off, ChunkLlama has 0.05. Default is the checkpoint's.",
+    )
+    rope_scaling: dict[str, Any] | None = Field(
+        None,
+        description="Rotary embedding in place of the checkpoint's, in transformers' words, such as "
+        "{rope_type: yarn, factor: 4}.",
+    )
+    rope_scaling_factor: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="LMDeploy's dynamic NTK in place of the checkpoint's scaling: base * (factor * L / max - "
+        "(factor - 1)) ** (d / (d - 2)).",
+    )
+    session_len: Tokens | None = Field(
+        None,
+        description="L of dynamic NTK and longrope for every session; default is the prompt's length, and the "
+        "current length while decoding.",
+    )
+    base: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="Base of the rotary embedding in place of the checkpoint's (InfLLM)."
+    )
+    distance_scale: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Factor on every position, such as 0.25 for a fourfold interpolation (InfLLM)."
+    )
+    rebase_every: Count = Field(
+        16,
+        description="Decode steps between two adoptions of the current length by dynamic NTK and mscale.",
+    )
+    head_pool: HeadPool | None = Field(
+        None,
+        description="How the scores of heads that share a choice are joined: sum, softmax or max.",
+    )
+    anchor_pool: AnchorPool | None = Field(
+        None, description="How the scores of a block's anchors are joined: max or sum."
+    )
+    anchor_space: AnchorSpace | None = Field(
+        None,
+        description="Whether anchors are made of keys as stored (plain, as InfLLM) or rotated at their own "
+        "positions (rotated, as ktransformers).",
+    )
+    repr_topk: Count | None = Field(
+        None, description="Keys per block that REPR_TOPK anchors are means of; a multiple of anchor_num."
+    )
+    dense_until: TokensOrZero | None = Field(
+        None, description="Contexts of at most this many tokens attend all blocks; default 8192."
+    )
+    importance_queries: Count | None = Field(
+        None, description="Last prompt tokens whose attention decides DYNAMIC anchors and preselection."
     )
     recall_every: CountOrZero = Field(
         32,
@@ -91,8 +162,11 @@ class LongContextSection(Section):
     threads_num: Count | None = Field(
         None, description="CPU threads of all KV actors together; default is the host's CPU count."
     )
-    anchor_type: Annotated[AnchorType, OnlyAnchors] | None = Field(
-        None, description="How a block is summarised: BLOCK_MEAN, or QUEST (per-channel minimum and maximum)."
+    anchor_type: AnchorType | None = Field(
+        None,
+        description="How a block is summarised: by its BLOCK_MEAN, BLOCK_MAX, QUEST (per-channel minimum and "
+        "maximum), FIXED (its first key), DYNAMIC (the key that the prompt's end asks for most) or REPR_TOPK "
+        "(the repr_topk keys that received most attention while in the window).",
     )
     kv_type: Annotated[KvType, OnlyKvTypes] = Field(
         KvType.FP16, description="Storage of keys and values: FP16, or FP32."
@@ -104,11 +178,15 @@ class LongContextSection(Section):
         None,
         description="Equal parts of a block that are summarised each on its own; must divide block_size.",
     )
-    preselect_block: Flag | None = Field(
-        None, description="Whether decode is limited to blocks chosen once from the prompt's last queries."
+    preselect_block: Annotated[Preselect, PreselectChoice] | None = Field(
+        None,
+        description="A coarse choice before the one of each step: off, prompt (or true: once, from the attention "
+        "of the prompt's last queries), or step (each step by anchors; single keys then decide).",
     )
     head_select_mode: Annotated[HeadSelectMode, OnlySelectModes] | None = Field(
-        None, description="One choice for all heads (SHARED) or one for each KV head (SEPARATE)."
+        None,
+        description="One choice for all heads (SHARED), for each KV head (SEPARATE), or for each query head "
+        "(PERHEAD, for research).",
     )
     preselect_block_count: Count | None = Field(
         None, description="Blocks that the preselection keeps in each layer."

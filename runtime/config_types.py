@@ -40,9 +40,15 @@ def _ray_address(value: Any) -> Any:
         raise ValueError("should be local, auto or HOST:PORT of a running Ray cluster") from error
 
 
+def _preselect(value: Any) -> Any:
+    if isinstance(value, bool):
+        return "prompt" if value else "off"
+    return value
+
+
+PreselectChoice = BeforeValidator(_preselect)
 Count = Annotated[int, Strict(), Field(ge=1)]
 CountOrZero = Annotated[int, Strict(), Field(ge=0)]
-Flag = Annotated[bool, Strict()]
 Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=1)]
 TokensOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
@@ -50,10 +56,7 @@ HostPort = Annotated[str, BeforeValidator(_host_port)]
 RayAddress = Annotated[str, BeforeValidator(_ray_address)]
 
 _LATER = "is not available in this version"
-OnlyAnchors = _available(
-    ("BLOCK_MEAN", "QUEST"), {name: f"{name} {_LATER}" for name in ("FIXED", "DYNAMIC", "BLOCK_MAX")}
-)
 OnlyKvTypes = _available(("FP16", "FP32"), {name: f"{name} {_LATER}" for name in ("Q4_0", "Q8_0")})
 OnlySelectModes = _available(
-    ("SHARED", "SEPARATE"), {"INDIVIDUAL": "INDIVIDUAL (a choice for each query head) " + _LATER}
+    ("SHARED", "SEPARATE", "PERHEAD"), {"INDIVIDUAL": "INDIVIDUAL is called PERHEAD here"}
 )

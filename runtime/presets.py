@@ -1,8 +1,9 @@
 """Memory presets: published systems as named choices on the axes of one engine, and how they are resolved.
 
 A configuration's own axes stand above those of its preset. A request may name another preset; then only what
-belongs to the cluster stays as configured: the store (block_size, anchor_type, anchor_num, kv_type), the
-device's window (local_windows_len) and the sampling of recall. Every other axis is that preset's own.
+belongs to the cluster stays as configured: the store (block_size, anchor_*, repr_topk, kv_type), the
+device's window (local_windows_len), the model's trained length and the sampling of recall. Every other axis is
+that preset's own.
 """
 
 from __future__ import annotations
@@ -11,8 +12,20 @@ from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
-from moorage.workers.errors import InvalidRequest
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvLayout, MemorySpec, ModelSpec, Positions
+from moorage.runtime.session_positions import RopeChoice, settle_positions
+from moorage.workers.errors import InvalidConfig, InvalidRequest
+from moorage.workers.spec import (
+    AnchorPool,
+    AnchorSpace,
+    AnchorType,
+    HeadPool,
+    HeadSelectMode,
+    KvLayout,
+    MemorySpec,
+    ModelSpec,
+    Positions,
+    Preselect,
+)
 
 if TYPE_CHECKING:
     from moorage.runtime.config import ClusterConfig
@@ -30,15 +43,28 @@ class Preset:
     local_windows_len: int = 4096
     topk: int | None = None
     exc_block_size: int = 0
-    preselect_block: bool = False
+    preselect_block: Preselect = Preselect.OFF
     preselect_block_count: int = 96
     head_select_mode: HeadSelectMode = HeadSelectMode.SHARED
     layer_step: int = 1
     token_step: int = 1
     dense_layer_num: int = 0
+    head_pool: HeadPool = HeadPool.SUM
+    anchor_pool: AnchorPool = AnchorPool.MAX
+    dense_until: int = 8192
+    importance_queries: int = 128
     block_size: int = 128
     anchor_type: AnchorType = AnchorType.QUEST
     anchor_num: int = 1
+    anchor_space: AnchorSpace = AnchorSpace.PLAIN
+    repr_topk: int = 4
+    dca_chunk: int | None = None
+    mscale: float | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_scaling_factor: float | None = None
+    session_len: int | None = None
+    base: float | None = None
+    distance_scale: float = 1.0
 
     def axes(self) -> dict[str, Any]:
         """Every axis by name, without `name` and `source`."""
@@ -54,6 +80,8 @@ PRESETS = {
             "ktransformers long_context: exact prefill, then 96 of all blocks a step",
             n_init=128,
             topk=96,
+            anchor_type=AnchorType.DYNAMIC,
+            anchor_space=AnchorSpace.ROTATED,
         ),
         Preset(
             "inf-llm",
@@ -62,14 +90,60 @@ PRESETS = {
             n_init=128,
             topk=16,
             exc_block_size=512,
-            anchor_type=AnchorType.BLOCK_MEAN,
+            anchor_type=AnchorType.REPR_TOPK,
+        ),
+        Preset(
+            "chunkllama",
+            "ChunkLlama, Dual Chunk Attention (ICML 2024): every key, positions re-mapped per chunk",
+            positions=Positions.DCA,
+        ),
+        Preset(
+            "lmdeploy",
+            "LMDeploy TurboMind: every key, the checkpoint's RoPE scaling or, where it has none, dynamic NTK",
+            rope_scaling_factor=1.0,
+        ),
+        Preset(
+            "stream-llm",
+            "StreamingLLM (ICLR 2024): sinks and window alone, side by side in a rolling cache",
+            positions=Positions.ROLLING,
+            n_init=4,
+            topk=0,
+        ),
+        Preset(
+            "infinite-lm",
+            "LM-Infinite (NAACL 2024): sinks and window alone, sinks never farther than the window",
+            positions=Positions.CLAMPED,
+            n_init=100,
+            topk=0,
         ),
     )
 }
-_LATER = ("chunkllama", "lmdeploy", "kvquant", "stream-llm", "infinite-lm", "moorage")
+_LATER = ("kvquant", "moorage")
 
-MEMORY_AXES = ("positions", "n_init", "topk", "exc_block_size")
-"""Axes that the `memory` section sets."""
+POSITION_AXES = (
+    "dca_chunk",
+    "mscale",
+    "rope_scaling",
+    "rope_scaling_factor",
+    "session_len",
+    "base",
+    "distance_scale",
+)
+"""Axes of positions beside the scheme; with `positions` itself they belong to a session."""
+MEMORY_AXES = (
+    "positions",
+    "n_init",
+    "topk",
+    "exc_block_size",
+    "head_pool",
+    "anchor_pool",
+    "dense_until",
+    "importance_queries",
+    "anchor_space",
+    "repr_topk",
+    *POSITION_AXES,
+)
+"""Axes that the `memory` section sets; anchor_space and repr_topk are of the store, fixed for the cluster's life."""
 SELECT_AXES = (
     "local_windows_len",
     "preselect_block",
@@ -81,7 +155,7 @@ SELECT_AXES = (
 )
 """Axes of a session that the `long_context` section sets."""
 STORE_AXES = ("block_size", "anchor_type", "anchor_num")
-"""Axes of the store, fixed for the cluster's life."""
+"""Axes of the store, fixed for the cluster's life, that the `long_context` section sets."""
 
 
 def check_preset_name(name: str) -> str:
@@ -103,15 +177,21 @@ def resolve_preset(config: ClusterConfig) -> Preset:
     if own["topk"] is None:
         own["topk"] = long_context.second_select_num
     chosen = {axis: value for axis, value in own.items() if value is not None}
+    if chosen.get("positions") is Positions.CLAMPED:
+        # Distant keys are attended un-rotated then, so that anchors of rotated keys would say nothing of them.
+        chosen.setdefault("anchor_space", AnchorSpace.PLAIN)
     return replace(PRESETS[memory.preset], **chosen)
 
 
-def resolve_memory(config: ClusterConfig, preset_override: str | None = None) -> MemorySpec:
+def resolve_memory(
+    config: ClusterConfig, preset_override: str | None = None, model: ModelSpec | None = None
+) -> MemorySpec:
     """The axes of a session under the cluster's preset, or under the one that a request names.
 
-    Raises InvalidRequest for a preset that there isn't.
+    With `model` its positions are settled too: rotary embedding, trained length and dca's chunk. Raises
+    InvalidRequest for a preset that there isn't, or that does not fit the model and the cluster's blocks.
     """
-    preset = resolve_preset(config)
+    preset = own = resolve_preset(config)
     if preset_override is not None and preset_override != config.memory.preset:
         try:
             other = PRESETS[check_preset_name(preset_override)]
@@ -119,7 +199,7 @@ def resolve_memory(config: ClusterConfig, preset_override: str | None = None) ->
             raise InvalidRequest(f"preset {preset_override!r}: {error}") from error
         window = config.long_context.local_windows_len
         preset = other if window is None else replace(other, local_windows_len=window)
-    return MemorySpec(
+    memory = MemorySpec(
         preset=preset.name,
         positions=preset.positions,
         n_init=preset.n_init,
@@ -133,6 +213,39 @@ def resolve_memory(config: ClusterConfig, preset_override: str | None = None) ->
         token_step=preset.token_step,
         dense_layer_num=preset.dense_layer_num,
         recall_every=config.memory.recall_every,
+        head_pool=preset.head_pool,
+        anchor_pool=preset.anchor_pool,
+        dense_until=preset.dense_until,
+        importance_queries=preset.importance_queries,
+        pretraining_length=config.memory.pretraining_length,
+        dca_chunk=preset.dca_chunk,
+        mscale=preset.mscale,
+        rebase_every=config.memory.rebase_every,
+    )
+    if model is None:
+        return memory
+    try:
+        return settle_positions(memory, _rope_choice(config, preset), model, own.block_size)
+    except ValueError as error:
+        raise InvalidRequest(f"preset {preset.name}: {error}") from error
+
+
+def check_positions(config: ClusterConfig, model: ModelSpec) -> None:
+    """Raises InvalidConfig when the cluster's own positions do not fit its model and blocks."""
+    try:
+        resolve_memory(config, model=model)
+    except InvalidRequest as error:
+        raise InvalidConfig(str(error)) from error
+
+
+def _rope_choice(config: ClusterConfig, preset: Preset) -> RopeChoice:
+    return RopeChoice(
+        rope_scaling=preset.rope_scaling,
+        rope_scaling_factor=preset.rope_scaling_factor,
+        replaces_own=preset.rope_scaling_factor == config.memory.rope_scaling_factor,
+        session_len=preset.session_len,
+        base=preset.base,
+        distance_scale=preset.distance_scale,
     )
 
 
@@ -147,4 +260,6 @@ def kv_layout(config: ClusterConfig, model: ModelSpec) -> KvLayout:
         kv_type=config.long_context.kv_type,
         anchor_type=preset.anchor_type,
         anchor_num=preset.anchor_num,
+        anchor_space=preset.anchor_space,
+        repr_topk=preset.repr_topk,
     )

@@ -13,6 +13,7 @@ from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import (
+    AnchorSpace,
     AnchorType,
     ContinueSession,
     HeadSelectMode,
@@ -22,6 +23,7 @@ from moorage.workers.spec import (
     ModelSpec,
     OpenSession,
     Positions,
+    Preselect,
     SamplingSpec,
     Segment,
     SegmentResult,
@@ -35,7 +37,7 @@ FULL = MemorySpec(
     local_windows_len=32,
     topk=None,
     exc_block_size=0,
-    preselect_block=False,
+    preselect_block=Preselect.OFF,
     preselect_block_count=0,
     head_select_mode=HeadSelectMode.SHARED,
     layer_step=1,
@@ -60,6 +62,8 @@ class Driver:
     kv_type: KvType = KvType.FP32
     anchor_type: AnchorType = AnchorType.QUEST
     anchor_num: int = 1
+    anchor_space: AnchorSpace = AnchorSpace.PLAIN
+    repr_topk: int = 4
     num_pages: int = 128
     num_shards: int = 2
     num_slots: int = 4096
@@ -78,6 +82,8 @@ class Driver:
             self.kv_type,
             self.anchor_type,
             self.anchor_num,
+            self.anchor_space,
+            self.repr_topk,
         )
         self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
         engine = EngineSettings(self.num_slots, self.piece_blocks, self.max_cached_block)

@@ -9,7 +9,7 @@ from pathlib import Path
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import DualChunkSpec, ModelSpec
 
 ARCHITECTURES: Mapping[str, str] = {
     "LlamaForCausalLM": "llama",
@@ -77,7 +77,22 @@ def _spec(config: Fields, family: str, eos_token_ids: tuple[int, ...]) -> ModelS
         dtype=_dtype(config),
         bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
         eos_token_ids=eos_token_ids,
+        dual_chunk=_dual_chunk(config),
     )
+
+
+def _dual_chunk(config: Fields) -> DualChunkSpec | None:
+    """Qwen2.5-1M's key. Its chunk_size is the largest position, so the paper's c is one more."""
+    values = config.child("dual_chunk_attention_config")
+    if values is None:
+        return None
+    largest, local = values.positive_int("chunk_size", 8192), values.positive_int("local_size", 1024)
+    if local >= largest:
+        raise values.wrong("local_size", f"below chunk_size {largest}")
+    original = values.get("original_max_position_embeddings") or None
+    if original is not None:
+        original = values.positive_int("original_max_position_embeddings")
+    return DualChunkSpec(largest + 1, largest - local, original)
 
 
 def _family(config: Fields) -> str:

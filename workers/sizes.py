@@ -12,12 +12,14 @@ def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int 
     """Slots that one session holds in each layer: local window, sinks, and chosen blocks.
 
     `max_cached_block` is the room for chosen blocks; None makes it twice `topk`, which keeps most of the
-    blocks that the next step chooses again. The room is never smaller than what one step attends.
+    blocks that the next step chooses again, or as many as a context of `dense_until` tokens has. The room is
+    never smaller than what one step attends.
     """
     near = -(-(memory.local_windows_len + 1) // layout.block_size) + 2
     sinks = -(-memory.n_init // layout.block_size)
     chosen = memory.topk or 0
     # blocks that left the window since the choice they are attended with was made
     aged = -(-(memory.token_step - 1) // layout.block_size) if chosen else 0
-    cached = max(2 * chosen if max_cached_block is None else max_cached_block, chosen)
+    wanted = max(2 * chosen, layout.num_blocks(memory.dense_until) if chosen else 0)
+    cached = max(wanted if max_cached_block is None else max_cached_block, chosen)
     return near + sinks + cached + aged

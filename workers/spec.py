@@ -24,17 +24,67 @@ class KvType(StrEnum):
 
 
 class AnchorType(StrEnum):
-    """How a sealed block is summarised for scoring."""
+    """How a sealed block is summarised for scoring, in `anchor_num` parts."""
 
     BLOCK_MEAN = "BLOCK_MEAN"
     """Mean key of each sub-block."""
+    BLOCK_MAX = "BLOCK_MAX"
+    """Largest value of each channel in each sub-block."""
     QUEST = "QUEST"
     """Per-channel maximum and minimum of each sub-block; the score is an upper bound (Quest, ICML 2024)."""
+    FIXED = "FIXED"
+    """First key of each sub-block (ktransformers)."""
+    DYNAMIC = "DYNAMIC"
+    """The keys that received most attention from the prompt's last queries (ktransformers)."""
+    REPR_TOPK = "REPR_TOPK"
+    """The `repr_topk` keys that received most attention while in the window, as means of their ranks (InfLLM)."""
 
     @property
     def vectors(self) -> int:
         """Stored vectors per sub-block."""
         return 2 if self is AnchorType.QUEST else 1
+
+    @property
+    def needs_importance(self) -> bool:
+        """Whether the worker must tell the store how much attention each key received."""
+        return self in (AnchorType.DYNAMIC, AnchorType.REPR_TOPK)
+
+
+class AnchorSpace(StrEnum):
+    """Which keys are summarised."""
+
+    PLAIN = "plain"
+    """Keys as stored, met by the un-rotated query (InfLLM)."""
+    ROTATED = "rotated"
+    """Keys rotated at their own positions, met by the rotated query (ktransformers)."""
+
+
+class AnchorPool(StrEnum):
+    """How a block's several anchors become one score."""
+
+    MAX = "max"
+    SUM = "sum"
+
+
+class HeadPool(StrEnum):
+    """How the scaled logits of the query heads that share a choice become one score per block."""
+
+    SUM = "sum"
+    """Mean of the logits over the heads (InfLLM, ktransformers)."""
+    SOFTMAX = "softmax"
+    """Mean over the heads of each head's softmax over the candidates."""
+    MAX = "max"
+    """Largest logit of any head."""
+
+
+class Preselect(StrEnum):
+    """A coarse choice that limits the choice of each step."""
+
+    OFF = "off"
+    PROMPT = "prompt"
+    """Once, by the attention that blocks received from the prompt's last queries (ktransformers)."""
+    STEP = "step"
+    """Each step by the anchors; then the best single keys decide among those blocks."""
 
 
 class Positions(StrEnum):
@@ -44,13 +94,25 @@ class Positions(StrEnum):
     """Every key at its own position."""
     CLAMPED = "clamped"
     """Keys outside the local window at one distance, `local_windows_len - 1` (InfLLM)."""
+    ROLLING = "rolling"
+    """Sinks right before the local window, whatever lies between; nothing else is attended (StreamingLLM)."""
+    DCA = "dca"
+    """Every key within its chunk, the query once for each relation of chunks (Dual Chunk Attention)."""
 
 
 class HeadSelectMode(StrEnum):
     """Which heads share one choice of blocks."""
 
     SHARED = "SHARED"
+    """One choice for all heads."""
     SEPARATE = "SEPARATE"
+    """One choice for each KV head."""
+    PERHEAD = "PERHEAD"
+    """One choice for each query head; for research, since a KV head's keys are read once for each."""
+
+    def num_choices(self, num_heads: int, num_kv_heads: int) -> int:
+        """Choices of one layer and step."""
+        return {"SHARED": 1, "SEPARATE": num_kv_heads, "PERHEAD": num_heads}[self.value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +137,27 @@ class RopeSpec:
     high_freq_factor: float = 4.0
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    fixed_length: int | None = None
+    """Length that dynamic and longrope assume; None takes the sequence's own."""
+    distance_scale: float = 1.0
+    """Factor on every position (InfLLM's name for linear interpolation)."""
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether frequencies depend on the sequence's length."""
+        return self.rope_type in ("dynamic", "longrope") and self.fixed_length is None
+
+
+@dataclass(frozen=True, slots=True)
+class DualChunkSpec:
+    """A checkpoint's `dual_chunk_attention_config`, in the terms of its paper."""
+
+    length: int
+    """c: no position reaches it."""
+    chunk: int
+    """s: tokens of one chunk."""
+    original_length: int | None = None
+    """Length beyond which attention is scaled; None never scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +185,7 @@ class ModelSpec:
     """Storage type of the checkpoint: float32, bfloat16 or float16."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    dual_chunk: DualChunkSpec | None = None
 
     @property
     def group_size(self) -> int:
@@ -123,6 +207,9 @@ class KvLayout:
     kv_type: KvType = KvType.FP16
     anchor_type: AnchorType = AnchorType.QUEST
     anchor_num: int = 1
+    anchor_space: AnchorSpace = AnchorSpace.PLAIN
+    repr_topk: int = 4
+    """Keys per block that REPR_TOPK anchors are made of; a multiple of `anchor_num`."""
 
     @property
     def block_bytes(self) -> int:
@@ -170,11 +257,11 @@ class MemorySpec:
     local_windows_len: int
     """Tokens before and including the query that are always attended."""
     topk: int | None
-    """Chosen blocks per layer and step; None attends all."""
+    """Chosen blocks per layer and step; None attends all, 0 none: exactly the sinks and the window."""
     exc_block_size: int
     """Prompt tokens that share one selection in prefill; 0 prefills exactly, over all past keys."""
-    preselect_block: bool
-    """Restrict decoding to `preselect_block_count` blocks chosen once from the prompt's last queries."""
+    preselect_block: Preselect
+    """Restrict each step's choice to `preselect_block_count` blocks of a coarse choice."""
     preselect_block_count: int
     head_select_mode: HeadSelectMode
     layer_step: int
@@ -185,6 +272,24 @@ class MemorySpec:
     """First layers that attend all blocks in decode."""
     recall_every: int
     """Decode steps between two recall samples; 0 never measures."""
+    head_pool: HeadPool = HeadPool.SUM
+    anchor_pool: AnchorPool = AnchorPool.MAX
+    dense_until: int = 0
+    """Prompts of at most this many tokens are prefilled exactly, and a step with fewer tokens before it attends
+    all blocks."""
+    importance_queries: int = 128
+    """Last prompt queries whose attention decides DYNAMIC anchors and a preselection from the prompt."""
+    rope: RopeSpec | None = None
+    """Rotary embedding of this session; None takes the model's."""
+    pretraining_length: int | None = None
+    """Positions that dca stays below."""
+    dca_chunk: int | None = None
+    """Tokens of one chunk of dca, a multiple of the block size."""
+    mscale: float | None = None
+    """Attention grows with the length L: q and k times max(1, mscale * ln(L / mscale_length) + 1)."""
+    mscale_length: int = 1
+    rebase_every: int = 1
+    """Decode steps between two adoptions of the current length by RoPE that depends on it."""
 
 
 @dataclass(frozen=True, slots=True)

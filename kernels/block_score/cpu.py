@@ -26,8 +26,10 @@ def score_blocks(
     queries: NDArray[np.float32],
     quest: bool,
     out: NDArray[np.float32],
+    *,
+    add: bool = False,
 ) -> None:
-    """Writes raw logits of R queries against n pages: the largest over a block's sub-blocks.
+    """Writes raw logits of R queries against n pages: the largest over a block's sub-blocks, or with `add` their sum.
 
     anchors_layer [P, Hkv, A, D]; pages [n]; queries [R, Hq, D]; out [R, Hq, n]; D a multiple of 8. The logit is
     query . mean, or if `quest` the bound sum_d max(q_d * max_d, q_d * min_d) (Quest, ICML 2024).
@@ -40,8 +42,32 @@ def score_blocks(
     check_multiple("head size", dim, LANES)
     check_multiple("query heads", queries.shape[1], num_kv_heads)
     check_multiple("anchor vectors", vectors, 2 if quest else 1)
+    if not out.size:
+        return
+    packed = _pack(queries, num_kv_heads, quest)
+    if add:
+        # A sum of dot products is one dot product of all vectors with as many copies of the query.
+        packed = np.tile(packed, vectors // (2 if quest else 1))
+    _score(anchors_layer, num_kv_heads * vectors * dim, pages, packed, out)
+
+
+def score_keys(
+    kv_layer: Storage, pages: NDArray[np.int32], queries: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """Writes raw logits of R queries against n pages: the largest over a block's own keys.
+
+    kv_layer [P, 2, Hkv, B, D]; pages [n]; queries [R, Hq, D]; out [R, Hq, n]; D a multiple of 8. The second, fine
+    pass of a selection: `score_blocks` with every key for an anchor.
+    """
+    check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
+    num_pages, _, num_kv_heads, size, dim = kv_layer.shape
+    check_array("queries", queries, FLOAT32, (None, None, dim))
+    check_ids("pages", pages, num_pages)
+    check_array("out", out, FLOAT32, (*queries.shape[:2], len(pages)))
+    check_multiple("head size", dim, LANES)
+    check_multiple("query heads", queries.shape[1], num_kv_heads)
     if out.size:
-        _score(anchors_layer, pages, _pack(queries, num_kv_heads, quest), out)
+        _score(kv_layer, num_kv_heads * size * dim, pages, _pack(queries, num_kv_heads, False), out)
 
 
 def score_pooled(
@@ -72,18 +98,26 @@ def score_pooled(
     packed = _pack_sums(queries, num_kv_heads, quest, np.float32(scale / pooled_heads))
     if shared:
         packed = packed.transpose(1, 0, 2).reshape(1, len(queries), num_kv_heads * vectors * dim)
-    _score(anchors_layer, pages, packed, out)
+    _score(anchors_layer, num_kv_heads * vectors * dim, pages, packed, out)
 
 
 def _score(
-    anchors_layer: Storage, pages: NDArray[np.int32], packed: NDArray[np.float32], out: NDArray[np.float32]
+    stored: Storage,
+    scored_size: int,
+    pages: NDArray[np.int32],
+    packed: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> None:
-    """Logits of packed queries [heads, rows, V] into out, whose rows are dealt to the heads in turn."""
-    page_bytes = anchors_layer[0].nbytes
-    line, ahead = LINE_BYTES // anchors_layer.itemsize, max(1, PREFETCH_BYTES // (TILE * page_bytes))
+    """Logits of packed queries [heads, rows, V] into out, whose rows are dealt to the heads in turn.
+
+    Of each page of `stored` [P, ...] the first `scored_size` elements are scored, an equal part by each head.
+    """
+    page_bytes = scored_size * stored.itemsize
+    line, ahead = LINE_BYTES // stored.itemsize, max(1, PREFETCH_BYTES // (TILE * page_bytes))
     workers = min(num_workers(len(pages) * page_bytes * packed.shape[1]), len(pages))
     score = _score_parallel if workers > 1 else _score_serial
-    score(anchors_layer.reshape(len(anchors_layer), -1), pages, packed, out, line, ahead * TILE, workers)
+    flat = stored.reshape(len(stored), -1)
+    score(flat, scored_size, pages, packed, out, line, ahead * TILE, workers)
 
 
 @njit(**SERIAL)
@@ -143,11 +177,19 @@ def _score_tile(
 
 @njit(**SERIAL)
 def _score_range(
-    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, begin: Any, end: Any
+    anchors: Any,
+    scored_size: Any,
+    pages: Any,
+    queries: Any,
+    out: Any,
+    line: Any,
+    ahead: Any,
+    begin: Any,
+    end: Any,
 ) -> None:
     num_kv_heads, count, size = queries.shape
     page_size = anchors.shape[1]
-    head_size = page_size // num_kv_heads
+    head_size = scored_size // num_kv_heads
     stored, flat_queries = anchors.reshape(-1), queries.reshape(-1)
     best = np.empty(num_kv_heads * count * CHUNK, np.float32)
     at, coming = np.empty(TILE, np.int64), np.empty(TILE, np.int64)
@@ -164,7 +206,7 @@ def _score_range(
                     for d in range(0, head_size, line):
                         prefetch(stored, coming[ahead_tile] + ahead_at + d)
                     ahead_at += head_size
-                    if ahead_at == page_size:
+                    if ahead_at == scored_size:
                         ahead_tile, ahead_at = ahead_tile + 1, 0
                 query_at, into = head * count * size, head * count * CHUNK + tile - first
                 for sub in range(head * head_size, (head + 1) * head_size, size):
@@ -189,17 +231,16 @@ def _write_out(best: Any, num_kv_heads: Any, count: Any, out: Any, first: Any, l
 
 @njit(**SERIAL)
 def _score_serial(
-    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
+    anchors: Any, scored_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
 ) -> None:
-    _score_range(anchors, pages, queries, out, line, ahead, 0, len(pages) * workers)
+    _score_range(anchors, scored_size, pages, queries, out, line, ahead, 0, len(pages) * workers)
 
 
 @njit(**PARALLEL)
 def _score_parallel(
-    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
+    anchors: Any, scored_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
 ) -> None:
     count = len(pages)
     for i in prange(workers):
-        _score_range(
-            anchors, pages, queries, out, line, ahead, count * i // workers, count * (i + 1) // workers
-        )
+        begin, end = count * i // workers, count * (i + 1) // workers
+        _score_range(anchors, scored_size, pages, queries, out, line, ahead, begin, end)

@@ -14,6 +14,8 @@ def score_blocks(
     queries: NDArray[np.float32],
     quest: bool,
     out: NDArray[np.float32],
+    *,
+    add: bool = False,
 ) -> None:
     """See cpu.py."""
     rows, heads, _ = queries.shape
@@ -29,7 +31,7 @@ def score_blocks(
                     else zip(vectors, vectors, strict=True)
                 )
                 logits = [np.maximum(query * high, query * low).sum() for high, low in bounds]
-                out[r, head, i] = max(logits)
+                out[r, head, i] = sum(logits) if add else max(logits)
 
 
 def score_pooled(
@@ -46,3 +48,11 @@ def score_pooled(
     score_blocks(anchors_layer, pages, queries, quest, logits)
     pooled_heads = queries.shape[1] // (1 if shared else anchors_layer.shape[1])
     out[:] = scale * logits.astype(np.float64).reshape(*out.shape[:2], pooled_heads, len(pages)).mean(axis=2)
+
+
+def score_keys(
+    kv_layer: Storage, pages: NDArray[np.int32], queries: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """See cpu.py."""
+    keys: Storage = kv_layer[:, 0]
+    score_blocks(keys, pages, queries, False, out)

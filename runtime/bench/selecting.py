@@ -16,10 +16,10 @@ from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.stores import fill, mailbox_store, random_queries, ray_store
 from moorage.runtime.bench.threads import use_threads
 from moorage.workers.kv.link import Link, LocalLink
-from moorage.workers.kv.messages import Float32, Int32, Pooling
+from moorage.workers.kv.messages import Float32, Int32
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
-from moorage.workers.spec import AnchorType, KvLayout
+from moorage.workers.spec import AnchorType, HeadPool, KvLayout
 
 SESSION = 1
 BLOCK_SIZE, NUM_KV_HEADS, GROUP, HEAD_DIM = 128, 8, 4, 128
@@ -96,7 +96,7 @@ def _select(kv: ShardedKv, layers: Iterator[int], query: Float32, limits: Int32)
         k=TOPK,
         shared=True,
         scale=HEAD_DIM**-0.5,
-        pooling=Pooling.SUM,
+        pooling=HeadPool.SUM,
     )
 
 

@@ -27,7 +27,9 @@ COMMANDS = {
     "size": "moorage.runtime.cli.size",
     "config": "moorage.runtime.cli.config",
     "presets": "moorage.runtime.cli.presets",
-    "eval": "moorage.runtime.cli.eval",
+    "import-config": "moorage.runtime.cli.import_config",
+    "eval": "moorage.runtime.cli.eval_tasks",
+    "inspect": "moorage.runtime.cli.eval_recall",
     "bench": "moorage.runtime.cli.bench",
     "demo": "moorage.runtime.cli.demo",
 }

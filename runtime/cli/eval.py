@@ -93,7 +93,7 @@ def passkey(
     """Ask for pass keys hidden in long texts.
 
     An oracle that attends all keys tells what a miss is due to: found by it, the choice of blocks missed the key;
-    not found, the model itself fails on the prompt.
+    not found, the prompt is hard for the model as well.
     """
     places = _depths(depths)
     lengths_tokens = _lengths(lengths)

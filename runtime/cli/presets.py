@@ -13,9 +13,11 @@ from moorage.runtime.presets import PRESETS
 
 _RULE = (
     "Axes set in the cluster file stand above its preset's. A request may name another preset; then the store\n"
-    "(block_size, anchors, kv_type), local_windows_len and recall_every stay the cluster's, and every other axis is\n"
-    "that preset's."
+    "(block_size, anchors, kv_type), local_windows_len, pretraining_length, rebase_every and recall_every stay the\n"
+    "cluster's, and every other axis is that preset's."
 )
+_UNSET = {"topk": "all", "dca_chunk": "3/4 trained", "session_len": "each its own"}
+"""What an axis without a value stands for, where it is not the checkpoint's own."""
 
 
 @app.command(
@@ -42,7 +44,7 @@ def presets(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     axes = next(iter(rows.values()))
     print_table(
         ("axis", *rows),
-        [(axis, *(_shown(values[axis]) for values in rows.values())) for axis in axes],
+        [(axis, *(_shown(axis, values[axis]) for values in rows.values())) for axis in axes],
         notes=[*(f"{name}: {preset.source}" for name, preset in PRESETS.items()), "", _RULE],
     )
 
@@ -51,7 +53,7 @@ def _value(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def _shown(value: Any) -> str:
+def _shown(axis: str, value: Any) -> str:
     if value is None:
-        return "all"
+        return _UNSET.get(axis, "as the model")
     return str(value).lower() if isinstance(value, bool) else str(value)

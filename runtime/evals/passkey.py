@@ -4,16 +4,14 @@ A prompt is `TEXT FACT TEXT QUESTION`, all joined by single spaces, and the mode
 
     … The pass key is 48709. Remember it. 48709 is the pass key. … What is the pass key? The pass key is
 
-The number has five different digits, drawn from the seed like the text's beginning: a model as small as the embedded
-one stumbles on a repeated digit even with the fact in its window, which says nothing about the choice of blocks. The
-space before "What" belongs to the format: the embedded model does not know the question after a line break.
+The number has five digits, drawn from the seed like the text's beginning. The space before "What" belongs to the
+format: the embedded model does not know the question after a line break.
 """
 
 from __future__ import annotations
 
 import random
 import re
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,8 +70,7 @@ def make_sample(
     if not 0.0 <= depth <= 1.0:
         raise InvalidRequest(f"depth: {depth} is not between 0 and 1")
     rng = random.Random(seed)
-    first = rng.choice(string.digits[1:])
-    answer = first + "".join(rng.sample(string.digits.replace(first, ""), NUM_DIGITS - 1))
+    answer = str(rng.randrange(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS))
     fact, question = coder.encode(FACT.format(key=answer)), coder.encode(QUESTION)
     room = num_tokens - len(prefix_ids) - len(fact) - len(question)
     if room < 0:

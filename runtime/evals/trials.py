@@ -131,8 +131,9 @@ def row_of(trials: Sequence[Trial], depth: float | None = None) -> Row:
 def explain_misses(trials: Sequence[Trial], oracles: Sequence[Oracle]) -> list[Miss]:
     """Asks every oracle each missed prompt.
 
-    An oracle that attends all keys and finds the answer tells that the choice of blocks missed it (budget or anchor);
-    one that does not tells that the model itself fails. A larger budget as second oracle parts budget from anchor.
+    An oracle that attends all keys and finds the answer tells that the choice of blocks missed it (budget or
+    anchor); a larger budget as second oracle parts the two. One that does not find it either speaks for the model,
+    though weakly far beyond the trained length, where attending everything is harder than attending the right blocks.
     """
     missed = [trial for trial in trials if not trial.correct]
     found: list[dict[str, bool]] = [{} for _ in missed]

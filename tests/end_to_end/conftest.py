@@ -66,7 +66,14 @@ def cluster_config(**changes: dict[str, object]) -> dict[str, dict[str, object]]
     """The embedded model with selected prefill and decode; `changes` update whole sections key by key."""
     config: dict[str, dict[str, object]] = {
         "model": {"path": str(PILOT), "dtype": "float32"},
-        "memory": {"preset": "ktransformers", "positions": "clamped", "exc_block_size": 128, "n_init": 32},
+        "memory": {
+            "preset": "ktransformers",
+            "positions": "clamped",
+            "exc_block_size": 128,
+            "n_init": 32,
+            "dense_until": 0,
+            "anchor_space": "plain",
+        },
         "long_context": {
             "chunk_size": 1024,
             "max_seq_len": 32768,

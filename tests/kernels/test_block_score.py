@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moorage.kernels.block_anchors import build_anchors
-from moorage.kernels.block_score import reference, score_blocks, score_pooled
+from moorage.kernels.block_score import reference, score_blocks, score_keys, score_pooled
 from moorage.kernels.half import from_storage
 
 SHAPES = [  # KV heads, group, head size, sub-blocks, queries, blocks
@@ -26,7 +26,7 @@ def anchors_for(draw, num_pages, num_kv_heads, num_subs, dim, quest):
     """Anchors of random keys, so that bounds are true bounds."""
     kv = draw(num_pages, 2, num_kv_heads, 2 * num_subs, dim)
     anchors = np.zeros((num_pages, num_kv_heads, num_subs * (2 if quest else 1), dim), kv.dtype)
-    build_anchors(kv, anchors, np.arange(num_pages, dtype=np.int32), quest)
+    build_anchors(kv, anchors, np.arange(num_pages, dtype=np.int32), "bounds" if quest else "mean")
     return anchors
 
 
@@ -54,6 +54,33 @@ def check(rng, draw, poisoned, shape, num_pages, quest):
 
 @pytest.mark.parametrize("quest", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
+def test_sums_match_reference(rng, draw, poisoned, shape, quest):
+    num_kv_heads, group, dim, num_subs, rows, count = shape
+    anchors = anchors_for(draw, count + 2, num_kv_heads, num_subs, dim, quest)
+    pages = rng.permutation(count + 2)[:count].astype(np.int32)
+    queries = rng.standard_normal((rows, num_kv_heads * group, dim)).astype(np.float32)
+    actual = poisoned((rows, num_kv_heads * group, count))
+    expected = np.zeros(actual.shape, np.float64)
+    score_blocks(anchors, pages, queries, quest, actual, add=True)
+    reference.score_blocks(anchors, pages, queries, quest, expected, add=True)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_best_key_of_each_block_matches_reference(rng, draw, poisoned, shape):
+    num_kv_heads, group, dim, num_subs, rows, count = shape
+    kv = draw(count + 2, 2, num_kv_heads, 3 * num_subs, dim)
+    pages = rng.permutation(count + 2)[:count].astype(np.int32)
+    queries = rng.standard_normal((rows, num_kv_heads * group, dim)).astype(np.float32)
+    actual = poisoned((rows, num_kv_heads * group, count))
+    expected = np.zeros(actual.shape, np.float64)
+    score_keys(kv, pages, queries, actual)
+    reference.score_keys(kv, pages, queries, expected)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quest", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_matches_reference(rng, draw, poisoned, shape, quest):
     check(rng, draw, poisoned, shape, shape[-1] + 2, quest)
 
@@ -66,7 +93,7 @@ def test_large_scores_take_the_parallel_path(rng, draw, poisoned, quest):
 def test_bound_is_never_below_the_best_key(rng, draw, poisoned, storage):
     kv = draw(20, 2, 2, 16, 64)
     anchors, pages = np.zeros((20, 2, 4, 64), storage), np.arange(20, dtype=np.int32)
-    build_anchors(kv, anchors, pages, True)
+    build_anchors(kv, anchors, pages, "bounds")
     queries, bounds = rng.standard_normal((1, 6, 64)).astype(np.float32), poisoned((1, 6, 20))
     score_blocks(anchors, pages, queries, True, bounds)
     keys = np.repeat(from_storage(kv[:, 0]), 3, axis=1)

@@ -120,14 +120,13 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ("long_context: {block_size: .nan}", "long_context.block_size: got nan: should be a token count"),
         ("long_context: {chunk_size: true}", "long_context.chunk_size: got True"),
         (
-            "long_context: {anchor_type: DYNAMIC}",
-            "DYNAMIC is not available in this version; use BLOCK_MEAN or QUEST",
+            "long_context: {kv_type: Q4_0}",
+            "Q4_0 is not available in this version; use FP16 or FP32",
         ),
-        ("long_context: {anchor_type: MEAN}", "should be 'BLOCK_MEAN' or 'QUEST'"),
-        ("long_context: {kv_type: Q4_0}", "Q4_0 is not available in this version; use FP16 or FP32"),
+        ("long_context: {anchor_type: MEAN}", "should be 'BLOCK_MEAN', 'BLOCK_MAX', 'QUEST'"),
         ("long_context: {head_select_mode: INDIVIDUAL}", "use SHARED or SEPARATE"),
         ("long_context: {anchor_num: 3}", "anchor_num: 3 does not divide block_size 128"),
-        ("long_context: {preselect_block: 3}", "preselect_block: got 3: should be a valid boolean"),
+        ("long_context: {preselect_block: 3}", "preselect_block: got 3: should be 'off', 'prompt' or 'step'"),
         ("long_context: {layer_step: 0}", "layer_step: got 0"),
         ("long_context: {threads_num: -4}", "threads_num: got -4"),
         (
@@ -136,7 +135,7 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ),
         ("memory: {preset: inf-lm}", "did you mean inf-llm?"),
         ("memory: {topk: nan}", "memory.topk: got 'nan': should be a valid integer"),
-        ("memory: {topk: 0}", "memory.topk: got 0: should be at least 1"),
+        ("memory: {topk: -1}", "memory.topk: got -1: should be at least 0"),
         ("memory: {topk: 3}\nlong_context: {second_select_num: 4}", "memory.topk: is 3 and"),
         ("memory: {preset: inf-llm, max_cached_block: 3}", "max_cached_block: 3 is less than the 16 blocks"),
         (
@@ -204,7 +203,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_flags_and_variables_are_named(tmp_path: Path) -> None:
     text = "model: {path: m}\n"
     assert refusal(tmp_path, text, "memory.topk").startswith("--set memory.topk: should be section.key=value")
-    assert refusal(tmp_path, text, "memory.topk=0").startswith("--set memory.topk=0: memory.topk: got 0")
+    assert refusal(tmp_path, text, "memory.topk=-1").startswith("--set memory.topk=-1: memory.topk: got -1")
     assert "the value is not YAML" in refusal(tmp_path, text, "memory.topk=[1")
     message = refusal(tmp_path, text, environ={"MOORAGE_KV_STORE__DRM": "1GiB"})
     assert message == "environment MOORAGE_KV_STORE__DRM: kv_store.drm: unknown key; did you mean dram?"

@@ -4,9 +4,9 @@ import pytest
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.model_presets import MODEL_PRESETS
-from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory
+from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory, resolve_preset
 from moorage.workers.errors import InvalidRequest
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions
+from moorage.workers.spec import AnchorSpace, AnchorType, HeadSelectMode, KvType, Positions, Preselect
 
 
 def config(**sections: dict[str, Any]) -> ClusterConfig:
@@ -26,11 +26,11 @@ def test_published_values() -> None:
     full, kt, inf = (PRESETS[name] for name in ("full", "ktransformers", "inf-llm"))
     assert (full.topk, full.positions, full.exc_block_size) == (None, Positions.ROPE, 0)
     assert (kt.block_size, kt.local_windows_len, kt.topk, kt.n_init) == (128, 4096, 96, 128)
-    assert (kt.anchor_type, kt.head_select_mode, kt.preselect_block, kt.exc_block_size) == (
-        AnchorType.QUEST, HeadSelectMode.SHARED, False, 0,
+    assert (kt.anchor_type, kt.anchor_space, kt.head_select_mode, kt.preselect_block, kt.exc_block_size) == (
+        AnchorType.DYNAMIC, AnchorSpace.ROTATED, HeadSelectMode.SHARED, Preselect.OFF, 0,
     )  # fmt: skip
     assert (inf.positions, inf.n_init, inf.local_windows_len, inf.topk) == (Positions.CLAMPED, 128, 4096, 16)
-    assert (inf.exc_block_size, inf.block_size, inf.anchor_type) == (512, 128, AnchorType.BLOCK_MEAN)
+    assert (inf.exc_block_size, inf.block_size, inf.anchor_type) == (512, 128, AnchorType.REPR_TOPK)
 
 
 def test_own_axes_stand_above_the_preset() -> None:
@@ -42,7 +42,7 @@ def test_own_axes_stand_above_the_preset() -> None:
     assert (memory.positions, memory.exc_block_size, memory.n_init) == (Positions.CLAMPED, 128, 0)
     assert (memory.topk, memory.local_windows_len) == (24, 256)
     layout = kv_layout(chosen, MODEL_PRESETS["llama-3-8b"])
-    assert (layout.block_size, layout.kv_type, layout.anchor_type) == (32, KvType.FP32, AnchorType.QUEST)
+    assert (layout.block_size, layout.kv_type, layout.anchor_type) == (32, KvType.FP32, AnchorType.DYNAMIC)
     assert (layout.num_layers, layout.num_kv_heads, layout.head_dim) == (32, 8, 128)
 
 
@@ -62,7 +62,16 @@ def test_another_preset_of_a_request_leaves_the_clusters_axes_behind() -> None:
     assert resolve_memory(chosen, "ktransformers") == resolve_memory(chosen, None)
 
 
-@pytest.mark.parametrize("name", ["moorage", "chunkllama", "ful", ""])
+@pytest.mark.parametrize("name", ["moorage", "kvquant", "ful", ""])
 def test_a_preset_that_there_is_not(name: str) -> None:
     with pytest.raises(InvalidRequest, match="available: full, ktransformers, inf-llm"):
         resolve_memory(config(), name)
+
+
+def test_clamped_positions_take_plain_anchors_unless_told_otherwise() -> None:
+    def space(**memory: str) -> AnchorSpace:
+        return resolve_preset(config(memory={"preset": "ktransformers", **memory})).anchor_space
+
+    assert space() is AnchorSpace.ROTATED
+    assert space(positions="clamped") is AnchorSpace.PLAIN
+    assert space(positions="clamped", anchor_space="rotated") is AnchorSpace.ROTATED

@@ -112,9 +112,10 @@ def test_slots_hold_what_a_step_attends() -> None:
             spec = replace(memory, local_windows_len=window, topk=topk, token_step=step)
             slots = slots_per_layer(spec, replace(layout, block_size=size), 1)
             assert slots >= _most_attended(spec, size)
-    spec = replace(memory, local_windows_len=4096, topk=16, n_init=128, token_step=1)
+    spec = replace(memory, local_windows_len=4096, topk=16, n_init=128, token_step=1, dense_until=0)
     assert slots_per_layer(spec, layout, None) == (33 + 2) + 1 + 32
     assert slots_per_layer(spec, layout, 100) == (33 + 2) + 1 + 100
+    assert slots_per_layer(replace(spec, dense_until=8192), layout, None) == (33 + 2) + 1 + 64
 
 
 def _most_attended(memory: MemorySpec, size: int) -> int:

@@ -8,18 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.model.rope import rotate
+from moorage.workers.gpu.model.rope import cos_sin, rotate
 from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.session import Choice, WorkerSession
 from moorage.workers.gpu.timing import PartTimer
-from moorage.workers.kv.messages import Pooling
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.spec import HeadSelectMode, KvLayout, MemorySpec
+from moorage.workers.spec import HeadSelectMode, KvLayout, Preselect
 
 Int32 = NDArray[np.int32]
-
-PRESELECT_QUERIES = 128
-"""Last prompt queries that decide a preselection (the observation window of ktransformers and SnapKV)."""
 
 
 class Chooser:
@@ -30,13 +26,18 @@ class Chooser:
         self._layout = layout
         self._timer = timer
 
-    def scoring_queries(self, session: WorkerSession, queries: torch.Tensor) -> torch.Tensor:
-        """Queries as anchors are scored with, [n, Hq, D] fp32.
+    def scoring_queries(self, session: WorkerSession, queries: torch.Tensor, start: int) -> torch.Tensor:
+        """Queries [n, Hq, D], un-rotated and from position `start` on, as anchors are scored with, in fp32.
 
-        Anchors summarise un-rotated keys. Under clamped positions these are the keys that attention will use,
-        met by the query at the clamped position; under RoPE both sides stay un-rotated (as InfLLM scores).
+        Anchors of rotated keys are met by each query at its own position, as ktransformers does. Those of plain keys
+        are met, under clamped positions, by the query at the clamped position, which is how attention will use these
+        keys; under RoPE both sides stay un-rotated (as InfLLM scores).
         """
         queries = queries.float()
+        if session.anchor_view is not None:
+            positions = torch.arange(start, start + len(queries))
+            cos, sin = (part.to(queries.device) for part in cos_sin(session.anchor_view, positions))
+            return rotate(queries.transpose(0, 1), cos, sin).transpose(0, 1)
         if not session.rotations.clamped:
             return queries
         cos, sin = (torch.from_numpy(part).to(queries.device) for part in session.rotations.clamp)
@@ -49,10 +50,12 @@ class Chooser:
         memory = session.memory
         if memory.topk is None or layer < memory.dense_layer_num or span.num_candidates <= memory.topk:
             return None
+        if session.num_tokens < memory.dense_until:
+            return None
         kept = self._kept_choice(session, layer)
         if kept is not None:
             return _with_aged_blocks(kept, span)
-        scoring = self.scoring_queries(session, query[None])
+        scoring = self.scoring_queries(session, query[None], span.position)
         ids = self._select(
             session, layer, scoring, span.num_sinks, np.array([span.near_block], np.int32), True
         )
@@ -75,33 +78,18 @@ class Chooser:
     def for_prefill(
         self, session: WorkerSession, layer: int, queries: torch.Tensor, spans: list[Span]
     ) -> list[Int32]:
-        """Ids [S, k] for each execution block; `queries` [R, Hq, D] are their mean queries, un-rotated."""
+        """Ids [S, k] for each execution block; `queries` [R, Hq, D] are the means of their scoring queries."""
         memory = session.memory
         assert memory.topk is not None
-        num_rows = _choice_rows(memory, self._layout)
+        num_rows = memory.head_select_mode.num_choices(queries.shape[1], self._layout.num_kv_heads)
         chosen: list[Int32] = [np.tile(span.candidates, (num_rows, 1)) for span in spans]
         rows = [r for r, span in enumerate(spans) if span.num_candidates > memory.topk]
         if rows:
-            scoring = self.scoring_queries(session, queries[rows])
             limits = np.array([spans[r].near_block for r in rows], np.int32)
-            ids = self._select(session, layer, scoring, spans[rows[0]].num_sinks, limits, False)
+            ids = self._select(session, layer, queries[rows], spans[rows[0]].num_sinks, limits, False)
             for row, row_ids in zip(rows, ids, strict=True):
                 chosen[row] = row_ids
         return chosen
-
-    def preselect(self, session: WorkerSession, layer: int, span: Span) -> None:
-        """Restricts later decode steps of `layer` to the blocks that the prompt's last queries ask for."""
-        queries = session.tail_queries.pop(layer)
-        with self._timer("select"):
-            self._kv.preselect(
-                session.session_id,
-                layer,
-                self.scoring_queries(session, queries).cpu().numpy(),
-                first=span.num_sinks,
-                limit=span.near_block,
-                count=session.memory.preselect_block_count,
-                scale=self._scale(session),
-            )
 
     def _select(
         self,
@@ -124,18 +112,16 @@ class Chooser:
                 k=memory.topk,
                 shared=memory.head_select_mode is HeadSelectMode.SHARED,
                 scale=self._scale(session),
-                use_preselected=in_decode and memory.preselect_block,
-                pooling=Pooling.SUM,
+                use_preselected=in_decode and memory.preselect_block is Preselect.PROMPT,
+                pooling=memory.head_pool,
+                anchor_pool=memory.anchor_pool,
+                perhead=memory.head_select_mode is HeadSelectMode.PERHEAD,
+                coarse=memory.preselect_block_count if memory.preselect_block is Preselect.STEP else 0,
             )
         return ids
 
     def _scale(self, session: WorkerSession) -> float:
         return session.rotations.view.attention_scale**2 / math.sqrt(self._layout.head_dim)
-
-
-def _choice_rows(memory: MemorySpec, layout: KvLayout) -> int:
-    """Choices per step: one for all heads, or one for each KV head."""
-    return 1 if memory.head_select_mode is HeadSelectMode.SHARED else layout.num_kv_heads
 
 
 def _with_aged_blocks(kept: Choice, span: Span) -> Int32:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from moorage.kernels.block_attention import attend_blocks
 from moorage.kernels.merge_lse import merge_lse
 from moorage.workers.gpu.choosing import Chooser
+from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.positions import Entries, Rotations
 from moorage.workers.gpu.reader import BlockReader
 from moorage.workers.gpu.session import DecodeStep, WorkerSession
@@ -21,11 +23,23 @@ Int32 = NDArray[np.int32]
 Partial = tuple[torch.Tensor, torch.Tensor]
 """(out [Hq, D], lse [Hq]) in fp32."""
 
+Observer = Callable[[WorkerSession, int, torch.Tensor, Int32 | None, torch.Tensor], None]
+"""(session, layer, query [Hq, D], chosen ids [S, k] or None for all, lse [Hq]) of each attention while decoding."""
+
 
 class DecodeAttention:
     """One query of one session in one layer. Its K and V must already be stored."""
 
-    def __init__(self, reader: BlockReader, chooser: Chooser, layout: KvLayout, timer: PartTimer) -> None:
+    def __init__(
+        self,
+        reader: BlockReader,
+        chooser: Chooser,
+        importance: Importance,
+        layout: KvLayout,
+        timer: PartTimer,
+    ) -> None:
+        self._importance = importance
+        self.observer: Observer | None = None
         self._reader = reader
         self._chooser = chooser
         self._layout = layout
@@ -36,17 +50,27 @@ class DecodeAttention:
         assert session.decode_step is not None
         span = session.decode_step.span
         query = query.float()
-        chosen = self._chooser.for_decode(session, layer, query)
+        if session.memory.topk == 0:
+            chosen: Int32 | None = np.empty((1, 0), np.int32)
+        else:
+            chosen = self._chooser.for_decode(session, layer, query)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
-            out, _ = self._attend_all(session, layer, query)
-            return out
-        session.stats.add_choice(chosen.shape[1])
-        if len(chosen) == 1:
-            partial = self._attend_chosen(session, layer, query, chosen[0])
+            if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:
+                partial = self.attend_all(session, layer, query)
+            else:
+                distant = np.arange(span.num_sinks, span.near_block, dtype=np.int32)
+                partial = self._attend_chosen(session, layer, query, distant)
         else:
-            partial = self._attend_per_head(session, layer, query, chosen)
-        self._sample_recall(session, layer, query, partial[1])
+            session.stats.add_choice(chosen.shape[1])
+            if len(chosen) == 1:
+                partial = self._attend_chosen(session, layer, query, chosen[0])
+            else:
+                partial = self._attend_per_head(session, layer, query, chosen)
+            self._sample_recall(session, layer, query, partial[1])
+        self._importance.add(session, layer, span.position, query[:, None], partial[1][:, None])
+        if self.observer is not None:
+            self.observer(session, layer, query, chosen, partial[1])
         return partial[0]
 
     def _attend_chosen(
@@ -78,15 +102,16 @@ class DecodeAttention:
     def _attend_per_head(
         self, session: WorkerSession, layer: int, query: torch.Tensor, chosen: Int32
     ) -> Partial:
-        """Every KV head with its own choice; head by head, so that a session's slots hold each in turn."""
-        groups = query.view(self._layout.num_kv_heads, -1, query.shape[-1])
+        """Every choice with its own heads, one after the other, so that a session's slots hold each in turn."""
+        num_choices, num_kv_heads = len(chosen), self._layout.num_kv_heads
+        groups = query.view(num_choices, -1, query.shape[-1])
         parts = [
-            self._attend_chosen(session, layer, groups[head], chosen[head], head)
-            for head in range(len(chosen))
+            self._attend_chosen(session, layer, groups[i], chosen[i], i * num_kv_heads // num_choices)
+            for i in range(num_choices)
         ]
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
-    def _attend_all(self, session: WorkerSession, layer: int, query: torch.Tensor) -> Partial:
+    def attend_all(self, session: WorkerSession, layer: int, query: torch.Tensor) -> Partial:
         """Exact attention: near blocks from slots, all others streamed through staging and merged."""
         assert session.decode_step is not None
         span, near = session.decode_step.span, session.decode_step.near
@@ -101,6 +126,21 @@ class DecodeAttention:
             parts.append(self._attend(session, query, staged, slots, entries))
         outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
         return merge_lse(outs, lses)
+
+    def block_lse(
+        self, session: WorkerSession, layer: int, query: torch.Tensor, blocks: Int32
+    ) -> torch.Tensor:
+        """[n, Hq] log-sum-exp of the logits of each of the distant `blocks` alone."""
+        assert session.decode_step is not None
+        span, found = session.decode_step.span, []
+        for start in range(0, len(blocks), self._reader.piece_blocks):
+            piece = blocks[start : start + self._reader.piece_blocks]
+            staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
+            for slot in range(len(piece)):
+                entries = session.rotations.distant_entries(span, piece[slot : slot + 1])
+                part = self._attend(session, query, staged, np.array([slot], np.int32), entries)
+                found.append(part[1])
+        return torch.stack(found) if found else query.new_zeros((0, len(query)))
 
     def _attend(
         self,
@@ -135,13 +175,14 @@ class DecodeAttention:
         """On sampled steps and one layer of each, how much of the exact attention mass was attended.
 
         Recall is exp(lse_chosen - lse_all), the mean over heads (DESIGN: selection is measured, not believed).
+        Schemes that attend nothing beyond sinks and window give the rest no position, so there is no exact pass.
         """
         every = session.memory.recall_every
-        if not every or session.decode_index % every:
+        if not every or session.decode_index % every or session.memory.topk == 0:
             return
         if layer != session.decode_index // every % self._layout.num_layers:
             return
-        _, lse_all = self._attend_all(session, layer, query)
+        _, lse_all = self.attend_all(session, layer, query)
         session.stats.recall.append(float(torch.exp(lse_chosen - lse_all).mean()))
 
 

@@ -10,10 +10,11 @@ import torch
 
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
-from moorage.workers.gpu.choosing import PRESELECT_QUERIES, Chooser
+from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.decode_attention import DecodeAttention
+from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.model.rope import rope_view
+from moorage.workers.gpu.model.rope import session_view
 from moorage.workers.gpu.output import OutputStage
 from moorage.workers.gpu.positions import Rotations, Span
 from moorage.workers.gpu.prefill_attention import PrefillAttention
@@ -24,6 +25,7 @@ from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import (
+    AnchorSpace,
     ContinueSession,
     KvLayout,
     MemorySpec,
@@ -64,8 +66,10 @@ class Engine:
             kv, layout, settings.num_slots, settings.piece_blocks, device, compute, self._timer
         )
         self._chooser = Chooser(kv, layout, self._timer)
-        self._decode = DecodeAttention(self._reader, self._chooser, layout, self._timer)
-        self._prefill = PrefillAttention(self._reader, self._chooser, layout, self._timer)
+        self._importance = Importance(self._reader, kv, layout, self._timer)
+        attention = (self._reader, self._chooser, self._importance, layout, self._timer)
+        self.decode = DecodeAttention(*attention)
+        self._prefill = PrefillAttention(*attention)
         self._output = OutputStage(decoder, spec.vocab_size, self._timer)
         self.sessions: dict[int, WorkerSession] = {}
 
@@ -106,9 +110,12 @@ class Engine:
         if isinstance(opening, ContinueSession):
             self._continue(opening)
             return
+        rotations = self._rotations(opening.memory, opening.prompt_tokens)
+        rotated = self._layout.anchor_space is AnchorSpace.ROTATED
+        inv_freq = rotations.view.inv_freq.numpy() if rotated else None
         cache = self._new_cache(opening.memory, opening.max_tokens)
         try:
-            self._kv.open(opening.session_id, self._layout.num_blocks(opening.max_tokens))
+            self._kv.open(opening.session_id, self._layout.num_blocks(opening.max_tokens), inv_freq)
         except MoorageError:
             self._pool.give(cache.slots.reshape(-1))
             raise
@@ -119,7 +126,8 @@ class Engine:
             opening.prompt_tokens,
             opening.max_tokens,
             cache,
-            self._rotations(opening.memory, opening.prompt_tokens),
+            rotations,
+            anchor_view=rotations.view if rotated else None,
         )
 
     def _continue(self, opening: ContinueSession) -> None:
@@ -139,6 +147,7 @@ class Engine:
             self._new_cache(opening.memory, opening.max_tokens),
             self._rotations(opening.memory, opening.prompt_tokens),
             num_tokens=keep,
+            anchor_view=session.anchor_view,
         )
 
     def _new_cache(self, memory: MemorySpec, max_tokens: int) -> BlockCache:
@@ -155,7 +164,7 @@ class Engine:
         self._kv.drop(session_id)
 
     def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
-        return Rotations(rope_view(self._spec.rope, seq_len), memory, self._layout.block_size)
+        return Rotations(session_view(self._spec.rope, memory, seq_len), memory, self._layout.block_size)
 
     def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[Segment]:
         """Checks each segment against its session and sets the step's geometry; returns those that can run."""
@@ -181,10 +190,10 @@ class Engine:
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
-        if self._spec.rope.rope_type in ("dynamic", "longrope"):
-            view = rope_view(self._spec.rope, session.num_tokens + 1)
-            if not torch.equal(view.inv_freq, session.rotations.view.inv_freq):
-                session.rotations = Rotations(view, session.memory, self._layout.block_size)
+        memory, rope = session.memory, session.memory.rope or self._spec.rope
+        due = session.decode_index % memory.rebase_every == 0 or rope.rope_type == "longrope"
+        if due and (memory.mscale or rope.follows_length):
+            session.rotations = self._rotations(memory, session.num_tokens + 1)
 
     def _forward(
         self, segments: Sequence[Segment], sessions: Sequence[WorkerSession], failed: Failures
@@ -249,9 +258,9 @@ class Engine:
         keys, values = k.to(self._storage), v.to(self._storage)
         self._store(session, layer, keys, values)
         if session.decode_step is not None:
-            return self._decode(session, layer, q[0])[None]
+            return self.decode(session, layer, q[0])[None]
         out = self._prefill(session, layer, q, keys, values)
-        if session.memory.preselect_block:
+        if self._importance.wants_tail(session):
             self._keep_tail(session, layer, q)
         return out
 
@@ -270,14 +279,12 @@ class Engine:
         session.cache.forget(layer, start // self._layout.block_size, self._layout.num_blocks(end))
 
     def _keep_tail(self, session: WorkerSession, layer: int, queries: torch.Tensor) -> None:
-        """Keeps the prompt's last queries; after the last chunk they decide the preselection."""
+        """Keeps the prompt's last queries; after the last chunk they tell which keys matter."""
         kept = session.tail_queries.get(layer)
         joined = queries if kept is None else torch.cat((kept, queries))
-        session.tail_queries[layer] = joined[-PRESELECT_QUERIES:].float()
-        end = session.num_tokens + len(queries)
-        if end >= session.prompt_tokens:
-            span = Span.at(end - 1, session.memory, self._layout.block_size)
-            self._chooser.preselect(session, layer, span)
+        session.tail_queries[layer] = joined[-session.memory.importance_queries :].float()
+        if session.num_tokens + len(queries) >= session.prompt_tokens:
+            self._importance.finish_prompt(session, layer, session.tail_queries.pop(layer))
 
 
 def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:

@@ -5,19 +5,21 @@ For a query at position i with a window of W tokens and blocks of B tokens:
     block:   0 .. sinks | sinks .. near_block     | near_block .. i // B
              sinks      | candidates for a choice | near: the window, and the rest of its first block
 
-Keys at distance < W are *in the window*. Under `rope` every key stands at its own position. Under `clamped`
-(InfLLM) all keys at distance >= W are used un-rotated against a query at position W - 1, so that no distance
-exceeds what the model was trained for; the first near block may hold keys of both kinds.
+Keys at distance < W are *in the window*. What position a query and a key take is the scheme's (`schemes.py`):
+each block has a position base and a stride of 0 or 1, and meets one of at most three variants of the query.
+A block that two parts of a scheme cut, such as the first near block under clamped positions, has two entries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.model.rope import RopeView
+from moorage.workers.gpu.schemes import Variant, scheme_of
 from moorage.workers.spec import MemorySpec, Positions
 
 Float32 = NDArray[np.float32]
@@ -68,14 +70,16 @@ class Entries:
     angle_sin: Float32
     rotate_keys: NDArray[np.uint8]
 
+    @classmethod
+    def of(cls, parts: Sequence[Entries]) -> Entries:
+        """All entries of `parts`, at least one, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
     def joined(self, other: Entries) -> Entries:
         """These entries, then the others."""
-        return Entries(
-            *(
-                np.concatenate((getattr(self, name), getattr(other, name)))
-                for name in ("blocks", "begin", "end", "angle_cos", "angle_sin", "rotate_keys")
-            )
-        )
+        return Entries.of((self, other))
 
     def with_blocks(self, blocks: Int32) -> Entries:
         """The same rows and rotations of other blocks, as many."""
@@ -92,72 +96,85 @@ class Rotations:
     def __init__(self, view: RopeView, memory: MemorySpec, block_size: int) -> None:
         self.view = view
         self.block_size = block_size
+        self.scheme = scheme_of(memory, block_size)
         self.clamped = memory.positions is Positions.CLAMPED
-        self.window = memory.local_windows_len
         self._inv_freq = view.inv_freq.numpy()
-        offsets = np.multiply.outer(np.arange(block_size), self._inv_freq)
-        self.offset_cos = np.cos(offsets).astype(np.float32)
-        self.offset_sin = np.sin(offsets).astype(np.float32)
-        self._blocks = np.ones((1, len(self._inv_freq)), np.complex128)
-        self._clamp = _split(np.exp(1j * (self.window - 1) * self._inv_freq)[None])
+        self._offsets = self._turns(np.arange(block_size))
+        self.offset_cos, self.offset_sin = _split(self._offsets)
+        self._bases = self._turns(np.zeros(1, np.int64))
+        self._clamp = _split(self._turns(np.array([memory.local_windows_len - 1])))
 
     @property
     def clamp(self) -> tuple[Float32, Float32]:
         """(cos, sin), each [1, rotary_dim / 2], of the clamped query's one position."""
         return self._clamp
 
-    def relative(self, position: int, blocks: Int32) -> tuple[Float32, Float32]:
-        """(cos, sin), each [n, rotary_dim / 2], that bring a query to `position - first position of block`."""
-        if len(blocks) and blocks[-1] >= len(self._blocks):
-            self._extend(int(blocks[-1]) + 1)
-        return _split(np.exp(1j * position * self._inv_freq) * self._blocks[blocks])
+    def queries(self, variant: Variant, first: int, end: int) -> tuple[Float32, Float32]:
+        """(cos, sin), each [n, rotary_dim / 2], of one variant of the queries at [first, end)."""
+        return _split(self._turns(self.scheme.query_positions(variant, np.arange(first, end))))
 
-    def _extend(self, num_blocks: int) -> None:
-        first = np.arange(max(num_blocks, 2 * len(self._blocks))) * self.block_size
-        self._blocks = np.exp(-1j * np.multiply.outer(first, self._inv_freq))
+    def keys(self, blocks: Int32) -> tuple[Float32, Float32]:
+        """(cos, sin), each [n * block_size, rotary_dim / 2], of all keys of `blocks`."""
+        turns = self._base_turns(blocks)[:, None] * self._offsets
+        return _split(turns.reshape(-1, turns.shape[-1]))
 
-    def absolute(self, first: int, count: int) -> tuple[Float32, Float32]:
-        """(cos, sin), each [count, rotary_dim / 2], of positions [first, first + count)."""
-        angles = np.multiply.outer(np.arange(first, first + count, dtype=np.float64), self._inv_freq)
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    def entries(self, position: int, blocks: Int32) -> Entries:
+        """What the query at `position` sees of `blocks`, in the order of the scheme's parts."""
+        found = [self._empty]
+        first = blocks.astype(np.int64) * self.block_size
+        here = np.array([position])
+        for part in self.scheme.parts(position, position + 1):
+            low, high = part.clipped(position, position + 1)
+            begin, end = (np.clip(bound - first, 0, self.block_size) for bound in (low, high))
+            seen = begin < end
+            if not seen.any():
+                continue
+            turn = self._turns(self.scheme.query_positions(part.variant, here))
+            rotated = self.scheme.rotates_keys(part.variant)
+            count = np.count_nonzero(seen)
+            cos, sin = _split(
+                turn * (self._base_turns(blocks[seen]).conj() if rotated else np.ones((count, 1)))
+            )
+            found.append(
+                Entries(
+                    blocks[seen],
+                    begin[seen].astype(np.int32),
+                    end[seen].astype(np.int32),
+                    cos,
+                    sin,
+                    np.full(count, rotated, np.uint8),
+                )
+            )
+        return Entries.of(found)
 
     def distant_entries(self, span: Span, blocks: Int32) -> Entries:
-        """Whole blocks before the near ones, as the query of `span` sees them."""
-        count = len(blocks)
-        if self.clamped:
-            cos, sin = (np.repeat(part, count, axis=0) for part in self._clamp)
-        else:
-            cos, sin = self.relative(span.position, blocks)
-        return Entries(
-            blocks,
-            np.zeros(count, np.int32),
-            np.full(count, self.block_size, np.int32),
-            cos,
-            sin,
-            np.full(count, not self.clamped, np.uint8),
-        )
+        """Blocks before the near ones, as the query of `span` sees them."""
+        return self.entries(span.position, blocks)
 
     def near_entries(self, span: Span) -> Entries:
-        """The near blocks up to the query itself; under clamped positions the first may appear twice."""
+        """The near blocks up to the query itself."""
         last_block = span.position // self.block_size
-        blocks = np.arange(span.near_block, last_block + 1, dtype=np.int32)
-        begin = np.zeros(len(blocks), np.int32)
-        end = np.full(len(blocks), self.block_size, np.int32)
-        end[-1] = span.position - last_block * self.block_size + 1
-        aged = max(0, span.position - self.window + 1) - span.near_block * self.block_size
-        cos, sin = self.relative(span.position, blocks)
-        if not self.clamped or aged == 0:
-            return Entries(blocks, begin, end, cos, sin, np.ones(len(blocks), np.uint8))
-        begin[0] = aged
-        window = Entries(blocks, begin, end, cos, sin, np.ones(len(blocks), np.uint8))
-        out_of_window = Entries(
-            blocks[:1],
-            np.zeros(1, np.int32),
-            np.full(1, aged, np.int32),
-            *self._clamp,
-            np.zeros(1, np.uint8),
-        )
-        return out_of_window.joined(window)
+        return self.entries(span.position, np.arange(span.near_block, last_block + 1, dtype=np.int32))
+
+    def _turns(self, positions: NDArray[np.int64]) -> NDArray[np.complex128]:
+        angles = np.multiply.outer(positions, self._inv_freq)
+        turns: NDArray[np.complex128] = np.exp(1j * angles)
+        return turns
+
+    def _base_turns(self, blocks: Int32) -> NDArray[np.complex128]:
+        """[n, rotary_dim / 2] turns of the first keys of `blocks`, from a table that grows on demand."""
+        first = self.scheme.key_positions(blocks.astype(np.int64) * self.block_size)
+        index = first // self.block_size
+        needed = int(index.max(initial=0)) + 1
+        if needed > len(self._bases):
+            self._bases = self._turns(np.arange(max(needed, 2 * len(self._bases))) * self.block_size)
+        return self._bases[index]
+
+    @property
+    def _empty(self) -> Entries:
+        none = np.empty(0, np.int32)
+        angles = np.empty((0, len(self._inv_freq)), np.float32)
+        return Entries(none, none, none, angles, angles, np.empty(0, np.uint8))
 
 
 def _split(values: NDArray[np.complex128]) -> tuple[Float32, Float32]:

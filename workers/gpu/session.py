@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.block_cache import BlockCache
+from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.positions import Entries, Rotations, Span
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
@@ -24,6 +25,37 @@ class Choice:
     decode_step: int
     near_block: int
     """First near block at that step; blocks that left the window since are attended as well."""
+
+
+@dataclass(slots=True)
+class ReceivedAttention:
+    """Attention that the keys of one layer's window have received so far."""
+
+    first_block: int
+    tokens: torch.Tensor | None = None
+    """[Hkv, n] from the first block's first token on."""
+
+    def make_room(self, num_heads: int, num_tokens: int, device: torch.device) -> None:
+        """Makes it at least `num_tokens` long."""
+        held = torch.zeros((num_heads, 0), device=device) if self.tokens is None else self.tokens
+        missing = num_tokens - held.shape[1]
+        if missing > 0:
+            held = torch.cat((held, held.new_zeros((num_heads, missing))), dim=1)
+        self.tokens = held
+
+    def add(self, first: int, found: torch.Tensor) -> None:
+        """Adds `found` [Hkv, n] from the `first`-th token on."""
+        assert self.tokens is not None
+        self.tokens[:, first : first + found.shape[1]] += found
+
+    def take_until(self, block: int, block_size: int) -> tuple[int, torch.Tensor] | None:
+        """(first block, [Hkv, n * B]) of the blocks before `block`, which are forgotten here; None without any."""
+        count = block - self.first_block
+        if count <= 0 or self.tokens is None:
+            return None
+        first, taken = self.first_block, self.tokens[:, : count * block_size]
+        self.first_block, self.tokens = block, self.tokens[:, count * block_size :].clone()
+        return first, taken
 
 
 @dataclass(slots=True)
@@ -72,7 +104,11 @@ class WorkerSession:
     decode_step: DecodeStep | None = None
     stats: SessionStats = field(default_factory=SessionStats)
     tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Scoring queries of the last prompt tokens by layer, [n, Hq, D]; kept only for a preselection."""
+    """Queries of the last prompt tokens by layer, [n, Hq, D]; kept only where they decide something."""
+    received: dict[int, ReceivedAttention] = field(default_factory=dict)
+    """By layer; kept only for anchors that are made of it."""
+    anchor_view: RopeView | None = None
+    """The view of RoPE under which rotated anchors were made."""
     prompt_counts: torch.Tensor | None = None
     generated_counts: torch.Tensor | None = None
     """[vocab] int32 counts, kept only when a penalty is on."""

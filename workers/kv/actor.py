@@ -18,7 +18,15 @@ from moorage.workers.errors import Unavailable
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
-from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest, Storage, StoreStats
+from moorage.workers.kv.messages import (
+    AnchorRotation,
+    Float32,
+    Int32,
+    SelectReply,
+    SelectRequest,
+    Storage,
+    StoreStats,
+)
 from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.warm_up import warm_up
@@ -44,10 +52,10 @@ class KvActor:
         """The process."""
         return os.getpid()
 
-    def open(self, session_id: int, num_blocks: int) -> None:
+    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """As `KvStore.open`."""
         with self._lock:
-            self._store.open(session_id, num_blocks)
+            self._store.open(session_id, num_blocks, rotation)
 
     def resize(self, session_id: int, num_blocks: int) -> None:
         """As `KvStore.resize`."""
@@ -89,15 +97,15 @@ class KvActor:
         with self._lock:
             return self._store.choose(session_id, _own(lse))
 
-    def mass(self, session_id: int, lse: Float32) -> Float32:
-        """As `KvStore.mass`."""
-        with self._lock:
-            return self._store.mass(session_id, _own(lse))
-
-    def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
+    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """As `KvStore.keep`."""
         with self._lock:
-            self._store.keep(session_id, layer, _own(blocks))
+            self._store.keep(session_id, layer, _own(blocks), limit)
+
+    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """As `KvStore.reanchor`."""
+        with self._lock:
+            self._store.reanchor(session_id, layer, first, _own(importance))
 
     def gather(self, session_id: int, layer: int, blocks: Int32) -> Storage:
         """[n, 2, Hkv, B, D]: copies of `blocks`."""
@@ -196,7 +204,8 @@ def _own(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _owned(request: SelectRequest) -> SelectRequest:
-    return replace(request, queries=_own(request.queries), limits=_own(request.limits))
+    refine = None if request.refine is None else _own(request.refine)
+    return replace(request, queries=_own(request.queries), limits=_own(request.limits), refine=refine)
 
 
 def _first_line(error: Exception) -> str:

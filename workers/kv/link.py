@@ -7,7 +7,15 @@ from typing import Protocol
 
 from numpy.typing import ArrayLike
 
-from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest, Storage, StoreStats
+from moorage.workers.kv.messages import (
+    AnchorRotation,
+    Float32,
+    Int32,
+    SelectReply,
+    SelectRequest,
+    Storage,
+    StoreStats,
+)
 from moorage.workers.kv.store import KvStore
 
 
@@ -20,7 +28,7 @@ class Link(Protocol):
     PeerDead when the store's process is gone.
     """
 
-    def open(self, session_id: int, num_blocks: int) -> None:
+    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """Reserves pages. If StoreFull or InvalidRequest is raised, nothing has changed."""
 
     def resize(self, session_id: int, num_blocks: int) -> None:
@@ -42,16 +50,16 @@ class Link(Protocol):
         """Asks for the best blocks of this shard alone."""
 
     def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
-        """Asks for [R, Hq] log-sum-exp; the store keeps the logits for `submit_choose` or `submit_mass`."""
+        """Asks for [R, Hq] log-sum-exp; the store keeps the logits for `submit_choose`."""
 
     def submit_choose(self, session_id: int, lse: Float32) -> Callable[[], SelectReply]:
         """Asks for the best blocks, given the log-sum-exp over all shards."""
 
-    def submit_mass(self, session_id: int, lse: Float32) -> Callable[[], Float32]:
-        """Asks for the softmax mass of each candidate, given the log-sum-exp over all shards."""
+    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
+        """Restricts later selections with `use_preselected`: of the blocks before `limit`, to `blocks`."""
 
-    def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
-        """Restricts later selections with `use_preselected` to `blocks`."""
+    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies blocks into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
@@ -75,13 +83,14 @@ class LocalLink:
         self.commit = store.commit
         self.truncate = store.truncate
         self.keep = store.keep
+        self.reanchor = store.reanchor
         self.gather = store.gather
         self.drop = store.drop
         self.stats = store.stats
 
-    def open(self, session_id: int, num_blocks: int) -> None:
+    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """As `KvStore.open`."""
-        self._store.open(session_id, num_blocks)
+        self._store.open(session_id, num_blocks, rotation)
 
     def resize(self, session_id: int, num_blocks: int) -> None:
         """As `KvStore.resize`."""
@@ -105,11 +114,6 @@ class LocalLink:
         """Computes at once."""
         reply = self._store.choose(session_id, lse)
         return lambda: reply
-
-    def submit_mass(self, session_id: int, lse: Float32) -> Callable[[], Float32]:
-        """Computes at once."""
-        mass = self._store.mass(session_id, lse)
-        return lambda: mass
 
     def close(self) -> None:
         """The store belongs to whoever made it, and stays."""

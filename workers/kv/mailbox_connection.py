@@ -8,8 +8,10 @@ import socket
 from collections.abc import Callable
 from dataclasses import astuple
 
+import numpy as np
+
 from moorage.workers.errors import InvalidRequest, MoorageError
-from moorage.workers.kv.messages import Int32, SelectReply, SelectRequest
+from moorage.workers.kv.messages import AnchorRotation, Int32, SelectReply, SelectRequest
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.window import Window, span
 from moorage.workers.kv.wire import (
@@ -20,7 +22,7 @@ from moorage.workers.kv.wire import (
     Op,
     Request,
     pack_error,
-    unpack_flags,
+    unpack_request,
 )
 
 _log = logging.getLogger(__name__)
@@ -92,7 +94,11 @@ class Connection:
             return pack_error(MoorageError(f"KV actor: {type(error).__name__}: {error}; see the actor's log"))
 
     def _open(self, request: Request, window: Window) -> bytes:
-        return _put_pages(request, window, self._store.open(request.session_id, request.end))
+        rotation = None
+        if request.start:
+            angles = window.floats(0, 2 * request.start).view(np.float64).copy()
+            rotation = AnchorRotation(angles, request.num_rows, request.num_heads, request.k)
+        return _put_pages(request, window, self._store.open(request.session_id, request.end, rotation))
 
     def _resize(self, request: Request, window: Window) -> bytes:
         return _put_pages(request, window, self._store.resize(request.session_id, request.end))
@@ -118,13 +124,15 @@ class Connection:
         lse = window.floats(0, request.num_rows, request.num_heads)
         return _put_reply(request, window, self._store.choose(request.session_id, lse))
 
-    def _mass(self, request: Request, window: Window) -> bytes:
-        mass = self._store.mass(request.session_id, window.floats(0, request.num_rows, request.num_heads))
-        window.floats(request.reply_offset, len(mass))[:] = mass
-        return REPLY.pack(0, len(mass))
-
     def _keep(self, request: Request, window: Window) -> bytes:
-        self._store.keep(request.session_id, request.layer, window.ints(0, request.end).copy())
+        blocks = window.ints(0, request.end).copy()
+        self._store.keep(request.session_id, request.layer, blocks, request.start)
+        return _DONE
+
+    def _reanchor(self, request: Request, window: Window) -> bytes:
+        layout = self._store.layout
+        importance = window.floats(0, request.num_rows, layout.num_kv_heads, layout.block_size)
+        self._store.reanchor(request.session_id, request.layer, request.start, importance)
         return _DONE
 
     def _drop(self, request: Request, _: Window) -> bytes:
@@ -136,18 +144,12 @@ class Connection:
 
     def _request_of(self, request: Request, window: Window) -> SelectRequest:
         rows, heads, dim = request.num_rows, request.num_heads, self._store.layout.head_dim
-        shared, use_preselected, pooling = unpack_flags(request.flags)
-        return SelectRequest(
-            request.session_id,
-            request.layer,
+        limits_offset = span(rows, heads, dim)
+        return unpack_request(
+            request,
             window.floats(0, rows, heads, dim),
-            request.start,
-            window.ints(span(rows, heads, dim), rows),
-            request.k,
-            shared,
-            request.scale,
-            use_preselected,
-            pooling,
+            window.ints(limits_offset, rows),
+            window.ints(limits_offset + span(rows), request.num_refined),
         )
 
 
@@ -159,10 +161,10 @@ _HANDLERS: dict[int, Callable[[Connection, Request, Window], bytes]] = {
     Op.SELECT: Connection._select,
     Op.SCORE: Connection._score,
     Op.CHOOSE: Connection._choose,
-    Op.MASS: Connection._mass,
     Op.KEEP: Connection._keep,
     Op.DROP: Connection._drop,
     Op.STATS: Connection._stats,
+    Op.REANCHOR: Connection._reanchor,
 }
 
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from moorage.kernels.block_gather import gather_blocks
 from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.kv.block_table import BlockTable
 from moorage.workers.kv.mailbox_channel import Channel
-from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest, Storage, StoreStats
+from moorage.workers.kv.messages import (
+    AnchorRotation,
+    Float32,
+    Int32,
+    SelectReply,
+    SelectRequest,
+    Storage,
+    StoreStats,
+)
 from moorage.workers.kv.window import span
 from moorage.workers.kv.wire import REPLY, STATS, Op, Request, pack_flags
+
+_NO_BLOCKS = np.empty(0, np.int32)
 
 
 class MailboxLink:
@@ -31,10 +42,22 @@ class MailboxLink:
         self._tables: dict[int, BlockTable] = {}
         self._scored: dict[int, SelectRequest] = {}
 
-    def open(self, session_id: int, num_blocks: int) -> None:
+    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """As `KvStore.open`."""
+        request = Request(Op.OPEN, session_id=session_id, end=num_blocks)
         room = span(self._arena.num_pages)
-        count = self._channel.call(Request(Op.OPEN, session_id=session_id, end=num_blocks), room)
+        if rotation is not None:
+            angles = len(rotation.inv_freq)
+            room = max(room, span(2 * angles))
+            self._channel.reserve(room)
+            self._channel.window.floats(0, 2 * angles).view(np.float64)[:] = rotation.inv_freq
+            request = request._replace(
+                start=angles,
+                num_rows=rotation.shard,
+                num_heads=rotation.num_shards,
+                k=rotation.stripe_blocks,
+            )
+        count = self._channel.call(request, room)
         pages = self._channel.window.ints(0, count).copy()
         self._tables[session_id] = BlockTable(session_id, pages, [0] * self.layout.num_layers)
 
@@ -91,18 +114,20 @@ class MailboxLink:
         offset = self._submit_lse(Op.CHOOSE, session_id, lse, self._choice_bytes(request))
         return lambda: self._collect_choice(offset, request)
 
-    def submit_mass(self, session_id: int, lse: Float32) -> Callable[[], Float32]:
-        """As `KvStore.mass`."""
-        request = self._scored_request(session_id)
-        most = max(0, int(request.limits.max(initial=0)) - request.first)
-        offset = self._submit_lse(Op.MASS, session_id, lse, span(most))
-        return lambda: self._channel.window.floats(offset, self._channel.receive()).copy()
-
-    def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
+    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """As `KvStore.keep`."""
         self._channel.reserve(span(len(blocks)))
         self._channel.window.ints(0, len(blocks))[:] = blocks
-        self._channel.call(Request(Op.KEEP, layer=layer, session_id=session_id, end=len(blocks)), 0)
+        request = Request(Op.KEEP, layer=layer, session_id=session_id, start=limit, end=len(blocks))
+        self._channel.call(request, 0)
+
+    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """As `KvStore.reanchor`."""
+        shape = importance.shape
+        self._channel.reserve(span(*shape))
+        self._channel.window.floats(0, *shape)[:] = importance
+        request = Request(Op.REANCHOR, layer=layer, session_id=session_id, start=first, num_rows=shape[0])
+        self._channel.call(request, 0)
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """As `KvStore.gather`, straight from the arena."""
@@ -129,14 +154,17 @@ class MailboxLink:
         """Sends `request`; returns the offset of the answer in the window."""
         rows, heads, dim = request.queries.shape
         limits_offset = span(rows, heads, dim)
-        offset = limits_offset + span(rows)
+        refine = _NO_BLOCKS if request.refine is None else request.refine
+        refine_offset = limits_offset + span(rows)
+        offset = refine_offset + span(len(refine))
         room = max(self._choice_bytes(request), span(rows, heads))
         self._channel.reserve(offset + room)
         self._channel.window.floats(0, rows, heads, dim)[:] = request.queries
         self._channel.window.ints(limits_offset, rows)[:] = request.limits
+        self._channel.window.ints(refine_offset, len(refine))[:] = refine
         header = Request(
             op,
-            pack_flags(request.shared, request.use_preselected, request.pooling),
+            pack_flags(request),
             request.layer,
             request.session_id,
             request.first,
@@ -144,7 +172,7 @@ class MailboxLink:
             rows,
             heads,
             request.k,
-            0,
+            len(refine),
             request.scale,
             offset,
             offset + room,
@@ -173,8 +201,7 @@ class MailboxLink:
         return 2 * span(*self._choice_shape(request))
 
     def _choice_shape(self, request: SelectRequest) -> tuple[int, int, int]:
-        num_choices = 1 if request.shared else self.layout.num_kv_heads
-        return len(request.queries), num_choices, request.k
+        return len(request.queries), request.num_choices(self.layout.num_kv_heads), request.k
 
     def _collect_choice(self, offset: int, request: SelectRequest) -> SelectReply:
         self._channel.receive()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
+from moorage.workers.spec import AnchorPool, HeadPool
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -14,19 +15,15 @@ Storage = NDArray[np.uint16] | NDArray[np.float32]
 """Stored elements: the bits of fp16, or float32."""
 
 
-class Pooling(StrEnum):
-    """How the scaled logits of several query heads become one score per block.
+@dataclass(frozen=True, slots=True)
+class AnchorRotation:
+    """What a store needs to rotate keys at their own positions: the angles, and where its blocks lie."""
 
-    SUM and MAX need one shard's blocks only. SOFTMAX needs the sum of exponentials over the blocks of all
-    shards, so with more than one shard it takes a second round (`score`, then `choose`).
-    """
-
-    SUM = "sum"
-    """Mean of the logits over the heads (InfLLM, ktransformers)."""
-    SOFTMAX = "softmax"
-    """Mean over the heads of each head's softmax over the candidates."""
-    MAX = "max"
-    """Largest logit of any head."""
+    inv_freq: NDArray[np.float64]
+    """[rotary_dim / 2] radians per token."""
+    shard: int = 0
+    num_shards: int = 1
+    stripe_blocks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +44,25 @@ class SelectRequest:
     """Multiplies the logits, usually 1 / sqrt(D)."""
     use_preselected: bool = False
     """Choose among the blocks of an earlier `keep` only, when there was one."""
-    pooling: Pooling = Pooling.SOFTMAX
+    pooling: HeadPool = HeadPool.SOFTMAX
+    """SUM and MAX need one shard's blocks only. SOFTMAX needs the sum of exponentials over the blocks of all
+    shards, so with more than one shard it takes a second round (`score`, then `choose`)."""
+    anchor_pool: AnchorPool = AnchorPool.MAX
+    perhead: bool = False
+    """One choice for each query head; `shared` is False then."""
+    refine: Int32 | None = None
+    """[n] ascending: choose among these blocks only, by their best single keys in place of their anchors."""
+
+    def num_choices(self, num_kv_heads: int) -> int:
+        """Choices for each row."""
+        if self.shared:
+            return 1
+        return self.queries.shape[1] if self.perhead else num_kv_heads
 
 
 @dataclass(frozen=True, slots=True)
 class SelectReply:
-    """Chosen blocks: S = 1 row for all heads, or one for each KV head."""
+    """Chosen blocks: S = 1 row for all heads, or one for each KV head or query head."""
 
     ids: Int32
     """[R, S, k], ascending, padded at the end with -1."""

@@ -10,7 +10,15 @@ import ray
 from numpy.typing import ArrayLike
 
 from moorage.workers.errors import MoorageError, PeerDead
-from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest, Storage, StoreStats
+from moorage.workers.kv.messages import (
+    AnchorRotation,
+    Float32,
+    Int32,
+    SelectReply,
+    SelectRequest,
+    Storage,
+    StoreStats,
+)
 from moorage.workers.spec import KvLayout
 
 _MAX_UNCONFIRMED = 64
@@ -24,9 +32,9 @@ class RayLink:
         self._handle, self.layout, self._timeout_s = handle, layout, timeout_s
         self._unconfirmed: dict[int, list[Any]] = {}
 
-    def open(self, session_id: int, num_blocks: int) -> None:
+    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """As `KvStore.open`."""
-        self._get(session_id, self._handle.open.remote(session_id, num_blocks))
+        self._get(session_id, self._handle.open.remote(session_id, num_blocks, rotation))
 
     def resize(self, session_id: int, num_blocks: int) -> None:
         """As `KvStore.resize`."""
@@ -61,13 +69,14 @@ class RayLink:
         """As `KvStore.choose`."""
         return self._submit(session_id, self._handle.choose.remote(session_id, lse))
 
-    def submit_mass(self, session_id: int, lse: Float32) -> Callable[[], Float32]:
-        """As `KvStore.mass`."""
-        return self._submit(session_id, self._handle.mass.remote(session_id, lse))
-
-    def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
+    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """As `KvStore.keep`."""
-        self._get(session_id, self._handle.keep.remote(session_id, layer, blocks))
+        self._get(session_id, self._handle.keep.remote(session_id, layer, blocks, limit))
+
+    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """As `KvStore.reanchor`."""
+        rows = np.ascontiguousarray(importance)
+        self._get(session_id, self._handle.reanchor.remote(session_id, layer, first, rows))
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """As `KvStore.gather`."""

@@ -6,13 +6,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moorage.kernels.block_score import score_blocks, score_pooled
+from moorage.kernels.block_score import score_blocks, score_keys, score_pooled
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
-from moorage.workers.kv.messages import Float32, Int32, Pooling, SelectReply, SelectRequest
-from moorage.workers.spec import AnchorType
+from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
+from moorage.workers.spec import AnchorPool, AnchorType, HeadPool
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A preselection: some of the blocks before `limit`, and every block from there on."""
+
+    blocks: Int32
+    """Ascending."""
+    limit: int
+
+    def until(self, end: int) -> Int32:
+        """The candidates before `end`."""
+        if end <= self.limit:
+            return self.blocks
+        return np.concatenate((self.blocks, np.arange(self.limit, end, dtype=np.int32)))
 
 
 @dataclass(slots=True)
@@ -40,26 +55,24 @@ class Selector:
         self._quest = arena.layout.anchor_type is AnchorType.QUEST
         self._spare: list[Float32] = []
 
-    def select(
-        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None
-    ) -> SelectReply:
+    def select(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> SelectReply:
         """The best candidates of this arena alone."""
-        linear = request.pooling is Pooling.SUM and self._arena.layout.anchor_num == 1
-        if linear:
+        one_vector = self._arena.layout.anchor_num == 1 and not request.perhead and request.refine is None
+        if one_vector and request.pooling is HeadPool.SUM:
             return self._select_linear(request, pages, num_sealed, kept)
         scoring = self.score(request, pages, num_sealed, kept)
-        reply = self.choose(scoring, self.lse(scoring) if request.pooling is Pooling.SOFTMAX else None)
+        reply = self.choose(scoring, self.lse(scoring) if request.pooling is HeadPool.SOFTMAX else None)
         self.release(scoring)
         return reply
 
     def _select_linear(
-        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None
+        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None
     ) -> SelectReply:
         """Scores and pools in one pass over the anchors."""
         rows, _ = self._check(request)
         candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
         count = len(candidate_pages)
-        num_choices = 1 if request.shared else self._arena.layout.num_kv_heads
+        num_choices = request.num_choices(self._arena.layout.num_kv_heads)
         pooled = self._borrow(rows * num_choices * count).reshape(rows, num_choices, count)
         if pooled.size:
             anchors = self._arena.anchors[request.layer]
@@ -70,15 +83,17 @@ class Selector:
         self._give_back(pooled)
         return reply
 
-    def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None) -> Scoring:
+    def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> Scoring:
         """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""
         rows, heads = self._check(request)
         candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
         count = len(candidate_pages)
         logits = self._borrow(rows * heads * count).reshape(rows, heads, count)
-        if logits.size:
-            anchors = self._arena.anchors[request.layer]
-            score_blocks(anchors, candidate_pages, request.queries, self._quest, logits)
+        if logits.size and request.refine is not None:
+            score_keys(self._arena.kv[request.layer], candidate_pages, request.queries, logits)
+        elif logits.size:
+            anchors, add = self._arena.anchors[request.layer], request.anchor_pool is AnchorPool.SUM
+            score_blocks(anchors, candidate_pages, request.queries, self._quest, logits, add=add)
         return Scoring(request, candidates, limits, logits)
 
     def lse(self, scoring: Scoring) -> Float32:
@@ -92,34 +107,24 @@ class Selector:
 
     def choose(self, scoring: Scoring, lse: Float32 | None) -> SelectReply:
         """The best candidates; `lse` [R, Hq] over the blocks of all shards is needed for SOFTMAX only."""
-        pooled = self._pool(scoring, scoring.request.shared, lse)
+        pooled = self._pool(scoring, lse)
         reply = _best(scoring.request, scoring.candidates, scoring.limits, pooled)
         self._give_back(pooled)
         return reply
-
-    def mass(self, scoring: Scoring, lse: Float32) -> Float32:
-        """[n]: the softmax mass of each candidate, a mean over heads, summed over the rows."""
-        if not scoring.logits.size:
-            return np.zeros(scoring.logits.shape[2], np.float32)
-        pooled = self._pool(scoring, True, lse)
-        mass = np.where(np.isfinite(pooled), pooled, np.float32(0)).sum(axis=(0, 1), dtype=np.float32)
-        self._give_back(pooled)
-        return np.asarray(mass, np.float32)
 
     def release(self, scoring: Scoring) -> None:
         """Takes the logits' memory back; `scoring` must not be used again."""
         self._give_back(scoring.logits)
 
-    def _pool(self, scoring: Scoring, shared: bool, lse: Float32 | None) -> Float32:
+    def _pool(self, scoring: Scoring, lse: Float32 | None) -> Float32:
         rows, _, count = scoring.logits.shape
-        num_kv_heads = self._arena.layout.num_kv_heads
-        num_choices = 1 if shared else num_kv_heads
+        num_choices = scoring.request.num_choices(self._arena.layout.num_kv_heads)
         pooled = self._borrow(rows * num_choices * count).reshape(rows, num_choices, count)
         request = scoring.request
         pool_scores(
             scoring.logits,
-            num_kv_heads,
-            shared,
+            num_choices,
+            num_choices == 1,
             request.scale,
             scoring.limits,
             pooled,
@@ -157,15 +162,16 @@ class Selector:
 
 
 def _candidates(
-    request: SelectRequest, pages: Int32, num_sealed: int, kept: Int32 | None
+    request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None
 ) -> tuple[Int32 | None, Int32, Int32]:
     """(candidates as in Scoring, their pages, how many of them each row may choose among)."""
     first = request.first
     limits = np.maximum(np.minimum(request.limits, np.int32(num_sealed)), np.int32(first))
     end = int(limits.max()) if len(limits) else first
-    if kept is None:
+    among = request.refine if kept is None or request.refine is not None else kept.until(end)
+    if among is None:
         return None, pages[first:end], limits - np.int32(first)
-    ids = kept[np.searchsorted(kept, first) : np.searchsorted(kept, end)]
+    ids = among[np.searchsorted(among, first) : np.searchsorted(among, end)]
     return ids, pages[ids], np.searchsorted(ids, limits).astype(np.int32)
 
 

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from moorage.workers.errors import MoorageError
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.merge import merge_choices
 from moorage.workers.kv.messages import (
+    AnchorRotation,
     Float32,
     Int32,
-    Pooling,
     SelectRequest,
     Storage,
     StoreStats,
 )
 from moorage.workers.kv.stripes import Stripes
-from moorage.workers.spec import KvLayout
+from moorage.workers.spec import AnchorPool, HeadPool, KvLayout
 
 T = TypeVar("T")
-
-PRESELECT_ROWS = 16
-"""Queries of one preselection that are scored at a time; bounds the memory of their logits."""
-NEIGHBOUR_SHARE = 0.25
-"""Share of a block's preselection mass that each of its neighbours receives."""
 
 
 class ShardedKv:
@@ -46,11 +42,16 @@ class ShardedKv:
         self._tokens = Stripes(len(links), stripe_blocks * layout.block_size)
         self._num_blocks: dict[int, int] = {}
 
-    def open(self, session_id: int, num_blocks: int) -> None:
-        """Reserves room in all shards. If StoreFull or InvalidRequest is raised, nothing has changed."""
+    def open(self, session_id: int, num_blocks: int, inv_freq: NDArray[np.float64] | None = None) -> None:
+        """Reserves room in all shards. If StoreFull or InvalidRequest is raised, nothing has changed.
+
+        `inv_freq` [rotary_dim / 2] is needed where anchors summarise rotated keys.
+        """
         for shard, link in enumerate(self.links):
+            stripes = (shard, len(self.links), self._blocks.length)
+            rotation = None if inv_freq is None else AnchorRotation(inv_freq, *stripes)
             try:
-                link.open(session_id, self._blocks.count(num_blocks, shard))
+                link.open(session_id, self._blocks.count(num_blocks, shard), rotation)
             except MoorageError:
                 for opened in self.links[:shard]:
                     opened.drop(session_id)
@@ -112,66 +113,81 @@ class ShardedKv:
         shared: bool,
         scale: float,
         use_preselected: bool = False,
-        pooling: Pooling = Pooling.SOFTMAX,
+        pooling: HeadPool = HeadPool.SOFTMAX,
+        anchor_pool: AnchorPool = AnchorPool.MAX,
+        perhead: bool = False,
+        coarse: int = 0,
     ) -> tuple[Int32, Float32]:
         """The `k` best of the sealed blocks [first, limits[r]) for each row of `queries` [R, Hq, D].
 
-        Returns (ids, scores), [R, S, k] with S = 1 (shared) or the KV heads; ids ascend, padded with -1.
+        With `coarse`, the anchors choose that many blocks first, for each row and choice, and their best single keys
+        decide between them; choices of one row share what any of them has kept. Returns (ids, scores), [R, S, k] with
+        S = 1 (shared), the query heads (`perhead`) or the KV heads; ids ascend, padded with -1.
         """
-        requests = [
-            SelectRequest(
-                session_id,
-                layer,
-                queries,
-                self._blocks.count(first, shard),
-                self._blocks.counts(limits, shard),
-                k,
-                shared,
-                scale,
-                use_preselected,
-                pooling,
-            )
-            for shard in range(len(self.links))
-        ]
+        request = SelectRequest(
+            session_id,
+            layer,
+            queries,
+            first,
+            limits,
+            max(coarse, k),
+            shared,
+            scale,
+            use_preselected,
+            pooling,
+            anchor_pool,
+            perhead,
+        )
+        ids, scores = self._choose(request)
+        if coarse <= k:
+            return ids, scores
+        rows = [self._refine(request, row, ids[row], k) for row in range(len(queries))]
+        return np.concatenate([ids for ids, _ in rows]), np.concatenate([scores for _, scores in rows])
+
+    def _refine(self, request: SelectRequest, row: int, kept: Int32, k: int) -> tuple[Int32, Float32]:
+        """The fine pass of one row among the blocks `kept` [S, n]."""
+        one = slice(row, row + 1)
+        among = np.unique(kept[kept >= 0]).astype(np.int32)
+        queries, limits = request.queries[one], request.limits[one]
+        return self._choose(replace(request, queries=queries, limits=limits, k=k, refine=among))
+
+    def _choose(self, request: SelectRequest) -> tuple[Int32, Float32]:
         if len(self.links) == 1:
-            reply = self.links[0].submit_select(requests[0])()
+            reply = self.links[0].submit_select(request)()
             return reply.ids, reply.scores
-        if pooling is Pooling.SOFTMAX:
+        requests = [self._of_shard(request, shard) for shard in range(len(self.links))]
+        if request.pooling is HeadPool.SOFTMAX:
             lse = self._score(requests)
-            replies = self._ask(lambda link, _: link.submit_choose(session_id, lse))
+            replies = self._ask(lambda link, _: link.submit_choose(request.session_id, lse))
         else:
             replies = self._ask(lambda link, shard: link.submit_select(requests[shard]))
-        return merge_choices(replies, self._blocks, k)
+        return merge_choices(replies, self._blocks, request.k)
 
-    def preselect(
-        self,
-        session_id: int,
-        layer: int,
-        queries: Float32,
-        *,
-        first: int,
-        limit: int,
-        count: int,
-        scale: float,
-    ) -> Int32:
-        """Chooses the `count` blocks of [first, limit) that `queries` [N, Hq, D] ask for most, for all heads.
+    def _of_shard(self, request: SelectRequest, shard: int) -> SelectRequest:
+        refine = request.refine
+        if refine is not None:
+            shards, local = self._blocks.split(refine)
+            refine = local[shards == shard]
+        return replace(
+            request,
+            first=self._blocks.count(request.first, shard),
+            limits=self._blocks.counts(request.limits, shard),
+            refine=refine,
+        )
 
-        A block's mass is its softmax share, averaged over heads and summed over queries, and each neighbour
-        receives a quarter of it. Later selections with `use_preselected` choose among these blocks only.
-        """
-        mass = np.zeros(max(limit - first, 0), np.float32)
-        for start in range(0, len(queries), PRESELECT_ROWS):
-            rows = np.ascontiguousarray(queries[start : start + PRESELECT_ROWS])
-            self._add_mass(mass, session_id, layer, rows, first, limit, scale)
-        spread = mass.copy()
-        spread[1:] += np.float32(NEIGHBOUR_SHARE) * mass[:-1]
-        spread[:-1] += np.float32(NEIGHBOUR_SHARE) * mass[1:]
-        best = np.argsort(-spread, kind="stable")[: max(count, 0)]
-        kept = np.sort(best + first).astype(np.int32)
-        shards, local = self._blocks.split(kept)
+    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
+        """Restricts later selections with `use_preselected`: of the blocks before `limit`, to ascending `blocks`."""
+        shards, local = self._blocks.split(blocks)
         for shard, link in enumerate(self.links):
-            link.keep(session_id, layer, local[shards == shard])
-        return kept
+            link.keep(session_id, layer, local[shards == shard], self._blocks.count(limit, shard))
+
+    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
+        shards, local = self._blocks.split(np.arange(first, first + len(importance), dtype=np.int32))
+        for shard, link in enumerate(self.links):
+            here = shards == shard
+            if here.any():
+                link.reanchor(session_id, layer, int(local[here][0]), importance[here])
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
@@ -202,35 +218,6 @@ class ShardedKv:
         """[R, Hq] log-sum-exp over all shards."""
         parts = self._ask(lambda link, shard: link.submit_score(requests[shard]))
         return np.asarray(np.logaddexp.reduce(parts, axis=0), np.float32)
-
-    def _add_mass(
-        self,
-        mass: Float32,
-        session_id: int,
-        layer: int,
-        rows: Float32,
-        first: int,
-        limit: int,
-        scale: float,
-    ) -> None:
-        totals = np.full(len(rows), limit, np.int32)
-        requests = [
-            SelectRequest(
-                session_id,
-                layer,
-                rows,
-                self._blocks.count(first, shard),
-                self._blocks.counts(totals, shard),
-                0,
-                True,
-                scale,
-            )
-            for shard in range(len(self.links))
-        ]
-        lse = self._score(requests)
-        for shard, part in enumerate(self._ask(lambda link, _: link.submit_mass(session_id, lse))):
-            local = np.arange(requests[shard].first, requests[shard].first + len(part), dtype=np.int32)
-            mass[self._blocks.joined(shard, local) - first] += part
 
     def _ask(self, submit: Callable[[Link, int], Callable[[], T]]) -> list[T]:
         """Submits to all shards before it waits for any, so that they work at the same time."""

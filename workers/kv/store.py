@@ -13,6 +13,7 @@ from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import BlockTable, PageAllocator
 from moorage.workers.kv.messages import (
+    AnchorRotation,
     Float32,
     Int32,
     SelectReply,
@@ -20,8 +21,21 @@ from moorage.workers.kv.messages import (
     Storage,
     StoreStats,
 )
-from moorage.workers.kv.selector import Scoring, Selector
-from moorage.workers.spec import AnchorType, KvLayout
+from moorage.workers.kv.selector import Kept, Scoring, Selector
+from moorage.workers.kv.stripes import Stripes
+from moorage.workers.spec import AnchorSpace, AnchorType, KvLayout
+
+ANCHOR_BLOCKS = 64
+"""Blocks whose anchors are built at once; bounds the memory of their angles."""
+_KINDS = {
+    AnchorType.BLOCK_MEAN: "mean",
+    AnchorType.BLOCK_MAX: "max",
+    AnchorType.QUEST: "bounds",
+    AnchorType.FIXED: "fixed",
+    AnchorType.DYNAMIC: "mean",
+    AnchorType.REPR_TOPK: "mean",
+}
+"""What a block's anchors are made of when it is sealed; important keys follow when they are known."""
 
 
 @dataclass(slots=True)
@@ -31,10 +45,12 @@ class StoredSession:
     table: BlockTable
     num_sealed: list[int]
     """By layer: the first blocks, full and with anchors."""
-    kept: dict[int, Int32] = field(default_factory=dict)
-    """By layer: the preselected blocks, ascending."""
+    kept: dict[int, Kept] = field(default_factory=dict)
+    """By layer: the preselected blocks."""
+    rotation: AnchorRotation | None = None
+    """Set when anchors summarise rotated keys."""
     scoring: Scoring | None = None
-    """A scored request that waits for its `choose` or `mass`."""
+    """A scored request that waits for its `choose`."""
 
 
 class KvStore:
@@ -50,15 +66,24 @@ class KvStore:
         self._sessions: dict[int, StoredSession] = {}
         self._selector = Selector(self.arena)
 
-    def open(self, session_id: int, num_blocks: int) -> Int32:
-        """Reserves pages and returns them. If StoreFull or InvalidRequest is raised, nothing has changed."""
+    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> Int32:
+        """Reserves pages and returns them. If StoreFull or InvalidRequest is raised, nothing has changed.
+
+        `rotation` is needed where anchors summarise rotated keys, and ignored elsewhere.
+        """
         if session_id in self._sessions:
             raise InvalidRequest(f"session {session_id} is open already; drop it first or attach to it")
         if num_blocks < 0:
             raise InvalidRequest(f"session {session_id}: {num_blocks} blocks; ask for none or more")
+        if self.layout.anchor_space is AnchorSpace.PLAIN:
+            rotation = None
+        elif rotation is None:
+            raise InvalidRequest(
+                f"session {session_id}: anchors of rotated keys need angles; open it with them"
+            )
         pages = self._pages.take(num_blocks, session_id)
-        layers = self.layout.num_layers
-        self._sessions[session_id] = StoredSession(BlockTable(session_id, pages, [0] * layers), [0] * layers)
+        table = BlockTable(session_id, pages, [0] * self.layout.num_layers)
+        self._sessions[session_id] = StoredSession(table, [0] * self.layout.num_layers, rotation=rotation)
         return pages
 
     def resize(self, session_id: int, num_blocks: int) -> Int32:
@@ -102,15 +127,62 @@ class KvStore:
         session.table.num_tokens[layer] = end
         sealed, full = session.num_sealed[layer], end // size
         if full > sealed:
-            quest = self.layout.anchor_type is AnchorType.QUEST
-            pages = session.table.pages[sealed:full]
-            build_anchors(self.arena.kv[layer], self.arena.anchors[layer], pages, quest)
+            for first in range(sealed, full, ANCHOR_BLOCKS):
+                self._build(session, layer, first, min(first + ANCHOR_BLOCKS, full), None)
             session.num_sealed[layer] = full
 
     def append(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
         """Writes and commits rows [T, Hkv, D]."""
         end = self._session(session_id).table.write(self.arena, layer, start, keys, values)
         self.commit(session_id, layer, start, end)
+
+    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """Makes the anchors of sealed blocks [first, first + n) from their most important keys.
+
+        `importance` [n, Hkv, B] says how much attention each key received.
+        """
+        session = self._session(session_id)
+        session.table.check_layer(layer)
+        layout, end = self.layout, first + len(importance)
+        if importance.shape[1:] != (layout.num_kv_heads, layout.block_size):
+            raise InvalidRequest(
+                f"importance of shape {importance.shape}; expected [blocks, {layout.num_kv_heads}, "
+                f"{layout.block_size}]"
+            )
+        if not 0 <= first <= end <= session.num_sealed[layer] or not layout.anchor_type.needs_importance:
+            raise InvalidRequest(
+                f"session {session_id}, layer {layer}: importance for blocks {first} to {end - 1} of "
+                f"{session.num_sealed[layer]} sealed, {layout.anchor_type} anchors; send it for sealed blocks only"
+            )
+        for start in range(first, end, ANCHOR_BLOCKS):
+            stop = min(start + ANCHOR_BLOCKS, end)
+            self._build(session, layer, start, stop, importance[start - first : stop - first])
+
+    def _build(
+        self, session: StoredSession, layer: int, first: int, end: int, importance: Float32 | None
+    ) -> None:
+        layout = self.layout
+        kind = _KINDS[layout.anchor_type] if importance is None else "important"
+        build_anchors(
+            self.arena.kv[layer],
+            self.arena.anchors[layer],
+            session.table.pages[first:end],
+            kind,
+            importance=importance,
+            num_top=layout.repr_topk if layout.anchor_type is AnchorType.REPR_TOPK else layout.anchor_num,
+            rotation=self._rotation(session, first, end),
+        )
+
+    def _rotation(self, session: StoredSession, first: int, end: int) -> tuple[Float32, Float32] | None:
+        """(cos, sin), each [n, B, rotary_dim / 2], of the keys of blocks [first, end); angles in fp64."""
+        turn = session.rotation
+        if turn is None:
+            return None
+        blocks = np.arange(first, end, dtype=np.int32)
+        places = Stripes(turn.num_shards, turn.stripe_blocks).joined(turn.shard, blocks).astype(np.int64)
+        positions = places[:, None] * self.layout.block_size + np.arange(self.layout.block_size)
+        angles = np.multiply.outer(positions, turn.inv_freq)
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`; the pages stay reserved."""
@@ -133,7 +205,7 @@ class KvStore:
         return self._selector.select(request, *self._candidates(request))
 
     def score(self, request: SelectRequest) -> Float32:
-        """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `choose` or `mass`."""
+        """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `choose`."""
         scoring = self._selector.score(request, *self._candidates(request))
         self._session(request.session_id).scoring = scoring
         return self._selector.lse(scoring)
@@ -145,20 +217,13 @@ class KvStore:
         self._selector.release(scoring)
         return reply
 
-    def mass(self, session_id: int, lse: Float32) -> Float32:
-        """[n] softmax mass of this shard's candidates: mean over heads, sum over rows. Ends a `score`."""
-        scoring = self._take_scoring(session_id, lse)
-        mass = self._selector.mass(scoring, lse)
-        self._selector.release(scoring)
-        return mass
-
-    def keep(self, session_id: int, layer: int, blocks: Int32) -> None:
-        """Restricts selections of `layer` with `use_preselected` to `blocks` (ascending)."""
+    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
+        """Restricts selections of `layer` with `use_preselected`: of the blocks before `limit`, to `blocks`."""
         session = self._session(session_id)
         session.table.pages_of(layer, blocks, self.layout.block_size)
         if len(blocks) > 1 and not (blocks[1:] > blocks[:-1]).all():
             raise InvalidRequest(f"session {session_id}: preselected blocks are not ascending; sort them")
-        session.kept[layer] = np.array(blocks, np.int32)
+        session.kept[layer] = Kept(np.array(blocks, np.int32), limit)
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
@@ -213,7 +278,7 @@ class KvStore:
         self._sessions.clear()
         self.arena.close()
 
-    def _candidates(self, request: SelectRequest) -> tuple[Int32, int, Int32 | None]:
+    def _candidates(self, request: SelectRequest) -> tuple[Int32, int, Kept | None]:
         """(pages, sealed blocks, preselected blocks or None) of what `request` is about."""
         session = self._session(request.session_id)
         session.table.check_layer(request.layer)

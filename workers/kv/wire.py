@@ -17,18 +17,19 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound, ResourceExhausted, StoreFull
-from moorage.workers.kv.messages import Pooling
-from moorage.workers.spec import AnchorType, KvLayout, KvType
+from moorage.workers.kv.messages import Float32, Int32, SelectRequest
+from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
 
 REQUEST = struct.Struct("<HHiqqqiiiidqq")
 REPLY = struct.Struct("<ii")
 """Status, and a count that depends on the op; STATS and errors go on with bytes of their own."""
 STATS = struct.Struct("<7q")
-_HELLO = struct.Struct("<4iq16s16siq")
+_HELLO = struct.Struct("<4iq16s16si16siq")
 MAX_PACKET_BYTES = 4096
 
-_SHARED, _USE_PRESELECTED, _POOLING_SHIFT = 1, 2, 8
-_POOLINGS = tuple(Pooling)
+_FLAGS = {"shared": 1, "use_preselected": 2, "perhead": 4}
+_ANCHOR_SUM, _REFINE, _POOLING_SHIFT = 8, 16, 8
+_POOLINGS = tuple(HeadPool)
 _ERRORS: tuple[type[MoorageError], ...] = (
     MoorageError,
     InvalidRequest,
@@ -49,10 +50,10 @@ class Op(IntEnum):
     SELECT = 6
     SCORE = 7
     CHOOSE = 8
-    MASS = 9
-    KEEP = 10
-    DROP = 11
-    STATS = 12
+    KEEP = 9
+    DROP = 10
+    STATS = 11
+    REANCHOR = 12
 
 
 class Request(NamedTuple):
@@ -63,27 +64,47 @@ class Request(NamedTuple):
     layer: int = 0
     session_id: int = 0
     start: int = 0
-    """First token of COMMIT, first block of SELECT and SCORE."""
+    """First token of COMMIT, first block of SELECT, SCORE and REANCHOR; limit of KEEP; angles of OPEN."""
     end: int = 0
     """End of COMMIT; blocks of OPEN and RESIZE; tokens of TRUNCATE; number of ids of KEEP."""
     num_rows: int = 0
+    """Rows of SELECT and SCORE, blocks of REANCHOR; of an OPEN with angles, its shard."""
     num_heads: int = 0
+    """Of an OPEN with angles, the number of shards."""
     k: int = 0
-    reserved: int = 0
+    """Of an OPEN with angles, the blocks of a stripe."""
+    num_refined: int = 0
+    """Blocks that SELECT and SCORE choose among, if they refine."""
     scale: float = 0.0
     reply_offset: int = 0
     window_bytes: int = 0
 
 
-def pack_flags(shared: bool, use_preselected: bool, pooling: Pooling) -> int:
+def pack_flags(request: SelectRequest) -> int:
     """The flags of SELECT and SCORE."""
-    choice = _POOLINGS.index(pooling) << _POOLING_SHIFT
-    return choice | (_SHARED if shared else 0) | (_USE_PRESELECTED if use_preselected else 0)
+    flags = _POOLINGS.index(request.pooling) << _POOLING_SHIFT
+    for name, bit in _FLAGS.items():
+        flags |= bit if getattr(request, name) else 0
+    flags |= _ANCHOR_SUM if request.anchor_pool is AnchorPool.SUM else 0
+    return flags | (_REFINE if request.refine is not None else 0)
 
 
-def unpack_flags(flags: int) -> tuple[bool, bool, Pooling]:
-    """The inverse of `pack_flags`."""
-    return bool(flags & _SHARED), bool(flags & _USE_PRESELECTED), _POOLINGS[flags >> _POOLING_SHIFT]
+def unpack_request(header: Request, queries: Float32, limits: Int32, refine: Int32) -> SelectRequest:
+    """The request of a SELECT or SCORE header and its arrays."""
+    flags = header.flags
+    return SelectRequest(
+        header.session_id,
+        header.layer,
+        queries,
+        header.start,
+        limits,
+        header.k,
+        scale=header.scale,
+        pooling=_POOLINGS[flags >> _POOLING_SHIFT],
+        anchor_pool=AnchorPool.SUM if flags & _ANCHOR_SUM else AnchorPool.MAX,
+        refine=refine if flags & _REFINE else None,
+        **{name: bool(flags & bit) for name, bit in _FLAGS.items()},
+    )
 
 
 def pack_error(error: MoorageError) -> bytes:
@@ -117,13 +138,27 @@ class Hello:
             layout.kv_type.encode(),
             layout.anchor_type.encode(),
             layout.anchor_num,
+            layout.anchor_space.encode(),
+            layout.repr_topk,
             self.pid,
         )
 
     @classmethod
     def unpack(cls, packet: bytes) -> Hello:
         """The inverse of `pack`."""
-        layers, heads, dim, size, num_pages, kv, anchor, anchor_num, pid = _HELLO.unpack(packet)
-        kv_type, anchor_type = (name.rstrip(b"\0").decode() for name in (kv, anchor))
-        layout = KvLayout(layers, heads, dim, size, KvType(kv_type), AnchorType(anchor_type), anchor_num)
+        layers, heads, dim, size, num_pages, kv, anchor, anchor_num, space, repr_topk, pid = _HELLO.unpack(
+            packet
+        )
+        kv_type, anchor_type, anchor_space = (name.rstrip(b"\0").decode() for name in (kv, anchor, space))
+        layout = KvLayout(
+            layers,
+            heads,
+            dim,
+            size,
+            KvType(kv_type),
+            AnchorType(anchor_type),
+            anchor_num,
+            AnchorSpace(anchor_space),
+            repr_topk,
+        )
         return cls(layout, num_pages, pid)

@@ -27,7 +27,7 @@ def test_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str], c
     values = yaml.safe_load(output(capsys, "config", str(cluster)))
     assert values["memory"]["topk"] == values["long_context"]["second_select_num"] == 4
     assert values["memory"]["positions"] == "clamped"
-    assert values["long_context"]["anchor_type"] == "BLOCK_MEAN"
+    assert values["long_context"]["anchor_type"] == "REPR_TOPK"
     assert values["scheduler"]["max_step_tokens"] == 4096
     as_json = json.loads(output(capsys, "config", str(cluster), "--json", "--set", "memory.topk=5"))
     assert as_json["memory"]["topk"] == 5

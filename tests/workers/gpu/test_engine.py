@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from moorage.workers.errors import StoreFull
-from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.model.rope import cos_sin, rope_view, rotate
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions, Segment, StepPlan
+from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions, Preselect, Segment, StepPlan
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint
 
@@ -145,7 +143,7 @@ def test_half_storage_costs_no_more_than_rounding_keys_and_values(llama: TinyMod
     assert 0 < error <= 2 * baseline + 1e-5
 
 
-@pytest.mark.parametrize("positions", list(Positions))
+@pytest.mark.parametrize("positions", [Positions.ROPE, Positions.CLAMPED, Positions.DCA])
 @pytest.mark.parametrize("mode", list(HeadSelectMode))
 @pytest.mark.parametrize("anchor_type", list(AnchorType))
 def test_a_budget_that_covers_every_block_equals_full(
@@ -153,8 +151,8 @@ def test_a_budget_that_covers_every_block_equals_full(
 ) -> None:
     driver = Driver(llama.directory, llama.spec, anchor_type=anchor_type)
     prompt = prompt_of(llama, 230)
-    full = memory(positions=positions)
-    chosen = memory(positions=positions, head_select_mode=mode, topk=13, exc_block_size=24, n_init=16)
+    full = memory(positions=positions, pretraining_length=60, dca_chunk=48)
+    chosen = replace(full, head_select_mode=mode, topk=13, exc_block_size=24, n_init=16)
     want = driver.prompt_logprobs(prompt, full, (64,))
     got = driver.prompt_logprobs(prompt, chosen, (72, 48))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
@@ -162,48 +160,6 @@ def test_a_budget_that_covers_every_block_equals_full(
     got_tokens = [(r.token_id, r.logprob) for r in driver.generate(prompt, chosen, (72,), 24)]
     assert [t for t, _ in got_tokens] == [t for t, _ in want_tokens]
     np.testing.assert_allclose([p for _, p in got_tokens], [p for _, p in want_tokens], atol=1e-4)
-
-
-def clamped_reference(model: TinyModel, prompt: list[int], window: int) -> torch.Tensor:
-    """Log-probabilities under clamped positions over all keys: logit by logit at distance min(i - j, window - 1)."""
-    view = rope_view(model.spec.rope, len(prompt))
-    count, group = len(prompt), model.spec.group_size
-    distance = (torch.arange(count)[:, None] - torch.arange(count)[None]).clamp(0, window - 1)
-    causal = torch.ones(count, count, dtype=torch.bool).tril()
-
-    def attend(_layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        keys, values = (t.repeat_interleave(group, dim=1).transpose(0, 1) for t in (k, v))
-        logits = torch.empty(q.shape[1], count, count)
-        for i in range(count):
-            turned = rotate(q[i][:, None].expand(-1, count, -1), *cos_sin(view, distance[i]))
-            logits[:, i] = (turned * keys).sum(-1)
-        logits *= view.attention_scale**2 / math.sqrt(model.spec.head_dim)
-        weights = torch.softmax(logits.masked_fill(~causal, -math.inf), dim=-1)
-        return (weights @ values).transpose(0, 1)
-
-    decoder = Decoder.load(model.directory, model.spec, "float32", "cpu")
-    return logprobs_of(decoder.logits(decoder.forward(torch.tensor(prompt), attend)), prompt)
-
-
-@pytest.mark.parametrize("window", [1, 16, 20, 45])
-def test_clamped_positions_equal_their_definition(llama: TinyModel, window: int) -> None:
-    driver = Driver(llama.directory, llama.spec)
-    prompt = prompt_of(llama, 120)
-    want = clamped_reference(llama, prompt, window)
-    axes = memory(positions=Positions.CLAMPED, local_windows_len=window)
-    for chunks in ((120,), (40, 7)):
-        got = driver.prompt_logprobs(prompt, axes, chunks)
-        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
-    start = len(prompt) - 20
-    results = []
-    opens = (driver.open(7, prompt[:start], axes, 30),)
-    results += driver.step(opens=opens, segments=(Segment(7, 0, tuple(prompt[:start]), sample=False),))
-    found = []
-    for place in range(start, len(prompt)):
-        segment = Segment(7, place, (prompt[place],), sample=False, prompt_logprobs=True)
-        (result,) = driver.step(segments=(segment,))
-        found += result.prompt_logprobs
-    torch.testing.assert_close(torch.tensor(found), want[-len(found) :], atol=1e-4, rtol=1e-4)
 
 
 def test_sessions_in_one_batch_get_what_each_gets_alone(llama: TinyModel) -> None:
@@ -251,8 +207,11 @@ def test_a_second_turn_equals_a_prompt_from_scratch(llama: TinyModel) -> None:
         {"token_step": 3},
         {"token_step": 40, "layer_step": 3},
         {"dense_layer_num": 1},
-        {"preselect_block": True, "preselect_block_count": 4},
-        {"preselect_block": True, "preselect_block_count": 4, "layer_step": 2, "token_step": 5},
+        {"preselect_block": Preselect.PROMPT, "preselect_block_count": 4},
+        {"preselect_block": Preselect.STEP, "preselect_block_count": 4},
+        {"head_select_mode": HeadSelectMode.PERHEAD, "exc_block_size": 32},
+        {"dense_until": 100},
+        {"preselect_block": Preselect.PROMPT, "preselect_block_count": 4, "layer_step": 2, "token_step": 5},
     ],
     ids=str,
 )

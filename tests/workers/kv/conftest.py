@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moorage.workers.kv.messages import Pooling, SelectRequest
-from moorage.workers.spec import AnchorType, KvLayout, KvType
+from moorage.workers.kv.messages import SelectRequest
+from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
 
 Array = NDArray[np.float32]
 
@@ -20,7 +20,7 @@ SERVE = """
 import sys
 from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.store import KvStore
-from moorage.workers.spec import AnchorType, KvLayout, KvType
+from moorage.workers.spec import AnchorSpace, AnchorType, KvLayout, KvType
 server = MailboxServer(KvStore({layout}, {num_pages}), num_threads=1)
 print(server.address, flush=True)
 sys.stdin.read()
@@ -34,7 +34,9 @@ class ReferenceStore:
 
     layout: KvLayout
     rows: dict[tuple[int, int], tuple[Array, Array]] = field(default_factory=dict)
-    kept: dict[tuple[int, int], NDArray[np.int32]] = field(default_factory=dict)
+    kept: dict[tuple[int, int], tuple[NDArray[np.int32], int]] = field(default_factory=dict)
+    importance: dict[tuple[int, int, int], Array] = field(default_factory=dict)
+    inv_freq: NDArray[np.float64] | None = None
 
     def stored(self, session_id: int, layer: int) -> tuple[Array, Array]:
         """K and V, each [tokens, Hkv, D]."""
@@ -44,6 +46,7 @@ class ReferenceStore:
     def append(self, session_id: int, layer: int, start: int, keys: Array, values: Array) -> None:
         held = self.stored(session_id, layer)
         new = (self._round(np.asarray(keys)), self._round(np.asarray(values)))
+        self._forget(session_id, layer, start)
         joined = [np.concatenate((old[:start], rows)) for old, rows in zip(held, new, strict=True)]
         self.rows[session_id, layer] = (joined[0], joined[1])
 
@@ -51,6 +54,37 @@ class ReferenceStore:
         for (owner, layer), (keys, values) in list(self.rows.items()):
             if owner == session_id:
                 self.rows[owner, layer] = (keys[:num_tokens], values[:num_tokens])
+                self._forget(owner, layer, num_tokens)
+
+    def _forget(self, session_id: int, layer: int, num_tokens: int) -> None:
+        for owner, at, block in list(self.importance):
+            if (owner, at) == (session_id, layer) and block >= num_tokens // self.layout.block_size:
+                del self.importance[owner, at, block]
+
+    def reanchor(self, session_id: int, layer: int, first: int, importance: Array) -> None:
+        for i, part in enumerate(importance):
+            self.importance[session_id, layer, first + i] = part
+
+    def anchors(self, session_id: int, layer: int, block: int, head: int) -> list[list[Array]]:
+        """For each sub-block, its vectors."""
+        layout, kind = self.layout, self.layout.anchor_type
+        keys = self.block(session_id, layer, block)[0][head].astype(np.float64)
+        if layout.anchor_space is AnchorSpace.ROTATED:
+            assert self.inv_freq is not None
+            keys = rotated(keys, block * layout.block_size + np.arange(len(keys)), self.inv_freq)
+        parts = np.split(keys, layout.anchor_num)
+        importance = self.importance.get((session_id, layer, block))
+        if kind.needs_importance and importance is not None:
+            num_top = layout.repr_topk if kind is AnchorType.REPR_TOPK else layout.anchor_num
+            best = np.argsort(-importance[head], kind="stable")[:num_top]
+            found = [[keys[part].mean(0)] for part in np.split(best, layout.anchor_num)]
+        elif kind is AnchorType.QUEST:
+            found = [[part.max(0), part.min(0)] for part in parts]
+        elif kind is AnchorType.BLOCK_MAX:
+            found = [[part.max(0)] for part in parts]
+        else:
+            found = [[part[0] if kind is AnchorType.FIXED else part.mean(0)] for part in parts]
+        return [[self._round(vector) for vector in vectors] for vectors in found]
 
     def block(self, session_id: int, layer: int, block: int) -> Array:
         """[2, Hkv, tokens of the block, D]."""
@@ -58,69 +92,68 @@ class ReferenceStore:
         part = slice(block * size, (block + 1) * size)
         return np.stack([rows[part].swapaxes(0, 1) for rows in self.stored(session_id, layer)])
 
-    def logits(self, session_id: int, layer: int, queries: Array) -> NDArray[np.float64]:
+    def logits(self, request: SelectRequest) -> NDArray[np.float64]:
         """[R, Hq, sealed blocks]"""
+        session_id, layer, queries = request.session_id, request.layer, request.queries
         num_sealed = len(self.stored(session_id, layer)[0]) // self.layout.block_size
-        keys = [self.block(session_id, layer, block)[0] for block in range(num_sealed)]
         rows, heads, _ = queries.shape
         out = np.zeros((rows, heads, num_sealed))
         group = heads // self.layout.num_kv_heads
-        for b, block in enumerate(keys):
+        for b in range(num_sealed):
             for head in range(heads):
-                out[:, head, b] = self._bound(queries[:, head].astype(np.float64), block[head // group])
+                query = queries[:, head].astype(np.float64)
+                if request.refine is not None:
+                    keys = self.block(session_id, layer, b)[0][head // group]
+                    out[:, head, b] = (query @ keys.T.astype(np.float64)).max(1)
+                    continue
+                scores = []
+                for vectors in self.anchors(session_id, layer, b, head // group):
+                    ends = [query * vector for vector in vectors]
+                    scores.append(np.max(ends, axis=0).sum(1))
+                pool = np.sum if request.anchor_pool is AnchorPool.SUM else np.max
+                out[:, head, b] = pool(scores, axis=0)
         return out
-
-    def _bound(self, queries: NDArray[np.float64], keys: Array) -> NDArray[np.float64]:
-        best = np.full(len(queries), -np.inf)
-        for part in np.split(keys, self.layout.anchor_num):
-            if self.layout.anchor_type is AnchorType.QUEST:
-                score = np.maximum(queries * part.max(0), queries * part.min(0)).sum(1)
-            else:
-                score = queries @ self._round(part.mean(0)).astype(np.float64)
-            best = np.maximum(best, score)
-        return best
 
     def select(self, request: SelectRequest) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """(ids, scores), [R, S, k]"""
-        logits = request.scale * self.logits(request.session_id, request.layer, request.queries)
+        logits = request.scale * self.logits(request)
         rows, _, count = logits.shape
-        choices = 1 if request.shared else self.layout.num_kv_heads
+        choices = request.num_choices(self.layout.num_kv_heads)
         ids = np.full((rows, choices, request.k), -1, np.int32)
         scores = np.full(ids.shape, -np.inf)
         for row in range(rows):
             allowed = np.arange(request.first, max(request.first, min(int(request.limits[row]), count)))
             kept = self.kept.get((request.session_id, request.layer))
-            if request.use_preselected and kept is not None:
-                allowed = np.intersect1d(allowed, kept)
+            if request.refine is not None:
+                allowed = np.intersect1d(allowed, request.refine)
+            elif request.use_preselected and kept is not None:
+                allowed = allowed[np.isin(allowed, kept[0]) | (allowed >= kept[1])]
             if not len(allowed):
                 continue
             pooled = pool(logits[row][:, allowed], request.pooling).reshape(choices, -1, len(allowed))
-            pooled = pooled.max(1) if request.pooling is Pooling.MAX else pooled.mean(1)
+            pooled = pooled.max(1) if request.pooling is HeadPool.MAX else pooled.mean(1)
             for choice in range(choices):
                 best = np.sort(np.argsort(-pooled[choice], kind="stable")[: request.k])
                 ids[row, choice, : len(best)] = allowed[best]
                 scores[row, choice, : len(best)] = pooled[choice][best]
         return ids, scores
 
-    def preselect(
-        self, session_id: int, layer: int, queries: Array, *, first: int, limit: int, count: int, scale: float
-    ) -> None:
-        logits = scale * self.logits(session_id, layer, queries)[:, :, first:limit]
-        mass = np.zeros(limit - first)
-        share = pool(logits, Pooling.SOFTMAX).sum((0, 1)) if logits.shape[2] else np.zeros(0)
-        mass[: len(share)] = share
-        spread = mass + 0.25 * np.concatenate((mass[1:], [0])) + 0.25 * np.concatenate(([0], mass[:-1]))
-        best = np.argsort(-spread, kind="stable")[:count]
-        self.kept[session_id, layer] = np.sort(best + first).astype(np.int32)
-
     def _round(self, rows: NDArray[np.generic]) -> Array:
         dtype = np.float16 if self.layout.kv_type is KvType.FP16 else np.float32
         return rows.astype(dtype).astype(np.float32)
 
 
-def pool(logits: NDArray[np.float64], pooling: Pooling) -> NDArray[np.float64]:
+def rotated(keys: Array, positions: NDArray[np.int64], inv_freq: NDArray[np.float64]) -> Array:
+    """Keys [n, D] turned at their positions, channel i with channel i + rd / 2."""
+    cos, sin = np.cos(np.outer(positions, inv_freq)), np.sin(np.outer(positions, inv_freq))
+    half = len(inv_freq)
+    low, high = keys[:, :half], keys[:, half : 2 * half]
+    return np.concatenate((low * cos - high * sin, high * cos + low * sin, keys[:, 2 * half :]), axis=1)
+
+
+def pool(logits: NDArray[np.float64], pooling: HeadPool) -> NDArray[np.float64]:
     """Per head: the softmax over the last axis, or the logits themselves."""
-    if pooling is not Pooling.SOFTMAX:
+    if pooling is not HeadPool.SOFTMAX:
         return logits
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(weights / weights.sum(-1, keepdims=True))
@@ -141,7 +174,8 @@ def serve_process() -> Iterator[Callable[[KvLayout, int], tuple[str, subprocess.
             f"KvLayout({layout.num_layers}, {layout.num_kv_heads}, {layout.head_dim}, {layout.block_size}, "
         )
         text += (
-            f"KvType({str(layout.kv_type)!r}), AnchorType({str(layout.anchor_type)!r}), {layout.anchor_num})"
+            f"KvType({str(layout.kv_type)!r}), AnchorType({str(layout.anchor_type)!r}), {layout.anchor_num}, "
+            f"AnchorSpace({str(layout.anchor_space)!r}), {layout.repr_topk})"
         )
         code = SERVE.format(layout=text, num_pages=num_pages)
         process = subprocess.Popen(

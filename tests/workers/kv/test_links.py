@@ -13,9 +13,9 @@ from moorage.workers.errors import InvalidRequest, NotFound, StoreFull
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
-from moorage.workers.kv.messages import Pooling, SelectRequest
+from moorage.workers.kv.messages import SelectRequest
 from moorage.workers.kv.store import KvStore
-from moorage.workers.spec import AnchorType, KvLayout, KvType
+from moorage.workers.spec import AnchorType, HeadPool, KvLayout, KvType
 
 NUM_PAGES = 40
 LAYOUTS = [
@@ -178,11 +178,16 @@ def test_random_work_agrees_with_numpy(case: tuple[Link, KvLayout], reference: R
     link.drop(session_id)
 
 
-@pytest.mark.parametrize("pooling", Pooling)
+@pytest.mark.parametrize("pooling", HeadPool)
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("rows", [1, 3])
 def test_select(
-    case: tuple[Link, KvLayout], session: int, reference: Reference, pooling: Pooling, shared: bool, rows: int
+    case: tuple[Link, KvLayout],
+    session: int,
+    reference: Reference,
+    pooling: HeadPool,
+    shared: bool,
+    rows: int,
 ) -> None:
     link, layout = case
     expected = reference(layout)
@@ -219,22 +224,11 @@ def test_two_rounds_equal_one(
     fill(link, expected, session, 9 * layout.block_size, np.random.default_rng(1))
     request = make_request(layout, session, 3, rows=2, first=1, shared=shared)
     lse = link.submit_score(request)()
-    logits = request.scale * expected.logits(session, 0, request.queries)[:, :, 1:]
+    logits = request.scale * expected.logits(request)[:, :, 1:]
     np.testing.assert_allclose(lse, np.log(np.exp(logits).sum(-1)), rtol=1e-5)
     reply, once = link.submit_choose(session, lse)(), link.submit_select(request)()
     np.testing.assert_array_equal(reply.ids, once.ids)
     np.testing.assert_array_equal(reply.scores, once.scores)
-
-
-def test_mass_sums_to_the_rows(case: tuple[Link, KvLayout], session: int, reference: Reference) -> None:
-    link, layout = case
-    fill(link, reference(layout), session, 9 * layout.block_size, np.random.default_rng(1))
-    lse = link.submit_score(make_request(layout, session, 3, rows=5, first=2))()
-    mass = link.submit_mass(session, lse)()
-    assert mass.shape == (7,)
-    np.testing.assert_allclose(mass.sum(), 5, rtol=1e-5)
-    with pytest.raises(InvalidRequest, match="score first"):
-        link.submit_mass(session, lse)()
 
 
 def test_only_kept_blocks_are_chosen(case: tuple[Link, KvLayout], session: int, reference: Reference) -> None:
@@ -242,8 +236,8 @@ def test_only_kept_blocks_are_chosen(case: tuple[Link, KvLayout], session: int, 
     expected = reference(layout)
     fill(link, expected, session, 10 * layout.block_size, np.random.default_rng(2))
     kept = np.array([1, 2, 5, 8], np.int32)
-    link.keep(session, 0, kept)
-    expected.kept[session, 0] = kept
+    link.keep(session, 0, kept, 9)
+    expected.kept[session, 0] = (kept, 9)
     for first, limit in [(0, 99), (2, 8), (3, 5)]:
         limits = np.array([limit], np.int32)
         for use in (True, False):
@@ -374,8 +368,8 @@ def test_bad_requests_are_refused_and_the_link_goes_on(
             "nothing negative",
             lambda: link.submit_select(make_request(layout, session, 0, first=-1))(),
         ),
-        (InvalidRequest, "ascending", lambda: link.keep(session, 0, np.array([1, 0], np.int32))),
-        (InvalidRequest, "blocks", lambda: link.keep(session, 0, np.array([3], np.int32))),
+        (InvalidRequest, "ascending", lambda: link.keep(session, 0, np.array([1, 0], np.int32), 2)),
+        (InvalidRequest, "blocks", lambda: link.keep(session, 0, np.array([3], np.int32), 4)),
         (InvalidRequest, "none or more", lambda: link.truncate(session, -1)),
     ]
     for error, message, call in bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,11 +19,20 @@ import pytest
 from moorage.workers.errors import InvalidRequest, NotFound, PeerDead, ResourceExhausted, StoreFull
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
-from moorage.workers.kv.messages import Pooling, SelectRequest
+from moorage.workers.kv.messages import SelectRequest
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.window import Window
-from moorage.workers.kv.wire import REPLY, Hello, pack_error, pack_flags, unpack_error, unpack_flags
-from moorage.workers.spec import AnchorType, KvLayout, KvType
+from moorage.workers.kv.wire import (
+    REPLY,
+    Hello,
+    Op,
+    Request,
+    pack_error,
+    pack_flags,
+    unpack_error,
+    unpack_request,
+)
+from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
 
 LAYOUT = KvLayout(1, 1, 16, 4)
 NUM_PAGES = 16
@@ -46,11 +57,26 @@ def make_request(rows: int = 1, session_id: int = 1) -> SelectRequest:
 
 
 def test_hello_and_flags_come_back() -> None:
-    hello = Hello(KvLayout(3, 2, 128, 64, KvType.FP32, AnchorType.BLOCK_MEAN, 4), 10**7, os.getpid())
+    hello = Hello(
+        KvLayout(3, 2, 128, 64, KvType.FP32, AnchorType.BLOCK_MEAN, 4, AnchorSpace.ROTATED, 8),
+        10**7,
+        os.getpid(),
+    )
     assert Hello.unpack(hello.pack()) == hello
-    for pooling in Pooling:
-        for shared in (True, False):
-            assert unpack_flags(pack_flags(shared, not shared, pooling)) == (shared, not shared, pooling)
+    plain = make_request(rows=2)
+    refine = np.array([3, 4], np.int32)
+    for pooling, anchor_pool, flag in itertools.product(HeadPool, AnchorPool, (True, False)):
+        request = replace(
+            plain,
+            pooling=pooling,
+            anchor_pool=anchor_pool,
+            shared=flag,
+            perhead=not flag,
+            use_preselected=flag,
+        )
+        for given in (request, replace(request, refine=refine)):
+            header = Request(Op.SELECT, pack_flags(given), 0, 1, k=2, scale=1.0)
+            assert unpack_request(header, given.queries, given.limits, refine) == given
 
 
 @pytest.mark.parametrize("cls", [InvalidRequest, NotFound, ResourceExhausted, StoreFull])

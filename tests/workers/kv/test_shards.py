@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from moorage.workers.errors import InvalidRequest, StoreFull
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
-from moorage.workers.kv.messages import Pooling, SelectRequest
+from moorage.workers.kv.messages import SelectRequest
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
-from moorage.workers.spec import AnchorType, KvLayout, KvType
+from moorage.workers.spec import AnchorType, HeadPool, KvLayout, KvType
 
 LAYOUT = KvLayout(2, 2, 16, 4, KvType.FP16, AnchorType.QUEST, 1)
 SCALE = 0.25
@@ -85,10 +86,10 @@ def test_blocks_come_back(
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3])
-@pytest.mark.parametrize("pooling", Pooling)
+@pytest.mark.parametrize("pooling", HeadPool)
 @pytest.mark.parametrize("shared", [True, False])
 def test_select_equals_one_store(
-    make_kv: MakeKv, reference: Any, num_shards: int, pooling: Pooling, shared: bool
+    make_kv: MakeKv, reference: Any, num_shards: int, pooling: HeadPool, shared: bool
 ) -> None:
     kv, expected, rng = make_kv(num_shards), reference(LAYOUT), np.random.default_rng(num_shards)
     kv.open(1, 41)
@@ -125,26 +126,56 @@ def test_among_equal_scores_the_lower_block_wins(make_kv: MakeKv, num_shards: in
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3])
-@pytest.mark.parametrize("num_queries", [1, 20])
-def test_preselect_equals_one_store(
-    make_kv: MakeKv, reference: Any, num_shards: int, num_queries: int
-) -> None:
-    kv, expected, rng = make_kv(num_shards), reference(LAYOUT), np.random.default_rng(num_queries)
+def test_a_preselection_equals_one_store(make_kv: MakeKv, reference: Any, num_shards: int) -> None:
+    kv, expected, rng = make_kv(num_shards), reference(LAYOUT), np.random.default_rng(num_shards)
     kv.open(1, 41)
     fill(kv, expected, 161, 4)
-    queries = rng.standard_normal((num_queries, 4, LAYOUT.head_dim), np.float32)
-    for first, limit, count in [(2, 35, 9), (0, 40, 3), (4, 10, 50), (5, 5, 3)]:
-        bounds = {"first": first, "limit": limit, "count": count, "scale": SCALE}
-        kept = kv.preselect(1, 0, queries, **bounds)
-        expected.preselect(1, 0, queries, **bounds)
-        np.testing.assert_array_equal(kept, expected.kept[1, 0])
+    for first, limit, count in [(2, 35, 9), (0, 40, 3), (4, 10, 5), (5, 5, 0)]:
+        kept = np.sort(rng.permutation(np.arange(first, limit))[:count]).astype(np.int32)
+        kv.keep(1, 0, kept, limit)
+        expected.kept[1, 0] = (kept, limit)
         query = rng.standard_normal((1, 4, LAYOUT.head_dim), np.float32)
-        limits = np.array([limit], np.int32)
+        for end in (limit - 1, limit, 40):
+            limits = np.array([end], np.int32)
+            ids, _ = kv.select(
+                1, 0, query, first=first, limits=limits, k=4, shared=True, scale=SCALE, use_preselected=True
+            )
+            request = SelectRequest(1, 0, query, first, limits, 4, True, SCALE, use_preselected=True)
+            np.testing.assert_array_equal(ids, expected.select(request)[0])
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3])
+@pytest.mark.parametrize("pooling", [HeadPool.SUM, HeadPool.SOFTMAX])
+def test_a_fine_pass_goes_by_the_best_keys_of_the_coarse_choice(
+    make_kv: MakeKv, reference: Any, num_shards: int, pooling: HeadPool
+) -> None:
+    kv, expected, rng = make_kv(num_shards), reference(LAYOUT), np.random.default_rng(3)
+    kv.open(1, 41)
+    fill(kv, expected, 161, 4)
+    queries = rng.standard_normal((2, 4, LAYOUT.head_dim), np.float32)
+    limits = np.array([40, 21], np.int32)
+    for shared, coarse in [(True, 9), (False, 9), (False, 60), (True, 3)]:
         ids, _ = kv.select(
-            1, 0, query, first=first, limits=limits, k=4, shared=True, scale=SCALE, use_preselected=True
+            1,
+            0,
+            queries,
+            first=1,
+            limits=limits,
+            k=4,
+            shared=shared,
+            scale=SCALE,
+            pooling=pooling,
+            coarse=coarse,
         )
-        request = SelectRequest(1, 0, query, first, limits, 4, True, SCALE, use_preselected=True)
-        np.testing.assert_array_equal(ids, expected.select(request)[0])
+        request = SelectRequest(1, 0, queries, 1, limits, max(coarse, 4), shared, SCALE, pooling=pooling)
+        rough, _ = expected.select(request)
+        for row in range(2 if coarse > 4 else 0):
+            among = np.unique(rough[row][rough[row] >= 0])
+            one = slice(row, row + 1)
+            fine = replace(request, queries=queries[one], limits=limits[one], k=4, refine=among)
+            np.testing.assert_array_equal(ids[one], expected.select(fine)[0])
+        if coarse <= 4:
+            np.testing.assert_array_equal(ids, rough)
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moorage.workers.spec import RopeSpec
+from moorage.workers.spec import MemorySpec, RopeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,18 @@ class RopeView:
 
 def rope_view(spec: RopeSpec, seq_len: int) -> RopeView:
     """The view for a sequence of `seq_len` tokens; only dynamic and longrope depend on the length."""
+    view = _scaled_view(spec, spec.fixed_length or seq_len)
+    return RopeView(view.inv_freq * spec.distance_scale, view.attention_scale)
+
+
+def session_view(spec: RopeSpec, memory: MemorySpec, seq_len: int) -> RopeView:
+    """The view of a session: its own rotary embedding, or the model's, and its growth of attention."""
+    view = rope_view(memory.rope or spec, seq_len)
+    growth = max(1.0, (memory.mscale or 0.0) * math.log(max(1, seq_len) / memory.mscale_length) + 1.0)
+    return RopeView(view.inv_freq, view.attention_scale * growth)
+
+
+def _scaled_view(spec: RopeSpec, seq_len: int) -> RopeView:
     exponents = torch.arange(0, spec.rotary_dim, 2, dtype=torch.float64) / spec.rotary_dim
     inv_freq = spec.theta**-exponents
     match spec.rope_type:

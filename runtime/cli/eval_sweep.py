@@ -1,0 +1,93 @@
+"""`runtime eval sweep`: a table of recall and pass-key accuracy over the axes of selection."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moorage.runtime.cli.app import examples
+from moorage.runtime.cli.eval import eval_app
+from moorage.runtime.cli.eval_recall import DEFAULT_CONFIG, ConfigFile, Overrides
+from moorage.runtime.cli.output import print_note, print_table
+from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT, text_haystack
+from moorage.runtime.evals.sweep import SweepRow, points, sweep
+from moorage.runtime.units import parse_tokens
+
+_ANCHORS = (
+    "BLOCK_MEAN:plain,BLOCK_MAX:plain,FIXED:plain,QUEST:plain,QUEST:rotated,DYNAMIC:plain,DYNAMIC:rotated,"
+    "REPR_TOPK:plain"
+)
+
+
+@eval_app.command(
+    name="sweep",
+    epilog=examples(
+        "runtime eval sweep --length 4K --samples 4 --json anchors.json",
+        "runtime eval sweep --anchors QUEST:plain,QUEST:rotated --anchor-nums 1,2,4,8 --preselects off,step",
+    ),
+)
+def sweep_command(
+    config: ConfigFile = DEFAULT_CONFIG,
+    overrides: Overrides = None,
+    anchors: Annotated[str, typer.Option(metavar="TYPE:SPACE,…", help="Kinds of anchors.")] = _ANCHORS,
+    anchor_nums: Annotated[str, typer.Option(metavar="N,…", help="Parts of a block.")] = "1,4",
+    block_sizes: Annotated[str, typer.Option(metavar="N,…", help="Tokens of a block.")] = "32,64",
+    budgets: Annotated[
+        str, typer.Option(metavar="N,…", help="Chosen tokens per layer and step.")
+    ] = "384,768",
+    preselects: Annotated[
+        str, typer.Option(metavar="off,prompt,step", help="Coarse choices of three times the budget.")
+    ] = "off",
+    length: Annotated[str, typer.Option(metavar="N", help="Tokens of each prompt and its answer.")] = "4K",
+    samples: Annotated[int, typer.Option(min=1, help="Prompts for each point.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same prompts.")] = 0,
+    document: Annotated[
+        Path, typer.Option(help="The text to hide keys in.", show_default="the shipped Python reference")
+    ] = DEFAULT_DOCUMENT,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON too, as they come.")
+    ] = None,
+) -> None:
+    """Try every combination of anchors, parts, block sizes and budgets, in this process."""
+    kinds = [
+        (kind, space or "plain") for kind, _, space in (text.partition(":") for text in anchors.split(","))
+    ]
+    chosen = points(
+        kinds, _numbers(anchor_nums), _numbers(block_sizes), _numbers(budgets), preselects.split(",")
+    )
+    num_tokens = parse_tokens(length)
+    rows: list[SweepRow] = []
+    haystack = text_haystack(document)
+    for row in sweep(config, chosen, haystack, num_tokens, samples, seed, print_note, overrides or ()):
+        rows.append(row)
+        if json_file is not None:
+            report = {"length": num_tokens, "seed": seed, "rows": [row.as_json() for row in rows]}
+            json_file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print_table(
+        ("anchors", "space", "parts", "block", "budget", "preselect", "recall", "oracle", "pass keys"),
+        [
+            (
+                row.point.anchor_type,
+                row.point.anchor_space,
+                str(row.point.anchor_num),
+                str(row.point.block_size),
+                str(row.point.budget_tokens),
+                row.point.preselect_block,
+                f"{row.recall:.3f}",
+                f"{row.oracle:.3f}",
+                f"{row.passkey:.0%}",
+            )
+            for row in rows
+        ],
+        title=f"{length} tokens, {samples} prompts for each row",
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} should be whole numbers, separated by commas") from None

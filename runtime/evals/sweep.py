@@ -1,0 +1,127 @@
+"""Recall and pass-key accuracy over the axes of selection, on one model, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moorage.runtime.config import load_cluster_config
+from moorage.runtime.evals.haystack import Haystack
+from moorage.runtime.evals.local_engine import LocalEngine
+from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
+from moorage.runtime.evals.recall import table_of
+from moorage.runtime.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """One choice on the axes that are swept."""
+
+    anchor_type: str
+    anchor_space: str
+    anchor_num: int
+    block_size: int
+    budget_tokens: int
+    """Chosen tokens per layer and step, beside sinks and window."""
+    preselect_block: str = "off"
+
+    def overrides(self) -> list[str]:
+        """The keys of the configuration that make it so."""
+        blocks = self.budget_tokens // self.block_size
+        return [
+            f"long_context.anchor_type={self.anchor_type}",
+            f"memory.anchor_space={self.anchor_space}",
+            f"long_context.anchor_num={self.anchor_num}",
+            f"long_context.block_size={self.block_size}",
+            f"long_context.second_select_num={blocks}",
+            f"long_context.preselect_block={self.preselect_block}",
+            f"long_context.preselect_block_count={3 * blocks}",
+            "memory.dense_until=0",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """What one point came to."""
+
+    point: SweepPoint
+    recall: float
+    oracle: float
+    passkey: float
+    samples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields by name, those of the point first."""
+        return {**asdict(self.point), **{k: v for k, v in asdict(self).items() if k != "point"}}
+
+
+def points(
+    anchors: Sequence[tuple[str, str]],
+    anchor_nums: Sequence[int],
+    block_sizes: Sequence[int],
+    budgets: Sequence[int],
+    preselects: Sequence[str] = ("off",),
+) -> list[SweepPoint]:
+    """Every combination that makes sense; `anchors` are (type, space)."""
+    return [
+        SweepPoint(kind, space, num, size, budget, preselect)
+        for (kind, space), num, size, budget, preselect in product(
+            anchors, anchor_nums, block_sizes, budgets, preselects
+        )
+        if size % num == 0 and not (kind == "REPR_TOPK" and 4 % num)
+        if not (preselect == "step" and space == "rotated")
+    ]
+
+
+def sweep(
+    config_file: Path,
+    sweep_points: Sequence[SweepPoint],
+    haystack: Haystack,
+    num_tokens: int,
+    num_samples: int,
+    seed: int,
+    note: Callable[[str], None],
+    overrides: Sequence[str] = (),
+) -> Iterator[SweepRow]:
+    """One row for each point: the same pass-key prompts of `num_tokens` for all, recall on the answers' steps."""
+    tokenizer = TextTokenizer.load(load_cluster_config(config_file, overrides).model.path)
+    coder = _Coder(tokenizer)
+    samples = make_samples(haystack, coder, num_tokens - ANSWER_TOKENS, num_samples, seed)
+    for point in sweep_points:
+        config = load_cluster_config(config_file, [*overrides, *point.overrides()])
+        row = _row(LocalEngine(config, num_tokens), point, samples)
+        note(f"{point}: recall {row.recall:.3f}, oracle {row.oracle:.3f}, pass keys {row.passkey:.0%}")
+        yield row
+
+
+def _row(engine: LocalEngine, point: SweepPoint, samples: Sequence[PasskeySample]) -> SweepRow:
+    recalls, oracles, correct = [], [], 0
+    for sample in samples:
+        probe = engine.probe()
+        tokens = list(engine.generate(sample.prompt_ids, ANSWER_TOKENS))
+        correct += is_correct(engine.tokenizer.decode(tokens), sample.answer)
+        table = table_of(probe.samples)
+        recalls.append(table.recall.mean())
+        oracles.append(table.oracle.mean())
+    engine.close()
+    return SweepRow(
+        point, float(np.mean(recalls)), float(np.mean(oracles)), correct / len(samples), len(samples)
+    )
+
+
+class _Coder:
+    """A tokenizer as prompts are built with: without special tokens."""
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moorage.kernels.block_importance import attention_lse, gpu, reference, token_importance
+
+SHAPES = [(1, 1, 1, 1, 8), (2, 1, 3, 5, 8), (2, 3, 4, 17, 16), (4, 2, 1, 33, 32), (2, 2, 7, 0, 8)]
+BANDS = [None, (0, 1 << 40), (0, 4), (4, 1 << 40)]
+
+
+@pytest.mark.parametrize("band", BANDS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("tile_bytes", [1, 1 << 20])
+def test_matches_reference(shape, band, tile_bytes, monkeypatch):
+    monkeypatch.setattr(gpu, "MAX_TILE_BYTES", tile_bytes)
+    num_kv_heads, group, rows, count, dim = shape
+    generator = torch.Generator().manual_seed(count)
+    queries = torch.randn(num_kv_heads * group, rows, dim, generator=generator)
+    keys = torch.randn(num_kv_heads, count, dim, generator=generator)
+    for starts in ((0, 0), (9, 4), (3, 5)):
+        lse = attention_lse(queries, keys, 0.3, band, *starts)
+        expected = reference.attention_lse(queries, keys, 0.3, band, *starts)
+        torch.testing.assert_close(lse.double(), expected, atol=1e-5, rtol=1e-5)
+        found = token_importance(queries, keys, lse, 0.3, band, *starts)
+        expected = reference.token_importance(queries, keys, lse, 0.3, band, *starts)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_each_query_and_head_gives_one():
+    queries, keys = torch.randn(6, 5, 16), torch.randn(2, 40, 16)
+    lse = attention_lse(queries, keys, 0.25, None)
+    found = token_importance(queries, keys, lse, 0.25, None)
+    torch.testing.assert_close(found.sum(1), torch.tensor([15.0, 15.0]))
