@@ -48,7 +48,7 @@ class ModelSection(Section):
 class MemorySection(Section):
     """What a session attends: a preset, and single axes that differ from it."""
 
-    preset: str = Field("full", description="Named choice on all axes; `runtime presets` lists them.")
+    preset: str = Field("moorage", description="Named choice on all axes; `runtime presets` lists them.")
     positions: Positions | None = Field(
         None,
         description="Where a query sees keys: rope (each at its own position), clamped (beyond the local window all "

@@ -3,7 +3,8 @@
 A configuration's own axes stand above those of its preset. A request may name another preset; then only what
 belongs to the cluster stays as configured: the store (block_size, anchor_*, repr_topk, kv_type), the
 device's window (local_windows_len), the model's trained length and the sampling of recall. Every other axis is
-that preset's own.
+that preset's own. Budgets are in blocks, and are those of the preset's own block size: with another size they are
+as many blocks as hold the same tokens.
 """
 
 from __future__ import annotations
@@ -116,9 +117,16 @@ PRESETS = {
             n_init=100,
             topk=0,
         ),
+        Preset(
+            "moorage",
+            "the best of all axes: exact prefill, then 256 small blocks a step by their channel bounds",
+            n_init=128,
+            topk=256,
+            block_size=32,
+        ),
     )
 }
-_LATER = ("kvquant", "moorage")
+_LATER = ("kvquant",)
 
 POSITION_AXES = (
     "dca_chunk",
@@ -180,7 +188,18 @@ def resolve_preset(config: ClusterConfig) -> Preset:
     if chosen.get("positions") is Positions.CLAMPED:
         # Distant keys are attended un-rotated then, so that anchors of rotated keys would say nothing of them.
         chosen.setdefault("anchor_space", AnchorSpace.PLAIN)
-    return replace(PRESETS[memory.preset], **chosen)
+    preset = PRESETS[memory.preset]
+    return replace(_in_blocks_of(preset, chosen.get("block_size", preset.block_size)), **chosen)
+
+
+def _in_blocks_of(preset: Preset, block_size: int) -> Preset:
+    """The preset with its budgets in blocks of another size: the same tokens, rounded up."""
+    chosen, kept = preset.topk, preset.preselect_block_count
+    return replace(
+        preset,
+        topk=None if chosen is None else -(-chosen * preset.block_size // block_size),
+        preselect_block_count=-(-kept * preset.block_size // block_size),
+    )
 
 
 def resolve_memory(
@@ -198,7 +217,9 @@ def resolve_memory(
         except ValueError as error:
             raise InvalidRequest(f"preset {preset_override!r}: {error}") from error
         window = config.long_context.local_windows_len
-        preset = other if window is None else replace(other, local_windows_len=window)
+        preset = _in_blocks_of(other, own.block_size)
+        if window is not None:
+            preset = replace(preset, local_windows_len=window)
     memory = MemorySpec(
         preset=preset.name,
         positions=preset.positions,

@@ -61,8 +61,9 @@ def test_contract_file_and_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, CONTRACT)
     assert config.model.path == tmp_path / "pilot"
     assert config.kv_store.dram == 8 * 2**30
-    least = load(tmp_path, "model: {path: pilot, dtype: float32}\n")
+    least = load(tmp_path, "model: {path: pilot, dtype: float32}\nmemory: {preset: full}\n")
     explicit = config.long_context.model_copy(update={"block_size": None, "local_windows_len": None})
+    assert load(tmp_path, "model: {path: pilot}\n").memory.preset == "moorage"
     assert least == config.model_copy(update={"long_context": explicit})
 
 
@@ -104,7 +105,7 @@ def test_model_path_is_relative_to_its_source(tmp_path: Path, monkeypatch: pytes
 
 
 def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
-    assert load(tmp_path, "model: {path: m}\nmemory:\n").memory.preset == "full"
+    assert load(tmp_path, "model: {path: m}\nmemory:\n").memory.preset == "moorage"
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ),
         ("long_context: {anchor_type: MEAN}", "should be 'BLOCK_MEAN', 'BLOCK_MAX', 'QUEST'"),
         ("long_context: {head_select_mode: INDIVIDUAL}", "use SHARED or SEPARATE"),
-        ("long_context: {anchor_num: 3}", "anchor_num: 3 does not divide block_size 128"),
+        ("long_context: {anchor_num: 3}", "anchor_num: 3 does not divide block_size 32"),
         ("long_context: {preselect_block: 3}", "preselect_block: got 3: should be 'off', 'prompt' or 'step'"),
         ("long_context: {layer_step: 0}", "layer_step: got 0"),
         ("long_context: {threads_num: -4}", "threads_num: got -4"),

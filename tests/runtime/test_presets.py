@@ -62,7 +62,7 @@ def test_another_preset_of_a_request_leaves_the_clusters_axes_behind() -> None:
     assert resolve_memory(chosen, "ktransformers") == resolve_memory(chosen, None)
 
 
-@pytest.mark.parametrize("name", ["moorage", "kvquant", "ful", ""])
+@pytest.mark.parametrize("name", ["kvquant", "ful", ""])
 def test_a_preset_that_there_is_not(name: str) -> None:
     with pytest.raises(InvalidRequest, match="available: full, ktransformers, inf-llm"):
         resolve_memory(config(), name)

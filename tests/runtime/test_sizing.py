@@ -112,6 +112,8 @@ def test_slots_hold_what_a_step_attends() -> None:
             spec = replace(memory, local_windows_len=window, topk=topk, token_step=step)
             slots = slots_per_layer(spec, replace(layout, block_size=size), 1)
             assert slots >= _most_attended(spec, size)
+    memory = resolve_memory(cluster(memory={"preset": "inf-llm"}))
+    layout = replace(layout, block_size=128)
     spec = replace(memory, local_windows_len=4096, topk=16, n_init=128, token_step=1, dense_until=0)
     assert slots_per_layer(spec, layout, None) == (33 + 2) + 1 + 32
     assert slots_per_layer(spec, layout, 100) == (33 + 2) + 1 + 100
@@ -132,7 +134,7 @@ def _most_attended(memory: MemorySpec, size: int) -> int:
 
 
 def test_slots_for_all_sessions_or_for_one_of_any_preset() -> None:
-    plan = deployment()
+    plan = deployment(memory={"preset": "full"})
     one = slots_per_layer(plan.memory, plan.layout, None) * 32
     assert num_slots(replace(plan, max_running=100)) == 100 * one
     alone = max(slots_per_layer(m, plan.layout, None) for m in plan.other_memories) * 32

@@ -72,7 +72,7 @@ def test_options_change_the_store(capsys: pytest.CaptureFixture[str]) -> None:
         ),
     )
     assert other["rows"][0]["kv_bytes"] == 2 * plain["rows"][0]["kv_bytes"]
-    assert other["rows"][0]["anchors_bytes"] == 4 * plain["rows"][0]["anchors_bytes"]
+    assert other["rows"][0]["anchors_bytes"] == plain["rows"][0]["anchors_bytes"]
     assert (other["block_size"], other["anchor_type"], other["shards"]) == (64, "BLOCK_MEAN", 4)
     assert other["rows"][0]["device_weights_bytes"] == 2 * plain["rows"][0]["device_weights_bytes"]
 
@@ -81,8 +81,8 @@ def test_a_cluster_file_limits_the_room(capsys: pytest.CaptureFixture[str], tmp_
     path = tmp_path / "cluster.yaml"
     path.write_text(f"model: {{path: {PILOT}}}\nkv_store: {{dram: 64MiB, actors: 1}}\n")
     result = sizes(capsys, "--config", str(path), "--context", "4K")
-    page = 128 * 2048 + 4 * 2 * 2 * 64 * 2
-    assert result["largest_context_tokens"] == 64 * 2**20 // page * 128
+    page = 32 * 2048 + 4 * 2 * 2 * 64 * 2
+    assert result["largest_context_tokens"] == 64 * 2**20 // page * 32
     assert sizes(capsys, "--config", str(path), "--shards", "2", "--context", "4K")["shards"] == 2
 
 
@@ -100,7 +100,7 @@ def test_a_cluster_file_limits_the_room(capsys: pytest.CaptureFixture[str], tmp_
         ),
         (("--model", "llama-3-8b", "--kv-type", "Q8_0"), 1, "error: --kv-type Q8_0: long_context.kv_type"),
         (("--model", "llama-3-8b", "--preset", "x"), 1, "error: --preset x: memory.preset"),
-        (("--model", "llama-3-8b", "--anchors", "3"), 1, "anchor_num: 3 does not divide block_size 128"),
+        (("--model", "llama-3-8b", "--anchors", "3"), 1, "anchor_num: 3 does not divide block_size 32"),
         (("--config", "none.yaml"), 1, "error: none.yaml: no such file"),
     ],
 )

@@ -266,3 +266,21 @@ def test_what_stays_in_the_cache_never_changes_a_result(llama: TinyModel, mode: 
         axes = memory(topk=3, head_select_mode=mode, dense_layer_num=1)
         found.append([r.logprob for r in driver.generate(prompt, axes, (64,), 12)])
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("positions", [Positions.ROPE, Positions.CLAMPED])
+@pytest.mark.parametrize("max_cached_block", [None, 3])
+def test_short_contexts_attend_everything(
+    llama: TinyModel, positions: Positions, max_cached_block: int | None
+) -> None:
+    """From slots where they have the room, else streamed; a longer context starts to choose."""
+    driver = Driver(llama.directory, llama.spec, max_cached_block=max_cached_block)
+    prompt = prompt_of(llama, 150)
+    full = memory(positions=positions, n_init=16)
+    chosen = memory(positions=positions, n_init=16, topk=2, exc_block_size=16, dense_until=160)
+    want = driver.prompt_logprobs(prompt, full, (64,))
+    torch.testing.assert_close(driver.prompt_logprobs(prompt, chosen, (64,)), want, atol=1e-4, rtol=1e-4)
+    dense, choosing = (driver.generate(prompt, axes, (64,), 16) for axes in (full, chosen))
+    for step in range(10):
+        assert choosing[step].logprob == pytest.approx(dense[step].logprob, abs=1e-4)
+    assert choosing[-1].num_chosen_blocks == 2
