@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moorage.kernels.block_anchors import build_anchors
 from moorage.kernels.block_gather import gather_blocks
 from moorage.workers.errors import InvalidRequest, NotFound
+from moorage.workers.kv.anchors import AnchorBuilder
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import BlockTable, PageAllocator
 from moorage.workers.kv.messages import (
@@ -22,20 +22,7 @@ from moorage.workers.kv.messages import (
     StoreStats,
 )
 from moorage.workers.kv.selector import Kept, Scoring, Selector
-from moorage.workers.kv.stripes import Stripes
-from moorage.workers.spec import AnchorSpace, AnchorType, KvLayout
-
-ANCHOR_BLOCKS = 64
-"""Blocks whose anchors are built at once; bounds the memory of their angles."""
-_KINDS = {
-    AnchorType.BLOCK_MEAN: "mean",
-    AnchorType.BLOCK_MAX: "max",
-    AnchorType.QUEST: "bounds",
-    AnchorType.FIXED: "fixed",
-    AnchorType.DYNAMIC: "mean",
-    AnchorType.REPR_TOPK: "mean",
-}
-"""What a block's anchors are made of when it is sealed; important keys follow when they are known."""
+from moorage.workers.spec import AnchorSpace, KvLayout
 
 
 @dataclass(slots=True)
@@ -65,6 +52,7 @@ class KvStore:
         self._pages = PageAllocator(num_pages)
         self._sessions: dict[int, StoredSession] = {}
         self._selector = Selector(self.arena)
+        self._anchors = AnchorBuilder(self.arena)
 
     def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> Int32:
         """Reserves pages and returns them. If StoreFull or InvalidRequest is raised, nothing has changed.
@@ -127,8 +115,7 @@ class KvStore:
         session.table.num_tokens[layer] = end
         sealed, full = session.num_sealed[layer], end // size
         if full > sealed:
-            for first in range(sealed, full, ANCHOR_BLOCKS):
-                self._build(session, layer, first, min(first + ANCHOR_BLOCKS, full), None)
+            self._anchors.build(layer, session.table.pages[sealed:full], sealed, session.rotation)
             session.num_sealed[layer] = full
 
     def append(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
@@ -154,36 +141,8 @@ class KvStore:
                 f"session {session_id}, layer {layer}: importance for blocks {first} to {end - 1} of "
                 f"{session.num_sealed[layer]} sealed, {layout.anchor_type} anchors; send it for sealed blocks only"
             )
-        for start in range(first, end, ANCHOR_BLOCKS):
-            stop = min(start + ANCHOR_BLOCKS, end)
-            self._build(session, layer, start, stop, importance[start - first : stop - first])
+        self._anchors.build(layer, session.table.pages[first:end], first, session.rotation, importance)
         self._selector.forget(session_id, layer)
-
-    def _build(
-        self, session: StoredSession, layer: int, first: int, end: int, importance: Float32 | None
-    ) -> None:
-        layout = self.layout
-        kind = _KINDS[layout.anchor_type] if importance is None else "important"
-        build_anchors(
-            self.arena.kv[layer],
-            self.arena.anchors[layer],
-            session.table.pages[first:end],
-            kind,
-            importance=importance,
-            num_top=layout.repr_topk if layout.anchor_type is AnchorType.REPR_TOPK else layout.anchor_num,
-            rotation=self._rotation(session, first, end),
-        )
-
-    def _rotation(self, session: StoredSession, first: int, end: int) -> tuple[Float32, Float32] | None:
-        """(cos, sin), each [n, B, rotary_dim / 2], of the keys of blocks [first, end); angles in fp64."""
-        turn = session.rotation
-        if turn is None:
-            return None
-        blocks = np.arange(first, end, dtype=np.int32)
-        places = Stripes(turn.num_shards, turn.stripe_blocks).joined(turn.shard, blocks).astype(np.int64)
-        positions = places[:, None] * self.layout.block_size + np.arange(self.layout.block_size)
-        angles = np.multiply.outer(positions, turn.inv_freq)
-        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`; the pages stay reserved."""
