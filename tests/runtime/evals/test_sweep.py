@@ -1,0 +1,52 @@
+"""The sweep on the embedded model, as small as it gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moorage.runtime.cli import main
+from moorage.runtime.evals.sweep import points
+
+
+def test_points_that_make_no_sense_are_left_out() -> None:
+    found = points(
+        [("QUEST", "rotated"), ("REPR_TOPK", "plain"), ("FIXED", "plain")],
+        [1, 3],
+        [32, 48],
+        [96],
+        ["off", "step"],
+    )
+    assert all(point.block_size % point.anchor_num == 0 for point in found)
+    assert not any(point.anchor_type == "REPR_TOPK" and point.anchor_num == 3 for point in found)
+    assert not any(point.anchor_space == "rotated" and point.preselect_block == "step" for point in found)
+    assert len(found) == len(set(found)) == 3 + 4 + 6
+
+
+def test_one_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "rows.json"
+    arguments = [
+        "--anchors",
+        "QUEST",
+        "--anchor-nums",
+        "1",
+        "--block-sizes",
+        "32",
+        "--budgets",
+        "128",
+        "--length",
+        "1K",
+        "--samples",
+        "2",
+    ]
+    with pytest.raises(SystemExit) as left:
+        main(["eval", "sweep", *arguments, "--json", str(path)])
+    assert left.value.code == 0, capsys.readouterr().err
+    (row,) = json.loads(path.read_text())["rows"]
+    assert (row["anchor_type"], row["anchor_space"], row["budget_tokens"], row["samples"]) == (
+        "QUEST", "plain", 128, 2,
+    )  # fmt: skip
+    assert 0 < row["recall"] <= row["oracle"] + 1e-4 <= 1 + 2e-4
+    assert "QUEST" in capsys.readouterr().out
