@@ -36,6 +36,14 @@ class SweepPoint:
     prefill: str = "configured"
     """Or `exact`, over all past keys."""
 
+    def __str__(self) -> str:
+        who = f"{self.preset}, {self.prefill} prefill: " if self.preset else ""
+        coarse = "" if self.preselect_block == "off" else f", preselect {self.preselect_block}"
+        return (
+            f"{who}{self.anchor_num} {self.anchor_type} {self.anchor_space} a block of {self.block_size}, "
+            f"{self.budget_tokens} tokens{coarse}"
+        )
+
     def overrides(self) -> list[str]:
         """The keys of the configuration that make it so."""
         blocks = self.budget_tokens // self.block_size
