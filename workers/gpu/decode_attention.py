@@ -46,6 +46,11 @@ class DecodeAttention:
         self._layout = layout
         self._timer = timer
 
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._layout.block_size
+
     def __call__(self, session: WorkerSession, layer: int, query: torch.Tensor) -> torch.Tensor:
         """Output [Hq, D] in fp32 for `query` [Hq, D], un-rotated."""
         assert session.decode_step is not None
