@@ -71,6 +71,8 @@ class Journal:
     def _claim(self, directory: Path, identity: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / RUN
+        # As a file gives it back: tuples are lists there.
+        identity, choices = json.loads(json.dumps([identity, choices], allow_nan=False))
         before: dict[str, Any] = {"choices": {}}
         if path.is_file():
             before = _read_run(path)

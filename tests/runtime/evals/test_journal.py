@@ -11,6 +11,7 @@ import pytest
 
 from moorage.client import Client
 from moorage.runtime.evals.haystack import garbage_haystack
+from moorage.runtime.evals.journal import Journal
 from moorage.runtime.evals.passkey import Passkey, Style
 from moorage.runtime.evals.runner import Summary, run
 from moorage.runtime.evals.targets import ServerTargets
@@ -47,6 +48,17 @@ def test_nothing_is_asked_twice(server: ToyServer, tmp_path: Path) -> None:
     again, asked_again = measure(server, tmp_path / "out")
     assert (asked, asked_again) == (8, 0)
     assert again == first
+
+
+def test_settings_are_compared_as_a_file_keeps_them(tmp_path: Path) -> None:
+    identity = {"model": "m", "seed": 0, "lengths": (1024, 2048)}
+    choices = {"linear": {"rope": {"factors": (), "theta": 1e4}}}
+    for _ in range(2):
+        Journal(tmp_path / "out", identity, choices).close()
+    with pytest.raises(
+        InvalidRequest, match=r"linear was configured otherwise \(rope.factors was \[\], now \[2\]"
+    ):
+        Journal(tmp_path / "out", identity, {"linear": {"rope": {"factors": (2,), "theta": 1e4}}})
 
 
 @pytest.mark.parametrize("kept", range(9))
