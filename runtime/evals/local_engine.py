@@ -32,7 +32,7 @@ class LocalEngine:
         self.config, self.max_tokens = config, max_tokens
         self.model = read_model_spec(config.model.path)
         self.layout = kv_layout(config, self.model)
-        self.memory = resolve_memory(config, preset)
+        self.memory = resolve_memory(config, preset, self.model)
         self.tokenizer = TextTokenizer.load(config.model.path)
         memory, cached = self.memory, config.memory.max_cached_block
         self._store = KvStore(self.layout, self.layout.num_blocks(max_tokens))

@@ -15,7 +15,9 @@ from moorage.runtime.evals.haystack import Haystack
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
 from moorage.runtime.evals.recall import table_of
+from moorage.runtime.presets import PRESETS, check_preset_name, resolve_preset
 from moorage.runtime.tokenizer import TextTokenizer
+from moorage.workers.spec import AnchorSpace, Positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,25 @@ class SweepPoint:
     budget_tokens: int
     """Chosen tokens per layer and step, beside sinks and window."""
     preselect_block: str = "off"
+    preset: str | None = None
+    """The preset whose anchors and blocks these are."""
+    prefill: str = "configured"
+    """Or `exact`, over all past keys."""
+
+    def __str__(self) -> str:
+        who = f"{self.preset}, {self.prefill} prefill: " if self.preset else ""
+        coarse = "" if self.preselect_block == "off" else f", preselect {self.preselect_block}"
+        return (
+            f"{who}{self.anchor_num} {self.anchor_type} {self.anchor_space} a block of {self.block_size}, "
+            f"{self.budget_tokens} tokens{coarse}"
+        )
 
     def overrides(self) -> list[str]:
         """The keys of the configuration that make it so."""
         blocks = self.budget_tokens // self.block_size
+        exact = ["memory.exc_block_size=0"] if self.prefill == "exact" else []
         return [
+            *exact,
             f"long_context.anchor_type={self.anchor_type}",
             f"memory.anchor_space={self.anchor_space}",
             f"long_context.anchor_num={self.anchor_num}",
@@ -75,6 +91,32 @@ def points(
         )
         if size % num == 0 and not (kind == "REPR_TOPK" and 4 % num)
         if not (preselect == "step" and space == "rotated")
+    ]
+
+
+def points_of_presets(
+    names: Sequence[str], budgets: Sequence[int], config_file: Path, overrides: Sequence[str] = ()
+) -> list[SweepPoint]:
+    """Presets with their own anchors and block sizes but the same budgets, after exact and configured prefill.
+
+    Positions are the configuration's, so that only the choice of blocks differs. Raises ValueError for a name that
+    there is not.
+    """
+    clamped = resolve_preset(load_cluster_config(config_file, overrides)).positions is Positions.CLAMPED
+    return [
+        SweepPoint(
+            preset.anchor_type.value,
+            AnchorSpace.PLAIN.value if clamped else preset.anchor_space.value,
+            preset.anchor_num,
+            preset.block_size,
+            budget,
+            preset.preselect_block.value,
+            preset.name,
+            prefill,
+        )
+        for preset, budget, prefill in product(
+            [PRESETS[check_preset_name(name)] for name in names], budgets, ("exact", "configured")
+        )
     ]
 
 

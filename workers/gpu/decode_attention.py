@@ -132,15 +132,23 @@ class DecodeAttention:
         ]
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
-    def attend_all(self, session: WorkerSession, layer: int, query: torch.Tensor) -> Partial:
-        """Exact attention: near blocks from slots, all others streamed through staging and merged."""
+    def attend_all(
+        self, session: WorkerSession, layer: int, query: torch.Tensor, rotations: Rotations | None = None
+    ) -> Partial:
+        """Exact attention: near blocks from slots, all others streamed through staging and merged.
+
+        `rotations` are those of `Rotations.exact`, or the session's own.
+        """
         assert session.decode_step is not None
         span, near = session.decode_step.span, session.decode_step.near
+        rotations = rotations or session.rotations
+        if rotations is not session.rotations:
+            near = rotations.near_entries(span)
         parts = [self._attend_slots(session, layer, query, near)]
         everything = np.arange(span.near_block, dtype=np.int32)
         for start in range(0, len(everything), self._reader.piece_blocks):
             piece = everything[start : start + self._reader.piece_blocks]
-            entries = session.rotations.distant_entries(span, piece)
+            entries = rotations.distant_entries(span, piece)
             with self._timer("gather"):
                 staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
             slots = np.arange(len(piece), dtype=np.int32)
@@ -149,9 +157,9 @@ class DecodeAttention:
         return merge_lse(outs, lses)
 
     def block_lse(
-        self, session: WorkerSession, layer: int, query: torch.Tensor, blocks: Int32
+        self, session: WorkerSession, layer: int, query: torch.Tensor, blocks: Int32, rotations: Rotations
     ) -> torch.Tensor:
-        """[n, Hq] log-sum-exp of the logits of each of the distant `blocks` alone."""
+        """[n, Hq] log-sum-exp of the logits of each of the distant `blocks` alone, as `rotations` see them."""
         assert session.decode_step is not None
         span, found = session.decode_step.span, []
         for start in range(0, len(blocks), self._reader.piece_blocks):
@@ -159,7 +167,7 @@ class DecodeAttention:
             staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
             # One by one: a block that two variants of the query meet has two entries.
             for slot in range(len(piece)):
-                entries = session.rotations.distant_entries(span, piece[slot : slot + 1])
+                entries = rotations.distant_entries(span, piece[slot : slot + 1])
                 slots = np.full(len(entries.blocks), slot, np.int32)
                 parts = entry_lse(query, staged, **self._arguments(session, query, slots, entries))
                 found.append(torch.logsumexp(parts, dim=0))
@@ -202,14 +210,16 @@ class DecodeAttention:
         """On sampled steps and one layer of each, how much of the exact attention mass was attended.
 
         Recall is exp(lse_chosen - lse_all), the mean over heads (DESIGN: selection is measured, not believed).
-        Schemes that attend nothing beyond sinks and window give the rest no position, so there is no exact pass.
         """
         every = session.memory.recall_every
-        if not every or session.decode_index % every or session.memory.topk == 0:
+        if not every or session.decode_index % every:
             return
         if layer != session.decode_index // every % self._layout.num_layers:
             return
-        _, lse_all = self.attend_all(session, layer, query)
+        exact = session.rotations.exact()
+        if exact is None:
+            return
+        _, lse_all = self.attend_all(session, layer, query, exact)
         session.stats.recall.append(float(torch.exp(lse_chosen - lse_all).mean()))
 
 

@@ -13,7 +13,7 @@ A block that two parts of a scheme cut, such as the first near block under clamp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,7 @@ class Rotations:
 
     def __init__(self, view: RopeView, memory: MemorySpec, block_size: int) -> None:
         self.view = view
+        self._memory = memory
         self.block_size = block_size
         self.scheme = scheme_of(memory, block_size)
         self.clamped = memory.positions is Positions.CLAMPED
@@ -103,6 +104,17 @@ class Rotations:
         self.offset_cos, self.offset_sin = _split(self._offsets)
         self._bases = self._turns(np.zeros(1, np.int64))
         self._clamp = _split(self._turns(np.array([memory.local_windows_len - 1])))
+
+    def exact(self) -> Rotations | None:
+        """The same positions over every key, which recall is measured against; themselves unless topk is 0.
+
+        None for the rolling window, whose positions leave none for a key beyond it.
+        """
+        if self._memory.topk != 0:
+            return self
+        if self._memory.positions is Positions.ROLLING:
+            return None
+        return Rotations(self.view, replace(self._memory, topk=None), self.block_size)
 
     @property
     def clamp(self) -> tuple[Float32, Float32]:

@@ -54,9 +54,12 @@ class RecallProbe:
         assert session.decode_step is not None
         if session.decode_index % self._every:
             return
+        exact = session.rotations.exact()
+        if exact is None:
+            return
         span = session.decode_step.span
-        _, lse_all = self._decode.attend_all(session, layer, query)
-        block_lse = self._decode.block_lse(session, layer, query, span.candidates)
+        _, lse_all = self._decode.attend_all(session, layer, query, exact)
+        block_lse = self._decode.block_lse(session, layer, query, span.candidates, exact)
         masses = torch.exp(block_lse - lse_all)
         recall = torch.exp(lse - lse_all)
         ids = span.candidates[None] if chosen is None else chosen
