@@ -188,9 +188,13 @@ class KvStore:
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
+        arena, pages = self.locate(session_id, layer, blocks)
+        gather_blocks(arena.kv[layer], pages, out, slots)
+
+    def locate(self, session_id: int, layer: int, blocks: Int32) -> tuple[Arena, Int32]:
+        """The arena and the pages of `blocks` in it."""
         table = self._session(session_id).table
-        pages = table.pages_of(layer, blocks, self.layout.block_size)
-        gather_blocks(self.arena.kv[layer], pages, out, slots)
+        return self.arena, table.pages_of(layer, blocks, self.layout.block_size)
 
     def drop(self, session_id: int) -> None:
         """Frees a session's pages. Idempotent."""
