@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moorage.kernels.block_attention import attend_blocks, entry_lse
 from moorage.kernels.merge_lse import merge_lse
 from moorage.workers.gpu.choosing import Chooser
+from moorage.workers.gpu.copy_engine import Copies
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.positions import Entries, Rotations
 from moorage.workers.gpu.reader import BlockReader
@@ -51,15 +52,17 @@ class DecodeAttention:
         """Tokens of a block."""
         return self._layout.block_size
 
-    def __call__(self, session: WorkerSession, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """Output [Hq, D] in fp32 for `query` [Hq, D], un-rotated."""
+    def __call__(
+        self, session: WorkerSession, layer: int, query: torch.Tensor, on_host: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Output [Hq, D] in fp32 for `query` [Hq, D], un-rotated; `on_host` waits for its copy on the host."""
         assert session.decode_step is not None
         span = session.decode_step.span
         query = query.float()
         if session.memory.topk == 0:
             chosen: Int32 | None = np.empty((1, 0), np.int32)
         else:
-            chosen = self._chooser.for_decode(session, layer, query)
+            chosen = self._chooser.for_decode(session, layer, on_host)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
             if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:
@@ -99,14 +102,42 @@ class DecodeAttention:
         entries: Entries,
         kv_head: int | None = None,
     ) -> Partial:
-        """Attention over blocks in slots; those that are missing are fetched first."""
+        """Attention over blocks in slots; while those that are missing come, the others are attended."""
         blocks, place = np.unique(entries.blocks, return_inverse=True)
         slots, missing, into = session.cache.ensure(layer, blocks)
-        self._reader.fetch(session.session_id, layer, missing, into)
-        partial = self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
+        copies = self._reader.fetch(session.session_id, layer, missing, into)
+        if copies.pending:
+            late = np.isin(slots, into)[place]
+            partial = self._attend_around(session, query, slots[place], entries, late, copies, kv_head)
+        else:
+            partial = self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
         if session.cache.scores_blocks:
             self._note_received(session, layer, query, entries, slots[place], kv_head, partial[1])
         return partial
+
+    def _attend_around(
+        self,
+        session: WorkerSession,
+        query: torch.Tensor,
+        slots: Int32,
+        entries: Entries,
+        late: NDArray[np.bool_],
+        copies: Copies,
+        kv_head: int | None,
+    ) -> Partial:
+        """First what is there, then, once the copies are waited for, the `late` entries."""
+        parts = []
+        for chosen in (~late, late):
+            if chosen is late:
+                copies.wait()
+            if chosen.any():
+                some = entries.only(chosen)
+                parts.append(self._attend(session, query, self._reader.slots, slots[chosen], some, kv_head))
+        if len(parts) == 1:
+            return parts[0]
+        with self._timer("attend"):
+            outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+            return merge_lse(outs, lses)
 
     def _note_received(
         self,
@@ -140,7 +171,7 @@ class DecodeAttention:
     def attend_all(
         self, session: WorkerSession, layer: int, query: torch.Tensor, rotations: Rotations | None = None
     ) -> Partial:
-        """Exact attention: near blocks from slots, all others streamed through staging and merged.
+        """Exact attention: near blocks from slots, all others streamed and merged.
 
         `rotations` are those of `Rotations.exact`, or the session's own.
         """
@@ -151,11 +182,8 @@ class DecodeAttention:
             near = rotations.near_entries(span)
         parts = [self._attend_slots(session, layer, query, near)]
         everything = np.arange(span.near_block, dtype=np.int32)
-        for start in range(0, len(everything), self._reader.piece_blocks):
-            piece = everything[start : start + self._reader.piece_blocks]
+        for piece, staged in self._reader.stream(session.session_id, layer, everything):
             entries = rotations.distant_entries(span, piece)
-            with self._timer("gather"):
-                staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
             slots = np.arange(len(piece), dtype=np.int32)
             parts.append(self._attend(session, query, staged, slots, entries))
         outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
@@ -167,9 +195,7 @@ class DecodeAttention:
         """[n, Hq] log-sum-exp of the logits of each of the distant `blocks` alone, as `rotations` see them."""
         assert session.decode_step is not None
         span, found = session.decode_step.span, []
-        for start in range(0, len(blocks), self._reader.piece_blocks):
-            piece = blocks[start : start + self._reader.piece_blocks]
-            staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
+        for piece, staged in self._reader.stream(session.session_id, layer, blocks):
             # One by one: a block that two variants of the query meet has two entries.
             for slot in range(len(piece)):
                 entries = rotations.distant_entries(span, piece[slot : slot + 1])

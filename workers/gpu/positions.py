@@ -81,6 +81,10 @@ class Entries:
         """These entries, then the others."""
         return Entries.of((self, other))
 
+    def only(self, chosen: NDArray[np.bool_]) -> Entries:
+        """Those of the entries."""
+        return Entries(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
     def with_blocks(self, blocks: Int32) -> Entries:
         """The same rows and rotations of other blocks, as many."""
         return Entries(blocks, self.begin, self.end, self.angle_cos, self.angle_sin, self.rotate_keys)
