@@ -96,6 +96,7 @@ class DecodeAttention:
         query: torch.Tensor,
         entries: Entries,
         kv_head: int | None = None,
+        rotations: Rotations | None = None,
     ) -> Partial:
         """Attention over blocks in slots; while those that are missing come, the others are attended."""
         blocks, place = np.unique(entries.blocks, return_inverse=True)
@@ -103,9 +104,13 @@ class DecodeAttention:
         copies = self._reader.fetch(session.session_id, layer, missing, into)
         if copies.pending:
             late = np.isin(slots, into)[place]
-            partial = self._attend_around(session, query, slots[place], entries, late, copies, kv_head)
+            partial = self._attend_around(
+                session, query, slots[place], entries, late, copies, kv_head, rotations
+            )
         else:
-            partial = self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
+            partial = self._attend(
+                session, query, self._reader.slots, slots[place], entries, kv_head, rotations
+            )
         if session.cache.scores_blocks:
             self._note_received(session, layer, query, entries, slots[place], kv_head, partial[1])
         return partial
@@ -119,6 +124,7 @@ class DecodeAttention:
         late: NDArray[np.bool_],
         copies: Copies,
         kv_head: int | None,
+        rotations: Rotations | None,
     ) -> Partial:
         """First what is there, then, once the copies are waited for, the `late` entries."""
         parts = []
@@ -127,7 +133,10 @@ class DecodeAttention:
                 copies.wait()
             if chosen.any():
                 some = entries.only(chosen)
-                parts.append(self._attend(session, query, self._reader.slots, slots[chosen], some, kv_head))
+                there = slots[chosen]
+                parts.append(
+                    self._attend(session, query, self._reader.slots, there, some, kv_head, rotations)
+                )
         if len(parts) == 1:
             return parts[0]
         with self._timer("attend"):
@@ -175,12 +184,12 @@ class DecodeAttention:
         rotations = rotations or session.rotations
         if rotations is not session.rotations:
             near = rotations.near_entries(span)
-        parts = [self._attend_slots(session, layer, query, near)]
+        parts = [self._attend_slots(session, layer, query, near, rotations=rotations)]
         everything = np.arange(span.near_block, dtype=np.int32)
         for piece, staged in self._reader.stream(session.session_id, layer, everything):
             entries = rotations.distant_entries(span, piece)
             slots = np.arange(len(piece), dtype=np.int32)
-            parts.append(self._attend(session, query, staged, slots, entries))
+            parts.append(self._attend(session, query, staged, slots, entries, rotations=rotations))
         outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
         return merge_lse(outs, lses)
 
@@ -207,17 +216,26 @@ class DecodeAttention:
         slots: Int32,
         entries: Entries,
         kv_head: int | None = None,
+        rotations: Rotations | None = None,
     ) -> Partial:
+        """`entries` are those of `rotations`, or of the session's own."""
+        assert session.decode_step is not None
         if kv_head is not None:
             blocks = blocks[:, :, kv_head : kv_head + 1]
+        rotations = rotations or session.rotations
         with self._timer("attend"):
-            return attend_blocks(query, blocks, **self._arguments(session, query, slots, entries))
+            if rotations.tables is None:
+                return attend_blocks(query, blocks, **self._arguments(session, query, slots, entries))
+            position, scale = session.decode_step.span.position, self._scale(session, query)
+            return rotations.tables.attend(query, blocks, slots, entries, position, scale)
 
     def _arguments(
         self, session: WorkerSession, query: torch.Tensor, slots: Int32, entries: Entries
     ) -> dict[str, Any]:
         """Of the kernels in `kernels.block_attention`, beside the query and the blocks."""
+        assert session.decode_step is not None
         rotations = session.rotations
+        entries = rotations.with_angles(session.decode_step.span.position, entries)
         return {
             "slot": slots,
             "begin": entries.begin,
@@ -227,8 +245,11 @@ class DecodeAttention:
             "rotate_keys": entries.rotate_keys,
             "offset_cos": rotations.offset_cos,
             "offset_sin": rotations.offset_sin,
-            "scale": rotations.view.attention_scale**2 / math.sqrt(query.shape[-1]),
+            "scale": self._scale(session, query),
         }
+
+    def _scale(self, session: WorkerSession, query: torch.Tensor) -> float:
+        return session.rotations.view.attention_scale**2 / math.sqrt(query.shape[-1])
 
     def _sample_recall(
         self, session: WorkerSession, layer: int, query: torch.Tensor, lse_chosen: torch.Tensor

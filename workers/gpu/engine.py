@@ -174,7 +174,8 @@ class Engine:
         self._kv.drop(session_id)
 
     def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
-        return Rotations(session_view(self._spec.rope, memory, seq_len), memory, self._layout.block_size)
+        view = session_view(self._spec.rope, memory, seq_len)
+        return Rotations(view, memory, self._layout.block_size, self._device)
 
     def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[Segment]:
         """Checks each segment against its session and sets the step's geometry; returns those that can run."""
