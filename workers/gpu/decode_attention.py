@@ -39,9 +39,11 @@ class DecodeAttention:
         importance: Importance,
         layout: KvLayout,
         timer: PartTimer,
+        prefetch: bool = False,
     ) -> None:
         self._importance = importance
         self.observer: Observer | None = None
+        self._prefetch = prefetch
         self._reader = reader
         self._chooser = chooser
         self._layout = layout
@@ -102,6 +104,8 @@ class DecodeAttention:
         blocks, place = np.unique(entries.blocks, return_inverse=True)
         slots, missing, into = session.cache.ensure(layer, blocks)
         copies = self._reader.fetch(session.session_id, layer, missing, into)
+        if self._prefetch and layer + 1 < self._layout.num_layers:
+            self._fetch_ahead(session, layer + 1)
         if copies.pending:
             late = np.isin(slots, into)[place]
             partial = self._attend_around(
@@ -114,6 +118,20 @@ class DecodeAttention:
         if session.cache.scores_blocks:
             self._note_received(session, layer, query, entries, slots[place], kv_head, partial[1])
         return partial
+
+    def _fetch_ahead(self, session: WorkerSession, layer: int) -> None:
+        """Begins to fetch what `layer` will attend if it chooses as it did in the last step."""
+        if layer in session.ahead:
+            return
+        assert session.decode_step is not None
+        kept = session.choices.get(layer)
+        chosen = kept.ids[0] if kept is not None and len(kept.ids) == 1 else np.empty(0, np.int32)
+        likely = np.unique(np.concatenate((session.decode_step.always.blocks, chosen[chosen >= 0])))
+        # The token's own row is not stored in that layer yet.
+        likely = likely[likely < session.decode_step.span.position // self._layout.block_size]
+        _, missing, into = session.cache.ensure(layer, likely, ahead=True)
+        if len(missing):
+            session.ahead[layer] = self._reader.fetch(session.session_id, layer, missing, into)
 
     def _attend_around(
         self,
