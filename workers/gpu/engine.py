@@ -72,7 +72,7 @@ class Engine:
         self._chooser = Chooser(kv, layout, self._timer)
         self._importance = Importance(self._reader, kv, layout, self._timer)
         attention = (self._reader, self._chooser, self._importance, layout, self._timer)
-        self.decode = DecodeAttention(*attention)
+        self.decode = DecodeAttention(*attention, prefetch=settings.prefetch)
         self._prefill = PrefillAttention(*attention)
         self._output = OutputStage(decoder, spec.vocab_size, self._timer)
         self.sessions: dict[int, WorkerSession] = {}
@@ -141,6 +141,7 @@ class Engine:
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
         self._kv.truncate(session.session_id, keep)
         del self.sessions[opening.session_id]
+        session.await_ahead()
         self._pool.give(session.cache.slots.reshape(-1))
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
@@ -170,11 +171,13 @@ class Engine:
     def _drop(self, session_id: int) -> None:
         session = self.sessions.pop(session_id, None)
         if session is not None:
+            session.await_ahead()
             self._pool.give(session.cache.slots.reshape(-1))
         self._kv.drop(session_id)
 
     def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
-        return Rotations(session_view(self._spec.rope, memory, seq_len), memory, self._layout.block_size)
+        view = session_view(self._spec.rope, memory, seq_len)
+        return Rotations(view, memory, self._layout.block_size, self._device)
 
     def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[Segment]:
         """Checks each segment against its session and sets the step's geometry; returns those that can run."""
@@ -286,6 +289,8 @@ class Engine:
         """Stores the new row, [1, Hkv, D] each, and attends; query and output are [Hq, D]."""
         host = HandOver(query, keys, values)
         block, row = divmod(session.num_tokens, self._layout.block_size)
+        # A row that is written while its block is still on the way would be lost.
+        session.await_ahead(layer)
         slot = session.cache.slot_of(layer, block)
         if slot >= 0:
             with self._timer("append"):
