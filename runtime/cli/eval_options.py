@@ -69,6 +69,12 @@ class RunOptions:
             "the trained length. May be given several times.",
         ),
     ] = None
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Send each prompt as a user's message, through the model's chat template."
+        ),
+    ] = False
     output: Annotated[
         Path | None,
         typer.Option(
@@ -102,14 +108,14 @@ class RunOptions:
                     "needs --config or --model, to run in this process", param_hint="--set, --variant"
                 )
             with Client(o.server_address(self.address)) as client:
-                yield ServerTargets(client, self.presets())
+                yield ServerTargets(client, self.presets(), self.chat)
             return
         if self.address is not None:
             raise typer.BadParameter("give it, or --config and --model, not both", param_hint="--address")
         from moorage.runtime.evals.local_targets import LocalConfig, LocalTargets
 
         config = LocalConfig(self.config, self.model, self.overrides or ())
-        targets = LocalTargets(config, asked or variants or (), room, trained)
+        targets = LocalTargets(config, asked or variants or (), room, trained, self.chat)
         try:
             yield targets
         finally:
