@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,10 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moorage.runtime.cli.eval_options import RunOptions
 from moorage.runtime.cli.output import print_json, print_note, print_table
 from moorage.runtime.evals.journal import Record
+from moorage.runtime.evals.pictures import Point, draw, save_png
+from moorage.runtime.evals.report import SUMMARY
 from moorage.runtime.evals.runner import Row, Summary, num_samples, run
 from moorage.runtime.evals.targets import Targets
 from moorage.runtime.evals.tasks import Metric, Suite
 from moorage.runtime.units import format_tokens
+from moorage.workers.errors import InvalidRequest
 
 _MOST_SHOWN = 60
 """Characters of an answer in a line of the log."""
@@ -31,15 +35,46 @@ def measure(suite: Suite, targets: Targets, options: RunOptions) -> Summary:
 def publish(summary: Summary, options: RunOptions, more: dict[str, Any] | None = None) -> None:
     """Prints the table, or JSON alone on stdout, and writes the files that were asked for."""
     report = summary.as_json() | (more or {})
-    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if options.output is not None:
-        (options.output / "summary.json").write_text(text, encoding="utf-8")
+        _keep(summary, report, options.output)
     if options.json_file is not None and str(options.json_file) == "-":
         print_json(report)
         return
     if options.json_file is not None:
-        options.json_file.write_text(text, encoding="utf-8")
+        text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+        options.json_file.write_text(text + "\n", encoding="utf-8")
     print_summary(summary)
+
+
+def _keep(summary: Summary, report: dict[str, Any], directory: Path) -> None:
+    """Writes summary.json, summary.md and, where it says more and matplotlib is there, a picture."""
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    (directory / SUMMARY).write_text(text, encoding="utf-8")
+    (directory / "summary.md").write_text(markdown(summary), encoding="utf-8")
+    points = [Point.of(row.as_json(), row.task, row.preset) for row in summary.rows]
+    try:
+        figures = draw(points, f"{summary.suite.name}: {summary.model}")
+    except InvalidRequest as error:
+        print_note(str(error))
+        return
+    for figure in figures:
+        save_png(figure, directory / f"{summary.suite.name}.png")
+
+
+def markdown(summary: Summary) -> str:
+    """The table as Markdown, below a title and above the means."""
+    columns, cells = table(summary)
+    left = ("task", "preset", "length", "depth")
+    lines = [
+        f"## {summary.suite.name}: {summary.model}, {', '.join(summary.labels)}",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "|".join("---" if column in left else "---:" for column in columns) + "|",
+        *("| " + " | ".join(row) + " |" for row in cells),
+        "",
+        *(f"- {note}" for note in notes(summary)),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def print_summary(summary: Summary) -> None:

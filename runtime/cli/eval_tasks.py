@@ -6,6 +6,7 @@ from moorage.runtime.cli import (
     eval_passkey,
     eval_perplexity,
     eval_recall,
+    eval_report,
     eval_retrieval,
     eval_sweep,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "eval_passkey",
     "eval_perplexity",
     "eval_recall",
+    "eval_report",
     "eval_retrieval",
     "eval_sweep",
 ]
