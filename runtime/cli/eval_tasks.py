@@ -2,6 +2,7 @@
 
 from moorage.runtime.cli import (
     eval,
+    eval_extrapolation,
     eval_files,
     eval_passkey,
     eval_perplexity,
@@ -13,6 +14,7 @@ from moorage.runtime.cli import (
 
 __all__ = [
     "eval",
+    "eval_extrapolation",
     "eval_files",
     "eval_passkey",
     "eval_perplexity",

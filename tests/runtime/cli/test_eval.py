@@ -253,3 +253,36 @@ def test_commands_on_files(
 def test_malformed_options(capsys: pytest.CaptureFixture[str], arguments: list[str], word: str) -> None:
     assert run(*arguments) == 2
     assert word in capsys.readouterr().err
+
+
+def test_few_tasks_stand_side_by_side(
+    server: ToyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--trained",
+        "1K",
+        "--scales",
+        "1,2",
+        "--samples",
+        "2",
+        "--windows",
+        "1",
+        "--preset",
+        "full,keen",
+    ]
+    chosen = ["--tasks", "passkey,needle-4,kv-retrieval,perplexity", "--output", str(tmp_path / "out")]
+    assert run("extrapolation", "--address", server.address, *flags, *chosen) == 0
+    lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
+    columns = "preset|length|passkey|needle-4|kv-retrieval|perplexity|budget tokens|recall|seconds each"
+    assert lines[2].replace(" ", "") == f"|{columns.replace(' ', '')}|"
+    assert [line.split(" | ")[:5] for line in lines[4:8]] == [
+        ["| full", "1K", "0.0%", "0.0%", "0.0%"],
+        ["| full", "2K", "0.0%", "0.0%", "0.0%"],
+        ["| keen", "1K", "100.0%", "0.0%", "0.0%"],
+        ["| keen", "2K", "100.0%", "0.0%", "0.0%"],
+    ]
+    assert "(ppl " in lines[4]
+    assert "300 (29.3%)" in lines[4]
+    assert "0.500" in lines[4]
+    assert run("extrapolation", "--address", server.address, *flags, "--tasks", "riddles") == 2
+    assert "--tasks" in capsys.readouterr().err
