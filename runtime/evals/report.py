@@ -134,7 +134,7 @@ def _misses(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     misses: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
         sample = json.loads(line)
         if sample["answers"] and sample["score"] < 1:
             misses.append(

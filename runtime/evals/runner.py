@@ -104,9 +104,9 @@ def run(
 
     Raises what targets and tasks raise; what was finished until then is kept in `output`.
     """
-    identity = {"model": targets.model, **suite.settings()}
+    identity = {"task": suite.name, "model": targets.model, "seed": suite.seed}
     choices = {label: targets.settings(label) for label in targets.labels}
-    journal = Journal(output, identity, choices)
+    journal = Journal(output, identity, {"tasks": suite.settings(), "choices": choices})
     try:
         for key, task in plan(suite, targets):
             known = journal.found.get(key)
