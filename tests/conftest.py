@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-# torch and Numba read these once, on import.
+# torch, Numba and Triton read these once, on import.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 # Idle OpenMP threads would otherwise spin on the cores of the other test process.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Triton's kernels run on CPU tensors; TRITON_INTERPRET=0 runs them on a GPU where the tests find one.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest

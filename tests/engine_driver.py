@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from moorage.workers.gpu.copy_engine import CopyEngine
 from moorage.workers.gpu.settings import CacheStrategy, EngineSettings, WorkerSettings
 from moorage.workers.gpu.worker import GpuWorker
-from moorage.workers.kv.link import LocalLink
+from moorage.workers.kv.link import Link, LocalLink
+from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import (
     AnchorSpace,
@@ -70,6 +72,9 @@ class Driver:
     piece_blocks: int = 4
     max_cached_block: int | None = None
     cache_strategy: CacheStrategy = "lru"
+    prefetch: bool = False
+    copies: Callable[[ShardedKv], CopyEngine] | None = None
+    link: Callable[[KvStore], Link] = LocalLink
     worker: GpuWorker = field(init=False)
     stores: list[KvStore] = field(init=False)
 
@@ -87,11 +92,17 @@ class Driver:
             self.repr_topk,
         )
         self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
-        engine = EngineSettings(self.num_slots, self.piece_blocks, self.max_cached_block, self.cache_strategy)
+        engine = EngineSettings(
+            self.num_slots,
+            self.piece_blocks,
+            self.max_cached_block,
+            self.cache_strategy,
+            prefetch=self.prefetch,
+        )
         settings = WorkerSettings(
             self.directory, spec, "float32", "cpu", layout, stripe_blocks=2, engine=engine
         )
-        self.worker = GpuWorker(settings, [LocalLink(store) for store in self.stores])
+        self.worker = GpuWorker(settings, [self.link(store) for store in self.stores], self.copies)
         self._step = 0
 
     def step(self, **plan: object) -> list[SegmentResult]:

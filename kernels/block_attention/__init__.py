@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_attention import cpu, gpu
 from moorage.kernels.checks import FLOAT32, INT32, check_array, check_multiple
+from moorage.kernels.triton_support import has_triton
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -37,8 +38,14 @@ def attend_blocks(
     """
     rotations = (angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin)
     _check(query, blocks, (slot, begin, end), rotations)
-    attend = cpu.attend_blocks if query.device.type == "cpu" else gpu.attend_blocks
-    return attend(query, blocks, (slot, begin, end), rotations, scale)
+    arguments = query, blocks, (slot, begin, end), rotations, scale
+    if query.device.type == "cpu":
+        return cpu.attend_blocks(*arguments)
+    if query.device.type == "cuda" and has_triton():
+        from moorage.kernels.block_attention import triton
+
+        return triton.attend_blocks(*arguments)
+    return gpu.attend_blocks(*arguments)
 
 
 def entry_lse(

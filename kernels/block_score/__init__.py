@@ -1,5 +1,5 @@
 """Scores of blocks by their anchors."""
 
-from moorage.kernels.block_score.cpu import score_blocks, score_keys, score_pooled
+from moorage.kernels.block_score.cpu import score_blocks, score_keys
 
-__all__ = ["score_blocks", "score_keys", "score_pooled"]
+__all__ = ["score_blocks", "score_keys"]

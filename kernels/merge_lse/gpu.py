@@ -6,15 +6,7 @@ import torch
 
 
 def merge_lse(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Joins partial attention results over disjoint keys: outs [n, ..., D], lses [n, ...] -> ([..., D], [...]).
-
-    In fp32 (FlashAttention's split-K merge). A part with lse = -inf weighs nothing, whatever its out holds;
-    where all parts are empty, out is 0 and lse -inf. Raises ValueError if there is no part or shapes do not fit.
-    """
-    if not len(outs) or outs.shape[:-1] != lses.shape:
-        raise ValueError(
-            f"outs {tuple(outs.shape)}, lses {tuple(lses.shape)}; expected [n, ..., D] and [n, ...]"
-        )
+    """See the package."""
     lses = lses.float()
     peak = lses.amax(dim=0)
     weights = torch.exp(lses - peak.masked_fill(peak == -torch.inf, 0.0))

@@ -9,7 +9,7 @@ Float64 = NDArray[np.float64]
 
 
 def merge_lse(outs: Float64, lses: Float64) -> tuple[Float64, Float64]:
-    """See gpu.py."""
+    """See the package."""
     out, lse = np.zeros(outs.shape[1:]), np.full(lses.shape[1:], -np.inf)
     for place in np.ndindex(lse.shape):
         parts = [i for i in range(len(lses)) if lses[(i, *place)] > -np.inf]

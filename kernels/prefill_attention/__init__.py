@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from moorage.kernels.prefill_attention import cpu, gpu
+from moorage.kernels.triton_support import has_triton
 
 
 def attend_dense(
@@ -26,8 +27,14 @@ def attend_dense(
     if not shapes_fit or not q.dtype == k.dtype == v.dtype:
         kinds = ", ".join(f"{tuple(tensor.shape)} {tensor.dtype}" for tensor in (q, k, v))
         raise ValueError(f"q, k, v: {kinds}; expected one type, [Hq, T, D], [Hkv, N, D] and the same")
-    attend = cpu.attend_dense if q.device.type == "cpu" else gpu.attend_dense
-    return attend(q, k, v, scale, band, q_start, k_start)
+    arguments = q, k, v, scale, band, q_start, k_start
+    if q.device.type == "cpu":
+        return cpu.attend_dense(*arguments)
+    if q.device.type == "cuda" and has_triton():
+        from moorage.kernels.prefill_attention import triton
+
+        return triton.attend_dense(*arguments)
+    return gpu.attend_dense(*arguments)
 
 
 __all__ = ["attend_dense"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from moorage.runtime.cli.eval import eval_app
 from moorage.runtime.cli.eval_recall import DEFAULT_CONFIG, ConfigFile, Overrides
 from moorage.runtime.cli.output import print_note, print_table
 from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT, text_haystack
-from moorage.runtime.evals.sweep import SweepRow, points, sweep
+from moorage.runtime.evals.sweep import SweepPoint, SweepRow, points, points_of_presets, sweep
 from moorage.runtime.units import parse_tokens
 
 _ANCHORS = (
@@ -26,6 +27,7 @@ _ANCHORS = (
     name="sweep",
     epilog=examples(
         "runtime eval sweep --length 4K --samples 4 --json anchors.json",
+        "runtime eval sweep --presets moorage,ktransformers,inf-llm --budgets 512 --length 2K",
         "runtime eval sweep --anchors QUEST:plain,QUEST:rotated --anchor-nums 1,2,4,8 --preselects off,step",
     ),
 )
@@ -41,6 +43,10 @@ def sweep_command(
     preselects: Annotated[
         str, typer.Option(metavar="off,prompt,step", help="Coarse choices of three times the budget.")
     ] = "off",
+    presets: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,…", help="Instead: presets with their own anchors and block sizes."),
+    ] = None,
     length: Annotated[str, typer.Option(metavar="N", help="Tokens of each prompt and its answer.")] = "4K",
     samples: Annotated[int, typer.Option(min=1, help="Prompts for each point.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same prompts.")] = 0,
@@ -58,6 +64,8 @@ def sweep_command(
     chosen = points(
         kinds, _numbers(anchor_nums), _numbers(block_sizes), _numbers(budgets), preselects.split(",")
     )
+    if presets is not None:
+        chosen = _of_presets(presets, _numbers(budgets), config, overrides or ())
     num_tokens = parse_tokens(length)
     rows: list[SweepRow] = []
     haystack = text_haystack(document)
@@ -66,16 +74,20 @@ def sweep_command(
         if json_file is not None:
             report = {"length": num_tokens, "seed": seed, "rows": [row.as_json() for row in rows]}
             json_file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    columns = ("preset", "prefill", "anchors", "space", "preselect", "parts", "block", "budget")
     print_table(
-        ("anchors", "space", "parts", "block", "budget", "preselect", "recall", "oracle", "pass keys"),
+        (*columns, "attended", "recall", "oracle", "pass keys"),
         [
             (
+                row.point.preset or "-",
+                row.point.prefill,
                 row.point.anchor_type,
                 row.point.anchor_space,
+                row.point.preselect_block,
                 str(row.point.anchor_num),
                 str(row.point.block_size),
                 str(row.point.budget_tokens),
-                row.point.preselect_block,
+                str(row.attended_tokens),
                 f"{row.recall:.3f}",
                 f"{row.oracle:.3f}",
                 f"{row.passkey:.0%}",
@@ -83,7 +95,17 @@ def sweep_command(
             for row in rows
         ],
         title=f"{length} tokens, {samples} prompts for each row",
+        right=("parts", "block", "budget", "attended", "recall", "oracle", "pass keys"),
     )
+
+
+def _of_presets(
+    names: str, budgets: Sequence[int], config: Path, overrides: Sequence[str]
+) -> list[SweepPoint]:
+    try:
+        return points_of_presets(names.split(","), budgets, config, overrides)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--presets") from None
 
 
 def _numbers(text: str) -> list[int]:

@@ -47,7 +47,10 @@ class RecallTable:
 def table_of(samples: Sequence[RecallSample]) -> RecallTable:
     """The samples of whole steps. Raises InvalidRequest when there is none."""
     if not samples:
-        raise InvalidRequest("recall: no decode step was sampled; ask for more tokens")
+        raise InvalidRequest(
+            "recall: no decode step was sampled; ask for more tokens, and for other positions than rolling, "
+            "which leave keys beyond the window no place in an exact pass"
+        )
     steps = sorted({sample.step for sample in samples})
     num_layers, num_heads = max(sample.layer for sample in samples) + 1, len(samples[0].recall)
     recall, oracle = np.zeros((2, num_layers, len(steps), num_heads), np.float32)

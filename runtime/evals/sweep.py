@@ -15,7 +15,9 @@ from moorage.runtime.evals.haystack import Haystack
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
 from moorage.runtime.evals.recall import table_of
+from moorage.runtime.presets import PRESETS, check_preset_name, resolve_preset
 from moorage.runtime.tokenizer import TextTokenizer
+from moorage.workers.spec import AnchorSpace, Positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,25 @@ class SweepPoint:
     budget_tokens: int
     """Chosen tokens per layer and step, beside sinks and window."""
     preselect_block: str = "off"
+    preset: str | None = None
+    """The preset whose anchors and blocks these are."""
+    prefill: str = "configured"
+    """Or `exact`, over all past keys."""
+
+    def __str__(self) -> str:
+        who = f"{self.preset}, {self.prefill} prefill: " if self.preset else ""
+        coarse = "" if self.preselect_block == "off" else f", preselect {self.preselect_block}"
+        return (
+            f"{who}{self.anchor_num} {self.anchor_type} {self.anchor_space} a block of {self.block_size}, "
+            f"{self.budget_tokens} tokens{coarse}"
+        )
 
     def overrides(self) -> list[str]:
         """The keys of the configuration that make it so."""
         blocks = self.budget_tokens // self.block_size
+        exact = ["memory.exc_block_size=0"] if self.prefill == "exact" else []
         return [
+            *exact,
             f"long_context.anchor_type={self.anchor_type}",
             f"memory.anchor_space={self.anchor_space}",
             f"long_context.anchor_num={self.anchor_num}",
@@ -54,6 +70,8 @@ class SweepRow:
     oracle: float
     passkey: float
     samples: int
+    attended_tokens: int
+    """Mean keys that a head attended: sinks, chosen blocks and window, all rounded to whole blocks."""
 
     def as_json(self) -> dict[str, Any]:
         """All fields by name, those of the point first."""
@@ -75,6 +93,32 @@ def points(
         )
         if size % num == 0 and not (kind == "REPR_TOPK" and 4 % num)
         if not (preselect == "step" and space == "rotated")
+    ]
+
+
+def points_of_presets(
+    names: Sequence[str], budgets: Sequence[int], config_file: Path, overrides: Sequence[str] = ()
+) -> list[SweepPoint]:
+    """Presets with their own anchors and block sizes but the same budgets, after exact and configured prefill.
+
+    Positions are the configuration's, so that only the choice of blocks differs. Raises ValueError for a name that
+    there is not.
+    """
+    clamped = resolve_preset(load_cluster_config(config_file, overrides)).positions is Positions.CLAMPED
+    return [
+        SweepPoint(
+            preset.anchor_type.value,
+            AnchorSpace.PLAIN.value if clamped else preset.anchor_space.value,
+            preset.anchor_num,
+            preset.block_size,
+            budget,
+            preset.preselect_block.value,
+            preset.name,
+            prefill,
+        )
+        for preset, budget, prefill in product(
+            [PRESETS[check_preset_name(name)] for name in names], budgets, ("exact", "configured")
+        )
     ]
 
 
@@ -100,7 +144,7 @@ def sweep(
 
 
 def _row(engine: LocalEngine, point: SweepPoint, samples: Sequence[PasskeySample]) -> SweepRow:
-    recalls, oracles, correct = [], [], 0
+    recalls, oracles, attended, correct = [], [], [], 0
     for sample in samples:
         probe = engine.probe()
         tokens = list(engine.generate(sample.prompt_ids, ANSWER_TOKENS))
@@ -108,9 +152,15 @@ def _row(engine: LocalEngine, point: SweepPoint, samples: Sequence[PasskeySample
         table = table_of(probe.samples)
         recalls.append(table.recall.mean())
         oracles.append(table.oracle.mean())
+        attended.append(np.mean([found.num_keys for found in probe.samples]))
     engine.close()
     return SweepRow(
-        point, float(np.mean(recalls)), float(np.mean(oracles)), correct / len(samples), len(samples)
+        point,
+        float(np.mean(recalls)),
+        float(np.mean(oracles)),
+        correct / len(samples),
+        len(samples),
+        round(float(np.mean(attended))),
     )
 
 

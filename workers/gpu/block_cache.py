@@ -69,17 +69,18 @@ class BlockCache:
         self.num_hits = 0
         self.num_misses = 0
 
-    def ensure(self, layer: int, blocks: Int32) -> tuple[Int32, Int32, Int32]:
+    def ensure(self, layer: int, blocks: Int32, *, ahead: bool = False) -> tuple[Int32, Int32, Int32]:
         """Gives every block of `blocks` (distinct ids) a slot.
 
         Returns (slots of all blocks, blocks that must be fetched, the slots to fetch them into). The caller
-        fetches at once: from here on the cache counts them as present.
+        fetches at once: from here on the cache counts them as present. What is fetched `ahead` of its use is neither
+        hit nor miss yet.
         """
         self._tick += 1
         place = self._place[layer, blocks]
         missing = place < 0
         num_missing = int(np.count_nonzero(missing))
-        self.num_hits += len(blocks) - num_missing
+        self.num_hits += 0 if ahead else len(blocks) - num_missing
         self.num_misses += num_missing
         if num_missing:
             place[missing] = self._admit(layer, place[~missing], blocks[missing])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -43,8 +44,13 @@ class Chooser:
         cos, sin = (torch.from_numpy(part).to(queries.device) for part in session.rotations.clamp)
         return rotate(queries, cos, sin)
 
-    def for_decode(self, session: WorkerSession, layer: int, query: torch.Tensor) -> Int32 | None:
-        """Ids [S, k] of the distant blocks for `query` [Hq, D]; None stands for all of them."""
+    def for_decode(
+        self, session: WorkerSession, layer: int, query: Callable[[], torch.Tensor]
+    ) -> Int32 | None:
+        """Ids [S, k] of the distant blocks for the query [Hq, D]; None stands for all of them.
+
+        `query` is called only when the shards are asked: on a GPU it waits for the device.
+        """
         assert session.decode_step is not None
         span = session.decode_step.span
         memory = session.memory
@@ -55,7 +61,7 @@ class Chooser:
         kept = self._kept_choice(session, layer)
         if kept is not None:
             return _with_aged_blocks(kept, span)
-        scoring = self.scoring_queries(session, query[None], span.position)
+        scoring = self.scoring_queries(session, query()[None], span.position)
         ids = self._select(
             session, layer, scoring, span.num_sinks, np.array([span.near_block], np.int32), True
         )

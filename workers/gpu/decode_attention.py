@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moorage.kernels.block_attention import attend_blocks, entry_lse
 from moorage.kernels.merge_lse import merge_lse
 from moorage.workers.gpu.choosing import Chooser
+from moorage.workers.gpu.copy_engine import Copies
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.positions import Entries, Rotations
 from moorage.workers.gpu.reader import BlockReader
@@ -38,23 +39,32 @@ class DecodeAttention:
         importance: Importance,
         layout: KvLayout,
         timer: PartTimer,
+        prefetch: bool = False,
     ) -> None:
         self._importance = importance
         self.observer: Observer | None = None
+        self._prefetch = prefetch
         self._reader = reader
         self._chooser = chooser
         self._layout = layout
         self._timer = timer
 
-    def __call__(self, session: WorkerSession, layer: int, query: torch.Tensor) -> torch.Tensor:
-        """Output [Hq, D] in fp32 for `query` [Hq, D], un-rotated."""
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._layout.block_size
+
+    def __call__(
+        self, session: WorkerSession, layer: int, query: torch.Tensor, on_host: Callable[[], torch.Tensor]
+    ) -> torch.Tensor:
+        """Output [Hq, D] in fp32 for `query` [Hq, D], un-rotated; `on_host` waits for its copy on the host."""
         assert session.decode_step is not None
         span = session.decode_step.span
         query = query.float()
         if session.memory.topk == 0:
             chosen: Int32 | None = np.empty((1, 0), np.int32)
         else:
-            chosen = self._chooser.for_decode(session, layer, query)
+            chosen = self._chooser.for_decode(session, layer, on_host)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
             if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:
@@ -93,15 +103,68 @@ class DecodeAttention:
         query: torch.Tensor,
         entries: Entries,
         kv_head: int | None = None,
+        rotations: Rotations | None = None,
     ) -> Partial:
-        """Attention over blocks in slots; those that are missing are fetched first."""
+        """Attention over blocks in slots; while those that are missing come, the others are attended."""
         blocks, place = np.unique(entries.blocks, return_inverse=True)
         slots, missing, into = session.cache.ensure(layer, blocks)
-        self._reader.fetch(session.session_id, layer, missing, into)
-        partial = self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
+        copies = self._reader.fetch(session.session_id, layer, missing, into)
+        if self._prefetch and layer + 1 < self._layout.num_layers:
+            self._fetch_ahead(session, layer + 1)
+        if copies.pending:
+            late = np.isin(slots, into)[place]
+            partial = self._attend_around(
+                session, query, slots[place], entries, late, copies, kv_head, rotations
+            )
+        else:
+            partial = self._attend(
+                session, query, self._reader.slots, slots[place], entries, kv_head, rotations
+            )
         if session.cache.scores_blocks:
             self._note_received(session, layer, query, entries, slots[place], kv_head, partial[1])
         return partial
+
+    def _fetch_ahead(self, session: WorkerSession, layer: int) -> None:
+        """Begins to fetch what `layer` will attend if it chooses as it did in the last step."""
+        if layer in session.ahead:
+            return
+        assert session.decode_step is not None
+        kept = session.choices.get(layer)
+        chosen = kept.ids[0] if kept is not None and len(kept.ids) == 1 else np.empty(0, np.int32)
+        likely = np.unique(np.concatenate((session.decode_step.always.blocks, chosen[chosen >= 0])))
+        # The token's own row is not stored in that layer yet.
+        likely = likely[likely < session.decode_step.span.position // self._layout.block_size]
+        _, missing, into = session.cache.ensure(layer, likely, ahead=True)
+        if len(missing):
+            session.ahead[layer] = self._reader.fetch(session.session_id, layer, missing, into)
+
+    def _attend_around(
+        self,
+        session: WorkerSession,
+        query: torch.Tensor,
+        slots: Int32,
+        entries: Entries,
+        late: NDArray[np.bool_],
+        copies: Copies,
+        kv_head: int | None,
+        rotations: Rotations | None,
+    ) -> Partial:
+        """First what is there, then, once the copies are waited for, the `late` entries."""
+        parts = []
+        for chosen in (~late, late):
+            if chosen is late:
+                copies.wait()
+            if chosen.any():
+                some = entries.only(chosen)
+                there = slots[chosen]
+                parts.append(
+                    self._attend(session, query, self._reader.slots, there, some, kv_head, rotations)
+                )
+        if len(parts) == 1:
+            return parts[0]
+        with self._timer("attend"):
+            outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+            return merge_lse(outs, lses)
 
     def _note_received(
         self,
@@ -132,34 +195,37 @@ class DecodeAttention:
         ]
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
-    def attend_all(self, session: WorkerSession, layer: int, query: torch.Tensor) -> Partial:
-        """Exact attention: near blocks from slots, all others streamed through staging and merged."""
+    def attend_all(
+        self, session: WorkerSession, layer: int, query: torch.Tensor, rotations: Rotations | None = None
+    ) -> Partial:
+        """Exact attention: near blocks from slots, all others streamed and merged.
+
+        `rotations` are those of `Rotations.exact`, or the session's own.
+        """
         assert session.decode_step is not None
         span, near = session.decode_step.span, session.decode_step.near
-        parts = [self._attend_slots(session, layer, query, near)]
+        rotations = rotations or session.rotations
+        if rotations is not session.rotations:
+            near = rotations.near_entries(span)
+        parts = [self._attend_slots(session, layer, query, near, rotations=rotations)]
         everything = np.arange(span.near_block, dtype=np.int32)
-        for start in range(0, len(everything), self._reader.piece_blocks):
-            piece = everything[start : start + self._reader.piece_blocks]
-            entries = session.rotations.distant_entries(span, piece)
-            with self._timer("gather"):
-                staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
+        for piece, staged in self._reader.stream(session.session_id, layer, everything):
+            entries = rotations.distant_entries(span, piece)
             slots = np.arange(len(piece), dtype=np.int32)
-            parts.append(self._attend(session, query, staged, slots, entries))
+            parts.append(self._attend(session, query, staged, slots, entries, rotations=rotations))
         outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
         return merge_lse(outs, lses)
 
     def block_lse(
-        self, session: WorkerSession, layer: int, query: torch.Tensor, blocks: Int32
+        self, session: WorkerSession, layer: int, query: torch.Tensor, blocks: Int32, rotations: Rotations
     ) -> torch.Tensor:
-        """[n, Hq] log-sum-exp of the logits of each of the distant `blocks` alone."""
+        """[n, Hq] log-sum-exp of the logits of each of the distant `blocks` alone, as `rotations` see them."""
         assert session.decode_step is not None
         span, found = session.decode_step.span, []
-        for start in range(0, len(blocks), self._reader.piece_blocks):
-            piece = blocks[start : start + self._reader.piece_blocks]
-            staged = self._reader.stage(session.session_id, layer, piece).to(self._reader.device)
+        for piece, staged in self._reader.stream(session.session_id, layer, blocks):
             # One by one: a block that two variants of the query meet has two entries.
             for slot in range(len(piece)):
-                entries = session.rotations.distant_entries(span, piece[slot : slot + 1])
+                entries = rotations.distant_entries(span, piece[slot : slot + 1])
                 slots = np.full(len(entries.blocks), slot, np.int32)
                 parts = entry_lse(query, staged, **self._arguments(session, query, slots, entries))
                 found.append(torch.logsumexp(parts, dim=0))
@@ -173,17 +239,26 @@ class DecodeAttention:
         slots: Int32,
         entries: Entries,
         kv_head: int | None = None,
+        rotations: Rotations | None = None,
     ) -> Partial:
+        """`entries` are those of `rotations`, or of the session's own."""
+        assert session.decode_step is not None
         if kv_head is not None:
             blocks = blocks[:, :, kv_head : kv_head + 1]
+        rotations = rotations or session.rotations
         with self._timer("attend"):
-            return attend_blocks(query, blocks, **self._arguments(session, query, slots, entries))
+            if rotations.tables is None:
+                return attend_blocks(query, blocks, **self._arguments(session, query, slots, entries))
+            position, scale = session.decode_step.span.position, self._scale(session, query)
+            return rotations.tables.attend(query, blocks, slots, entries, position, scale)
 
     def _arguments(
         self, session: WorkerSession, query: torch.Tensor, slots: Int32, entries: Entries
     ) -> dict[str, Any]:
         """Of the kernels in `kernels.block_attention`, beside the query and the blocks."""
+        assert session.decode_step is not None
         rotations = session.rotations
+        entries = rotations.with_angles(session.decode_step.span.position, entries)
         return {
             "slot": slots,
             "begin": entries.begin,
@@ -193,8 +268,11 @@ class DecodeAttention:
             "rotate_keys": entries.rotate_keys,
             "offset_cos": rotations.offset_cos,
             "offset_sin": rotations.offset_sin,
-            "scale": rotations.view.attention_scale**2 / math.sqrt(query.shape[-1]),
+            "scale": self._scale(session, query),
         }
+
+    def _scale(self, session: WorkerSession, query: torch.Tensor) -> float:
+        return session.rotations.view.attention_scale**2 / math.sqrt(query.shape[-1])
 
     def _sample_recall(
         self, session: WorkerSession, layer: int, query: torch.Tensor, lse_chosen: torch.Tensor
@@ -202,14 +280,16 @@ class DecodeAttention:
         """On sampled steps and one layer of each, how much of the exact attention mass was attended.
 
         Recall is exp(lse_chosen - lse_all), the mean over heads (DESIGN: selection is measured, not believed).
-        Schemes that attend nothing beyond sinks and window give the rest no position, so there is no exact pass.
         """
         every = session.memory.recall_every
-        if not every or session.decode_index % every or session.memory.topk == 0:
+        if not every or session.decode_index % every:
             return
         if layer != session.decode_index // every % self._layout.num_layers:
             return
-        _, lse_all = self.attend_all(session, layer, query)
+        exact = session.rotations.exact()
+        if exact is None:
+            return
+        _, lse_all = self.attend_all(session, layer, query, exact)
         session.stats.recall.append(float(torch.exp(lse_chosen - lse_all).mean()))
 
 

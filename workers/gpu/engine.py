@@ -11,7 +11,9 @@ import torch
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
+from moorage.workers.gpu.copy_engine import CopyEngine, copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
+from moorage.workers.gpu.hand_over import HandOver
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.rope import session_view
@@ -55,6 +57,7 @@ class Engine:
         kv: ShardedKv,
         device: torch.device,
         settings: EngineSettings,
+        copies: CopyEngine | None = None,
     ) -> None:
         self._decoder, self._spec, self._layout, self._kv = decoder, spec, layout, kv
         self._device, self._settings = device, settings
@@ -62,13 +65,14 @@ class Engine:
         self._pool = SlotPool(settings.num_slots)
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
+        self.copies = copies or copy_engine(kv, layout, device, settings.piece_blocks)
         self._reader = BlockReader(
-            kv, layout, settings.num_slots, settings.piece_blocks, device, compute, self._timer
+            self.copies, layout, settings.num_slots, settings.piece_blocks, device, compute, self._timer
         )
         self._chooser = Chooser(kv, layout, self._timer)
         self._importance = Importance(self._reader, kv, layout, self._timer)
         attention = (self._reader, self._chooser, self._importance, layout, self._timer)
-        self.decode = DecodeAttention(*attention)
+        self.decode = DecodeAttention(*attention, prefetch=settings.prefetch)
         self._prefill = PrefillAttention(*attention)
         self._output = OutputStage(decoder, spec.vocab_size, self._timer)
         self.sessions: dict[int, WorkerSession] = {}
@@ -137,6 +141,7 @@ class Engine:
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
         self._kv.truncate(session.session_id, keep)
         del self.sessions[opening.session_id]
+        session.await_ahead()
         self._pool.give(session.cache.slots.reshape(-1))
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
@@ -166,11 +171,13 @@ class Engine:
     def _drop(self, session_id: int) -> None:
         session = self.sessions.pop(session_id, None)
         if session is not None:
+            session.await_ahead()
             self._pool.give(session.cache.slots.reshape(-1))
         self._kv.drop(session_id)
 
     def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
-        return Rotations(session_view(self._spec.rope, memory, seq_len), memory, self._layout.block_size)
+        view = session_view(self._spec.rope, memory, seq_len)
+        return Rotations(view, memory, self._layout.block_size, self._device)
 
     def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[Segment]:
         """Checks each segment against its session and sets the step's geometry; returns those that can run."""
@@ -262,24 +269,45 @@ class Engine:
     ) -> torch.Tensor:
         # Rounded once to the stored type, so that results do not depend on where a chunk ends.
         keys, values = k.to(self._storage), v.to(self._storage)
-        self._store(session, layer, keys, values)
         if session.decode_step is not None:
-            return self.decode(session, layer, q[0])[None]
+            return self._decode_one(session, layer, q[0], keys, values)[None]
+        self._append(session, layer, keys.cpu(), values.cpu())
+        self._forget(session, layer, session.num_tokens, session.num_tokens + len(keys))
         out = self._prefill(session, layer, q, keys, values)
         if self._importance.wants_tail(session):
             self._keep_tail(session, layer, q)
         return out
 
-    def _store(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """K, V [T, Hkv, D] go to DRAM; a block that already lies in a slot is kept true or forgotten."""
-        start, size = session.num_tokens, self._layout.block_size
+    def _decode_one(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """Stores the new row, [1, Hkv, D] each, and attends; query and output are [Hq, D]."""
+        host = HandOver(query, keys, values)
+        block, row = divmod(session.num_tokens, self._layout.block_size)
+        # A row that is written while its block is still on the way would be lost.
+        session.await_ahead(layer)
+        slot = session.cache.slot_of(layer, block)
+        if slot >= 0:
+            with self._timer("append"):
+                self._reader.write_row(slot, row, keys[0], values[0])
+        # Where attention is only launched and finds the row in its slot, DRAM gets it while the device computes.
+        behind = slot >= 0 and self._reader.overlaps and not self._importance.reads_rows
+        if not behind:
+            self._append(session, layer, *host.rows())
+        out = self.decode(session, layer, query, host.query)
+        if behind:
+            self._append(session, layer, *host.rows())
+        return out
+
+    def _append(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """K, V [T, Hkv, D] of the host go to DRAM."""
         with self._timer("append"):
-            self._kv.append(session.session_id, layer, start, keys.cpu(), values.cpu())
-            slot = session.cache.slot_of(layer, start // size) if len(keys) == 1 else -1
-            if slot >= 0:
-                self._reader.write_row(slot, start % size, keys[0], values[0])
-            else:
-                self._forget(session, layer, start, start + len(keys))
+            self._kv.append(session.session_id, layer, session.num_tokens, keys, values)
 
     def _forget(self, session: WorkerSession, layer: int, start: int, end: int) -> None:
         session.cache.forget(layer, start // self._layout.block_size, self._layout.num_blocks(end))

@@ -50,6 +50,11 @@ class Importance:
         """Whether anchors change with each execution block of a prompt."""
         return self._type is AnchorType.REPR_TOPK
 
+    @property
+    def reads_rows(self) -> bool:
+        """Whether each generated token's own key is read from DRAM in its step."""
+        return self._type in (AnchorType.DYNAMIC, AnchorType.REPR_TOPK)
+
     def wants_tail(self, session: WorkerSession) -> bool:
         """Whether the prompt's last queries decide something."""
         return self._type is AnchorType.DYNAMIC or session.memory.preselect_block is Preselect.PROMPT

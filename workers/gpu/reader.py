@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.kernels.triton_support import has_triton
+from moorage.workers.gpu.copy_engine import DONE, Copies, CopyEngine
 from moorage.workers.gpu.timing import PartTimer
-from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import KvLayout, KvType
 
 Int32 = NDArray[np.int32]
@@ -20,22 +21,16 @@ def storage_dtype(kv_type: KvType) -> torch.dtype:
     return torch.float16 if kv_type is KvType.FP16 else torch.float32
 
 
-def as_storage_array(blocks: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.float32]:
-    """A CPU tensor of stored elements as the KV kernels take it (fp16 as bits); no copy."""
-    array = blocks.numpy()
-    return array.view(np.uint16) if array.dtype == np.float16 else array
-
-
 class BlockReader:
-    """The slot pool and the staging buffer of one worker, and the ways into them.
+    """The slot pool and the buffers of streamed pieces of one worker, and the ways into them.
 
-    `slots` is [num_slots, 2, Hkv, B, D] in storage type on the device; `staging` is the same shape on the host,
-    `piece_blocks` long, pinned when the device is a GPU.
+    `slots` is [num_slots, 2, Hkv, B, D] in storage type on the device; the two piece buffers are of the same shape,
+    `piece_blocks` long, so that one fills while the other is read.
     """
 
     def __init__(
         self,
-        kv: ShardedKv,
+        copies: CopyEngine,
         layout: KvLayout,
         num_slots: int,
         piece_blocks: int,
@@ -43,50 +38,64 @@ class BlockReader:
         compute_dtype: torch.dtype,
         timer: PartTimer,
     ) -> None:
-        self._kv = kv
+        self._copies = copies
         self._layout = layout
         self._timer = timer
         self.compute_dtype = compute_dtype
         self.device = device
         self.piece_blocks = piece_blocks
-        block = (2, layout.num_kv_heads, layout.block_size, layout.head_dim)
-        dtype = storage_dtype(layout.kv_type)
-        self.slots = torch.zeros((num_slots, *block), dtype=dtype, device=device)
-        on_gpu = device.type == "cuda"
-        self.staging = torch.zeros((piece_blocks, *block), dtype=dtype, pin_memory=on_gpu)
-        self._staging_array = as_storage_array(self.staging)
-        self._slots_array = None if on_gpu else as_storage_array(self.slots)
+        self._block = (2, layout.num_kv_heads, layout.block_size, layout.head_dim)
+        self._dtype = storage_dtype(layout.kv_type)
+        self.slots = self._blocks(num_slots)
+        self._pieces = tuple(self._blocks(piece_blocks) for _ in range(2))
+        self._under_way: Copies = DONE
 
-    def fetch(self, session_id: int, layer: int, blocks: Int32, slots: Int32) -> None:
-        """Reads `blocks` from DRAM into `slots`."""
+    def _blocks(self, count: int) -> torch.Tensor:
+        return torch.zeros((count, *self._block), dtype=self._dtype, device=self.device)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether copies go on beside computation."""
+        return self._copies.overlaps
+
+    def fetch(self, session_id: int, layer: int, blocks: Int32, slots: Int32) -> Copies:
+        """Begins to read `blocks` from DRAM into `slots`, which hold anything until the copies are waited for."""
         if not len(blocks):
-            return
+            return DONE
         with self._timer("gather"):
-            if self._slots_array is not None:
-                self._kv.gather(session_id, layer, blocks, self._slots_array, slots)
-                return
-            for start in range(0, len(blocks), self.piece_blocks):
-                part = slice(start, start + self.piece_blocks)
-                staged = self.stage(session_id, layer, blocks[part])
-                into = torch.from_numpy(slots[part]).to(self.device, torch.long)
-                self.slots[into] = staged.to(self.device, non_blocking=True)
-                torch.cuda.current_stream(self.device).synchronize()
+            return self._copies.copy(session_id, layer, blocks, self.slots, slots)
 
-    def stage(self, session_id: int, layer: int, blocks: Int32) -> torch.Tensor:
-        """At most `piece_blocks` blocks in the host's staging buffer: [n, 2, Hkv, B, D] in storage type."""
-        into = np.arange(len(blocks), dtype=np.int32)
-        self._kv.gather(session_id, layer, blocks, self._staging_array, into)
-        return self.staging[: len(blocks)]
+    def stream(self, session_id: int, layer: int, blocks: Int32) -> Iterator[tuple[Int32, torch.Tensor]]:
+        """(blocks, [n, 2, Hkv, B, D] in storage type on the device) piece by piece.
+
+        The next piece travels while the caller works on one; what it got is overwritten after its next but one.
+        """
+        parts = [
+            blocks[start : start + self.piece_blocks] for start in range(0, len(blocks), self.piece_blocks)
+        ]
+        for number, part in enumerate(parts):
+            if number == 0:
+                self._begin(session_id, layer, part, number)
+            with self._timer("gather"):
+                self._under_way.wait()
+            if number + 1 < len(parts):
+                self._begin(session_id, layer, parts[number + 1], number + 1)
+            yield part, self._pieces[number % 2][: len(part)]
+
+    def _begin(self, session_id: int, layer: int, part: Int32, number: int) -> None:
+        with self._timer("gather"):
+            # A stream that its reader gave up may have left copies behind.
+            self._under_way.wait()
+            into = np.arange(len(part), dtype=np.int32)
+            self._under_way = self._copies.copy(session_id, layer, part, self._pieces[number % 2], into)
 
     def pieces(
         self, session_id: int, layer: int, blocks: Int32
     ) -> Iterator[tuple[Int32, torch.Tensor, torch.Tensor]]:
         """(blocks, K, V) piece by piece; K, V are [Hkv, n * B, D] on the device in compute type, un-rotated."""
-        for start in range(0, len(blocks), self.piece_blocks):
-            part = blocks[start : start + self.piece_blocks]
+        for part, stored in self.stream(session_id, layer, blocks):
             with self._timer("gather"):
-                staged = self.stage(session_id, layer, part)
-                keys, values = (self._dense(staged[:, i]) for i in (0, 1))
+                keys, values = (self._dense(stored[:, i]) for i in (0, 1))
             yield part, keys, values
 
     def rows(
@@ -108,13 +117,18 @@ class BlockReader:
         return keys, values
 
     def _dense(self, blocks: torch.Tensor) -> torch.Tensor:
-        # [n, Hkv, B, D] -> [Hkv, n * B, D]; always a copy, since staging is used again for the next piece
+        # [n, Hkv, B, D] -> [Hkv, n * B, D]; always a copy, since the buffer is used again
         num_blocks, num_heads, size, dim = blocks.shape
         dense = torch.empty((num_heads, num_blocks, size, dim), dtype=self.compute_dtype, device=self.device)
-        dense.copy_(blocks.transpose(0, 1), non_blocking=False)
+        dense.copy_(blocks.transpose(0, 1))
         return dense.view(num_heads, num_blocks * size, dim)
 
     def write_row(self, slot: int, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Writes one token's K and V, each [Hkv, D], into a slot."""
+        if self.device.type == "cuda" and has_triton():
+            from moorage.kernels.decode_inputs.triton import store_row
+
+            store_row(key, value, self.slots, slot, row)
+            return
         self.slots[slot, 0, :, row] = key
         self.slots[slot, 1, :, row] = value

@@ -24,6 +24,8 @@ class EngineSettings:
     cache_strategy: CacheStrategy = "lru"
     score_decay: float = 0.1
     """Of a block's score from step to step, under lru-s."""
+    prefetch: bool = False
+    """While a layer computes, the blocks that the next one attended in the last step travel ahead."""
 
 
 @dataclass(frozen=True, slots=True)

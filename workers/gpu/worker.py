@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 
 from moorage.workers.errors import InvalidConfig
+from moorage.workers.gpu.copy_engine import CopyEngine
 from moorage.workers.gpu.engine import Engine
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.settings import WorkerSettings
@@ -27,13 +29,27 @@ def pick_device(name: str) -> torch.device:
 class GpuWorker:
     """One model on one device with links to every shard of the KV store."""
 
-    def __init__(self, settings: WorkerSettings, links: list[Link]) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        links: list[Link],
+        copies: Callable[[ShardedKv], CopyEngine] | None = None,
+    ) -> None:
+        """`copies` makes the copy engine; None takes the one that suits the device."""
         if settings.num_threads:
             torch.set_num_threads(settings.num_threads)
         self.device = pick_device(settings.device)
         self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks)
         decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device)
-        self.engine = Engine(decoder, settings.spec, settings.layout, self._kv, self.device, settings.engine)
+        self.engine = Engine(
+            decoder,
+            settings.spec,
+            settings.layout,
+            self._kv,
+            self.device,
+            settings.engine,
+            None if copies is None else copies(self._kv),
+        )
 
     def step(self, plan: StepPlan) -> StepResult:
         """Runs one plan; see Engine.step."""
@@ -45,4 +61,5 @@ class GpuWorker:
 
     def close(self) -> None:
         """Leaves the KV actors; their sessions stay."""
+        self.engine.copies.close()
         self._kv.close()

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from numpy.typing import ArrayLike
 
+from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.messages import (
     AnchorRotation,
     Float32,
@@ -64,6 +65,9 @@ class Link(Protocol):
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies blocks into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
 
+    def locate(self, session_id: int, layer: int, blocks: Int32) -> tuple[Arena, Int32] | None:
+        """The arena in this process's memory and the pages of `blocks` in it; None where there is none."""
+
     def drop(self, session_id: int) -> None:
         """Frees a session. Idempotent."""
 
@@ -85,6 +89,7 @@ class LocalLink:
         self.keep = store.keep
         self.reanchor = store.reanchor
         self.gather = store.gather
+        self.locate = store.locate
         self.drop = store.drop
         self.stats = store.stats
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from moorage.kernels.block_gather import gather_blocks
 from moorage.workers.errors import InvalidRequest, NotFound
+from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import BlockTable
 from moorage.workers.kv.mailbox_channel import Channel
 from moorage.workers.kv.messages import (
@@ -131,8 +132,12 @@ class MailboxLink:
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """As `KvStore.gather`, straight from the arena."""
-        pages = self._table(session_id).pages_of(layer, blocks, self.layout.block_size)
-        gather_blocks(self._arena.kv[layer], pages, out, slots)
+        arena, pages = self.locate(session_id, layer, blocks)
+        gather_blocks(arena.kv[layer], pages, out, slots)
+
+    def locate(self, session_id: int, layer: int, blocks: Int32) -> tuple[Arena, Int32]:
+        """As `KvStore.locate`; the arena is the store's own memory, mapped."""
+        return self._arena, self._table(session_id).pages_of(layer, blocks, self.layout.block_size)
 
     def drop(self, session_id: int) -> None:
         """As `KvStore.drop`."""

@@ -82,6 +82,10 @@ class RayLink:
         """As `KvStore.gather`."""
         out[slots] = self._get(session_id, self._handle.gather.remote(session_id, layer, blocks))
 
+    def locate(self, session_id: int, layer: int, blocks: Int32) -> None:
+        """None: the blocks lie on another host."""
+        del session_id, layer, blocks
+
     def drop(self, session_id: int) -> None:
         """As `KvStore.drop`."""
         self._unconfirmed.pop(session_id, None)

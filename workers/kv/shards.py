@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -191,14 +191,19 @@ class ShardedKv:
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
+        for link, local, places in self.parts(blocks):
+            link.gather(session_id, layer, local, out, slots[places])
+
+    def parts(self, blocks: Int32) -> Iterator[tuple[Link, Int32, Int32]]:
+        """(link, ids in its store, places in `blocks`) of each shard that holds some of `blocks`."""
         if len(self.links) == 1:
-            self.links[0].gather(session_id, layer, blocks, out, slots)
+            yield self.links[0], blocks, np.arange(len(blocks), dtype=np.int32)
             return
         shards, local = self._blocks.split(blocks)
         for shard, link in enumerate(self.links):
-            here = shards == shard
-            if here.any():
-                link.gather(session_id, layer, local[here], out, slots[here])
+            places = np.flatnonzero(shards == shard).astype(np.int32)
+            if len(places):
+                yield link, local[places], places
 
     def drop(self, session_id: int) -> None:
         """Frees a session in all shards. Idempotent."""

@@ -52,6 +52,18 @@ def test_nothing_is_asked_twice(server: ToyServer, tmp_path: Path) -> None:
     assert again == first
 
 
+def test_settings_are_compared_as_a_file_keeps_them(tmp_path: Path) -> None:
+    identity = {"task": "t", "model": "m", "seed": 0, "lengths": (1024, 2048)}
+    parts = {"choices": {"linear": {"rope": {"factors": (), "theta": 1e4}}}}
+    for _ in range(2):
+        Journal(tmp_path / "out", identity, parts).close()
+    with pytest.raises(
+        InvalidRequest, match=r"linear was configured otherwise \(rope.factors was \[\], now \[2\]"
+    ):
+        others = {"choices": {"linear": {"rope": {"factors": (2,), "theta": 1e4}}}}
+        Journal(tmp_path / "out", identity, others)
+
+
 @pytest.mark.parametrize("kept", range(9))
 def test_a_run_that_ended_after_any_sample_goes_on(server: ToyServer, tmp_path: Path, kept: int) -> None:
     whole, _ = measure(server, None)

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from moorage.runtime.cli import main
-from moorage.runtime.evals.sweep import points
+from moorage.runtime.cli.eval_recall import DEFAULT_CONFIG as LOCAL
+from moorage.runtime.config import load_cluster_config
+from moorage.runtime.evals.sweep import points, points_of_presets
+from moorage.runtime.presets import resolve_preset
 
 
 def test_points_that_make_no_sense_are_left_out() -> None:
@@ -23,6 +26,26 @@ def test_points_that_make_no_sense_are_left_out() -> None:
     assert not any(point.anchor_type == "REPR_TOPK" and point.anchor_num == 3 for point in found)
     assert not any(point.anchor_space == "rotated" and point.preselect_block == "step" for point in found)
     assert len(found) == len(set(found)) == 3 + 4 + 6
+
+
+def test_presets_bring_their_own_anchors_and_blocks_at_one_budget() -> None:
+    found = points_of_presets(["moorage", "ktransformers"], [512], LOCAL)
+    assert [(point.preset, point.anchor_type, point.block_size, point.prefill) for point in found] == [
+        ("moorage", "QUEST", 32, "exact"),
+        ("moorage", "QUEST", 32, "configured"),
+        ("ktransformers", "DYNAMIC", 128, "exact"),
+        ("ktransformers", "DYNAMIC", 128, "configured"),
+    ]
+    assert {point.anchor_space for point in found} == {"plain"}
+    rope = points_of_presets(["ktransformers"], [512], LOCAL, ["memory.positions=rope"])
+    assert {point.anchor_space for point in rope} == {"rotated"}
+    for point in found:
+        config = load_cluster_config(LOCAL, point.overrides())
+        preset = resolve_preset(config)
+        assert (preset.topk or 0) * preset.block_size == 512
+        assert preset.exc_block_size == (0 if point.prefill == "exact" else 128)
+    with pytest.raises(ValueError, match="no such preset; did you mean moorage"):
+        points_of_presets(["morage"], [512], LOCAL)
 
 
 def test_one_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,5 +71,7 @@ def test_one_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (row["anchor_type"], row["anchor_space"], row["budget_tokens"], row["samples"]) == (
         "QUEST", "plain", 128, 2,
     )  # fmt: skip
+    # Four chosen blocks, the sink block, and a window of 256 that begins anywhere in its first block.
+    assert 128 + 32 + 256 <= row["attended_tokens"] <= 128 + 32 + 256 + 31
     assert 0 < row["recall"] <= row["oracle"] + 1e-4 <= 1 + 2e-4
     assert "QUEST" in capsys.readouterr().out

@@ -12,7 +12,16 @@ import torch
 
 from moorage.workers.errors import StoreFull
 from moorage.workers.gpu.settings import CacheStrategy
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions, Preselect, Segment, StepPlan
+from moorage.workers.spec import (
+    AnchorType,
+    HeadSelectMode,
+    KvType,
+    MemorySpec,
+    Positions,
+    Preselect,
+    Segment,
+    StepPlan,
+)
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint
 
@@ -230,16 +239,30 @@ def test_reuse_and_restriction_of_choices_run_and_cover_everything_when_they_may
         assert [r.token_id for r in wide] == [r.token_id for r in full]
 
 
-def test_recall_is_one_when_everything_is_chosen_and_less_otherwise(llama: TinyModel) -> None:
-    driver = Driver(llama.directory, llama.spec)
-    prompt = prompt_of(llama, 200)
-    recalls = {}
-    for topk in (1, 4, 9):
-        axes = memory(topk=topk, recall_every=1)
-        found = [r.recall for r in driver.generate(prompt, axes, (64,), 12) if r.recall is not None]
+def recalls(model: TinyModel, axes: MemorySpec) -> list[float]:
+    driver = Driver(model.directory, model.spec)
+    found = driver.generate(prompt_of(model, 200), axes, (64,), 12)
+    return [result.recall for result in found if result.recall is not None]
+
+
+@pytest.mark.parametrize("positions", [Positions.ROPE, Positions.CLAMPED])
+def test_recall_grows_with_the_budget_to_one(llama: TinyModel, positions: Positions) -> None:
+    means = []
+    for topk in (0, 1, 4, 9):
+        found = recalls(llama, memory(positions=positions, topk=topk, recall_every=1))
         assert len(found) == 11
-        recalls[topk] = np.mean(found)
-    assert 0 < recalls[1] < recalls[4] < recalls[9] <= 1 + 1e-5
+        means.append(float(np.mean(found)))
+    assert 0 < means[0] < means[1] < means[2] < means[3] <= 1 + 1e-5
+
+
+def test_sinks_and_window_that_hold_every_key_have_recall_one(llama: TinyModel) -> None:
+    found = recalls(llama, memory(topk=0, recall_every=1, local_windows_len=300))
+    assert found == pytest.approx([1.0] * 11, abs=1e-5)
+
+
+def test_a_rolling_window_has_no_exact_pass_to_be_measured_by(llama: TinyModel) -> None:
+    axes = memory(positions=Positions.ROLLING, topk=0, recall_every=1)
+    assert recalls(llama, axes) == []
 
 
 def test_a_failing_session_fails_alone(llama: TinyModel) -> None:

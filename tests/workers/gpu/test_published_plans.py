@@ -34,6 +34,23 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return build_tiny_checkpoint("llama3", tmp_path_factory.mktemp("llama3"))
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], TinyModel]:
+    """By (query heads, KV heads): groups of 1, 2, 3 and all heads."""
+    found = {}
+    for heads in ((2, 2), (6, 2), (4, 2), (4, 1)):
+        directory = tmp_path_factory.mktemp("heads")
+        found[heads] = build_tiny_checkpoint(
+            "llama3",
+            directory,
+            num_attention_heads=heads[0],
+            num_key_value_heads=heads[1],
+            head_dim=32,
+            hidden_size=96,
+        )
+    return found
+
+
 def check(
     model: TinyModel,
     axes: MemorySpec,
@@ -136,13 +153,16 @@ def test_ktransformers(llama: TinyModel, mode: HeadSelectMode, preselect: Presel
     assert plan.chosen
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_plans_around_every_boundary(llama: TinyModel, data: st.DataObject) -> None:
+def test_plans_around_every_boundary(models: dict[tuple[int, int], TinyModel], data: st.DataObject) -> None:
+    model = models[data.draw(st.sampled_from(sorted(models)), "query heads, KV heads")]
     size = data.draw(st.sampled_from([4, 8, 12]), "block size")
     window = data.draw(st.sampled_from([1, size - 1, size, size + 1, 2 * size]), "window")
     execution = data.draw(st.sampled_from([0, size, 2 * size]), "execution block")
-    length = data.draw(st.sampled_from([1, size - 1, size, size + 1, 6 * size, 6 * size + 1]), "prompt")
+    chunk = data.draw(st.sampled_from([1, 2, 4]), "chunk") * 2 * size
+    around = [1, size - 1, size, size + 1, chunk - 1, chunk, chunk + 1, 6 * size, 6 * size + 1]
+    length = data.draw(st.sampled_from(around), "prompt")
     dynamic = data.draw(st.booleans(), "dynamic")
     axes = memory(
         positions=data.draw(st.sampled_from([Positions.ROPE, Positions.CLAMPED]), "positions"),
@@ -158,14 +178,13 @@ def test_plans_around_every_boundary(llama: TinyModel, data: st.DataObject) -> N
     )
     # A DYNAMIC prompt that selects before its end is known has provisional anchors, which no paper defines.
     kind = AnchorType.DYNAMIC if dynamic and not execution else AnchorType.REPR_TOPK
-    chunks = (data.draw(st.sampled_from([1, 2, 4]), "chunk") * 2 * size,)
     check(
-        llama,
+        model,
         axes,
         length,
         2 * size + 2,
         size,
         kind,
         rotated=data.draw(st.booleans(), "rotated"),
-        chunks=chunks,
+        chunks=(chunk,),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
 
+from moorage.kernels.rms_norm import rms_norm
 from moorage.workers.gpu.model.weights import (
     DecoderWeights,
     LayerWeights,
@@ -90,9 +91,3 @@ class Decoder:
             normed = rms_norm(piece, layer.post_norm, self.spec.rms_norm_eps)
             gate, up = linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
             piece += linear(silu(gate).mul_(up), layer.down, layer.down_bias)
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last axis, in fp32, rounded before the weight as in transformers."""
-    wide = x.float()
-    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)

@@ -1,0 +1,103 @@
+"""Scores of block anchors on the GPU: anchors are read once for all queries of a group, and only they.
+
+QUEST's bound, the sum over channels of max(q * high, q * low), is two matrix products: the positive part of q with
+the maxima and the negative part with the minima.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from moorage.kernels.triton_support import power_of_2
+
+TILE_BLOCKS = 64
+
+
+@triton.jit
+def _score(
+    anchors,
+    page_stride,
+    head_stride,
+    pages,
+    num_blocks,
+    queries,
+    out,
+    NUM_KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    DIM: tl.constexpr,
+    VECTORS: tl.constexpr,
+    QUEST: tl.constexpr,
+    ADD: tl.constexpr,
+    PAD_GROUP: tl.constexpr,
+    PAD_DIM: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    head, row = tl.program_id(1), tl.program_id(2)
+    block = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    channel = tl.arange(0, PAD_DIM)
+    g = tl.arange(0, PAD_GROUP)
+    inside = block < num_blocks
+    page = tl.load(pages + block, mask=inside, other=0).to(tl.int64)
+    first = (row.to(tl.int64) * NUM_KV_HEADS + head) * GROUP
+    query = tl.load(
+        queries + (first + g)[:, None] * DIM + channel[None, :],
+        mask=(g < GROUP)[:, None] & (channel < DIM)[None, :],
+        other=0.0,
+    )
+    at = anchors + page[:, None] * page_stride + head * head_stride + channel[None, :]
+    mask = inside[:, None] & (channel < DIM)[None, :]
+    if ADD:
+        found = tl.zeros([PAD_GROUP, TILE], tl.float32)
+    else:
+        found = tl.full([PAD_GROUP, TILE], -float("inf"), tl.float32)
+    STEP: tl.constexpr = 2 if QUEST else 1
+    for vector in tl.static_range(0, VECTORS, STEP):
+        high = tl.load(at + vector * DIM, mask=mask, other=0.0).to(tl.float32)
+        if QUEST:
+            low = tl.load(at + (vector + 1) * DIM, mask=mask, other=0.0).to(tl.float32)
+            logits = tl.dot(tl.maximum(query, 0.0), tl.trans(high), input_precision="ieee")
+            logits = tl.dot(tl.minimum(query, 0.0), tl.trans(low), logits, input_precision="ieee")
+        else:
+            logits = tl.dot(query, tl.trans(high), input_precision="ieee")
+        if ADD:
+            found += logits
+        else:
+            found = tl.maximum(found, logits)
+    tl.store(
+        out + (first + g)[:, None] * num_blocks + block[None, :],
+        found,
+        mask=(g < GROUP)[:, None] & inside[None, :],
+    )
+
+
+def score_blocks(
+    anchors_layer: torch.Tensor, pages: torch.Tensor, queries: torch.Tensor, quest: bool, *, add: bool = False
+) -> torch.Tensor:
+    """[R, Hq, n] f32: see cpu.py; anchors [P, Hkv, A, D], pages int32 [n], queries f32 [R, Hq, D] on the device."""
+    rows, num_heads, dim = queries.shape
+    _, num_kv_heads, vectors, _ = anchors_layer.shape
+    assert anchors_layer.is_contiguous()
+    out = torch.empty((rows, num_heads, len(pages)), dtype=torch.float32, device=queries.device)
+    group = num_heads // num_kv_heads
+    if out.numel():
+        tile = min(TILE_BLOCKS, power_of_2(len(pages), 16))
+        _score[(-(-len(pages) // tile), num_kv_heads, rows)](
+            anchors_layer,
+            *anchors_layer.stride()[:2],
+            pages,
+            len(pages),
+            queries.contiguous(),
+            out,
+            num_kv_heads,
+            group,
+            dim,
+            vectors,
+            quest,
+            add,
+            power_of_2(group, 16),
+            power_of_2(dim, 16),
+            tile,
+        )
+    return out

@@ -1,0 +1,61 @@
+"""What the worker launches on a Hopper GPU, in the shapes of 7B models, compiled to machine code without one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from moorage.kernels.block_attention import triton as block_attention
+from moorage.kernels.block_gather import triton as block_gather
+from moorage.kernels.block_score import triton as block_score
+from moorage.kernels.decode_inputs import triton as decode_inputs
+from moorage.kernels.prefill_attention import triton as prefill_attention
+from moorage.kernels.rms_norm import triton as rms_norm
+from tests.kernels.triton.ahead_of_time import MAX_SHARED_BYTES, compile_launches
+
+HALF = torch.float16
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+def launches() -> Iterator[None]:
+    """One launch after the other."""
+    for heads, group, size, dim in ((8, 4, 128, 128), (8, 4, 32, 128), (4, 1, 64, 96)):
+        turns = block_attention.Turns(*(torch.zeros(size, dim // 2) for _ in range(4)))
+        slots = torch.zeros(2, 2, heads, size, dim, dtype=HALF)
+        queries = torch.zeros(1, heads * group, dim)
+        block_attention.attend_lists(queries, slots, ints(6, 10), ints(2), turns, 0.1, 1, 4)
+        yield
+    block_gather.gather_pieces(slots, ints(3), slots, ints(3))
+    block_gather.gather_pieces(slots, ints(3), slots, ints(3), ints(3))
+    yield
+    for dtype in (torch.bfloat16, HALF):
+        q, k = torch.zeros(8, 300, 128, dtype=dtype), torch.zeros(2, 300, 128, dtype=dtype)
+        prefill_attention.attend_dense(q, k, k, 0.1, (0, 64), 5, 3)
+        yield
+    x, weight = torch.zeros(3, 4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.bfloat16)
+    rms_norm.rms_norm(x, weight, 1e-5)
+    rms_norm.add_rms_norm(x, x, weight, 1e-5)
+    yield
+    turn, slots = torch.zeros(1, 3, 64), torch.zeros(2, 2, 8, 16, 128, dtype=HALF)
+    decode_inputs.turn_queries(torch.zeros(1, 32, 128, dtype=torch.bfloat16), turn, turn)
+    decode_inputs.store_row(slots[0, 0, :, 0].contiguous(), slots[0, 1, :, 0].contiguous(), slots, 1, 3)
+    yield
+    for quest in (True, False):
+        anchors = torch.zeros(9, 8, 2, 128, dtype=HALF)
+        block_score.score_blocks(anchors, ints(70), torch.zeros(1, 32, 128), quest)
+        yield
+
+
+if __name__ == "__main__":
+    compiled = compile_launches(lambda: list(launches()))
+    for kernel in compiled:
+        if kernel.shared_bytes > MAX_SHARED_BYTES or not kernel.machine_code:
+            sys.exit(
+                f"{kernel.name}: {kernel.shared_bytes} bytes of shared memory; {MAX_SHARED_BYTES} there are"
+            )
+    print(" ".join(sorted({kernel.name for kernel in compiled})))

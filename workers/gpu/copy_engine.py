@@ -1,0 +1,86 @@
+"""How blocks travel from the stores to the device: at once on a CPU, on a stream of their own on a GPU."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.spec import KvLayout
+
+Int32 = NDArray[np.int32]
+
+
+class Copies(Protocol):
+    """Copies under way. Between their submission and `wait` their targets hold anything."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether `wait` is needed."""
+
+    def wait(self) -> None:
+        """Whatever is asked of the device after this sees the copied blocks. The host may go on at once."""
+
+
+class CopyEngine(Protocol):
+    """Brings blocks into memory of the device."""
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether copies go on beside computation, so that it pays to put work between `copy` and `wait`."""
+
+    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
+        """Begins to copy `blocks` into `out[into]`, [S, 2, Hkv, B, D] in storage type on the device.
+
+        What was asked of the device before may still read the targets: it is not disturbed.
+        """
+
+    def close(self) -> None:
+        """Lets go of the stores' memory, which must still be mapped. Idempotent."""
+
+
+def copy_engine(kv: ShardedKv, layout: KvLayout, device: torch.device, piece_blocks: int) -> CopyEngine:
+    """The one that suits the device."""
+    if device.type != "cuda":
+        return DirectCopies(kv)
+    from moorage.workers.gpu.cuda_copies import CudaCopies
+
+    return CudaCopies.make(kv, layout, device, piece_blocks)
+
+
+class Done:
+    """Copies that are complete already."""
+
+    pending = False
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+
+DONE = Done()
+
+
+def as_storage_array(blocks: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.float32]:
+    """A CPU tensor of stored elements as the KV kernels take it (fp16 as bits); no copy."""
+    array = blocks.numpy()
+    return array.view(np.uint16) if array.dtype == np.float16 else array
+
+
+class DirectCopies:
+    """On a CPU the store's memory and the device's are one: the calling thread copies at once."""
+
+    overlaps = False
+
+    def __init__(self, kv: ShardedKv) -> None:
+        self._kv = kv
+
+    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
+        """See CopyEngine."""
+        self._kv.gather(session_id, layer, blocks, as_storage_array(out), into)
+        return DONE
+
+    def close(self) -> None:
+        """It holds nothing."""
