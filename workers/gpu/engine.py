@@ -96,6 +96,11 @@ class Engine:
         hits, misses = (now - then for now, then in zip(_cache_counts(sessions), counts, strict=True))
         return StepResult(plan.step_id, tuple(results), elapsed, parts, hits, misses)
 
+    @property
+    def slots_bytes(self) -> int:
+        """Device memory of all slots."""
+        return self._reader.slots.nbytes
+
     def check_integrity(self) -> None:
         """Raises if slots or block maps disagree; for tests and idle times."""
         held = sum(s.cache.slots.size for s in self.sessions.values())
