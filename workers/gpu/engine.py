@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from moorage.workers.errors import InvalidRequest, MoorageError
+from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import CopyEngine, copy_engine
@@ -76,6 +76,8 @@ class Engine:
         self._prefill = PrefillAttention(*attention)
         self._output = OutputStage(decoder, spec.vocab_size, self._timer)
         self.sessions: dict[int, WorkerSession] = {}
+        self._least_slots = False
+        """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
 
     def step(self, plan: StepPlan) -> StepResult:
         """Runs one plan: drops, opens, then one forward pass over all segments."""
@@ -88,7 +90,7 @@ class Engine:
         segments = self._begin(plan.segments, failed)
         sessions = [self.sessions[s.session_id] for s in segments]
         counts = _cache_counts(sessions)
-        results = self._forward(segments, sessions, failed) if segments else []
+        results = self._forward_in_room(segments, sessions, failed)
         results += [SegmentResult(session_id, error=why) for session_id, why in failed.items()]
         elapsed = time.perf_counter() - started
         parts = self._timer.take()
@@ -114,6 +116,67 @@ class Engine:
             action()
         except MoorageError as error:
             failed.setdefault(session_id, error)
+
+    def _forward_in_room(
+        self, segments: Sequence[Segment], sessions: Sequence[WorkerSession], failed: Failures
+    ) -> list[SegmentResult]:
+        """The forward pass; where the device has no memory left, again with fewer slots or fewer segments."""
+        while segments:
+            try:
+                return self._forward(segments, sessions, failed)
+            except torch.OutOfMemoryError:
+                pass  # what the failed pass held is free only after this
+            costs = {s.session_id: len(s.token_ids) for s in segments if s.session_id not in failed}
+            made_room = self._make_room()
+            largest = max(costs, key=lambda session_id: costs[session_id], default=None)
+            for session_id in costs:
+                if not self.sessions[session_id].repeatable or (session_id == largest and not made_room):
+                    failed[session_id] = out_of_memory(session_id)
+            segments = [s for s in segments if s.session_id not in failed]
+            sessions = [self.sessions[s.session_id] for s in segments]
+        return []
+
+    def _attend_in_room(self, session: WorkerSession, run: Callable[[], None]) -> None:
+        """One session's attention; where the device has no memory left, once more with fewer slots."""
+        try:
+            run()
+            return
+        except torch.OutOfMemoryError:
+            pass
+        made_room = self._make_room()
+        try:
+            if made_room and session.repeatable:
+                run()
+                return
+        except torch.OutOfMemoryError:
+            pass
+        raise out_of_memory(session.session_id)
+
+    def _make_room(self) -> bool:
+        """Leaves each session the slots that one of its steps needs, and gives the rest of them back to the device.
+
+        Nothing is lost, since slots only cache what lies in DRAM. False if there is nothing to give.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        for session in self.sessions.values():
+            session.await_ahead()
+        least = {
+            session_id: slots_per_layer(session.memory, self._layout, 0) * self._layout.num_layers
+            for session_id, session in self.sessions.items()
+        }
+        needed = sum(least.values())
+        if needed >= self._pool.num_slots or self._least_slots:
+            return False
+        self._least_slots = True
+        num_slots = max(needed, self._pool.num_slots // 2)
+        self._reader.resize(num_slots)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._pool = SlotPool(num_slots)
+        for session in self.sessions.values():
+            session.cache = self._new_cache(session.memory, session.max_tokens)
+        return True
 
     def _open(self, opening: OpenSession | ContinueSession) -> None:
         if isinstance(opening, ContinueSession):
@@ -163,7 +226,8 @@ class Engine:
     def _new_cache(self, memory: MemorySpec, max_tokens: int) -> BlockCache:
         """An empty cache on slots of its own. If ResourceExhausted is raised, nothing has changed."""
         layout, settings = self._layout, self._settings
-        per_layer = slots_per_layer(memory, layout, settings.max_cached_block)
+        max_cached = 0 if self._least_slots else settings.max_cached_block
+        per_layer = slots_per_layer(memory, layout, max_cached)
         slots = self._pool.take(per_layer * layout.num_layers)
         return BlockCache(
             slots,
@@ -266,7 +330,7 @@ class Engine:
                 def run(rows: slice = rows, session: WorkerSession = session) -> None:
                     out[rows] = self._attend_one(session, layer, q[rows], k[rows], v[rows]).to(out.dtype)
 
-                self._guard(failed, segment.session_id, run)
+                self._guard(failed, segment.session_id, partial(self._attend_in_room, session, run))
         return out
 
     def _attend_one(
@@ -328,3 +392,11 @@ class Engine:
 
 def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:
     return sum(s.cache.num_hits for s in sessions), sum(s.cache.num_misses for s in sessions)
+
+
+def out_of_memory(session_id: int) -> ResourceExhausted:
+    """What a request is told that the device had no memory for."""
+    return ResourceExhausted(
+        f"session {session_id}: the device has no memory left for its step; lower server.max_running, "
+        "long_context.chunk_size or gpu_workers.device_memory"
+    )

@@ -97,7 +97,7 @@ class Importance:
     ) -> None:
         end, size = start + queries.shape[1], self._layout.block_size
         first, window = received.first_block * size, session.memory.local_windows_len
-        keys, _ = self._reader.rows(session.session_id, layer, received.first_block, end)
+        keys = self._window_keys(session, layer, received.first_block, end)
         received.make_room(
             self._layout.num_kv_heads, self._layout.num_blocks(end) * size - first, keys.device
         )
@@ -112,6 +112,13 @@ class Importance:
                 view.k_start,
             )
             received.add(view.k_start - first, found)
+
+    def _window_keys(self, session: WorkerSession, layer: int, first_block: int, end: int) -> torch.Tensor:
+        """K [Hkv, n, D] of tokens [first_block * B, end): from slots, where generated tokens find them, or DRAM."""
+        slots = session.cache.slots_of(layer, first_block, self._layout.num_blocks(end))
+        if slots is None:
+            return self._reader.rows(session.session_id, layer, first_block, end)[0]
+        return self._reader.keys_of(slots)[:, : end - first_block * self._layout.block_size]
 
     def finish_prompt(self, session: WorkerSession, layer: int, queries: torch.Tensor) -> None:
         """Makes anchors of the prompt, or preselects from it, by its last `queries` [R, Hq, D], un-rotated."""
