@@ -168,6 +168,13 @@ def device_sizes(deployment: Deployment) -> DeviceSizes:
     )
 
 
+def spare_device_bytes(deployment: Deployment) -> int | None:
+    """What `device_memory` leaves for copies of anchors; None where it is unlimited."""
+    if deployment.device_memory is None:
+        return None
+    return max(0, deployment.device_memory - device_sizes(deployment).total_bytes)
+
+
 def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1) -> ContextSizes:
     """Memory for `sessions` sessions of `context_tokens` at once."""
     layout = deployment.layout

@@ -13,6 +13,7 @@ from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import CopyEngine, copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
+from moorage.workers.gpu.device_scorer import Trial, device_scorer
 from moorage.workers.gpu.hand_over import HandOver
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.model.decoder import Decoder
@@ -69,8 +70,10 @@ class Engine:
         self._reader = BlockReader(
             self.copies, layout, settings.num_slots, settings.piece_blocks, device, compute, self._timer
         )
-        self._chooser = Chooser(kv, layout, self._timer)
-        self._importance = Importance(self._reader, kv, layout, self._timer)
+        self._scorer = device_scorer(kv, layout, device, settings)
+        trial = Trial() if settings.score_on == "auto" else None
+        self._chooser = Chooser(kv, layout, self._timer, self._scorer, trial)
+        self._importance = Importance(self._reader, kv, layout, self._timer, self._scorer)
         attention = (self._reader, self._chooser, self._importance, layout, self._timer)
         self.decode = DecodeAttention(*attention, prefetch=settings.prefetch)
         self._prefill = PrefillAttention(*attention)
@@ -201,6 +204,13 @@ class Engine:
             rotations,
             anchor_view=rotations.view if rotated else None,
         )
+        self._mirror(opening)
+
+    def _mirror(self, opening: OpenSession | ContinueSession) -> None:
+        if self._scorer is not None:
+            self._scorer.drop(opening.session_id)
+            blocks = self._layout.num_blocks(opening.max_tokens)
+            self._scorer.open(opening.session_id, blocks, opening.memory)
 
     def _continue(self, opening: ContinueSession) -> None:
         """Keeps the first tokens of an open session, in DRAM, and makes it ready for another prompt."""
@@ -222,6 +232,7 @@ class Engine:
             num_tokens=keep,
             anchor_view=session.anchor_view,
         )
+        self._mirror(opening)
 
     def _new_cache(self, memory: MemorySpec, max_tokens: int) -> BlockCache:
         """An empty cache on slots of its own. If ResourceExhausted is raised, nothing has changed."""
@@ -242,6 +253,8 @@ class Engine:
         if session is not None:
             session.await_ahead()
             self._pool.give(session.cache.slots.reshape(-1))
+        if self._scorer is not None:
+            self._scorer.drop(session_id)
         self._kv.drop(session_id)
 
     def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:

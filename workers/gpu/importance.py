@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_importance import attention_lse, token_importance
+from moorage.workers.gpu.device_scorer import DeviceScorer
 from moorage.workers.gpu.model.rope import rotate
 from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.reader import BlockReader
@@ -41,7 +42,16 @@ class _View:
 class Importance:
     """Attention received by keys of one worker's sessions, sent to the store that makes anchors of it."""
 
-    def __init__(self, reader: BlockReader, kv: ShardedKv, layout: KvLayout, timer: PartTimer) -> None:
+    def __init__(
+        self,
+        reader: BlockReader,
+        kv: ShardedKv,
+        layout: KvLayout,
+        timer: PartTimer,
+        scorer: DeviceScorer | None = None,
+    ) -> None:
+        """`scorer` keeps copies of anchors that must follow."""
+        self._scorer = scorer
         self._reader, self._kv, self._layout, self._timer = reader, kv, layout, timer
         self._type = layout.anchor_type
 
@@ -149,6 +159,8 @@ class Importance:
         for start in range(0, len(blocks), REANCHOR_BLOCKS):
             part = blocks[start : start + REANCHOR_BLOCKS]
             self._kv.reanchor(session.session_id, layer, first + start, part)
+        if self._scorer is not None:
+            self._scorer.forget(session.session_id, layer, first)
 
     def _from_all(self, session: WorkerSession, layer: int, queries: torch.Tensor, end: int) -> torch.Tensor:
         """[Hkv, n * B]: what all keys receive from `queries` [Hq, R, D] at the end; causal softmax per head.

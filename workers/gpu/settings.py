@@ -11,6 +11,9 @@ from moorage.workers.spec import KvLayout, ModelSpec
 
 CacheStrategy = Literal["lru", "fifo", "lru-s"]
 
+ScoreOn = Literal["auto", "cpu", "device"]
+"""Where anchors are scored for generated tokens; auto is the device if it is a GPU and proves faster."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -24,6 +27,9 @@ class EngineSettings:
     cache_strategy: CacheStrategy = "lru"
     score_decay: float = 0.1
     """Of a block's score from step to step, under lru-s."""
+    score_on: ScoreOn = "cpu"
+    anchor_bytes: int | None = None
+    """Device memory for anchors, under score_on other than cpu; None is unlimited."""
     prefetch: bool = False
     """While a layer computes, the blocks that the next one attended in the last step travel ahead."""
 
