@@ -25,7 +25,7 @@ from moorage.workers.gpu.engine import Engine
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.sizes import STREAM_PIECE_BLOCKS, slots_per_layer
+from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import OpenSession, SamplingSpec, Segment, StepPlan, StepResult
 
 PARTS = ("linear", "select", "gather", "attend", "append", "importance", "sample")
@@ -100,7 +100,7 @@ class Bench:
         started = time.monotonic()
         store = SharedPastStore(layout, longest, own + 4 * layout.block_size, options.threads)
         self._kv = ShardedKv([LocalLink(store)], layout)
-        self._copies = copy_engine(self._kv, layout, options.device, STREAM_PIECE_BLOCKS)
+        self._copies = copy_engine(self._kv, layout, options.device, piece_blocks(layout, not self._cuda))
         seconds = time.monotonic() - started
         size = layout.num_blocks(longest) * layout.page_bytes
         yield Row(f"fill-{group.methods[0].name}", seconds, longest, options.threads, bytes=size)
@@ -254,7 +254,7 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(options.device)
         slots = batch * layout.num_layers * slots_per_layer(method.memory, layout, cached)
-        settings = EngineSettings(slots, max_cached_block=cached)
+        settings = EngineSettings(slots, max_cached_block=cached, score_on=method.score_on)
         return Engine(self._decoder, self._model, layout, self._kv, options.device, settings, self._copies)
 
     def _open(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from moorage.runtime.presets import PRESETS, Preset
+from moorage.workers.gpu.settings import ScoreOn
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import KvLayout, KvType, MemorySpec, ModelSpec
 
@@ -18,6 +19,7 @@ class Method:
     memory: MemorySpec
     resident: bool = False
     """Every block has a slot."""
+    score_on: ScoreOn = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,11 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
         methods = [Method(name, memory)]
         if name == "moorage":
             exact = _smaller(full, block_scale)
-            methods += [Method("full-resident", exact, resident=True), Method("full-streamed", exact)]
+            methods += [
+                Method("moorage-device-scored", memory, score_on="device"),
+                Method("full-resident", exact, resident=True),
+                Method("full-streamed", exact),
+            ]
         layout = KvLayout(
             model.num_layers,
             model.num_kv_heads,

@@ -26,7 +26,7 @@ from moorage.workers.gpu.session import DecodeStep, SessionStats, WorkerSession
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.sizes import slots_per_layer
+from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import (
     AnchorSpace,
     ContinueSession,
@@ -66,9 +66,10 @@ class Engine:
         self._pool = SlotPool(settings.num_slots)
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
-        self.copies = copies or copy_engine(kv, layout, device, settings.piece_blocks)
+        piece = settings.piece_blocks or piece_blocks(layout, device.type != "cuda")
+        self.copies = copies or copy_engine(kv, layout, device, piece)
         self._reader = BlockReader(
-            self.copies, layout, settings.num_slots, settings.piece_blocks, device, compute, self._timer
+            self.copies, layout, settings.num_slots, piece, device, compute, self._timer
         )
         self._scorer = device_scorer(kv, layout, device, settings)
         trial = Trial() if settings.score_on == "auto" else None
@@ -134,7 +135,7 @@ class Engine:
             largest = max(costs, key=lambda session_id: costs[session_id], default=None)
             for session_id in costs:
                 if not self.sessions[session_id].repeatable or (session_id == largest and not made_room):
-                    failed[session_id] = out_of_memory(session_id)
+                    failed[session_id] = _no_memory(session_id)
             segments = [s for s in segments if s.session_id not in failed]
             sessions = [self.sessions[s.session_id] for s in segments]
         return []
@@ -153,7 +154,7 @@ class Engine:
                 return
         except torch.OutOfMemoryError:
             pass
-        raise out_of_memory(session.session_id)
+        raise _no_memory(session.session_id)
 
     def _make_room(self) -> bool:
         """Leaves each session the slots that one of its steps needs, and gives the rest of them back to the device.
@@ -353,9 +354,13 @@ class Engine:
         keys, values = k.to(self._storage), v.to(self._storage)
         if session.decode_step is not None:
             return self._decode_one(session, layer, q[0], keys, values)[None]
-        self._append(session, layer, keys.cpu(), values.cpu())
+        host, behind = HandOver(q[0], keys, values), self._stores_behind
+        if not behind:
+            self._append(session, layer, *host.rows())
         self._forget(session, layer, session.num_tokens, session.num_tokens + len(keys))
         out = self._prefill(session, layer, q, keys, values)
+        if behind:
+            self._append(session, layer, *host.rows())
         if self._importance.wants_tail(session):
             self._keep_tail(session, layer, q)
         return out
@@ -377,14 +382,18 @@ class Engine:
         if slot >= 0:
             with self._timer("append"):
                 self._reader.write_row(slot, row, keys[0], values[0])
-        # Where attention is only launched and finds the row in its slot, DRAM gets it while the device computes.
-        behind = slot >= 0 and self._reader.overlaps and not self._importance.reads_rows
+        behind = slot >= 0 and self._stores_behind
         if not behind:
             self._append(session, layer, *host.rows())
         out = self.decode(session, layer, query, host.query)
         if behind:
             self._append(session, layer, *host.rows())
         return out
+
+    @property
+    def _stores_behind(self) -> bool:
+        """Whether DRAM may get new rows while the device computes: attention is only launched, and reads none."""
+        return self._reader.overlaps and not self._importance.reads_rows
 
     def _append(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """K, V [T, Hkv, D] of the host go to DRAM."""
@@ -407,8 +416,7 @@ def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:
     return sum(s.cache.num_hits for s in sessions), sum(s.cache.num_misses for s in sessions)
 
 
-def out_of_memory(session_id: int) -> ResourceExhausted:
-    """What a request is told that the device had no memory for."""
+def _no_memory(session_id: int) -> ResourceExhausted:
     return ResourceExhausted(
         f"session {session_id}: the device has no memory left for its step; lower server.max_running, "
         "long_context.chunk_size or gpu_workers.device_memory"

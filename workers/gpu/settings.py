@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moorage.workers.sizes import STREAM_PIECE_BLOCKS
 from moorage.workers.spec import KvLayout, ModelSpec
 
 CacheStrategy = Literal["lru", "fifo", "lru-s"]
@@ -20,8 +19,8 @@ class EngineSettings:
     """Sizes of one engine's device memory."""
 
     num_slots: int
-    piece_blocks: int = STREAM_PIECE_BLOCKS
-    """Blocks of one streamed piece."""
+    piece_blocks: int | None = None
+    """Blocks of one streamed piece; None is what suits the device."""
     max_cached_block: int | None = None
     """Slots per layer for chosen blocks; None is twice `topk`."""
     cache_strategy: CacheStrategy = "lru"
