@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from moorage.workers.gpu.copy_engine import CopyEngine
-from moorage.workers.gpu.settings import CacheStrategy, EngineSettings, WorkerSettings
+from moorage.workers.gpu.settings import CacheStrategy, EngineSettings, ScoreOn, WorkerSettings
 from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.shards import ShardedKv
@@ -73,6 +73,8 @@ class Driver:
     max_cached_block: int | None = None
     cache_strategy: CacheStrategy = "lru"
     prefetch: bool = False
+    score_on: ScoreOn = "cpu"
+    anchor_bytes: int | None = None
     copies: Callable[[ShardedKv], CopyEngine] | None = None
     link: Callable[[KvStore], Link] = LocalLink
     worker: GpuWorker = field(init=False)
@@ -97,6 +99,8 @@ class Driver:
             self.piece_blocks,
             self.max_cached_block,
             self.cache_strategy,
+            score_on=self.score_on,
+            anchor_bytes=self.anchor_bytes,
             prefetch=self.prefetch,
         )
         settings = WorkerSettings(

@@ -115,6 +115,11 @@ class BlockCache:
         place = self._place[layer, block]
         return int(self.slots[layer, place]) if place >= 0 else -1
 
+    def slots_of(self, layer: int, first_block: int, end_block: int) -> Int32 | None:
+        """The slots of blocks [first_block, end_block), or None where one of them is missing."""
+        places = self._place[layer, first_block:end_block]
+        return self.slots[layer, places] if (places >= 0).all() else None
+
     def forget(self, layer: int, first_block: int, end_block: int) -> None:
         """Drops blocks [first_block, end_block) of one layer: their rows in DRAM have changed."""
         places = self._place[layer, first_block:end_block]

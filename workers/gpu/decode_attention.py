@@ -64,7 +64,7 @@ class DecodeAttention:
         if session.memory.topk == 0:
             chosen: Int32 | None = np.empty((1, 0), np.int32)
         else:
-            chosen = self._chooser.for_decode(session, layer, on_host)
+            chosen = self._chooser.for_decode(session, layer, query, on_host)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
             if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:

@@ -50,8 +50,15 @@ class BlockReader:
         self._pieces = tuple(self._blocks(piece_blocks) for _ in range(2))
         self._under_way: Copies = DONE
 
+    def resize(self, num_slots: int) -> None:
+        """Takes another number of slots, all empty; whoever held some must ask for them anew."""
+        self.slots = self.slots[:0].clone()
+        self.slots = self._blocks(num_slots)
+
     def _blocks(self, count: int) -> torch.Tensor:
-        return torch.zeros((count, *self._block), dtype=self._dtype, device=self.device)
+        # In the middle of a step as well, they must be ordinary tensors that other threads may write.
+        with torch.inference_mode(False):
+            return torch.zeros((count, *self._block), dtype=self._dtype, device=self.device)
 
     @property
     def overlaps(self) -> bool:
@@ -115,6 +122,10 @@ class BlockReader:
             return empty, empty
         keys, values = (torch.cat([part[i] for part in parts], dim=1)[:, :count] for i in (0, 1))
         return keys, values
+
+    def keys_of(self, slots: Int32) -> torch.Tensor:
+        """K [Hkv, n * B, D] of blocks that lie in `slots`, in compute type, un-rotated."""
+        return self._dense(self.slots[torch.from_numpy(slots).to(self.device, torch.long), 0])
 
     def _dense(self, blocks: torch.Tensor) -> torch.Tensor:
         # [n, Hkv, B, D] -> [Hkv, n * B, D]; always a copy, since the buffer is used again

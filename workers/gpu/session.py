@@ -118,6 +118,11 @@ class WorkerSession:
     last_logprobs: torch.Tensor | None = None
     """[vocab] of the last position, kept while prompt log-probabilities are asked for."""
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step that failed half-way can run again: it counted no attention that would count twice."""
+        return not self.received and not self.tail_queries
+
     def await_ahead(self, layer: int | None = None) -> None:
         """Waits for what was fetched ahead for `layer`, or for all layers."""
         for each in (layer,) if layer is not None else tuple(self.ahead):

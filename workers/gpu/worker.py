@@ -40,9 +40,9 @@ class GpuWorker:
             torch.set_num_threads(settings.num_threads)
         self.device = pick_device(settings.device)
         self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks)
-        decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device)
+        self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device)
         self.engine = Engine(
-            decoder,
+            self.decoder,
             settings.spec,
             settings.layout,
             self._kv,
