@@ -72,6 +72,7 @@ class Driver:
     piece_blocks: int = 4
     max_cached_block: int | None = None
     cache_strategy: CacheStrategy = "lru"
+    in_place: bool = True
     copies: Callable[[ShardedKv], CopyEngine] | None = None
     link: Callable[[KvStore], Link] = LocalLink
     worker: GpuWorker = field(init=False)
@@ -91,7 +92,9 @@ class Driver:
             self.repr_topk,
         )
         self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
-        engine = EngineSettings(self.num_slots, self.piece_blocks, self.max_cached_block, self.cache_strategy)
+        engine = EngineSettings(
+            self.num_slots, self.piece_blocks, self.max_cached_block, self.cache_strategy, self.in_place
+        )
         settings = WorkerSettings(
             self.directory, spec, "float32", "cpu", layout, stripe_blocks=2, engine=engine
         )

@@ -11,7 +11,7 @@ import torch
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
-from moorage.workers.gpu.copy_engine import CopyEngine, copy_engine
+from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
 from moorage.workers.gpu.hand_over import HandOver
 from moorage.workers.gpu.importance import Importance
@@ -66,6 +66,7 @@ class Engine:
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
         self.copies = copies or copy_engine(kv, layout, device, settings.piece_blocks)
+        self._in_place = settings.in_place and isinstance(self.copies, DirectCopies)
         self._reader = BlockReader(
             self.copies, layout, settings.num_slots, settings.piece_blocks, device, compute, self._timer
         )
@@ -194,9 +195,8 @@ class Engine:
             return
         self._follow_length(session)
         span = Span.at(session.num_tokens, session.memory, self._layout.block_size)
-        near = session.rotations.near_entries(span)
-        always = session.rotations.distant_entries(span, span.sinks).joined(near)
-        session.decode_step = DecodeStep(span, near, always)
+        resident = self._kv.resident(session.session_id) if self._in_place else None
+        session.decode_step = DecodeStep.of(span, session.rotations, session.memory.topk or 0, resident)
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
@@ -248,6 +248,12 @@ class Engine:
         failed: Failures,
     ) -> torch.Tensor:
         """Attention of all segments in one layer: q [T, Hq, D], k, v [T, Hkv, D] -> [T, Hq, D]."""
+        if len(sessions) == 1 and not failed:
+            try:
+                return self._attend_one(sessions[0], layer, q, k, v)
+            except MoorageError as error:
+                failed[sessions[0].session_id] = error
+                return torch.zeros_like(q)
         out = torch.zeros_like(q)
         start = 0
         for segment, session in zip(segments, sessions, strict=True):
@@ -284,6 +290,12 @@ class Engine:
         values: torch.Tensor,
     ) -> torch.Tensor:
         """Stores the new row, [1, Hkv, D] each, and attends; query and output are [Hq, D]."""
+        assert session.decode_step is not None
+        if session.decode_step.resident is not None:
+            self._append(session, layer, keys, values)
+            if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
+                self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
+            return self.decode(session, layer, query, lambda: query)
         host = HandOver(query, keys, values)
         block, row = divmod(session.num_tokens, self._layout.block_size)
         slot = session.cache.slot_of(layer, block)

@@ -77,8 +77,10 @@ class Decoder:
     def _attention(self, index: int, layer: LayerWeights, hidden: Tensor, attend: Attend) -> Tensor:
         spec = self.spec
         head_counts = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
-        heads = linear(hidden, layer.qkv, layer.qkv_bias).view(len(hidden), sum(head_counts), spec.head_dim)
-        q, k, v = torch.split(heads, head_counts, dim=1)
+        heads = linear(hidden, layer.qkv, layer.qkv_bias).view(
+            hidden.shape[0], sum(head_counts), spec.head_dim
+        )
+        q, k, v = heads.split_with_sizes(head_counts, dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, spec.rms_norm_eps), rms_norm(k, layer.k_norm, spec.rms_norm_eps)
         attended = attend(index, q, k, v).to(hidden.dtype)
@@ -87,7 +89,8 @@ class Decoder:
     def _add_mlp(self, layer: LayerWeights, hidden: Tensor) -> None:
         """Add the feed-forward part to `hidden` in place, in pieces whose workspace is bounded."""
         bytes_per_token = 3 * self.spec.intermediate_size * hidden.element_size()
-        for piece in torch.split(hidden, max(1, MLP_WORKSPACE_BYTES // bytes_per_token)):
+        at_once = max(1, MLP_WORKSPACE_BYTES // bytes_per_token)
+        for piece in (hidden,) if hidden.shape[0] <= at_once else torch.split(hidden, at_once):
             normed = rms_norm(piece, layer.post_norm, self.spec.rms_norm_eps)
             gate, up = linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
             piece += linear(silu(gate).mul_(up), layer.down, layer.down_bias)
