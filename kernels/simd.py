@@ -24,7 +24,7 @@ TILE = 4
 
 _WIDE = ir.VectorType(ir.FloatType(), LANES)
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-_ELEMENT = {types.uint16: ir.HalfType(), types.float32: ir.FloatType()}
+_ELEMENT = {types.uint8: ir.IntType(8), types.uint16: ir.HalfType(), types.float32: ir.FloatType()}
 
 
 def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:

@@ -131,6 +131,11 @@ class MemorySection(Section):
         Scorer.NUMBA,
         description="What scores anchors: numba, or faiss or faiss-fp16 (extras, with a copy of all anchors).",
     )
+    anchor_codes: bool = Field(
+        True,
+        description="Keep four-bit codes of the anchors, a quarter of their size, and score long contexts by them "
+        "first: only the best blocks' anchors are then read in full.",
+    )
     recall_every: CountOrZero = Field(
         32,
         description="Decode steps between two samples of recall, the share of exact attention mass that was "

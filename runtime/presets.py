@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from moorage.runtime.session_positions import RopeChoice, settle_positions
 from moorage.workers.errors import InvalidConfig, InvalidRequest
 from moorage.workers.spec import (
+    CODE_ELEMENTS,
     AnchorPool,
     AnchorSpace,
     AnchorType,
@@ -26,6 +27,7 @@ from moorage.workers.spec import (
     ModelSpec,
     Positions,
     Preselect,
+    Scorer,
 )
 
 if TYPE_CHECKING:
@@ -284,4 +286,12 @@ def kv_layout(config: ClusterConfig, model: ModelSpec) -> KvLayout:
         anchor_space=preset.anchor_space,
         repr_topk=preset.repr_topk,
         scorer=config.memory.scorer,
+        anchor_codes=config.memory.anchor_codes and _codes_apply(config, preset, model),
     )
+
+
+def _codes_apply(config: ClusterConfig, preset: Preset, model: ModelSpec) -> bool:
+    """Whether a block's score is one sum of products that four-bit codes can stand in for."""
+    one_vector = preset.anchor_num == 1 and preset.head_pool is HeadPool.SUM
+    fits = preset.anchor_type.vectors * model.head_dim % CODE_ELEMENTS == 0
+    return one_vector and fits and config.memory.scorer is Scorer.NUMBA

@@ -203,6 +203,10 @@ class ModelSpec:
         return self.num_heads // self.num_kv_heads
 
 
+CODE_ELEMENTS = 64
+"""Four-bit codes come in runs of this many; the anchors of one KV head must fill whole runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class KvLayout:
     """Sizes of stored blocks and anchors; the one source of bytes for the arena and for `runtime size`.
@@ -221,6 +225,8 @@ class KvLayout:
     repr_topk: int = 4
     """Keys per block that REPR_TOPK anchors are made of; a multiple of `anchor_num`."""
     scorer: Scorer = Scorer.NUMBA
+    anchor_codes: bool = False
+    """Whether the arena has room for four-bit codes of the anchors, by which long contexts are scored first."""
 
     @property
     def block_bytes(self) -> int:
@@ -238,14 +244,20 @@ class KvLayout:
         return self.num_kv_heads * self.anchor_vectors * self.head_dim * self.kv_type.itemsize
 
     @property
+    def code_bytes(self) -> int:
+        """Four-bit codes of the anchors of one block of one layer."""
+        elements = self.num_kv_heads * self.anchor_vectors * self.head_dim
+        return elements // 2 if self.anchor_codes else 0
+
+    @property
     def page_kv_bytes(self) -> int:
         """K and V of one block in all layers."""
         return self.num_layers * self.block_bytes
 
     @property
     def page_anchor_bytes(self) -> int:
-        """Anchors of one block in all layers."""
-        return self.num_layers * self.anchor_bytes
+        """Anchors of one block in all layers, and their codes."""
+        return self.num_layers * (self.anchor_bytes + self.code_bytes)
 
     @property
     def page_bytes(self) -> int:

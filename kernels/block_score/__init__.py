@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from moorage.kernels.block_score import gpu
-from moorage.kernels.block_score.cpu import score_blocks, score_keys, score_pooled
+from moorage.kernels.block_score.cpu import score_blocks, score_keys
 from moorage.kernels.triton_support import has_triton
 
 
@@ -23,4 +23,4 @@ def score_tensors(
     return gpu.score_blocks(anchors_layer, pages, queries, quest, add=add)
 
 
-__all__ = ["score_blocks", "score_keys", "score_pooled", "score_tensors"]
+__all__ = ["score_blocks", "score_keys", "score_tensors"]

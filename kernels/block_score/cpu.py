@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
+from moorage.kernels.block_score.packing import pack
 from moorage.kernels.checks import FLOAT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import INLINE, PARALLEL, SERIAL, num_workers
@@ -44,7 +45,7 @@ def score_blocks(
     check_multiple("anchor vectors", vectors, 2 if quest else 1)
     if not out.size:
         return
-    packed = _pack(queries, num_kv_heads, quest)
+    packed = pack(queries, num_kv_heads, quest)
     if add:
         # A sum of dot products is one dot product of all vectors with as many copies of the query.
         packed = np.tile(packed, vectors // (2 if quest else 1))
@@ -67,38 +68,7 @@ def score_keys(
     check_multiple("head size", dim, LANES)
     check_multiple("query heads", queries.shape[1], num_kv_heads)
     if out.size:
-        _score(kv_layer, num_kv_heads * size * dim, pages, _pack(queries, num_kv_heads, False), out)
-
-
-def score_pooled(
-    anchors_layer: Storage,
-    pages: NDArray[np.int32],
-    queries: NDArray[np.float32],
-    quest: bool,
-    shared: bool,
-    scale: float,
-    out: NDArray[np.float32],
-) -> None:
-    """Writes the mean of scale * logit over all heads (`shared`), or over the heads of each KV head.
-
-    As `score_blocks` and then `pool_scores` with "sum", for blocks of a single sub-block. Logits are then linear in
-    the packed query, so the queries of a group are added up first, and each anchor meets one vector instead of G;
-    if `shared`, a block's anchors of all KV heads are one long vector. out [R, S, n], S = 1 or Hkv.
-    """
-    check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
-    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
-    check_array("queries", queries, FLOAT32, (None, None, dim))
-    check_ids("pages", pages, num_pages)
-    check_array("out", out, FLOAT32, (len(queries), 1 if shared else num_kv_heads, len(pages)))
-    check_multiple("head size", dim, LANES)
-    check_multiple("query heads", queries.shape[1], num_kv_heads)
-    if not out.size:
-        return
-    pooled_heads = queries.shape[1] // out.shape[1]
-    packed = _pack_sums(queries, num_kv_heads, quest, np.float32(scale / pooled_heads))
-    if shared:
-        packed = packed.transpose(1, 0, 2).reshape(1, len(queries), num_kv_heads * vectors * dim)
-    _score(anchors_layer, num_kv_heads * vectors * dim, pages, packed, out)
+        _score(kv_layer, num_kv_heads * size * dim, pages, pack(queries, num_kv_heads, False), out)
 
 
 def _score(
@@ -115,47 +85,9 @@ def _score(
     page_bytes = scored_size * stored.itemsize
     line, ahead = LINE_BYTES // stored.itemsize, max(1, PREFETCH_BYTES // (TILE * page_bytes))
     workers = min(num_workers(len(pages) * page_bytes * packed.shape[1]), len(pages))
-    score = _score_parallel if workers > 1 else _score_serial
+    score = score_parallel if workers > 1 else score_serial
     flat = stored.reshape(len(stored), -1)
     score(flat, scored_size, pages, packed, out, line, ahead * TILE, workers)
-
-
-@njit(**SERIAL)
-def _pack(queries: Any, num_kv_heads: Any, quest: Any) -> Any:
-    """Queries as [Hkv, R * G, V]; for bounds V is 2 * D.
-
-    As max_d >= min_d, the bound is a plain dot product of [max, min] with [positive part, negative part] of q.
-    """
-    rows, heads, dim = queries.shape
-    group = heads // num_kv_heads
-    packed = np.empty((num_kv_heads, rows * group, dim * (2 if quest else 1)), np.float32)
-    for r in range(rows):
-        for head in range(heads):
-            query, into = queries[r, head], packed[head // group, r * group + head % group]
-            for d in range(dim):
-                if quest:
-                    into[d], into[dim + d] = max(query[d], np.float32(0)), min(query[d], np.float32(0))
-                else:
-                    into[d] = query[d]
-    return packed
-
-
-@njit(**SERIAL)
-def _pack_sums(queries: Any, num_kv_heads: Any, quest: Any, factor: Any) -> Any:
-    """As `_pack`, the queries of each group added up and multiplied by `factor`: [Hkv, R, V]."""
-    rows, heads, dim = queries.shape
-    group = heads // num_kv_heads
-    packed = np.zeros((num_kv_heads, rows, dim * (2 if quest else 1)), np.float32)
-    for r in range(rows):
-        for head in range(heads):
-            query, into = queries[r, head], packed[head // group, r]
-            for d in range(dim):
-                if quest:
-                    into[d] += factor * max(query[d], np.float32(0))
-                    into[dim + d] += factor * min(query[d], np.float32(0))
-                else:
-                    into[d] += factor * query[d]
-    return packed
 
 
 @njit(**INLINE)
@@ -176,7 +108,7 @@ def _score_tile(
 
 
 @njit(**SERIAL)
-def _score_range(
+def score_range(
     anchors: Any,
     scored_size: Any,
     pages: Any,
@@ -230,17 +162,17 @@ def _write_out(best: Any, num_kv_heads: Any, count: Any, out: Any, first: Any, l
 
 
 @njit(**SERIAL)
-def _score_serial(
+def score_serial(
     anchors: Any, scored_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
 ) -> None:
-    _score_range(anchors, scored_size, pages, queries, out, line, ahead, 0, len(pages) * workers)
+    score_range(anchors, scored_size, pages, queries, out, line, ahead, 0, len(pages) * workers)
 
 
 @njit(**PARALLEL)
-def _score_parallel(
+def score_parallel(
     anchors: Any, scored_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
 ) -> None:
     count = len(pages)
     for i in prange(workers):
         begin, end = count * i // workers, count * (i + 1) // workers
-        _score_range(anchors, scored_size, pages, queries, out, line, ahead, begin, end)
+        score_range(anchors, scored_size, pages, queries, out, line, ahead, begin, end)

@@ -34,25 +34,23 @@ def score_blocks(
                 out[r, head, i] = sum(logits) if add else max(logits)
 
 
-def score_pooled(
-    anchors_layer: Storage,
-    pages: NDArray[np.int32],
-    queries: NDArray[np.float32],
-    quest: bool,
-    shared: bool,
-    scale: float,
-    out: NDArray[np.float32],
-) -> None:
-    """See cpu.py."""
-    logits = np.zeros((*queries.shape[:2], len(pages)), np.float32)
-    score_blocks(anchors_layer, pages, queries, quest, logits)
-    pooled_heads = queries.shape[1] // (1 if shared else anchors_layer.shape[1])
-    out[:] = scale * logits.astype(np.float64).reshape(*out.shape[:2], pooled_heads, len(pages)).mean(axis=2)
-
-
 def score_keys(
     kv_layer: Storage, pages: NDArray[np.int32], queries: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
     """See cpu.py."""
     keys: Storage = kv_layer[:, 0]
     score_blocks(keys, pages, queries, False, out)
+
+
+def encode_anchors(
+    anchors_layer: Storage,
+    pages: NDArray[np.int32],
+    low: NDArray[np.float32],
+    step: NDArray[np.float32],
+    codes_layer: NDArray[np.uint8],
+) -> None:
+    """See codes.py."""
+    values = from_storage(anchors_layer[pages]).reshape(len(pages), -1).astype(np.float64)
+    places = np.divide(values - low, step, out=np.zeros_like(values), where=step > 0)
+    codes = np.clip(np.floor(places + 0.5), 0, 15).astype(np.uint8)
+    codes_layer[pages] = codes[:, ::2] | codes[:, 1::2] << 4

@@ -73,7 +73,7 @@ def _fill(row: Any, ids: Any, top: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _top_row(row: Any, ids: Any, top: Any) -> Any:
+def top_row(row: Any, ids: Any, top: Any) -> Any:
     count, place = _fill(row, ids, top)
     while place < len(row):
         chunk = row[place : place + CHUNK]
@@ -96,10 +96,10 @@ def _top_row(row: Any, ids: Any, top: Any) -> Any:
 @njit(**SERIAL)
 def _top_serial(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> None:
     for r in range(len(scores)):
-        counts[r] = _top_row(scores[r, : limits[r]], ids[r], top[r])
+        counts[r] = top_row(scores[r, : limits[r]], ids[r], top[r])
 
 
 @njit(**PARALLEL)
 def _top_parallel(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> None:
     for r in prange(len(scores)):
-        counts[r] = _top_row(scores[r, : limits[r]], ids[r], top[r])
+        counts[r] = top_row(scores[r, : limits[r]], ids[r], top[r])

@@ -127,7 +127,12 @@ class Pilot:
 def pilot_layout(spec: ModelSpec) -> KvLayout:
     """Blocks of 32 tokens with Quest's bounds, as in deploy/local.yaml."""
     return KvLayout(
-        spec.num_layers, spec.num_kv_heads, spec.head_dim, BLOCK_SIZE, anchor_type=AnchorType.QUEST
+        spec.num_layers,
+        spec.num_kv_heads,
+        spec.head_dim,
+        BLOCK_SIZE,
+        anchor_type=AnchorType.QUEST,
+        anchor_codes=True,
     )
 
 

@@ -22,7 +22,7 @@ from moorage.runtime.config import load_cluster_config
 from moorage.runtime.detach import launch_detached
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_sample
-from moorage.runtime.evals.trials import ServerCoder
+from moorage.runtime.evals.targets import ServerCoder
 from moorage.runtime.preflight import check_host
 from moorage.workers.errors import MoorageError, NotFound
 

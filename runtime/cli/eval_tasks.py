@@ -1,5 +1,5 @@
 """All of `runtime eval`: importing this registers its tasks."""
 
-from moorage.runtime.cli import eval, eval_recall, eval_sweep
+from moorage.runtime.cli import eval, eval_passkey, eval_perplexity, eval_recall, eval_sweep
 
-__all__ = ["eval", "eval_recall", "eval_sweep"]
+__all__ = ["eval", "eval_passkey", "eval_perplexity", "eval_recall", "eval_sweep"]

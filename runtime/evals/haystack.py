@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Haystack:
             ids += coder.encode(self._piece(paragraphs, min(wanted, _MOST_PIECE_CHARACTERS)))
         return ids[:num_tokens]
 
+    def fingerprint(self) -> str:
+        """Tells this text from another."""
+        text = self.separator.join(self.paragraphs)
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
     def _piece(self, paragraphs: Iterator[str], num_characters: int) -> str:
         parts: list[str] = []
         while num_characters > 0:
@@ -67,7 +73,7 @@ def text_haystack(path: Path = DEFAULT_DOCUMENT) -> Haystack:
     Raises InvalidRequest when there is no text there.
     """
     paragraphs: list[str] = []
-    for file in _text_files(path):
+    for file in text_files(path):
         try:
             text = file.read_text(encoding="utf-8")
         except UnicodeDecodeError:
@@ -98,7 +104,8 @@ def word_start(coder: Coder, ids: Sequence[int], cut: int) -> int:
     return min(cut, len(ids))
 
 
-def _text_files(path: Path) -> list[Path]:
+def text_files(path: Path) -> list[Path]:
+    """A file itself, or every .txt, .md and .rst file below a folder by name. Raises InvalidRequest for neither."""
     if path.is_file():
         return [path]
     if not path.is_dir():

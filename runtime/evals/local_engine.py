@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.presets import kv_layout, resolve_memory
 from moorage.runtime.tokenizer import TextTokenizer
 from moorage.workers.errors import InvalidRequest
+from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.sizes import slots_per_layer
-from moorage.workers.spec import MemorySpec, OpenSession, SamplingSpec, Segment, SegmentResult, StepPlan
+from moorage.workers.spec import (
+    MemorySpec,
+    ModelSpec,
+    OpenSession,
+    SamplingSpec,
+    Segment,
+    SegmentResult,
+    StepPlan,
+)
 
 if TYPE_CHECKING:
     from moorage.workers.gpu.recall import RecallProbe
@@ -22,9 +32,14 @@ _SESSION = 1
 class LocalEngine:
     """One session at a time, with room for `max_tokens`, on one store of just that size."""
 
-    def __init__(self, config: ClusterConfig, max_tokens: int, preset: str | None = None) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        max_tokens: int,
+        preset: str | None = None,
+        memory: MemorySpec | None = None,
+    ) -> None:
         """Loads the model and reserves the store. Raises InvalidConfig or InvalidModel as `runtime launch` does."""
-        from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
         from moorage.workers.gpu.worker import GpuWorker
         from moorage.workers.kv.link import LocalLink
         from moorage.workers.kv.store import KvStore
@@ -32,27 +47,24 @@ class LocalEngine:
         self.config, self.max_tokens = config, max_tokens
         self.model = read_model_spec(config.model.path)
         self.layout = kv_layout(config, self.model)
-        self.memory = resolve_memory(config, preset, self.model)
+        self.memory = memory or resolve_memory(config, preset, self.model)
         self.tokenizer = TextTokenizer.load(config.model.path)
-        memory, cached = self.memory, config.memory.max_cached_block
+        self.recalls: list[float] = []
+        """Sampled while the latest prompt was answered."""
         self._store = KvStore(self.layout, self.layout.num_blocks(max_tokens))
-        settings = WorkerSettings(
-            config.model.path,
-            self.model,
-            config.model.dtype,
-            config.gpu_workers.device,
-            self.layout,
-            config.kv_store.stripe_blocks,
-            EngineSettings(
-                slots_per_layer(memory, self.layout, cached) * self.model.num_layers,
-                max_cached_block=cached,
-                cache_strategy=config.memory.cache_strategy,
-                score_decay=config.memory.score_decay,
-            ),
-            config.gpu_workers.num_threads,
-        )
-        self._worker = GpuWorker(settings, [LocalLink(self._store)])
+        self._settings = worker_settings(config, self.model, self.memory)
+        self._worker = GpuWorker(self._settings, [LocalLink(self._store)])
         self._steps = 0
+
+    def serves(self, config: ClusterConfig, memory: MemorySpec) -> bool:
+        """Whether a choice of memory can be made on this engine as it stands: same model, store and slots."""
+        other, own = worker_settings(config, self.model, memory), self._settings
+        same_slots = replace(other, engine=replace(other.engine, num_slots=own.engine.num_slots))
+        return (
+            same_slots == own
+            and other.engine.num_slots <= own.engine.num_slots
+            and config.max_step_tokens == self.config.max_step_tokens
+        )
 
     def probe(self, every: int = 1) -> RecallProbe:
         """Measures recall and the oracle on each layer of every so-many-th step from now on."""
@@ -71,35 +83,59 @@ class LocalEngine:
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[int]:
         """Greedy tokens until the end of the sequence; `progress` hears of prefilled tokens."""
-        total = len(prompt) + max_new_tokens
-        if not prompt or total > self.max_tokens:
-            raise InvalidRequest(f"{total} tokens; this engine has room for 1 to {self.max_tokens}")
-        opening = OpenSession(_SESSION, total, len(prompt), memory or self.memory, SamplingSpec())
+        opening = self._opening(prompt, max_new_tokens, memory)
+        self.recalls = []
         try:
             yield from self._tokens(opening, prompt, progress)
         finally:
             self._step(drops=(_SESSION,))
 
-    def _tokens(
-        self, opening: OpenSession, prompt: Sequence[int], progress: Callable[[int], None] | None
-    ) -> Iterator[int]:
+    def score(self, tokens: Sequence[int], memory: MemorySpec | None = None) -> list[float]:
+        """Log-probability of each token but the first, given those before it."""
+        opening = self._opening(tokens, 0, memory)
+        try:
+            return [
+                value for result in self._prefill(opening, tokens, True) for value in result.prompt_logprobs
+            ]
+        finally:
+            self._step(drops=(_SESSION,))
+
+    def _opening(self, prompt: Sequence[int], max_new_tokens: int, memory: MemorySpec | None) -> OpenSession:
+        total = len(prompt) + max_new_tokens
+        if not prompt or total > self.max_tokens:
+            raise InvalidRequest(f"{total} tokens; this engine has room for 1 to {self.max_tokens}")
+        return OpenSession(_SESSION, total, len(prompt), memory or self.memory, SamplingSpec())
+
+    def _prefill(self, opening: OpenSession, prompt: Sequence[int], scored: bool) -> Iterator[SegmentResult]:
+        """One result for each chunk; the last one's has the first new token unless the prompt is scored."""
         opens: tuple[OpenSession, ...] = (opening,)
-        result: SegmentResult | None = None
         chunk = self.config.max_step_tokens
         for start in range(0, len(prompt), chunk):
             ids = tuple(prompt[start : start + chunk])
-            end = start + len(ids)
-            result = self._step(opens=opens, segments=(Segment(_SESSION, start, ids, end == len(prompt)),))
+            last = start + len(ids) == len(prompt)
+            result = self._step(opens, (Segment(_SESSION, start, ids, last and not scored, scored),))
+            assert result is not None
+            yield result
             opens = ()
+
+    def _tokens(
+        self, opening: OpenSession, prompt: Sequence[int], progress: Callable[[int], None] | None
+    ) -> Iterator[int]:
+        end, result = 0, SegmentResult(_SESSION)
+        for chunk in self._prefill(opening, prompt, False):
+            result, end = chunk, min(end + self.config.max_step_tokens, len(prompt))
             if progress is not None:
                 progress(end)
         for place in range(len(prompt), opening.max_tokens):
-            assert result is not None
             assert result.token_id is not None
             yield result.token_id
             if result.token_id in self.model.eos_token_ids or place + 1 == opening.max_tokens:
                 return
-            result = self._step(segments=(Segment(_SESSION, place, (result.token_id,), True),))
+            decoded = self._step(segments=(Segment(_SESSION, place, (result.token_id,), True),))
+            assert decoded is not None
+            result = decoded
+            if result.recall is not None:
+                self.recalls.append(result.recall)
 
     def _step(
         self,
@@ -118,3 +154,23 @@ class LocalEngine:
         """Gives the store's memory back."""
         self._worker.close()
         self._store.close()
+
+
+def worker_settings(config: ClusterConfig, model: ModelSpec, memory: MemorySpec) -> WorkerSettings:
+    """The worker that `config` asks for, with slots for one session under `memory`."""
+    layout, cached = kv_layout(config, model), config.memory.max_cached_block
+    return WorkerSettings(
+        config.model.path,
+        model,
+        config.model.dtype,
+        config.gpu_workers.device,
+        layout,
+        config.kv_store.stripe_blocks,
+        EngineSettings(
+            slots_per_layer(memory, layout, cached) * model.num_layers,
+            max_cached_block=cached,
+            cache_strategy=config.memory.cache_strategy,
+            score_decay=config.memory.score_decay,
+        ),
+        config.gpu_workers.num_threads,
+    )

@@ -6,23 +6,67 @@ A prompt is `TEXT FACT TEXT QUESTION`, all joined by single spaces, and the mode
 
 The number has five digits, drawn from the seed like the text's beginning. The space before "What" belongs to the
 format: the embedded model does not know the question after a line break.
+
+The prompts of LMDeploy's page on long contexts and of ChunkLlama's test open with a description of the task; the
+former joins its parts by spaces, the latter by line breaks, and the place of the fact is drawn uniformly.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
+from moorage.runtime.evals.asking import ask
 from moorage.runtime.evals.haystack import Coder, Haystack, word_start
+from moorage.runtime.evals.targets import Target
+from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
 from moorage.workers.errors import InvalidRequest
 
 FACT = " The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = " What is the pass key? The pass key is"
+DESCRIPTION = (
+    "There is an important info hidden inside a lot of irrelevant text. Find it and memorize {it}. "
+    "I will quiz you about the important information there."
+)
 NUM_DIGITS = 5
 ANSWER_TOKENS = 8
 """Enough for a space, the digits one by one and a full stop."""
+
+
+class Style(StrEnum):
+    """What the facts are hidden in, and how the prompt is put together."""
+
+    TEXT = "text"
+    GARBAGE = "garbage"
+    LMDEPLOY = "lmdeploy"
+    CHUNKLLAMA = "chunkllama"
+
+    @property
+    def published(self) -> bool:
+        """Whether it is another system's own test."""
+        return self in (Style.LMDEPLOY, Style.CHUNKLLAMA)
+
+    def frame(self) -> Frame:
+        """The parts of its prompts beside the text."""
+        if self is Style.LMDEPLOY:
+            return Frame(DESCRIPTION.format(it="them") + " ", FACT, QUESTION)
+        if self is Style.CHUNKLLAMA:
+            fact, question = FACT.lstrip(), QUESTION.lstrip()
+            return Frame(DESCRIPTION.format(it="it") + "\n", f"\n{fact}\n", f"\n{question}")
+        return Frame()
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands before the text, inside it and after it."""
+
+    opening: str = ""
+    fact: str = FACT
+    question: str = QUESTION
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +109,21 @@ def make_sample(
     seed: int,
     *,
     prefix_ids: Sequence[int] = (),
+    frame: Frame = Frame(),
 ) -> PasskeySample:
     """One prompt of exactly `num_tokens`. Raises InvalidRequest for a depth outside 0 to 1 or too short a prompt."""
     if not 0.0 <= depth <= 1.0:
         raise InvalidRequest(f"depth: {depth} is not between 0 and 1")
     rng = random.Random(seed)
     answer = str(rng.randrange(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS))
-    fact, question = coder.encode(FACT.format(key=answer)), coder.encode(QUESTION)
-    room = num_tokens - len(prefix_ids) - len(fact) - len(question)
+    opening = [*prefix_ids, *(coder.encode(frame.opening) if frame.opening else ())]
+    fact, question = coder.encode(frame.fact.format(key=answer)), coder.encode(frame.question)
+    room = num_tokens - len(opening) - len(fact) - len(question)
     if room < 0:
         raise InvalidRequest(f"lengths: {num_tokens} tokens are too few; give at least {num_tokens - room}")
     text = haystack.tokens(coder, room, rng.randrange(2**32))
     cut = word_start(coder, text, round(depth * room))
-    ids = (*prefix_ids, *text[:cut], *fact, *text[cut:], *question)
+    ids = (*opening, *text[:cut], *fact, *text[cut:], *question)
     return PasskeySample(ids, answer, depth, len(ids))
 
 
@@ -85,3 +131,58 @@ def is_correct(output_text: str, answer: str) -> bool:
     """Whether the first number of the output is the answer."""
     number = re.search(r"\d+", output_text)
     return number is not None and number[0] == answer
+
+
+@dataclass(frozen=True, slots=True)
+class Passkey:
+    """The task: `samples` keys at each length, and at each depth where depths are given."""
+
+    haystack: Haystack
+    style: Style
+    lengths: tuple[int, ...]
+    samples: int
+    seed: int = 0
+    depths: tuple[float, ...] | None = None
+    name: str = "passkey"
+    metric: Metric = Metric.ACCURACY
+
+    @property
+    def by_depth(self) -> bool:
+        """Whether depths were asked for."""
+        return self.depths is not None
+
+    def settings(self) -> Mapping[str, Any]:
+        """The style and the text."""
+        return {"style": self.style.value, "text": self.haystack.fingerprint()}
+
+    def places(self) -> list[Place]:
+        """Depths are spread evenly; a published style without depths draws them, as it was published."""
+        places = spread(self.lengths, self.samples, self.depths)
+        if self.depths is None and self.style.published:
+            rng = random.Random(self.seed)
+            return [Place(place.index, place.length, round(rng.random(), 4)) for place in places]
+        return places
+
+    def sample(self, place: Place, target: Target) -> PasskeySample:
+        """The prompt of one place."""
+        assert place.length is not None
+        assert place.depth is not None
+        return make_sample(
+            self.haystack,
+            target,
+            place.length - ANSWER_TOKENS,
+            place.depth,
+            self.seed * 1_000_003 + place.index,
+            prefix_ids=target.prefix(),
+            frame=self.style.frame(),
+        )
+
+    def measure(self, place: Place, target: Target) -> Outcome:
+        """Right when the first number of the answer is the key."""
+        sample = self.sample(place, target)
+        return ask(target, sample.prompt_ids, ANSWER_TOKENS, (sample.answer,), is_correct_of_one)
+
+
+def is_correct_of_one(output_text: str, answers: Sequence[str]) -> float:
+    """`is_correct` as a score of one sample's only answer."""
+    return float(is_correct(output_text, answers[0]))

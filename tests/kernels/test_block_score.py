@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moorage.kernels.block_anchors import build_anchors
-from moorage.kernels.block_score import reference, score_blocks, score_keys, score_pooled
+from moorage.kernels.block_score import reference, score_blocks, score_keys
 from moorage.kernels.half import from_storage
 
 SHAPES = [  # KV heads, group, head size, sub-blocks, queries, blocks
@@ -121,26 +121,3 @@ def test_refuses_what_does_not_fit():
         score_blocks(anchors, pages, queries[:, :3].copy(), False, out[:, :3].copy())
     with pytest.raises(ValueError, match="head size"):
         score_blocks(np.zeros((4, 2, 3, 20), np.uint16), pages, np.zeros((1, 4, 20), np.float32), False, out)
-
-
-@pytest.mark.parametrize("quest", [False, True])
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[3] == 1] + [(4, 4, 128, 1, 2, 1801)])
-def test_pooled_scores_are_the_mean_of_plain_ones(rng, draw, poisoned, shape, shared, quest):
-    num_kv_heads, group, dim, _, rows, count = shape
-    anchors = anchors_for(draw, count + 2, num_kv_heads, 1, dim, quest)
-    pages = rng.permutation(count + 2)[:count].astype(np.int32)
-    queries = rng.standard_normal((rows, num_kv_heads * group, dim)).astype(np.float32)
-    actual = poisoned((rows, 1 if shared else num_kv_heads, count))
-    expected = np.zeros(actual.shape, np.float32)
-    score_pooled(anchors, pages, queries, quest, shared, 0.25, actual)
-    reference.score_pooled(anchors, pages, queries, quest, shared, 0.25, expected)
-    np.testing.assert_allclose(actual, expected, atol=2e-4, rtol=1e-5)
-
-
-def test_pooled_scores_take_single_sub_blocks_only():
-    anchors, pages = np.zeros((4, 2, 4, 32), np.uint16), np.array([0, 3], np.int32)
-    queries, out = np.zeros((1, 4, 32), np.float32), np.zeros((1, 1, 2), np.float32)
-    for quest in (False, True):
-        with pytest.raises(ValueError, match="anchors_layer"):
-            score_pooled(anchors, pages, queries, quest, True, 1.0, out)

@@ -11,7 +11,7 @@ import torch
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
-from moorage.workers.gpu.copy_engine import CopyEngine, copy_engine
+from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
 from moorage.workers.gpu.device_scorer import Trial, device_scorer
 from moorage.workers.gpu.hand_over import HandOver
@@ -68,6 +68,7 @@ class Engine:
         compute = decoder.dtype if device.type == "cuda" else torch.float32
         piece = settings.piece_blocks or piece_blocks(layout, device.type != "cuda")
         self.copies = copies or copy_engine(kv, layout, device, piece)
+        self._in_place = settings.in_place and isinstance(self.copies, DirectCopies)
         self._reader = BlockReader(
             self.copies, layout, settings.num_slots, piece, device, compute, self._timer
         )
@@ -280,9 +281,8 @@ class Engine:
             return
         self._follow_length(session)
         span = Span.at(session.num_tokens, session.memory, self._layout.block_size)
-        near = session.rotations.near_entries(span)
-        always = session.rotations.distant_entries(span, span.sinks).joined(near)
-        session.decode_step = DecodeStep(span, near, always)
+        resident = self._kv.resident(session.session_id) if self._in_place else None
+        session.decode_step = DecodeStep.of(span, session.rotations, session.memory.topk or 0, resident)
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
@@ -334,6 +334,12 @@ class Engine:
         failed: Failures,
     ) -> torch.Tensor:
         """Attention of all segments in one layer: q [T, Hq, D], k, v [T, Hkv, D] -> [T, Hq, D]."""
+        if len(sessions) == 1 and not failed:
+            try:
+                return self._attend_one(sessions[0], layer, q, k, v)
+            except MoorageError as error:
+                failed[sessions[0].session_id] = error
+                return torch.zeros_like(q)
         out = torch.zeros_like(q)
         start = 0
         for segment, session in zip(segments, sessions, strict=True):
@@ -354,7 +360,9 @@ class Engine:
         keys, values = k.to(self._storage), v.to(self._storage)
         if session.decode_step is not None:
             return self._decode_one(session, layer, q[0], keys, values)[None]
-        host, behind = HandOver(q[0], keys, values), self._stores_behind
+        # A chunk that selects may choose blocks of its own, which must be sealed.
+        exact = session.memory.exc_block_size == 0 or not session.memory.topk
+        host, behind = HandOver(q[0], keys, values), self._stores_behind and exact
         if not behind:
             self._append(session, layer, *host.rows())
         self._forget(session, layer, session.num_tokens, session.num_tokens + len(keys))
@@ -374,6 +382,12 @@ class Engine:
         values: torch.Tensor,
     ) -> torch.Tensor:
         """Stores the new row, [1, Hkv, D] each, and attends; query and output are [Hq, D]."""
+        assert session.decode_step is not None
+        if session.decode_step.resident is not None:
+            self._append(session, layer, keys, values)
+            if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
+                self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
+            return self.decode(session, layer, query, lambda: query)
         host = HandOver(query, keys, values)
         block, row = divmod(session.num_tokens, self._layout.block_size)
         # A row that is written while its block is still on the way would be lost.

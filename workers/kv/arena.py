@@ -19,6 +19,7 @@ class Arena:
 
         kv       [layer][page][K|V][kv_head][token][dim]     un-rotated keys, values
         anchors  [layer][page][kv_head][vector][dim]
+        codes    [layer][page][byte]                         of the anchors, two to a byte; absent by default
 
     Why this order. Outermost is the layer, since a step touches one layer of many pages, never one page of
     many layers. A block of one layer, K and V of all heads, is then one piece that suits a DMA copy, and
@@ -70,18 +71,18 @@ class Arena:
             memory.madvise(mmap.MADV_HUGEPAGE)
         heads, dim = layout.num_kv_heads, layout.head_dim
         kv_bytes = num_pages * layout.page_kv_bytes
-        flat: Storage = (
-            np.frombuffer(memory, np.uint16)
-            if layout.kv_type is KvType.FP16
-            else np.frombuffer(memory, np.float32)
-        )
-        split = kv_bytes // layout.kv_type.itemsize
+        code_bytes = num_pages * layout.num_layers * layout.code_bytes
+        dtype = np.dtype(np.uint16 if layout.kv_type is KvType.FP16 else np.float32)
+        flat: Storage = np.frombuffer(memory, dtype, (self.num_bytes - code_bytes) // dtype.itemsize)
+        split = kv_bytes // dtype.itemsize
         self.kv: Storage = flat[:split].reshape(
             layout.num_layers, num_pages, 2, heads, layout.block_size, dim
         )
         self.anchors: Storage = flat[split:].reshape(
             layout.num_layers, num_pages, heads, layout.anchor_vectors, dim
         )
+        codes = np.frombuffer(memory, np.uint8, code_bytes, self.num_bytes - code_bytes)
+        self.codes = codes.reshape(layout.num_layers, num_pages, layout.code_bytes)
 
     @property
     def num_bytes(self) -> int:
@@ -95,6 +96,7 @@ class Arena:
             self.fd = -1
             self.kv = self.kv[:, :0].copy()
             self.anchors = self.anchors[:, :0].copy()
+            self.codes = self.codes[:, :0].copy()
 
 
 def seal_size(fd: int) -> None:

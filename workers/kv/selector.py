@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moorage.kernels.block_score import score_blocks, score_keys, score_pooled
+from moorage.kernels.block_score import score_blocks, score_keys
+from moorage.kernels.block_select import select_blocks
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.coarse import CoarseAnchors
 from moorage.workers.kv.faiss_scorer import FaissScorer
 from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
 from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, Scorer
@@ -55,6 +57,7 @@ class Selector:
         self._arena = arena
         self._quest = arena.layout.anchor_type is AnchorType.QUEST
         self._spare: list[Float32] = []
+        self._coarse = CoarseAnchors(arena) if arena.layout.anchor_codes else None
         self._faiss = None if arena.layout.scorer is Scorer.NUMBA else FaissScorer(arena)
 
     def select(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> SelectReply:
@@ -74,25 +77,40 @@ class Selector:
     def _select_linear(
         self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None
     ) -> SelectReply:
-        """Scores and pools in one pass over the anchors."""
+        """Scores, pools and chooses in one pass over the anchors, or over their codes."""
         rows, _ = self._check(request)
         candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
-        count = len(candidate_pages)
+        coded = None
+        if self._coarse is not None:
+            coded = self._coarse.of(request.session_id, request.layer, pages[:num_sealed], request.k)
         num_choices = request.num_choices(self._arena.layout.num_kv_heads)
-        pooled = self._borrow(rows * num_choices * count).reshape(rows, num_choices, count)
-        if pooled.size:
-            anchors = self._arena.anchors[request.layer]
-            score_pooled(
-                anchors, candidate_pages, request.queries, self._quest, request.shared, request.scale, pooled
-            )
-        reply = _best(request, candidates, limits, pooled)
-        self._give_back(pooled)
-        return reply
+        ids = np.empty((rows, num_choices, request.k), np.int32)
+        scores = np.empty(ids.shape, np.float32)
+        scratch = self._borrow(rows * num_choices * len(candidate_pages))
+        select_blocks(
+            self._arena.anchors[request.layer],
+            candidate_pages,
+            request.queries,
+            limits,
+            quest=self._quest,
+            scale=request.scale,
+            ids=ids,
+            scores=scores,
+            scratch=scratch,
+            coded=coded,
+            first=0 if candidates is not None else request.first,
+        )
+        self._give_back(scratch)
+        if candidates is not None and len(candidates):
+            ids = np.where(ids >= 0, candidates[ids], np.int32(-1))
+        return SelectReply(ids, scores)
 
-    def forget(self, session_id: int, layer: int | None = None) -> None:
-        """Anchors of a session, or of one layer of it, are gone or have changed."""
+    def forget(self, session_id: int, layer: int | None = None, first_block: int = 0) -> None:
+        """Anchors of a session, or of one layer of it, are gone or have changed from `first_block` on."""
         if self._faiss is not None:
             self._faiss.forget(session_id, layer)
+        if self._coarse is not None:
+            self._coarse.forget(session_id, layer, first_block)
 
     def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> Scoring:
         """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""
@@ -177,6 +195,9 @@ def _candidates(
 ) -> tuple[Int32 | None, Int32, Int32]:
     """(candidates as in Scoring, their pages, how many of them each row may choose among)."""
     first = request.first
+    if len(request.limits) == 1 and kept is None and request.refine is None:
+        end = max(min(int(request.limits[0]), num_sealed), first)
+        return None, pages[first:end], np.array([end - first], np.int32)
     limits = np.maximum(np.minimum(request.limits, np.int32(num_sealed)), np.int32(first))
     end = int(limits.max()) if len(limits) else first
     among = request.refine if kept is None or request.refine is not None else kept.until(end)

@@ -142,7 +142,7 @@ class KvStore:
                 f"{session.num_sealed[layer]} sealed, {layout.anchor_type} anchors; send it for sealed blocks only"
             )
         self._anchors.build(layer, session.table.pages[first:end], first, session.rotation, importance)
-        self._selector.forget(session_id, layer)
+        self._selector.forget(session_id, layer, first)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`; the pages stay reserved."""
@@ -159,7 +159,7 @@ class KvStore:
         if session.num_sealed[layer] > full:
             session.num_sealed[layer] = full
             session.kept.pop(layer, None)
-            self._selector.forget(session.table.session_id, layer)
+            self._selector.forget(session.table.session_id, layer, full)
 
     def select(self, request: SelectRequest) -> SelectReply:
         """The best blocks of this shard alone; exact with several shards unless the pooling is SOFTMAX."""
@@ -195,6 +195,10 @@ class KvStore:
         """The arena and the pages of `blocks` in it."""
         table = self._session(session_id).table
         return self.arena, table.pages_of(layer, blocks, self.layout.block_size)
+
+    def pages(self, session_id: int) -> tuple[Arena, Int32]:
+        """The arena and all pages of a session in it."""
+        return self.arena, self._session(session_id).table.pages
 
     def drop(self, session_id: int) -> None:
         """Frees a session's pages. Idempotent."""

@@ -24,7 +24,7 @@ REQUEST = struct.Struct("<HHiqqqiiiidqq")
 REPLY = struct.Struct("<ii")
 """Status, and a count that depends on the op; STATS and errors go on with bytes of their own."""
 STATS = struct.Struct("<7q")
-_HELLO = struct.Struct("<4iq16s16si16si16sq")
+_HELLO = struct.Struct("<4iq16s16si16si16s?q")
 MAX_PACKET_BYTES = 4096
 
 _FLAGS = {"shared": 1, "use_preselected": 2, "perhead": 4}
@@ -141,6 +141,7 @@ class Hello:
             layout.anchor_space.encode(),
             layout.repr_topk,
             layout.scorer.encode(),
+            layout.anchor_codes,
             self.pid,
         )
 
@@ -148,7 +149,7 @@ class Hello:
     def unpack(cls, packet: bytes) -> Hello:
         """The inverse of `pack`."""
         layers, heads, dim, size, num_pages, *rest, pid = _HELLO.unpack(packet)
-        kv, anchor, anchor_num, space, repr_topk, scorer = rest
+        kv, anchor, anchor_num, space, repr_topk, scorer, anchor_codes = rest
         kv_type, anchor_type, anchor_space = (name.rstrip(b"\0").decode() for name in (kv, anchor, space))
         layout = KvLayout(
             layers,
@@ -161,5 +162,6 @@ class Hello:
             AnchorSpace(anchor_space),
             repr_topk,
             Scorer(scorer.rstrip(b"\0").decode()),
+            anchor_codes,
         )
         return cls(layout, num_pages, pid)

@@ -72,7 +72,8 @@ def test_options_change_the_store(capsys: pytest.CaptureFixture[str]) -> None:
         ),
     )
     assert other["rows"][0]["kv_bytes"] == 2 * plain["rows"][0]["kv_bytes"]
-    assert other["rows"][0]["anchors_bytes"] == plain["rows"][0]["anchors_bytes"]
+    # Two means a block take as much as Quest's bounds, but for the codes, a quarter more, that single vectors have.
+    assert other["rows"][0]["anchors_bytes"] * 5 // 4 == plain["rows"][0]["anchors_bytes"]
     assert (other["block_size"], other["anchor_type"], other["shards"]) == (64, "BLOCK_MEAN", 4)
     assert other["rows"][0]["device_weights_bytes"] == 2 * plain["rows"][0]["device_weights_bytes"]
 
@@ -81,7 +82,7 @@ def test_a_cluster_file_limits_the_room(capsys: pytest.CaptureFixture[str], tmp_
     path = tmp_path / "cluster.yaml"
     path.write_text(f"model: {{path: {PILOT}}}\nkv_store: {{dram: 64MiB, actors: 1}}\n")
     result = sizes(capsys, "--config", str(path), "--context", "4K")
-    page = 32 * 2048 + 4 * 2 * 2 * 64 * 2
+    page = 32 * 2048 + 4 * 2 * 2 * 64 * 2 + 4 * 2 * 2 * 64 // 2
     assert result["largest_context_tokens"] == 64 * 2**20 // page * 32
     assert sizes(capsys, "--config", str(path), "--shards", "2", "--context", "4K")["shards"] == 2
 

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT, Haystack, garbage_haystack, text_haystack
-from moorage.runtime.evals.passkey import ANSWER_TOKENS, FACT, QUESTION, is_correct, make_sample, make_samples
+from moorage.runtime.evals.passkey import (
+    ANSWER_TOKENS,
+    FACT,
+    QUESTION,
+    Passkey,
+    Style,
+    is_correct,
+    make_sample,
+    make_samples,
+)
 from moorage.runtime.tokenizer import TextTokenizer
 from moorage.workers.errors import InvalidRequest
 
@@ -110,3 +119,30 @@ def test_refuses_a_depth_outside_the_text(pilot: Pilot, depth: float) -> None:
 )
 def test_judges_the_first_number(output: str, correct: bool) -> None:
     assert is_correct(output, "12345") is correct
+
+
+@pytest.mark.parametrize("style", [Style.LMDEPLOY, Style.CHUNKLLAMA])
+def test_published_prompts_describe_the_task_first(pilot: Pilot, style: Style) -> None:
+    frame = style.frame()
+    sample = make_sample(garbage_haystack(), pilot, 400, 0.4, seed=1, frame=frame)
+    text = pilot.decode(sample.prompt_ids)
+    assert len(sample.prompt_ids) == 400
+    assert text.startswith(
+        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize"
+    )
+    assert text.count(frame.fact.format(key=sample.answer)) == 1
+    assert text.endswith("What is the pass key? The pass key is")
+    assert ("\n" in text) is (style is Style.CHUNKLLAMA)
+
+
+def test_published_depths_are_drawn_and_others_spread() -> None:
+    spread, drawn = (
+        [place.depth for place in Passkey(garbage_haystack(), style, (256,), 40, seed=2).places()]
+        for style in (Style.GARBAGE, Style.LMDEPLOY)
+    )
+    assert spread == sorted(spread, key=lambda depth: depth or 0)
+    assert drawn != sorted(drawn, key=lambda depth: depth or 0)
+    assert all(depth is not None and 0 <= depth <= 1 for depth in drawn)
+    given = Passkey(garbage_haystack(), Style.LMDEPLOY, (256,), 1, depths=(0.0, 1.0))
+    assert [place.depth for place in given.places()] == [0.0, 1.0]
+    assert given.by_depth

@@ -1,0 +1,174 @@
+"""Scores blocks, pools the heads and takes the best, in one call that reads each anchor once."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from moorage.kernels.block_score.codes import code_weights, score_codes
+from moorage.kernels.block_score.cpu import LINE_BYTES, PREFETCH_BYTES, score_parallel, score_range
+from moorage.kernels.block_score.packing import pack_sums
+from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
+from moorage.kernels.half import Storage
+from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.simd import LANES, TILE, dots_1
+from moorage.kernels.top_blocks.cpu import top_row
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+
+class Coded(NamedTuple):
+    """Four-bit codes of the anchors, and how many blocks they may leave for the exact scores to decide between."""
+
+    codes_layer: NDArray[np.uint8]
+    """[P, Hkv * A * D / 2]"""
+    step: Float32
+    """[Hkv * A * D]"""
+    num_kept: int
+
+
+def select_blocks(
+    anchors_layer: Storage,
+    pages: Int32,
+    queries: Float32,
+    limits: Int32,
+    *,
+    quest: bool,
+    scale: float,
+    ids: Int32,
+    scores: Float32,
+    scratch: Float32,
+    coded: Coded | None = None,
+    first: int = 0,
+) -> None:
+    """Writes, for each of R queries, the k blocks of the largest mean of scale * logit over the heads of a choice.
+
+    anchors_layer [P, Hkv, A, D] with a single sub-block, pages [n], queries [R, Hq, D]; row r chooses among the
+    first limits[r] pages. ids, scores [R, S, k] with S = 1 (all heads share a choice) or Hkv: places in `pages` plus
+    `first`, ascending, padded with -1 and -inf. scratch [>= R * S * n] is overwritten. With `coded`, every block gets
+    a coarse score first, and the `num_kept` best of them an exact one.
+    """
+    check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
+    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    check_array("queries", queries, FLOAT32, (None, None, dim))
+    rows, count = len(queries), len(pages)
+    check_ids("pages", pages, num_pages)
+    check_array("ids", ids, INT32, (rows, None, None))
+    choices = ids.shape[1]
+    check_array("scores", scores, FLOAT32, ids.shape)
+    check_array("limits", limits, INT32, (rows,))
+    check_multiple("head size", dim, LANES)
+    check_multiple("query heads", queries.shape[1], num_kv_heads)
+    if choices not in (1, num_kv_heads) or scratch.size < rows * choices * count:
+        raise ValueError(
+            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} choices and room for each block"
+        )
+    if not ids.size or not count:
+        ids[:], scores[:] = -1, -np.inf
+        return
+    size = num_kv_heads * vectors * dim
+    anchors, pooled = anchors_layer.reshape(num_pages, size), scratch[: rows * choices * count]
+    factor = np.float32(scale * choices / queries.shape[1])
+    problem = queries, quest, num_kv_heads, factor, limits, first, ids, scores
+    if coded is None:
+        item = anchors_layer.itemsize
+        line, ahead = LINE_BYTES // item, TILE * max(1, PREFETCH_BYTES // (TILE * size * item))
+        workers = min(num_workers(count * size * item * rows), count)
+        fits = _select(anchors, pages, problem, pooled, line, ahead, workers)
+    else:
+        check_array("codes_layer", coded.codes_layer, (np.dtype(np.uint8),), (num_pages, size // 2))
+        check_array("step", coded.step, FLOAT32, (size,))
+        workers = min(num_workers(count * size // 2 * rows), count)
+        codes, step, num_kept = coded
+        fits = _select_coded(anchors, pages, problem, pooled, codes, step, num_kept, workers)
+    if not fits:
+        raise ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {count}")
+
+
+@njit(**SERIAL)
+def _packed(problem: Any, count: Any) -> Any:
+    """(whether all limits fit `count` pages, the queries' sums [S, R, V / S])."""
+    queries, quest, num_kv_heads, factor, limits, _, ids, _ = problem
+    rows, choices, _ = ids.shape
+    fits = True
+    for limit in limits:
+        fits = fits and 0 <= limit <= count
+    sums = pack_sums(queries, num_kv_heads, quest, factor)
+    packed = np.empty((choices, rows, sums.size // (rows * choices)), np.float32)
+    for r in range(rows):
+        packed[:, r] = sums[r].reshape(choices, packed.shape[2])
+    return fits, packed
+
+
+@njit(**SERIAL)
+def _select(anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, workers: Any) -> Any:
+    _, _, _, _, limits, begin, ids, scores = problem
+    fits, packed = _packed(problem, len(pages))
+    if not fits:
+        return False
+    rows, choices, _ = ids.shape
+    pooled = pooled.reshape(rows, choices, len(pages))
+    if workers > 1:
+        score_parallel(anchors, anchors.shape[1], pages, packed, pooled, line, ahead, workers)
+    else:
+        score_range(anchors, anchors.shape[1], pages, packed, pooled, line, ahead, 0, len(pages))
+    for r in range(rows):
+        for s in range(choices):
+            top_row(pooled[r, s, : limits[r]], ids[r, s], scores[r, s])
+            for i in range(ids.shape[2]):
+                if ids[r, s, i] >= 0:
+                    ids[r, s, i] += begin
+    return True
+
+
+@njit(**SERIAL)
+def _select_coded(
+    anchors: Any, pages: Any, problem: Any, coarse: Any, codes: Any, step: Any, num_kept: Any, workers: Any
+) -> Any:
+    _, _, _, _, limits, begin, ids, scores = problem
+    fits, packed = _packed(problem, len(pages))
+    if not fits:
+        return False
+    rows, choices, _ = ids.shape
+    coarse = coarse.reshape(rows, choices, len(pages))
+    even, odd = code_weights(packed, step)
+    if workers > 1:
+        _score_codes_parallel(codes, pages, even, odd, coarse, workers)
+    else:
+        score_codes(codes, pages, even, odd, coarse, 0, len(pages))
+    kept, exact = np.empty(num_kept, np.int32), np.empty(num_kept, np.float32)
+    for r in range(rows):
+        for s in range(choices):
+            count = top_row(coarse[r, s, : limits[r]], kept, exact)
+            _score_kept(anchors, pages, kept[:count], packed[s, r], s, exact)
+            top_row(exact[:count], ids[r, s], scores[r, s])
+            for i in range(ids.shape[2]):
+                if ids[r, s, i] >= 0:
+                    ids[r, s, i] = kept[ids[r, s, i]] + begin
+    return True
+
+
+@njit(**SERIAL)
+def _score_kept(anchors: Any, pages: Any, kept: Any, query: Any, part: Any, out: Any) -> None:
+    """Exact scores of the blocks `kept` by their `part` of the anchors."""
+    stored, page_size, size, last = anchors.reshape(-1), anchors.shape[1], len(query), len(kept) - 1
+    tile = np.empty(TILE, np.float32)
+    for first in range(0, len(kept), TILE):
+        a = pages[kept[first]] * page_size + part * size
+        b = pages[kept[min(first + 1, last)]] * page_size + part * size
+        c = pages[kept[min(first + 2, last)]] * page_size + part * size
+        d = pages[kept[min(first + 3, last)]] * page_size + part * size
+        dots_1(stored, a, b, c, d, query, 0, size, tile, 0, TILE, True)
+        for i in range(first, min(first + TILE, len(kept))):
+            out[i] = tile[i - first]
+
+
+@njit(**PARALLEL)
+def _score_codes_parallel(codes: Any, pages: Any, even: Any, odd: Any, out: Any, workers: Any) -> None:
+    count = len(pages)
+    for i in prange(workers):
+        score_codes(codes, pages, even, odd, out, count * i // workers, count * (i + 1) // workers)

@@ -1,0 +1,165 @@
+"""Options that all evaluations share: who is asked, under which choices of memory, and where results go."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from moorage.client import Client
+from moorage.runtime.cli import options as o
+from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT
+from moorage.runtime.evals.targets import ServerTargets, Targets
+from moorage.runtime.evals.variants import Variant, parse_variant
+from moorage.runtime.units import parse_tokens
+
+ON_SERVER = "Asked of a running cluster unless --config or --model is given."
+
+Lengths = Annotated[
+    str, typer.Option(metavar="N,N,…", help="Tokens of prompt and answer; K is 1024 and M is 1024².")
+]
+Samples = Annotated[int, typer.Option(min=1, help="Samples of each length, or of each length and depth.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same samples.")]
+Document = Annotated[
+    Path,
+    typer.Option(
+        help="The text to hide facts in: a file, or a folder of .txt, .md and .rst files.",
+        show_default="the shipped Python reference",
+    ),
+]
+Depths = Annotated[
+    str | None,
+    typer.Option(
+        metavar="X,X,…", help="Places of the fact, 0 to 1, told apart in the results; spread if absent."
+    ),
+]
+DOCUMENT = DEFAULT_DOCUMENT
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Fields become options of a command that takes them by `takes_run_options`."""
+
+    address: o.Address = None
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run a cluster file's model in this process instead.")
+    ] = None
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run this model in this process instead.")
+    ] = None
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key, in this process."),
+    ] = None
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME,…", help="Other presets than the cluster's own, side by side."),
+    ] = None
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME:SECTION.KEY=VALUE,…",
+            help="A choice of any keys, in this process, beside the others; {scale} in a value is the length over "
+            "the trained length. May be given several times.",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep every finished sample there, go on where a run was broken off, write tables.",
+        ),
+    ] = None
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
+    ] = None
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the model runs here rather than in a cluster."""
+        return self.config is not None or self.model is not None
+
+    def presets(self) -> list[str]:
+        """The presets asked for."""
+        return [name.strip() for name in self.preset.split(",")] if self.preset else []
+
+    @contextmanager
+    def targets(
+        self, room: int | None = None, variants: list[Variant] | None = None, trained: int | None = None
+    ) -> Iterator[Targets]:
+        """Who is asked, with room for that many tokens in this process; `variants` if none are given here."""
+        asked = [Variant(name, name) for name in self.presets()]
+        asked += [parse_variant(text) for text in self.variant or ()]
+        if not self.in_process:
+            if self.overrides or self.variant or variants:
+                raise typer.BadParameter(
+                    "needs --config or --model, to run in this process", param_hint="--set, --variant"
+                )
+            with Client(o.server_address(self.address)) as client:
+                yield ServerTargets(client, self.presets())
+            return
+        if self.address is not None:
+            raise typer.BadParameter("give it, or --config and --model, not both", param_hint="--address")
+        from moorage.runtime.evals.local_targets import LocalConfig, LocalTargets
+
+        config = LocalConfig(self.config, self.model, self.overrides or ())
+        targets = LocalTargets(config, asked or variants or (), room, trained)
+        try:
+            yield targets
+        finally:
+            targets.close()
+
+
+def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command with a parameter `run: RunOptions` the options of its fields, in that place."""
+    signature = inspect.signature(command, eval_str=True)
+    hints = get_type_hints(RunOptions, include_extras=True)
+    own = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(RunOptions)
+        if field.default is not MISSING
+    ]
+    others = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
+    place = next(index for index, parameter in enumerate(others) if parameter.name == "run")
+    parameters = [*others[:place], *own, *others[place + 1 :]]
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        run = RunOptions(**{parameter.name: values.pop(parameter.name) for parameter in own})
+        command(run=run, **values)
+
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del call.__wrapped__
+    return call
+
+
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """Token counts, separated by commas."""
+    try:
+        return tuple(parse_tokens(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} {error}, separated by commas", param_hint="--lengths") from None
+
+
+def parse_depths(text: str | None) -> tuple[float, ...] | None:
+    """Numbers from 0 to 1, separated by commas; None stays None."""
+    if text is None:
+        return None
+    try:
+        places = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        places = (-1.0,)
+    if not all(0.0 <= place <= 1.0 for place in places):
+        raise typer.BadParameter(
+            f"{text!r} should be numbers from 0 to 1, separated by commas", param_hint="--depths"
+        )
+    return places

@@ -1,0 +1,140 @@
+"""Targets in this process: one engine at a time, kept as long as the next choice can be made on its store."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moorage.runtime.config import ClusterConfig, build_config
+from moorage.runtime.config_source import Source, read_source
+from moorage.runtime.evals.local_engine import LocalEngine
+from moorage.runtime.evals.targets import Answer, prefix_of
+from moorage.runtime.evals.variants import Variant, check_names
+from moorage.runtime.presets import kv_layout, resolve_memory
+from moorage.workers.hf_config import read_model_spec
+from moorage.workers.spec import MemorySpec
+
+
+class LocalConfig:
+    """A cluster file, a model directory, or both; read again for every choice with its overrides."""
+
+    def __init__(self, file: Path | None, model: Path | None, overrides: Sequence[str] = ()) -> None:
+        self._file, self._model, self._overrides = file, model, tuple(overrides)
+
+    def load(self, overrides: Sequence[str] = ()) -> ClusterConfig:
+        """The configuration under further overrides. Raises InvalidConfig as `load_cluster_config` does."""
+        given = [*self._overrides, *overrides]
+        source = read_source(self._file, given, os.environ) if self._file else Source(Path("--model"), {})
+        if self._file is None:
+            for name, _, value in (override.partition("=") for override in given):
+                section, _, key = name.partition(".")
+                source.put(section, key, value, f"--set {name}")
+        if self._model is not None:
+            source.put("model", "path", str(self._model), f"--model {self._model}")
+        return build_config(source)
+
+
+class LocalTargets:
+    """The model of a configuration under several variants, without a server or Ray."""
+
+    def __init__(
+        self,
+        config: LocalConfig,
+        variants: Sequence[Variant] = (),
+        room: int | None = None,
+        trained: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """`room` is the most tokens of a prompt and its answer, by default the configuration's max_seq_len.
+
+        `trained` is the length that `{scale}` is relative to, by default the model's. Raises InvalidConfig or
+        InvalidModel for what can't be run, before any weight is loaded.
+        """
+        base = config.load()
+        self._config, self._progress = config, progress
+        self._spec = read_model_spec(base.model.path)
+        self._trained = trained or base.memory.pretraining_length or self._spec.max_position_embeddings
+        self._variants = {v.name: v for v in variants} or {base.memory.preset: Variant(base.memory.preset)}
+        check_names(variants)
+        self._room = room or base.long_context.max_seq_len
+        self._engine: LocalEngine | None = None
+        self._resolved: dict[tuple[str, int | None], tuple[ClusterConfig, MemorySpec]] = {}
+        self.model = base.model.path.name
+        self.labels = tuple(self._variants)
+        for label in self.labels:
+            self._resolve(label, self._room)
+
+    def settings(self, label: str) -> dict[str, Any]:
+        """Every axis of the choice and of the store."""
+        variant = self._variants[label]
+        config, memory = self._resolve(label, self._trained)
+        return {
+            "preset": variant.preset,
+            "overrides": list(variant.overrides),
+            "dtype": config.model.dtype,
+            "memory": asdict(memory),
+            "store": asdict(kv_layout(config, self._spec)),
+        }
+
+    def at(self, label: str, length: int | None) -> LocalTarget:
+        """The engine under one variant; loads the model when the store or the device's room must differ."""
+        config, memory = self._resolve(label, length)
+        if self._engine is None or not self._engine.serves(config, memory):
+            self.close()
+            self._engine = LocalEngine(config, self._room, memory=memory)
+        return LocalTarget(self._engine, memory, self._progress)
+
+    def close(self) -> None:
+        """Gives the engine's memory back."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def _resolve(self, label: str, length: int | None) -> tuple[ClusterConfig, MemorySpec]:
+        if (label, length) not in self._resolved:
+            variant = self._variants[label]
+            config = self._config.load(variant.overrides_at(length, self._trained))
+            self._resolved[label, length] = config, resolve_memory(config, variant.preset, self._spec)
+        return self._resolved[label, length]
+
+
+class LocalTarget:
+    """An engine under one choice of memory."""
+
+    def __init__(
+        self, engine: LocalEngine, memory: MemorySpec, progress: Callable[[int], None] | None = None
+    ) -> None:
+        self._engine, self._memory, self._progress = engine, memory, progress
+        self.room = engine.max_tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        return self._engine.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of `token_ids`, without special tokens."""
+        return self._engine.tokenizer.decode(token_ids)
+
+    def prefix(self) -> list[int]:
+        """What the model expects before a text, such as BOS."""
+        return prefix_of(self.encode, self._engine.tokenizer.encode)
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
+        """Continues a prompt greedily."""
+        start_s = time.monotonic()
+        tokens = list(self._engine.generate(prompt, max_new_tokens, self._memory, self._progress))
+        seconds, recalls = time.monotonic() - start_s, self._engine.recalls
+        recall = sum(recalls) / len(recalls) if recalls else None
+        return Answer(self.decode(tokens), seconds, recall, self._budget())
+
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        """Log-probabilities of all tokens but the first."""
+        return self._engine.score(tokens, self._memory)
+
+    def _budget(self) -> int:
+        memory, size = self._memory, self._engine.layout.block_size
+        return memory.n_init + memory.local_windows_len + memory.topk * size if memory.topk is not None else 0

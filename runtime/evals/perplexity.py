@@ -1,0 +1,119 @@
+"""Loss and perplexity of long texts by length, in windows that slide over the text as PG19 is measured.
+
+A window of `length` tokens is scored in one prefill, so that exact presets are told apart by their positions, and
+those that choose blocks in prefill by their choice. Published figures (ChunkLlama's PG19) slide by 256 tokens and
+count every token of a window; counting only its last tokens tells what a model makes of a context of that length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from moorage.runtime.evals.haystack import text_files
+from moorage.runtime.evals.targets import Target
+from moorage.runtime.evals.tasks import Metric, Outcome, Place
+from moorage.workers.errors import InvalidRequest
+
+_PIECE_CHARACTERS = 1 << 18
+"""Text that is tokenised at once; as UTF-8 below the 4 MiB of one Tokenize call."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A text to score: files that the target's tokenizer reads, or token ids in a .bin file."""
+
+    files: tuple[Path, ...]
+    dtype: str | None
+    """uint16 or uint32 of a .bin file; None for text."""
+
+    @classmethod
+    def of(cls, path: Path, dtype: str = "uint16") -> TokenText:
+        """A .bin file of token ids, a text file or a folder of texts. Raises InvalidRequest when there is none."""
+        if path.suffix == ".bin" and path.is_file():
+            if path.stat().st_size % np.dtype(dtype).itemsize:
+                raise InvalidRequest(
+                    f"{path}: is not a whole number of {dtype} tokens; give --dtype uint16 or uint32"
+                )
+            return cls((path,), dtype)
+        files = tuple(text_files(path))
+        if not files:
+            raise InvalidRequest(f"{path}: no text in it; name a .bin, a text file or a folder of texts")
+        return cls(files, None)
+
+    def fingerprint(self) -> str:
+        """Tells this text from another."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as opened:
+                while piece := opened.read(1 << 20):
+                    digest.update(piece)
+        return digest.hexdigest()[:16]
+
+    def tokens(self, target: Target) -> Sequence[int] | np.ndarray[Any, np.dtype[Any]]:
+        """All of its token ids; those of a .bin stay in the file until they are read."""
+        if self.dtype is not None:
+            return np.memmap(self.files[0], np.dtype(self.dtype), "r")
+        ids: list[int] = []
+        for file in self.files:
+            try:
+                text = file.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                raise InvalidRequest(f"{file}: not UTF-8 text; convert it or name another file") from None
+            for start in range(0, len(text), _PIECE_CHARACTERS):
+                ids += target.encode(text[start : start + _PIECE_CHARACTERS])
+        return ids
+
+
+@dataclass(slots=True)
+class Perplexity:
+    """The task: windows of each length, spread over the text or sliding by `stride`."""
+
+    text: TokenText
+    lengths: tuple[int, ...]
+    samples: int
+    stride: int | None = None
+    last: int | None = None
+    """Count only that many last tokens of a window; None counts all but its first."""
+    name: str = "perplexity"
+    metric: Metric = Metric.LOSS
+    by_depth: bool = False
+    _tokens: Sequence[int] | np.ndarray[Any, np.dtype[Any]] | None = field(default=None, repr=False)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The text, and which tokens of it count."""
+        windows = None if self.stride else self.samples
+        return {"text": self.text.fingerprint(), "stride": self.stride, "last": self.last, "windows": windows}
+
+    def places(self) -> list[Place]:
+        """`samples` windows of each length."""
+        return [Place(index, length) for length in self.lengths for index in range(self.samples)]
+
+    def measure(self, place: Place, target: Target) -> Outcome:
+        """Mean loss of one window, in nats per token."""
+        assert place.length is not None
+        prefix = target.prefix()
+        tokens = self._window(place.index, place.length - len(prefix), target)
+        start_s = time.monotonic()
+        logprobs = target.score([*prefix, *tokens])[max(0, len(prefix) - 1) :]
+        counted = logprobs[-self.last :] if self.last else logprobs
+        return Outcome(-fmean(counted), "", (), place.length, time.monotonic() - start_s)
+
+    def _window(self, index: int, size: int, target: Target) -> list[int]:
+        if self._tokens is None:
+            self._tokens = self.text.tokens(target)
+        spare = len(self._tokens) - size
+        start = index * self.stride if self.stride else spare * index // max(1, self.samples - 1)
+        if size < 2 or start > spare:
+            raise InvalidRequest(
+                f"lengths: the text has {len(self._tokens)} tokens and window {index + 1} of {size} would end at "
+                f"{start + size}; give a longer text, shorter --lengths or fewer --samples"
+            )
+        return [int(token) for token in self._tokens[start : start + size]]

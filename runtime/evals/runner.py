@@ -1,0 +1,168 @@
+"""Runs the tasks of a suite on every choice of memory and sums the samples up in rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from moorage.runtime.evals.journal import Journal, Key, Record
+from moorage.runtime.evals.targets import Targets
+from moorage.runtime.evals.tasks import Metric, Outcome, Suite, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The samples of one task, choice and length, and of one depth where depths are told apart."""
+
+    task: str
+    preset: str
+    metric: Metric
+    length: int
+    """As asked for; where the data decides, of the longest prompt."""
+    depth: float | None
+    value: float
+    samples: int
+    recall: float | None
+    budget_tokens: int
+    seconds: float
+    """Mean of a sample."""
+    cut_samples: int = 0
+    """Samples whose prompt was truncated."""
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp(loss), where the metric is a loss."""
+        return math.exp(self.value) if self.metric is Metric.LOSS else None
+
+    def as_json(self) -> dict[str, Any]:
+        """The row by name, without what it does not have."""
+        values = {
+            "task": self.task,
+            "preset": self.preset,
+            "length": self.length,
+            "depth": self.depth,
+            self.metric.value: self.value,
+            "perplexity": self.perplexity,
+            "samples": self.samples,
+            "recall": self.recall,
+            "budget_tokens": self.budget_tokens,
+            "seconds": self.seconds,
+            "cut_samples": self.cut_samples or None,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to."""
+
+    suite: Suite
+    model: str
+    labels: tuple[str, ...]
+    rows: tuple[Row, ...]
+    records: tuple[Record, ...]
+    """Every sample, in the order of the rows."""
+
+    def as_json(self) -> dict[str, Any]:
+        """{"task", "model", "preset", "rows", "mean"}; rows name task and preset where there are several."""
+        shared = set()
+        if len(self.suite.tasks) == 1:
+            shared.add("task")
+        if len(self.labels) == 1:
+            shared.add("preset")
+        rows = [{k: v for k, v in row.as_json().items() if k not in shared} for row in self.rows]
+        report: dict[str, Any] = {
+            "task": self.suite.name,
+            "model": self.model,
+            "preset": ", ".join(self.labels),
+            "seed": self.suite.seed,
+            "rows": rows,
+            "mean": self.mean(),
+        }
+        if len(self.labels) > 1:
+            report["means"] = {label: self.mean(label) for label in self.labels}
+        return report
+
+    def mean(self, label: str | None = None) -> float:
+        """Mean of the rows of one choice, or of all; losses count only where there is nothing else."""
+        rows = [row for row in self.rows if label in (None, row.preset)]
+        scores = [row.value for row in rows if row.metric is not Metric.LOSS]
+        return fmean(scores or [row.value for row in rows])
+
+
+def run(
+    suite: Suite,
+    targets: Targets,
+    output: Path | None = None,
+    notify: Callable[[Record, bool], None] = lambda _record, _is_new: None,
+) -> Summary:
+    """Measures every sample that `output` does not hold yet; `notify` hears of each, and whether it is new.
+
+    Raises what targets and tasks raise; what was finished until then is kept in `output`.
+    """
+    identity = {"model": targets.model, **suite.settings()}
+    choices = {label: targets.settings(label) for label in targets.labels}
+    journal = Journal(output, identity, choices)
+    try:
+        for key, task in _plan(suite, targets):
+            known = journal.found.get(key)
+            record = Record(key, known or task.measure(key.place, targets.at(key.preset, key.place.length)))
+            if known is None:
+                journal.add(record)
+            notify(record, known is None)
+    finally:
+        journal.close()
+    return summarise(suite, targets, journal)
+
+
+def num_samples(suite: Suite, targets: Targets) -> int:
+    """Samples of a whole run."""
+    return sum(len(task.places()) for task in suite.tasks) * len(targets.labels)
+
+
+def summarise(suite: Suite, targets: Targets, journal: Journal) -> Summary:
+    """Rows in the order of the plan, whichever way the samples came in."""
+    groups: dict[tuple[str, str, int | None, float | None], list[Outcome]] = {}
+    records = []
+    metrics = {task.name: task.metric for task in suite.tasks}
+    for key, task in _plan(suite, targets):
+        depth = key.place.depth if task.by_depth else None
+        group = groups.setdefault((key.task, key.preset, key.place.length, depth), [])
+        group.append(journal.found[key])
+        records.append(Record(key, journal.found[key]))
+    rows = [
+        _row(task, preset, metrics[task], length, depth, outcomes)
+        for (task, preset, length, depth), outcomes in groups.items()
+    ]
+    return Summary(suite, targets.model, targets.labels, tuple(rows), tuple(records))
+
+
+def _plan(suite: Suite, targets: Targets) -> Iterator[tuple[Key, Task]]:
+    for label in targets.labels:
+        for task in suite.tasks:
+            for place in task.places():
+                yield Key(task.name, label, place), task
+
+
+def _row(
+    task: str, preset: str, metric: Metric, length: int | None, depth: float | None, outcomes: list[Outcome]
+) -> Row:
+    recalls = [outcome.recall for outcome in outcomes if outcome.recall is not None]
+    budgets = [outcome.budget_tokens for outcome in outcomes]
+    return Row(
+        task=task,
+        preset=preset,
+        metric=metric,
+        length=length or max(outcome.prompt_tokens for outcome in outcomes),
+        depth=depth,
+        value=fmean(outcome.score for outcome in outcomes),
+        samples=len(outcomes),
+        recall=fmean(recalls) if recalls else None,
+        budget_tokens=max(budgets) if all(budgets) else 0,
+        seconds=fmean(outcome.seconds for outcome in outcomes),
+        cut_samples=sum(outcome.cut_tokens > 0 for outcome in outcomes),
+    )

@@ -1,0 +1,133 @@
+"""Who is asked: a running cluster over gRPC, or an engine in this process. Evaluations see no difference."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from moorage.client import Client
+from moorage.runtime.evals.haystack import Coder
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A continuation, greedily drawn."""
+
+    text: str
+    seconds: float
+    recall: float | None
+    budget_tokens: int
+    """Most tokens attended per layer and decode step; 0 stands for all."""
+
+
+class Target(Coder, Protocol):
+    """One model under one choice of memory, at one length."""
+
+    @property
+    def room(self) -> int:
+        """Most tokens of a prompt and its answer together."""
+
+    def prefix(self) -> list[int]:
+        """What the model expects before a text, such as BOS."""
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
+        """Continues a prompt until the end of the sequence or the limit."""
+
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        """Log-probability of each token but the first, given those before it."""
+
+
+class Targets(Protocol):
+    """One model under several choices of memory, which are measured side by side."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The choices, by name."""
+
+    def settings(self, label: str) -> dict[str, Any]:
+        """What the choice means, as far as it is known here; JSON values."""
+
+    def at(self, label: str, length: int | None) -> Target:
+        """The model under one choice, ready for a prompt and answer of `length` tokens."""
+
+    def close(self) -> None:
+        """Gives back what it held."""
+
+
+class ServerTargets:
+    """A running cluster; the choices are presets that a request may name."""
+
+    def __init__(self, client: Client, presets: Sequence[str] = ()) -> None:
+        """Without presets the cluster's own is asked for. Raises Unavailable when there is no server."""
+        self._client, self._info = client, client.models()[0]
+        self.model = self._info.name
+        self.labels = tuple(presets) or (self._info.preset,)
+
+    def settings(self, label: str) -> dict[str, Any]:
+        """Only the preset's name: the server keeps its configuration to itself."""
+        return {"preset": label}
+
+    def at(self, label: str, length: int | None) -> Target:  # noqa: ARG002  (the server takes any length)
+        """The server under a preset."""
+        preset = None if label == self._info.preset else label
+        return ServerTarget(self._client, preset, self._info.max_seq_len)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+
+class ServerCoder:
+    """The server's own tokenizer, so that an evaluation needs no copy of the model."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without special tokens."""
+        return self._client.tokenize(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of `token_ids`; of none, the empty text."""
+        return self._client.detokenize(token_ids) if token_ids else ""
+
+    def prefix(self) -> list[int]:
+        """What the model expects before a text, such as BOS."""
+        return prefix_of(self.encode, self._client.tokenize)
+
+
+class ServerTarget(ServerCoder):
+    """A server under one preset; None is its own."""
+
+    def __init__(self, client: Client, preset: str | None, room: int) -> None:
+        super().__init__(client)
+        self._preset, self.room = preset, room
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
+        """Continues a prompt greedily."""
+        start_s = time.monotonic()
+        result = self._client.generate(
+            prompt, max_new_tokens=max_new_tokens, temperature=0.0, preset=self._preset
+        ).result()
+        seconds = time.monotonic() - start_s
+        return Answer(result.text, seconds, result.usage.recall, result.usage.budget_tokens)
+
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        """Log-probabilities, as the server's Score call gives them."""
+        logprobs = self._client.score(tokens, preset=self._preset).logprobs
+        return [value for value in logprobs if value is not None]
+
+
+def prefix_of(encode: Callable[[str], list[int]], encode_whole: Callable[[str], list[int]]) -> list[int]:
+    """The special tokens that `encode_whole` puts before a text and `encode` does not."""
+    text = "text"
+    plain, whole = encode(text), encode_whole(text)
+    starts = range(len(whole) - len(plain) + 1)
+    start = next((at for at in starts if whole[at : at + len(plain)] == plain), 0)
+    return whole[:start]
