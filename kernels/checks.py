@@ -19,9 +19,9 @@ def check_array(
     name: str, array: NDArray[Any], dtypes: tuple[np.dtype[Any], ...], shape: tuple[int | None, ...]
 ) -> None:
     """Requires one of `dtypes`, `shape` (None: any size) and C order."""
-    fits = array.ndim == len(shape) and all(
-        want is None or want == size for want, size in zip(shape, array.shape, strict=True)
-    )
+    fits = array.ndim == len(shape)
+    for want, size in zip(shape, array.shape, strict=False):
+        fits = fits and (want is None or want == size)
     if not fits or array.dtype not in dtypes or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else ", not C-contiguous"
         names = " or ".join(dtype.name for dtype in dtypes)

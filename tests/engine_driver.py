@@ -75,6 +75,7 @@ class Driver:
     prefetch: bool = False
     score_on: ScoreOn = "cpu"
     anchor_bytes: int | None = None
+    in_place: bool = True
     copies: Callable[[ShardedKv], CopyEngine] | None = None
     link: Callable[[KvStore], Link] = LocalLink
     worker: GpuWorker = field(init=False)
@@ -102,6 +103,7 @@ class Driver:
             score_on=self.score_on,
             anchor_bytes=self.anchor_bytes,
             prefetch=self.prefetch,
+            in_place=self.in_place,
         )
         settings = WorkerSettings(
             self.directory, spec, "float32", "cpu", layout, stripe_blocks=2, engine=engine

@@ -31,14 +31,23 @@ def attend_blocks(
         raise ValueError(
             f"blocks of strides {blocks.stride()}: the rows of a head must lie behind one another"
         )
+    strides = blocks.stride()
+    places = np.zeros(len(slot), np.int32), slot.astype(np.int64) * strides[0]
+    num_bytes = 2 * len(slot) * num_kv_heads * block_size * dim * blocks.itemsize
+    problem = ((_flat(blocks),), strides[2], strides[1], places, (begin, end), rotations, np.float32(scale))
+    return _attend(query.detach().contiguous().numpy(), num_kv_heads, problem, num_bytes)
+
+
+def _attend(
+    query: Any, num_kv_heads: int, problem: Arrays, num_bytes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     out, lse = np.empty(query.shape, np.float32), np.empty(len(query), np.float32)
-    workers = num_workers(2 * len(slot) * num_kv_heads * block_size * dim * blocks.itemsize)
-    problem = (query.detach().contiguous().numpy(), _flat(blocks), blocks.stride()[:3], entries, rotations)
+    workers = num_workers(num_bytes)
     if workers > 1:
-        splits = min(-(-workers // num_kv_heads), len(slot))
-        _attend_parallel(*problem, np.float32(scale), num_kv_heads, splits, out, lse)
+        splits = min(-(-workers // num_kv_heads), len(problem[3][0]))
+        attend_parallel(query, num_kv_heads, problem, splits, out, lse)
     else:
-        _attend_serial(*problem, np.float32(scale), num_kv_heads, out, lse)
+        attend_serial(query, num_kv_heads, problem, out, lse)
     return torch.from_numpy(out), torch.from_numpy(lse)
 
 
@@ -50,25 +59,21 @@ def _flat(blocks: torch.Tensor) -> Any:
 
 
 @njit(**SERIAL)
-def _attend_serial(
-    query: Any, stored: Any, strides: Any, entries: Any, rotations: Any, scale: Any, num_kv_heads: Any, out: Any,
-    lse: Any,
-) -> None:  # fmt: skip
-    group, count = len(query) // num_kv_heads, len(entries[0])
+def attend_serial(query: Any, num_kv_heads: Any, problem: Any, out: Any, lse: Any) -> None:
+    memories, to_head, to_values, places, rows, rotations, scale = problem
+    group, count = len(query) // num_kv_heads, len(places[0])
     for head in range(num_kv_heads):
         a, b = head * group, (head + 1) * group
-        base = head * strides[2]
         attend_head(
-            query[a:b], stored, base, strides, entries, 0, count, rotations, scale, out[a:b], lse[a:b]
-        )
+            query[a:b], memories, head * to_head, to_values, places, rows, 0, count, rotations, scale, out[a:b],
+            lse[a:b],
+        )  # fmt: skip
 
 
 @njit(**PARALLEL)
-def _attend_parallel(
-    query: Any, stored: Any, strides: Any, entries: Any, rotations: Any, scale: Any, num_kv_heads: Any, splits: Any,
-    out: Any, lse: Any,
-) -> None:  # fmt: skip
-    group, count = len(query) // num_kv_heads, len(entries[0])
+def attend_parallel(query: Any, num_kv_heads: Any, problem: Any, splits: Any, out: Any, lse: Any) -> None:
+    memories, to_head, to_values, places, rows, rotations, scale = problem
+    group, count = len(query) // num_kv_heads, len(places[0])
     outs = np.empty((splits, *query.shape), np.float32)
     lses = np.empty((splits, len(query)), np.float32)
     for item in prange(num_kv_heads * splits):
@@ -76,7 +81,7 @@ def _attend_parallel(
         a, b = head * group, (head + 1) * group
         first, last = count * part // splits, count * (part + 1) // splits
         attend_head(
-            query[a:b], stored, head * strides[2], strides, entries, first, last, rotations, scale,
+            query[a:b], memories, head * to_head, to_values, places, rows, first, last, rotations, scale,
             outs[part, a:b], lses[part, a:b],
         )  # fmt: skip
     _merge(outs, lses, out, lse)

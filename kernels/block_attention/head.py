@@ -79,25 +79,35 @@ def _weights(logits: Any, out: Any, peak: Any, total: Any) -> None:
 
 @njit(**SERIAL)
 def attend_head(
-    query: Any, stored: Any, base: Any, strides: Any, entries: Any, first: Any, last: Any, rotations: Any, scale: Any,
-    out: Any, lse: Any,
+    query: Any, memories: Any, base: Any, to_values: Any, places: Any, rows: Any, first: Any, last: Any,
+    rotations: Any, scale: Any, out: Any, lse: Any,
 ) -> None:  # fmt: skip
-    """Entries [first, last) for query [G, D] into out [G, D], lse [G]; `base` is the head's offset in a slot."""
-    slot, begin, end = entries
+    """Entries [first, last) for query [G, D] into out [G, D], lse [G].
+
+    places (memory, offset) [n] say in which of the flat `memories` an entry's block begins, and where; the head's
+    keys lie `base` elements after that, their values `to_values` further on. rows (begin, end) [n].
+    """
+    memory, offset = places
+    begin, end = rows
     angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin = rotations
     group, dim = query.shape
     rotated, keys = np.empty((group, dim), np.float32), np.empty((ROWS, dim), np.float32)
     logits, sums = np.empty((group, ROWS), np.float32), out.reshape(-1)
     peak, total = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
     out[:] = 0
-    line = LINE_BYTES // stored.itemsize
+    line = LINE_BYTES // memories[0].itemsize
     for e in range(first, last):
+        stored = memories[memory[e]]
+        if e + 1 < last:
+            coming = offset[e + 1] + base
+            for d in range(begin[e + 1] * dim, end[e + 1] * dim, line):
+                prefetch(memories[memory[e + 1]], coming + d)
         for m in range(group):
             _rotate(query[m], angle_cos[e], angle_sin[e], scale, rotated[m])
         for row in range(begin[e], end[e], ROWS):
             count = min(ROWS, end[e] - row)
-            key_at = slot[e] * strides[0] + base + row * dim
-            value_at = key_at + strides[1]
+            key_at = offset[e] + base + row * dim
+            value_at = key_at + to_values
             for d in range(0, count * dim, line):
                 prefetch(stored, value_at + d)
             if rotate_keys[e] and offset_cos.shape[1]:

@@ -43,13 +43,14 @@ def select_blocks(
     scores: Float32,
     scratch: Float32,
     coded: Coded | None = None,
+    first: int = 0,
 ) -> None:
     """Writes, for each of R queries, the k blocks of the largest mean of scale * logit over the heads of a choice.
 
-    anchors_layer [P, Hkv, A, D] with a single sub-block, pages [n], queries [R, Hq, D]; row r chooses among the first
-    limits[r] pages. ids, scores [R, S, k] with S = 1 (all heads share a choice) or Hkv: places in `pages`, ascending,
-    padded with -1 and -inf. scratch [>= R * S * n] is overwritten. With `coded`, every block gets a coarse score
-    first, and the `num_kept` best of them an exact one.
+    anchors_layer [P, Hkv, A, D] with a single sub-block, pages [n], queries [R, Hq, D]; row r chooses among the
+    first limits[r] pages. ids, scores [R, S, k] with S = 1 (all heads share a choice) or Hkv: places in `pages` plus
+    `first`, ascending, padded with -1 and -inf. scratch [>= R * S * n] is overwritten. With `coded`, every block gets
+    a coarse score first, and the `num_kept` best of them an exact one.
     """
     check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
     num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
@@ -66,46 +67,49 @@ def select_blocks(
         raise ValueError(
             f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} choices and room for each block"
         )
-    if rows and not 0 <= limits.min() <= limits.max() <= count:
-        raise ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {count}")
     if not ids.size or not count:
         ids[:], scores[:] = -1, -np.inf
         return
     size = num_kv_heads * vectors * dim
     anchors, pooled = anchors_layer.reshape(num_pages, size), scratch[: rows * choices * count]
     factor = np.float32(scale * choices / queries.shape[1])
-    packed = (
-        pack_sums(queries, num_kv_heads, quest, factor).reshape(rows, choices, -1).transpose(1, 0, 2).copy()
-    )
+    problem = queries, quest, num_kv_heads, factor, limits, first, ids, scores
     if coded is None:
         item = anchors_layer.itemsize
         line, ahead = LINE_BYTES // item, TILE * max(1, PREFETCH_BYTES // (TILE * size * item))
         workers = min(num_workers(count * size * item * rows), count)
-        _select(anchors, pages, packed, limits, pooled, line, ahead, workers, ids, scores)
-        return
-    check_array("codes_layer", coded.codes_layer, (np.dtype(np.uint8),), (num_pages, size // 2))
-    check_array("step", coded.step, FLOAT32, (size,))
-    workers = min(num_workers(count * size // 2 * rows), count)
-    _select_coded(
-        anchors,
-        pages,
-        packed,
-        limits,
-        pooled,
-        coded.codes_layer,
-        coded.step,
-        coded.num_kept,
-        workers,
-        ids,
-        scores,
-    )
+        fits = _select(anchors, pages, problem, pooled, line, ahead, workers)
+    else:
+        check_array("codes_layer", coded.codes_layer, (np.dtype(np.uint8),), (num_pages, size // 2))
+        check_array("step", coded.step, FLOAT32, (size,))
+        workers = min(num_workers(count * size // 2 * rows), count)
+        codes, step, num_kept = coded
+        fits = _select_coded(anchors, pages, problem, pooled, codes, step, num_kept, workers)
+    if not fits:
+        raise ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {count}")
 
 
 @njit(**SERIAL)
-def _select(
-    anchors: Any, pages: Any, packed: Any, limits: Any, pooled: Any, line: Any, ahead: Any, workers: Any, ids: Any,
-    scores: Any,
-) -> None:  # fmt: skip
+def _packed(problem: Any, count: Any) -> Any:
+    """(whether all limits fit `count` pages, the queries' sums [S, R, V / S])."""
+    queries, quest, num_kv_heads, factor, limits, _, ids, _ = problem
+    rows, choices, _ = ids.shape
+    fits = True
+    for limit in limits:
+        fits = fits and 0 <= limit <= count
+    sums = pack_sums(queries, num_kv_heads, quest, factor)
+    packed = np.empty((choices, rows, sums.size // (rows * choices)), np.float32)
+    for r in range(rows):
+        packed[:, r] = sums[r].reshape(choices, packed.shape[2])
+    return fits, packed
+
+
+@njit(**SERIAL)
+def _select(anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, workers: Any) -> Any:
+    _, _, _, _, limits, begin, ids, scores = problem
+    fits, packed = _packed(problem, len(pages))
+    if not fits:
+        return False
     rows, choices, _ = ids.shape
     pooled = pooled.reshape(rows, choices, len(pages))
     if workers > 1:
@@ -115,13 +119,20 @@ def _select(
     for r in range(rows):
         for s in range(choices):
             top_row(pooled[r, s, : limits[r]], ids[r, s], scores[r, s])
+            for i in range(ids.shape[2]):
+                if ids[r, s, i] >= 0:
+                    ids[r, s, i] += begin
+    return True
 
 
 @njit(**SERIAL)
 def _select_coded(
-    anchors: Any, pages: Any, packed: Any, limits: Any, coarse: Any, codes: Any, step: Any, num_kept: Any,
-    workers: Any, ids: Any, scores: Any,
-) -> None:  # fmt: skip
+    anchors: Any, pages: Any, problem: Any, coarse: Any, codes: Any, step: Any, num_kept: Any, workers: Any
+) -> Any:
+    _, _, _, _, limits, begin, ids, scores = problem
+    fits, packed = _packed(problem, len(pages))
+    if not fits:
+        return False
     rows, choices, _ = ids.shape
     coarse = coarse.reshape(rows, choices, len(pages))
     even, odd = code_weights(packed, step)
@@ -137,7 +148,8 @@ def _select_coded(
             top_row(exact[:count], ids[r, s], scores[r, s])
             for i in range(ids.shape[2]):
                 if ids[r, s, i] >= 0:
-                    ids[r, s, i] = kept[ids[r, s, i]]
+                    ids[r, s, i] = kept[ids[r, s, i]] + begin
+    return True
 
 
 @njit(**SERIAL)

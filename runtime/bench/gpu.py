@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from statistics import median
@@ -54,25 +54,28 @@ class Options:
     threads: int
 
 
-@dataclass(slots=True)
+@dataclass
 class Clock:
     """The time budget of the whole run."""
 
     budget_s: float
-    started: float = field(default_factory=time.monotonic)
+    now: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._started = self.now()
 
     @property
     def left_s(self) -> float:
         """Seconds until everything must have stopped."""
-        return self.budget_s - (time.monotonic() - self.started)
+        return self.budget_s - (self.now() - self._started)
 
 
 class Bench:
     """One run over all groups; it stops between two measurements when its time is over."""
 
-    def __init__(self, options: Options, note: Note) -> None:
+    def __init__(self, options: Options, note: Note, clock: Clock | None = None) -> None:
         self._options, self._note = options, note
-        self._clock = Clock(options.budget_s)
+        self._clock = clock or Clock(options.budget_s)
         self._model = SHAPES[options.shape]
         self._cuda = options.device.type == "cuda"
         self._longest_case_s = 0.0
@@ -254,7 +257,7 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(options.device)
         slots = batch * layout.num_layers * slots_per_layer(method.memory, layout, cached)
-        settings = EngineSettings(slots, max_cached_block=cached, score_on=method.score_on)
+        settings = EngineSettings(slots, max_cached_block=cached, score_on=method.score_on, in_place=False)
         return Engine(self._decoder, self._model, layout, self._kv, options.device, settings, self._copies)
 
     def _open(

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from moorage.kernels.block_attention import attend_blocks, entry_lse, gpu, reference
+from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.half import from_storage, to_storage
 
 SHAPES = [  # KV heads, group, block size, head size, rotated channels, entries
@@ -202,3 +203,45 @@ def test_refuses_a_query_that_does_not_fit(rng, draw):
         on_cpu(query[:1].copy(), as_tensor(stored), arguments)
     with pytest.raises(ValueError, match="strides"):
         on_cpu(query, as_tensor(stored).transpose(2, 3).contiguous().transpose(2, 3), arguments)
+
+
+RESIDENT_SHAPES = [shape for shape in SHAPES if shape[-1]]
+
+
+@pytest.mark.parametrize("num_memories", [1, 2, 3])
+@pytest.mark.parametrize("shape", RESIDENT_SHAPES)
+def test_blocks_are_attended_where_they_lie(rng, draw, shape, num_memories):
+    """The same as from slots, with blocks dealt to memories of two layers in stripes of two."""
+    num_kv_heads, _, block_size, dim, _, count = shape
+    query, stored, arguments = make_case(rng, draw, shape, num_slots=11)
+    local = [(block // 2 // num_memories) * 2 + block % 2 for block in range(11)]
+    tables = tuple(rng.permutation(12).astype(np.int32) for _ in range(num_memories))
+    memories = [draw(2, 12 + m, 2, num_kv_heads, block_size, dim) for m in range(num_memories)]
+    for block in range(11):
+        m = block // 2 % num_memories
+        memories[m][1, tables[m][local[block]]] = stored[block]
+    sizes = np.array([memory[0].size for memory in memories], np.int64)
+    flat = tuple(memory.reshape(-1) for memory in memories)
+    names = ("angle_cos", "angle_sin", "rotate_keys", "offset_cos", "offset_sin")
+    rotations = tuple(arguments[name] for name in names)
+    rows = arguments["begin"], arguments["end"]
+
+    def attend(heads, kv_head=None, blocks=arguments["slot"], rows=rows):
+        return attend_resident(
+            heads, flat, tables, sizes, 1, 2, (num_kv_heads, block_size, dim), blocks, rows, rotations,
+            arguments["scale"], kv_head,
+        )  # fmt: skip
+
+    expected_out, expected_lse = reference.attend_blocks(query, stored, **arguments)
+    out, lse = attend(query)
+    np.testing.assert_allclose(out, expected_out, rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(lse, expected_lse, rtol=1e-5, atol=2e-5)
+    group = len(query) // num_kv_heads
+    for head in range(num_kv_heads):
+        own = slice(head * group, (head + 1) * group)
+        np.testing.assert_array_equal(attend(query[own].copy(), head)[0], out[own])
+    for blocks in (np.full(count, -1, np.int32), np.full(count, 24 * num_memories, np.int32)):
+        with pytest.raises(ValueError, match="entry 0"):
+            attend(query, blocks=blocks)
+    with pytest.raises(ValueError, match="entry 0"):
+        attend(query, rows=(rows[0], rows[1] + np.int32(block_size + 1)))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.kernels.rotation import rotate_heads
 from moorage.workers.gpu.device_scorer import DeviceScorer, Trial
 from moorage.workers.gpu.model.rope import cos_sin, rotate
 from moorage.workers.gpu.positions import Span
@@ -18,6 +19,7 @@ from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import HeadSelectMode, KvLayout, Preselect
 
+Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 
@@ -101,8 +103,9 @@ class Chooser:
     def _from_shards(
         self, session: WorkerSession, layer: int, span: Span, on_host: Callable[[], torch.Tensor]
     ) -> Int32:
-        scoring = self.scoring_queries(session, on_host()[None], span.position)
-        limits = np.array([span.near_block], np.int32)
+        assert session.decode_step is not None
+        scoring = self._decode_query(session, on_host(), span.position)
+        limits = session.decode_step.limits
         chosen: Int32 = self._select(session, layer, scoring, span.num_sinks, limits, True)[0]
         return chosen
 
@@ -118,6 +121,16 @@ class Chooser:
                 memory=session.memory,
                 scale=self._scale(session),
             )
+
+    def _decode_query(self, session: WorkerSession, query: torch.Tensor, position: int) -> Float32:
+        """`scoring_queries` [1, Hq, D] of one query on the host."""
+        if session.anchor_view is not None:
+            return np.asarray(self.scoring_queries(session, query[None], position).numpy())
+        heads: Float32 = query.float().numpy()
+        if session.rotations.clamped:
+            cos, sin = session.rotations.clamp
+            heads = rotate_heads(heads, cos[0], sin[0])
+        return np.ascontiguousarray(heads[None])
 
     def _kept_choice(self, session: WorkerSession, layer: int) -> Choice | None:
         """The choice that `layer_step` and `token_step` say to use again, if there is one."""
@@ -142,7 +155,9 @@ class Chooser:
         rows = [r for r, span in enumerate(spans) if span.num_candidates > memory.topk]
         if rows:
             limits = np.array([spans[r].near_block for r in rows], np.int32)
-            ids = self._select(session, layer, queries[rows], spans[rows[0]].num_sinks, limits, False)
+            ids = self._select(
+                session, layer, queries[rows].cpu().numpy(), spans[rows[0]].num_sinks, limits, False
+            )
             for row, row_ids in zip(rows, ids, strict=True):
                 chosen[row] = row_ids
         return chosen
@@ -151,7 +166,7 @@ class Chooser:
         self,
         session: WorkerSession,
         layer: int,
-        queries: torch.Tensor,
+        queries: Float32,
         first: int,
         limits: Int32,
         in_decode: bool,
@@ -162,7 +177,7 @@ class Chooser:
             ids, _ = self._kv.select(
                 session.session_id,
                 layer,
-                queries.cpu().numpy(),
+                queries,
                 first=first,
                 limits=limits,
                 k=memory.topk,

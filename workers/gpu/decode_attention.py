@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_attention import attend_blocks, entry_lse
+from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.merge_lse import merge_lse
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import Copies
@@ -19,6 +20,7 @@ from moorage.workers.gpu.positions import Entries, Rotations
 from moorage.workers.gpu.reader import BlockReader
 from moorage.workers.gpu.session import DecodeStep, WorkerSession
 from moorage.workers.gpu.timing import PartTimer
+from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import KvLayout
 
 Int32 = NDArray[np.int32]
@@ -93,7 +95,7 @@ class DecodeAttention:
         kv_head: int | None = None,
     ) -> Partial:
         assert session.decode_step is not None
-        entries = _entries(session.rotations, session.decode_step, chosen[chosen >= 0])
+        entries = _entries(session.rotations, session.decode_step, _present(chosen))
         return self._attend_slots(session, layer, query, entries, kv_head)
 
     def _attend_slots(
@@ -105,7 +107,15 @@ class DecodeAttention:
         kv_head: int | None = None,
         rotations: Rotations | None = None,
     ) -> Partial:
-        """Attention over blocks in slots; while those that are missing come, the others are attended."""
+        """Attention over blocks in slots; while those that are missing come, the others are attended.
+
+        Where the host attends blocks in place, there are no slots.
+        """
+        assert session.decode_step is not None
+        if session.decode_step.resident is not None:
+            return self._attend_resident(
+                session, layer, query, entries, session.decode_step.resident, kv_head
+            )
         blocks, place = np.unique(entries.blocks, return_inverse=True)
         slots, missing, into = session.cache.ensure(layer, blocks)
         copies = self._reader.fetch(session.session_id, layer, missing, into)
@@ -137,6 +147,39 @@ class DecodeAttention:
         _, missing, into = session.cache.ensure(layer, likely, ahead=True)
         if len(missing):
             session.ahead[layer] = self._reader.fetch(session.session_id, layer, missing, into)
+
+    def _attend_resident(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: torch.Tensor,
+        entries: Entries,
+        resident: Resident,
+        kv_head: int | None,
+    ) -> Partial:
+        layout, rotations = self._layout, session.rotations
+        with self._timer("attend"):
+            out, lse = attend_resident(
+                query.numpy(),
+                resident.memories,
+                resident.tables,
+                resident.layer_sizes,
+                layer,
+                resident.stripe_blocks,
+                (layout.num_kv_heads, layout.block_size, layout.head_dim),
+                entries.blocks,
+                (entries.begin, entries.end),
+                (
+                    entries.angle_cos,
+                    entries.angle_sin,
+                    entries.rotate_keys,
+                    rotations.offset_cos,
+                    rotations.offset_sin,
+                ),
+                rotations.view.attention_scale**2 / math.sqrt(layout.head_dim),
+                kv_head,
+            )
+        return torch.from_numpy(out), torch.from_numpy(lse)
 
     def _attend_around(
         self,
@@ -293,12 +336,19 @@ class DecodeAttention:
         session.stats.recall.append(float(torch.exp(lse_chosen - lse_all).mean()))
 
 
+def _present(chosen: Int32) -> Int32:
+    """The ids without the padding at their end."""
+    return chosen if not chosen.size or chosen[-1] >= 0 else chosen[chosen >= 0]
+
+
 def _entries(rotations: Rotations, step: DecodeStep, chosen: Int32) -> Entries:
     """Entries of `chosen`, the sinks and the near blocks."""
+    if not len(chosen):
+        return step.always
     if not rotations.clamped:
         return rotations.distant_entries(step.span, chosen).joined(step.always)
     kept = step.with_distant.get(len(chosen))
     if kept is None:
-        kept = rotations.distant_entries(step.span, chosen).joined(step.always)
+        kept = rotations.clamped_entries(step.span, len(chosen))
         step.with_distant[len(chosen)] = kept
     return kept.with_blocks(np.concatenate((chosen, step.always.blocks)))

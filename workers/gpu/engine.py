@@ -11,18 +11,18 @@ import torch
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
-from moorage.workers.gpu.copy_engine import CopyEngine, copy_engine
+from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
 from moorage.workers.gpu.device_scorer import Trial, device_scorer
-from moorage.workers.gpu.hand_over import HandOver
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.rope import session_view
 from moorage.workers.gpu.output import OutputStage
 from moorage.workers.gpu.positions import Rotations, Span
 from moorage.workers.gpu.prefill_attention import PrefillAttention
-from moorage.workers.gpu.reader import BlockReader, storage_dtype
+from moorage.workers.gpu.reader import BlockReader
 from moorage.workers.gpu.session import DecodeStep, SessionStats, WorkerSession
+from moorage.workers.gpu.session_attention import SessionAttention
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.kv.shards import ShardedKv
@@ -62,12 +62,12 @@ class Engine:
     ) -> None:
         self._decoder, self._spec, self._layout, self._kv = decoder, spec, layout, kv
         self._device, self._settings = device, settings
-        self._storage = storage_dtype(layout.kv_type)
         self._pool = SlotPool(settings.num_slots)
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
         piece = settings.piece_blocks or piece_blocks(layout, device.type != "cuda")
         self.copies = copies or copy_engine(kv, layout, device, piece)
+        self._in_place = settings.in_place and isinstance(self.copies, DirectCopies)
         self._reader = BlockReader(
             self.copies, layout, settings.num_slots, piece, device, compute, self._timer
         )
@@ -77,7 +77,10 @@ class Engine:
         self._importance = Importance(self._reader, kv, layout, self._timer, self._scorer)
         attention = (self._reader, self._chooser, self._importance, layout, self._timer)
         self.decode = DecodeAttention(*attention, prefetch=settings.prefetch)
-        self._prefill = PrefillAttention(*attention)
+        prefill = PrefillAttention(*attention)
+        self._attention = SessionAttention(
+            kv, layout, self._reader, self._importance, self.decode, prefill, self._timer
+        )
         self._output = OutputStage(decoder, spec.vocab_size, self._timer)
         self.sessions: dict[int, WorkerSession] = {}
         self._least_slots = False
@@ -280,9 +283,8 @@ class Engine:
             return
         self._follow_length(session)
         span = Span.at(session.num_tokens, session.memory, self._layout.block_size)
-        near = session.rotations.near_entries(span)
-        always = session.rotations.distant_entries(span, span.sinks).joined(near)
-        session.decode_step = DecodeStep(span, near, always)
+        resident = self._kv.resident(session.session_id) if self._in_place else None
+        session.decode_step = DecodeStep.of(span, session.rotations, session.memory.topk or 0, resident)
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
@@ -334,6 +336,12 @@ class Engine:
         failed: Failures,
     ) -> torch.Tensor:
         """Attention of all segments in one layer: q [T, Hq, D], k, v [T, Hkv, D] -> [T, Hq, D]."""
+        if len(sessions) == 1 and not failed:
+            try:
+                return self._attention(sessions[0], layer, q, k, v)
+            except MoorageError as error:
+                failed[sessions[0].session_id] = error
+                return torch.zeros_like(q)
         out = torch.zeros_like(q)
         start = 0
         for segment, session in zip(segments, sessions, strict=True):
@@ -342,74 +350,10 @@ class Engine:
             if segment.session_id not in failed:
 
                 def run(rows: slice = rows, session: WorkerSession = session) -> None:
-                    out[rows] = self._attend_one(session, layer, q[rows], k[rows], v[rows]).to(out.dtype)
+                    out[rows] = self._attention(session, layer, q[rows], k[rows], v[rows]).to(out.dtype)
 
                 self._guard(failed, segment.session_id, partial(self._attend_in_room, session, run))
         return out
-
-    def _attend_one(
-        self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        # Rounded once to the stored type, so that results do not depend on where a chunk ends.
-        keys, values = k.to(self._storage), v.to(self._storage)
-        if session.decode_step is not None:
-            return self._decode_one(session, layer, q[0], keys, values)[None]
-        host, behind = HandOver(q[0], keys, values), self._stores_behind
-        if not behind:
-            self._append(session, layer, *host.rows())
-        self._forget(session, layer, session.num_tokens, session.num_tokens + len(keys))
-        out = self._prefill(session, layer, q, keys, values)
-        if behind:
-            self._append(session, layer, *host.rows())
-        if self._importance.wants_tail(session):
-            self._keep_tail(session, layer, q)
-        return out
-
-    def _decode_one(
-        self,
-        session: WorkerSession,
-        layer: int,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-    ) -> torch.Tensor:
-        """Stores the new row, [1, Hkv, D] each, and attends; query and output are [Hq, D]."""
-        host = HandOver(query, keys, values)
-        block, row = divmod(session.num_tokens, self._layout.block_size)
-        # A row that is written while its block is still on the way would be lost.
-        session.await_ahead(layer)
-        slot = session.cache.slot_of(layer, block)
-        if slot >= 0:
-            with self._timer("append"):
-                self._reader.write_row(slot, row, keys[0], values[0])
-        behind = slot >= 0 and self._stores_behind
-        if not behind:
-            self._append(session, layer, *host.rows())
-        out = self.decode(session, layer, query, host.query)
-        if behind:
-            self._append(session, layer, *host.rows())
-        return out
-
-    @property
-    def _stores_behind(self) -> bool:
-        """Whether DRAM may get new rows while the device computes: attention is only launched, and reads none."""
-        return self._reader.overlaps and not self._importance.reads_rows
-
-    def _append(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """K, V [T, Hkv, D] of the host go to DRAM."""
-        with self._timer("append"):
-            self._kv.append(session.session_id, layer, session.num_tokens, keys, values)
-
-    def _forget(self, session: WorkerSession, layer: int, start: int, end: int) -> None:
-        session.cache.forget(layer, start // self._layout.block_size, self._layout.num_blocks(end))
-
-    def _keep_tail(self, session: WorkerSession, layer: int, queries: torch.Tensor) -> None:
-        """Keeps the prompt's last queries; after the last chunk they tell which keys matter."""
-        kept = session.tail_queries.get(layer)
-        joined = queries if kept is None else torch.cat((kept, queries))
-        session.tail_queries[layer] = joined[-session.memory.importance_queries :].float()
-        if session.num_tokens + len(queries) >= session.prompt_tokens:
-            self._importance.finish_prompt(session, layer, session.tail_queries.pop(layer))
 
 
 def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:

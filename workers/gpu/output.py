@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -50,7 +51,7 @@ class OutputStage:
     ) -> list[SegmentOutput]:
         """`hidden` is [T, hidden], the segments' tokens one after the other."""
         with self._timer("sample"):
-            ends = torch.tensor([len(s.token_ids) for s in segments]).cumsum(0).tolist()
+            ends = list(accumulate(len(s.token_ids) for s in segments))
             starts = [0, *ends[:-1]]
             scored = [
                 self._prompt_logprobs(hidden[a:b], segment, session) if segment.prompt_logprobs else ()
@@ -70,7 +71,8 @@ class OutputStage:
         drawn: list[Sampled | None] = [None] * len(segments)
         if not sampling:
             return drawn
-        logits = self._decoder.logits(hidden[[ends[i] - 1 for i in sampling]])
+        last = [ends[i] - 1 for i in sampling]
+        logits = self._decoder.logits(hidden if len(last) == len(hidden) else hidden[last])
         rows = [
             SampleRow(s.sampling, s.num_generated, s.prompt_counts, s.generated_counts)
             for s in (sessions[i] for i in sampling)

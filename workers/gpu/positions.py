@@ -91,6 +91,10 @@ class Entries:
         """Those of the entries."""
         return Entries(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
+    def after(self, count: int) -> Entries:
+        """All but the first `count`, which lie in the same memory."""
+        return Entries(*(getattr(self, field.name)[count:] for field in fields(self)))
+
     def with_blocks(self, blocks: Int32) -> Entries:
         """The same rows and rotations of other blocks, as many."""
         return replace(self, blocks=blocks)
@@ -117,6 +121,7 @@ class Rotations:
         self.offset_cos, self.offset_sin = _split(self._offsets)
         self.bases = self._turns(np.zeros(1, np.int64))
         """[n, rotary_dim / 2] turns of position i * block_size; it grows on demand."""
+        self._near: tuple[Float32, Float32] | None = None
         self._clamp = _split(self._turns(np.array([memory.local_windows_len - 1])))
         self._device = device
         on_device = device is not None and device_turns.uses_tables(device)
@@ -204,6 +209,40 @@ class Rotations:
         """The near blocks up to the query itself."""
         last_block = span.position // self.block_size
         return self.entries(span.position, np.arange(span.near_block, last_block + 1, dtype=np.int32))
+
+    def clamped_entries(self, span: Span, num_distant: int) -> Entries:
+        """Some whole distant blocks, whose ids are left out (-1), then sinks and near blocks, as `entries` has them.
+
+        Under clamped positions all angles are known beforehand: of distances in the window, and the clamped one.
+        """
+        size, window = self.block_size, self._memory.local_windows_len
+        back = span.position - span.near_block * size
+        num_near, cut = back // size + 1, max(0, back - window + 1)
+        far = num_distant + span.num_sinks + (cut > 0)
+        total = far + num_near
+        blocks = np.full(total, -1, np.int32)
+        blocks[num_distant : num_distant + span.num_sinks] = np.arange(span.num_sinks, dtype=np.int32)
+        blocks[num_distant + span.num_sinks : far] = span.near_block
+        blocks[far:] = np.arange(span.near_block, span.near_block + num_near, dtype=np.int32)
+        begin, end = np.zeros(total, np.int32), np.full(total, size, np.int32)
+        if cut:
+            end[far - 1], begin[far] = cut, cut
+        end[-1] = back % size + 1
+        angles = np.empty((2, total, 0 if self.tables else len(self._inv_freq)), np.float32)
+        if self.tables is None:
+            for into, clamped, near in zip(angles, self._clamp, self._near_turns(), strict=True):
+                into[:far], into[far:] = clamped, near[back::-size]
+        rotate_keys = np.ones(total, np.uint8)
+        rotate_keys[:far] = 0
+        variant, base = np.full(total, Variant.NEAR, np.int32), np.zeros(total, np.int32)
+        variant[:far], base[far:] = Variant.FAR, self._base_rows(blocks[far:])
+        return Entries(blocks, begin, end, angles[0], angles[1], rotate_keys, variant, base)
+
+    def _near_turns(self) -> tuple[Float32, Float32]:
+        """(cos, sin), each [window + block size, rotary_dim / 2], of queries by distance from a block's start."""
+        if self._near is None:
+            self._near = _split(self._turns(np.arange(self._memory.local_windows_len + self.block_size)))
+        return self._near
 
     def _turns(self, positions: NDArray[np.int64]) -> NDArray[np.complex128]:
         angles = np.multiply.outer(positions, self._inv_freq)

@@ -12,6 +12,7 @@ from moorage.workers.gpu.block_cache import BlockCache
 from moorage.workers.gpu.copy_engine import Copies
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.positions import Entries, Rotations, Span
+from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
 Int32 = NDArray[np.int32]
@@ -67,10 +68,26 @@ class DecodeStep:
     near: Entries
     always: Entries
     """Sinks, then the near blocks."""
+    limits: Int32
+    """[1]: the first near block, as a selection takes it."""
+    resident: Resident | None = None
+    """The session's blocks in memory, where the host attends them."""
     with_distant: dict[int, Entries] = field(default_factory=dict)
     """By number of chosen blocks: entries of whole distant blocks, whose ids are put in by layer, then `always`.
 
     Kept under clamped positions only, where every distant block is seen alike."""
+
+    @classmethod
+    def of(cls, span: Span, rotations: Rotations, num_distant: int, resident: Resident | None) -> DecodeStep:
+        """The step of the query of `span`, which will probably attend `num_distant` blocks."""
+        known: dict[int, Entries] = {}
+        if rotations.clamped and num_distant:
+            known[num_distant] = rotations.clamped_entries(span, num_distant)
+            always = known[num_distant].after(num_distant)
+        else:
+            always = rotations.distant_entries(span, span.sinks).joined(rotations.near_entries(span))
+        limits = np.array([span.near_block], np.int32)
+        return cls(span, always.after(span.num_sinks), always, limits, resident, known)
 
 
 @dataclass(slots=True)

@@ -24,6 +24,8 @@ class EngineSettings:
     max_cached_block: int | None = None
     """Slots per layer for chosen blocks; None is twice `topk`."""
     cache_strategy: CacheStrategy = "lru"
+    in_place: bool = True
+    """On a CPU, attend generated tokens to blocks where they lie in the stores, if these are on this host."""
     score_decay: float = 0.1
     """Of a block's score from step to step, under lru-s."""
     score_on: ScoreOn = "cpu"

@@ -25,11 +25,8 @@ class CodedLayer:
     high: Float32
     step: Float32
     num_coded: int = 0
-
-    @property
-    def usable(self) -> bool:
-        """Whether all anchors are finite."""
-        return bool(np.isfinite(self.step).all())
+    is_finite: bool = True
+    """Whether all anchors are; others have no codes."""
 
 
 class CoarseAnchors:
@@ -56,14 +53,15 @@ class CoarseAnchors:
             self._layers[session_id, layer] = coded
         if coded.num_coded < len(pages):
             self._extend(coded, layer, pages)
-        return Coded(self._arena.codes[layer], coded.step, num_kept) if coded.usable else None
+        return Coded(self._arena.codes[layer], coded.step, num_kept) if coded.is_finite else None
 
     def _extend(self, coded: CodedLayer, layer: int, pages: Int32) -> None:
         anchors, new = self._arena.anchors[layer], pages[coded.num_coded :]
         if extend_range(anchors, new, coded.step, coded.low, coded.high):
             new = pages
             coded.step = (coded.high - coded.low) / np.float32(LEVELS)
-        if coded.usable:
+            coded.is_finite = bool(np.isfinite(coded.step).all())
+        if coded.is_finite:
             encode_anchors(anchors, new, coded.low, coded.step, self._arena.codes[layer])
         coded.num_coded = len(pages)
 

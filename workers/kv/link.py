@@ -68,6 +68,9 @@ class Link(Protocol):
     def locate(self, session_id: int, layer: int, blocks: Int32) -> tuple[Arena, Int32] | None:
         """The arena in this process's memory and the pages of `blocks` in it; None where there is none."""
 
+    def pages(self, session_id: int) -> tuple[Arena, Int32] | None:
+        """The arena in this process's memory and all pages of a session; None where there is none."""
+
     def drop(self, session_id: int) -> None:
         """Frees a session. Idempotent."""
 
@@ -90,6 +93,7 @@ class LocalLink:
         self.reanchor = store.reanchor
         self.gather = store.gather
         self.locate = store.locate
+        self.pages = store.pages
         self.drop = store.drop
         self.stats = store.stats
 

@@ -139,6 +139,10 @@ class MailboxLink:
         """As `KvStore.locate`; the arena is the store's own memory, mapped."""
         return self._arena, self._table(session_id).pages_of(layer, blocks, self.layout.block_size)
 
+    def pages(self, session_id: int) -> tuple[Arena, Int32]:
+        """As `KvStore.pages`."""
+        return self._arena, self._table(session_id).pages
+
     def drop(self, session_id: int) -> None:
         """As `KvStore.drop`."""
         self._tables.pop(session_id, None)

@@ -86,6 +86,10 @@ class RayLink:
         """None: the blocks lie on another host."""
         del session_id, layer, blocks
 
+    def pages(self, session_id: int) -> None:
+        """None: the arena lies on another host."""
+        del session_id
+
     def drop(self, session_id: int) -> None:
         """As `KvStore.drop`."""
         self._unconfirmed.pop(session_id, None)

@@ -98,9 +98,12 @@ class Selector:
             scores=scores,
             scratch=scratch,
             coded=coded,
+            first=0 if candidates is not None else request.first,
         )
         self._give_back(scratch)
-        return _reply(request, candidates, ids, scores)
+        if candidates is not None and len(candidates):
+            ids = np.where(ids >= 0, candidates[ids], np.int32(-1))
+        return SelectReply(ids, scores)
 
     def forget(self, session_id: int, layer: int | None = None, first_block: int = 0) -> None:
         """Anchors of a session, or of one layer of it, are gone or have changed from `first_block` on."""
@@ -192,6 +195,9 @@ def _candidates(
 ) -> tuple[Int32 | None, Int32, Int32]:
     """(candidates as in Scoring, their pages, how many of them each row may choose among)."""
     first = request.first
+    if len(request.limits) == 1 and kept is None and request.refine is None:
+        end = max(min(int(request.limits[0]), num_sealed), first)
+        return None, pages[first:end], np.array([end - first], np.int32)
     limits = np.maximum(np.minimum(request.limits, np.int32(num_sealed)), np.int32(first))
     end = int(limits.max()) if len(limits) else first
     among = request.refine if kept is None or request.refine is not None else kept.until(end)
@@ -211,13 +217,8 @@ def _best(request: SelectRequest, candidates: Int32 | None, limits: Int32, poole
     ids = np.empty((len(row_limits), request.k), np.int32)
     scores = np.empty(ids.shape, np.float32)
     top_blocks(pooled.reshape(len(ids), count), row_limits, request.k, ids, scores)
-    return _reply(request, candidates, ids.reshape(shape), scores.reshape(shape))
-
-
-def _reply(request: SelectRequest, candidates: Int32 | None, ids: Int32, scores: Float32) -> SelectReply:
-    """Block ids of places among the candidates."""
-    if candidates is not None and len(candidates):
+    if candidates is not None:
         ids = np.where(ids >= 0, candidates[ids], np.int32(-1))
     elif request.first:
         ids[ids >= 0] += np.int32(request.first)
-    return SelectReply(ids, scores)
+    return SelectReply(ids.reshape(shape), scores.reshape(shape))

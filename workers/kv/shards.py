@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ from moorage.workers.kv.messages import (
     Storage,
     StoreStats,
 )
+from moorage.workers.kv.resident import Resident
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.spec import AnchorPool, HeadPool, KvLayout
 
@@ -88,6 +89,9 @@ class ShardedKv:
         A start before the end replaces what was stored from there on.
         """
         keys, values = np.asarray(keys), np.asarray(values)
+        if len(keys) == 1:
+            self._append_row(session_id, layer, start, keys, values)
+            return
         committed: dict[int, tuple[int, int]] = {}
         for shard, local, begin, stop in self._tokens.runs(start, start + len(keys)):
             rows = slice(begin - start, stop - start)
@@ -96,6 +100,14 @@ class ShardedKv:
             committed[shard] = (first, local + stop - begin)
         for shard, (first, end) in committed.items():
             self.links[shard].commit(session_id, layer, first, end)
+
+    def _append_row(
+        self, session_id: int, layer: int, position: int, keys: NDArray[Any], values: NDArray[Any]
+    ) -> None:
+        shard, local = self._tokens.place(position)
+        link = self.links[shard]
+        link.write(session_id, layer, local, keys, values)
+        link.commit(session_id, layer, local, local + 1)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`."""
@@ -204,6 +216,14 @@ class ShardedKv:
             places = np.flatnonzero(shards == shard).astype(np.int32)
             if len(places):
                 yield link, local[places], places
+
+    def resident(self, session_id: int) -> Resident | None:
+        """A session's blocks as this process maps them, until it grows; None when a shard is on another host."""
+        found = [link.pages(session_id) for link in self.links]
+        here = [part for part in found if part is not None]
+        if len(here) < len(found):
+            return None
+        return Resident.of([arena for arena, _ in here], [pages for _, pages in here], self._blocks.length)
 
     def drop(self, session_id: int) -> None:
         """Frees a session in all shards. Idempotent."""

@@ -196,6 +196,10 @@ class KvStore:
         table = self._session(session_id).table
         return self.arena, table.pages_of(layer, blocks, self.layout.block_size)
 
+    def pages(self, session_id: int) -> tuple[Arena, Int32]:
+        """The arena and all pages of a session in it."""
+        return self.arena, self._session(session_id).table.pages
+
     def drop(self, session_id: int) -> None:
         """Frees a session's pages. Idempotent."""
         session = self._sessions.pop(session_id, None)

@@ -31,6 +31,12 @@ class Stripes:
         counts = rounds * self.length + np.clip(rest - shard * self.length, 0, self.length)
         return np.asarray(counts, np.int32)
 
+    def place(self, unit: int) -> tuple[int, int]:
+        """(shard, unit within the shard) of one unit."""
+        stripe, offset = divmod(unit, self.length)
+        rounds, shard = divmod(stripe, self.num_shards)
+        return shard, rounds * self.length + offset
+
     def split(self, units: Int32) -> tuple[Int32, Int32]:
         """(shard, unit within the shard) of each of `units`."""
         stripe, offset = np.divmod(units, self.length)

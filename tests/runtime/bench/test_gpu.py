@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from moorage.runtime.bench.gpu import Bench, Clock, Options
 from moorage.runtime.bench.gpu_cases import Method, cached_blocks, groups
 from moorage.runtime.bench.gpu_model import TINY, SharedPastStore, WalkingDecoder
 from moorage.runtime.cli import main
@@ -54,11 +55,14 @@ def test_every_case_brings_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "random walk" in capsys.readouterr().out
 
 
-def test_it_stops_in_time_with_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "gpu.json"
-    assert run(*SMALL.split(), "--budget", "1", "--json", str(file)) in (0, None)
-    assert len(json.loads(file.read_text())["rows"]) < 15
-    assert "time is over before" in capsys.readouterr().out
+@pytest.mark.parametrize(("budget", "most"), [(0, 5), (40, 9)])
+def test_it_stops_in_time_with_what_it_has(budget: int, most: int) -> None:
+    """By a clock that goes on by ten seconds whenever somebody looks."""
+    options = Options(torch.device("cpu"), "tiny", [1024], [1024], [1, 2], 1 << 30, 256, 1, budget, 2)
+    notes: list[str] = []
+    rows = list(Bench(options, notes.append, Clock(budget, itertools.count(0, 10).__next__)).rows())
+    assert 5 <= len(rows) <= most
+    assert notes[-1].startswith("time is over before")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -119,7 +123,7 @@ def test_queries_walk() -> None:
 
     for _ in range(30):
         decoder.forward(torch.tensor([3, 4]), attend)
-    cosines = [torch.cosine_similarity(a, b, dim=-1).mean() for a, b in pairwise(seen)]
+    cosines = [torch.cosine_similarity(a, b, dim=-1).mean() for a, b in itertools.pairwise(seen)]
     assert float(torch.stack(cosines).mean()) == pytest.approx(0.95, abs=0.02)
     assert float(seen[-1].pow(2).mean()) == pytest.approx(1.0, abs=0.2)
 

@@ -52,9 +52,13 @@ def test_the_same_tokens_as_on_a_cpu(
 
 def test_half_slots(llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, axes = prompt_of(llama, 110), SCHEMES["rope"]
-    plain = Driver(llama.directory, llama.spec, kv_type=KvType.FP16).generate(prompt, axes, (64,), 4)
+    plain = Driver(llama.directory, llama.spec, kv_type=KvType.FP16, in_place=False).generate(
+        prompt, axes, (64,), 4
+    )
     monkeypatch.setattr(device_turns, "uses_tables", lambda _device: True)
-    found = Driver(llama.directory, llama.spec, kv_type=KvType.FP16).generate(prompt, axes, (64,), 4)
+    found = Driver(llama.directory, llama.spec, kv_type=KvType.FP16, in_place=False).generate(
+        prompt, axes, (64,), 4
+    )
     np.testing.assert_allclose([r.logprob for r in found], [r.logprob for r in plain], atol=2e-2)  # type: ignore[arg-type]
 
 

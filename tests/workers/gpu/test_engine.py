@@ -285,10 +285,29 @@ def test_a_failing_session_fails_alone(llama: TinyModel) -> None:
 def test_what_stays_in_the_cache_never_changes_a_result(llama: TinyModel, mode: HeadSelectMode) -> None:
     prompt, found = prompt_of(llama, 180), []
     for strategy in get_args(CacheStrategy):
-        driver = Driver(llama.directory, llama.spec, max_cached_block=4, cache_strategy=strategy)
+        driver = Driver(
+            llama.directory, llama.spec, max_cached_block=4, cache_strategy=strategy, in_place=False
+        )
         axes = memory(topk=3, head_select_mode=mode, dense_layer_num=1)
         found.append([r.logprob for r in driver.generate(prompt, axes, (64,), 12)])
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("positions", [Positions.ROPE, Positions.CLAMPED, Positions.DCA, Positions.ROLLING])
+@pytest.mark.parametrize("mode", list(HeadSelectMode))
+def test_attending_in_place_gives_what_slots_give(
+    llama: TinyModel, positions: Positions, mode: HeadSelectMode
+) -> None:
+    prompt, found = prompt_of(llama, 180), []
+    axes = memory(
+        positions=positions, topk=0 if positions is Positions.ROLLING else 3, head_select_mode=mode, n_init=16,
+        pretraining_length=60, dca_chunk=48, recall_every=2, dense_layer_num=1,
+    )  # fmt: skip
+    for in_place in (True, False):
+        driver = Driver(llama.directory, llama.spec, in_place=in_place, num_shards=3)
+        results = driver.generate(prompt, axes, (64,), 40)
+        found.append([(r.token_id, r.logprob, r.recall or 0.0) for r in results])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("positions", [Positions.ROPE, Positions.CLAMPED])

@@ -52,7 +52,7 @@ def exhaust(monkeypatch: pytest.MonkeyPatch) -> Exhaust:
 
 
 def drive(llama: TinyModel, **options: Any) -> Driver:
-    return Driver(llama.directory, llama.spec, num_slots=1024, **options)
+    return Driver(llama.directory, llama.spec, num_slots=1024, in_place=False, **options)
 
 
 @pytest.mark.parametrize("copies", [None, emulated], ids=["direct", "emulated"])

@@ -112,6 +112,17 @@ def test_recall_streams_past_the_slots(llama: TinyModel) -> None:
     assert 0 < min(found) <= max(found) <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("chunks", [(200,), (7, 130)])
+def test_chunks_that_choose_blocks_of_their_own(llama: TinyModel, chunks: tuple[int, ...]) -> None:
+    """Their rows must lie in DRAM before they attend."""
+    prompt = prompt_of(llama, 200)
+    got, want = (
+        Driver(llama.directory, llama.spec, copies=copies).prompt_logprobs(prompt, CHOSEN, chunks)
+        for copies in (emulated, None)
+    )
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("mode", [HeadSelectMode.SHARED, HeadSelectMode.SEPARATE])
 @pytest.mark.parametrize("max_cached_block", [3, None])
 def test_blocks_that_travel_ahead_of_their_layer(

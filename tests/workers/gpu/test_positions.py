@@ -163,3 +163,20 @@ def test_far_positions_are_as_exact_as_near_ones(position: int) -> None:
     cos, sin = rotations.keys(np.array([position // BLOCK], np.int32))
     row = position % BLOCK
     np.testing.assert_allclose(cos[row] + 1j * sin[row], exact, atol=2e-7)
+
+
+@pytest.mark.parametrize("window", [1, 3, 4, 5, 8, 9, 31])
+@pytest.mark.parametrize("position", [*EDGES, 41, 42, 43])
+@pytest.mark.parametrize("n_init", [0, 1, 5])
+def test_clamped_entries_are_those_of_each_part(window: int, position: int, n_init: int) -> None:
+    axes = memory(local_windows_len=window, n_init=n_init, positions=Positions.CLAMPED, topk=3)
+    rotations, span = Rotations(VIEW, axes, BLOCK), Span.at(position, axes, BLOCK)
+    distant = span.candidates[:3]
+    always = rotations.distant_entries(span, span.sinks).joined(rotations.near_entries(span))
+    expected = rotations.distant_entries(span, distant).joined(always)
+    found = rotations.clamped_entries(span, len(distant))
+    found = found.with_blocks(np.concatenate((distant, found.blocks[len(distant) :])))
+    for name in ("blocks", "begin", "end", "rotate_keys"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_allclose(found.angle_cos, expected.angle_cos, atol=1e-6)
+    np.testing.assert_allclose(found.angle_sin, expected.angle_sin, atol=1e-6)

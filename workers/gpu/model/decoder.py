@@ -80,7 +80,7 @@ class Decoder:
     def split(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v of `heads` [T, Hq + 2 Hkv, D], as views."""
         spec = self.spec
-        q, k, v = torch.split(heads, [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        q, k, v = heads.split_with_sizes([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
         return q, k, v
 
     def inputs(self, index: int, hidden: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Decoder:
         spec, layer = self.spec, self.weights.layers[index]
         normed = rms_norm(hidden, layer.input_norm, spec.rms_norm_eps)
         num_heads = spec.num_heads + 2 * spec.num_kv_heads
-        heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(hidden), num_heads, spec.head_dim)
+        heads = linear(normed, layer.qkv, layer.qkv_bias).view(hidden.shape[0], num_heads, spec.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k, v = self.split(heads)
             q, k = (rms_norm(x, w, spec.rms_norm_eps) for x, w in ((q, layer.q_norm), (k, layer.k_norm)))
@@ -116,8 +116,14 @@ class Decoder:
     def _add_mlp(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
         """Adds `added`, then the feed-forward part, to `hidden` in place, in pieces whose workspace is bounded."""
         bytes_per_token = 3 * self.spec.intermediate_size * hidden.element_size()
-        rows = max(1, MLP_WORKSPACE_BYTES // bytes_per_token)
-        for piece, more in zip(torch.split(hidden, rows), torch.split(added, rows), strict=True):
+        at_once = max(1, MLP_WORKSPACE_BYTES // bytes_per_token)
+        whole = hidden.shape[0] <= at_once
+        pieces = (
+            [(hidden, added)]
+            if whole
+            else zip(*(torch.split(x, at_once) for x in (hidden, added)), strict=True)
+        )
+        for piece, more in pieces:
             normed = add_rms_norm(piece, more, layer.post_norm, self.spec.rms_norm_eps)
             gate, up = linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
             piece += linear(silu(gate).mul_(up), layer.down, layer.down_bias)

@@ -58,9 +58,12 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     log_mass = logits.logsumexp(-1)
     logprobs = logits.gather(1, token_ids[:, None])[:, 0] - log_mass
     num_top = min(max(row.spec.num_logprobs for row in rows), logits.shape[1])
-    top = logits.topk(num_top, dim=-1)
-    top_logprobs = (top.values - log_mass[:, None]).tolist()
-    columns = zip(token_ids.tolist(), logprobs.tolist(), top.indices.tolist(), top_logprobs, strict=True)
+    top_ids: list[list[int]] = [[] for _ in rows]
+    top_logprobs: list[list[float]] = [[] for _ in rows]
+    if num_top:
+        top = logits.topk(num_top, dim=-1)
+        top_ids, top_logprobs = top.indices.tolist(), (top.values - log_mass[:, None]).tolist()
+    columns = zip(token_ids.tolist(), logprobs.tolist(), top_ids, top_logprobs, strict=True)
     return [
         _sampled(row, *column, finite)
         for row, column, finite in zip(rows, columns, log_mass.isfinite().tolist(), strict=True)
