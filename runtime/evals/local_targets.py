@@ -123,8 +123,9 @@ class LocalTarget:
         """What the model expects before a text, such as BOS."""
         return prefix_of(self.encode, self._engine.tokenizer.encode)
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
-        """Continues a prompt greedily."""
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
+        """Continues a prompt greedily. No session outlives its answer here."""
+        del session
         start_s = time.monotonic()
         tokens = list(self._engine.generate(prompt, max_new_tokens, self._memory, self._progress))
         seconds, recalls = time.monotonic() - start_s, self._engine.recalls
