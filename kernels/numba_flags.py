@@ -35,8 +35,8 @@ _min_bytes = PARALLEL_MIN_BYTES
 
 def num_workers(num_bytes: int) -> int:
     """Threads worth waking for work that reads or writes `num_bytes`; 1 stands for the serial path."""
-    # Asked in any case: it starts the threads, without which a kernel from the disk cache that calls a parallel one is
-    # linked to nothing and ends the process later.
+    # Asked in any case: it starts the threads, and a kernel that was loaded from the disk cache before they run has
+    # nothing behind its calls of parallel ones.
     threads = int(numba.get_num_threads())
     return 1 if num_bytes < _min_bytes else threads
 
