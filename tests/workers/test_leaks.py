@@ -1,4 +1,4 @@
-"""Sessions that come and go leave nothing: no memory in the store's process or the worker's, no descriptor, no segment."""
+"""Sessions that come and go leave nothing behind: no memory of store or worker, no descriptor, no segment."""
 
 from __future__ import annotations
 
