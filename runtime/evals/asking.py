@@ -23,6 +23,7 @@ def ask(
     answers: Sequence[str],
     score: Scorer,
     cut_tokens: int = 0,
+    session: str | None = None,
 ) -> Outcome:
     """What the target says, and what it is worth. Raises InvalidRequest when the target has no room for it."""
     total = len(prompt) + max_new_tokens
@@ -31,7 +32,7 @@ def ask(
             f"a sample has {len(prompt)} tokens, with its answer {total}, and the model has room for {target.room}; "
             "raise long_context.max_seq_len or ask for less"
         )
-    answer = target.generate(prompt, max_new_tokens)
+    answer = target.generate(prompt, max_new_tokens, session)
     return Outcome(
         score=score(answer.text, answers),
         output=answer.text,

@@ -123,8 +123,9 @@ class LocalTarget:
         """What the model expects before a text, such as BOS."""
         return prefix_of(self.encode, self._engine.tokenizer.encode)
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
-        """Continues a prompt greedily."""
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
+        """Continues a prompt greedily. No session outlives its answer here."""
+        del session
         if self._chat:
             messages = [{"role": "user", "content": self.decode(prompt)}]
             prompt = self.encode(self._engine.tokenizer.render_chat(messages))

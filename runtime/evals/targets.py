@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from moorage.client import Client
+from moorage.client import Client, GenerateOptions
 from moorage.client.types import Prompt
 from moorage.runtime.evals.haystack import Coder
 
@@ -36,8 +36,11 @@ class Target(Coder, Protocol):
     def prefix(self) -> list[int]:
         """What the model expects before a text, such as BOS."""
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
-        """Continues a prompt until the end of the sequence or the limit."""
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
+        """Continues a prompt until the end of the sequence or the limit.
+
+        Where sessions last, prompts of one `session` are prefilled only from their first difference on.
+        """
 
     def score(self, tokens: Sequence[int]) -> list[float]:
         """Log-probability of each token but the first, given those before it."""
@@ -117,13 +120,18 @@ class ServerTarget(ServerCoder):
         self._preset, self._chat = preset, chat
         self.room = room - CHAT_TOKENS if chat else room
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Answer:
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
         """Continues a prompt greedily."""
         sent: Prompt = [{"role": "user", "content": self.decode(prompt)}] if self._chat else prompt
         start_s = time.monotonic()
-        result = self._client.generate(
-            sent, max_new_tokens=max_new_tokens, temperature=0.0, preset=self._preset
-        ).result()
+        options: GenerateOptions = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": 0.0,
+            "preset": self._preset,
+        }
+        if session is not None:
+            options["session"] = session
+        result = self._client.generate(sent, **options).result()
         seconds = time.monotonic() - start_s
         return Answer(result.text, seconds, result.usage.recall, result.usage.budget_tokens)
 
