@@ -59,10 +59,11 @@ def infinitebench(
     truncate: TruncateHow = Truncate.NONE,
     max_length: MaxLength = None,
 ) -> None:
-    """Run InfiniteBench's tasks on its files: {context, input, answer, options} in JSONL.
+    """Run InfiniteBench's tasks on local files.
 
-    The tasks: passkey, number_string, kv_retrieval, math_find, math_calc, code_run, code_debug,
-    longbook_choice_eng, longbook_qa_eng, longbook_qa_chn, longbook_sum_eng and longdialogue_qa_eng.
+    Files are {context, input, answer, options} in JSONL. The tasks: passkey, number_string, kv_retrieval,
+    math_find, math_calc, code_run, code_debug, longbook_choice_eng, longbook_qa_eng, longbook_qa_chn,
+    longbook_sum_eng and longdialogue_qa_eng.
     """
     reading = _reading(samples, truncate, max_length)
     _run("infinitebench", data, infinitebench_files.TASKS, infinitebench_files.infinitebench, reading, run)
@@ -83,10 +84,10 @@ def longbench(
     truncate: TruncateHow = Truncate.NONE,
     max_length: MaxLength = None,
 ) -> None:
-    """Run LongBench's data sets: version 1 with its metrics, version 2's multiple choice.
+    """Run LongBench's data sets, of both versions, on local files.
 
-    Version 1's files are {context, input, answers, all_classes} in JSONL, named after their data sets; version 2's
-    is data.json or longbench_v2.jsonl. Words of Chinese answers are told apart by character.
+    Version 1's files are {context, input, answers, all_classes} in JSONL, named after their data sets; version
+    2's is data.json or longbench_v2.jsonl. Words of Chinese answers are told apart by character.
     """
     reading = _reading(samples, truncate, max_length)
     _run("longbench", data, longbench_files.TASKS, longbench_files.longbench, reading, run)
@@ -106,9 +107,10 @@ def leval(
     truncate: TruncateHow = Truncate.NONE,
     max_length: MaxLength = None,
 ) -> None:
-    """Run L-Eval's closed-ended tasks on its files: {input, instructions, outputs} in JSONL.
+    """Run L-Eval's closed-ended tasks on local files.
 
-    The tasks: coursera, quality, tpo, topic_retrieval_longchat, gsm100, codeU and sci_fi.
+    Files are {input, instructions, outputs} in JSONL. The tasks: coursera, quality, tpo,
+    topic_retrieval_longchat, gsm100, codeU and sci_fi.
     """
     reading = _reading(samples, truncate, max_length)
     _run("leval", data, leval_files.TASKS, leval_files.leval, reading, run)
@@ -129,9 +131,10 @@ def scrolls(
     truncate: TruncateHow = Truncate.NONE,
     max_length: MaxLength = None,
 ) -> None:
-    """Run few-shot questions and summaries of SCROLLS: narrative_qa, qasper, qmsum and quality.
+    """Run few-shot tasks of SCROLLS on local files.
 
-    Files are {input, output} or {context, input, answers} in JSONL; the first --shots entries are the examples.
+    The tasks: narrative_qa, qasper, qmsum and quality. Files are {input, output} or {context, input, answers}
+    in JSONL; the first --shots entries are the examples.
     """
     reading = _reading(samples, truncate, max_length)
 
