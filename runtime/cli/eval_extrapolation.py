@@ -97,7 +97,7 @@ def extrapolation(
         )
     base = _trained(run, trained)
     try:
-        lengths = tuple(round(float(scale) * base) for scale in scales.split(","))
+        lengths = tuple(dict.fromkeys(round(float(scale) * base) for scale in scales.split(",")))
     except ValueError:
         raise typer.BadParameter(
             f"{scales!r} should be numbers, separated by commas", param_hint="--scales"

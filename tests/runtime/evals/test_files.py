@@ -307,6 +307,8 @@ def test_files_are_found_by_name(tmp_path: Path) -> None:
     assert find_files(["passkey=keys.txt"], known) == [("passkey", Path("keys.txt"))]
     with pytest.raises(InvalidRequest, match="keys is no task here; write TASK=FILE"):
         find_files(["keys.jsonl"], known)
+    with pytest.raises(InvalidRequest, match="passkey: given by two files"):
+        find_files([str(tmp_path), "passkey=keys.txt"], known)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidRequest, match="no data in it"):
         find_files([str(tmp_path / "empty")], known)
