@@ -85,10 +85,11 @@ def extrapolation(
     seed: Seed = 0,
     document: Document = DOCUMENT,
 ) -> None:
-    """Lay ways to go beyond the trained length side by side: tasks and perplexity at multiples of it.
+    """Lay ways beyond the trained length side by side.
 
-    Without presets or variants, in this process: plain RoPE, linear interpolation, dynamic NTK and dual chunks over
-    every key, and clamped positions with the file's choice of blocks.
+    Measures tasks and perplexity at multiples of it. Without presets or variants, in this process: plain RoPE,
+    linear interpolation, dynamic NTK and dual chunks over every key, and clamped positions with the file's
+    choice of blocks.
     """
     if not run.in_process and trained is None:
         raise typer.BadParameter(
@@ -96,7 +97,7 @@ def extrapolation(
         )
     base = _trained(run, trained)
     try:
-        lengths = tuple(round(float(scale) * base) for scale in scales.split(","))
+        lengths = tuple(dict.fromkeys(round(float(scale) * base) for scale in scales.split(",")))
     except ValueError:
         raise typer.BadParameter(
             f"{scales!r} should be numbers, separated by commas", param_hint="--scales"

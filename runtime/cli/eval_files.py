@@ -43,6 +43,11 @@ MaxLength = Annotated[
     ),
 ]
 
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Most tokens of an answer, where its task would allow more."),
+]
+
 
 @eval_app.command(
     epilog=examples(
@@ -58,13 +63,15 @@ def infinitebench(
     samples: FileSamples = None,
     truncate: TruncateHow = Truncate.NONE,
     max_length: MaxLength = None,
+    max_new_tokens: MaxNewTokens = None,
 ) -> None:
-    """Run InfiniteBench's tasks on its files: {context, input, answer, options} in JSONL.
+    """Run InfiniteBench's tasks on local files.
 
-    The tasks: passkey, number_string, kv_retrieval, math_find, math_calc, code_run, code_debug,
-    longbook_choice_eng, longbook_qa_eng, longbook_qa_chn, longbook_sum_eng and longdialogue_qa_eng.
+    Files are {context, input, answer, options} in JSONL. The tasks: passkey, number_string, kv_retrieval,
+    math_find, math_calc, code_run, code_debug, longbook_choice_eng, longbook_qa_eng, longbook_qa_chn,
+    longbook_sum_eng and longdialogue_qa_eng.
     """
-    reading = _reading(samples, truncate, max_length)
+    reading = _reading(samples, truncate, max_length, max_new_tokens)
     _run("infinitebench", data, infinitebench_files.TASKS, infinitebench_files.infinitebench, reading, run)
 
 
@@ -82,13 +89,14 @@ def longbench(
     samples: FileSamples = None,
     truncate: TruncateHow = Truncate.NONE,
     max_length: MaxLength = None,
+    max_new_tokens: MaxNewTokens = None,
 ) -> None:
-    """Run LongBench's data sets: version 1 with its metrics, version 2's multiple choice.
+    """Run LongBench's data sets, of both versions, on local files.
 
-    Version 1's files are {context, input, answers, all_classes} in JSONL, named after their data sets; version 2's
-    is data.json or longbench_v2.jsonl. Words of Chinese answers are told apart by character.
+    Version 1's files are {context, input, answers, all_classes} in JSONL, named after their data sets; version
+    2's is data.json or longbench_v2.jsonl. Words of Chinese answers are told apart by character.
     """
-    reading = _reading(samples, truncate, max_length)
+    reading = _reading(samples, truncate, max_length, max_new_tokens)
     _run("longbench", data, longbench_files.TASKS, longbench_files.longbench, reading, run)
 
 
@@ -105,12 +113,14 @@ def leval(
     samples: FileSamples = None,
     truncate: TruncateHow = Truncate.NONE,
     max_length: MaxLength = None,
+    max_new_tokens: MaxNewTokens = None,
 ) -> None:
-    """Run L-Eval's closed-ended tasks on its files: {input, instructions, outputs} in JSONL.
+    """Run L-Eval's closed-ended tasks on local files.
 
-    The tasks: coursera, quality, tpo, topic_retrieval_longchat, gsm100, codeU and sci_fi.
+    Files are {input, instructions, outputs} in JSONL. The tasks: coursera, quality, tpo,
+    topic_retrieval_longchat, gsm100, codeU and sci_fi.
     """
-    reading = _reading(samples, truncate, max_length)
+    reading = _reading(samples, truncate, max_length, max_new_tokens)
     _run("leval", data, leval_files.TASKS, leval_files.leval, reading, run)
 
 
@@ -128,12 +138,14 @@ def scrolls(
     samples: FileSamples = None,
     truncate: TruncateHow = Truncate.NONE,
     max_length: MaxLength = None,
+    max_new_tokens: MaxNewTokens = None,
 ) -> None:
-    """Run few-shot questions and summaries of SCROLLS: narrative_qa, qasper, qmsum and quality.
+    """Run few-shot tasks of SCROLLS on local files.
 
-    Files are {input, output} or {context, input, answers} in JSONL; the first --shots entries are the examples.
+    The tasks: narrative_qa, qasper, qmsum and quality. Files are {input, output} or {context, input, answers}
+    in JSONL; the first --shots entries are the examples.
     """
-    reading = _reading(samples, truncate, max_length)
+    reading = _reading(samples, truncate, max_length, max_new_tokens)
 
     def make(name: str, path: Path, how: Reading) -> FileTask:
         return scrolls_files.scrolls(name, path, how, shots)
@@ -141,9 +153,11 @@ def scrolls(
     _run("scrolls", data, scrolls_files.TASKS, make, reading, run)
 
 
-def _reading(samples: int | None, truncate: Truncate, max_length: str | None) -> Reading:
+def _reading(
+    samples: int | None, truncate: Truncate, max_length: str | None, max_new_tokens: int | None
+) -> Reading:
     try:
-        return Reading(samples, truncate, parse_tokens(max_length) if max_length else None)
+        return Reading(samples, truncate, parse_tokens(max_length) if max_length else None, max_new_tokens)
     except ValueError as error:
         raise typer.BadParameter(f"{max_length!r} {error}", param_hint="--max-length") from None
 

@@ -43,7 +43,10 @@ def harness(
         str | None, typer.Option(metavar="N", help="In this process: room for prompt and answer.")
     ] = None,
 ) -> None:
-    """Run tasks of lm-evaluation-harness (pip install 'moorage[harness]'), greedily, under one preset."""
+    """Run tasks of lm-evaluation-harness.
+
+    It needs `pip install 'moorage[harness]'`. Answers are greedy, under one preset.
+    """
     try:
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager

@@ -93,7 +93,7 @@ class RunOptions:
 
     def presets(self) -> list[str]:
         """The presets asked for."""
-        return [name.strip() for name in self.preset.split(",")] if self.preset else []
+        return list(dict.fromkeys(name.strip() for name in self.preset.split(","))) if self.preset else []
 
     @contextmanager
     def targets(
@@ -151,9 +151,12 @@ def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
 def parse_lengths(text: str) -> tuple[int, ...]:
     """Token counts, separated by commas."""
     try:
-        return tuple(parse_tokens(part) for part in text.split(","))
+        lengths = tuple(dict.fromkeys(parse_tokens(part) for part in text.split(",")))
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} {error}, separated by commas", param_hint="--lengths") from None
+    if min(lengths) < 1:
+        raise typer.BadParameter(f"{text!r}: at least 1 each", param_hint="--lengths")
+    return lengths
 
 
 def parse_depths(text: str | None) -> tuple[float, ...] | None:
@@ -161,7 +164,7 @@ def parse_depths(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        places = tuple(float(part) for part in text.split(","))
+        places = tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         places = (-1.0,)
     if not all(0.0 <= place <= 1.0 for place in places):

@@ -58,9 +58,10 @@ def perplexity(
     ] = None,
     last: Last = None,
 ) -> None:
-    """Measure loss, in nats per token, and perplexity, its exponential, of long texts by length.
+    """Measure loss and perplexity of long texts by length.
 
-    A window is read in one prefill: presets that prefill exactly differ by their positions alone.
+    The loss is in nats per token, the perplexity its exponential. Windows of all lengths end at the same
+    places. A window is read in one prefill: presets that prefill exactly differ by their positions alone.
     """
     if dtype not in ("uint16", "uint32"):
         raise typer.BadParameter(f"{dtype!r} should be uint16 or uint32", param_hint="--dtype")

@@ -27,7 +27,10 @@ def report(
     ],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
 ) -> None:
-    """Write one self-contained HTML page with tables, heatmaps and curves of finished runs."""
+    """Write one page that lays finished runs side by side.
+
+    The page is HTML with tables, heatmaps and curves, and needs nothing from elsewhere.
+    """
     runs = find_runs(directories)
     output.write_text(render(runs), encoding="utf-8")
     print(f"{output}: {len(runs)} run{'s' * (len(runs) != 1)}")

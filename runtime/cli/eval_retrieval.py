@@ -46,9 +46,9 @@ def needle(
     depths: Depths = None,
     needles: Annotated[int, typer.Option(min=1, help="Needles in each text, of which one is asked for.")] = 1,
 ) -> None:
-    """Ask for a number hidden in a text, alone or among others like it, by depth and length.
+    """Ask for a number hidden in a text, by depth and length.
 
-    With --depths and --output a heatmap of depth by length is drawn too.
+    It is alone or among others like it. With --depths and --output a heatmap of depth by length is drawn too.
     """
     name = "needle" if needles == 1 else f"needle-{needles}"
     task = Needle(
@@ -109,9 +109,10 @@ def ruler(
         typer.Option(metavar="TASK=FILE", help="Data of qa_1 (SQuAD's JSON) or qa_2 (HotpotQA's JSON)."),
     ] = None,
 ) -> None:
-    """Run RULER: needles of several kinds, variable chains, common and frequent words, questions.
+    """Run RULER's tasks on texts made here.
 
-    The accuracy of a sample is the share of its answers that stand in the output, as RULER counts.
+    They are needles of several kinds, variable chains, common and frequent words, and questions. The accuracy
+    of a sample is the share of its answers that stand in the output, as RULER counts.
     """
     named = [text.partition("=") for text in qa_file or ()]
     if not all(equals for _, equals, _ in named):

@@ -10,6 +10,7 @@ from moorage.runtime.cli.eval_options import RunOptions
 from moorage.runtime.cli.eval_progress import progress_of
 from moorage.runtime.cli.eval_tables import markdown, print_summary
 from moorage.runtime.cli.output import print_json, print_note
+from moorage.runtime.evals.journal import write_whole
 from moorage.runtime.evals.pictures import Point, draw, save_png
 from moorage.runtime.evals.report import SUMMARY
 from moorage.runtime.evals.runner import Summary, plan, run
@@ -41,8 +42,8 @@ def publish(summary: Summary, options: RunOptions, more: dict[str, Any] | None =
 def _keep(summary: Summary, report: dict[str, Any], directory: Path) -> None:
     """Writes summary.json, summary.md and, where it says more and matplotlib is there, a picture."""
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (directory / SUMMARY).write_text(text, encoding="utf-8")
-    (directory / "summary.md").write_text(markdown(summary), encoding="utf-8")
+    write_whole(directory / SUMMARY, text)
+    write_whole(directory / "summary.md", markdown(summary))
     points = [Point.of(row.as_json(), row.task, row.preset) for row in summary.rows]
     try:
         figures = draw(points, f"{summary.suite.name}: {summary.model}")

@@ -75,20 +75,29 @@ class Journal:
             self._file.close()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or as it was before, whenever the process is killed."""
+    scratch = _scratch(path)
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_suffix(".part")
+
+
 def _claim(directory: Path, identity: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
     """Makes the directory this run's, or finds that it is; its file names what every part was configured as."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / RUN
-    scratch = path.with_suffix(".part")
     before: dict[str, Any] = {}
     if path.is_file():
         before = _read_run(path)
         _check_same(directory, before, identity, parts)
-    elif any(file != scratch for file in directory.iterdir()):
+    elif any(file != _scratch(path) for file in directory.iterdir()):
         raise InvalidRequest(f"--output {directory}: holds other files and no {RUN}; name another directory")
     run = {**identity, **{name: before.get(name, {}) | dict(part) for name, part in parts.items()}}
-    scratch.write_text(json.dumps(run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    write_whole(path, json.dumps(run, indent=1, allow_nan=False) + "\n")
 
 
 def _check_same(

@@ -75,11 +75,11 @@ class LocalTargets:
         config, memory = self._resolve(label, self._trained)
         return {
             "preset": variant.preset,
-            "chat": self._chat,
             "overrides": list(variant.overrides),
             "dtype": config.model.dtype,
             "memory": asdict(memory),
             "store": asdict(kv_layout(config, self._spec)),
+            **({"chat": True} if self._chat else {}),
         }
 
     def at(self, label: str, length: int | None) -> LocalTarget:

@@ -81,7 +81,7 @@ class ServerTargets:
 
     def settings(self, label: str) -> dict[str, Any]:
         """Only the preset's name: the server keeps its configuration to itself."""
-        return {"preset": label, "chat": self._chat}
+        return {"preset": label} | ({"chat": True} if self._chat else {})
 
     def at(self, label: str, length: int | None) -> Target:  # noqa: ARG002  (the server takes any length)
         """The server under a preset."""

@@ -74,7 +74,7 @@ def _answers(kind: _Kind, line: Line, output: str) -> tuple[str, ...]:
         letters = re.sub(r"[^A-D]", "", first)
         if not letters:
             line.fail("outputs", f"{output[:30]!r} names no option from A to D")
-        return letters, words.strip()
+        return (letters, words.strip()) if words.strip() else (letters,)
     if kind.number:
         found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", output)
         if not found:

@@ -114,6 +114,10 @@ def find_files(paths: list[str], known: tuple[str, ...]) -> list[tuple[str, Path
                 f"{text}: {task} is no task here; write TASK=FILE, TASK one of {', '.join(known)}"
             )
         found.append((task, path))
+    names = [name for name, _ in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InvalidRequest(f"{twice}: given by two files; run them one after the other")
     return found
 
 

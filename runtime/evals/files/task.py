@@ -50,6 +50,8 @@ class Reading:
     truncate: Truncate = Truncate.NONE
     max_length: int | None = None
     """Most tokens of prompt and answer; None is what the target has room for."""
+    max_new_tokens: int | None = None
+    """Most tokens of an answer, where its task would allow more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class FileTask:
             "data": self.data,
             "truncate": self.reading.truncate.value,
             "max_length": self.reading.max_length,
+            "max_new_tokens": self.reading.max_new_tokens,
         }
 
     def places(self) -> list[Place]:
@@ -82,15 +85,17 @@ class FileTask:
         prefix = target.prefix()
         ids = encode_long(target, sample.prompt)
         most = min(self.reading.max_length or target.room, target.room)
-        room = most - sample.max_new_tokens - len(prefix)
+        answer = min(sample.max_new_tokens, self.reading.max_new_tokens or sample.max_new_tokens)
+        room = most - answer - len(prefix)
         if len(ids) > room and (self.reading.truncate is Truncate.NONE or room < 1):
             raise InvalidRequest(
                 f"{sample.where}: the prompt has {len(ids)} tokens and {max(room, 0)} fit beside "
-                f"{sample.max_new_tokens} of an answer; give --truncate middle or suffix, or a longer --max-length"
+                f"{answer} of an answer; give --truncate middle or suffix, a longer --max-length, or fewer "
+                "--max-new-tokens"
             )
         kept = cut(ids, room, self.reading.truncate)
         prompt = [*prefix, *kept]
-        return ask(target, prompt, sample.max_new_tokens, sample.answers, sample.score, len(ids) - len(kept))
+        return ask(target, prompt, answer, sample.answers, sample.score, len(ids) - len(kept))
 
 
 def file_task(

@@ -113,7 +113,7 @@ def ruler_tasks(
     makers, words = _makers(), haystack.vocabulary()
     task = partial(RulerTask, lengths=lengths, samples=samples, seed=seed, text=haystack.fingerprint())
     made = []
-    for name in names:
+    for name in dict.fromkeys(names):
         if name in makers:
             maker, max_new_tokens = makers[name]
             made.append(task(name, maker(haystack, words), max_new_tokens, least=_LEAST.get(name, 8)))

@@ -63,7 +63,7 @@ def test_passkey_prints_a_table_and_writes_json(
 def test_json_stands_alone_on_stdout_with_a_row_for_each_depth(
     server: ToyServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = "--lengths 1K --samples 2 --depths 0,1 --preset keen --style garbage --json -"
+    flags = "--lengths 1K,1024 --samples 2 --depths 0,1,0 --preset keen,keen --style garbage --json -"
     assert run("passkey", "--address", server.address, *flags.split()) == 0
     report = report_of(capsys.readouterr().out)
     assert report["preset"] == "keen"
@@ -107,6 +107,7 @@ def test_presets_stand_side_by_side_and_a_second_run_asks_nothing(
     ("flags", "word", "code"),
     [
         (["--lengths", "big"], "--lengths", 2),
+        (["--lengths", "0"], "--lengths", 2),
         (["--depths", "0,2"], "--depths", 2),
         (["--samples", "0"], "--samples", 2),
         (["--explain-misses"], "--oracle-address", 2),

@@ -215,6 +215,15 @@ def test_too_long_a_sample_is_an_error_or_cut(
         assert len(asked.prompt) + asked.max_new_tokens == 1000
 
 
+def test_answers_may_be_kept_short(engine: AnsweringEngine, targets: ServerTargets, tmp_path: Path) -> None:
+    path = write(tmp_path, "math_calc", {"context": "1+1-4", "answer": [1, 2, -2]})
+    engine.answer = lambda _prompt: "[1, 2, -2]"
+    for most, score in ((None, 1), (10, 1), (5, 2 / 3), (1, 0)):
+        reading = Reading(max_new_tokens=most, max_length=1000 if most else None)
+        task = infinitebench.infinitebench("math_calc", path, reading)
+        assert run(Suite("f", (task,)), targets).rows[0].value == pytest.approx(score)
+
+
 GOOD = {"context": "x", "input": "?", "answer": "12"}
 
 
@@ -307,6 +316,8 @@ def test_files_are_found_by_name(tmp_path: Path) -> None:
     assert find_files(["passkey=keys.txt"], known) == [("passkey", Path("keys.txt"))]
     with pytest.raises(InvalidRequest, match="keys is no task here; write TASK=FILE"):
         find_files(["keys.jsonl"], known)
+    with pytest.raises(InvalidRequest, match="passkey: given by two files"):
+        find_files([str(tmp_path), "passkey=keys.txt"], known)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidRequest, match="no data in it"):
         find_files([str(tmp_path / "empty")], known)

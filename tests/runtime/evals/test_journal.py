@@ -57,10 +57,10 @@ def test_settings_are_compared_as_a_file_keeps_them(tmp_path: Path) -> None:
     parts = {"choices": {"linear": {"rope": {"factors": (), "theta": 1e4}}}}
     for _ in range(2):
         Journal(tmp_path / "out", identity, parts).close()
+    others = {"choices": {"linear": {"rope": {"factors": (2,), "theta": 1e4}}}}
     with pytest.raises(
         InvalidRequest, match=r"linear was configured otherwise \(rope.factors was \[\], now \[2\]"
     ):
-        others = {"choices": {"linear": {"rope": {"factors": (2,), "theta": 1e4}}}}
         Journal(tmp_path / "out", identity, others)
 
 
