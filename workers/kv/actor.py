@@ -164,7 +164,7 @@ def start_kv_actor(
     """Starts a named actor with its resources declared, on `node_id` if given, and returns its handle.
 
     The actor is not restarted when it dies: its state would be gone, and an empty store under the old name
-    would hide the loss. `cpus` are as in KvActor. Returns at once; the first call to the actor waits until it is ready.
+    would hide the loss. `cpus` are as in KvActor. Returns at once; the first call waits until the actor is ready.
     """
     options: dict[str, Any] = {
         "name": name,
