@@ -10,6 +10,8 @@ it adds them. Arrays are flat and contiguous; offsets and sizes are in elements 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from itertools import chain
 from typing import Any
 
 from llvmlite import ir
@@ -21,6 +23,8 @@ LANES = 8
 """float32 lanes of a vector; sizes must be a multiple of this."""
 TILE = 4
 """Stored vectors of a tile."""
+MIN_SUMS = 16
+"""Running sums of a tile, so that two additions a cycle have something to do while each takes four."""
 
 _WIDE = ir.VectorType(ir.FloatType(), LANES)
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -62,19 +66,35 @@ def _lane_sums(builder: Any, vectors: list[Any]) -> list[Any]:
 
 
 def _accumulate(builder: Any, rows: list[Any], lines: list[Any], element: ir.Type, size: Any) -> list[Any]:
-    """Lane-wise partial dot products of every row with every line, line by line."""
-    sums = [cgutils.alloca_once(builder, _WIDE) for _ in range(len(rows) * len(lines))]
-    for total in sums:
+    """Lane-wise partial dot products of every row with every line, line by line.
+
+    A sum that waits for itself takes four cycles a term, so there are MIN_SUMS of them: each of a tile's partial
+    products alternates between several.
+    """
+    ways = max(1, MIN_SUMS // (len(rows) * len(lines)))
+    sums = [[cgutils.alloca_once(builder, _WIDE) for _ in range(ways)] for _ in range(len(rows) * len(lines))]
+    for total in chain.from_iterable(sums):
         builder.store(ir.Constant(_WIDE, [0.0] * LANES), total)
-    with cgutils.for_range(builder, builder.sdiv(size, ir.Constant(_I64, LANES))) as loop:
-        at = builder.mul(loop.index, ir.Constant(_I64, LANES))
+
+    def step(first: Any, way: int) -> None:
+        at = builder.mul(first, ir.Constant(_I64, LANES))
         vectors = [_load(builder, builder.gep(row, [at]), element) for row in rows]
         for m, line in enumerate(lines):
             query = _load(builder, builder.gep(line, [at]), ir.FloatType())
-            for vector, total in zip(vectors, sums[m * len(rows) :], strict=False):
+            for vector, totals in zip(vectors, sums[m * len(rows) :], strict=False):
                 product = builder.fmul(vector, query, flags=("contract",))
-                builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
-    return [builder.load(total) for total in sums]
+                added = builder.fadd(product, builder.load(totals[way]), flags=("contract",))
+                builder.store(added, totals[way])
+
+    count, stride = builder.sdiv(size, ir.Constant(_I64, LANES)), ir.Constant(_I64, ways)
+    rounds = builder.sdiv(count, stride)
+    with cgutils.for_range(builder, rounds) as loop:
+        for way in range(ways):
+            step(builder.add(builder.mul(loop.index, stride), ir.Constant(_I64, way)), way)
+    if ways > 1:
+        with cgutils.for_range(builder, count, start=builder.mul(rounds, stride)) as loop:
+            step(loop.index, 0)
+    return [reduce(builder.fadd, [builder.load(total) for total in totals]) for totals in sums]
 
 
 def _dot_tile(num_queries: int) -> Callable[..., Any]:

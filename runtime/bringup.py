@@ -213,7 +213,8 @@ class Processes:
 
         shape, config = self._shape, self._shape.config
         threads = config.long_context.threads_num or os.cpu_count() or 1
-        for name in self._kv_names:
+        cpus = config.kv_store.cpus or [()] * len(self._kv_names)
+        for name, bound in zip(self._kv_names, cpus, strict=True):
             self._kv_actors.append(
                 start_kv_actor(
                     name=name,
@@ -222,6 +223,7 @@ class Processes:
                     num_pages=shape.pages_per_actor,
                     num_threads=max(1, threads // config.kv_store.actors),
                     num_cpus=1,
+                    cpus=tuple(bound),
                     memory_bytes=0 if self._owns_ray else shape.pages_per_actor * shape.layout.page_bytes,
                 )
             )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from moorage.runtime.config_types import (
     Bytes,
     Count,
     CountOrZero,
+    CpuList,
     HostPort,
     OnlyKvTypes,
     OnlySelectModes,
@@ -216,6 +217,17 @@ class KvStoreSection(Section):
     stripe_blocks: Count = Field(
         8, description="Consecutive blocks that one actor holds before the next one follows."
     )
+    cpus: list[CpuList] | None = Field(
+        None,
+        description="CPUs of each actor's threads, such as [0-15, 16-31] for the two NUMA nodes of a host; an "
+        "actor's memory is then taken at its start, from the node of its CPUs.",
+    )
+
+    @model_validator(mode="after")
+    def _a_list_for_each_actor(self) -> Self:
+        if self.cpus is not None and len(self.cpus) != self.actors:
+            raise ValueError(f"cpus has {len(self.cpus)} lists for {self.actors} actors; give one for each")
+        return self
 
 
 class GpuWorkersSection(Section):

@@ -46,6 +46,19 @@ def _preselect(value: Any) -> Any:
     return value
 
 
+def _cpu_list(value: Any) -> Any:
+    cpus: list[int] = []
+    try:
+        for part in str(value).split(","):
+            first, _, last = part.partition("-")
+            cpus += range(int(first), int(last or first) + 1)
+    except ValueError:
+        cpus = []
+    if not cpus or min(cpus) < 0:
+        raise ValueError("should be CPU numbers and ranges, such as 0-15 or 0,2,4-7")
+    return tuple(cpus)
+
+
 PreselectChoice = BeforeValidator(_preselect)
 Count = Annotated[int, Strict(), Field(ge=1)]
 CountOrZero = Annotated[int, Strict(), Field(ge=0)]
@@ -53,6 +66,7 @@ Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=1)]
 TokensOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]
+CpuList = Annotated[tuple[int, ...], BeforeValidator(_cpu_list)]
 RayAddress = Annotated[str, BeforeValidator(_ray_address)]
 
 _LATER = "is not available in this version"

@@ -16,7 +16,7 @@ from moorage.kernels.simd import LANES, TILE, dots_1, dots_2, dots_4, prefetch
 
 CHUNK = 32
 """Blocks scored before their scores are written out row by row; writing each at once would thrash the L1 cache."""
-PREFETCH_BYTES = 16 * 1024
+PREFETCH_BYTES = 32 * 1024
 """How far ahead anchors are asked for: memory latency times the bandwidth of one core, and some more."""
 LINE_BYTES = 64
 

@@ -229,3 +229,17 @@ def test_config_is_frozen(tmp_path: Path) -> None:
     config = load(tmp_path, "model: {path: m}\n")
     with pytest.raises(ValueError, match="frozen"):
         config.memory.topk = 3  # type: ignore[misc]
+
+
+def test_cpus_of_actors_are_lists_and_ranges_one_for_each(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text("model: {path: x}\nkv_store: {actors: 2, cpus: [0-2, '4,6-7']}\n")
+    assert load_cluster_config(path).kv_store.cpus == [(0, 1, 2), (4, 6, 7)]
+    for cpus, hint in (
+        ("[0-2]", "1 lists for 2 actors"),
+        ("[0, x]", "CPU numbers"),
+        ("[3-1, 0]", "CPU numbers"),
+    ):
+        path.write_text(f"model: {{path: x}}\nkv_store: {{actors: 2, cpus: {cpus}}}\n")
+        with pytest.raises(InvalidConfig, match=hint):
+            load_cluster_config(path)

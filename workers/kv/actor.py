@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moorage.workers.errors import Unavailable
+from moorage.workers.kv.binding import bind_to
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
@@ -36,11 +37,20 @@ from moorage.workers.spec import KvLayout
 class KvActor:
     """What Ray runs. Workers of the same host use the mailbox; all others call these methods."""
 
-    def __init__(self, layout: KvLayout, num_pages: int, num_threads: int) -> None:
-        """Compiles the kernels as well, so that an actor that answers is ready."""
+    def __init__(
+        self, layout: KvLayout, num_pages: int, num_threads: int, cpus: tuple[int, ...] = ()
+    ) -> None:
+        """Compiles the kernels as well, so that an actor that answers is ready.
+
+        With `cpus`, its threads stay on these, and all its memory is taken at once, from their NUMA node.
+        """
+        if cpus:
+            bind_to(cpus)
         numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
         warm_up(layout)
         self._store = KvStore(layout, num_pages)
+        if cpus:
+            self._store.arena.populate()
         self._lock = threading.Lock()
         self._server = MailboxServer(self._store, lock=self._lock, num_threads=num_threads)
 
@@ -149,11 +159,12 @@ def start_kv_actor(
     memory_bytes: int,
     lifetime: str | None = "detached",
     node_id: str | None = None,
+    cpus: tuple[int, ...] = (),
 ) -> Any:
     """Starts a named actor with its resources declared, on `node_id` if given, and returns its handle.
 
     The actor is not restarted when it dies: its state would be gone, and an empty store under the old name
-    would hide the loss. Returns at once; the first call to the actor waits until it is ready.
+    would hide the loss. `cpus` are as in KvActor. Returns at once; the first call waits until the actor is ready.
     """
     options: dict[str, Any] = {
         "name": name,
@@ -166,7 +177,7 @@ def start_kv_actor(
     }
     if node_id is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(KvActor).options(**options).remote(layout, num_pages, num_threads)
+    return ray.remote(KvActor).options(**options).remote(layout, num_pages, num_threads, cpus)
 
 
 def stop_kv_actor(handle: Any, *, timeout_s: float = 10.0) -> None:

@@ -13,6 +13,9 @@ from moorage.workers.errors import InvalidConfig, ResourceExhausted
 from moorage.workers.kv.messages import Storage
 from moorage.workers.spec import KvLayout, KvType
 
+_POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap does not name."""
+
 
 class Arena:
     """`num_pages` pages of anonymous shared memory.
@@ -64,7 +67,7 @@ class Arena:
 
     def _map(self, fd: int, layout: KvLayout, num_pages: int) -> None:
         self.layout, self.num_pages, self.fd = layout, num_pages, fd
-        memory = mmap.mmap(fd, self.num_bytes)
+        memory = self._memory = mmap.mmap(fd, self.num_bytes)
         with suppress(
             OSError
         ):  # Huge pages of shared memory are off on most systems, and then this is refused.
@@ -89,11 +92,22 @@ class Arena:
         """Size of the memory."""
         return self.num_pages * self.layout.page_bytes
 
+    def populate(self) -> None:
+        """Takes all memory now, from the NUMA node of the calling thread (Linux places a page where it is first
+        touched). Raises ResourceExhausted when there is not enough."""
+        try:
+            self._memory.madvise(_POPULATE_WRITE)
+        except OSError as error:
+            raise ResourceExhausted(
+                f"KV arena: {self.num_bytes} bytes are not to be had ({error.strerror}); lower kv_store.dram"
+            ) from error
+
     def close(self) -> None:
         """Closes the descriptor; the memory goes when the last array that views it is gone. Idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+            del self._memory
             self.kv = self.kv[:, :0].copy()
             self.anchors = self.anchors[:, :0].copy()
             self.codes = self.codes[:, :0].copy()
