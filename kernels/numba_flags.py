@@ -8,6 +8,8 @@ cores that KV actors and workers share. A user's NUMBA_THREADING_LAYER and OMP_W
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -28,6 +30,23 @@ if "NUMBA_THREADING_LAYER" not in os.environ:
     numba.config.THREADING_LAYER = "omp"
 
 
+_min_bytes = PARALLEL_MIN_BYTES
+
+
 def num_workers(num_bytes: int) -> int:
     """Threads worth waking for work that reads or writes `num_bytes`; 1 stands for the serial path."""
-    return 1 if num_bytes < PARALLEL_MIN_BYTES else int(numba.get_num_threads())
+    # Asked in any case: it starts the threads, and a kernel that was loaded from the disk cache before they run has
+    # nothing behind its calls of parallel ones.
+    threads = int(numba.get_num_threads())
+    return 1 if num_bytes < _min_bytes else threads
+
+
+@contextmanager
+def always_parallel() -> Iterator[None]:
+    """Kernels take their parallel path for any amount of work meanwhile, so that a warm-up compiles it."""
+    global _min_bytes
+    _min_bytes = 0
+    try:
+        yield
+    finally:
+        _min_bytes = PARALLEL_MIN_BYTES

@@ -38,6 +38,7 @@ from moorage.runtime.units import format_tokens
         "runtime eval passkey --lengths 2K,8K,32K",
         "runtime eval passkey --config deploy/local.yaml --preset full,inf-llm --lengths 2K,8K --output out",
         "runtime eval passkey --lengths 32K --depths 0,0.25,0.5,0.75,1 --json passkey.json",
+        "runtime eval passkey --lengths 1M --samples 10 --one-text",
         "runtime eval passkey --style lmdeploy --lengths 160K --samples 5",
         "runtime eval passkey --explain-misses --oracle-address all-keys=127.0.0.1:50052",
     )
@@ -56,6 +57,14 @@ def passkey(
     ] = Style.TEXT,
     document: Document = DOCUMENT,
     depths: Depths = None,
+    one_text: Annotated[
+        bool,
+        typer.Option(
+            "--one-text",
+            help="Hide all keys of a length in one text, the deepest first, so that a server prefills what lies "
+            "before a key only once.",
+        ),
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain-misses", help="Ask the oracles every prompt that was missed.")
     ] = False,
@@ -77,7 +86,7 @@ def passkey(
             "give --oracle-address or --oracle-preset too", param_hint="--explain-misses"
         )
     haystack = text_haystack(document) if style is Style.TEXT else garbage_haystack()
-    task = Passkey(haystack, style, parse_lengths(lengths), samples, seed, parse_depths(depths))
+    task = Passkey(haystack, style, parse_lengths(lengths), samples, seed, parse_depths(depths), one_text)
     room = max(task.lengths)
     with run.targets(room) as targets:
         summary = measure(Suite("passkey", (task,), seed), targets, run)

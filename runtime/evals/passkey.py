@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 from moorage.runtime.evals.asking import ask
-from moorage.runtime.evals.haystack import Coder, Haystack, word_start
+from moorage.runtime.evals.haystack import Coder, Haystack, hide
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
 from moorage.workers.errors import InvalidRequest
@@ -110,21 +110,23 @@ def make_sample(
     *,
     prefix_ids: Sequence[int] = (),
     frame: Frame = Frame(),
+    text_seed: int | None = None,
 ) -> PasskeySample:
-    """One prompt of exactly `num_tokens`. Raises InvalidRequest for a depth outside 0 to 1 or too short a prompt."""
+    """One prompt of exactly `num_tokens`, its text drawn by `seed` unless it has a seed of its own.
+
+    Raises InvalidRequest for a depth outside 0 to 1 or too short a prompt."""
     if not 0.0 <= depth <= 1.0:
         raise InvalidRequest(f"depth: {depth} is not between 0 and 1")
     rng = random.Random(seed)
     answer = str(rng.randrange(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS))
     opening = [*prefix_ids, *(coder.encode(frame.opening) if frame.opening else ())]
-    fact, question = coder.encode(frame.fact.format(key=answer)), coder.encode(frame.question)
-    room = num_tokens - len(opening) - len(fact) - len(question)
-    if room < 0:
-        raise InvalidRequest(f"lengths: {num_tokens} tokens are too few; give at least {num_tokens - room}")
-    text = haystack.tokens(coder, room, rng.randrange(2**32))
-    cut = word_start(coder, text, round(depth * room))
-    ids = (*opening, *text[:cut], *fact, *text[cut:], *question)
-    return PasskeySample(ids, answer, depth, len(ids))
+    question = coder.encode(frame.question)
+    facts = [(depth, frame.fact.format(key=answer))]
+    drawn = rng.randrange(2**32)
+    ids = hide(
+        haystack, coder, num_tokens, facts, drawn if text_seed is None else text_seed, opening, question
+    )
+    return PasskeySample(tuple(ids), answer, depth, len(ids))
 
 
 def is_correct(output_text: str, answer: str) -> bool:
@@ -143,6 +145,8 @@ class Passkey:
     samples: int
     seed: int = 0
     depths: tuple[float, ...] | None = None
+    one_text: bool = False
+    """One text for all keys of a length, the deepest first, so that the text before a key is prefilled once."""
     name: str = "passkey"
     metric: Metric = Metric.ACCURACY
 
@@ -153,11 +157,14 @@ class Passkey:
 
     def settings(self) -> Mapping[str, Any]:
         """The style and the text."""
-        return {"style": self.style.value, "text": self.haystack.fingerprint()}
+        settings = {"style": self.style.value, "text": self.haystack.fingerprint()}
+        return settings | {"one_text": True} if self.one_text else settings
 
     def places(self) -> list[Place]:
         """Depths are spread evenly; a published style without depths draws them, as it was published."""
         places = spread(self.lengths, self.samples, self.depths)
+        if self.one_text:
+            return sorted(places, key=lambda place: (place.length, -(place.depth or 0.0)))
         if self.depths is None and self.style.published:
             rng = random.Random(self.seed)
             return [Place(place.index, place.length, round(rng.random(), 4)) for place in places]
@@ -175,12 +182,16 @@ class Passkey:
             self.seed * 1_000_003 + place.index,
             prefix_ids=target.prefix(),
             frame=self.style.frame(),
+            text_seed=self.seed if self.one_text else None,
         )
 
     def measure(self, place: Place, target: Target) -> Outcome:
         """Right when the first number of the answer is the key."""
         sample = self.sample(place, target)
-        return ask(target, sample.prompt_ids, ANSWER_TOKENS, (sample.answer,), is_correct_of_one)
+        session = f"passkey {self.seed}" if self.one_text else None
+        return ask(
+            target, sample.prompt_ids, ANSWER_TOKENS, (sample.answer,), is_correct_of_one, session=session
+        )
 
 
 def is_correct_of_one(output_text: str, answers: Sequence[str]) -> float:

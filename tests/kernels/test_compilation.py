@@ -50,3 +50,31 @@ def test_two_threads_may_run_parallel_kernels_at_once(rng):
 def test_little_work_stays_serial():
     assert num_workers(PARALLEL_MIN_BYTES - 1) == 1
     assert num_workers(PARALLEL_MIN_BYTES) == numba.get_num_threads()
+
+
+NESTED = """
+import numpy as np
+from moorage.kernels.block_select import select_blocks
+from moorage.kernels.numba_flags import always_parallel
+
+def select():
+    anchors = np.zeros((40, 1, 1, 64), np.uint16)
+    queries, limits = np.zeros((1, 1, 64), np.float32), np.full(1, 40, np.int32)
+    ids, scores = np.zeros((1, 1, 4), np.int32), np.zeros((1, 1, 4), np.float32)
+    arguments = {"quest": False, "scale": 1.0, "ids": ids, "scores": scores, "scratch": np.zeros(40, np.float32)}
+    select_blocks(anchors, np.arange(40, dtype=np.int32), queries, limits, **arguments)
+    print(ids.tolist())
+
+select()
+with always_parallel():
+    select()
+"""
+
+
+def test_a_kernel_from_the_cache_may_turn_parallel_later(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
+    for _ in range(2):
+        run = subprocess.run(
+            [sys.executable, "-c", NESTED], env=environment, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.split("\n")[:2] == ["[[[0, 1, 2, 3]]]"] * 2

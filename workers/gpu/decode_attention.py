@@ -51,6 +51,11 @@ class DecodeAttention:
         self._layout = layout
         self._timer = timer
 
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._layout.block_size
+
     def __call__(
         self, session: WorkerSession, layer: int, query: torch.Tensor, on_host: Callable[[], torch.Tensor]
     ) -> torch.Tensor:

@@ -12,6 +12,7 @@ from moorage.workers.gpu.copy_engine import CopyEngine
 from moorage.workers.gpu.engine import Engine
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.settings import WorkerSettings
+from moorage.workers.gpu.warm_up import warm_up
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import StepPlan, StepResult
@@ -40,6 +41,9 @@ class GpuWorker:
             torch.set_num_threads(settings.num_threads)
         self.device = pick_device(settings.device)
         self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks)
+        if self.device.type == "cpu":
+            spec = settings.spec
+            warm_up(settings.layout, spec.group_size, spec.rope.rotary_dim, len(links))
         self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device)
         self.engine = Engine(
             self.decoder,

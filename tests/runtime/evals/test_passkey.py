@@ -19,6 +19,7 @@ from moorage.runtime.evals.passkey import (
     make_sample,
     make_samples,
 )
+from moorage.runtime.evals.targets import Answer
 from moorage.runtime.tokenizer import TextTokenizer
 from moorage.workers.errors import InvalidRequest
 
@@ -146,3 +147,40 @@ def test_published_depths_are_drawn_and_others_spread() -> None:
     given = Passkey(garbage_haystack(), Style.LMDEPLOY, (256,), 1, depths=(0.0, 1.0))
     assert [place.depth for place in given.places()] == [0.0, 1.0]
     assert given.by_depth
+
+
+class Recorder(Pilot):
+    """Answers nothing and remembers what it was asked."""
+
+    room = 10_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Sequence[int], str | None]] = []
+
+    def prefix(self) -> list[int]:
+        return []
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
+        assert max_new_tokens == ANSWER_TOKENS
+        self.asked.append((prompt, session))
+        return Answer("", 0.0, None, 0)
+
+    def score(self, tokens: Sequence[int]) -> list[float]:
+        raise NotImplementedError
+
+
+def test_keys_in_one_text_share_what_lies_before_them(haystack: Haystack) -> None:
+    task = Passkey(haystack, Style.TEXT, (600, 300), 4, seed=5, one_text=True)
+    places, target = task.places(), Recorder()
+    assert [(place.length, place.depth) for place in places[:2]] == [(300, 0.875), (300, 0.625)]
+    for place in places:
+        task.measure(place, target)
+    assert {session for _, session in target.asked} == {"passkey 5"}
+    for (deeper, _), (prompt, _), place in zip(target.asked[:3], target.asked[1:4], places[1:4], strict=True):
+        shared = next(i for i, pair in enumerate(zip(deeper, prompt, strict=True)) if pair[0] != pair[1])
+        assert shared >= 0.9 * (place.depth or 0) * 250
+    plain = Passkey(haystack, Style.TEXT, (300,), 4, seed=5)
+    plain.measure(plain.places()[0], target)
+    assert target.asked[-1][1] is None
+    assert plain.settings() != task.settings()
