@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -78,6 +79,8 @@ class Driver:
     in_place: bool = True
     copies: Callable[[ShardedKv], CopyEngine] | None = None
     link: Callable[[KvStore], Link] = LocalLink
+    default_copies: ClassVar[Callable[[ShardedKv], CopyEngine] | None] = None
+    """What `copies` is for drivers that name none."""
     worker: GpuWorker = field(init=False)
     stores: list[KvStore] = field(init=False)
 
@@ -108,7 +111,9 @@ class Driver:
         settings = WorkerSettings(
             self.directory, spec, "float32", "cpu", layout, stripe_blocks=2, engine=engine
         )
-        self.worker = GpuWorker(settings, [self.link(store) for store in self.stores], self.copies)
+        self.worker = GpuWorker(
+            settings, [self.link(store) for store in self.stores], self.copies or type(self).default_copies
+        )
         self._step = 0
 
     def step(self, **plan: object) -> list[SegmentResult]:

@@ -64,7 +64,6 @@ def turn_queries(queries: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) ->
     return out
 
 
-# A slot and a row that happen to be 1 or a multiple of 16 must not be compiled anew.
 @triton.jit(do_not_specialize=["slot", "row"])
 def _store(
     key,

@@ -29,7 +29,9 @@ from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import OpenSession, SamplingSpec, Segment, StepPlan, StepResult
 
 PARTS = ("linear", "select", "gather", "attend", "append", "importance", "sample")
-WARM_STEPS = 6
+WARM_STEPS = 24
+CASE_S = 12.0
+"""Longest time for the steps of one case."""
 OWN_TOKENS = 512
 """Room of a session behind its past."""
 HOST_SHARE = 0.8
@@ -131,12 +133,16 @@ class Bench:
         return None
 
     def _decode(self, store: SharedPastStore, method: Method, context: int, batch: int) -> Iterator[Row]:
-        cached = cached_blocks(method, store.layout, context, batch, self._room_slots(store))
-        if cached is None and method.resident:
-            self._note(f"decode-{method.name} {context}: the cache does not fit the device; left out")
-            return
+        budget, whole = self._options.device_memory, self._whole_memory()
+        room = self._room_slots(store, whole if method.resident else budget)
+        cached = cached_blocks(method, store.layout, context, batch, room)
         over = cached is None
-        cached = (method.memory.topk or 0) if cached is None else cached
+        if cached is None:
+            cached = cached_blocks(method, store.layout, context, batch, self._room_slots(store, whole))
+            if cached is None:
+                self._note(f"decode-{method.name}-b{batch} {context}: does not fit the device; left out")
+                return
+            cached = min(cached, 2 * (method.memory.topk or 0))
         engine = self._engine(store, method, batch, cached)
         yield self._measure_decode(engine, store, method, context, batch, over)
 
@@ -145,7 +151,7 @@ class Bench:
     ) -> Row:
         self._open(engine, store, method, context, batch)
         results, seconds, number = [], [], 0
-        deadline = time.monotonic() + min(30.0, max(1.0, self._clock.left_s / 4))
+        deadline = time.monotonic() + min(CASE_S, max(1.0, self._clock.left_s / 4))
         for number in range(WARM_STEPS + self._options.steps):
             start = time.perf_counter()
             results.append(self._step(engine, _decode_plan(context + number, batch)))
@@ -289,8 +295,14 @@ class Bench:
                 raise segment.error
         return result
 
-    def _room_slots(self, store: SharedPastStore) -> int:
-        """Slots that `device_memory` leaves beside weights and workspace."""
+    def _whole_memory(self) -> int:
+        """Bytes of the device, less a part for the runtime and other tensors."""
+        if not self._cuda:
+            return self._options.device_memory
+        return int(0.9 * torch.cuda.get_device_properties(self._options.device).total_memory)
+
+    def _room_slots(self, store: SharedPastStore, memory_bytes: int) -> int:
+        """Slots that `memory_bytes` of the device leave beside weights and workspace."""
         layout, options = store.layout, self._options
         memory = groups(self._model)[0].methods[0].memory
         deployment = Deployment(
@@ -302,7 +314,7 @@ class Bench:
             max_running=max(options.batches),
             max_step_tokens=512,
         )
-        room = options.device_memory - self._decoder.weights.num_bytes - workspace_bytes(deployment)
+        room = memory_bytes - self._decoder.weights.num_bytes - workspace_bytes(deployment)
         return max(0, room // layout.block_bytes)
 
     def _peak_gib(self) -> float:

@@ -89,10 +89,10 @@ def decode_cases(
 def cached_blocks(method: Method, layout: KvLayout, context: int, batch: int, room_slots: int) -> int | None:
     """Slots per layer for chosen blocks, so that `batch` sessions fit into `room_slots`; None if they never do.
 
-    Twice the budget where there is room, and never less than what one step attends.
+    All blocks where there is room, and never less than what one step attends.
     """
     least = method.memory.topk or 0
-    wanted = layout.num_blocks(context) + 2 if method.resident else 2 * least
+    wanted = layout.num_blocks(context) + 2 if method.resident or least else 0
     per_session = room_slots // batch // layout.num_layers
     fixed = slots_per_layer(method.memory, layout, 0) - least
     allowed = min(wanted, per_session - fixed)
