@@ -23,7 +23,7 @@ from moorage.runtime.ledger import Ledger
 from moorage.runtime.presets import check_positions, kv_layout, resolve_memory
 from moorage.runtime.requests import KvActorStatus, ModelInfo
 from moorage.runtime.scheduler import Limits, Room
-from moorage.runtime.sizing import num_slots, pages_per_actor
+from moorage.runtime.sizing import num_slots, pages_per_actor, spare_device_bytes
 from moorage.runtime.tokenizer import TextTokenizer
 from moorage.runtime.worker_handle import RayWorker
 from moorage.workers.errors import InvalidModel, Unavailable
@@ -49,6 +49,8 @@ class Shape:
     layout: KvLayout
     pages_per_actor: int
     ledger: Ledger
+    anchor_bytes: int | None
+    """Device memory for copies of anchors; None is unlimited."""
     tokenizer: TextTokenizer | None
 
 
@@ -60,9 +62,11 @@ def shape_of(config: ClusterConfig) -> Shape:
     check_positions(config, spec)
     layout = kv_layout(config, spec)
     pages = pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
-    room = Room((pages,) * config.kv_store.actors, num_slots(deployment_of(config, spec)))
+    deployment = deployment_of(config, spec)
+    room = Room((pages,) * config.kv_store.actors, num_slots(deployment))
     ledger = Ledger(layout, room, config.kv_store.stripe_blocks, config.memory.max_cached_block)
-    return Shape(config, spec, layout, pages, ledger, _tokenizer(model_dir))
+    anchor_bytes = spare_device_bytes(deployment)
+    return Shape(config, spec, layout, pages, ledger, anchor_bytes, _tokenizer(model_dir))
 
 
 def _tokenizer(model_dir: Path) -> TextTokenizer | None:
@@ -240,6 +244,9 @@ class Processes:
                 max_cached_block=config.memory.max_cached_block,
                 cache_strategy=config.memory.cache_strategy,
                 score_decay=config.memory.score_decay,
+                score_on=config.gpu_workers.score_on,
+                anchor_bytes=shape.anchor_bytes,
+                prefetch=config.gpu_workers.prefetch,
             ),
             num_threads=config.gpu_workers.num_threads,
         )

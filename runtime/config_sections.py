@@ -241,6 +241,15 @@ class GpuWorkersSection(Section):
         None,
         description="Most device memory for weights, slots and workspace, such as 20GiB; default unlimited.",
     )
+    score_on: Literal["auto", "cpu", "device"] = Field(
+        "auto",
+        description="Where anchors are scored for generated tokens: cpu, by the KV actors; device, on copies in what "
+        "device_memory leaves; auto tries both on a GPU and keeps the faster.",
+    )
+    prefetch: bool = Field(
+        False,
+        description="While a layer computes on a GPU, begin to fetch the blocks that the next layer attended last.",
+    )
     num_threads: Count | None = Field(
         None, description="CPU threads of the worker's linear layers; default is torch's own choice."
     )

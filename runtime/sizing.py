@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.stripes import Stripes
-from moorage.workers.sizes import STREAM_PIECE_BLOCKS, slots_per_layer
+from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
 
 RAY_BASE_BYTES = 256 * 1024**2
@@ -168,6 +168,13 @@ def device_sizes(deployment: Deployment) -> DeviceSizes:
     )
 
 
+def spare_device_bytes(deployment: Deployment) -> int | None:
+    """What `device_memory` leaves for copies of anchors; None where it is unlimited."""
+    if deployment.device_memory is None:
+        return None
+    return max(0, deployment.device_memory - device_sizes(deployment).total_bytes)
+
+
 def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1) -> ContextSizes:
     """Memory for `sessions` sessions of `context_tokens` at once."""
     layout = deployment.layout
@@ -182,7 +189,7 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
         anchors_bytes=sessions * blocks * layout.page_anchor_bytes,
         reserved_bytes=reserved,
         largest_shard_bytes=sessions * _largest_shard(deployment, blocks) * layout.page_bytes,
-        staging_bytes=_host_staging(layout),
+        staging_bytes=_host_staging(deployment),
         ray_bytes=ray_bytes(deployment),
         device=device,
         total_dram_bytes=fixed + reserved,
@@ -193,7 +200,7 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
 def fixed_dram_bytes(deployment: Deployment) -> int:
     """Host memory beside the KV pages: staging, Ray and, on a CPU, the device's own."""
     device = device_sizes(deployment).total_bytes if deployment.on_cpu else 0
-    return _host_staging(deployment.layout) + ray_bytes(deployment) + device
+    return _host_staging(deployment) + ray_bytes(deployment) + device
 
 
 def ray_bytes(deployment: Deployment) -> int:
@@ -238,14 +245,15 @@ def _each_slots(deployment: Deployment) -> Iterable[int]:
     return [_slots(deployment, memory) for memory in deployment.other_memories]
 
 
-def _host_staging(layout: KvLayout) -> int:
-    return _STAGING_BUFFERS * STREAM_PIECE_BLOCKS * layout.block_bytes
+def _host_staging(deployment: Deployment) -> int:
+    layout = deployment.layout
+    return _STAGING_BUFFERS * piece_blocks(layout, deployment.on_cpu) * layout.block_bytes
 
 
 def _device_staging(deployment: Deployment) -> int:
     """Keys and values of a streamed piece on the device, as stored and in the type of activations."""
     layout = deployment.layout
-    elements = STREAM_PIECE_BLOCKS * layout.block_bytes // layout.kv_type.itemsize
+    elements = piece_blocks(layout, deployment.on_cpu) * layout.block_bytes // layout.kv_type.itemsize
     compute = DTYPE_BYTES[deployment.weight_dtype]
     return _STAGING_BUFFERS * elements * (layout.kv_type.itemsize + compute)
 

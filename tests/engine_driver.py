@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
 from moorage.workers.gpu.copy_engine import CopyEngine
-from moorage.workers.gpu.settings import CacheStrategy, EngineSettings, WorkerSettings
+from moorage.workers.gpu.settings import CacheStrategy, EngineSettings, ScoreOn, WorkerSettings
 from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.shards import ShardedKv
@@ -72,9 +73,14 @@ class Driver:
     piece_blocks: int = 4
     max_cached_block: int | None = None
     cache_strategy: CacheStrategy = "lru"
+    prefetch: bool = False
+    score_on: ScoreOn = "cpu"
+    anchor_bytes: int | None = None
     in_place: bool = True
     copies: Callable[[ShardedKv], CopyEngine] | None = None
     link: Callable[[KvStore], Link] = LocalLink
+    default_copies: ClassVar[Callable[[ShardedKv], CopyEngine] | None] = None
+    """What `copies` is for drivers that name none."""
     worker: GpuWorker = field(init=False)
     stores: list[KvStore] = field(init=False)
 
@@ -93,12 +99,21 @@ class Driver:
         )
         self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
         engine = EngineSettings(
-            self.num_slots, self.piece_blocks, self.max_cached_block, self.cache_strategy, self.in_place
+            self.num_slots,
+            self.piece_blocks,
+            self.max_cached_block,
+            self.cache_strategy,
+            score_on=self.score_on,
+            anchor_bytes=self.anchor_bytes,
+            prefetch=self.prefetch,
+            in_place=self.in_place,
         )
         settings = WorkerSettings(
             self.directory, spec, "float32", "cpu", layout, stripe_blocks=2, engine=engine
         )
-        self.worker = GpuWorker(settings, [self.link(store) for store in self.stores], self.copies)
+        self.worker = GpuWorker(
+            settings, [self.link(store) for store in self.stores], self.copies or type(self).default_copies
+        )
         self._step = 0
 
     def step(self, **plan: object) -> list[SegmentResult]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from moorage.workers.spec import KvLayout, MemorySpec
 
 STREAM_PIECE_BLOCKS = 32
-"""Blocks that are streamed to the device at once when all of a session's blocks are attended."""
+"""Blocks that are streamed at once when all of a session's blocks are attended."""
+GPU_PIECE_TOKENS = 8192
+"""On a GPU pieces are at least this long: each costs a pass over the partial results that it is merged with."""
+
+
+def piece_blocks(layout: KvLayout, on_cpu: bool) -> int:
+    """Blocks of one streamed piece."""
+    return STREAM_PIECE_BLOCKS if on_cpu else max(STREAM_PIECE_BLOCKS, GPU_PIECE_TOKENS // layout.block_size)
 
 
 def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int | None) -> int:

@@ -60,7 +60,7 @@ def _table(at, rows, count, HALF: tl.constexpr, PAD: tl.constexpr):
     return tl.load(at + rows[:, None] * HALF + c[None, :], mask=mask, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"])
 def _attend(
     queries,
     slots,

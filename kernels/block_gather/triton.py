@@ -16,7 +16,7 @@ CHUNK_WORDS = 4096
 """4-byte words that a program has in flight."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pieces"])
 def _gather(
     stored,
     page_stride,

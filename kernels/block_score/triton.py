@@ -15,7 +15,7 @@ from moorage.kernels.triton_support import power_of_2
 TILE_BLOCKS = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_blocks"])
 def _score(
     anchors,
     page_stride,

@@ -1,1 +1,1 @@
-"""What attention of generated tokens starts from: queries in every variant, and new rows in their slots."""
+"""What attention of a generated token starts from: its query in every variant, and its row in a slot."""

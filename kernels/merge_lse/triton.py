@@ -9,7 +9,7 @@ import triton.language as tl
 from moorage.kernels.triton_support import power_of_2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _merge(
     outs,
     lses,

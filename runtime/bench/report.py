@@ -28,6 +28,8 @@ class Row:
     """Read or moved in one run."""
     ratio_to_limit: float | None = None
     ratio_to: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    """Other figures by name, with their unit in it; only in the JSON form."""
 
     @property
     def key(self) -> Key:
@@ -42,7 +44,9 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """The row by name, without what it does not have."""
         values = asdict(self) | {"gb_per_s": self.gb_per_s}
-        return {name: value for name, value in values.items() if value is not None}
+        return {
+            name: value for name, value in values.items() if value not in (None, {}) or name == "ratio_to"
+        }
 
 
 @dataclass(slots=True)

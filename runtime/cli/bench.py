@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from moorage.runtime.bench.gpu_arguments import DEFAULTS, HELP, Arguments
 from moorage.runtime.bench.measure import describe_machine, installed
 from moorage.runtime.bench.report import Report, compare, print_falls
 from moorage.runtime.cli.app import app, examples
@@ -204,3 +205,39 @@ def prefill(
     rows = run_prefill(parse_counts(context), chunk, rounds, setup, *limits)
     report.add(rows, () if installed("transformers") else (NO_PEER,))
     finish(report, "prefill: seconds a token and its parts", json_file)
+
+
+@bench_app.command(
+    epilog=examples(
+        "runtime bench gpu", "runtime bench gpu --shape llama-3-8b --context 128K,512K --json gpu.json"
+    )
+)
+def gpu(
+    shape: Annotated[str, typer.Option(help=HELP["shape"])] = DEFAULTS.shape,
+    device: Annotated[str, typer.Option(help=HELP["device"])] = DEFAULTS.device,
+    device_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help=HELP["device_memory"])
+    ] = DEFAULTS.device_memory,
+    context: Annotated[str, typer.Option(metavar="N,N,…", help=HELP["context"])] = DEFAULTS.context,
+    prefill_context: Annotated[
+        str, typer.Option(metavar="N,N,…", help=HELP["prefill_context"])
+    ] = DEFAULTS.prefill_context,
+    batch: Annotated[str, typer.Option(metavar="N,N,…", help=HELP["batch"])] = DEFAULTS.batch,
+    chunk: Annotated[int, typer.Option(min=1, help=HELP["chunk"])] = DEFAULTS.chunk,
+    steps: Annotated[int, typer.Option(min=1, help=HELP["steps"])] = DEFAULTS.steps,
+    budget: Annotated[int, typer.Option(min=1, metavar="SECONDS", help=HELP["budget"])] = DEFAULTS.budget,
+    threads: Annotated[int, typer.Option(min=1, help=HELP["threads"])] = DEFAULTS.threads,
+    json_file: JsonFile = None,
+) -> None:
+    """Decode and prefill on a GPU with the KV cache in DRAM; random weights, nothing is downloaded."""
+    from moorage.runtime.bench.gpu_report import run_gpu
+
+    for counts in (context, prefill_context, batch):
+        parse_counts(counts)
+    report = run_gpu(
+        Arguments(
+            shape, device, device_memory, context, prefill_context, batch, chunk, steps, budget, threads
+        )
+    )
+    if json_file is not None:
+        report.write(json_file)

@@ -69,6 +69,12 @@ class RunOptions:
             "the trained length. May be given several times.",
         ),
     ] = None
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat", help="Send each prompt as a user's message, through the model's chat template."
+        ),
+    ] = False
     output: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +93,7 @@ class RunOptions:
 
     def presets(self) -> list[str]:
         """The presets asked for."""
-        return [name.strip() for name in self.preset.split(",")] if self.preset else []
+        return list(dict.fromkeys(name.strip() for name in self.preset.split(","))) if self.preset else []
 
     @contextmanager
     def targets(
@@ -102,14 +108,14 @@ class RunOptions:
                     "needs --config or --model, to run in this process", param_hint="--set, --variant"
                 )
             with Client(o.server_address(self.address)) as client:
-                yield ServerTargets(client, self.presets())
+                yield ServerTargets(client, self.presets(), self.chat)
             return
         if self.address is not None:
             raise typer.BadParameter("give it, or --config and --model, not both", param_hint="--address")
         from moorage.runtime.evals.local_targets import LocalConfig, LocalTargets
 
         config = LocalConfig(self.config, self.model, self.overrides or ())
-        targets = LocalTargets(config, asked or variants or (), room, trained)
+        targets = LocalTargets(config, asked or variants or (), room, trained, self.chat)
         try:
             yield targets
         finally:
@@ -145,9 +151,12 @@ def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
 def parse_lengths(text: str) -> tuple[int, ...]:
     """Token counts, separated by commas."""
     try:
-        return tuple(parse_tokens(part) for part in text.split(","))
+        lengths = tuple(dict.fromkeys(parse_tokens(part) for part in text.split(",")))
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} {error}, separated by commas", param_hint="--lengths") from None
+    if min(lengths) < 1:
+        raise typer.BadParameter(f"{text!r}: at least 1 each", param_hint="--lengths")
+    return lengths
 
 
 def parse_depths(text: str | None) -> tuple[float, ...] | None:
@@ -155,7 +164,7 @@ def parse_depths(text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:
-        places = tuple(float(part) for part in text.split(","))
+        places = tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         places = (-1.0,)
     if not all(0.0 <= place <= 1.0 for place in places):

@@ -76,7 +76,7 @@ def sweep_command(
             json_file.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     columns = ("preset", "prefill", "anchors", "space", "preselect", "parts", "block", "budget")
     print_table(
-        (*columns, "recall", "oracle", "pass keys"),
+        (*columns, "attended", "recall", "oracle", "pass keys"),
         [
             (
                 row.point.preset or "-",
@@ -87,6 +87,7 @@ def sweep_command(
                 str(row.point.anchor_num),
                 str(row.point.block_size),
                 str(row.point.budget_tokens),
+                str(row.attended_tokens),
                 f"{row.recall:.3f}",
                 f"{row.oracle:.3f}",
                 f"{row.passkey:.0%}",
@@ -94,7 +95,7 @@ def sweep_command(
             for row in rows
         ],
         title=f"{length} tokens, {samples} prompts for each row",
-        right=("parts", "block", "budget", "recall", "oracle", "pass keys"),
+        right=("parts", "block", "budget", "attended", "recall", "oracle", "pass keys"),
     )
 
 

@@ -1,5 +1,18 @@
-"""All of `runtime eval`: importing this registers its tasks."""
+"""All of `runtime eval`: importing this registers its tasks, in the order of its help."""
 
-from moorage.runtime.cli import eval, eval_passkey, eval_perplexity, eval_recall, eval_sweep
+from importlib import import_module
 
-__all__ = ["eval", "eval_passkey", "eval_perplexity", "eval_recall", "eval_sweep"]
+MODULES = (
+    "eval_passkey",
+    "eval_retrieval",
+    "eval_perplexity",
+    "eval_extrapolation",
+    "eval_recall",
+    "eval_sweep",
+    "eval_files",
+    "eval_harness",
+    "eval_report",
+)
+
+for _module in MODULES:
+    import_module(f"moorage.runtime.cli.{_module}")

@@ -1,15 +1,19 @@
-"""One sample asked and scored."""
+"""Prompts that fit, asked and scored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from moorage.runtime.evals.haystack import Coder
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Outcome
 from moorage.workers.errors import InvalidRequest
 
 Scorer = Callable[[str, Sequence[str]], float]
 """(what the model said, the right answers) -> 0 to 1."""
+_MOST_PIECE_CHARACTERS = 1 << 19
+"""Text that is tokenised at once; as UTF-8 below the 4 MiB of one Tokenize call."""
+_MOST_TRIES = 12
 
 
 def ask(
@@ -39,3 +43,41 @@ def ask(
         budget_tokens=answer.budget_tokens,
         cut_tokens=cut_tokens,
     )
+
+
+def encode_long(coder: Coder, text: str) -> list[int]:
+    """Token ids of a text of any length, in pieces that end before a space."""
+    ids: list[int] = []
+    begin = 0
+    while begin < len(text):
+        end = begin + _MOST_PIECE_CHARACTERS
+        if end < len(text):
+            space = text.rfind(" ", begin + 1, end)
+            end = space if space > 0 else end
+        ids += coder.encode(text[begin:end])
+        begin = end
+    return ids
+
+
+def fit(size_of: Callable[[int], int], room: int, least: int, guess: int) -> int:
+    """About the most units whose prompt has at most `room` tokens, `least` or more.
+
+    Raises InvalidRequest when `least` are too many.
+    """
+    base = size_of(least)
+    if base > room:
+        raise InvalidRequest(f"lengths: too short by {base - room} tokens for this task; give a longer one")
+    fits, count, too_many = least, max(guess, least + 1), None
+    for _ in range(_MOST_TRIES):
+        size = size_of(count)
+        if size <= room:
+            fits = max(fits, count)
+        else:
+            too_many = count
+        tokens_each = max((size - base) / (count - least), 1e-3)
+        count = least + int((room - base) / tokens_each)
+        if too_many is not None:
+            count = min(count, too_many - 1)
+        if count <= fits:
+            break
+    return fits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ _CHARACTERS_PER_TOKEN = 4
 """How much text is read for the tokens still wanted; a poor guess costs another piece, nothing else."""
 _MOST_PIECE_CHARACTERS = 1 << 18
 """Text that is tokenised at once; as UTF-8 below the 4 MiB of one Tokenize call."""
+_FEWEST_WORDS = 100
+"""Needed to name needles by pairs of them."""
 _MOST_SHIFT_TOKENS = 64
 """How far a cut may move to reach the start of a word; text without spaces has none."""
 
@@ -48,6 +51,21 @@ class Haystack:
             wanted = (num_tokens - len(ids)) * _CHARACTERS_PER_TOKEN
             ids += coder.encode(self._piece(paragraphs, min(wanted, _MOST_PIECE_CHARACTERS)))
         return ids[:num_tokens]
+
+    def words(self, count: int) -> str:
+        """The first `count` words from its beginning, over again when it has fewer."""
+        words = " ".join(self.paragraphs).split()
+        rounds = -(-count // len(words))
+        return " ".join((words * rounds)[:count])
+
+    def vocabulary(self) -> tuple[str, ...]:
+        """Its words of four to twelve small letters, each once. Raises InvalidRequest when there are too few."""
+        found = {word for text in self.paragraphs for word in re.findall(r"\b[a-z]{4,12}\b", text)}
+        if len(found) < _FEWEST_WORDS:
+            raise InvalidRequest(
+                f"the text has {len(found)} different words; name one with {_FEWEST_WORDS} or more"
+            )
+        return tuple(sorted(found))
 
     def fingerprint(self) -> str:
         """Tells this text from another."""
@@ -89,6 +107,32 @@ def text_haystack(path: Path = DEFAULT_DOCUMENT) -> Haystack:
 def garbage_haystack() -> Haystack:
     """One sentence group, repeated."""
     return Haystack((GARBAGE,), separator=" ")
+
+
+def hide(
+    haystack: Haystack,
+    coder: Coder,
+    num_tokens: int,
+    facts: Sequence[tuple[float, str]],
+    seed: int,
+    opening: Sequence[int] = (),
+    question: Sequence[int] = (),
+) -> list[int]:
+    """`opening`, text with every (depth, fact) at its share of the text, `question`: `num_tokens` in all.
+
+    Raises InvalidRequest when that is too few.
+    """
+    needles = [(depth, coder.encode(fact)) for depth, fact in sorted(facts, key=lambda item: item[0])]
+    room = num_tokens - len(opening) - len(question) - sum(len(ids) for _, ids in needles)
+    if room < 0:
+        raise InvalidRequest(f"lengths: {num_tokens} tokens are too few; give at least {num_tokens - room}")
+    text = haystack.tokens(coder, room, seed)
+    prompt, begin = list(opening), 0
+    for depth, ids in needles:
+        cut = max(begin, word_start(coder, text, round(depth * room)))
+        prompt += [*text[begin:cut], *ids]
+        begin = cut
+    return [*prompt, *text[begin:], *question]
 
 
 def word_start(coder: Coder, ids: Sequence[int], cut: int) -> int:

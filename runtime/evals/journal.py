@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -36,22 +37,27 @@ class Journal:
     """Records of one run. Without a directory they are kept in memory alone."""
 
     def __init__(
-        self, directory: Path | None, identity: Mapping[str, Any], choices: Mapping[str, Any]
+        self, directory: Path | None, identity: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        """`identity` must equal that of the directory's run; `choices` may grow by new names.
+        """`identity` must equal that of the directory's run; each of the `parts` may grow by new names.
 
-        Raises InvalidRequest for a directory that holds another run, or that can't be read.
+        Raises InvalidRequest for a directory that holds another run, that can't be read, or that another process
+        writes to.
         """
         self.found: dict[Key, Outcome] = {}
         self._file: TextIO | None = None
         self._common = {name: identity[name] for name in ("model", "seed")}
         if directory is None:
             return
-        self._claim(directory, identity, choices)
+        _claim(directory, _as_read(identity), _as_read(parts))
         path = directory / PREDICTIONS
-        _drop_unfinished_line(path)
-        self.found = _read(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _open_alone(path)
+        try:
+            _drop_unfinished_line(path)
+            self.found = _read(path)
+        except InvalidRequest:
+            self.close()
+            raise
 
     def add(self, record: Record) -> None:
         """Keeps a record; it is with the operating system when this returns."""
@@ -68,39 +74,76 @@ class Journal:
         if self._file is not None:
             self._file.close()
 
-    def _claim(self, directory: Path, identity: Mapping[str, Any], choices: Mapping[str, Any]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / RUN
-        before: dict[str, Any] = {"choices": {}}
-        if path.is_file():
-            before = _read_run(path)
-            for name, value in _flat(identity).items():
-                old = _flat(before).get(name)
-                if old != value:
-                    raise InvalidRequest(
-                        f"--output {directory}: holds a run with {name} {_brief(old)}, this one has {_brief(value)}; "
-                        "name another directory"
-                    )
-            for label, settings in choices.items():
-                if label in before["choices"] and before["choices"][label] != settings:
-                    raise InvalidRequest(
-                        f"--output {directory}: holds a run in which {label} was configured otherwise "
-                        f"({_difference(before['choices'][label], settings)}); name another directory"
-                    )
-        elif any(directory.iterdir()):
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or as it was before, whenever the process is killed."""
+    scratch = _scratch(path)
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_suffix(".part")
+
+
+def _claim(directory: Path, identity: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes the directory this run's, or finds that it is; its file names what every part was configured as."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / RUN
+    before: dict[str, Any] = {}
+    if path.is_file():
+        before = _read_run(path)
+        _check_same(directory, before, identity, parts)
+    elif any(file != _scratch(path) for file in directory.iterdir()):
+        raise InvalidRequest(f"--output {directory}: holds other files and no {RUN}; name another directory")
+    run = {**identity, **{name: before.get(name, {}) | dict(part) for name, part in parts.items()}}
+    write_whole(path, json.dumps(run, indent=1, allow_nan=False) + "\n")
+
+
+def _check_same(
+    directory: Path,
+    before: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, Any]],
+) -> None:
+    for name, value in identity.items():
+        if before.get(name) != value:
             raise InvalidRequest(
-                f"--output {directory}: holds other files and no {RUN}; name another directory"
+                f"--output {directory}: holds a run with {name} {_brief(before.get(name))}, this one has "
+                f"{_brief(value)}; name another directory"
             )
-        run = {**identity, "choices": {**before["choices"], **choices}}
-        scratch = path.with_suffix(".part")
-        scratch.write_text(json.dumps(run, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        scratch.replace(path)
+    for part, named in parts.items():
+        for name, settings in named.items():
+            old = before.get(part, {}).get(name, settings)
+            if old != settings:
+                raise InvalidRequest(
+                    f"--output {directory}: holds a run in which {name} was configured otherwise "
+                    f"({_difference(old, settings)}); name another directory"
+                )
+
+
+def _open_alone(path: Path) -> TextIO:
+    file = path.open("a", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InvalidRequest(
+            f"--output {path.parent}: another evaluation is writing there; wait for it or name another directory"
+        ) from None
+    return file
+
+
+def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As the values come back from a file: lists for tuples, texts for names of choices."""
+    read: dict[str, Any] = json.loads(json.dumps(values))
+    return read
 
 
 def _read_run(path: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(run, dict) and isinstance(run.get("choices"), dict):
+        if isinstance(run, dict) and "task" in run:
             return run
     except ValueError:
         pass
@@ -109,9 +152,10 @@ def _read_run(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[Key, Outcome]:
     found: dict[Key, Outcome] = {}
-    if not path.is_file():
+    if not path.stat().st_size:
         return found
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # Not splitlines(), which also splits at characters that models may say.
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             fields = json.loads(line)
             place = Place(fields["index"], fields["length"], fields["depth"])
@@ -127,8 +171,6 @@ def _read(path: Path) -> dict[Key, Outcome]:
 
 def _drop_unfinished_line(path: Path) -> None:
     """A process that was killed while it wrote leaves a line without an end."""
-    if not path.is_file():
-        return
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from moorage.runtime.config import ClusterConfig, build_config
 from moorage.runtime.config_source import Source, read_source
 from moorage.runtime.evals.local_engine import LocalEngine
-from moorage.runtime.evals.targets import Answer, prefix_of
+from moorage.runtime.evals.targets import CHAT_TOKENS, Answer, prefix_of
 from moorage.runtime.evals.variants import Variant, check_names
 from moorage.runtime.presets import kv_layout, resolve_memory
 from moorage.workers.hf_config import read_model_spec
@@ -47,7 +47,7 @@ class LocalTargets:
         variants: Sequence[Variant] = (),
         room: int | None = None,
         trained: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        chat: bool = False,
     ) -> None:
         """`room` is the most tokens of a prompt and its answer, by default the configuration's max_seq_len.
 
@@ -55,12 +55,13 @@ class LocalTargets:
         InvalidModel for what can't be run, before any weight is loaded.
         """
         base = config.load()
-        self._config, self._progress = config, progress
+        self._config, self._chat = config, chat
         self._spec = read_model_spec(base.model.path)
         self._trained = trained or base.memory.pretraining_length or self._spec.max_position_embeddings
         self._variants = {v.name: v for v in variants} or {base.memory.preset: Variant(base.memory.preset)}
         check_names(variants)
         self._room = room or base.long_context.max_seq_len
+        self._room += CHAT_TOKENS if chat else 0
         self._engine: LocalEngine | None = None
         self._resolved: dict[tuple[str, int | None], tuple[ClusterConfig, MemorySpec]] = {}
         self.model = base.model.path.name
@@ -78,6 +79,7 @@ class LocalTargets:
             "dtype": config.model.dtype,
             "memory": asdict(memory),
             "store": asdict(kv_layout(config, self._spec)),
+            **({"chat": True} if self._chat else {}),
         }
 
     def at(self, label: str, length: int | None) -> LocalTarget:
@@ -86,7 +88,7 @@ class LocalTargets:
         if self._engine is None or not self._engine.serves(config, memory):
             self.close()
             self._engine = LocalEngine(config, self._room, memory=memory)
-        return LocalTarget(self._engine, memory, self._progress)
+        return LocalTarget(self._engine, memory, self._chat)
 
     def close(self) -> None:
         """Gives the engine's memory back."""
@@ -105,11 +107,9 @@ class LocalTargets:
 class LocalTarget:
     """An engine under one choice of memory."""
 
-    def __init__(
-        self, engine: LocalEngine, memory: MemorySpec, progress: Callable[[int], None] | None = None
-    ) -> None:
-        self._engine, self._memory, self._progress = engine, memory, progress
-        self.room = engine.max_tokens
+    def __init__(self, engine: LocalEngine, memory: MemorySpec, chat: bool = False) -> None:
+        self._engine, self._memory, self._chat = engine, memory, chat
+        self.room = engine.max_tokens - CHAT_TOKENS if chat else engine.max_tokens
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
@@ -126,8 +126,11 @@ class LocalTarget:
     def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
         """Continues a prompt greedily. No session outlives its answer here."""
         del session
+        if self._chat:
+            messages = [{"role": "user", "content": self.decode(prompt)}]
+            prompt = self.encode(self._engine.tokenizer.render_chat(messages))
         start_s = time.monotonic()
-        tokens = list(self._engine.generate(prompt, max_new_tokens, self._memory, self._progress))
+        tokens = list(self._engine.generate(prompt, max_new_tokens, self._memory))
         seconds, recalls = time.monotonic() - start_s, self._engine.recalls
         recall = sum(recalls) / len(recalls) if recalls else None
         return Answer(self.decode(tokens), seconds, recall, self._budget())

@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 from moorage.runtime.evals.asking import ask
-from moorage.runtime.evals.haystack import Coder, Haystack, word_start
+from moorage.runtime.evals.haystack import Coder, Haystack, hide
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
 from moorage.workers.errors import InvalidRequest
@@ -120,14 +120,13 @@ def make_sample(
     rng = random.Random(seed)
     answer = str(rng.randrange(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS))
     opening = [*prefix_ids, *(coder.encode(frame.opening) if frame.opening else ())]
-    fact, question = coder.encode(frame.fact.format(key=answer)), coder.encode(frame.question)
-    room = num_tokens - len(opening) - len(fact) - len(question)
-    if room < 0:
-        raise InvalidRequest(f"lengths: {num_tokens} tokens are too few; give at least {num_tokens - room}")
-    text = haystack.tokens(coder, room, rng.randrange(2**32) if text_seed is None else text_seed)
-    cut = word_start(coder, text, round(depth * room))
-    ids = (*opening, *text[:cut], *fact, *text[cut:], *question)
-    return PasskeySample(ids, answer, depth, len(ids))
+    question = coder.encode(frame.question)
+    facts = [(depth, frame.fact.format(key=answer))]
+    drawn = rng.randrange(2**32)
+    ids = hide(
+        haystack, coder, num_tokens, facts, drawn if text_seed is None else text_seed, opening, question
+    )
+    return PasskeySample(tuple(ids), answer, depth, len(ids))
 
 
 def is_correct(output_text: str, answer: str) -> bool:

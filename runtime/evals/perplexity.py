@@ -74,7 +74,7 @@ class TokenText:
 
 @dataclass(slots=True)
 class Perplexity:
-    """The task: windows of each length, spread over the text or sliding by `stride`."""
+    """The task: windows of each length, ending at places spread over the text, or sliding by `stride`."""
 
     text: TokenText
     lengths: tuple[int, ...]
@@ -89,8 +89,8 @@ class Perplexity:
 
     def settings(self) -> Mapping[str, Any]:
         """The text, and which tokens of it count."""
-        windows = None if self.stride else self.samples
-        return {"text": self.text.fingerprint(), "stride": self.stride, "last": self.last, "windows": windows}
+        spread = None if self.stride else {"windows": self.samples, "longest": max(self.lengths)}
+        return {"text": self.text.fingerprint(), "stride": self.stride, "last": self.last, "spread": spread}
 
     def places(self) -> list[Place]:
         """`samples` windows of each length."""
@@ -109,11 +109,16 @@ class Perplexity:
     def _window(self, index: int, size: int, target: Target) -> list[int]:
         if self._tokens is None:
             self._tokens = self.text.tokens(target)
-        spare = len(self._tokens) - size
-        start = index * self.stride if self.stride else spare * index // max(1, self.samples - 1)
-        if size < 2 or start > spare:
+        start = index * self.stride if self.stride else self._end(index, target) - size
+        if size < 2 or start < 0 or start + size > len(self._tokens):
             raise InvalidRequest(
                 f"lengths: the text has {len(self._tokens)} tokens and window {index + 1} of {size} would end at "
                 f"{start + size}; give a longer text, shorter --lengths or fewer --samples"
             )
         return [int(token) for token in self._tokens[start : start + size]]
+
+    def _end(self, index: int, target: Target) -> int:
+        """Windows of every length end at the same places, so that the same tokens meet contexts of each length."""
+        assert self._tokens is not None
+        longest = max(self.lengths) - len(target.prefix())
+        return longest + int((len(self._tokens) - longest) * (index + 0.5) / self.samples)

@@ -104,11 +104,11 @@ def run(
 
     Raises what targets and tasks raise; what was finished until then is kept in `output`.
     """
-    identity = {"model": targets.model, **suite.settings()}
+    identity = {"task": suite.name, "model": targets.model, "seed": suite.seed}
     choices = {label: targets.settings(label) for label in targets.labels}
-    journal = Journal(output, identity, choices)
+    journal = Journal(output, identity, {"tasks": suite.settings(), "choices": choices})
     try:
-        for key, task in _plan(suite, targets):
+        for key, task in plan(suite, targets):
             known = journal.found.get(key)
             record = Record(key, known or task.measure(key.place, targets.at(key.preset, key.place.length)))
             if known is None:
@@ -119,17 +119,12 @@ def run(
     return summarise(suite, targets, journal)
 
 
-def num_samples(suite: Suite, targets: Targets) -> int:
-    """Samples of a whole run."""
-    return sum(len(task.places()) for task in suite.tasks) * len(targets.labels)
-
-
 def summarise(suite: Suite, targets: Targets, journal: Journal) -> Summary:
     """Rows in the order of the plan, whichever way the samples came in."""
     groups: dict[tuple[str, str, int | None, float | None], list[Outcome]] = {}
     records = []
     metrics = {task.name: task.metric for task in suite.tasks}
-    for key, task in _plan(suite, targets):
+    for key, task in plan(suite, targets):
         depth = key.place.depth if task.by_depth else None
         group = groups.setdefault((key.task, key.preset, key.place.length, depth), [])
         group.append(journal.found[key])
@@ -141,7 +136,8 @@ def summarise(suite: Suite, targets: Targets, journal: Journal) -> Summary:
     return Summary(suite, targets.model, targets.labels, tuple(rows), tuple(records))
 
 
-def _plan(suite: Suite, targets: Targets) -> Iterator[tuple[Key, Task]]:
+def plan(suite: Suite, targets: Targets) -> Iterator[tuple[Key, Task]]:
+    """Every sample of a run, in the order in which they are measured and reported."""
     for label in targets.labels:
         for task in suite.tasks:
             for place in task.places():

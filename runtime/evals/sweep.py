@@ -70,6 +70,8 @@ class SweepRow:
     oracle: float
     passkey: float
     samples: int
+    attended_tokens: int
+    """Mean keys that a head attended: sinks, chosen blocks and window, all rounded to whole blocks."""
 
     def as_json(self) -> dict[str, Any]:
         """All fields by name, those of the point first."""
@@ -142,7 +144,7 @@ def sweep(
 
 
 def _row(engine: LocalEngine, point: SweepPoint, samples: Sequence[PasskeySample]) -> SweepRow:
-    recalls, oracles, correct = [], [], 0
+    recalls, oracles, attended, correct = [], [], [], 0
     for sample in samples:
         probe = engine.probe()
         tokens = list(engine.generate(sample.prompt_ids, ANSWER_TOKENS))
@@ -150,9 +152,15 @@ def _row(engine: LocalEngine, point: SweepPoint, samples: Sequence[PasskeySample
         table = table_of(probe.samples)
         recalls.append(table.recall.mean())
         oracles.append(table.oracle.mean())
+        attended.append(np.mean([found.num_keys for found in probe.samples]))
     engine.close()
     return SweepRow(
-        point, float(np.mean(recalls)), float(np.mean(oracles)), correct / len(samples), len(samples)
+        point,
+        float(np.mean(recalls)),
+        float(np.mean(oracles)),
+        correct / len(samples),
+        len(samples),
+        round(float(np.mean(attended))),
     )
 
 

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from moorage.client import Client, GenerateOptions
+from moorage.client.types import Prompt
 from moorage.runtime.evals.haystack import Coder
+
+CHAT_TOKENS = 128
+"""Room that is left for what a chat template adds to a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +70,23 @@ class Targets(Protocol):
 class ServerTargets:
     """A running cluster; the choices are presets that a request may name."""
 
-    def __init__(self, client: Client, presets: Sequence[str] = ()) -> None:
-        """Without presets the cluster's own is asked for. Raises Unavailable when there is no server."""
-        self._client, self._info = client, client.models()[0]
+    def __init__(self, client: Client, presets: Sequence[str] = (), chat: bool = False) -> None:
+        """Without presets the cluster's own is asked for; `chat` sends prompts as a user's messages.
+
+        Raises Unavailable when there is no server.
+        """
+        self._client, self._info, self._chat = client, client.models()[0], chat
         self.model = self._info.name
         self.labels = tuple(presets) or (self._info.preset,)
 
     def settings(self, label: str) -> dict[str, Any]:
         """Only the preset's name: the server keeps its configuration to itself."""
-        return {"preset": label}
+        return {"preset": label} | ({"chat": True} if self._chat else {})
 
     def at(self, label: str, length: int | None) -> Target:  # noqa: ARG002  (the server takes any length)
         """The server under a preset."""
         preset = None if label == self._info.preset else label
-        return ServerTarget(self._client, preset, self._info.max_seq_len)
+        return ServerTarget(self._client, preset, self._info.max_seq_len, self._chat)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -108,12 +115,14 @@ class ServerCoder:
 class ServerTarget(ServerCoder):
     """A server under one preset; None is its own."""
 
-    def __init__(self, client: Client, preset: str | None, room: int) -> None:
+    def __init__(self, client: Client, preset: str | None, room: int, chat: bool = False) -> None:
         super().__init__(client)
-        self._preset, self.room = preset, room
+        self._preset, self._chat = preset, chat
+        self.room = room - CHAT_TOKENS if chat else room
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
         """Continues a prompt greedily."""
+        sent: Prompt = [{"role": "user", "content": self.decode(prompt)}] if self._chat else prompt
         start_s = time.monotonic()
         options: GenerateOptions = {
             "max_new_tokens": max_new_tokens,
@@ -122,7 +131,7 @@ class ServerTarget(ServerCoder):
         }
         if session is not None:
             options["session"] = session
-        result = self._client.generate(prompt, **options).result()
+        result = self._client.generate(sent, **options).result()
         seconds = time.monotonic() - start_s
         return Answer(result.text, seconds, result.usage.recall, result.usage.budget_tokens)
 

@@ -82,12 +82,8 @@ class Suite:
     seed: int = 0
 
     def settings(self) -> dict[str, Any]:
-        """What a run must share with another to go on with it."""
-        return {
-            "task": self.name,
-            "seed": self.seed,
-            **{task.name: dict(task.settings()) for task in self.tasks},
-        }
+        """What else decides the samples of each task."""
+        return {task.name: dict(task.settings()) for task in self.tasks}
 
 
 def spread(lengths: Sequence[int], samples: int, depths: Sequence[float] | None) -> list[Place]:

@@ -21,6 +21,7 @@ from moorage.runtime.sizing import (
     num_parameters,
     num_slots,
     pages_per_actor,
+    spare_device_bytes,
     token_bytes,
 )
 from moorage.workers.errors import InvalidConfig
@@ -160,6 +161,15 @@ def test_device_memory_limits_the_slots() -> None:
         InvalidConfig, match=r"gpu_workers\.device_memory: 15\.00 GiB is too little.*raise it"
     ):
         num_slots(replace(plan, device_memory=15 * GIB))
+
+
+def test_what_device_memory_leaves_goes_to_anchors() -> None:
+    plan = deployment()
+    total = device_sizes(plan).total_bytes
+    assert spare_device_bytes(plan) is None
+    assert spare_device_bytes(replace(plan, device_memory=total + 12345)) == 12345
+    tight = replace(plan, device_memory=total - 1)
+    assert spare_device_bytes(tight) == tight.device_memory - device_sizes(tight).total_bytes
 
 
 def test_pages_per_actor() -> None:

@@ -69,17 +69,18 @@ class BlockCache:
         self.num_hits = 0
         self.num_misses = 0
 
-    def ensure(self, layer: int, blocks: Int32) -> tuple[Int32, Int32, Int32]:
+    def ensure(self, layer: int, blocks: Int32, *, ahead: bool = False) -> tuple[Int32, Int32, Int32]:
         """Gives every block of `blocks` (distinct ids) a slot.
 
         Returns (slots of all blocks, blocks that must be fetched, the slots to fetch them into). The caller
-        fetches at once: from here on the cache counts them as present.
+        fetches at once: from here on the cache counts them as present. What is fetched `ahead` of its use is neither
+        hit nor miss yet.
         """
         self._tick += 1
         place = self._place[layer, blocks]
         missing = place < 0
         num_missing = int(np.count_nonzero(missing))
-        self.num_hits += len(blocks) - num_missing
+        self.num_hits += 0 if ahead else len(blocks) - num_missing
         self.num_misses += num_missing
         if num_missing:
             place[missing] = self._admit(layer, place[~missing], blocks[missing])
@@ -113,6 +114,11 @@ class BlockCache:
         """The slot that holds `block`, or -1."""
         place = self._place[layer, block]
         return int(self.slots[layer, place]) if place >= 0 else -1
+
+    def slots_of(self, layer: int, first_block: int, end_block: int) -> Int32 | None:
+        """The slots of blocks [first_block, end_block), or None where one of them is missing."""
+        places = self._place[layer, first_block:end_block]
+        return self.slots[layer, places] if (places >= 0).all() else None
 
     def forget(self, layer: int, first_block: int, end_block: int) -> None:
         """Drops blocks [first_block, end_block) of one layer: their rows in DRAM have changed."""

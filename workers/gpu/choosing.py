@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.rotation import rotate_heads
+from moorage.workers.gpu.device_scorer import DeviceScorer, Trial
 from moorage.workers.gpu.model.rope import cos_sin, rotate
 from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.session import Choice, WorkerSession
@@ -24,7 +26,17 @@ Int32 = NDArray[np.int32]
 class Chooser:
     """Chooses blocks for decode steps and for execution blocks of prefill."""
 
-    def __init__(self, kv: ShardedKv, layout: KvLayout, timer: PartTimer) -> None:
+    def __init__(
+        self,
+        kv: ShardedKv,
+        layout: KvLayout,
+        timer: PartTimer,
+        scorer: DeviceScorer | None = None,
+        trial: Trial | None = None,
+    ) -> None:
+        """`scorer` chooses for generated tokens where it can; with `trial` only while it is the faster way."""
+        self.scorer = scorer
+        self._trial = trial
         self._kv = kv
         self._layout = layout
         self._timer = timer
@@ -47,11 +59,11 @@ class Chooser:
         return rotate(queries, cos, sin)
 
     def for_decode(
-        self, session: WorkerSession, layer: int, query: Callable[[], torch.Tensor]
+        self, session: WorkerSession, layer: int, query: torch.Tensor, on_host: Callable[[], torch.Tensor]
     ) -> Int32 | None:
-        """Ids [S, k] of the distant blocks for the query [Hq, D]; None stands for all of them.
+        """Ids [S, k] of the distant blocks for `query` [Hq, D]; None stands for all of them.
 
-        `query` is called only when the shards are asked: on a GPU it waits for the device.
+        `on_host` is called only when the shards are asked: on a GPU it waits for the device.
         """
         assert session.decode_step is not None
         span = session.decode_step.span
@@ -63,11 +75,52 @@ class Chooser:
         kept = self._kept_choice(session, layer)
         if kept is not None:
             return _with_aged_blocks(kept, span)
-        scoring = self._decode_query(session, query(), span.position)
-        ids = self._select(session, layer, scoring, span.num_sinks, session.decode_step.limits, True)
-        choice = Choice(ids[0], session.decode_index, span.near_block)
+        ids = self._choose(session, layer, span, query, on_host)
+        choice = Choice(ids, session.decode_index, span.near_block)
         session.choices[layer] = choice
         return choice.ids
+
+    def _choose(
+        self,
+        session: WorkerSession,
+        layer: int,
+        span: Span,
+        query: torch.Tensor,
+        on_host: Callable[[], torch.Tensor],
+    ) -> Int32:
+        """Ids [S, k], by the shards or on the device."""
+        if self.scorer is None or not self.scorer.holds(session.session_id):
+            return self._from_shards(session, layer, span, on_host)
+        way = 1 if self._trial is None else self._trial.turn()
+        started = time.perf_counter()
+        ids = self._on_device(session, layer, span, query) if way else None
+        if ids is None:
+            ids = self._from_shards(session, layer, span, on_host)
+        if self._trial is not None:
+            self._trial.note(way, time.perf_counter() - started)
+        return ids
+
+    def _from_shards(
+        self, session: WorkerSession, layer: int, span: Span, on_host: Callable[[], torch.Tensor]
+    ) -> Int32:
+        assert session.decode_step is not None
+        scoring = self._decode_query(session, on_host(), span.position)
+        limits = session.decode_step.limits
+        chosen: Int32 = self._select(session, layer, scoring, span.num_sinks, limits, True)[0]
+        return chosen
+
+    def _on_device(self, session: WorkerSession, layer: int, span: Span, query: torch.Tensor) -> Int32 | None:
+        assert self.scorer is not None
+        with self._timer("select"):
+            return self.scorer.select(
+                session.session_id,
+                layer,
+                self.scoring_queries(session, query[None], span.position)[0],
+                first=span.num_sinks,
+                limit=span.near_block,
+                memory=session.memory,
+                scale=self._scale(session),
+            )
 
     def _decode_query(self, session: WorkerSession, query: torch.Tensor, position: int) -> Float32:
         """`scoring_queries` [1, Hq, D] of one query on the host."""

@@ -57,7 +57,7 @@ class CudaCopies:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._ring = StagingRing(staging)
         self._dma_bytes = dma_bytes
-        self._registered: dict[int, torch.Tensor] = {}
+        self._registered: dict[int, tuple[Arena, torch.Tensor]] = {}
 
     @classmethod
     def make(cls, kv: ShardedKv, layout: KvLayout, device: torch.device, staging_blocks: int) -> CudaCopies:
@@ -113,7 +113,7 @@ class CudaCopies:
         """
         known = self._registered.get(id(arena))
         if known is not None:
-            return known
+            return known[1]
         kv = arena.kv.view(np.float16) if arena.layout.kv_type is KvType.FP16 else arena.kv
         tensor = torch.from_numpy(kv)
         error = int(_runtime().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, _PORTABLE | _MAPPED))
@@ -122,13 +122,13 @@ class CudaCopies:
                 f"KV arena: cudaHostRegister of {tensor.nbytes} bytes failed with error {error}; raise "
                 "the limit of locked memory (ulimit -l) or lower kv_store.dram"
             )
-        self._registered[id(arena)] = tensor
+        self._registered[id(arena)] = (arena, tensor)
         return tensor
 
     def close(self) -> None:
         """See CopyEngine."""
         torch.cuda.synchronize(self._device)
-        for tensor in self._registered.values():
+        for _, tensor in self._registered.values():
             _runtime().cudaHostUnregister(tensor.data_ptr())
         self._registered.clear()
 

@@ -41,13 +41,20 @@ class DecodeAttention:
         importance: Importance,
         layout: KvLayout,
         timer: PartTimer,
+        prefetch: bool = False,
     ) -> None:
         self._importance = importance
         self.observer: Observer | None = None
+        self._prefetch = prefetch
         self._reader = reader
         self._chooser = chooser
         self._layout = layout
         self._timer = timer
+
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block."""
+        return self._layout.block_size
 
     def __call__(
         self, session: WorkerSession, layer: int, query: torch.Tensor, on_host: Callable[[], torch.Tensor]
@@ -59,7 +66,7 @@ class DecodeAttention:
         if session.memory.topk == 0:
             chosen: Int32 | None = np.empty((1, 0), np.int32)
         else:
-            chosen = self._chooser.for_decode(session, layer, on_host)
+            chosen = self._chooser.for_decode(session, layer, query, on_host)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
             if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:
@@ -98,6 +105,7 @@ class DecodeAttention:
         query: torch.Tensor,
         entries: Entries,
         kv_head: int | None = None,
+        rotations: Rotations | None = None,
     ) -> Partial:
         """Attention over blocks in slots; while those that are missing come, the others are attended.
 
@@ -111,14 +119,34 @@ class DecodeAttention:
         blocks, place = np.unique(entries.blocks, return_inverse=True)
         slots, missing, into = session.cache.ensure(layer, blocks)
         copies = self._reader.fetch(session.session_id, layer, missing, into)
+        if self._prefetch and layer + 1 < self._layout.num_layers:
+            self._fetch_ahead(session, layer + 1)
         if copies.pending:
             late = np.isin(slots, into)[place]
-            partial = self._attend_around(session, query, slots[place], entries, late, copies, kv_head)
+            partial = self._attend_around(
+                session, query, slots[place], entries, late, copies, kv_head, rotations
+            )
         else:
-            partial = self._attend(session, query, self._reader.slots, slots[place], entries, kv_head)
+            partial = self._attend(
+                session, query, self._reader.slots, slots[place], entries, kv_head, rotations
+            )
         if session.cache.scores_blocks:
             self._note_received(session, layer, query, entries, slots[place], kv_head, partial[1])
         return partial
+
+    def _fetch_ahead(self, session: WorkerSession, layer: int) -> None:
+        """Begins to fetch what `layer` will attend if it chooses as it did in the last step."""
+        if layer in session.ahead:
+            return
+        assert session.decode_step is not None
+        kept = session.choices.get(layer)
+        chosen = kept.ids[0] if kept is not None and len(kept.ids) == 1 else np.empty(0, np.int32)
+        likely = np.unique(np.concatenate((session.decode_step.always.blocks, chosen[chosen >= 0])))
+        # The token's own row is not stored in that layer yet.
+        likely = likely[likely < session.decode_step.span.position // self._layout.block_size]
+        _, missing, into = session.cache.ensure(layer, likely, ahead=True)
+        if len(missing):
+            session.ahead[layer] = self._reader.fetch(session.session_id, layer, missing, into)
 
     def _attend_resident(
         self,
@@ -162,6 +190,7 @@ class DecodeAttention:
         late: NDArray[np.bool_],
         copies: Copies,
         kv_head: int | None,
+        rotations: Rotations | None,
     ) -> Partial:
         """First what is there, then, once the copies are waited for, the `late` entries."""
         parts = []
@@ -170,7 +199,10 @@ class DecodeAttention:
                 copies.wait()
             if chosen.any():
                 some = entries.only(chosen)
-                parts.append(self._attend(session, query, self._reader.slots, slots[chosen], some, kv_head))
+                there = slots[chosen]
+                parts.append(
+                    self._attend(session, query, self._reader.slots, there, some, kv_head, rotations)
+                )
         if len(parts) == 1:
             return parts[0]
         with self._timer("attend"):
@@ -218,12 +250,12 @@ class DecodeAttention:
         rotations = rotations or session.rotations
         if rotations is not session.rotations:
             near = rotations.near_entries(span)
-        parts = [self._attend_slots(session, layer, query, near)]
+        parts = [self._attend_slots(session, layer, query, near, rotations=rotations)]
         everything = np.arange(span.near_block, dtype=np.int32)
         for piece, staged in self._reader.stream(session.session_id, layer, everything):
             entries = rotations.distant_entries(span, piece)
             slots = np.arange(len(piece), dtype=np.int32)
-            parts.append(self._attend(session, query, staged, slots, entries))
+            parts.append(self._attend(session, query, staged, slots, entries, rotations=rotations))
         outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
         return merge_lse(outs, lses)
 
@@ -250,17 +282,26 @@ class DecodeAttention:
         slots: Int32,
         entries: Entries,
         kv_head: int | None = None,
+        rotations: Rotations | None = None,
     ) -> Partial:
+        """`entries` are those of `rotations`, or of the session's own."""
+        assert session.decode_step is not None
         if kv_head is not None:
             blocks = blocks[:, :, kv_head : kv_head + 1]
+        rotations = rotations or session.rotations
         with self._timer("attend"):
-            return attend_blocks(query, blocks, **self._arguments(session, query, slots, entries))
+            if rotations.tables is None:
+                return attend_blocks(query, blocks, **self._arguments(session, query, slots, entries))
+            position, scale = session.decode_step.span.position, self._scale(session, query)
+            return rotations.tables.attend(query, blocks, slots, entries, position, scale)
 
     def _arguments(
         self, session: WorkerSession, query: torch.Tensor, slots: Int32, entries: Entries
     ) -> dict[str, Any]:
         """Of the kernels in `kernels.block_attention`, beside the query and the blocks."""
+        assert session.decode_step is not None
         rotations = session.rotations
+        entries = rotations.with_angles(session.decode_step.span.position, entries)
         return {
             "slot": slots,
             "begin": entries.begin,
@@ -270,8 +311,11 @@ class DecodeAttention:
             "rotate_keys": entries.rotate_keys,
             "offset_cos": rotations.offset_cos,
             "offset_sin": rotations.offset_sin,
-            "scale": rotations.view.attention_scale**2 / math.sqrt(query.shape[-1]),
+            "scale": self._scale(session, query),
         }
+
+    def _scale(self, session: WorkerSession, query: torch.Tensor) -> float:
+        return session.rotations.view.attention_scale**2 / math.sqrt(query.shape[-1])
 
     def _sample_recall(
         self, session: WorkerSession, layer: int, query: torch.Tensor, lse_chosen: torch.Tensor

@@ -8,24 +8,25 @@ from functools import partial
 
 import torch
 
-from moorage.workers.errors import InvalidRequest, MoorageError
+from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
-from moorage.workers.gpu.hand_over import HandOver
+from moorage.workers.gpu.device_scorer import Trial, device_scorer
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.rope import session_view
 from moorage.workers.gpu.output import OutputStage
 from moorage.workers.gpu.positions import Rotations, Span
 from moorage.workers.gpu.prefill_attention import PrefillAttention
-from moorage.workers.gpu.reader import BlockReader, storage_dtype
+from moorage.workers.gpu.reader import BlockReader
 from moorage.workers.gpu.session import DecodeStep, SessionStats, WorkerSession
+from moorage.workers.gpu.session_attention import SessionAttention
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.sizes import slots_per_layer
+from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import (
     AnchorSpace,
     ContinueSession,
@@ -61,22 +62,29 @@ class Engine:
     ) -> None:
         self._decoder, self._spec, self._layout, self._kv = decoder, spec, layout, kv
         self._device, self._settings = device, settings
-        self._storage = storage_dtype(layout.kv_type)
         self._pool = SlotPool(settings.num_slots)
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
-        self.copies = copies or copy_engine(kv, layout, device, settings.piece_blocks)
+        piece = settings.piece_blocks or piece_blocks(layout, device.type != "cuda")
+        self.copies = copies or copy_engine(kv, layout, device, piece)
         self._in_place = settings.in_place and isinstance(self.copies, DirectCopies)
         self._reader = BlockReader(
-            self.copies, layout, settings.num_slots, settings.piece_blocks, device, compute, self._timer
+            self.copies, layout, settings.num_slots, piece, device, compute, self._timer
         )
-        self._chooser = Chooser(kv, layout, self._timer)
-        self._importance = Importance(self._reader, kv, layout, self._timer)
+        self._scorer = device_scorer(kv, layout, device, settings)
+        trial = Trial() if settings.score_on == "auto" else None
+        self._chooser = Chooser(kv, layout, self._timer, self._scorer, trial)
+        self._importance = Importance(self._reader, kv, layout, self._timer, self._scorer)
         attention = (self._reader, self._chooser, self._importance, layout, self._timer)
-        self.decode = DecodeAttention(*attention)
-        self._prefill = PrefillAttention(*attention)
+        self.decode = DecodeAttention(*attention, prefetch=settings.prefetch)
+        prefill = PrefillAttention(*attention)
+        self._attention = SessionAttention(
+            kv, layout, self._reader, self._importance, self.decode, prefill, self._timer
+        )
         self._output = OutputStage(decoder, spec.vocab_size, self._timer)
         self.sessions: dict[int, WorkerSession] = {}
+        self._least_slots = False
+        """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
 
     def step(self, plan: StepPlan) -> StepResult:
         """Runs one plan: drops, opens, then one forward pass over all segments."""
@@ -89,13 +97,18 @@ class Engine:
         segments = self._begin(plan.segments, failed)
         sessions = [self.sessions[s.session_id] for s in segments]
         counts = _cache_counts(sessions)
-        results = self._forward(segments, sessions, failed) if segments else []
+        results = self._forward_in_room(segments, sessions, failed)
         results += [SegmentResult(session_id, error=why) for session_id, why in failed.items()]
         elapsed = time.perf_counter() - started
         parts = self._timer.take()
         parts["linear"] = elapsed - sum(parts.values())
         hits, misses = (now - then for now, then in zip(_cache_counts(sessions), counts, strict=True))
         return StepResult(plan.step_id, tuple(results), elapsed, parts, hits, misses)
+
+    @property
+    def slots_bytes(self) -> int:
+        """Device memory of all slots."""
+        return self._reader.slots.nbytes
 
     def check_integrity(self) -> None:
         """Raises if slots or block maps disagree; for tests and idle times."""
@@ -110,6 +123,67 @@ class Engine:
             action()
         except MoorageError as error:
             failed.setdefault(session_id, error)
+
+    def _forward_in_room(
+        self, segments: Sequence[Segment], sessions: Sequence[WorkerSession], failed: Failures
+    ) -> list[SegmentResult]:
+        """The forward pass; where the device has no memory left, again with fewer slots or fewer segments."""
+        while segments:
+            try:
+                return self._forward(segments, sessions, failed)
+            except torch.OutOfMemoryError:
+                pass  # what the failed pass held is free only after this
+            costs = {s.session_id: len(s.token_ids) for s in segments if s.session_id not in failed}
+            made_room = self._make_room()
+            largest = max(costs, key=lambda session_id: costs[session_id], default=None)
+            for session_id in costs:
+                if not self.sessions[session_id].repeatable or (session_id == largest and not made_room):
+                    failed[session_id] = _no_memory(session_id)
+            segments = [s for s in segments if s.session_id not in failed]
+            sessions = [self.sessions[s.session_id] for s in segments]
+        return []
+
+    def _attend_in_room(self, session: WorkerSession, run: Callable[[], None]) -> None:
+        """One session's attention; where the device has no memory left, once more with fewer slots."""
+        try:
+            run()
+            return
+        except torch.OutOfMemoryError:
+            pass
+        made_room = self._make_room()
+        try:
+            if made_room and session.repeatable:
+                run()
+                return
+        except torch.OutOfMemoryError:
+            pass
+        raise _no_memory(session.session_id)
+
+    def _make_room(self) -> bool:
+        """Leaves each session the slots that one of its steps needs, and gives the rest of them back to the device.
+
+        Nothing is lost, since slots only cache what lies in DRAM. False if there is nothing to give.
+        """
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        for session in self.sessions.values():
+            session.await_ahead()
+        least = {
+            session_id: slots_per_layer(session.memory, self._layout, 0) * self._layout.num_layers
+            for session_id, session in self.sessions.items()
+        }
+        needed = sum(least.values())
+        if needed >= self._pool.num_slots or self._least_slots:
+            return False
+        self._least_slots = True
+        num_slots = max(needed, self._pool.num_slots // 2)
+        self._reader.resize(num_slots)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._pool = SlotPool(num_slots)
+        for session in self.sessions.values():
+            session.cache = self._new_cache(session.memory, session.max_tokens)
+        return True
 
     def _open(self, opening: OpenSession | ContinueSession) -> None:
         if isinstance(opening, ContinueSession):
@@ -134,6 +208,13 @@ class Engine:
             rotations,
             anchor_view=rotations.view if rotated else None,
         )
+        self._mirror(opening)
+
+    def _mirror(self, opening: OpenSession | ContinueSession) -> None:
+        if self._scorer is not None:
+            self._scorer.drop(opening.session_id)
+            blocks = self._layout.num_blocks(opening.max_tokens)
+            self._scorer.open(opening.session_id, blocks, opening.memory)
 
     def _continue(self, opening: ContinueSession) -> None:
         """Keeps the first tokens of an open session, in DRAM, and makes it ready for another prompt."""
@@ -142,6 +223,7 @@ class Engine:
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
         self._kv.truncate(session.session_id, keep)
         del self.sessions[opening.session_id]
+        session.await_ahead()
         self._pool.give(session.cache.slots.reshape(-1))
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
@@ -154,11 +236,13 @@ class Engine:
             num_tokens=keep,
             anchor_view=session.anchor_view,
         )
+        self._mirror(opening)
 
     def _new_cache(self, memory: MemorySpec, max_tokens: int) -> BlockCache:
         """An empty cache on slots of its own. If ResourceExhausted is raised, nothing has changed."""
         layout, settings = self._layout, self._settings
-        per_layer = slots_per_layer(memory, layout, settings.max_cached_block)
+        max_cached = 0 if self._least_slots else settings.max_cached_block
+        per_layer = slots_per_layer(memory, layout, max_cached)
         slots = self._pool.take(per_layer * layout.num_layers)
         return BlockCache(
             slots,
@@ -171,11 +255,15 @@ class Engine:
     def _drop(self, session_id: int) -> None:
         session = self.sessions.pop(session_id, None)
         if session is not None:
+            session.await_ahead()
             self._pool.give(session.cache.slots.reshape(-1))
+        if self._scorer is not None:
+            self._scorer.drop(session_id)
         self._kv.drop(session_id)
 
     def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
-        return Rotations(session_view(self._spec.rope, memory, seq_len), memory, self._layout.block_size)
+        view = session_view(self._spec.rope, memory, seq_len)
+        return Rotations(view, memory, self._layout.block_size, self._device)
 
     def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[Segment]:
         """Checks each segment against its session and sets the step's geometry; returns those that can run."""
@@ -250,7 +338,7 @@ class Engine:
         """Attention of all segments in one layer: q [T, Hq, D], k, v [T, Hkv, D] -> [T, Hq, D]."""
         if len(sessions) == 1 and not failed:
             try:
-                return self._attend_one(sessions[0], layer, q, k, v)
+                return self._attention(sessions[0], layer, q, k, v)
             except MoorageError as error:
                 failed[sessions[0].session_id] = error
                 return torch.zeros_like(q)
@@ -262,71 +350,18 @@ class Engine:
             if segment.session_id not in failed:
 
                 def run(rows: slice = rows, session: WorkerSession = session) -> None:
-                    out[rows] = self._attend_one(session, layer, q[rows], k[rows], v[rows]).to(out.dtype)
+                    out[rows] = self._attention(session, layer, q[rows], k[rows], v[rows]).to(out.dtype)
 
-                self._guard(failed, segment.session_id, run)
+                self._guard(failed, segment.session_id, partial(self._attend_in_room, session, run))
         return out
-
-    def _attend_one(
-        self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
-    ) -> torch.Tensor:
-        # Rounded once to the stored type, so that results do not depend on where a chunk ends.
-        keys, values = k.to(self._storage), v.to(self._storage)
-        if session.decode_step is not None:
-            return self._decode_one(session, layer, q[0], keys, values)[None]
-        self._append(session, layer, keys.cpu(), values.cpu())
-        self._forget(session, layer, session.num_tokens, session.num_tokens + len(keys))
-        out = self._prefill(session, layer, q, keys, values)
-        if self._importance.wants_tail(session):
-            self._keep_tail(session, layer, q)
-        return out
-
-    def _decode_one(
-        self,
-        session: WorkerSession,
-        layer: int,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-    ) -> torch.Tensor:
-        """Stores the new row, [1, Hkv, D] each, and attends; query and output are [Hq, D]."""
-        assert session.decode_step is not None
-        if session.decode_step.resident is not None:
-            self._append(session, layer, keys, values)
-            if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
-                self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
-            return self.decode(session, layer, query, lambda: query)
-        host = HandOver(query, keys, values)
-        block, row = divmod(session.num_tokens, self._layout.block_size)
-        slot = session.cache.slot_of(layer, block)
-        if slot >= 0:
-            with self._timer("append"):
-                self._reader.write_row(slot, row, keys[0], values[0])
-        # Where attention is only launched and finds the row in its slot, DRAM gets it while the device computes.
-        behind = slot >= 0 and self._reader.overlaps and not self._importance.reads_rows
-        if not behind:
-            self._append(session, layer, *host.rows())
-        out = self.decode(session, layer, query, host.query)
-        if behind:
-            self._append(session, layer, *host.rows())
-        return out
-
-    def _append(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """K, V [T, Hkv, D] of the host go to DRAM."""
-        with self._timer("append"):
-            self._kv.append(session.session_id, layer, session.num_tokens, keys, values)
-
-    def _forget(self, session: WorkerSession, layer: int, start: int, end: int) -> None:
-        session.cache.forget(layer, start // self._layout.block_size, self._layout.num_blocks(end))
-
-    def _keep_tail(self, session: WorkerSession, layer: int, queries: torch.Tensor) -> None:
-        """Keeps the prompt's last queries; after the last chunk they tell which keys matter."""
-        kept = session.tail_queries.get(layer)
-        joined = queries if kept is None else torch.cat((kept, queries))
-        session.tail_queries[layer] = joined[-session.memory.importance_queries :].float()
-        if session.num_tokens + len(queries) >= session.prompt_tokens:
-            self._importance.finish_prompt(session, layer, session.tail_queries.pop(layer))
 
 
 def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:
     return sum(s.cache.num_hits for s in sessions), sum(s.cache.num_misses for s in sessions)
+
+
+def _no_memory(session_id: int) -> ResourceExhausted:
+    return ResourceExhausted(
+        f"session {session_id}: the device has no memory left for its step; lower server.max_running, "
+        "long_context.chunk_size or gpu_workers.device_memory"
+    )

@@ -1,4 +1,4 @@
-"""What the host needs of a generated token in each layer: its query to choose by, its K and V to store."""
+"""What the host needs of new tokens in each layer: a query to choose by, K and V to store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class HandOver:
     """The one planned hand-over of a layer: copies that begin at once and are waited for when first looked at."""
 
     def __init__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """query [Hq, D]; keys, values [1, Hkv, D] in storage type; all on one device."""
+        """query [Hq, D]; keys, values [T, Hkv, D] in storage type; all on one device."""
         self._tensors = (query, keys, values)
         self._event: torch.cuda.Event | None = None
         if query.device.type == "cuda":
@@ -23,7 +23,7 @@ class HandOver:
         return self._tensors[0]
 
     def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """K, V [1, Hkv, D] on the host."""
+        """K, V [T, Hkv, D] on the host."""
         self._wait()
         return self._tensors[1], self._tensors[2]
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_importance import attention_lse, token_importance
+from moorage.workers.gpu.device_scorer import DeviceScorer
 from moorage.workers.gpu.model.rope import rotate
 from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.reader import BlockReader
@@ -41,7 +42,16 @@ class _View:
 class Importance:
     """Attention received by keys of one worker's sessions, sent to the store that makes anchors of it."""
 
-    def __init__(self, reader: BlockReader, kv: ShardedKv, layout: KvLayout, timer: PartTimer) -> None:
+    def __init__(
+        self,
+        reader: BlockReader,
+        kv: ShardedKv,
+        layout: KvLayout,
+        timer: PartTimer,
+        scorer: DeviceScorer | None = None,
+    ) -> None:
+        """`scorer` keeps copies of anchors that must follow."""
+        self._scorer = scorer
         self._reader, self._kv, self._layout, self._timer = reader, kv, layout, timer
         self._type = layout.anchor_type
 
@@ -97,7 +107,7 @@ class Importance:
     ) -> None:
         end, size = start + queries.shape[1], self._layout.block_size
         first, window = received.first_block * size, session.memory.local_windows_len
-        keys, _ = self._reader.rows(session.session_id, layer, received.first_block, end)
+        keys = self._window_keys(session, layer, received.first_block, end)
         received.make_room(
             self._layout.num_kv_heads, self._layout.num_blocks(end) * size - first, keys.device
         )
@@ -112,6 +122,13 @@ class Importance:
                 view.k_start,
             )
             received.add(view.k_start - first, found)
+
+    def _window_keys(self, session: WorkerSession, layer: int, first_block: int, end: int) -> torch.Tensor:
+        """K [Hkv, n, D] of tokens [first_block * B, end): from slots, where generated tokens find them, or DRAM."""
+        slots = session.cache.slots_of(layer, first_block, self._layout.num_blocks(end))
+        if slots is None:
+            return self._reader.rows(session.session_id, layer, first_block, end)[0]
+        return self._reader.keys_of(slots)[:, : end - first_block * self._layout.block_size]
 
     def finish_prompt(self, session: WorkerSession, layer: int, queries: torch.Tensor) -> None:
         """Makes anchors of the prompt, or preselects from it, by its last `queries` [R, Hq, D], un-rotated."""
@@ -142,6 +159,8 @@ class Importance:
         for start in range(0, len(blocks), REANCHOR_BLOCKS):
             part = blocks[start : start + REANCHOR_BLOCKS]
             self._kv.reanchor(session.session_id, layer, first + start, part)
+        if self._scorer is not None:
+            self._scorer.forget(session.session_id, layer, first)
 
     def _from_all(self, session: WorkerSession, layer: int, queries: torch.Tensor, end: int) -> torch.Tensor:
         """[Hkv, n * B]: what all keys receive from `queries` [Hq, R, D] at the end; causal softmax per head.

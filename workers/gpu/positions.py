@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from moorage.workers.gpu import device_turns
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.schemes import Variant, scheme_of
 from moorage.workers.spec import MemorySpec, Positions
@@ -67,8 +69,12 @@ class Entries:
     begin: Int32
     end: Int32
     angle_cos: Float32
+    """[n, rotary_dim / 2]; [n, 0] where a device multiplies the turns of `variant` and `base` itself."""
     angle_sin: Float32
     rotate_keys: NDArray[np.uint8]
+    variant: Int32
+    base: Int32
+    """Row of `Rotations.bases`; 0, the turn of position 0, where keys are used as stored."""
 
     @classmethod
     def of(cls, parts: Sequence[Entries]) -> Entries:
@@ -91,7 +97,7 @@ class Entries:
 
     def with_blocks(self, blocks: Int32) -> Entries:
         """The same rows and rotations of other blocks, as many."""
-        return Entries(blocks, self.begin, self.end, self.angle_cos, self.angle_sin, self.rotate_keys)
+        return replace(self, blocks=blocks)
 
 
 class Rotations:
@@ -101,7 +107,10 @@ class Rotations:
     by their offset in the block, so position 4 000 000 is as exact as position 4.
     """
 
-    def __init__(self, view: RopeView, memory: MemorySpec, block_size: int) -> None:
+    def __init__(
+        self, view: RopeView, memory: MemorySpec, block_size: int, device: torch.device | None = None
+    ) -> None:
+        """`device` is where generated tokens attend; None is this host."""
         self.view = view
         self._memory = memory
         self.block_size = block_size
@@ -110,9 +119,13 @@ class Rotations:
         self._inv_freq = view.inv_freq.numpy()
         self._offsets = self._turns(np.arange(block_size))
         self.offset_cos, self.offset_sin = _split(self._offsets)
-        self._bases = self._turns(np.zeros(1, np.int64))
+        self.bases = self._turns(np.zeros(1, np.int64))
+        """[n, rotary_dim / 2] turns of position i * block_size; it grows on demand."""
         self._near: tuple[Float32, Float32] | None = None
         self._clamp = _split(self._turns(np.array([memory.local_windows_len - 1])))
+        self._device = device
+        on_device = device is not None and device_turns.uses_tables(device)
+        self.tables = device_turns.DeviceTurns(self, device) if device is not None and on_device else None
 
     def exact(self) -> Rotations | None:
         """The same positions over every key, which recall is measured against; themselves unless topk is 0.
@@ -123,7 +136,7 @@ class Rotations:
             return self
         if self._memory.positions is Positions.ROLLING:
             return None
-        return Rotations(self.view, replace(self._memory, topk=None), self.block_size)
+        return Rotations(self.view, replace(self._memory, topk=None), self.block_size, self._device)
 
     @property
     def clamp(self) -> tuple[Float32, Float32]:
@@ -136,37 +149,57 @@ class Rotations:
 
     def keys(self, blocks: Int32) -> tuple[Float32, Float32]:
         """(cos, sin), each [n * block_size, rotary_dim / 2], of all keys of `blocks`."""
-        turns = self._base_turns(blocks)[:, None] * self._offsets
+        rows = self._base_rows(blocks)
+        turns = self.bases[rows][:, None] * self._offsets
         return _split(turns.reshape(-1, turns.shape[-1]))
 
     def entries(self, position: int, blocks: Int32) -> Entries:
         """What the query at `position` sees of `blocks`, in the order of the scheme's parts."""
         found = [self._empty]
         first = blocks.astype(np.int64) * self.block_size
-        here = np.array([position])
         for part in self.scheme.parts(position, position + 1):
             low, high = part.clipped(position, position + 1)
             begin, end = (np.clip(bound - first, 0, self.block_size) for bound in (low, high))
             seen = begin < end
             if not seen.any():
                 continue
-            turn = self._turns(self.scheme.query_positions(part.variant, here))
             rotated = self.scheme.rotates_keys(part.variant)
-            count = np.count_nonzero(seen)
-            cos, sin = _split(
-                turn * (self._base_turns(blocks[seen]).conj() if rotated else np.ones((count, 1)))
-            )
+            count = int(np.count_nonzero(seen))
+            base = self._base_rows(blocks[seen]) if rotated else np.zeros(count, np.int32)
             found.append(
                 Entries(
                     blocks[seen],
                     begin[seen].astype(np.int32),
                     end[seen].astype(np.int32),
-                    cos,
-                    sin,
+                    *(
+                        self._angles(position, part.variant, base)
+                        if self.tables is None
+                        else self._no_angles(count)
+                    ),
                     np.full(count, rotated, np.uint8),
+                    np.full(count, part.variant, np.int32),
+                    base,
                 )
             )
         return Entries.of(found)
+
+    def with_angles(self, position: int, entries: Entries) -> Entries:
+        """Entries of the query at `position`, with the angles that a device would multiply itself."""
+        if self.tables is None:
+            return entries
+        cos, sin = np.empty((2, len(entries.blocks), len(self._inv_freq)), np.float32)
+        for variant in np.unique(entries.variant):
+            met = entries.variant == variant
+            cos[met], sin[met] = self._angles(position, Variant(int(variant)), entries.base[met])
+        return replace(entries, angle_cos=cos, angle_sin=sin)
+
+    def _angles(self, position: int, variant: Variant, base: Int32) -> tuple[Float32, Float32]:
+        turn = self._turns(self.scheme.query_positions(variant, np.array([position])))
+        return _split(turn * self.bases[base].conj())
+
+    def _no_angles(self, count: int) -> tuple[Float32, Float32]:
+        none = np.empty((count, 0), np.float32)
+        return none, none
 
     def distant_entries(self, span: Span, blocks: Int32) -> Entries:
         """Blocks before the near ones, as the query of `span` sees them."""
@@ -195,12 +228,15 @@ class Rotations:
         if cut:
             end[far - 1], begin[far] = cut, cut
         end[-1] = back % size + 1
-        angles = np.empty((2, total, len(self._inv_freq)), np.float32)
-        for into, clamped, near in zip(angles, self._clamp, self._near_turns(), strict=True):
-            into[:far], into[far:] = clamped, near[back::-size]
+        angles = np.empty((2, total, 0 if self.tables else len(self._inv_freq)), np.float32)
+        if self.tables is None:
+            for into, clamped, near in zip(angles, self._clamp, self._near_turns(), strict=True):
+                into[:far], into[far:] = clamped, near[back::-size]
         rotate_keys = np.ones(total, np.uint8)
         rotate_keys[:far] = 0
-        return Entries(blocks, begin, end, angles[0], angles[1], rotate_keys)
+        variant, base = np.full(total, Variant.NEAR, np.int32), np.zeros(total, np.int32)
+        variant[:far], base[far:] = Variant.FAR, self._base_rows(blocks[far:])
+        return Entries(blocks, begin, end, angles[0], angles[1], rotate_keys, variant, base)
 
     def _near_turns(self) -> tuple[Float32, Float32]:
         """(cos, sin), each [window + block size, rotary_dim / 2], of queries by distance from a block's start."""
@@ -213,20 +249,20 @@ class Rotations:
         turns: NDArray[np.complex128] = np.exp(1j * angles)
         return turns
 
-    def _base_turns(self, blocks: Int32) -> NDArray[np.complex128]:
-        """[n, rotary_dim / 2] turns of the first keys of `blocks`, from a table that grows on demand."""
+    def _base_rows(self, blocks: Int32) -> Int32:
+        """Rows of `bases` at which the first keys of `blocks` stand."""
         first = self.scheme.key_positions(blocks.astype(np.int64) * self.block_size)
-        index = first // self.block_size
-        needed = int(index.max(initial=0)) + 1
-        if needed > len(self._bases):
-            self._bases = self._turns(np.arange(max(needed, 2 * len(self._bases))) * self.block_size)
-        return self._bases[index]
+        rows = (first // self.block_size).astype(np.int32)
+        needed = int(rows.max(initial=0)) + 1
+        if needed > len(self.bases):
+            self.bases = self._turns(np.arange(max(needed, 2 * len(self.bases))) * self.block_size)
+        return rows
 
     @property
     def _empty(self) -> Entries:
         none = np.empty(0, np.int32)
-        angles = np.empty((0, len(self._inv_freq)), np.float32)
-        return Entries(none, none, none, angles, angles, np.empty(0, np.uint8))
+        angles = np.empty((0, 0 if self.tables else len(self._inv_freq)), np.float32)
+        return Entries(none, none, none, angles, angles, np.empty(0, np.uint8), none, none)
 
 
 def _split(values: NDArray[np.complex128]) -> tuple[Float32, Float32]:

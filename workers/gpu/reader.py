@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.kernels.triton_support import has_triton
 from moorage.workers.gpu.copy_engine import DONE, Copies, CopyEngine
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.spec import KvLayout, KvType
@@ -49,8 +50,15 @@ class BlockReader:
         self._pieces = tuple(self._blocks(piece_blocks) for _ in range(2))
         self._under_way: Copies = DONE
 
+    def resize(self, num_slots: int) -> None:
+        """Takes another number of slots, all empty; whoever held some must ask for them anew."""
+        self.slots = self.slots[:0].clone()
+        self.slots = self._blocks(num_slots)
+
     def _blocks(self, count: int) -> torch.Tensor:
-        return torch.zeros((count, *self._block), dtype=self._dtype, device=self.device)
+        # In the middle of a step as well, they must be ordinary tensors that other threads may write.
+        with torch.inference_mode(False):
+            return torch.zeros((count, *self._block), dtype=self._dtype, device=self.device)
 
     @property
     def overlaps(self) -> bool:
@@ -115,6 +123,10 @@ class BlockReader:
         keys, values = (torch.cat([part[i] for part in parts], dim=1)[:, :count] for i in (0, 1))
         return keys, values
 
+    def keys_of(self, slots: Int32) -> torch.Tensor:
+        """K [Hkv, n * B, D] of blocks that lie in `slots`, in compute type, un-rotated."""
+        return self._dense(self.slots[torch.from_numpy(slots).to(self.device, torch.long), 0])
+
     def _dense(self, blocks: torch.Tensor) -> torch.Tensor:
         # [n, Hkv, B, D] -> [Hkv, n * B, D]; always a copy, since the buffer is used again
         num_blocks, num_heads, size, dim = blocks.shape
@@ -124,5 +136,10 @@ class BlockReader:
 
     def write_row(self, slot: int, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Writes one token's K and V, each [Hkv, D], into a slot."""
+        if self.device.type == "cuda" and has_triton():
+            from moorage.kernels.decode_inputs.triton import store_row
+
+            store_row(key, value, self.slots, slot, row)
+            return
         self.slots[slot, 0, :, row] = key
         self.slots[slot, 1, :, row] = value

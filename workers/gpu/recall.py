@@ -29,6 +29,8 @@ class RecallSample:
     """Distant blocks that any head attended."""
     masses: Float32
     """[len(blocks)] exact mass of each, the mean over heads."""
+    num_keys: int
+    """Keys that one head attended: sinks, its chosen blocks, and everything from the first near block on."""
 
 
 class RecallProbe:
@@ -64,6 +66,8 @@ class RecallProbe:
         recall = torch.exp(lse - lse_all)
         ids = span.candidates[None] if chosen is None else chosen
         blocks = np.unique(ids[ids >= 0])
+        size, chosen_per_row = self._decode.block_size, int(np.count_nonzero(ids >= 0)) // len(ids)
+        num_near = span.position + 1 - span.near_block * size
         self.samples.append(
             RecallSample(
                 session.decode_index,
@@ -72,6 +76,7 @@ class RecallProbe:
                 _oracle(masses, ids).cpu().numpy(),
                 tuple(blocks.tolist()),
                 masses.mean(dim=1).cpu().numpy()[blocks - span.num_sinks],
+                (span.num_sinks + chosen_per_row) * size + num_near,
             )
         )
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.block_cache import BlockCache
+from moorage.workers.gpu.copy_engine import Copies
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.positions import Entries, Rotations, Span
 from moorage.workers.kv.resident import Resident
@@ -122,6 +123,8 @@ class WorkerSession:
     stats: SessionStats = field(default_factory=SessionStats)
     tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
     """Queries of the last prompt tokens by layer, [n, Hq, D]; kept only where they decide something."""
+    ahead: dict[int, Copies] = field(default_factory=dict)
+    """By layer: blocks on their way into slots before the layer asks for them."""
     received: dict[int, ReceivedAttention] = field(default_factory=dict)
     """By layer; kept only for anchors that are made of it."""
     anchor_view: RopeView | None = None
@@ -131,6 +134,18 @@ class WorkerSession:
     """[vocab] int32 counts, kept only when a penalty is on."""
     last_logprobs: torch.Tensor | None = None
     """[vocab] of the last position, kept while prompt log-probabilities are asked for."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step that failed half-way can run again: it counted no attention that would count twice."""
+        return not self.received and not self.tail_queries
+
+    def await_ahead(self, layer: int | None = None) -> None:
+        """Waits for what was fetched ahead for `layer`, or for all layers."""
+        for each in (layer,) if layer is not None else tuple(self.ahead):
+            copies = self.ahead.pop(each, None)
+            if copies is not None:
+                copies.wait()
 
     @property
     def decode_index(self) -> int:

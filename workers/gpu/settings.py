@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moorage.workers.sizes import STREAM_PIECE_BLOCKS
 from moorage.workers.spec import KvLayout, ModelSpec
 
 CacheStrategy = Literal["lru", "fifo", "lru-s"]
+
+ScoreOn = Literal["auto", "cpu", "device"]
+"""Where anchors are scored for generated tokens; auto is the device if it is a GPU and proves faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +19,8 @@ class EngineSettings:
     """Sizes of one engine's device memory."""
 
     num_slots: int
-    piece_blocks: int = STREAM_PIECE_BLOCKS
-    """Blocks of one streamed piece."""
+    piece_blocks: int | None = None
+    """Blocks of one streamed piece; None is what suits the device."""
     max_cached_block: int | None = None
     """Slots per layer for chosen blocks; None is twice `topk`."""
     cache_strategy: CacheStrategy = "lru"
@@ -26,6 +28,11 @@ class EngineSettings:
     """On a CPU, attend generated tokens to blocks where they lie in the stores, if these are on this host."""
     score_decay: float = 0.1
     """Of a block's score from step to step, under lru-s."""
+    score_on: ScoreOn = "cpu"
+    anchor_bytes: int | None = None
+    """Device memory for anchors, under score_on other than cpu; None is unlimited."""
+    prefetch: bool = False
+    """While a layer computes, the blocks that the next one attended in the last step travel ahead."""
 
 
 @dataclass(frozen=True, slots=True)

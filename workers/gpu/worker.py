@@ -44,9 +44,9 @@ class GpuWorker:
         if self.device.type == "cpu":
             spec = settings.spec
             warm_up(settings.layout, spec.group_size, spec.rope.rotary_dim, len(links))
-        decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device)
+        self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device)
         self.engine = Engine(
-            decoder,
+            self.decoder,
             settings.spec,
             settings.layout,
             self._kv,

@@ -38,7 +38,9 @@ def compile_launches(run: Callable[[], object], target: GPUTarget = HOPPER) -> l
                 signature[parameter.name], constants[(place,)] = "constexpr", value
                 continue
             signature[parameter.name] = mangle_type(value)
-            divisible = not isinstance(value, float) and (isinstance(value, torch.Tensor) or value % 16 == 0)
+            if parameter.do_not_specialize or isinstance(value, float):
+                continue
+            divisible = isinstance(value, torch.Tensor) or value % 16 == 0
             if divisible:
                 aligned[(place,)] = [["tt.divisibility", 16]]
         source = ASTSource(self, signature, constants, aligned)

@@ -41,10 +41,9 @@ def launches() -> Iterator[None]:
     rms_norm.rms_norm(x, weight, 1e-5)
     rms_norm.add_rms_norm(x, x, weight, 1e-5)
     yield
-    qkv, turn = torch.zeros(3, 48, 128, dtype=torch.bfloat16), torch.zeros(3, 2, 64)
-    decode_inputs.turn_and_store(
-        qkv, 8, turn, turn, torch.zeros(2, 2, 8, 16, 128, dtype=HALF), ints(3), ints(3)
-    )
+    turn, slots = torch.zeros(1, 3, 64), torch.zeros(2, 2, 8, 16, 128, dtype=HALF)
+    decode_inputs.turn_queries(torch.zeros(1, 32, 128, dtype=torch.bfloat16), turn, turn)
+    decode_inputs.store_row(slots[0, 0, :, 0].contiguous(), slots[0, 1, :, 0].contiguous(), slots, 1, 3)
     yield
     for quest in (True, False):
         anchors = torch.zeros(9, 8, 2, 128, dtype=HALF)

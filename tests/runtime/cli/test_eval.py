@@ -63,7 +63,7 @@ def test_passkey_prints_a_table_and_writes_json(
 def test_json_stands_alone_on_stdout_with_a_row_for_each_depth(
     server: ToyServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = "--lengths 1K --samples 2 --depths 0,1 --preset keen --style garbage --json -"
+    flags = "--lengths 1K,1024 --samples 2 --depths 0,1,0 --preset keen,keen --style garbage --json -"
     assert run("passkey", "--address", server.address, *flags.split()) == 0
     report = report_of(capsys.readouterr().out)
     assert report["preset"] == "keen"
@@ -107,6 +107,7 @@ def test_presets_stand_side_by_side_and_a_second_run_asks_nothing(
     ("flags", "word", "code"),
     [
         (["--lengths", "big"], "--lengths", 2),
+        (["--lengths", "0"], "--lengths", 2),
         (["--depths", "0,2"], "--depths", 2),
         (["--samples", "0"], "--samples", 2),
         (["--explain-misses"], "--oracle-address", 2),
@@ -182,3 +183,107 @@ def test_extrapolation_lays_schemes_side_by_side(tmp_path: Path, capsys: pytest.
 def test_extrapolation_needs_a_model_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("extrapolation") == 2
     assert "--config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "task"),
+    [
+        (["needle", "--needles", "2"], "needle-2"),
+        (["kv-retrieval", "--form", "hex"], "kv-retrieval"),
+        (["ruler", "--tasks", "niah_single_1,vt"], "ruler"),
+    ],
+)
+def test_retrieval_commands(
+    server: ToyServer, capsys: pytest.CaptureFixture[str], arguments: list[str], task: str
+) -> None:
+    flags = ["--address", server.address, "--lengths", "3K,4K", "--samples", "1", "--json", "-"]
+    assert run(*arguments, *flags) == 0
+    report = report_of(capsys.readouterr().out)
+    rows = report["rows"]
+    assert isinstance(rows, list)
+    assert (report["task"], len(rows)) == (task, 4 if task == "ruler" else 2)
+    assert {row["accuracy"] for row in rows} == {0}
+    assert ("task" in rows[0]) is (task == "ruler")
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "entry"),
+    [
+        ("infinitebench", "passkey", {"context": "x", "input": "?", "answer": "1"}),
+        ("longbench", "qasper", {"context": "x", "input": "?", "answers": ["1"]}),
+        ("leval", "tpo", {"input": "x", "instructions": ["?"], "outputs": ["A"]}),
+        ("scrolls", "qasper", {"input": "x", "output": "1"}),
+    ],
+)
+def test_commands_on_files(
+    server: ToyServer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    family: str,
+    name: str,
+    entry: object,
+) -> None:
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text((json.dumps(entry) + "\n") * 3)
+    flags = [
+        "--address",
+        server.address,
+        "--truncate",
+        "middle",
+        "--max-length",
+        "2K",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    assert run(family, str(path), *flags) == 0
+    assert family in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (report["task"], report["rows"][0]["samples"]) == (family, 2 if family == "scrolls" else 3)
+    path.write_text(json.dumps(entry) + "\n{\n")
+    assert run(family, str(path), *flags[:2]) == 1
+    assert f"{name}.jsonl:2: is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["ruler", "--qa-file", "squad.json"], "TASK=FILE"),
+        (["infinitebench", "passkey=x.jsonl", "--max-length", "many"], "--max-length"),
+    ],
+)
+def test_malformed_options(capsys: pytest.CaptureFixture[str], arguments: list[str], word: str) -> None:
+    assert run(*arguments) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_few_tasks_stand_side_by_side(
+    server: ToyServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        "--trained",
+        "1K",
+        "--scales",
+        "1,2",
+        "--samples",
+        "2",
+        "--windows",
+        "1",
+        "--preset",
+        "full,keen",
+    ]
+    chosen = ["--tasks", "passkey,needle-4,kv-retrieval,perplexity", "--output", str(tmp_path / "out")]
+    assert run("extrapolation", "--address", server.address, *flags, *chosen) == 0
+    lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
+    columns = "preset|length|passkey|needle-4|kv-retrieval|perplexity|budget tokens|recall|seconds each"
+    assert lines[2].replace(" ", "") == f"|{columns.replace(' ', '')}|"
+    assert [line.split(" | ")[:5] for line in lines[4:8]] == [
+        ["| full", "1K", "0.0%", "0.0%", "0.0%"],
+        ["| full", "2K", "0.0%", "0.0%", "0.0%"],
+        ["| keen", "1K", "100.0%", "0.0%", "0.0%"],
+        ["| keen", "2K", "100.0%", "0.0%", "0.0%"],
+    ]
+    assert "(ppl " in lines[4]
+    assert "300 (29.3%)" in lines[4]
+    assert "0.500" in lines[4]
+    assert run("extrapolation", "--address", server.address, *flags, "--tasks", "riddles") == 2
+    assert "--tasks" in capsys.readouterr().err

@@ -175,7 +175,9 @@ def test_nobody_listens(cli: Cli) -> None:
 
 def test_ctrl_c_stops_the_work(server: ToyServer) -> None:
     server.engine.ended.clear()
-    code = "from moorage.runtime.cli import main; main()"
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listening}; from moorage.runtime.cli import main; main()"
     words = ["generate", "x", "--session", "endless", "--address", server.address]
     with subprocess.Popen(
         [sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -39,9 +39,9 @@ def losses(task: Perplexity, targets: ServerTargets) -> list[float]:
 
 
 def test_windows_are_spread_over_the_text(text: TokenText, targets: ServerTargets) -> None:
-    # A window of 21 is BOS and 20 tokens, all of them scored; it starts at 0, 90 and 180.
-    assert losses(Perplexity(text, (21,), 3), targets) == pytest.approx([9.5, 99.5, 189.5])
-    assert losses(Perplexity(text, (21,), 1), targets) == pytest.approx([9.5])
+    # A window of 21 is BOS and 20 tokens, all of them scored; it ends at 50, 110 and 170.
+    assert losses(Perplexity(text, (21,), 3), targets) == pytest.approx([39.5, 99.5, 159.5])
+    assert losses(Perplexity(text, (21,), 1), targets) == pytest.approx([99.5])
 
 
 def test_windows_slide(text: TokenText, targets: ServerTargets) -> None:
@@ -49,7 +49,9 @@ def test_windows_slide(text: TokenText, targets: ServerTargets) -> None:
 
 
 def test_only_the_last_tokens_count(text: TokenText, targets: ServerTargets) -> None:
-    assert losses(Perplexity(text, (21, 101), 1, last=2), targets) == pytest.approx([18.5, 98.5])
+    """They are the same ones at every length."""
+    assert losses(Perplexity(text, (21, 101), 1, last=2), targets) == pytest.approx([148.5, 148.5])
+    assert losses(Perplexity(text, (21, 201), 1, last=2), targets) == pytest.approx([198.5, 198.5])
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "uint32"])

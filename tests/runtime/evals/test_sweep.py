@@ -71,5 +71,7 @@ def test_one_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (row["anchor_type"], row["anchor_space"], row["budget_tokens"], row["samples"]) == (
         "QUEST", "plain", 128, 2,
     )  # fmt: skip
+    # Four chosen blocks, the sink block, and a window of 256 that begins anywhere in its first block.
+    assert 128 + 32 + 256 <= row["attended_tokens"] <= 128 + 32 + 256 + 31
     assert 0 < row["recall"] <= row["oracle"] + 1e-4 <= 1 + 2e-4
     assert "QUEST" in capsys.readouterr().out

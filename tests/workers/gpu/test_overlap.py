@@ -15,7 +15,7 @@ from moorage.workers.gpu.staging_ring import StagingRing
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, MemorySpec, Positions
+from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, MemorySpec, Positions, Segment, StepPlan
 from tests.emulated_copies import EmulatedCopies, Forgotten
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
@@ -110,6 +110,41 @@ def test_recall_streams_past_the_slots(llama: TinyModel) -> None:
     found = [recall for recall in recalls if recall is not None]
     assert len(found) == 11
     assert 0 < min(found) <= max(found) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("chunks", [(200,), (7, 130)])
+def test_chunks_that_choose_blocks_of_their_own(llama: TinyModel, chunks: tuple[int, ...]) -> None:
+    """Their rows must lie in DRAM before they attend."""
+    prompt = prompt_of(llama, 200)
+    got, want = (
+        Driver(llama.directory, llama.spec, copies=copies).prompt_logprobs(prompt, CHOSEN, chunks)
+        for copies in (emulated, None)
+    )
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", [HeadSelectMode.SHARED, HeadSelectMode.SEPARATE])
+@pytest.mark.parametrize("max_cached_block", [3, None])
+def test_blocks_that_travel_ahead_of_their_layer(
+    llama: TinyModel, mode: HeadSelectMode, max_cached_block: int | None
+) -> None:
+    axes = memory(topk=3, exc_block_size=32, n_init=16, head_select_mode=mode)
+    options = {"max_cached_block": max_cached_block}
+    driver = Driver(llama.directory, llama.spec, prefetch=True, copies=emulated, **options)  # type: ignore[arg-type]
+    check_same(driver, Driver(llama.directory, llama.spec, **options), prompt_of(llama, 180), axes, 36)  # type: ignore[arg-type]
+
+
+def test_the_first_token_finds_its_window_on_the_device_when_it_is_fetched_ahead(llama: TinyModel) -> None:
+    """Every layer but the first: there is nothing before it to travel beside."""
+    prompt, first_hits = prompt_of(llama, 180), []
+    for prefetch in (False, True):
+        driver = Driver(llama.directory, llama.spec, prefetch=prefetch, copies=emulated)
+        driver.step(opens=(driver.open(1, prompt, CHOSEN),))
+        driver.step(segments=(Segment(1, 0, tuple(prompt), sample=False),))
+        result = driver.worker.step(StepPlan(9, segments=(Segment(1, len(prompt), (5,), sample=True),)))
+        first_hits.append(result.cache_hits)
+    assert first_hits[0] == 0
+    assert first_hits[1] > 0
 
 
 @pytest.mark.parametrize("axes", [memory(), CHOSEN], ids=["streamed", "chosen"])

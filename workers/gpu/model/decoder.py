@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
 
-from moorage.kernels.rms_norm import rms_norm
+from moorage.kernels.rms_norm import add_rms_norm, rms_norm
+from moorage.workers.gpu.model.graphs import PieceGraphs, cuda_capture
 from moorage.workers.gpu.model.weights import (
     DecoderWeights,
     LayerWeights,
@@ -32,6 +33,8 @@ class Decoder:
     def __init__(self, spec: ModelSpec, weights: DecoderWeights) -> None:
         self.spec = spec
         self.weights = weights
+        self.graphs = PieceGraphs(self, cuda_capture()) if self.device.type == "cuda" else None
+        """Launches the pieces between two attentions at once, for few tokens."""
 
     @classmethod
     def load(
@@ -61,36 +64,66 @@ class Decoder:
 
     def forward(self, token_ids: Tensor, attend: Attend) -> Tensor:
         """Hidden states [T, hidden] after the final norm, of `token_ids`, int64 [T] on this device."""
-        eps = self.spec.rms_norm_eps
         with torch.inference_mode():
-            hidden = embedding(token_ids, self.weights.embed)
-            for index, layer in enumerate(self.weights.layers):
-                hidden += self._attention(index, layer, rms_norm(hidden, layer.input_norm, eps), attend)
-                self._add_mlp(layer, hidden)
-            return rms_norm(hidden, self.weights.norm, eps)
+            if self.graphs is not None and self.graphs.takes(len(token_ids)):
+                return self.graphs.forward(token_ids, attend)
+            hidden = self.embed(token_ids)
+            heads = self.inputs(0, hidden)
+            for index in range(len(self.weights.layers)):
+                heads = self.between(index, hidden, attend(index, *self.split(heads)))
+            return heads
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """[T, hidden]"""
+        return embedding(token_ids, self.weights.embed)
+
+    def split(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v of `heads` [T, Hq + 2 Hkv, D], as views."""
+        spec = self.spec
+        q, k, v = heads.split_with_sizes([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        return q, k, v
+
+    def inputs(self, index: int, hidden: Tensor) -> Tensor:
+        """What layer `index` attends with: q, k, v [T, Hq + 2 Hkv, D]."""
+        spec, layer = self.spec, self.weights.layers[index]
+        normed = rms_norm(hidden, layer.input_norm, spec.rms_norm_eps)
+        num_heads = spec.num_heads + 2 * spec.num_kv_heads
+        heads = linear(normed, layer.qkv, layer.qkv_bias).view(hidden.shape[0], num_heads, spec.head_dim)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k, v = self.split(heads)
+            q, k = (rms_norm(x, w, spec.rms_norm_eps) for x, w in ((q, layer.q_norm), (k, layer.k_norm)))
+            heads = torch.cat((q, k, v), dim=1)
+        return heads
+
+    def between(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
+        """All that lies between the attention of layer `index`, [T, Hq, D], and that of the next.
+
+        Adds to `hidden` in place; returns the next layer's inputs, or the final norm's output after the last.
+        """
+        layer, eps = self.weights.layers[index], self.spec.rms_norm_eps
+        self._add_mlp(
+            layer, hidden, linear(attended.to(hidden.dtype).flatten(1), layer.output, layer.output_bias)
+        )
+        if index + 1 < len(self.weights.layers):
+            return self.inputs(index + 1, hidden)
+        return rms_norm(hidden, self.weights.norm, eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits f32 [n, vocab] of `hidden` [n, hidden], rows that `forward` returned."""
         with torch.inference_mode():
             return linear(hidden, self.weights.lm_head).float()
 
-    def _attention(self, index: int, layer: LayerWeights, hidden: Tensor, attend: Attend) -> Tensor:
-        spec = self.spec
-        head_counts = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
-        heads = linear(hidden, layer.qkv, layer.qkv_bias).view(
-            hidden.shape[0], sum(head_counts), spec.head_dim
-        )
-        q, k, v = heads.split_with_sizes(head_counts, dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = rms_norm(q, layer.q_norm, spec.rms_norm_eps), rms_norm(k, layer.k_norm, spec.rms_norm_eps)
-        attended = attend(index, q, k, v).to(hidden.dtype)
-        return linear(attended.flatten(1), layer.output, layer.output_bias)
-
-    def _add_mlp(self, layer: LayerWeights, hidden: Tensor) -> None:
-        """Add the feed-forward part to `hidden` in place, in pieces whose workspace is bounded."""
+    def _add_mlp(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
+        """Adds `added`, then the feed-forward part, to `hidden` in place, in pieces whose workspace is bounded."""
         bytes_per_token = 3 * self.spec.intermediate_size * hidden.element_size()
         at_once = max(1, MLP_WORKSPACE_BYTES // bytes_per_token)
-        for piece in (hidden,) if hidden.shape[0] <= at_once else torch.split(hidden, at_once):
-            normed = rms_norm(piece, layer.post_norm, self.spec.rms_norm_eps)
+        whole = hidden.shape[0] <= at_once
+        pieces = (
+            [(hidden, added)]
+            if whole
+            else zip(*(torch.split(x, at_once) for x in (hidden, added)), strict=True)
+        )
+        for piece, more in pieces:
+            normed = add_rms_norm(piece, more, layer.post_norm, self.spec.rms_norm_eps)
             gate, up = linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
             piece += linear(silu(gate).mul_(up), layer.down, layer.down_bias)

@@ -50,9 +50,10 @@ class DecoderWeights:
     @property
     def num_bytes(self) -> int:
         """Memory of all tensors, each counted once."""
-        return sum({id(tensor): tensor.nbytes for tensor in self._tensors()}.values())
+        return sum({id(tensor): tensor.nbytes for tensor in self.tensors()}.values())
 
-    def _tensors(self) -> Iterator[Tensor]:
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them."""
         yield from (self.embed, self.norm, self.lm_head)
         for layer in self.layers:
             for field in fields(layer):
@@ -93,6 +94,18 @@ def load_weights(
         done_bytes += header.num_bytes
         if progress is not None:
             progress(done_bytes, total_bytes)
+    return weights
+
+
+def random_weights(spec: ModelSpec, device: torch.device, seed: int = 0) -> DecoderWeights:
+    """Weights of that shape in its own type, normal with a deviation of 0.02 and norms of 1: for measurements."""
+    weights = _allocate(spec, resolve_dtype("auto", spec), device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    for tensor in weights.tensors():
+        if tensor.dim() == 1:
+            tensor.fill_(1.0)
+        else:
+            tensor.normal_(0.0, 0.02, generator=generator)
     return weights
 
 

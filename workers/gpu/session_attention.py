@@ -1,0 +1,106 @@
+"""One session's attention in one layer: its new rows go to slots and DRAM, then its queries attend."""
+
+from __future__ import annotations
+
+import torch
+
+from moorage.workers.gpu.decode_attention import DecodeAttention
+from moorage.workers.gpu.hand_over import HandOver
+from moorage.workers.gpu.importance import Importance
+from moorage.workers.gpu.prefill_attention import PrefillAttention
+from moorage.workers.gpu.reader import BlockReader, storage_dtype
+from moorage.workers.gpu.session import WorkerSession
+from moorage.workers.gpu.timing import PartTimer
+from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.spec import KvLayout
+
+
+class SessionAttention:
+    """Of a prompt's chunk or of a generated token."""
+
+    def __init__(
+        self,
+        kv: ShardedKv,
+        layout: KvLayout,
+        reader: BlockReader,
+        importance: Importance,
+        decode: DecodeAttention,
+        prefill: PrefillAttention,
+        timer: PartTimer,
+    ) -> None:
+        self._kv, self._layout, self._reader, self._importance = kv, layout, reader, importance
+        self._decode, self._prefill, self._timer = decode, prefill, timer
+        self._storage = storage_dtype(layout.kv_type)
+
+    def __call__(
+        self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], un-rotated, from the session's end on."""
+        # Rounded once to the stored type, so that results do not depend on where a chunk ends.
+        keys, values = k.to(self._storage), v.to(self._storage)
+        if session.decode_step is not None:
+            return self._decode_one(session, layer, q[0], keys, values)[None]
+        # A chunk that selects may choose blocks of its own, which must be sealed.
+        exact = session.memory.exc_block_size == 0 or not session.memory.topk
+        host, behind = HandOver(q[0], keys, values), self._stores_behind and exact
+        if not behind:
+            self._append(session, layer, *host.rows())
+        self._forget(session, layer, session.num_tokens, session.num_tokens + len(keys))
+        out = self._prefill(session, layer, q, keys, values)
+        if behind:
+            self._append(session, layer, *host.rows())
+        if self._importance.wants_tail(session):
+            self._keep_tail(session, layer, q)
+        return out
+
+    def _decode_one(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """Stores the new row, [1, Hkv, D] each, and attends; query and output are [Hq, D]."""
+        assert session.decode_step is not None
+        if session.decode_step.resident is not None:
+            self._append(session, layer, keys, values)
+            if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
+                self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
+            return self._decode(session, layer, query, lambda: query)
+        host = HandOver(query, keys, values)
+        block, row = divmod(session.num_tokens, self._layout.block_size)
+        # A row that is written while its block is still on the way would be lost.
+        session.await_ahead(layer)
+        slot = session.cache.slot_of(layer, block)
+        if slot >= 0:
+            with self._timer("append"):
+                self._reader.write_row(slot, row, keys[0], values[0])
+        behind = slot >= 0 and self._stores_behind
+        if not behind:
+            self._append(session, layer, *host.rows())
+        out = self._decode(session, layer, query, host.query)
+        if behind:
+            self._append(session, layer, *host.rows())
+        return out
+
+    @property
+    def _stores_behind(self) -> bool:
+        """Whether DRAM may get new rows while the device computes: attention is only launched, and reads none."""
+        return self._reader.overlaps and not self._importance.reads_rows
+
+    def _append(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """K, V [T, Hkv, D] of the host go to DRAM."""
+        with self._timer("append"):
+            self._kv.append(session.session_id, layer, session.num_tokens, keys, values)
+
+    def _forget(self, session: WorkerSession, layer: int, start: int, end: int) -> None:
+        session.cache.forget(layer, start // self._layout.block_size, self._layout.num_blocks(end))
+
+    def _keep_tail(self, session: WorkerSession, layer: int, queries: torch.Tensor) -> None:
+        """Keeps the prompt's last queries; after the last chunk they tell which keys matter."""
+        kept = session.tail_queries.get(layer)
+        joined = queries if kept is None else torch.cat((kept, queries))
+        session.tail_queries[layer] = joined[-session.memory.importance_queries :].float()
+        if session.num_tokens + len(queries) >= session.prompt_tokens:
+            self._importance.finish_prompt(session, layer, session.tail_queries.pop(layer))
