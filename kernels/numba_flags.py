@@ -31,14 +31,18 @@ if "NUMBA_THREADING_LAYER" not in os.environ:
 
 
 _min_bytes = PARALLEL_MIN_BYTES
+_started = False
 
 
 def num_workers(num_bytes: int) -> int:
     """Threads worth waking for work that reads or writes `num_bytes`; 1 stands for the serial path."""
-    # Asked in any case: it starts the threads, and a kernel that was loaded from the disk cache before they run has
-    # nothing behind its calls of parallel ones.
-    threads = int(numba.get_num_threads())
-    return 1 if num_bytes < _min_bytes else threads
+    global _started
+    if not _started:
+        # A kernel that is loaded from the disk cache before the threads run has nothing behind its calls of parallel
+        # ones, and ends the process when it makes one.
+        numba.get_num_threads()
+        _started = True
+    return 1 if num_bytes < _min_bytes else int(numba.get_num_threads())
 
 
 @contextmanager

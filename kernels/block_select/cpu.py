@@ -14,7 +14,7 @@ from moorage.kernels.block_score.packing import pack_sums
 from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
-from moorage.kernels.simd import LANES, TILE, dots_1
+from moorage.kernels.simd import LANES, TILE, dots_1, prefetch
 from moorage.kernels.top_blocks.cpu import top_row
 
 Int32 = NDArray[np.int32]
@@ -156,7 +156,10 @@ def _select_coded(
 def _score_kept(anchors: Any, pages: Any, kept: Any, query: Any, part: Any, out: Any) -> None:
     """Exact scores of the blocks `kept` by their `part` of the anchors."""
     stored, page_size, size, last = anchors.reshape(-1), anchors.shape[1], len(query), len(kept) - 1
-    tile = np.empty(TILE, np.float32)
+    tile, line = np.empty(TILE, np.float32), LINE_BYTES // stored.itemsize
+    for i in kept:
+        for d in range(0, size, line):
+            prefetch(stored, pages[i] * page_size + part * size + d)
     for first in range(0, len(kept), TILE):
         a = pages[kept[first]] * page_size + part * size
         b = pages[kept[min(first + 1, last)]] * page_size + part * size
