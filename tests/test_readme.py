@@ -52,7 +52,8 @@ def test_shown_command_exists(words: list[str]) -> None:
     program, *arguments = words
     if program.rsplit("/", 1)[-1] == "runtime":
         flags = {word.split("=")[0] for word in arguments if word.startswith("-")}
-        subcommand = [word for word in arguments[:1] if not word.startswith("-")]
+        depth = 2 if arguments[0] in ("eval", "bench") else 1
+        subcommand = [word for word in arguments[:depth] if not word.startswith("-")]
         known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", help_of(*subcommand)))
         assert flags <= known, f"`runtime {' '.join(subcommand)}` has no {flags - known}"
     elif program == "make":
