@@ -20,9 +20,9 @@ from tokenizers import Tokenizer
 
 from deploy.training.model import Llama
 from deploy.training.prepare import Prepared, Text
-from deploy.training.recipe import read_recipe
+from deploy.training.recipe import RECIPE, read_recipe
 from deploy.training.tokenizer import BOS, special_id
-from deploy.training.train import RECIPE, prepared_in
+from deploy.training.train import prepared_in
 from deploy.training.trainer import CHECKPOINT
 from moorage.runtime.evals.haystack import Haystack, garbage_haystack, text_haystack, word_start
 from moorage.runtime.evals.passkey import FACT, QUESTION

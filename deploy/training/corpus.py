@@ -168,11 +168,8 @@ def read_corpus(folder: Path) -> list[Document]:
         return [Document(**json.loads(line)) for line in lines]
 
 
-def main() -> None:
-    """Write the corpus and say how much each source gives."""
-    parser = argparse.ArgumentParser(description="Collect the text that the reference model is trained on.")
-    parser.add_argument("--output", type=Path, required=True, help="folder for packages and corpus.jsonl")
-    folder: Path = parser.parse_args().output
+def collect(folder: Path) -> None:
+    """Write the corpus into `folder` and say how much each source gives."""
     download(folder / "packages")
     sizes: dict[str, list[int]] = {source.package: [0, 0] for source in SOURCES}
     with (folder / CORPUS_FILE).open("w", encoding="utf-8") as lines:
@@ -183,6 +180,13 @@ def main() -> None:
     for source in SOURCES:
         train, held_out = sizes[source.package]
         print(f"{source.package:<20} {source.licence:<14} {train:>10,} bytes  held out {held_out:>8,}")
+
+
+def main() -> None:
+    """Collect without training."""
+    parser = argparse.ArgumentParser(description="Collect the text that the reference model is trained on.")
+    parser.add_argument("--output", type=Path, required=True, help="folder for packages and corpus.jsonl")
+    collect(parser.parse_args().output)
 
 
 def _texts(path: Path, name: str) -> Iterator[str]:

@@ -5,7 +5,6 @@ python -m deploy.training.export --work WORK --output deploy/models/moorage-ref
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from deploy.training.model import Llama, Shape
-from deploy.training.recipe import Recipe, read_recipe
+from deploy.training.recipe import Recipe
 from deploy.training.tokenizer import BOS, EOS, save_tokenizer, special_id
-from deploy.training.train import RECIPE
-from deploy.training.trainer import CHECKPOINT
 
 MEAN_STEPS = 25
 """Steps that a point of the drawn curve is the mean of."""
@@ -87,25 +84,5 @@ def draw_losses(losses: list[float], recipe: Recipe, path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
-    """Export the checkpoint of a work folder."""
-    parser = argparse.ArgumentParser(description="Write a checkpoint in the Hugging Face layout.")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the tokenizer and the checkpoint")
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--output", type=Path, required=True, help="folder of the model")
-    arguments = parser.parse_args()
-    recipe = read_recipe(arguments.recipe)
-    state = torch.load(arguments.work / CHECKPOINT, map_location="cpu", weights_only=True)
-    model = Llama(recipe.shape)
-    model.load_state_dict(state["model"])
-    export(model, Tokenizer.from_file(str(arguments.work / "tokenizer.json")), arguments.output)
-    draw_losses(state["losses"], recipe, arguments.output / "loss.png")
-    print(f"{arguments.output}: step {state['step']}, {sum(w.numel() for w in model.parameters()):,} weights")
-
-
 def _write(path: Path, fields: dict[str, Any]) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -11,6 +11,9 @@ import yaml
 
 from deploy.training.model import Shape
 
+RECIPE = Path(__file__).with_name("moorage-ref.yaml")
+"""The recipe of the model that the project ships."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:

@@ -1,7 +1,6 @@
-"""Train the reference model.
+"""Train the reference model, from the packages of its text to a directory that can be served.
 
-    python -m deploy.training.corpus --output WORK
-    python -m deploy.training.train --work WORK
+    python -m deploy.training.train --work WORK --output deploy/models/moorage-ref
 
 A run that was stopped goes on where its last checkpoint was; with `--minutes` it stops by itself.
 """
@@ -15,12 +14,12 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from deploy.training.corpus import read_corpus
+from deploy.training.corpus import CORPUS_FILE, collect, read_corpus
+from deploy.training.export import draw_losses, export
 from deploy.training.prepare import Prepared, load_prepared, prepare, save_prepared
-from deploy.training.recipe import Recipe, read_recipe
+from deploy.training.recipe import RECIPE, Recipe, read_recipe
 from deploy.training.trainer import Trainer
 
-RECIPE = Path(__file__).with_name("moorage-ref.yaml")
 LOSS_STEPS = 10
 """Steps that a printed loss is the mean of."""
 
@@ -31,10 +30,16 @@ def main() -> None:
     work: Path = arguments.work
     recipe = read_recipe(arguments.recipe)
     torch.set_num_threads(arguments.threads)
-    trainer = Trainer(recipe, prepared_in(work, recipe), torch.device(arguments.device))
+    prepared = prepared_in(work, recipe)
+    trainer = Trainer(recipe, prepared, torch.device(arguments.device))
     if trainer.resume(work):
         print(f"Going on at step {trainer.step} of {recipe.num_steps}")
     run(trainer, work, arguments.minutes, arguments.checkpoint_minutes)
+    output: Path | None = arguments.output
+    if output is not None:
+        export(trainer.model, prepared.tokenizer, output)
+        draw_losses(trainer.losses, recipe, output / "loss.png")
+        print(f"Wrote {output} after step {trainer.step} of {recipe.num_steps}")
 
 
 def run(trainer: Trainer, work: Path, minutes: float, checkpoint_minutes: float) -> None:
@@ -62,7 +67,9 @@ def run(trainer: Trainer, work: Path, minutes: float, checkpoint_minutes: float)
 
 
 def prepared_in(work: Path, recipe: Recipe) -> Prepared:
-    """The tokenised corpus in `work`, made when it is not there yet."""
+    """The tokenised corpus in `work`; what is not there yet is downloaded and made."""
+    if not (work / CORPUS_FILE).is_file():
+        collect(work)
     if not (work / "words.json").is_file():
         print("Training the tokenizer and encoding the corpus")
         save_prepared(prepare(read_corpus(work), recipe.shape.vocab_size), work)
@@ -83,6 +90,7 @@ def _progress() -> Progress:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the reference model.")
     parser.add_argument("--work", type=Path, required=True, help="folder of the corpus and the checkpoints")
+    parser.add_argument("--output", type=Path, help="folder to write the model into when the run stops")
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="YAML file (default: moorage-ref.yaml)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many minutes")
     parser.add_argument("--checkpoint-minutes", type=float, default=3.0)

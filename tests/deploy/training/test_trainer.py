@@ -11,9 +11,9 @@ import torch
 
 from deploy.training.model import Shape
 from deploy.training.prepare import Prepared
-from deploy.training.recipe import Rates, Recipe, Stage, read_recipe
+from deploy.training.recipe import RECIPE, Rates, Recipe, Stage, read_recipe
 from deploy.training.tasks import Maker
-from deploy.training.train import RECIPE, run
+from deploy.training.train import run
 from deploy.training.trainer import Trainer, batch
 
 CPU = torch.device("cpu")
