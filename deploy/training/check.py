@@ -10,22 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from deploy.training.model import Llama
-from deploy.training.prepare import Prepared, Text
+from deploy.training.corpus import read_corpus
+from deploy.training.model import Llama, Shape
+from deploy.training.prepare import Text, encode_texts
 from deploy.training.recipe import RECIPE, read_recipe
 from deploy.training.tokenizer import BOS, special_id
-from deploy.training.train import prepared_in
 from deploy.training.trainer import CHECKPOINT
 from moorage.runtime.evals.haystack import Haystack, garbage_haystack, text_haystack, word_start
 from moorage.runtime.evals.passkey import FACT, QUESTION
+from moorage.workers.hf_config import read_model_spec
 
 NUM_PAIRS = 40
 _ADJECTIVES = (
@@ -51,7 +54,6 @@ class Problem:
     statements: tuple[str, ...]
     question: str
     answers: tuple[str, ...]
-    opening: str = ""
 
 
 def pass_key(rng: Random) -> Problem:
@@ -142,36 +144,47 @@ class Checker:
 
 
 @torch.inference_mode()
-def loss_of(model: Llama, text: Text, num_tokens: int, most_pieces: int = 10**9) -> float:
+def loss_of(model: Llama, text: Text, num_tokens: int) -> float:
     """Mean loss in nats a token over pieces of `num_tokens` of `text`, each read without what is before it."""
     total = count = 0.0
-    for piece in _pieces(text, num_tokens, most_pieces):
+    for piece in _pieces(text, num_tokens):
         logits = model.logits(model(piece[None, :-1])).float()
         total += float(torch.nn.functional.cross_entropy(logits[0], piece[1:], reduction="sum"))
         count += len(piece) - 1
     return total / count
 
 
-def read_model(folder: Path, recipe: Path) -> Llama:
-    """The model of the checkpoint in `folder`."""
+def checkpoint_model(work: Path, recipe: Path) -> tuple[Llama, Tokenizer]:
+    """The model of the checkpoint in `work`, as far as it is trained."""
     model = Llama(read_recipe(recipe).shape)
-    state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
-    print(f"step {state['step']}")
+    state = torch.load(work / CHECKPOINT, map_location="cpu", weights_only=True)
     model.load_state_dict(state["model"])
-    return model.eval()
+    return model.eval(), Tokenizer.from_file(str(work / "tokenizer.json"))
+
+
+def exported_model(folder: Path) -> tuple[Llama, Tokenizer]:
+    """A Llama model in the Hugging Face layout, in fp32. Its embeddings must be tied."""
+    spec = read_model_spec(folder)
+    shape = Shape(
+        **{name: getattr(spec, name) for name in Shape.__slots__ if hasattr(spec, name)},
+        max_tokens=spec.max_position_embeddings,
+        rope_theta=spec.rope.theta,
+    )
+    model = Llama(shape)
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name.removeprefix("model."): weight.float() for name, weight in weights.items()})
+    return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def main() -> None:
     """Print a line for each task."""
-    parser = argparse.ArgumentParser(description="Measure a checkpoint.")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the corpus and the checkpoint")
-    parser.add_argument("--recipe", type=Path, default=RECIPE)
-    parser.add_argument("--length", type=int, default=2048, help="tokens of a prompt with its answer")
-    parser.add_argument("--samples", type=int, default=50, help="prompts of each task")
-    arguments = parser.parse_args()
-    model = read_model(arguments.work, arguments.recipe)
-    prepared: Prepared = prepared_in(arguments.work, read_recipe(arguments.recipe))
-    checker = Checker(model, prepared.tokenizer)
+    arguments = _arguments()
+    work: Path = arguments.work
+    if arguments.model is None:
+        model, tokenizer = checkpoint_model(work, arguments.recipe)
+    else:
+        model, tokenizer = exported_model(arguments.model)
+    checker = Checker(model, tokenizer)
     for task in TASKS:
         try:
             right = checker.accuracy(task, arguments.length, arguments.samples)
@@ -179,13 +192,30 @@ def main() -> None:
             print(f"{task:<30} {error}", flush=True)
             continue
         print(f"{task:<30} {right} of {arguments.samples}", flush=True)
-    loss = loss_of(model, prepared.held_out, arguments.length)
-    print(f"held-out text: loss {loss:.3f} nats a token, perplexity {torch.tensor(loss).exp():.2f}")
+    texts = [document.text for document in read_corpus(work) if document.held_out]
+    text = encode_texts(tokenizer, texts)
+    loss = loss_of(model, text, arguments.length)
+    bits = loss * len(text.ids) / math.log(2) / sum(len(part.encode()) for part in texts)
+    print(
+        f"{'held-out text':<30} loss {loss:.3f} nats a token, perplexity {math.exp(loss):.2f}, {bits:.3f} bits a byte"
+    )
 
 
-def _pieces(text: Text, num_tokens: int, most_pieces: int) -> Iterator[torch.Tensor]:
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measure a checkpoint, or a model in the Hugging Face layout."
+    )
+    parser.add_argument("--work", type=Path, required=True, help="folder of the corpus and the checkpoint")
+    parser.add_argument("--model", type=Path, help="model directory to measure instead of the checkpoint")
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a prompt with its answer")
+    parser.add_argument("--samples", type=int, default=50, help="prompts of each task")
+    return parser.parse_args()
+
+
+def _pieces(text: Text, num_tokens: int) -> Iterator[torch.Tensor]:
     ids = torch.from_numpy(text.ids.astype("int64"))
-    for start in list(range(0, len(ids) - 1, num_tokens - 1))[:most_pieces]:
+    for start in range(0, len(ids) - 1, num_tokens - 1):
         yield ids[start : start + num_tokens]
 
 

@@ -106,17 +106,20 @@ def single_fact(phrases: Phrases, rng: Random, room: int) -> Facts:
     return Facts(statements, questions, _preamble(rng, attributes[0]))
 
 
-def keyed_facts(phrases: Phrases, rng: Random, room: int) -> Facts:
-    """Facts about several keys, of which some are asked for, one by one or together."""
+def keyed_facts(phrases: Phrases, rng: Random, room: int, asking: int = 1) -> Facts:
+    """Facts about several keys, of which some are asked for, one by one or together; `asking` times as many."""
     most = max(1, min(40, (room - 40) // _TOKENS_PER_FACT))
     count = min(most, rng.choice((1, 2, 4, 4, 6, 10, 40)))
     attribute, kind, form = phrases.attribute(), phrases.kind(), rng.choice(_KEYED)
     keys = _different(phrases.key, count)
     values = _different(lambda: phrases.value(kind), count)
     statements = [form.format(a=attribute, k=k, v=v) for k, v in zip(keys, values, strict=True)]
-    asked = rng.sample(range(count), min(count, rng.choice((1, 1, 2, 3, 4))))
+    asked = rng.sample(range(count), min(count, asking * rng.choice((1, 1, 2, 3, 4))))
     if len(asked) > 1 and rng.random() < 0.35:
-        names, answer = _series(rng, [keys[i] for i in asked]), _series(rng, [values[i] for i in asked])
+        names, answer = (
+            _series(rng, [keys[i] for i in asked[:4]]),
+            _series(rng, [values[i] for i in asked[:4]]),
+        )
         questions: tuple[Question, ...] = (
             _question(rng.choice(_TOGETHER_QUESTIONS), attribute, names, answer),
         )

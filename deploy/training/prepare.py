@@ -43,7 +43,9 @@ def prepare(documents: Sequence[Document], vocab_size: int) -> Prepared:
     seen = [document.text for document in documents if not document.held_out]
     tokenizer = train_tokenizer(seen, vocab_size)
     held_out = [document.text for document in documents if document.held_out]
-    return Prepared(tokenizer, _encode(tokenizer, seen), _encode(tokenizer, held_out), common_words(seen))
+    return Prepared(
+        tokenizer, encode_texts(tokenizer, seen), encode_texts(tokenizer, held_out), common_words(seen)
+    )
 
 
 def save_prepared(prepared: Prepared, folder: Path) -> None:
@@ -73,7 +75,8 @@ def common_words(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(word for word, count in counts.items() if count >= MIN_WORD_DOCUMENTS))
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> Text:
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Text:
+    """The texts one after the other, each ended by EOS."""
     eos = [special_id(tokenizer, EOS)]
     ids = [token for text in texts for token in (*tokenizer.encode(text).ids, *eos)]
     array = np.array(ids, dtype=np.uint16)

@@ -17,11 +17,15 @@ RECIPE = Path(__file__).with_name("moorage-ref.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the training: rows of `tokens` tokens, drawn by the shares in `mix`."""
+    """A part of the training: rows of `tokens` tokens, drawn by the shares in `mix`.
+
+    `asking`: how many times as many questions a context gets as in a short row.
+    """
 
     tokens: int
     steps: int
     mix: Mapping[str, float]
+    asking: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def read_recipe(path: Path) -> Recipe:
     fields: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     mixes = fields["mixes"]
     try:
-        stages = tuple(Stage(part["tokens"], part["steps"], mixes[part["mix"]]) for part in fields["stages"])
+        stages = tuple(Stage(**part | {"mix": mixes[part["mix"]]}) for part in fields["stages"])
         recipe = Recipe(
             fields["seed"],
             Shape(**fields["model"]),

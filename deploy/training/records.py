@@ -53,17 +53,22 @@ class Records:
     questions: tuple[Question, ...]
 
 
-def records(phrases: Phrases, rng: Random, room: int, count_tokens: Callable[[str], int]) -> Records | None:
-    """A list that fills `room` tokens more or less, or None when not even two records fit."""
+def records(
+    phrases: Phrases, rng: Random, room: int, count_tokens: Callable[[str], int], asking: int = 1
+) -> Records | None:
+    """A list that fills `room` tokens more or less, or None when not even two records fit.
+
+    A few of them are asked for, or `asking` times as many.
+    """
     style, key = rng.choice(_STYLES), _key_maker(phrases, rng)
     kind = rng.choice(("digits", "hex", "uuid", "word", "invented", "hex8", "uuid"))
     value = partial(phrases.hexadecimal, 8) if kind == "hex8" else partial(phrases.value, kind)
     trial = style.record.format(k=key(), v=value()) + style.between
     question = rng.choice(_QUESTIONS)
-    num_questions = min(rng.choice((1, 2, 4, 6)), max(1, room // 150))
-    asking = count_tokens(question + trial) * num_questions
+    num_questions = min(asking * rng.choice((1, 2, 4, 6)), max(1, asking * room // 150))
+    closing_tokens = count_tokens(question + trial) * num_questions
     each = count_tokens(trial)
-    count = min(90, int((room - asking - 20) / (1.08 * each)))
+    count = min(90, int((room - closing_tokens - 20) / (1.08 * each)))
     if count < 2:
         return None
     if rng.random() < 0.3:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from deploy.training.facts import Facts, chain_facts, keyed_facts, several_values, single_fact
@@ -37,19 +38,20 @@ class Sample:
 
 
 class Maker:
-    """Draws rows of tokens: plain text, repetitions, and questions about facts."""
+    """Draws rows of tokens: plain text, repetitions, and questions about facts, `asking` times as many of them."""
 
-    def __init__(self, prepared: Prepared, rng: Random) -> None:
+    def __init__(self, prepared: Prepared, rng: Random, asking: int = 1) -> None:
         self._tokenizer = prepared.tokenizer
         self._text = prepared.train
         self._rng = rng
+        self._asking = asking
         self._phrases = Phrases(rng, prepared.words)
         self._special = {token: [special_id(prepared.tokenizer, token)] for token in (BOS, EOS, USER, BOT)}
         self._kinds: Mapping[str, Callable[[int], Sample | None]] = {
             "text": self.text,
             "repeat": self.repeat,
             "single": lambda room: self._asked(single_fact, room),
-            "keyed": lambda room: self._asked(keyed_facts, room),
+            "keyed": lambda room: self._asked(partial(keyed_facts, asking=asking), room),
             "values": lambda room: self._asked(several_values, room),
             "chain": lambda room: self._asked(chain_facts, room),
             "records": self._records,
@@ -175,7 +177,7 @@ class Maker:
     def _records(self, room: int) -> Sample | None:
         """A list of records and questions about some of them, as many records as fit."""
         for _ in range(_TRIES):
-            made = records(self._phrases, self._rng, room, lambda text: len(self._encode(text)))
+            made = records(self._phrases, self._rng, room, lambda text: len(self._encode(text)), self._asking)
             if made is not None and len((sample := self._listed(made)).ids) <= room:
                 return sample
         return None

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from deploy.training.check import exported_model
 from deploy.training.export import draw_losses, export
 from deploy.training.model import Llama, Shape
 from deploy.training.prepare import Prepared
@@ -79,6 +80,14 @@ def engine_logits(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1)
 
     return decoder.logits(decoder.forward(ids, attend))
+
+
+def test_the_measurement_reads_it_back(exported: tuple[Llama, Path]) -> None:
+    model, folder = exported
+    again, tokenizer = exported_model(folder)
+    ids = ids_of(100)
+    assert torch.equal(ours(again, ids), ours(model, ids))
+    assert tokenizer.encode("Code 4071?").ids == TextTokenizer.load(folder).encode("Code 4071?")
 
 
 def test_both_tokenizers_render_and_encode_a_chat_alike(exported: tuple[Llama, Path]) -> None:

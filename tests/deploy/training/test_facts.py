@@ -80,6 +80,19 @@ def test_a_record_that_is_asked_for_is_in_the_list(seed: int, room: int) -> None
         assert question.value in question.answer
 
 
+def test_more_can_be_asked_for() -> None:
+    """Three times as many questions, about other keys each time."""
+    counts = {1: 0, 3: 0}
+    for seed in SEEDS:
+        for asking in counts:
+            made = records(*phrases(seed), 2000, len, asking)
+            assert made is not None
+            texts = [question.text + question.lead + question.answer for question in made.questions]
+            assert len(set(texts)) == len(texts)
+            counts[asking] += len(texts)
+    assert counts[3] > 2 * counts[1]
+
+
 def test_no_list_fits_into_nothing() -> None:
     assert records(*phrases(0), 10, len) is None
 
