@@ -13,7 +13,7 @@ from moorage.runtime.config import load_cluster_config
 from moorage.workers.hf_config import read_model_spec
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
-EXAMPLES = sorted(DEPLOY.rglob("*.yaml"))
+EXAMPLES = sorted(DEPLOY.glob("*.yaml"))
 MODEL = DEPLOY / "models" / "moorage-pilot"
 
 
