@@ -67,11 +67,6 @@ class TextTokenizer:
         """Text of `token_ids`; ids that the tokenizer does not know are left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
-    def token_text(self, token_id: int) -> str | None:
-        """The vocabulary's own spelling of one token, or None."""
-        token = self._tokenizer.id_to_token(token_id)
-        return None if token is None else str(token)
-
     @property
     def has_chat_template(self) -> bool:
         """Whether `render_chat` can work."""

@@ -1,15 +1,11 @@
-"""How the coordinator reaches its GPU worker: an actor, or an engine in this process."""
+"""How the coordinator reaches its GPU worker."""
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from moorage.workers.errors import Unavailable
 from moorage.workers.spec import StepPlan, StepResult
-
-if TYPE_CHECKING:
-    from moorage.workers.gpu.engine import Engine
 
 
 class WorkerHandle(Protocol):
@@ -19,18 +15,6 @@ class WorkerHandle(Protocol):
 
     async def step(self, plan: StepPlan) -> StepResult:
         """One forward pass. Raises Unavailable when the worker is gone."""
-
-
-class LocalWorker:
-    """An engine in this process, on a thread of its own."""
-
-    def __init__(self, engine: Engine, pid: int) -> None:
-        self._engine = engine
-        self.pid = pid
-
-    async def step(self, plan: StepPlan) -> StepResult:
-        """See WorkerHandle."""
-        return await asyncio.to_thread(self._engine.step, plan)
 
 
 class RayWorker:

@@ -23,8 +23,6 @@ class Ceilings:
     """Read by the device from its own memory."""
     link_bytes_per_s: float
     """From pinned host memory to the device."""
-    host_bytes_per_s: float
-    """Read by all cores from host memory."""
     flops: float
     """Of a square matrix product in the model's type."""
 
@@ -45,7 +43,7 @@ def measure_ceilings(
     factor = torch.randn(side, side, device=device).to(dtype)
     product_s = seconds(lambda: factor @ factor, device)
     flops = 2 * side**3 / product_s
-    ceilings = Ceilings(2 * num_bytes / copy_s, num_bytes / down_s, num_bytes / read_s, flops)
+    ceilings = Ceilings(2 * num_bytes / copy_s, num_bytes / down_s, flops)
     rows = [
         Row("ceiling-device-copy", copy_s, bytes=2 * num_bytes),
         Row("ceiling-host-to-device", down_s, bytes=num_bytes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,24 @@ MaxNewTokens = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class EntryOptions:
+    """Options of every command that reads files."""
+
+    samples: FileSamples = None
+    truncate: TruncateHow = Truncate.NONE
+    max_length: MaxLength = None
+    max_new_tokens: MaxNewTokens = None
+
+    def reading(self) -> Reading:
+        """How the files are read."""
+        try:
+            most = parse_tokens(self.max_length) if self.max_length else None
+        except ValueError as error:
+            raise typer.BadParameter(f"{self.max_length!r} {error}", param_hint="--max-length") from None
+        return Reading(self.samples, self.truncate, most, self.max_new_tokens)
+
+
 @eval_app.command(
     epilog=examples(
         "runtime eval infinitebench data/infinite-bench --truncate middle --output out",
@@ -60,10 +79,7 @@ MaxNewTokens = Annotated[
 def infinitebench(
     data: Data,
     run: RunOptions,
-    samples: FileSamples = None,
-    truncate: TruncateHow = Truncate.NONE,
-    max_length: MaxLength = None,
-    max_new_tokens: MaxNewTokens = None,
+    entries: EntryOptions,
 ) -> None:
     """Run InfiniteBench's tasks on local files.
 
@@ -71,8 +87,7 @@ def infinitebench(
     math_find, math_calc, code_run, code_debug, longbook_choice_eng, longbook_qa_eng, longbook_qa_chn,
     longbook_sum_eng and longdialogue_qa_eng.
     """
-    reading = _reading(samples, truncate, max_length, max_new_tokens)
-    _run("infinitebench", data, infinitebench_files.TASKS, infinitebench_files.infinitebench, reading, run)
+    _run("infinitebench", data, infinitebench_files.TASKS, infinitebench_files.infinitebench, entries, run)
 
 
 @eval_app.command(
@@ -86,18 +101,14 @@ def infinitebench(
 def longbench(
     data: Data,
     run: RunOptions,
-    samples: FileSamples = None,
-    truncate: TruncateHow = Truncate.NONE,
-    max_length: MaxLength = None,
-    max_new_tokens: MaxNewTokens = None,
+    entries: EntryOptions,
 ) -> None:
     """Run LongBench's data sets, of both versions, on local files.
 
     Version 1's files are {context, input, answers, all_classes} in JSONL, named after their data sets; version
     2's is data.json or longbench_v2.jsonl. Words of Chinese answers are told apart by character.
     """
-    reading = _reading(samples, truncate, max_length, max_new_tokens)
-    _run("longbench", data, longbench_files.TASKS, longbench_files.longbench, reading, run)
+    _run("longbench", data, longbench_files.TASKS, longbench_files.longbench, entries, run)
 
 
 @eval_app.command(
@@ -110,18 +121,14 @@ def longbench(
 def leval(
     data: Data,
     run: RunOptions,
-    samples: FileSamples = None,
-    truncate: TruncateHow = Truncate.NONE,
-    max_length: MaxLength = None,
-    max_new_tokens: MaxNewTokens = None,
+    entries: EntryOptions,
 ) -> None:
     """Run L-Eval's closed-ended tasks on local files.
 
     Files are {input, instructions, outputs} in JSONL. The tasks: coursera, quality, tpo,
     topic_retrieval_longchat, gsm100, codeU and sci_fi.
     """
-    reading = _reading(samples, truncate, max_length, max_new_tokens)
-    _run("leval", data, leval_files.TASKS, leval_files.leval, reading, run)
+    _run("leval", data, leval_files.TASKS, leval_files.leval, entries, run)
 
 
 @eval_app.command(
@@ -134,32 +141,20 @@ def leval(
 def scrolls(
     data: Data,
     run: RunOptions,
+    *,
     shots: Annotated[int, typer.Option(min=0, help="Solved entries before each prompt.")] = 1,
-    samples: FileSamples = None,
-    truncate: TruncateHow = Truncate.NONE,
-    max_length: MaxLength = None,
-    max_new_tokens: MaxNewTokens = None,
+    entries: EntryOptions,
 ) -> None:
     """Run few-shot tasks of SCROLLS on local files.
 
     The tasks: narrative_qa, qasper, qmsum and quality. Files are {input, output} or {context, input, answers}
     in JSONL; the first --shots entries are the examples.
     """
-    reading = _reading(samples, truncate, max_length, max_new_tokens)
 
     def make(name: str, path: Path, how: Reading) -> FileTask:
         return scrolls_files.scrolls(name, path, how, shots)
 
-    _run("scrolls", data, scrolls_files.TASKS, make, reading, run)
-
-
-def _reading(
-    samples: int | None, truncate: Truncate, max_length: str | None, max_new_tokens: int | None
-) -> Reading:
-    try:
-        return Reading(samples, truncate, parse_tokens(max_length) if max_length else None, max_new_tokens)
-    except ValueError as error:
-        raise typer.BadParameter(f"{max_length!r} {error}", param_hint="--max-length") from None
+    _run("scrolls", data, scrolls_files.TASKS, make, entries, run)
 
 
 def _run(
@@ -167,9 +162,10 @@ def _run(
     data: list[str],
     known: tuple[str, ...],
     make: Callable[[str, Path, Reading], FileTask],
-    reading: Reading,
+    entries: EntryOptions,
     run: RunOptions,
 ) -> None:
+    reading = entries.reading()
     tasks = tuple(make(name, path, reading) for name, path in find_files(data, known))
     with run.targets(reading.max_length) as targets:
         publish(measure(Suite(family, tasks), targets, run), run)

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -123,29 +123,41 @@ class RunOptions:
 
 
 def takes_run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command with a parameter `run: RunOptions` the options of its fields, in that place."""
+    """Gives a command the options of each parameter that is a dataclass, such as `run: RunOptions`, in its place."""
     signature = inspect.signature(command, eval_str=True)
-    hints = get_type_hints(RunOptions, include_extras=True)
-    own = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
-        )
-        for field in fields(RunOptions)
-        if field.default is not MISSING
+    bundles: dict[str, Any] = {
+        p.name: p.annotation for p in signature.parameters.values() if is_dataclass(p.annotation)
+    }
+    own = {name: _options_of(bundle) for name, bundle in bundles.items()}
+    parameters = [
+        option
+        for parameter in signature.parameters.values()
+        for option in own.get(parameter.name, [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)])
     ]
-    others = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in signature.parameters.values()]
-    place = next(index for index, parameter in enumerate(others) if parameter.name == "run")
-    parameters = [*others[:place], *own, *others[place + 1 :]]
 
     @functools.wraps(command)
     def call(**values: Any) -> None:
-        run = RunOptions(**{parameter.name: values.pop(parameter.name) for parameter in own})
-        command(run=run, **values)
+        made = {
+            name: bundle(**{option.name: values.pop(option.name) for option in own[name]})
+            for name, bundle in bundles.items()
+        }
+        command(**made, **values)
 
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del call.__wrapped__
     return call
+
+
+def _options_of(bundle: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(bundle, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(bundle)
+        if field.default is not MISSING
+    ]
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:
