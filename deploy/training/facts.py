@@ -76,6 +76,19 @@ _KEYED_QUESTIONS = (
     ("Now look for {k}. Which {a} was named?", "The {a} named for {k} was"),
     ("Q: {a} of {k}?", "A:"),
 )
+_FORWARD = (
+    *(form for form in _KEYED if form.find("{k}") < form.find("{v}")),
+    " One {a} for {k} is: {v}.",
+    " There is a {a} for {k}: {v}.",
+    " Of {k} the {a} is: {v}.",
+)
+"""A key before its value: what a small model can learn. The others it can only guess at."""
+_FORWARD_QUESTIONS = (
+    *_KEYED_QUESTIONS,
+    ("What is the {a} for {k} that the text gives?", "The {a} for {k} that the text gives is"),
+    ("Which is the {a} for {k} named in this text?", "The {a} for {k} named in this text is"),
+    ("What is the {a} for {k} that was noted above?", "The {a} for {k} that was noted above is"),
+)
 _SEVERAL_QUESTIONS = (
     ("What are all the {a}s of {k}?", "The {a}s of {k} are"),
     ("List every {a} of {k} that the text gives.", "The list for {k} is"),
@@ -106,16 +119,20 @@ def single_fact(phrases: Phrases, rng: Random, room: int) -> Facts:
     return Facts(statements, questions, _preamble(rng, attributes[0]))
 
 
-def keyed_facts(phrases: Phrases, rng: Random, room: int, asking: int = 1) -> Facts:
-    """Facts about several keys, of which some are asked for, one by one or together; `asking` times as many."""
+def keyed_facts(phrases: Phrases, rng: Random, room: int, asking: int = 1, forward: bool = False) -> Facts:
+    """Facts about several keys, of which some are asked for, one by one or together; `asking` times as many.
+
+    With `forward`, each key stands before its value, and there are more wordings.
+    """
     most = max(1, min(40, (room - 40) // _TOKENS_PER_FACT))
     count = min(most, rng.choice((1, 2, 4, 4, 6, 10, 40)))
-    attribute, kind, form = phrases.attribute(), phrases.kind(), rng.choice(_KEYED)
+    attribute, kind = phrases.attribute(), phrases.kind()
+    form = rng.choice(_FORWARD if forward else _KEYED)
     keys = _different(phrases.key, count)
     values = _different(lambda: phrases.value(kind), count)
     statements = [form.format(a=attribute, k=k, v=v) for k, v in zip(keys, values, strict=True)]
     asked = rng.sample(range(count), min(count, asking * rng.choice((1, 1, 2, 3, 4))))
-    if len(asked) > 1 and rng.random() < 0.35:
+    if len(asked) > 1 and rng.random() < (0.1 if forward else 0.35):
         names, answer = (
             _series(rng, [keys[i] for i in asked[:4]]),
             _series(rng, [values[i] for i in asked[:4]]),
@@ -124,7 +141,7 @@ def keyed_facts(phrases: Phrases, rng: Random, room: int, asking: int = 1) -> Fa
             _question(rng.choice(_TOGETHER_QUESTIONS), attribute, names, answer),
         )
     else:
-        shape = rng.choice(_KEYED_QUESTIONS)
+        shape = rng.choice(_FORWARD_QUESTIONS if forward else _KEYED_QUESTIONS)
         questions = tuple(_question(shape, attribute, keys[i], values[i]) for i in asked)
     return Facts(statements, questions, _preamble(rng, attribute))
 

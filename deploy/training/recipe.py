@@ -19,13 +19,14 @@ RECIPE = Path(__file__).with_name("moorage-ref.yaml")
 class Stage:
     """A part of the training: rows of `tokens` tokens, drawn by the shares in `mix`.
 
-    `asking`: how many times as many questions a context gets as in a short row.
+    `asking`: how many times as many questions a context gets as in a short row. `forward`: keys stand before values.
     """
 
     tokens: int
     steps: int
     mix: Mapping[str, float]
     asking: int = 1
+    forward: bool = False
 
 
 @dataclass(frozen=True, slots=True)

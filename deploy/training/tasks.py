@@ -38,9 +38,12 @@ class Sample:
 
 
 class Maker:
-    """Draws rows of tokens: plain text, repetitions, and questions about facts, `asking` times as many of them."""
+    """Draws rows of tokens: plain text, repetitions, and questions about facts, `asking` times as many of them.
 
-    def __init__(self, prepared: Prepared, rng: Random, asking: int = 1) -> None:
+    With `forward`, the key of a fact stands before its value.
+    """
+
+    def __init__(self, prepared: Prepared, rng: Random, asking: int = 1, forward: bool = False) -> None:
         self._tokenizer = prepared.tokenizer
         self._text = prepared.train
         self._rng = rng
@@ -51,7 +54,7 @@ class Maker:
             "text": self.text,
             "repeat": self.repeat,
             "single": lambda room: self._asked(single_fact, room),
-            "keyed": lambda room: self._asked(partial(keyed_facts, asking=asking), room),
+            "keyed": lambda room: self._asked(partial(keyed_facts, asking=asking, forward=forward), room),
             "values": lambda room: self._asked(several_values, room),
             "chain": lambda room: self._asked(chain_facts, room),
             "records": self._records,

@@ -86,7 +86,7 @@ class Trainer:
 def batch(recipe: Recipe, prepared: Prepared, step: int) -> tuple[Tensor, Tensor]:
     """Token ids int64 [B, T + 1] and loss weights f32 [B, T + 1] of one step."""
     stage = recipe.stage_at(step)
-    maker = Maker(prepared, Random(f"{recipe.seed}/{step}"), stage.asking)
+    maker = Maker(prepared, Random(f"{recipe.seed}/{step}"), stage.asking, stage.forward)
     rows = [maker.row(stage.tokens + 1, stage.mix) for _ in range(recipe.batch_tokens // stage.tokens)]
     return torch.tensor([row.ids for row in rows]), torch.tensor([row.weights for row in rows])
 

@@ -82,13 +82,13 @@ def select_blocks(
         item = anchors_layer.itemsize
         line, ahead = LINE_BYTES // item, TILE * max(1, PREFETCH_BYTES // (TILE * size * item))
         workers = min(num_workers(count * size * item * rows), count)
-        fits = _select(anchors, pages, problem, pooled, line, ahead, workers)
+        fits = select_exactly(anchors, pages, problem, pooled, line, ahead, workers)
     else:
         check_array("codes_layer", coded.codes_layer, (np.dtype(np.uint8),), (num_pages, size // 2))
         check_array("step", coded.step, FLOAT32, (size,))
         workers = min(num_workers(count * size // 2 * rows), count)
         codes, step, num_kept = coded
-        fits = _select_coded(anchors, pages, problem, pooled, codes, step, num_kept, workers)
+        fits = select_by_codes(anchors, pages, problem, pooled, codes, step, num_kept, workers)
     if not fits:
         raise ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {count}")
 
@@ -125,7 +125,10 @@ def _in_pieces(packed: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _select(anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, workers: Any) -> Any:
+def select_exactly(
+    anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, workers: Any
+) -> Any:
+    """`select_blocks` by the anchors alone; False where a limit does not fit the pages."""
     _, _, _, _, limits, begin, ids, scores = problem
     fits, packed = _packed(problem, len(pages))
     if not fits:
@@ -146,9 +149,10 @@ def _select(anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahea
 
 
 @njit(**SERIAL)
-def _select_coded(
+def select_by_codes(
     anchors: Any, pages: Any, problem: Any, coarse: Any, codes: Any, step: Any, num_kept: Any, workers: Any
 ) -> Any:
+    """`select_blocks` by codes, then by the anchors of the `num_kept` best."""
     _, _, _, _, limits, begin, ids, scores = problem
     fits, packed = _packed(problem, len(pages))
     if not fits:

@@ -122,7 +122,8 @@ def _by_bins(row: Any, ids: Any) -> Any:
     # Kept, since another loop's arithmetic might be ordered in another way.
     parts = np.empty(len(row), np.int16)
     for i in range(len(row)):
-        parts[i] = min(max(np.int32((row[i] - low) * factor), 0), BINS)
+        part = np.int32((row[i] - low) * factor)
+        parts[i] = max(0, part if part < BINS else BINS)
     for i in range(len(row)):
         counts[parts[i]] += 1
     edge, num_above = BINS, 0

@@ -156,7 +156,8 @@ def _coded(half: Storage, pages: NDArray[np.int32]) -> Coded:
     size = half[0].size
     low, high = np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32)
     extend_range(half, pages, np.zeros(size, np.float32), low, high)
-    step, codes = (high - low) / np.float32(LEVELS), np.empty((len(half), size // 2), np.uint8)
+    step = np.divide(high - low, LEVELS, dtype=np.float32)
+    codes = np.empty((len(half), size // 2), np.uint8)
     encode_anchors(half, pages, low, step, codes)
     return Coded(codes, step, KEPT_PER_CHOSEN * TOPK)
 

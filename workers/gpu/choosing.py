@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.rotation import rotate_heads
+from moorage.workers.errors import MoorageError
 from moorage.workers.gpu.device_scorer import DeviceScorer, Trial
 from moorage.workers.gpu.model.rope import cos_sin, rotate
 from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.session import Choice, WorkerSession
 from moorage.workers.gpu.timing import PartTimer
+from moorage.workers.kv.messages import SelectRequest
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import HeadSelectMode, KvLayout, Preselect
 
@@ -67,18 +69,65 @@ class Chooser:
         """
         assert session.decode_step is not None
         span = session.decode_step.span
-        memory = session.memory
-        if memory.topk is None or layer < memory.dense_layer_num or span.num_candidates <= memory.topk:
-            return None
-        if session.num_tokens < memory.dense_until:
+        if not _chooses(session, layer, span):
             return None
         kept = self._kept_choice(session, layer)
         if kept is not None:
             return _with_aged_blocks(kept, span)
         ids = self._choose(session, layer, span, query, on_host)
-        choice = Choice(ids, session.decode_index, span.near_block)
-        session.choices[layer] = choice
-        return choice.ids
+        session.choices[layer] = Choice(ids, session.decode_index, span.near_block)
+        return ids
+
+    def for_batch(self, layer: int, sessions: Sequence[WorkerSession], queries: torch.Tensor) -> None:
+        """Chooses for all `sessions` that need it in one call; `for_decode` then finds what was chosen.
+
+        queries [N, Hq, D], one for each session; those of sessions that decode no token are not looked at. Where one
+        session fails nothing is chosen, and each finds its own failure when it asks alone.
+        """
+        rows = [i for i, session in enumerate(sessions) if self._asks_shards(session, layer)]
+        if len(rows) < 2:
+            return
+        on_host = queries[rows].cpu()
+        requests = [
+            self._request(sessions[row], layer, query) for row, query in zip(rows, on_host, strict=True)
+        ]
+        try:
+            with self._timer("select"):
+                found = self._kv.select_together(requests)
+        except MoorageError:
+            return
+        for row, ids in zip(rows, found, strict=True):
+            session = sessions[row]
+            assert session.decode_step is not None
+            near_block = session.decode_step.span.near_block
+            session.choices[layer] = Choice(ids[0], session.decode_index, near_block)
+
+    def _asks_shards(self, session: WorkerSession, layer: int) -> bool:
+        """Whether the next token of a session needs a choice in one pass that the shards make."""
+        if session.decode_step is None or not _chooses(session, layer, session.decode_step.span):
+            return False
+        on_device = self.scorer is not None and self.scorer.holds(session.session_id)
+        two_passes = session.memory.preselect_block is Preselect.STEP
+        return not (on_device or two_passes) and self._kept_choice(session, layer) is None
+
+    def _request(self, session: WorkerSession, layer: int, query: torch.Tensor) -> SelectRequest:
+        memory, step = session.memory, session.decode_step
+        assert step is not None
+        assert memory.topk is not None
+        return SelectRequest(
+            session.session_id,
+            layer,
+            self._decode_query(session, query, step.span.position),
+            step.span.num_sinks,
+            step.limits,
+            memory.topk,
+            memory.head_select_mode is HeadSelectMode.SHARED,
+            self._scale(session),
+            memory.preselect_block is Preselect.PROMPT,
+            memory.head_pool,
+            memory.anchor_pool,
+            memory.head_select_mode is HeadSelectMode.PERHEAD,
+        )
 
     def _choose(
         self,
@@ -195,7 +244,17 @@ class Chooser:
         return session.rotations.view.attention_scale**2 / math.sqrt(self._layout.head_dim)
 
 
+def _chooses(session: WorkerSession, layer: int, span: Span) -> bool:
+    """Whether some of the candidates are chosen; otherwise all of them are attended."""
+    memory = session.memory
+    if not memory.topk or layer < memory.dense_layer_num or span.num_candidates <= memory.topk:
+        return False
+    return session.num_tokens >= memory.dense_until
+
+
 def _with_aged_blocks(kept: Choice, span: Span) -> Int32:
     """The kept ids and the blocks that have left the window since, so that no token falls between the two."""
+    if kept.near_block == span.near_block:
+        return kept.ids
     aged = np.arange(kept.near_block, span.near_block, dtype=np.int32)
     return np.concatenate((kept.ids, np.tile(aged, (len(kept.ids), 1))), axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 
 import torch
 
@@ -342,6 +343,7 @@ class Engine:
             except MoorageError as error:
                 failed[sessions[0].session_id] = error
                 return torch.zeros_like(q)
+        self._choose_together(layer, q, segments, sessions, failed)
         out = torch.zeros_like(q)
         start = 0
         for segment, session in zip(segments, sessions, strict=True):
@@ -354,6 +356,25 @@ class Engine:
 
                 self._guard(failed, segment.session_id, partial(self._attend_in_room, session, run))
         return out
+
+    def _choose_together(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        segments: Sequence[Segment],
+        sessions: Sequence[WorkerSession],
+        failed: Failures,
+    ) -> None:
+        """One question to each shard for all sessions that decode a token."""
+        starts = accumulate((len(segment.token_ids) for segment in segments), initial=0)
+        asking = [
+            (row, session)
+            for row, session in zip(starts, sessions, strict=False)
+            if session.decode_step is not None and session.session_id not in failed
+        ]
+        if len(asking) > 1:
+            rows, decoding = zip(*asking, strict=True)
+            self._chooser.for_batch(layer, decoding, q[list(rows)])
 
 
 def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:

@@ -97,6 +97,11 @@ class KvActor:
         with self._lock:
             return self._store.select(_owned(request))
 
+    def select_together(self, requests: list[SelectRequest]) -> list[SelectReply]:
+        """As `KvStore.select_together`."""
+        with self._lock:
+            return self._store.select_together([_owned(request) for request in requests])
+
     def score(self, request: SelectRequest) -> Float32:
         """As `KvStore.score`."""
         with self._lock:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from numpy.typing import ArrayLike
@@ -49,6 +49,9 @@ class Link(Protocol):
 
     def submit_select(self, request: SelectRequest) -> Callable[[], SelectReply]:
         """Asks for the best blocks of this shard alone."""
+
+    def submit_together(self, requests: Sequence[SelectRequest]) -> Callable[[], list[SelectReply]]:
+        """Asks for the best blocks of at least one request each of some sessions; all fail if one does."""
 
     def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
         """Asks for [R, Hq] log-sum-exp; the store keeps the logits for `submit_choose`."""
@@ -113,6 +116,11 @@ class LocalLink:
         """Computes at once."""
         reply = self._store.select(request)
         return lambda: reply
+
+    def submit_together(self, requests: Sequence[SelectRequest]) -> Callable[[], list[SelectReply]]:
+        """Computes at once."""
+        replies = self._store.select_together(requests)
+        return lambda: replies
 
     def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
         """Computes at once."""

@@ -68,15 +68,15 @@ class Channel:
         self.send(request._replace(window_bytes=self.window.num_bytes))
         return self.receive()
 
-    def send(self, request: Request) -> None:
-        """Sends a request whose reply `receive` waits for."""
-        self.post(request)
+    def send(self, *requests: Request) -> None:
+        """Sends requests, in one packet, whose one reply `receive` waits for."""
+        self.post(*requests)
         self._waiting = True
 
-    def post(self, request: Request) -> None:
+    def post(self, *requests: Request) -> None:
         """Sends a one-way message."""
         try:
-            self._sock.send(REQUEST.pack(*request), socket.MSG_NOSIGNAL)
+            self._sock.send(b"".join(REQUEST.pack(*each) for each in requests), socket.MSG_NOSIGNAL)
         except OSError as error:
             raise self._died(error) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple
 
 import numpy as np
@@ -42,14 +42,15 @@ class Connection:
         if self._window is None:
             return self._take_window()
         packet = self._sock.recv(MAX_PACKET_BYTES)
-        if len(packet) != REQUEST.size:
+        if not packet or len(packet) % REQUEST.size:
             return False
-        request = Request._make(REQUEST.unpack(packet))
+        request, *more = map(Request._make, REQUEST.iter_unpack(packet))
         if request.op == Op.COMMIT:
             self._commit(request)
-        else:
-            # A worker waits for each reply before it asks again, so a full socket means a broken worker.
-            self._sock.send(self._answer(request, self._window), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return not more
+        # A worker waits for each reply before it asks again, so a full socket means a broken worker.
+        reply = self._answer_together((request, *more)) if more else self._answer(request)
+        self._sock.send(reply, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         return True
 
     def close(self) -> None:
@@ -75,18 +76,45 @@ class Connection:
         except MoorageError as error:
             self._failures.setdefault(request.session_id, error)
 
-    def _answer(self, request: Request, window: Window) -> bytes:
+    def _answer(self, request: Request) -> bytes:
         failure = self._failures.pop(request.session_id, None)
         if failure is not None and request.op != Op.DROP:
             return pack_error(failure)
-        try:
-            window.follow(request.window_bytes)
+
+        def handle(window: Window) -> bytes:
             handler = _HANDLERS.get(request.op)
             if handler is None:
                 raise InvalidRequest(
                     f"mailbox: unknown operation {request.op}; use one version on both sides"
                 )
             return handler(self, request, window)
+
+        return self._guarded(handle, request)
+
+    def _answer_together(self, requests: Sequence[Request]) -> bytes:
+        """The one reply to several SELECT. A session's failed COMMIT stays to be told in answer to itself alone."""
+        for request in requests:
+            if request.session_id in self._failures:
+                return pack_error(self._failures[request.session_id])
+
+        def handle(window: Window) -> bytes:
+            if any(request.op != Op.SELECT for request in requests):
+                raise InvalidRequest(
+                    "mailbox: only SELECT can be asked together; use one version on both sides"
+                )
+            replies = self._store.select_together([self._request_of(each, window) for each in requests])
+            for request, reply in zip(requests, replies, strict=True):
+                _put_reply(request, window, reply)
+            return REPLY.pack(0, len(replies))
+
+        return self._guarded(handle, requests[-1])
+
+    def _guarded(self, handle: Callable[[Window], bytes], request: Request) -> bytes:
+        """What `handle` answers once the window is as large as `request` says, or its error."""
+        assert self._window is not None
+        try:
+            self._window.follow(request.window_bytes)
+            return handle(self._window)
         except MoorageError as error:
             return pack_error(error)
         except Exception as error:  # noqa: BLE001 - one request must not end the actor for all workers
@@ -144,10 +172,10 @@ class Connection:
 
     def _request_of(self, request: Request, window: Window) -> SelectRequest:
         rows, heads, dim = request.num_rows, request.num_heads, self._store.layout.head_dim
-        limits_offset = span(rows, heads, dim)
+        limits_offset = request.end + span(rows, heads, dim)
         return unpack_request(
             request,
-            window.floats(0, rows, heads, dim),
+            window.floats(request.end, rows, heads, dim),
             window.ints(limits_offset, rows),
             window.ints(limits_offset + span(rows), request.num_refined),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +22,7 @@ from moorage.workers.kv.messages import (
     StoreStats,
 )
 from moorage.workers.kv.window import span
-from moorage.workers.kv.wire import REPLY, STATS, Op, Request, pack_flags
+from moorage.workers.kv.wire import MAX_TOGETHER, REPLY, STATS, Op, Request, pack_flags
 
 _NO_BLOCKS = np.empty(0, np.int32)
 
@@ -98,6 +98,13 @@ class MailboxLink:
         offset = self._submit_queries(Op.SELECT, request)
         return lambda: self._collect_choice(offset, request)
 
+    def submit_together(self, requests: Sequence[SelectRequest]) -> Callable[[], list[SelectReply]]:
+        """As `KvStore.select_together`."""
+        groups = [requests[i : i + MAX_TOGETHER] for i in range(0, len(requests), MAX_TOGETHER)]
+        done = [reply for group in groups[:-1] for reply in self._submit_group(group)()]
+        collect = self._submit_group(groups[-1])
+        return lambda: [*done, *collect()]
+
     def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
         """As `KvStore.score`."""
         offset = self._submit_queries(Op.SCORE, request)
@@ -161,33 +168,60 @@ class MailboxLink:
 
     def _submit_queries(self, op: Op, request: SelectRequest) -> int:
         """Sends `request`; returns the offset of the answer in the window."""
+        self._channel.reserve(self._bytes_of(request))
+        header = self._put_queries(op, request, 0)
+        self._channel.send(header)
+        return header.reply_offset
+
+    def _submit_group(self, requests: Sequence[SelectRequest]) -> Callable[[], list[SelectReply]]:
+        """Sends what fits one packet."""
+        self._channel.reserve(sum(map(self._bytes_of, requests)))
+        headers, begin = [], 0
+        for request in requests:
+            headers.append(self._put_queries(Op.SELECT, request, begin))
+            begin = headers[-1].window_bytes
+        self._channel.send(*headers)
+
+        def collect() -> list[SelectReply]:
+            self._channel.receive()
+            return [
+                self._choice_at(header.reply_offset, request)
+                for header, request in zip(headers, requests, strict=True)
+            ]
+
+        return collect
+
+    def _bytes_of(self, request: SelectRequest) -> int:
+        """Bytes in the window of a request's arrays and its answer."""
         rows, heads, dim = request.queries.shape
-        limits_offset = span(rows, heads, dim)
+        refined = 0 if request.refine is None else len(request.refine)
+        answer = max(self._choice_bytes(request), span(rows, heads))
+        return span(rows, heads, dim) + span(rows) + span(refined) + answer
+
+    def _put_queries(self, op: Op, request: SelectRequest, begin: int) -> Request:
+        """Writes a request's arrays from `begin` of the window on; returns its header."""
+        rows, heads, dim = request.queries.shape
         refine = _NO_BLOCKS if request.refine is None else request.refine
+        limits_offset = begin + span(rows, heads, dim)
         refine_offset = limits_offset + span(rows)
-        offset = refine_offset + span(len(refine))
-        room = max(self._choice_bytes(request), span(rows, heads))
-        self._channel.reserve(offset + room)
-        self._channel.window.floats(0, rows, heads, dim)[:] = request.queries
+        self._channel.window.floats(begin, rows, heads, dim)[:] = request.queries
         self._channel.window.ints(limits_offset, rows)[:] = request.limits
         self._channel.window.ints(refine_offset, len(refine))[:] = refine
-        header = Request(
+        return Request(
             op,
             pack_flags(request),
             request.layer,
             request.session_id,
             request.first,
-            0,
+            begin,
             rows,
             heads,
             request.k,
             len(refine),
             request.scale,
-            offset,
-            offset + room,
+            refine_offset + span(len(refine)),
+            begin + self._bytes_of(request),
         )
-        self._channel.send(header)
-        return offset
 
     def _submit_lse(self, op: Op, session_id: int, lse: Float32, room: int) -> int:
         rows, heads = lse.shape
@@ -214,6 +248,9 @@ class MailboxLink:
 
     def _collect_choice(self, offset: int, request: SelectRequest) -> SelectReply:
         self._channel.receive()
+        return self._choice_at(offset, request)
+
+    def _choice_at(self, offset: int, request: SelectRequest) -> SelectReply:
         shape = self._choice_shape(request)
         ids = self._channel.window.ints(offset, *shape).copy()
         return SelectReply(ids, self._channel.window.floats(offset + span(*shape), *shape).copy())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,11 @@ class RayLink:
         """As `KvStore.select`."""
         return self._submit(request.session_id, self._handle.select.remote(request))
 
+    def submit_together(self, requests: Sequence[SelectRequest]) -> Callable[[], list[SelectReply]]:
+        """As `KvStore.select_together`."""
+        call = self._handle.select_together.remote(list(requests))
+        return lambda: self._together(call)
+
     def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
         """As `KvStore.score`."""
         return self._submit(request.session_id, self._handle.score.remote(request))
@@ -116,6 +121,10 @@ class RayLink:
 
     def _submit(self, session_id: int, call: Any) -> Callable[[], Any]:
         return lambda: self._get(session_id, call)
+
+    def _together(self, call: Any) -> list[SelectReply]:
+        replies: list[SelectReply] = self._wait(call)
+        return replies
 
     def _get(self, session_id: int, call: Any) -> Any:
         self._confirm(session_id)

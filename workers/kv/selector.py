@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from moorage.kernels.block_score import score_blocks, score_keys
-from moorage.kernels.block_select import select_blocks
+from moorage.kernels.block_select import SeveralCoded, select_blocks, select_blocks_together
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
@@ -31,6 +33,15 @@ class Kept:
         if end <= self.limit:
             return self.blocks
         return np.concatenate((self.blocks, np.arange(self.limit, end, dtype=np.int32)))
+
+
+class Asked(NamedTuple):
+    """A request with what the store knows of its session."""
+
+    request: SelectRequest
+    pages: Int32
+    num_sealed: int
+    kept: Kept | None
 
 
 @dataclass(slots=True)
@@ -66,13 +77,77 @@ class Selector:
             self._check(request)
             allowed = None if kept is None else kept.until(num_sealed)
             return self._faiss.select(request, pages, num_sealed, allowed)
-        one_vector = self._arena.layout.anchor_num == 1 and not request.perhead and request.refine is None
-        if one_vector and request.pooling is HeadPool.SUM:
+        if self._is_linear(request):
             return self._select_linear(request, pages, num_sealed, kept)
         scoring = self.score(request, pages, num_sealed, kept)
         reply = self.choose(scoring, self.lse(scoring) if request.pooling is HeadPool.SOFTMAX else None)
         self.release(scoring)
         return reply
+
+    def select_together(self, asked: Sequence[Asked]) -> list[SelectReply]:
+        """`select` for each of `asked`, in one call where they differ in sessions and queries alone."""
+        first = asked[0].request
+        alike = all(
+            self._is_linear(one.request)
+            and len(one.request.queries) == 1
+            and one.request.queries.shape == first.queries.shape
+            and (one.request.layer, one.request.k, one.request.shared) == (first.layer, first.k, first.shared)
+            for one in asked
+        )
+        if self._faiss is not None or not alike:
+            return [self.select(*one) for one in asked]
+        return self._select_linear_together(asked, first)
+
+    def _is_linear(self, request: SelectRequest) -> bool:
+        """Whether the scores of a block's heads are summed, so that one dot product gives the sum."""
+        one_vector = self._arena.layout.anchor_num == 1 and not request.perhead and request.refine is None
+        return one_vector and request.pooling is HeadPool.SUM
+
+    def _select_linear_together(self, asked: Sequence[Asked], first: SelectRequest) -> list[SelectReply]:
+        layout, count = self._arena.layout, len(asked)
+        self._check(first)
+        found = [_candidates(*one) for one in asked]
+        num_choices = first.num_choices(layout.num_kv_heads)
+        ids = np.empty((count, num_choices, first.k), np.int32)
+        scores = np.empty(ids.shape, np.float32)
+        bounds = np.cumsum([0, *(len(pages) for _, pages, _ in found)], dtype=np.int32)
+        scratch = self._borrow(num_choices * int(bounds[-1]))
+        select_blocks_together(
+            self._arena.anchors[first.layer],
+            np.concatenate([pages for _, pages, _ in found]),
+            bounds,
+            np.concatenate([one.request.queries for one in asked]),
+            np.concatenate([limits for _, _, limits in found]),
+            quest=self._quest,
+            scales=np.array([one.request.scale for one in asked], np.float32),
+            firsts=np.array(
+                [
+                    one.request.first if among is None else 0
+                    for one, (among, _, _) in zip(asked, found, strict=True)
+                ],
+                np.int32,
+            ),
+            ids=ids,
+            scores=scores,
+            scratch=scratch,
+            coded=self._coded_together(asked, first),
+        )
+        self._give_back(scratch)
+        for i, (among, _, _) in enumerate(found):
+            if among is not None and len(among):
+                ids[i] = np.where(ids[i] >= 0, among[ids[i]], np.int32(-1))
+        return [SelectReply(ids[i : i + 1], scores[i : i + 1]) for i in range(count)]
+
+    def _coded_together(self, asked: Sequence[Asked], first: SelectRequest) -> SeveralCoded:
+        size = self._arena.anchors[first.layer, 0].size
+        steps, num_kept = np.zeros((len(asked), size), np.float32), np.zeros(len(asked), np.int32)
+        if self._coarse is None:
+            return SeveralCoded(np.empty((0, size // 2), np.uint8), steps, num_kept)
+        for i, (request, pages, num_sealed, _) in enumerate(asked):
+            coded = self._coarse.of(request.session_id, request.layer, pages[:num_sealed], request.k)
+            if coded is not None:
+                steps[i], num_kept[i] = coded.step, coded.num_kept
+        return SeveralCoded(self._arena.codes[first.layer], steps, num_kept)
 
     def _select_linear(
         self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None

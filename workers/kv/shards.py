@@ -156,6 +156,22 @@ class ShardedKv:
         rows = [self._refine(request, row, ids[row], k) for row in range(len(queries))]
         return np.concatenate([ids for ids, _ in rows]), np.concatenate([scores for _, scores in rows])
 
+    def select_together(self, requests: Sequence[SelectRequest]) -> list[Int32]:
+        """Ids [1, S, k] for each of some sessions' requests of one row and a coarse pass alone, in one call a shard.
+
+        Raises what the first of them fails with; each asked alone, only its own session fails.
+        """
+        if len(self.links) == 1:
+            return [reply.ids for reply in self.links[0].submit_together(requests)()]
+        if any(request.pooling is HeadPool.SOFTMAX for request in requests):
+            return [self._choose(request)[0] for request in requests]
+        parts = [[self._of_shard(request, shard) for request in requests] for shard in range(len(self.links))]
+        replies = self._ask(lambda link, shard: link.submit_together(parts[shard]))
+        return [
+            merge_choices([of_shard[i] for of_shard in replies], self._blocks, request.k)[0]
+            for i, request in enumerate(requests)
+        ]
+
     def _refine(self, request: SelectRequest, row: int, kept: Int32, k: int) -> tuple[Int32, Float32]:
         """The fine pass of one row among the blocks `kept` [S, n]."""
         one = slice(row, row + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ from moorage.workers.kv.messages import (
     Storage,
     StoreStats,
 )
-from moorage.workers.kv.selector import Kept, Scoring, Selector
+from moorage.workers.kv.selector import Asked, Kept, Scoring, Selector
 from moorage.workers.spec import AnchorSpace, KvLayout
 
 
@@ -164,6 +165,12 @@ class KvStore:
     def select(self, request: SelectRequest) -> SelectReply:
         """The best blocks of this shard alone; exact with several shards unless the pooling is SOFTMAX."""
         return self._selector.select(request, *self._candidates(request))
+
+    def select_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
+        """`select` for each of some sessions, at least one, in one call where it can be one."""
+        return self._selector.select_together(
+            [Asked(request, *self._candidates(request)) for request in requests]
+        )
 
     def score(self, request: SelectRequest) -> Float32:
         """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `choose`."""

@@ -4,6 +4,7 @@
                worker -> server   one byte + the window's descriptor
     request:   the worker writes the arrays at the start of the window, then sends one REQUEST
     reply:     the server writes the arrays at `reply_offset` of the window, then sends one REPLY
+    several SELECT in one packet, one behind the other, have one REPLY
     COMMIT has no reply; its error is the status of the next reply for its session, except DROP's.
 
 Packets of a Unix SOCK_SEQPACKET socket stay whole and in order, and an end that dies closes it at once.
@@ -26,6 +27,8 @@ REPLY = struct.Struct("<ii")
 STATS = struct.Struct("<7q")
 _HELLO = struct.Struct("<4iq16s16si16si16s?q")
 MAX_PACKET_BYTES = 4096
+MAX_TOGETHER = MAX_PACKET_BYTES // REQUEST.size
+"""Requests of one packet."""
 
 _FLAGS = {"shared": 1, "use_preselected": 2, "perhead": 4}
 _ANCHOR_SUM, _REFINE, _POOLING_SHIFT = 8, 16, 8
@@ -66,7 +69,8 @@ class Request(NamedTuple):
     start: int = 0
     """First token of COMMIT, first block of SELECT, SCORE and REANCHOR; limit of KEEP; angles of OPEN."""
     end: int = 0
-    """End of COMMIT; blocks of OPEN and RESIZE; tokens of TRUNCATE; number of ids of KEEP."""
+    """End of COMMIT; blocks of OPEN and RESIZE; tokens of TRUNCATE; number of ids of KEEP; offset of the arrays of
+    SELECT and SCORE."""
     num_rows: int = 0
     """Rows of SELECT and SCORE, blocks of REANCHOR; of an OPEN with angles, its shard."""
     num_heads: int = 0

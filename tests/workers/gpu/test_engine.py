@@ -12,6 +12,7 @@ import torch
 
 from moorage.workers.errors import StoreFull
 from moorage.workers.gpu.settings import CacheStrategy
+from moorage.workers.kv.messages import SelectReply, SelectRequest
 from moorage.workers.spec import (
     AnchorType,
     HeadSelectMode,
@@ -173,7 +174,9 @@ def test_a_budget_that_covers_every_block_equals_full(
     np.testing.assert_allclose([p for _, p in got_tokens], [p for _, p in want_tokens], atol=1e-4)
 
 
-def test_sessions_in_one_batch_get_what_each_gets_alone(llama: TinyModel) -> None:
+def test_sessions_in_one_batch_get_what_each_gets_alone(
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     axes = memory(topk=2, exc_block_size=16, positions=Positions.CLAMPED)
     prompts = [prompt_of(llama, length, seed) for seed, length in enumerate((150, 33, 90))]
     driver = Driver(llama.directory, llama.spec)
@@ -181,6 +184,14 @@ def test_sessions_in_one_batch_get_what_each_gets_alone(llama: TinyModel) -> Non
     opens = tuple(driver.open(i, p, axes, 10) for i, p in enumerate(prompts))
     segments = tuple(Segment(i, 0, tuple(p[:-1]), sample=False) for i, p in enumerate(prompts))
     driver.step(opens=opens, segments=segments)
+    asked: list[int] = []
+    select = driver.stores[0].select_together
+
+    def noted(requests: list[SelectRequest]) -> list[SelectReply]:
+        asked.append(len(requests))
+        return select(requests)
+
+    monkeypatch.setattr(driver.stores[0], "select_together", noted)
     last = [p[-1] for p in prompts]
     together: list[list[int]] = [[] for _ in prompts]
     for step in range(10):
@@ -193,6 +204,9 @@ def test_sessions_in_one_batch_get_what_each_gets_alone(llama: TinyModel) -> Non
             together[i].append(result.token_id)
             assert result.logprob == pytest.approx(alone[i][step].logprob, abs=1e-4)
     assert together == [[r.token_id for r in results] for results in alone]
+    # The second session never has more blocks than it may choose, the third from its second token on: from there
+    # each layer of a step asks one question for two.
+    assert asked == [2] * 9 * llama.spec.num_layers
 
 
 def test_a_second_turn_equals_a_prompt_from_scratch(llama: TinyModel) -> None:

@@ -15,6 +15,7 @@ from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.messages import SelectRequest
 from moorage.workers.kv.store import KvStore
+from moorage.workers.kv.wire import MAX_TOGETHER
 from moorage.workers.spec import AnchorType, HeadPool, KvLayout, KvType
 
 NUM_PAGES = 40
@@ -207,6 +208,52 @@ def test_select(
             layout, session, k, rows=rows, first=first, limits=limits, k=k, shared=shared, pooling=pooling
         )
         check_select(link, expected, request)
+
+
+@pytest.mark.parametrize("pooling", [HeadPool.SUM, HeadPool.SOFTMAX])
+@pytest.mark.parametrize("shared", [True, False])
+def test_sessions_that_select_together_get_what_each_gets_alone(
+    case: tuple[Link, KvLayout], session: int, reference: Reference, shared: bool, pooling: HeadPool
+) -> None:
+    link, layout = case
+    expected, rng = reference(layout), np.random.default_rng(3)
+    other = next(session_ids)
+    link.open(other, 9)
+    fill(link, expected, session, 11 * layout.block_size + 1, rng)
+    fill(link, expected, other, 8 * layout.block_size, rng)
+    more = MAX_TOGETHER + 2
+    for count in (1, 2, 3, more):
+        requests = [
+            make_request(
+                layout,
+                (session, other)[i % 2],
+                i,
+                first=i % 3,
+                limits=np.array([4 + i % 7], np.int32),
+                shared=shared,
+                pooling=pooling,
+            )
+            for i in range(count)
+        ]
+        replies = link.submit_together(requests)()
+        assert len(replies) == count
+        for request, reply in zip(requests, replies, strict=True):
+            ids, scores = expected.select(request)
+            np.testing.assert_array_equal(reply.ids, ids)
+            np.testing.assert_allclose(reply.scores, scores, rtol=2e-5, atol=2e-6)
+    link.drop(other)
+
+
+def test_a_failure_among_several_is_told_to_all_and_the_link_goes_on(
+    case: tuple[Link, KvLayout], session: int, reference: Reference
+) -> None:
+    link, layout = case
+    expected = reference(layout)
+    fill(link, expected, session, 5 * layout.block_size, np.random.default_rng(1))
+    good = make_request(layout, session, 0)
+    with pytest.raises(NotFound, match="9999"):
+        link.submit_together([good, make_request(layout, 9999, 1), good])()
+    check_select(link, expected, good)
 
 
 def test_select_without_rows(case: tuple[Link, KvLayout], session: int) -> None:

@@ -1,0 +1,125 @@
+"""Choices of several sessions in one call, each among its own blocks, dealt to the threads."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from moorage.kernels.block_score.cpu import LINE_BYTES, PREFETCH_BYTES
+from moorage.kernels.block_select.cpu import select_by_codes, select_exactly
+from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
+from moorage.kernels.half import Storage
+from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.simd import LANES, TILE
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+
+class SeveralCoded(NamedTuple):
+    """`Coded` of several sessions."""
+
+    codes_layer: NDArray[np.uint8]
+    """[P, Hkv * A * D / 2]"""
+    steps: Float32
+    """[N, Hkv * A * D]"""
+    num_kept: Int32
+    """[N]; 0 for a session whose blocks all get exact scores."""
+
+
+def select_blocks_together(
+    anchors_layer: Storage,
+    pages: Int32,
+    bounds: Int32,
+    queries: Float32,
+    limits: Int32,
+    *,
+    quest: bool,
+    scales: Float32,
+    firsts: Int32,
+    ids: Int32,
+    scores: Float32,
+    scratch: Float32,
+    coded: SeveralCoded,
+) -> None:
+    """`select_blocks` for N sessions with a query each.
+
+    Session i chooses by queries[i] of [N, Hq, D] among the first limits[i] of pages[bounds[i] : bounds[i + 1]], and
+    firsts[i] is added to its ids. bounds [N + 1] ascend from 0 to len(pages); limits, scales, firsts [N]; ids, scores
+    [N, S, k] as in `select_blocks`. scratch [>= S * len(pages)] is overwritten.
+    """
+    check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
+    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    check_array("queries", queries, FLOAT32, (None, None, dim))
+    count, size = len(queries), num_kv_heads * vectors * dim
+    check_ids("pages", pages, num_pages)
+    check_array("ids", ids, INT32, (count, None, None))
+    check_array("scores", scores, FLOAT32, ids.shape)
+    for name, array in (("limits", limits), ("firsts", firsts), ("num_kept", coded.num_kept)):
+        check_array(name, array, INT32, (count,))
+    check_array("scales", scales, FLOAT32, (count,))
+    check_array("bounds", bounds, INT32, (count + 1,))
+    check_array("codes_layer", coded.codes_layer, (np.dtype(np.uint8),), (None, size // 2))
+    check_array("steps", coded.steps, FLOAT32, (count, size))
+    check_multiple("head size", dim, LANES)
+    check_multiple("query heads", queries.shape[1], num_kv_heads)
+    choices, lengths = ids.shape[1], np.diff(bounds)
+    if choices not in (1, num_kv_heads) or scratch.size < choices * len(pages):
+        raise ValueError(
+            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} choices and room for each block"
+        )
+    in_order = bounds[0] == 0 and bounds[-1] == len(pages) and not (lengths < 0).any()
+    if not in_order or (limits < 0).any() or (limits > lengths).any():
+        raise ValueError(f"limits {limits} of sessions whose blocks begin at {bounds} of {len(pages)}")
+    if coded.num_kept.any() and len(coded.codes_layer) != num_pages:
+        raise ValueError(f"{len(coded.codes_layer)} pages of codes for {num_pages} of anchors")
+    if not ids.size:
+        return
+    factors = (scales * np.float32(choices / queries.shape[1])).astype(np.float32)
+    item = anchors_layer.itemsize
+    hints = LINE_BYTES // item, TILE * max(1, PREFETCH_BYTES // (TILE * size * item))
+    sessions = pages, bounds, queries, limits, firsts, factors
+    anchors = anchors_layer.reshape(num_pages, size)
+    workers = min(num_workers(len(pages) * size * item // 4), count)
+    arguments = anchors, sessions, num_kv_heads, quest, ids, scores, scratch, tuple(coded), hints
+    if workers > 1:
+        _parallel(*arguments)
+        return
+    for i in range(count):
+        # Not worth another thread, and so not worth compiling the loop either.
+        _one(i, *arguments)
+
+
+def _one(
+    i: Any, anchors: Any, sessions: Any, num_kv_heads: Any, quest: Any, ids: Any, scores: Any, scratch: Any,
+    coded: Any, hints: Any,
+) -> None:  # fmt: skip
+    pages, bounds, queries, limits, firsts, factors = sessions
+    codes, steps, num_kept = coded
+    begin, end, one = bounds[i], bounds[i + 1], slice(i, i + 1)
+    if begin == end:
+        ids[i], scores[i] = -1, -np.inf
+        return
+    # In the types that one session's choice has, so that nothing is compiled twice.
+    first, kept = np.int64(firsts[i]), np.int64(num_kept[i])
+    problem = queries[one], quest, num_kv_heads, factors[i], limits[one], first, ids[one], scores[one]
+    room = scratch[ids.shape[1] * begin : ids.shape[1] * end]
+    if kept:
+        select_by_codes(anchors, pages[begin:end], problem, room, codes, steps[i], kept, 1)
+    else:
+        select_exactly(anchors, pages[begin:end], problem, room, hints[0], hints[1], 1)
+
+
+_compiled_one = njit(**SERIAL)(_one)
+
+
+@njit(**PARALLEL)
+def _parallel(
+    anchors: Any, sessions: Any, num_kv_heads: Any, quest: Any, ids: Any, scores: Any, scratch: Any, coded: Any,
+    hints: Any,
+) -> None:  # fmt: skip
+    for i in prange(len(ids)):
+        _compiled_one(i, anchors, sessions, num_kv_heads, quest, ids, scores, scratch, coded, hints)
