@@ -246,6 +246,11 @@ class GpuWorkersSection(Section):
         description="Where anchors are scored for generated tokens: cpu, by the KV actors; device, on copies in what "
         "device_memory leaves; auto tries both on a GPU and keeps the faster.",
     )
+    dma_bytes: Bytes | None = Field(
+        None,
+        description="Pieces of at least this size, such as 256KiB, reach a GPU by DMA copies, smaller ones by a "
+        "kernel that reads pinned memory; default is measured at the start.",
+    )
     prefetch: bool = Field(
         False,
         description="While a layer computes on a GPU, begin to fetch the blocks that the next layer attended last.",
