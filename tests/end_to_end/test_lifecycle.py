@@ -79,6 +79,7 @@ def test_ctrl_c_ends_a_foreground_launch(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err.decode()
     assert b"ready:" in out
+    assert b"of weights" in err
     wait_until(lambda: not moorage_processes(cli.run_dir))
 
 
