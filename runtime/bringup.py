@@ -53,6 +53,8 @@ class Shape:
     ledger: Ledger
     anchor_bytes: int | None
     """Device memory for copies of anchors; None is unlimited."""
+    step_tokens: int
+    """Most tokens of a step; an automatic chunk may be shorter."""
     tokenizer: TextTokenizer | None
 
 
@@ -68,7 +70,16 @@ def shape_of(config: ClusterConfig) -> Shape:
     room = Room((pages,) * config.kv_store.actors, num_slots(deployment))
     ledger = Ledger(layout, room, config.kv_store.stripe_blocks, config.memory.max_cached_block)
     anchor_bytes = spare_device_bytes(deployment)
-    return Shape(config, spec, layout, pages, ledger, anchor_bytes, _tokenizer(model_dir))
+    return Shape(
+        config,
+        spec,
+        layout,
+        pages,
+        ledger,
+        anchor_bytes,
+        deployment.max_step_tokens,
+        _tokenizer(model_dir),
+    )
 
 
 def _tokenizer(model_dir: Path) -> TextTokenizer | None:
@@ -90,7 +101,7 @@ async def start_coordinator(config: ClusterConfig, on_loading: OnLoading) -> Coo
 
 def _cluster(shape: Shape, processes: Processes) -> Cluster:
     config = shape.config
-    step_tokens = config.max_step_tokens
+    step_tokens = processes.step_tokens
     return Cluster(
         model=ModelInfo(
             name=Path(config.model.path).name,
@@ -130,6 +141,7 @@ class Processes:
         self._kv_pids: list[int] = []
         self.worker: Any = None
         self.worker_pid = 0
+        self.step_tokens = shape.step_tokens
         self._stopped = False
 
     async def start(self) -> None:
@@ -142,6 +154,8 @@ class Processes:
                 self._kv_pids = [await actor.pid.remote() for actor in self._kv_actors]
                 await self._watch_loading()
                 self.worker_pid = await self.worker.pid.remote()
+                if self._shape.config.long_context.chunk_size == "auto":
+                    self.step_tokens = await self.worker.chunk_tokens.remote(self.step_tokens)
         except TimeoutError as error:
             raise Unavailable(f"the workers did not start within {START_TIMEOUT_S:.0f} s") from error
         except Exception as error:

@@ -50,6 +50,10 @@ class GpuWorkerShell:
         """Of the worker's process; answered once the model is loaded. Raises what kept it from loading."""
         return self._load.result().pid()
 
+    def chunk_tokens(self, most: int) -> int:
+        """See GpuWorker.chunk_tokens."""
+        return self._load.result().chunk_tokens(most)
+
     def device(self) -> str:
         """cuda or cpu."""
         return self._load.result().device.type

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import torch
+
+from moorage.workers.gpu.timing import least_seconds
 
 PIECE_BYTES = tuple(1 << power for power in range(14, 21))
 """Sizes that are tried: 16 KiB to 1 MiB."""
 SCRATCH_BYTES = 8 * 2**20
 """Copied in each trial; a link of 50 GB/s takes 0.2 ms for it."""
-_ROUNDS = 3
 
 
 def dma_threshold(gather_s: float, dma_s: Mapping[int, float]) -> int:
@@ -38,23 +38,11 @@ def measure_threshold(blocks: torch.Tensor, device: torch.device) -> int:
     target = torch.empty_like(source, device=device)
     places = torch.arange(len(source), dtype=torch.int32, device=device)
     # The kernel reads runs of 16 KiB whatever the pieces are, so one time stands for all sizes.
-    gather_s = _seconds(lambda: gather_pieces(source, places, target, places), device)
+    gather_s = least_seconds(lambda: gather_pieces(source, places, target, places), device)
     here, there = (tensor.flatten().view(torch.uint8) for tensor in (source, target))
 
     def copy(size: int) -> None:
         for piece, place in zip(here.split(size), there.split(size), strict=True):
             place.copy_(piece, non_blocking=True)
 
-    return dma_threshold(gather_s, {size: _seconds(partial(copy, size), device) for size in PIECE_BYTES})
-
-
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    """The least of some runs after one that compiles and warms up, the host's time for its calls included."""
-    found = []
-    for _ in range(_ROUNDS + 1):
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        found.append(time.perf_counter() - start)
-    return min(found[1:])
+    return dma_threshold(gather_s, {size: least_seconds(partial(copy, size), device) for size in PIECE_BYTES})

@@ -31,7 +31,7 @@ def test_measured_from_whole_copies_of_all_blocks(monkeypatch, num_blocks):
     monkeypatch.setattr(module, "SCRATCH_BYTES", 64 * KIB)
     blocks = torch.randn(num_blocks, 2, 2, 32, 64).half()
     copied: list[bool] = []
-    timed, empty_like = module._seconds, torch.empty_like
+    timed, empty_like = module.least_seconds, torch.empty_like
     targets: list[torch.Tensor] = []
 
     def keep(like, **options):
@@ -45,7 +45,7 @@ def test_measured_from_whole_copies_of_all_blocks(monkeypatch, num_blocks):
         return seconds
 
     monkeypatch.setattr(torch, "empty_like", keep)
-    monkeypatch.setattr(module, "_seconds", run_and_look)
+    monkeypatch.setattr(module, "least_seconds", run_and_look)
     assert measure_threshold(blocks, torch.device("cpu")) in (*PIECE_BYTES, 2 * PIECE_BYTES[-1])
     assert copied == [True] * (1 + len(PIECE_BYTES))
     assert len(targets[0]) == min(num_blocks, 4)
