@@ -19,9 +19,8 @@ def check_array(
     name: str, array: NDArray[Any], dtypes: tuple[np.dtype[Any], ...], shape: tuple[int | None, ...]
 ) -> None:
     """Requires one of `dtypes`, `shape` (None: any size) and C order."""
-    fits = array.ndim == len(shape)
-    for want, size in zip(shape, array.shape, strict=False):
-        fits = fits and (want is None or want == size)
+    found = array.shape
+    fits = found == shape or (len(found) == len(shape) and all(map(_fits, shape, found)))
     if not fits or array.dtype not in dtypes or not array.flags.c_contiguous:
         order = "" if array.flags.c_contiguous else ", not C-contiguous"
         names = " or ".join(dtype.name for dtype in dtypes)
@@ -31,9 +30,14 @@ def check_array(
         )
 
 
+def _fits(want: int | None, size: int) -> bool:
+    return want is None or want == size
+
+
 def check_ids(name: str, ids: NDArray[np.int32], bound: int) -> None:
     """Requires int32 [n] with every value in [0, bound)."""
-    check_array(name, ids, INT32, (None,))
+    if ids.ndim != 1 or ids.dtype not in INT32 or not ids.flags.c_contiguous:
+        check_array(name, ids, INT32, (None,))
     if not _all_within(ids, bound):
         raise ValueError(f"{name}: values from {ids.min()} to {ids.max()}; expected 0 to {bound - 1}")
 

@@ -119,6 +119,11 @@ def score_range(
     begin: Any,
     end: Any,
 ) -> None:
+    """Scores pages [begin, end) with packed queries [parts, rows, V].
+
+    `out` has a row for each query of each part; or fewer rows than there are parts, which then hold the sums over
+    neighbouring parts, in whose order memory is read.
+    """
     num_kv_heads, count, size = queries.shape
     page_size = anchors.shape[1]
     head_size = scored_size // num_kv_heads
@@ -145,7 +150,10 @@ def score_range(
                     a, b, c, d = at[0] + sub, at[1] + sub, at[2] + sub, at[3] + sub
                     fresh = sub == head * head_size
                     _score_tile(stored, a, b, c, d, flat_queries, query_at, count, size, best, into, fresh)
-        _write_out(best, num_kv_heads, count, out, first, last)
+        if out.shape[1] < num_kv_heads:
+            _write_sums(best, num_kv_heads, count, out, first, last)
+        else:
+            _write_out(best, num_kv_heads, count, out, first, last)
 
 
 @njit(**SERIAL)
@@ -159,6 +167,19 @@ def _write_out(best: Any, num_kv_heads: Any, count: Any, out: Any, first: Any, l
         )
         for i in range(len(into)):
             into[i] = source[i]
+
+
+@njit(**SERIAL)
+def _write_sums(best: Any, num_parts: Any, count: Any, out: Any, first: Any, last: Any) -> None:
+    pieces = num_parts // out.shape[1]
+    for m in range(count):
+        for choice in range(out.shape[1]):
+            into = out[m, choice, first:last]
+            into[:] = 0
+            for part in range(choice * pieces, (choice + 1) * pieces):
+                source = best[(part * count + m) * CHUNK : (part * count + m + 1) * CHUNK]
+                for i in range(len(into)):
+                    into[i] += source[i]
 
 
 @njit(**SERIAL)

@@ -21,6 +21,10 @@ Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 
 
+PIECE = 128
+"""Elements of a dot product between two lots of prefetching."""
+
+
 class Coded(NamedTuple):
     """Four-bit codes of the anchors, and how many blocks they may leave for the exact scores to decide between."""
 
@@ -105,17 +109,33 @@ def _packed(problem: Any, count: Any) -> Any:
 
 
 @njit(**SERIAL)
+def _in_pieces(packed: Any) -> Any:
+    """packed [S, R, V] as [S * V / PIECE, R, PIECE].
+
+    Long dot products would ask for all that comes next at once, more than the memory takes orders for.
+    """
+    choices, rows, size = packed.shape
+    piece = PIECE if size % PIECE == 0 else size
+    cut = np.empty((choices * (size // piece), rows, piece), np.float32)
+    for s in range(choices):
+        for r in range(rows):
+            for p in range(size // piece):
+                cut[s * (size // piece) + p, r] = packed[s, r, p * piece : (p + 1) * piece]
+    return cut
+
+
+@njit(**SERIAL)
 def _select(anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, workers: Any) -> Any:
     _, _, _, _, limits, begin, ids, scores = problem
     fits, packed = _packed(problem, len(pages))
     if not fits:
         return False
     rows, choices, _ = ids.shape
-    pooled = pooled.reshape(rows, choices, len(pages))
+    pooled, pieces = pooled.reshape(rows, choices, len(pages)), _in_pieces(packed)
     if workers > 1:
-        score_parallel(anchors, anchors.shape[1], pages, packed, pooled, line, ahead, workers)
+        score_parallel(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, workers)
     else:
-        score_range(anchors, anchors.shape[1], pages, packed, pooled, line, ahead, 0, len(pages))
+        score_range(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, 0, len(pages))
     for r in range(rows):
         for s in range(choices):
             top_row(pooled[r, s, : limits[r]], ids[r, s], scores[r, s])

@@ -1,4 +1,4 @@
-"""The k largest scores of each row in one pass over memory, without sorting the rest."""
+"""The k largest scores of each row without sorting the rest: by a heap, or for long rows by counts of bins."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 
 CHUNK = 32
 """Scores that are compared with the worst kept one at a time, in vectors."""
+BINS = 1024
+"""Equal parts of a long row's range of scores."""
 
 
 def top_blocks(
@@ -25,7 +27,7 @@ def top_blocks(
     """Writes the k largest of scores[r, :limits[r]] and returns how many there are, int32 [R].
 
     scores [R, n]; ids, top [R, k]. Ids ascend; unused entries are -1 and -inf. Among equal scores the lower id
-    wins; a NaN is never chosen. A bounded heap, entered only from chunks that hold a score above its worst.
+    wins; a NaN is never chosen.
     """
     check_array("scores", scores, FLOAT32, (None, None))
     check_array("limits", limits, INT32, (len(scores),))
@@ -74,6 +76,21 @@ def _fill(row: Any, ids: Any, top: Any) -> Any:
 
 @njit(**SERIAL)
 def top_row(row: Any, ids: Any, top: Any) -> Any:
+    """One row of `top_blocks`; returns how many were chosen."""
+    if len(row) >= BINS and 0 < len(ids) < len(row) and _by_bins(row, ids):
+        count = len(ids)
+    else:
+        count = _by_heap(row, ids, top)
+        ids[:count].sort()
+    for i in range(count):
+        top[i] = row[ids[i]]
+    ids[count:], top[count:] = -1, -np.inf
+    return count
+
+
+@njit(**SERIAL)
+def _by_heap(row: Any, ids: Any, top: Any) -> Any:
+    """A bounded heap, entered only from chunks that hold a score above its worst; ids in no order."""
     count, place = _fill(row, ids, top)
     while place < len(row):
         chunk = row[place : place + CHUNK]
@@ -86,11 +103,64 @@ def top_row(row: Any, ids: Any, top: Any) -> Any:
                     ids[0], top[0] = place + i, chunk[i]
                     _sift_down(ids, top, 0, count)
         place += CHUNK
-    ids[:count].sort()
-    for i in range(count):
-        top[i] = row[ids[i]]
-    ids[count:], top[count:] = -1, -np.inf
     return count
+
+
+@njit(**SERIAL)
+def _by_bins(row: Any, ids: Any) -> Any:
+    """Whole bins from the highest score down as far as they fit, and the best of the next one; ids ascend.
+
+    Returns False, with nothing done, where a score has no bin: not finite, or all are equal.
+    """
+    low, high, flaw = row[0], row[0], np.float32(0)
+    for i in range(len(row)):
+        low, high, flaw = min(low, row[i]), max(high, row[i]), flaw + row[i] * np.float32(0)
+    span = high - low
+    if flaw != 0 or not 0 < span < np.inf or not np.isfinite(BINS / span):
+        return False
+    factor, counts = np.float32(BINS / span), np.zeros(BINS + 1, np.int32)
+    # Kept, since another loop's arithmetic might be ordered in another way.
+    parts = np.empty(len(row), np.int16)
+    for i in range(len(row)):
+        parts[i] = min(max(np.int32((row[i] - low) * factor), 0), BINS)
+    for i in range(len(row)):
+        counts[parts[i]] += 1
+    edge, num_above = BINS, 0
+    while num_above + counts[edge] <= len(ids):
+        num_above += counts[edge]
+        edge -= 1
+    edge_ids, edge_scores = np.empty(counts[edge], np.int32), np.empty(counts[edge], np.float32)
+    place = num_edge = 0
+    for i in range(len(row)):
+        if parts[i] > edge:
+            ids[place] = i
+            place += 1
+        elif parts[i] == edge:
+            edge_ids[num_edge], edge_scores[num_edge] = i, row[i]
+            num_edge += 1
+    _merge_edge(ids, num_above, edge_ids, edge_scores)
+    return True
+
+
+@njit(**SERIAL)
+def _merge_edge(ids: Any, num_above: Any, edge_ids: Any, edge_scores: Any) -> None:
+    """Fills `ids`, of which `num_above` are there, with the best of the edge bin; both ascend."""
+    wanted = len(ids) - num_above
+    if not wanted:
+        return
+    best, scores = np.empty(wanted, np.int32), np.empty(wanted, np.float32)
+    _by_heap(edge_scores, best, scores)
+    best.sort()
+    above, place = num_above - 1, wanted - 1
+    for into in range(len(ids) - 1, -1, -1):
+        if place < 0:
+            break
+        if above >= 0 and ids[above] > edge_ids[best[place]]:
+            ids[into] = ids[above]
+            above -= 1
+        else:
+            ids[into] = edge_ids[best[place]]
+            place -= 1
 
 
 @njit(**SERIAL)

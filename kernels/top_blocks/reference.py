@@ -13,11 +13,12 @@ def top_blocks(
     ids: NDArray[np.int32],
     top: NDArray[np.float32],
 ) -> NDArray[np.int32]:
-    """By a full stable sort of each row."""
+    """By a full stable sort of each row, in which NaN comes last."""
     ids[:], top[:] = -1, -np.inf
-    counts = np.minimum(limits, k).astype(np.int32)
-    for row, count in enumerate(counts):
-        best = np.argsort(-scores[row, : limits[row]], kind="stable")[:count]
-        ids[row, :count] = np.sort(best)
-        top[row, :count] = scores[row, np.sort(best)]
+    counts = np.zeros(len(scores), np.int32)
+    for row, limit in enumerate(limits):
+        real = limit - np.count_nonzero(np.isnan(scores[row, :limit]))
+        best = np.sort(np.argsort(-scores[row, :limit], kind="stable")[: min(real, k)])
+        counts[row] = len(best)
+        ids[row, : len(best)], top[row, : len(best)] = best, scores[row, best]
     return counts

@@ -47,6 +47,37 @@ def test_sorted_rows(order):
     check(scores, np.array([5000], np.int32), 96)
 
 
+@pytest.mark.parametrize("k", [1, 2, 96, 700, 1499, 1500, 1600])
+@pytest.mark.parametrize(
+    "kind", ["normal", "outlier", "ties", "equal", "tiny", "huge", "infinite", "nan", "far"]
+)
+def test_long_rows_of_any_spread(rng, kind, k):
+    scores = rng.standard_normal((3, 1500)).astype(np.float32)
+    if kind == "outlier":
+        scores[:, 700] = 1e9
+    elif kind == "ties":
+        scores = np.round(scores)
+    elif kind == "equal":
+        scores[:] = 0.5
+    elif kind == "tiny":
+        scores *= np.float32(1e-42)
+    elif kind == "huge":
+        scores = np.clip(scores, -3, 3) * np.float32(1e38)
+    elif kind in ("infinite", "nan"):
+        scores[0, 3], scores[1, 4], scores[2, :9] = (
+            (np.inf, -np.inf, np.inf) if kind == "infinite" else [np.nan] * 3
+        )
+    elif kind == "far":
+        scores = scores * np.float32(1e-3) + np.float32(1e4)
+    check(scores, np.array([1500, 1100, 1499], np.int32), k)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 40))
+def test_long_rows_with_few_values(seed, k, num_values):
+    values = np.random.default_rng(seed).integers(0, num_values, (1, 1200)).astype(np.float32)
+    check(values, np.array([1200], np.int32), k)
+
+
 def test_large_batches_take_the_parallel_path(rng):
     scores = rng.standard_normal((40, 30_000)).astype(np.float32)
     check(scores, rng.integers(0, 30_000, 40).astype(np.int32), 50)

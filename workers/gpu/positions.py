@@ -13,7 +13,8 @@ A block that two parts of a scheme cut, such as the first near block under clamp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,12 +77,26 @@ class Entries:
     base: Int32
     """Row of `Rotations.bases`; 0, the turn of position 0, where keys are used as stored."""
 
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """Everything, in the order of the fields."""
+        return (
+            self.blocks,
+            self.begin,
+            self.end,
+            self.angle_cos,
+            self.angle_sin,
+            self.rotate_keys,
+            self.variant,
+            self.base,
+        )
+
     @classmethod
     def of(cls, parts: Sequence[Entries]) -> Entries:
         """All entries of `parts`, at least one, in their order."""
         if len(parts) == 1:
             return parts[0]
-        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+        return cls(*map(np.concatenate, zip(*(part.arrays for part in parts), strict=True)))
 
     def joined(self, other: Entries) -> Entries:
         """These entries, then the others."""
@@ -89,15 +104,15 @@ class Entries:
 
     def only(self, chosen: NDArray[np.bool_]) -> Entries:
         """Those of the entries."""
-        return Entries(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return Entries(*(array[chosen] for array in self.arrays))
 
     def after(self, count: int) -> Entries:
         """All but the first `count`, which lie in the same memory."""
-        return Entries(*(getattr(self, field.name)[count:] for field in fields(self)))
+        return Entries(*(array[count:] for array in self.arrays))
 
     def with_blocks(self, blocks: Int32) -> Entries:
         """The same rows and rotations of other blocks, as many."""
-        return replace(self, blocks=blocks)
+        return Entries(blocks, *self.arrays[1:])
 
 
 class Rotations:

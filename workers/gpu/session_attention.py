@@ -92,7 +92,7 @@ class SessionAttention:
     def _append(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """K, V [T, Hkv, D] of the host go to DRAM."""
         with self._timer("append"):
-            self._kv.append(session.session_id, layer, session.num_tokens, keys, values)
+            self._kv.append(session.session_id, layer, session.num_tokens, keys.numpy(), values.numpy())
 
     def _forget(self, session: WorkerSession, layer: int, start: int, end: int) -> None:
         session.cache.forget(layer, start // self._layout.block_size, self._layout.num_blocks(end))

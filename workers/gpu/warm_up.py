@@ -1,17 +1,19 @@
-"""Compiles, or loads from the disk cache, what a worker on a CPU attends with."""
+"""Compiles, or loads from the disk cache, what a worker on a CPU computes with."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.numba_flags import always_parallel
+from moorage.kernels.rms_norm import add_rms_norm
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import KvLayout
 
 
 def warm_up(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Attends a block of an empty arena, alone and in parallel, by the types that serving has."""
+    """Norms, and attends a block of an empty arena, alone and in parallel, by the types that serving has."""
     arena = Arena(layout, 1)
     heads = layout.num_kv_heads, layout.block_size, layout.head_dim
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
@@ -23,10 +25,13 @@ def warm_up(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int)
     rotations = cos, cos, np.ones(1, np.uint8), offsets, offsets
     sizes = np.zeros(num_shards, np.int64)
 
+    rows = torch.zeros((2, layout.head_dim))
+
     def attend() -> None:
         attend_resident(
             query, memories, (none,) * num_shards, sizes, 0, 1, heads, none, (none, none), rotations, 1.0
         )
+        add_rms_norm(rows, rows, rows[0], 1.0)
 
     attend()
     with always_parallel():

@@ -54,20 +54,22 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     """One token for each row of `logits` f32 [n, V]; `logits` stay as they are."""
     if not rows:
         return []
-    token_ids = _draw(shape_logits(logits, rows), rows)
+    shaped = shape_logits(logits, rows)
+    if shaped is logits and all(_is_greedy(row.spec) for row in rows):
+        best, token_ids = logits.max(-1)
+    else:
+        token_ids = _draw(shaped, rows)
+        best = logits.gather(1, token_ids[:, None])[:, 0]
     log_mass = logits.logsumexp(-1)
-    logprobs = logits.gather(1, token_ids[:, None])[:, 0] - log_mass
     num_top = min(max(row.spec.num_logprobs for row in rows), logits.shape[1])
     top_ids: list[list[int]] = [[] for _ in rows]
     top_logprobs: list[list[float]] = [[] for _ in rows]
     if num_top:
         top = logits.topk(num_top, dim=-1)
         top_ids, top_logprobs = top.indices.tolist(), (top.values - log_mass[:, None]).tolist()
-    columns = zip(token_ids.tolist(), logprobs.tolist(), top_ids, top_logprobs, strict=True)
-    return [
-        _sampled(row, *column, finite)
-        for row, column, finite in zip(rows, columns, log_mass.isfinite().tolist(), strict=True)
-    ]
+    logprobs = (best - log_mass).tolist()
+    columns = zip(token_ids.tolist(), logprobs, log_mass.tolist(), top_ids, top_logprobs, strict=True)
+    return [_sampled(row, *column) for row, column in zip(rows, columns, strict=True)]
 
 
 def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
@@ -86,9 +88,14 @@ def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
 
 
 def _sampled(
-    row: SampleRow, token_id: int, logprob: float, top_ids: list[int], top_logprobs: list[float], finite: bool
+    row: SampleRow,
+    token_id: int,
+    logprob: float,
+    log_mass: float,
+    top_ids: list[int],
+    top_logprobs: list[float],
 ) -> Sampled:
-    if not finite:
+    if not math.isfinite(log_mass):
         return Sampled(0, math.nan, error="the model's logits are not finite; set model.dtype to float32")
     count = row.spec.num_logprobs
     return Sampled(token_id, logprob, tuple(zip(top_ids[:count], top_logprobs[:count], strict=True)))
