@@ -40,6 +40,7 @@ def launches() -> Iterator[None]:
     x, weight = torch.zeros(3, 4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.bfloat16)
     rms_norm.rms_norm(x, weight, 1e-5)
     rms_norm.add_rms_norm(x, x, weight, 1e-5)
+    rms_norm.norm_heads(torch.zeros(3, 48, 128, dtype=torch.bfloat16), 32, weight, weight, 1e-5)
     yield
     turn, slots = torch.zeros(3, 64), torch.zeros(2, 2, 8, 16, 128, dtype=HALF)
     for dtype in (torch.bfloat16, HALF):
