@@ -1,6 +1,8 @@
-"""What the host needs of new tokens in each layer: a query to choose by, then K and V to store."""
+"""What passes between host and device in a step: queries to choose by, K and V to store, sampled tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
@@ -22,6 +24,12 @@ class HandOver:
             self._event.synchronize()
             self._event = None
         return self._tensors
+
+
+def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Numbers of the host on `device`, by a copy that does not wait for what the device was asked before."""
+    here = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return here.to(device, non_blocking=True)
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
