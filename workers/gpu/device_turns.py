@@ -71,15 +71,16 @@ class DeviceTurns:
         """
         from moorage.kernels.decode_inputs.triton import decode_inputs
 
-        turns = self._query_turns(position)
-        plain, turned, stored = decode_inputs(query, key, value, *turns, slots, slot, row)
+        cos, sin = self._query_turns(position)
+        plain, turned, stored = decode_inputs(query, key, value, cos, sin, slots, slot, row)
         return DecodeQuery(plain, turned), stored
 
     def turn(self, query: torch.Tensor, position: int) -> torch.Tensor:
         """[variants, Hq, D] in fp32 of `query` [Hq, D] at `position`."""
         from moorage.kernels.decode_inputs.triton import turn_query
 
-        return turn_query(query, *self._query_turns(position))
+        cos, sin = self._query_turns(position)
+        return turn_query(query, cos, sin)
 
     def attend(
         self, queries: torch.Tensor, blocks: torch.Tensor, slots: Int32, entries: Entries, scale: float

@@ -42,7 +42,7 @@ def measure_threshold(blocks: torch.Tensor, device: torch.device) -> int:
     here, there = (tensor.flatten().view(torch.uint8) for tensor in (source, target))
 
     def copy(size: int) -> None:
-        for piece, place in zip(here.split(size), there.split(size), strict=True):
+        for piece, place in zip(*(torch.split(side, size) for side in (here, there)), strict=True):
             place.copy_(piece, non_blocking=True)
 
     return dma_threshold(gather_s, {size: least_seconds(partial(copy, size), device) for size in PIECE_BYTES})
