@@ -19,6 +19,7 @@ import psutil
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.coordinator import Cluster, Coordinator
 from moorage.runtime.deployment import check_memory, deployment_of
+from moorage.runtime.launch import OnLoading
 from moorage.runtime.ledger import Ledger
 from moorage.runtime.presets import check_positions, kv_layout, resolve_memory
 from moorage.runtime.requests import KvActorStatus, ModelInfo
@@ -26,13 +27,14 @@ from moorage.runtime.scheduler import Limits, Room
 from moorage.runtime.sizing import num_slots, pages_per_actor, spare_device_bytes
 from moorage.runtime.tokenizer import TextTokenizer
 from moorage.runtime.worker_handle import RayWorker
-from moorage.workers.errors import InvalidModel, Unavailable
+from moorage.workers.errors import InvalidModel, MoorageError, Unavailable
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import KvLayout, ModelSpec
 
 START_TIMEOUT_S = 600.0
 """Longest wait for a model to load."""
+LOADING_LOOK_S = 0.25
 RAY_START_ATTEMPTS = 3
 CHILD_GRACE_S = 5.0
 """How long Ray's processes may take to end by themselves."""
@@ -51,6 +53,8 @@ class Shape:
     ledger: Ledger
     anchor_bytes: int | None
     """Device memory for copies of anchors; None is unlimited."""
+    step_tokens: int
+    """Most tokens of a step; an automatic chunk may be shorter."""
     tokenizer: TextTokenizer | None
 
 
@@ -66,7 +70,16 @@ def shape_of(config: ClusterConfig) -> Shape:
     room = Room((pages,) * config.kv_store.actors, num_slots(deployment))
     ledger = Ledger(layout, room, config.kv_store.stripe_blocks, config.memory.max_cached_block)
     anchor_bytes = spare_device_bytes(deployment)
-    return Shape(config, spec, layout, pages, ledger, anchor_bytes, _tokenizer(model_dir))
+    return Shape(
+        config,
+        spec,
+        layout,
+        pages,
+        ledger,
+        anchor_bytes,
+        deployment.max_step_tokens,
+        _tokenizer(model_dir),
+    )
 
 
 def _tokenizer(model_dir: Path) -> TextTokenizer | None:
@@ -74,10 +87,10 @@ def _tokenizer(model_dir: Path) -> TextTokenizer | None:
     return TextTokenizer.load(model_dir) if (model_dir / "tokenizer.json").exists() else None
 
 
-async def start_coordinator(config: ClusterConfig) -> Coordinator:
+async def start_coordinator(config: ClusterConfig, on_loading: OnLoading) -> Coordinator:
     """A serving coordinator. If anything fails on the way, what was started is stopped again."""
     shape = shape_of(config)
-    processes = Processes(shape)
+    processes = Processes(shape, on_loading)
     try:
         await processes.start()
     except BaseException:
@@ -88,7 +101,7 @@ async def start_coordinator(config: ClusterConfig) -> Coordinator:
 
 def _cluster(shape: Shape, processes: Processes) -> Cluster:
     config = shape.config
-    step_tokens = config.max_step_tokens
+    step_tokens = processes.step_tokens
     return Cluster(
         model=ModelInfo(
             name=Path(config.model.path).name,
@@ -118,8 +131,8 @@ def _cluster(shape: Shape, processes: Processes) -> Cluster:
 class Processes:
     """The Ray cluster and the actors of one launch."""
 
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
+    def __init__(self, shape: Shape, on_loading: OnLoading) -> None:
+        self._shape, self._on_loading = shape, on_loading
         self._owns_ray = shape.config.ray.address == "local"
         tag = secrets.token_hex(3)
         self._kv_names = [f"kv-{tag}-{i}" for i in range(shape.config.kv_store.actors)]
@@ -128,6 +141,7 @@ class Processes:
         self._kv_pids: list[int] = []
         self.worker: Any = None
         self.worker_pid = 0
+        self.step_tokens = shape.step_tokens
         self._stopped = False
 
     async def start(self) -> None:
@@ -138,11 +152,22 @@ class Processes:
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 self._kv_pids = [await actor.pid.remote() for actor in self._kv_actors]
+                await self._watch_loading()
                 self.worker_pid = await self.worker.pid.remote()
+                if self._shape.config.long_context.chunk_size == "auto":
+                    self.step_tokens = await self.worker.chunk_tokens.remote(self.step_tokens)
         except TimeoutError as error:
             raise Unavailable(f"the workers did not start within {START_TIMEOUT_S:.0f} s") from error
         except Exception as error:
             raise _as_start_error(error) from error
+
+    async def _watch_loading(self) -> None:
+        over = False
+        while not over:
+            loading = await self.worker.loading.remote(LOADING_LOOK_S)
+            over = loading.over
+            if loading.total_bytes:
+                self._on_loading(loading.read_bytes, loading.total_bytes)
 
     async def kv_status(self) -> tuple[KvActorStatus, ...]:
         """What each KV actor holds now."""
@@ -246,6 +271,7 @@ class Processes:
                 score_decay=config.memory.score_decay,
                 score_on=config.gpu_workers.score_on,
                 anchor_bytes=shape.anchor_bytes,
+                dma_bytes=config.gpu_workers.dma_bytes,
                 prefetch=config.gpu_workers.prefetch,
             ),
             num_threads=config.gpu_workers.num_threads,
@@ -277,12 +303,14 @@ def _has_gpu(device: str) -> bool:
 
 
 def _as_start_error(error: Exception) -> Exception:
-    """The first line of what failed in an actor's constructor."""
+    """The error that a worker tells, or the first line of what failed in an actor's constructor."""
     import ray.exceptions
 
     cause = error
     if isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RayActorError):
         cause = getattr(error, "cause", None) or error
+    if isinstance(cause, MoorageError):
+        return cause
     reason = str(cause).strip().splitlines()
     text = next(
         (line for line in reversed(reason) if "moorage" in line), reason[-1] if reason else repr(cause)

@@ -27,6 +27,9 @@ from moorage.runtime.config_source import Source, read_source
 from moorage.runtime.config_types import Section
 from moorage.workers.errors import InvalidConfig
 
+CPU_CHUNK = 4096
+"""An automatic chunk_size on a CPU."""
+
 
 class ClusterConfig(Section):
     """All of `cluster.yaml`."""
@@ -49,8 +52,9 @@ class ClusterConfig(Section):
 
     @property
     def max_step_tokens(self) -> int:
-        """Most tokens of one step."""
-        return self.scheduler.max_step_tokens or self.long_context.chunk_size
+        """Most tokens of one step; under an automatic chunk_size, where there is no GPU to measure."""
+        chunk = self.long_context.chunk_size
+        return self.scheduler.max_step_tokens or (chunk if isinstance(chunk, int) else CPU_CHUNK)
 
 
 def load_cluster_config(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moorage.runtime.position_checks import position_complaints
 from moorage.runtime.presets import Preset, resolve_preset
+from moorage.workers.sizes import LEAST_CHUNK
 from moorage.workers.spec import (
     AnchorPool,
     AnchorSpace,
@@ -89,7 +90,9 @@ def _is_linear(preset: Preset) -> bool:
 
 
 def _about_steps(config: ClusterConfig) -> Iterator[Complaint]:
-    chunk, step = config.long_context.chunk_size, config.max_step_tokens
+    given, step = config.long_context.chunk_size, config.max_step_tokens
+    # An automatic one is a multiple of the least, and no longer than a step.
+    chunk = given if isinstance(given, int) else LEAST_CHUNK
     shared = resolve_preset(config).exc_block_size
     if shared and chunk % shared:
         near = max(shared, chunk // shared * shared)
@@ -98,12 +101,13 @@ def _about_steps(config: ClusterConfig) -> Iterator[Complaint]:
             "chunk_size",
             f"{chunk} is not a multiple of exc_block_size {shared}; use {near} or another multiple",
         )
-    if step > chunk:
+    if given != "auto" and step > chunk:
         yield (
             "scheduler",
             "max_step_tokens",
             f"{step} is more than long_context.chunk_size {chunk}; lower it or raise chunk_size",
         )
+    step = min(step, chunk)
     if config.server.max_running > step:
         yield (
             "server",

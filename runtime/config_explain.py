@@ -52,7 +52,8 @@ def resolved(config: ClusterConfig, axes: dict[str, Any]) -> dict[str, Any]:
             value = axes[name]
             values[section][name] = value.value if isinstance(value, Enum) else value
     values["long_context"]["second_select_num"] = axes["topk"]
-    values["scheduler"]["max_step_tokens"] = config.max_step_tokens
+    if config.long_context.chunk_size != "auto":
+        values["scheduler"]["max_step_tokens"] = config.max_step_tokens
     return values
 
 

@@ -19,6 +19,7 @@ from moorage.runtime.config_types import (
     RayAddress,
     Section,
     Tokens,
+    TokensOrAuto,
     TokensOrZero,
 )
 from moorage.runtime.presets import check_preset_name
@@ -161,7 +162,11 @@ class MemorySection(Section):
 class LongContextSection(Section):
     """Chunks, blocks, anchors and selection, under the key names of ktransformers."""
 
-    chunk_size: Tokens = Field(4096, description="Most prompt tokens of one prefill chunk.")
+    chunk_size: TokensOrAuto = Field(
+        4096,
+        description="Most prompt tokens of one prefill chunk; auto is on a GPU the least from 2K to 8K for which the "
+        "past streams as fast as it is attended, by what is measured at the start, and 4096 elsewhere.",
+    )
     max_seq_len: Tokens = Field(
         131072, description="Most tokens of one session, prompt and generated together."
     )
@@ -245,6 +250,11 @@ class GpuWorkersSection(Section):
         "auto",
         description="Where anchors are scored for generated tokens: cpu, by the KV actors; device, on copies in what "
         "device_memory leaves; auto tries both on a GPU and keeps the faster.",
+    )
+    dma_bytes: Bytes | None = Field(
+        None,
+        description="Pieces of at least this size, such as 256KiB, reach a GPU by DMA copies, smaller ones by a "
+        "kernel that reads pinned memory; default is measured at the start.",
     )
     prefetch: bool = Field(
         False,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
 from moorage.runtime.units import parse_bytes, parse_tokens
 
@@ -63,6 +63,11 @@ PreselectChoice = BeforeValidator(_preselect)
 Count = Annotated[int, Strict(), Field(ge=1)]
 CountOrZero = Annotated[int, Strict(), Field(ge=0)]
 Tokens = Annotated[int, BeforeValidator(parse_tokens), Field(ge=1)]
+TokensOrAuto = Annotated[
+    Annotated[Tokens, Tag("tokens")] | Annotated[Literal["auto"], Tag("auto")],
+    # Told apart beforehand, so that a refusal speaks of one of them alone.
+    Discriminator(lambda value: "auto" if value == "auto" else "tokens"),
+]
 TokensOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
 HostPort = Annotated[str, BeforeValidator(_host_port)]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory
-from moorage.runtime.sizing import Deployment, fixed_dram_bytes
+from moorage.runtime.sizing import Deployment, device_sizes, fixed_dram_bytes
 from moorage.runtime.units import format_bytes
 from moorage.workers.errors import InvalidConfig
+from moorage.workers.sizes import LEAST_CHUNK, MOST_CHUNK
 from moorage.workers.spec import ModelSpec
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -43,8 +44,8 @@ def read_host() -> Host:
 
 
 def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
-    """What the configuration asks for, as the sizing formula takes it."""
-    return Deployment(
+    """What the configuration asks for, as the sizing formula takes it; an automatic chunk at its longest."""
+    plan = Deployment(
         model=model,
         layout=kv_layout(config, model),
         memory=resolve_memory(config),
@@ -61,6 +62,19 @@ def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
             resolve_memory(config, name) for name in PRESETS if name != config.memory.preset
         ),
     )
+    measured = config.long_context.chunk_size == "auto" and config.scheduler.max_step_tokens is None
+    return replace(plan, max_step_tokens=_longest_chunk(plan)) if measured and not plan.on_cpu else plan
+
+
+def _longest_chunk(plan: Deployment) -> int:
+    """Of the automatic ones whose workspace costs no slot of `device_memory`, or the shortest."""
+    chunk = MOST_CHUNK
+    while chunk > LEAST_CHUNK and plan.device_memory is not None:
+        sizes = device_sizes(replace(plan, max_step_tokens=chunk, device_memory=None))
+        if sizes.total_bytes <= plan.device_memory:
+            break
+        chunk //= 2
+    return chunk
 
 
 def runs_on_cpu(device: str) -> bool:

@@ -1,4 +1,4 @@
-"""Launching in the background: the server gets a session of its own, its launcher waits for one word."""
+"""Launching in the background: the server gets a session of its own, its launcher waits for word of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,16 @@ from moorage.runtime.logs import configure_logs
 from moorage.workers.errors import MoorageError, Unavailable
 
 
-def launch_detached(config_file: Path, overrides: Sequence[str], ready_file: Path | None) -> dict[str, Any]:
+def launch_detached(
+    config_file: Path,
+    overrides: Sequence[str],
+    ready_file: Path | None,
+    on_loading: Callable[[int, int], None],
+) -> dict[str, Any]:
     """Starts the server in a new session and waits until it is ready. Returns what the ready file holds.
 
-    Raises Unavailable with the server's own line when it fails to start.
+    `on_loading` hears the bytes of the weights that are read, and all. Raises Unavailable with the server's own line
+    when it fails to start.
     """
     log_file = state.run_dir() / f"server-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     reader, writer = os.pipe()
@@ -42,7 +48,12 @@ def launch_detached(config_file: Path, overrides: Sequence[str], ready_file: Pat
     os.close(writer)
     with os.fdopen(reader, encoding="utf-8") as words:
         try:
-            word = json.loads(words.readline() or "{}")
+            word: dict[str, Any] = {}
+            for line in words:
+                word = json.loads(line)
+                if "loading" not in word:
+                    break
+                on_loading(*word["loading"])
         except KeyboardInterrupt:
             child.terminate()
             child.wait()
@@ -57,7 +68,7 @@ def launch_detached(config_file: Path, overrides: Sequence[str], ready_file: Pat
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The background process. Sends its launcher {"ready": …} or {"error": …}, one line."""
+    """The background process. Sends its launcher lines: {"loading": …}, then {"ready": …} or {"error": …}."""
     parser = argparse.ArgumentParser(prog="python -m moorage.runtime.detach")
     parser.add_argument("config_file", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
@@ -71,15 +82,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with os.fdopen(options.notify_fd, "w", encoding="utf-8") as launcher:
 
-        def tell(word: dict[str, Any]) -> None:
+        def tell(word: dict[str, Any], *, last: bool = True) -> None:
             if not launcher.closed:
                 launcher.write(json.dumps(word) + "\n")
-                launcher.close()
+                launcher.flush()
+                if last:
+                    launcher.close()
 
         try:
             config = load_cluster_config(options.config_file, options.overrides)
             launch = Launch(config, options.config_file, options.ready_file, options.log_file)
-            asyncio.run(serve(launch, Hooks(on_ready=lambda ready: tell({"ready": ready}))))
+            hooks = Hooks(
+                on_ready=lambda ready: tell({"ready": ready}),
+                on_loading=lambda *loading: tell({"loading": loading}, last=False),
+            )
+            asyncio.run(serve(launch, hooks))
         except MoorageError as error:
             print(f"error: {error}", file=sys.stderr)
             tell({"error": str(error)})

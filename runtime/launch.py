@@ -22,7 +22,9 @@ from moorage.workers.errors import Unavailable
 
 log = structlog.get_logger()
 
-StartEngine = Callable[[ClusterConfig], Coroutine[Any, Any, Engine]]
+OnLoading = Callable[[int, int], None]
+"""Hears the bytes of the weights that are read, and all, while the model loads."""
+StartEngine = Callable[[ClusterConfig, OnLoading], Coroutine[Any, Any, Engine]]
 
 DRAIN_S = 3.0
 """How long requests that are being answered may go on after the first signal."""
@@ -32,10 +34,11 @@ _SWEEP_GRACE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Who is told: once, when ready, what the ready file holds; and the cluster's state as it serves."""
+    """Who is told: once, when ready, what the ready file holds; and the cluster's state as it loads and serves."""
 
     on_ready: Callable[[dict[str, Any]], None]
     on_status: Callable[[str, ClusterStatus], None] = lambda _address, _status: None
+    on_loading: OnLoading = lambda _read, _total: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +51,11 @@ class Launch:
     log_file: Path | None = None
 
 
-async def start_cluster(config: ClusterConfig) -> Engine:
+async def start_cluster(config: ClusterConfig, on_loading: OnLoading) -> Engine:
     """The coordinator with everything behind it; ray and torch are loaded here and not before."""
     from moorage.runtime.bringup import start_coordinator
 
-    return await start_coordinator(config)
+    return await start_coordinator(config, on_loading)
 
 
 async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster) -> None:
@@ -67,7 +70,7 @@ async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster
     address = await server.start(launch.config.server.grpc)
     _record(launch, address, "starting")
     try:
-        engine = await _started(start(launch.config), stop)
+        engine = await _started(start(launch.config, hooks.on_loading), stop)
         if engine is not None:
             try:
                 await _serve_engine(launch, hooks, server, address, engine, stop)

@@ -8,6 +8,8 @@ STREAM_PIECE_BLOCKS = 32
 """Blocks that are streamed at once when all of a session's blocks are attended."""
 GPU_PIECE_TOKENS = 8192
 """On a GPU pieces are at least this long: each costs a pass over the partial results that it is merged with."""
+LEAST_CHUNK, MOST_CHUNK = 2048, 8192
+"""Tokens of a prompt's chunk, powers of two, between which a GPU worker chooses by what it measures."""
 
 
 def piece_blocks(layout: KvLayout, on_cpu: bool) -> int:

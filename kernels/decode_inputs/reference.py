@@ -8,18 +8,28 @@ from numpy.typing import NDArray
 Float64 = NDArray[np.float64]
 
 
-def turn_queries(queries: Float64, cos: Float64, sin: Float64) -> Float64:
-    """See triton.py."""
-    half = cos.shape[2]
-    turned = np.empty((len(queries), cos.shape[1], *queries.shape[1:]))
-    for r, v in np.ndindex(cos.shape[:2]):
-        low, high, rest = np.split(queries[r], [half, 2 * half], axis=1)
-        turned[r, v] = np.concatenate(
-            (low * cos[r, v] - high * sin[r, v], high * cos[r, v] + low * sin[r, v], rest), axis=1
-        )
-    return turned
+def decode_inputs(
+    query: Float64,
+    key: Float64,
+    value: Float64,
+    cos: Float64,
+    sin: Float64,
+    slots: Float64,
+    slot: int,
+    row: int,
+) -> tuple[Float64, Float64, Float64]:
+    """See triton.py; `slots` are not rounded to."""
+    if slot >= 0:
+        slots[slot, 0, :, row], slots[slot, 1, :, row] = key, value
+    return query, turn_query(query, cos, sin), np.stack((key, value))
 
 
-def store_row(key: Float64, value: Float64, slots: Float64, slot: int, row: int) -> None:
+def turn_query(query: Float64, cos: Float64, sin: Float64) -> Float64:
     """See triton.py."""
-    slots[slot, 0, :, row], slots[slot, 1, :, row] = key, value
+    half = cos.shape[1]
+    low, high, rest = np.split(query, [half, 2 * half], axis=1)
+    turned = [
+        np.concatenate((low * c - high * s, high * c + low * s, rest), axis=1)
+        for c, s in zip(cos, sin, strict=True)
+    ]
+    return np.stack(turned)

@@ -30,4 +30,21 @@ def add_rms_norm(x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps
     return gpu.add_rms_norm(x, added, weight, eps)
 
 
-__all__ = ["add_rms_norm", "rms_norm"]
+def norm_heads(
+    heads: torch.Tensor, num_heads: int, q_weight: torch.Tensor, k_weight: torch.Tensor, eps: float
+) -> None:
+    """Norms queries and keys among heads [T, Hq + 2 Hkv, D] in place, each head by the weight [D] of its kind.
+
+    The first Hq = `num_heads` are queries, then come keys, then values, which stay as they are.
+    """
+    if heads.is_cuda and has_triton():
+        from moorage.kernels.rms_norm import triton
+
+        triton.norm_heads(heads, num_heads, q_weight, k_weight, eps)
+        return
+    end = (num_heads + heads.shape[1]) // 2
+    for part, weight in ((heads[:, :num_heads], q_weight), (heads[:, num_heads:end], k_weight)):
+        part.copy_(rms_norm(part, weight, eps))
+
+
+__all__ = ["add_rms_norm", "norm_heads", "rms_norm"]

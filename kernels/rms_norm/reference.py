@@ -14,3 +14,9 @@ def rms_norm(x: Float64, weight: Float64, eps: float) -> Float64:
     for row in np.ndindex(x.shape[:-1]):
         out[row] = weight * x[row] / np.sqrt((x[row] ** 2).sum() / x.shape[-1] + eps)
     return out
+
+
+def norm_heads(heads: Float64, num_heads: int, q_weight: Float64, k_weight: Float64, eps: float) -> None:
+    """See the package, without its rounding."""
+    for head in range((num_heads + heads.shape[1]) // 2):
+        heads[:, head] = rms_norm(heads[:, head], q_weight if head < num_heads else k_weight, eps)

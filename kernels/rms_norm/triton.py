@@ -1,4 +1,4 @@
-"""The norm on the GPU, one program for each row, and in one pass with the residual sum."""
+"""The norm on the GPU, one program for each row or head, and in one pass with the residual sum."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import triton
 import triton.language as tl
 
 from moorage.kernels.triton_support import power_of_2
+
+
+@triton.jit
+def _normed(values, weight, channel, inside, eps, DIM: tl.constexpr):
+    wide = values.to(tl.float32)
+    normed = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / DIM + eps)
+    scale = tl.load(weight + channel, mask=inside, other=0.0)
+    rounded = normed.to(values.dtype)
+    return (scale.to(tl.float32) * rounded.to(tl.float32)).to(values.dtype)
 
 
 @triton.jit
@@ -23,15 +32,29 @@ def _norm(
         # Rounded to the stored type before the norm, as two separate operations would.
         values = (values.to(tl.float32) + more.to(tl.float32)).to(values.dtype)
         tl.store(at, values, mask=inside)
-    wide = values.to(tl.float32)
-    normed = wide * tl.rsqrt(tl.sum(wide * wide, axis=0) / DIM + eps)
-    scale = tl.load(weight + channel, mask=inside, other=0.0)
-    rounded = normed.to(values.dtype)
-    tl.store(
-        out + row * DIM + channel,
-        (scale.to(tl.float32) * rounded.to(tl.float32)).to(values.dtype),
-        mask=inside,
-    )
+    tl.store(out + row * DIM + channel, _normed(values, weight, channel, inside, eps, DIM), mask=inside)
+
+
+@triton.jit
+def _norm_heads(
+    heads,
+    q_weight,
+    k_weight,
+    row_heads,
+    eps,
+    NUM_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    PAD_DIM: tl.constexpr,
+):
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel = tl.arange(0, PAD_DIM)
+    inside = channel < DIM
+    at = heads + (row * row_heads + head) * DIM + channel
+    values = tl.load(at, mask=inside, other=0.0)
+    weight = q_weight
+    if head >= NUM_HEADS:
+        weight = k_weight
+    tl.store(at, _normed(values, weight, channel, inside, eps, DIM), mask=inside)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -53,6 +76,18 @@ def add_rms_norm(x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _launch(x.view(-1, x.shape[-1]), added, weight, out, eps, add=True)
     return out
+
+
+def norm_heads(
+    heads: torch.Tensor, num_heads: int, q_weight: torch.Tensor, k_weight: torch.Tensor, eps: float
+) -> None:
+    """See the package."""
+    num_tokens, row_heads, dim = heads.shape
+    assert heads.is_contiguous()
+    if num_tokens:
+        _norm_heads[(num_tokens, (num_heads + row_heads) // 2)](
+            heads, q_weight, k_weight, row_heads, eps, num_heads, dim, power_of_2(dim), num_warps=1
+        )
 
 
 def _launch(

@@ -11,6 +11,7 @@ import typer
 
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.eval import eval_app
+from moorage.runtime.cli.loading import loading_bar
 from moorage.runtime.cli.options import AsJson
 from moorage.runtime.cli.output import print_json, print_note, print_table
 from moorage.runtime.config import ClusterConfig, load_cluster_config
@@ -151,7 +152,9 @@ def _load(
     except UnicodeDecodeError:
         raise InvalidRequest(f"--prompt-file {prompt_file}: not UTF-8 text; convert it") from None
     prompt = TextTokenizer.load(config.model.path).encode(text)
-    return LocalEngine(config, len(prompt) + max_new_tokens, preset), prompt
+    with loading_bar() as on_loading:
+        engine = LocalEngine(config, len(prompt) + max_new_tokens, preset, on_loading=on_loading)
+    return engine, prompt
 
 
 def _measure(

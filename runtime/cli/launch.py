@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from moorage.runtime.cli.app import app, examples
+from moorage.runtime.cli.loading import loading_bar
 from moorage.runtime.cli.output import print_json
 from moorage.runtime.config import load_cluster_config
 from moorage.runtime.detach import launch_detached
@@ -57,13 +58,15 @@ def launch(
             print(f"ready: {ready['model']} at {ready['address']}, pid {ready['pid']}", flush=True)
 
     if detach:
-        announce(launch_detached(file, overrides or (), ready_file))
+        with loading_bar() as on_loading:
+            ready = launch_detached(file, overrides or (), ready_file, on_loading)
+        announce(ready)
         return
     configure_logs()
     from moorage.runtime.launch import Hooks, Launch, serve
 
-    with _live_view() as show:
-        hooks = Hooks(on_ready=announce, on_status=show)
+    with loading_bar() as on_loading, _live_view() as show:
+        hooks = Hooks(on_ready=announce, on_status=show, on_loading=on_loading)
         asyncio.run(serve(Launch(config, file, ready_file), hooks))
 
 

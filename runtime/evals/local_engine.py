@@ -38,8 +38,12 @@ class LocalEngine:
         max_tokens: int,
         preset: str | None = None,
         memory: MemorySpec | None = None,
+        on_loading: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Loads the model and reserves the store. Raises InvalidConfig or InvalidModel as `runtime launch` does."""
+        """Loads the model and reserves the store. Raises InvalidConfig or InvalidModel as `runtime launch` does.
+
+        `on_loading` hears the bytes of the weights that are read, and all.
+        """
         from moorage.workers.gpu.worker import GpuWorker
         from moorage.workers.kv.link import LocalLink
         from moorage.workers.kv.store import KvStore
@@ -53,7 +57,7 @@ class LocalEngine:
         """Sampled while the latest prompt was answered."""
         self._store = KvStore(self.layout, self.layout.num_blocks(max_tokens))
         self._settings = worker_settings(config, self.model, self.memory)
-        self._worker = GpuWorker(self._settings, [LocalLink(self._store)])
+        self._worker = GpuWorker(self._settings, [LocalLink(self._store)], progress=on_loading)
         self._steps = 0
 
     def serves(self, config: ClusterConfig, memory: MemorySpec) -> bool:

@@ -100,6 +100,7 @@ def launch(directory: Path, **changes: dict[str, object]) -> RunningCluster:
     config_file.write_text(yaml.safe_dump(cluster_config(**changes)))
     done = cli("launch", config_file, "--detach", "--ready-file", ready_file)
     assert done.returncode == 0, done.stderr.decode()
+    assert b"of weights" in done.stderr
     return RunningCluster(cli, config_file, json.loads(ready_file.read_text()))
 
 

@@ -66,7 +66,7 @@ def test_nothing_is_left_after_the_end(tmp_path: Path, ending: str) -> None:
 def test_ctrl_c_ends_a_foreground_launch(tmp_path: Path) -> None:
     cli = Cli(tmp_path / "run")
     file, ready = tmp_path / "cluster.yaml", tmp_path / "ready.json"
-    file.write_text(yaml.safe_dump(cluster_config()))
+    file.write_text(yaml.safe_dump(cluster_config(long_context={"chunk_size": "auto"})))
     process = subprocess.Popen(
         cli.command("launch", file, "--ready-file", ready),
         env=cli.environment,
@@ -79,6 +79,7 @@ def test_ctrl_c_ends_a_foreground_launch(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err.decode()
     assert b"ready:" in out
+    assert b"of weights" in err
     wait_until(lambda: not moorage_processes(cli.run_dir))
 
 

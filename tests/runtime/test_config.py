@@ -84,6 +84,17 @@ long_context:
     assert config.long_context.kv_type is KvType.FP32
 
 
+def test_automatic_chunk(tmp_path: Path) -> None:
+    config = load(tmp_path, "model: {path: m}\nlong_context: {chunk_size: auto}\n")
+    assert config.long_context.chunk_size == "auto"
+    assert config.max_step_tokens == 4096
+    limited = load(
+        tmp_path,
+        "model: {path: m}\nlong_context: {chunk_size: auto}\nscheduler: {max_step_tokens: 9000}\n",
+    )
+    assert limited.max_step_tokens == 9000
+
+
 def test_flag_over_environment_over_file(tmp_path: Path) -> None:
     text = "model: {path: m}\nmemory: {topk: 1}\n"
     environ = {"MOORAGE_MEMORY__TOPK": "2", "MOORAGE_KV_STORE__DRAM": "2GiB", "MOORAGE_HOME": "elsewhere"}
@@ -143,6 +154,11 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
             "memory: {preset: inf-llm}\nlong_context: {chunk_size: 1000}",
             "chunk_size: 1000 is not a multiple of",
         ),
+        (
+            "memory: {preset: inf-llm, exc_block_size: 96}\nlong_context: {chunk_size: auto}",
+            "chunk_size: 2048 is not a multiple of exc_block_size 96",
+        ),
+        ("long_context: {chunk_size: automatic}", "chunk_size: got 'automatic': should be a token count"),
         ("memory: {cache_strategy: lru-t}", "should be 'lru', 'fifo' or 'lru-s'"),
         ("kv_store: {dram: -3}", "kv_store.dram: got -3"),
         ("kv_store: {dram: 8XB}", "should be a size such as 8GiB"),

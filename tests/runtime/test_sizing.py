@@ -204,3 +204,23 @@ def test_parameters_of_the_embedded_model() -> None:
     header = 8 + int.from_bytes((PILOT / "model.safetensors").read_bytes()[:8], "little")
     tensors = (PILOT / "model.safetensors").stat().st_size - header
     assert 2 * num_parameters(read_model_spec(PILOT)) == tensors
+
+
+def test_an_automatic_chunk_costs_no_slot() -> None:
+    auto: dict[str, object] = {"chunk_size": "auto"}
+
+    def steps(**sections: dict[str, object]) -> int:
+        return deployment_of(cluster(**{"long_context": auto, **sections}), INTERNLM).max_step_tokens
+
+    def needed(chunk: int) -> int:
+        plan = deployment(long_context={"chunk_size": chunk})
+        return device_sizes(plan).total_bytes
+
+    cuda: dict[str, object] = {"device": "cuda"}
+    assert steps(gpu_workers={"device": "cpu"}) == 4096
+    assert steps(gpu_workers=cuda) == 8192
+    assert steps(gpu_workers=cuda, scheduler={"max_step_tokens": 3000}) == 3000
+    for chunk in (8192, 4096):
+        assert steps(gpu_workers={**cuda, "device_memory": needed(chunk)}) == chunk
+        assert steps(gpu_workers={**cuda, "device_memory": needed(chunk) - 1}) == chunk // 2
+    assert steps(gpu_workers={**cuda, "device_memory": needed(2048) // 2}) == 2048

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -13,24 +15,48 @@ from moorage.workers.kv.actor import connect
 from moorage.workers.spec import StepPlan, StepResult
 
 
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How far a worker's start has come."""
+
+    read_bytes: int
+    total_bytes: int
+    """Of the weights; 0 before they are looked at."""
+    over: bool
+    """Ready, or failed, which any other call then tells."""
+
+
 class GpuWorkerShell:
-    """Connects to the KV actors by name, then forwards."""
+    """Connects to the KV actors by name, then forwards. The model loads in a thread, so that it can be watched."""
 
     def __init__(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> None:
         links = [connect(name, namespace=namespace) for name in kv_actors]
-        self._worker = GpuWorker(settings, links)
+        self._read = (0, 0)
+        self._load = ThreadPoolExecutor(1).submit(GpuWorker, settings, links, progress=self._note)
+
+    def _note(self, read_bytes: int, total_bytes: int) -> None:
+        self._read = read_bytes, total_bytes
+
+    def loading(self, longest_s: float) -> Loading:
+        """Waits until the worker is ready, but no longer than `longest_s`."""
+        wait((self._load,), longest_s)
+        return Loading(*self._read, self._load.done())
 
     def step(self, plan: StepPlan) -> StepResult:
         """See Engine.step."""
-        return self._worker.step(plan)
+        return self._load.result().step(plan)
 
     def pid(self) -> int:
-        """Of the worker's process; answered once the model is loaded."""
-        return self._worker.pid()
+        """Of the worker's process; answered once the model is loaded. Raises what kept it from loading."""
+        return self._load.result().pid()
+
+    def chunk_tokens(self, most: int) -> int:
+        """See GpuWorker.chunk_tokens."""
+        return self._load.result().chunk_tokens(most)
 
     def device(self) -> str:
         """cuda or cpu."""
-        return self._worker.device.type
+        return self._load.result().device.type
 
 
 def start_gpu_worker(

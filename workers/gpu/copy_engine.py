@@ -42,13 +42,15 @@ class CopyEngine(Protocol):
         """Lets go of the stores' memory, which must still be mapped. Idempotent."""
 
 
-def copy_engine(kv: ShardedKv, layout: KvLayout, device: torch.device, piece_blocks: int) -> CopyEngine:
-    """The one that suits the device."""
+def copy_engine(
+    kv: ShardedKv, layout: KvLayout, device: torch.device, piece_blocks: int, dma_bytes: int | None = None
+) -> CopyEngine:
+    """The one that suits the device; `dma_bytes` as EngineSettings has it."""
     if device.type != "cuda":
         return DirectCopies(kv)
     from moorage.workers.gpu.cuda_copies import CudaCopies
 
-    return CudaCopies.make(kv, layout, device, piece_blocks)
+    return CudaCopies.make(kv, layout, device, piece_blocks, dma_bytes)
 
 
 class Done:

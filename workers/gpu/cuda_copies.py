@@ -2,7 +2,7 @@
 
 The arena is registered as pinned, so the device reads it without a detour: large pieces by DMA, which takes no
 processor of the GPU; small ones by a kernel that reads host memory itself, since every copy call costs the host some
-microseconds. Blocks of another host land in a pinned ring first.
+microseconds. Which are small is measured at the start. Blocks of another host land in a pinned ring first.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from moorage.kernels.triton_support import has_triton, upload
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.gpu.copy_engine import Copies
+from moorage.workers.gpu.dma_threshold import measure_threshold
 from moorage.workers.gpu.runs import runs_of
 from moorage.workers.gpu.staging_ring import StagingRing
 from moorage.workers.kv.arena import Arena
@@ -26,8 +27,6 @@ from moorage.workers.spec import KvLayout, KvType
 
 Int32 = NDArray[np.int32]
 
-DMA_BYTES = 256 * 1024
-"""Pieces of at least this size go by DMA: at 50 GB/s they travel for as long as a copy call takes the host."""
 _PORTABLE, _MAPPED = 1, 2
 """cudaHostRegister's flags: pinned for every context, and readable by kernels."""
 
@@ -50,21 +49,33 @@ class CudaCopies:
     overlaps = True
 
     def __init__(
-        self, kv: ShardedKv, device: torch.device, staging: torch.Tensor, dma_bytes: int = DMA_BYTES
+        self, kv: ShardedKv, device: torch.device, staging: torch.Tensor, dma_bytes: int | None = None
     ) -> None:
-        """`staging` is pinned, [2, n, 2, Hkv, B, D] in storage type."""
+        """`staging` is pinned, [2, n, 2, Hkv, B, D] in storage type.
+
+        Pieces of at least `dma_bytes` go by DMA; None measures from which size on it pays.
+        """
         self._kv, self._device = kv, device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._ring = StagingRing(staging)
-        self._dma_bytes = dma_bytes
+        if not has_triton():
+            dma_bytes = 0
+        self._dma_bytes = measure_threshold(staging[0], device) if dma_bytes is None else dma_bytes
         self._registered: dict[int, tuple[Arena, torch.Tensor]] = {}
 
     @classmethod
-    def make(cls, kv: ShardedKv, layout: KvLayout, device: torch.device, staging_blocks: int) -> CudaCopies:
+    def make(
+        cls,
+        kv: ShardedKv,
+        layout: KvLayout,
+        device: torch.device,
+        staging_blocks: int,
+        dma_bytes: int | None = None,
+    ) -> CudaCopies:
         """With a staging ring of two times `staging_blocks`."""
         shape = (2, staging_blocks, 2, layout.num_kv_heads, layout.block_size, layout.head_dim)
         dtype = torch.float16 if layout.kv_type is KvType.FP16 else torch.float32
-        return cls(kv, device, torch.empty(shape, dtype=dtype, pin_memory=True))
+        return cls(kv, device, torch.empty(shape, dtype=dtype, pin_memory=True), dma_bytes)
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
         """See CopyEngine."""
@@ -84,7 +95,7 @@ class CudaCopies:
         """stored [P, 2, Hkv, B, D] in pinned memory."""
         block_bytes = stored[0].numel() * stored.element_size()
         runs = runs_of(pages, into)
-        if len(pages) * block_bytes >= len(runs) * self._dma_bytes or not has_triton():
+        if len(pages) * block_bytes >= len(runs) * self._dma_bytes:
             for page, slot, count in runs:
                 out[slot : slot + count].copy_(stored[page : page + count], non_blocking=True)
             return

@@ -15,6 +15,7 @@ from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.merge_lse import merge_lse
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import Copies
+from moorage.workers.gpu.device_turns import DecodeQuery
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.positions import Entries, Rotations
 from moorage.workers.gpu.reader import BlockReader
@@ -57,20 +58,19 @@ class DecodeAttention:
         return self._layout.block_size
 
     def __call__(
-        self, session: WorkerSession, layer: int, query: torch.Tensor, on_host: Callable[[], torch.Tensor]
+        self, session: WorkerSession, layer: int, query: DecodeQuery, on_host: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
-        """Output [Hq, D] in fp32 for `query` [Hq, D], un-rotated; `on_host` waits for its copy on the host."""
+        """Output [Hq, D] in fp32 for `query`; `on_host` waits for its copy [Hq, D], un-rotated, on the host."""
         assert session.decode_step is not None
         span = session.decode_step.span
-        query = query.float()
         if session.memory.topk == 0:
             chosen: Int32 | None = np.empty((1, 0), np.int32)
         else:
-            chosen = self._chooser.for_decode(session, layer, query, on_host)
+            chosen = self._chooser.for_decode(session, layer, query.plain, on_host)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
             if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:
-                partial = self.attend_all(session, layer, query)
+                partial = self._attend_all(session, layer, query)
             else:
                 distant = np.arange(span.num_sinks, span.near_block, dtype=np.int32)
                 partial = self._attend_chosen(session, layer, query, distant)
@@ -80,17 +80,17 @@ class DecodeAttention:
                 partial = self._attend_chosen(session, layer, query, chosen[0])
             else:
                 partial = self._attend_per_head(session, layer, query, chosen)
-            self._sample_recall(session, layer, query, partial[1])
-        self._importance.add(session, layer, span.position, query[:, None], partial[1][:, None])
+            self._sample_recall(session, layer, query.plain, partial[1])
+        self._importance.add(session, layer, span.position, query.plain[:, None], partial[1][:, None])
         if self.observer is not None:
-            self.observer(session, layer, query, chosen, partial[1])
+            self.observer(session, layer, query.plain, chosen, partial[1])
         return partial[0]
 
     def _attend_chosen(
         self,
         session: WorkerSession,
         layer: int,
-        query: torch.Tensor,
+        query: DecodeQuery,
         chosen: Int32,
         kv_head: int | None = None,
     ) -> Partial:
@@ -102,7 +102,7 @@ class DecodeAttention:
         self,
         session: WorkerSession,
         layer: int,
-        query: torch.Tensor,
+        query: DecodeQuery,
         entries: Entries,
         kv_head: int | None = None,
         rotations: Rotations | None = None,
@@ -152,7 +152,7 @@ class DecodeAttention:
         self,
         session: WorkerSession,
         layer: int,
-        query: torch.Tensor,
+        query: DecodeQuery,
         entries: Entries,
         resident: Resident,
         kv_head: int | None,
@@ -160,7 +160,7 @@ class DecodeAttention:
         layout, rotations = self._layout, session.rotations
         with self._timer("attend"):
             out, lse = attend_resident(
-                query.numpy(),
+                query.plain.numpy(),
                 resident.memories,
                 resident.tables,
                 resident.layer_sizes,
@@ -176,7 +176,7 @@ class DecodeAttention:
                     rotations.offset_cos,
                     rotations.offset_sin,
                 ),
-                rotations.view.attention_scale**2 / math.sqrt(layout.head_dim),
+                self._scale(session),
                 kv_head,
             )
         return torch.from_numpy(out), torch.from_numpy(lse)
@@ -184,7 +184,7 @@ class DecodeAttention:
     def _attend_around(
         self,
         session: WorkerSession,
-        query: torch.Tensor,
+        query: DecodeQuery,
         slots: Int32,
         entries: Entries,
         late: NDArray[np.bool_],
@@ -213,7 +213,7 @@ class DecodeAttention:
         self,
         session: WorkerSession,
         layer: int,
-        query: torch.Tensor,
+        query: DecodeQuery,
         entries: Entries,
         slots: Int32,
         kv_head: int | None,
@@ -221,19 +221,25 @@ class DecodeAttention:
     ) -> None:
         """Tells the cache how much attention each block has received (InfLLM's lru-s)."""
         heads = slice(None) if kv_head is None else slice(kv_head, kv_head + 1)
-        arguments = self._arguments(session, query, slots, entries)
-        parts = entry_lse(query, self._reader.slots[:, :, heads], **arguments)
+        arguments = self._arguments(session, slots, entries)
+        parts = entry_lse(query.plain, self._reader.slots[:, :, heads], **arguments)
         received = torch.exp(parts - lse).sum(dim=1).cpu().numpy()
         session.cache.note(layer, session.decode_index, entries.blocks, received)
 
     def _attend_per_head(
-        self, session: WorkerSession, layer: int, query: torch.Tensor, chosen: Int32
+        self, session: WorkerSession, layer: int, query: DecodeQuery, chosen: Int32
     ) -> Partial:
         """Every choice with its own heads, one after the other, so that a session's slots hold each in turn."""
         num_choices, num_kv_heads = len(chosen), self._layout.num_kv_heads
-        groups = query.view(num_choices, -1, query.shape[-1])
+        count = len(query.plain) // num_choices
         parts = [
-            self._attend_chosen(session, layer, groups[i], chosen[i], i * num_kv_heads // num_choices)
+            self._attend_chosen(
+                session,
+                layer,
+                query.of_heads(i * count, (i + 1) * count),
+                chosen[i],
+                i * num_kv_heads // num_choices,
+            )
             for i in range(num_choices)
         ]
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
@@ -241,10 +247,15 @@ class DecodeAttention:
     def attend_all(
         self, session: WorkerSession, layer: int, query: torch.Tensor, rotations: Rotations | None = None
     ) -> Partial:
-        """Exact attention: near blocks from slots, all others streamed and merged.
+        """Exact attention of `query` f32 [Hq, D]: near blocks from slots, all others streamed and merged.
 
         `rotations` are those of `Rotations.exact`, or the session's own.
         """
+        return self._attend_all(session, layer, DecodeQuery(query), rotations)
+
+    def _attend_all(
+        self, session: WorkerSession, layer: int, query: DecodeQuery, rotations: Rotations | None = None
+    ) -> Partial:
         assert session.decode_step is not None
         span, near = session.decode_step.span, session.decode_step.near
         rotations = rotations or session.rotations
@@ -270,14 +281,14 @@ class DecodeAttention:
             for slot in range(len(piece)):
                 entries = rotations.distant_entries(span, piece[slot : slot + 1])
                 slots = np.full(len(entries.blocks), slot, np.int32)
-                parts = entry_lse(query, staged, **self._arguments(session, query, slots, entries))
+                parts = entry_lse(query, staged, **self._arguments(session, slots, entries))
                 found.append(torch.logsumexp(parts, dim=0))
         return torch.stack(found) if found else query.new_zeros((0, len(query)))
 
     def _attend(
         self,
         session: WorkerSession,
-        query: torch.Tensor,
+        query: DecodeQuery,
         blocks: torch.Tensor,
         slots: Int32,
         entries: Entries,
@@ -291,13 +302,13 @@ class DecodeAttention:
         rotations = rotations or session.rotations
         with self._timer("attend"):
             if rotations.tables is None:
-                return attend_blocks(query, blocks, **self._arguments(session, query, slots, entries))
-            position, scale = session.decode_step.span.position, self._scale(session, query)
-            return rotations.tables.attend(query, blocks, slots, entries, position, scale)
+                return attend_blocks(query.plain, blocks, **self._arguments(session, slots, entries))
+            turned = query.turned
+            if turned is None or rotations is not session.rotations:
+                turned = rotations.tables.turn(query.plain, session.decode_step.span.position)
+            return rotations.tables.attend(turned, blocks, slots, entries, self._scale(session))
 
-    def _arguments(
-        self, session: WorkerSession, query: torch.Tensor, slots: Int32, entries: Entries
-    ) -> dict[str, Any]:
+    def _arguments(self, session: WorkerSession, slots: Int32, entries: Entries) -> dict[str, Any]:
         """Of the kernels in `kernels.block_attention`, beside the query and the blocks."""
         assert session.decode_step is not None
         rotations = session.rotations
@@ -311,11 +322,11 @@ class DecodeAttention:
             "rotate_keys": entries.rotate_keys,
             "offset_cos": rotations.offset_cos,
             "offset_sin": rotations.offset_sin,
-            "scale": self._scale(session, query),
+            "scale": self._scale(session),
         }
 
-    def _scale(self, session: WorkerSession, query: torch.Tensor) -> float:
-        return session.rotations.view.attention_scale**2 / math.sqrt(query.shape[-1])
+    def _scale(self, session: WorkerSession) -> float:
+        return session.rotations.view.attention_scale**2 / math.sqrt(self._layout.head_dim)
 
     def _sample_recall(
         self, session: WorkerSession, layer: int, query: torch.Tensor, lse_chosen: torch.Tensor

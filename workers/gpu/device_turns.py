@@ -6,6 +6,7 @@ layer is then 24 bytes an entry instead of the sine and cosine of every channel,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +29,21 @@ def uses_tables(device: torch.device) -> bool:
     return device.type == "cuda" and has_triton()
 
 
+@dataclass(slots=True)
+class DecodeQuery:
+    """A generated token's query in one layer."""
+
+    plain: torch.Tensor
+    """[Hq, D] in fp32, un-rotated."""
+    turned: torch.Tensor | None = None
+    """[variants, Hq, D] as the session's own rotations see it, where attention runs from tables."""
+
+    def of_heads(self, first: int, end: int) -> DecodeQuery:
+        """Of query heads [first, end)."""
+        turned = None if self.turned is None else self.turned[:, first:end].contiguous()
+        return DecodeQuery(self.plain[first:end], turned)
+
+
 class DeviceTurns:
     """Tables of one `Rotations`; see there for what the numbers mean."""
 
@@ -37,29 +53,44 @@ class DeviceTurns:
         self._offsets = upload((rotations.offset_cos, rotations.offset_sin), device)
         self._bases: list[torch.Tensor] = []
         self._position = -1
-        self._query_turns: list[torch.Tensor] = []
+        self._turns: list[torch.Tensor] = []
 
-    def attend(
+    def start(
         self,
         query: torch.Tensor,
-        blocks: torch.Tensor,
-        slots: Int32,
-        entries: Entries,
+        key: torch.Tensor,
+        value: torch.Tensor,
         position: int,
-        scale: float,
+        slots: torch.Tensor,
+        slot: int,
+        row: int,
+    ) -> tuple[DecodeQuery, torch.Tensor]:
+        """The query [Hq, D] at `position`, and K and V [2, Hkv, D] as stored, which go to a row of a slot as well.
+
+        All by one launch; a `slot` of -1 is none.
+        """
+        from moorage.kernels.decode_inputs.triton import decode_inputs
+
+        cos, sin = self._query_turns(position)
+        plain, turned, stored = decode_inputs(query, key, value, cos, sin, slots, slot, row)
+        return DecodeQuery(plain, turned), stored
+
+    def turn(self, query: torch.Tensor, position: int) -> torch.Tensor:
+        """[variants, Hq, D] in fp32 of `query` [Hq, D] at `position`."""
+        from moorage.kernels.decode_inputs.triton import turn_query
+
+        cos, sin = self._query_turns(position)
+        return turn_query(query, cos, sin)
+
+    def attend(
+        self, queries: torch.Tensor, blocks: torch.Tensor, slots: Int32, entries: Entries, scale: float
     ) -> Partial:
-        """As `kernels.block_attention.attend_blocks`, for `query` [Hq, D] at `position`; launches and returns."""
+        """As `kernels.block_attention.attend_blocks`, for `queries` that `turn` made; launches and returns."""
         from moorage.kernels.block_attention import triton
-        from moorage.kernels.decode_inputs.triton import turn_queries
 
         count = len(slots)
         if not count:
-            return torch.zeros_like(query, dtype=torch.float32), query.new_full(
-                query.shape[:1], -torch.inf, dtype=torch.float32
-            )
-        if position != self._position:
-            self._position, self._query_turns = position, self._turns_at(position)
-        queries = turn_queries(query[None], *self._query_turns)[0]
+            return torch.zeros_like(queries[0]), queries.new_full(queries.shape[1:2], -torch.inf)
         fields = np.stack(
             (slots, entries.begin, entries.end, entries.variant, entries.base, entries.rotate_keys),
             dtype=np.int32,
@@ -70,10 +101,13 @@ class DeviceTurns:
         out, lse = triton.attend_lists(queries, blocks, there, first, turns, scale, 1, splits)
         return out[0], lse[0]
 
-    def _turns_at(self, position: int) -> list[torch.Tensor]:
-        """cos, sin [1, variants, rotary_dim / 2] of the query at `position`."""
-        found = [self._rotations.queries(variant, position, position + 1) for variant in Variant]
-        return upload([np.stack(parts, axis=1) for parts in zip(*found, strict=True)], self._device)
+    def _query_turns(self, position: int) -> list[torch.Tensor]:
+        """cos, sin [variants, rotary_dim / 2] of the query at `position`."""
+        if position != self._position:
+            found = [self._rotations.queries(variant, position, position + 1) for variant in Variant]
+            parts = [np.concatenate(each) for each in zip(*found, strict=True)]
+            self._position, self._turns = position, upload(parts, self._device)
+        return self._turns
 
     def _base_tables(self) -> list[torch.Tensor]:
         """cos, sin [n, rotary_dim / 2] that turn a query back by the position of each block's first key."""

@@ -67,7 +67,7 @@ class Engine:
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
         piece = settings.piece_blocks or piece_blocks(layout, device.type != "cuda")
-        self.copies = copies or copy_engine(kv, layout, device, piece)
+        self.copies = copies or copy_engine(kv, layout, device, piece, settings.dma_bytes)
         self._in_place = settings.in_place and isinstance(self.copies, DirectCopies)
         self._reader = BlockReader(
             self.copies, layout, settings.num_slots, piece, device, compute, self._timer

@@ -1,36 +1,35 @@
-"""What the host needs of new tokens in each layer: a query to choose by, K and V to store."""
+"""What passes between host and device in a step: queries to choose by, K and V to store, sampled tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 
 class HandOver:
-    """The one planned hand-over of a layer: copies that begin at once and are waited for when first looked at."""
+    """Copies of tensors of one device that begin at once and are waited for when first looked at."""
 
-    def __init__(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """query [Hq, D]; keys, values [T, Hkv, D] in storage type; all on one device."""
-        self._tensors = (query, keys, values)
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self._tensors = tensors
         self._event: torch.cuda.Event | None = None
-        if query.device.type == "cuda":
-            self._tensors = tuple(_to_pinned(tensor) for tensor in self._tensors)  # type: ignore[assignment]
+        if tensors[0].device.type == "cuda":
+            self._tensors = tuple(_to_pinned(tensor) for tensor in tensors)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
-    def query(self) -> torch.Tensor:
-        """[Hq, D] on the host."""
-        self._wait()
-        return self._tensors[0]
-
-    def rows(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """K, V [T, Hkv, D] on the host."""
-        self._wait()
-        return self._tensors[1], self._tensors[2]
-
-    def _wait(self) -> None:
+    def __call__(self) -> tuple[torch.Tensor, ...]:
+        """The tensors on the host."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None
+        return self._tensors
+
+
+def on_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Numbers of the host on `device`, by a copy that does not wait for what the device was asked before."""
+    here = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    return here.to(device, non_blocking=True)
 
 
 def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import torch
 
+from moorage.workers.gpu.hand_over import on_device
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.sampler import Sampled, SampleRow, needs_counts, sample
 from moorage.workers.gpu.session import WorkerSession
@@ -27,7 +28,11 @@ class SegmentOutput:
 
 
 class OutputStage:
-    """The last part of a step: logits only for the positions that need them, then one batched draw."""
+    """The last part of a step: logits only for the positions that need them, then one batched draw.
+
+    Temperature, top-k, top-p and the draw are torch operations on the device, see `sampler`; the chosen tokens of all
+    sessions reach the host in one hand-over.
+    """
 
     def __init__(self, decoder: Decoder, vocab_size: int, timer: PartTimer) -> None:
         self._decoder = decoder
@@ -72,7 +77,11 @@ class OutputStage:
         if not sampling:
             return drawn
         last = [ends[i] - 1 for i in sampling]
-        logits = self._decoder.logits(hidden if len(last) == len(hidden) else hidden[last])
+        logits = self._decoder.logits(
+            hidden
+            if len(last) == len(hidden)
+            else hidden.index_select(0, on_device(last, torch.long, hidden.device))
+        )
         rows = [
             SampleRow(s.sampling, s.num_generated, s.prompt_counts, s.generated_counts)
             for s in (sessions[i] for i in sampling)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.kernels.triton_support import has_triton
 from moorage.workers.gpu.copy_engine import DONE, Copies, CopyEngine
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.spec import KvLayout, KvType
@@ -136,10 +135,5 @@ class BlockReader:
 
     def write_row(self, slot: int, row: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Writes one token's K and V, each [Hkv, D], into a slot."""
-        if self.device.type == "cuda" and has_triton():
-            from moorage.kernels.decode_inputs.triton import store_row
-
-            store_row(key, value, self.slots, slot, row)
-            return
         self.slots[slot, 0, :, row] = key
         self.slots[slot, 1, :, row] = value

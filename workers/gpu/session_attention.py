@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from moorage.workers.gpu.decode_attention import DecodeAttention
+from moorage.workers.gpu.device_turns import DecodeQuery
 from moorage.workers.gpu.hand_over import HandOver
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.prefill_attention import PrefillAttention
@@ -36,53 +37,66 @@ class SessionAttention:
         self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
         """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], un-rotated, from the session's end on."""
+        if session.decode_step is not None:
+            return self._decode_one(session, layer, q[0], k[0], v[0])[None]
         # Rounded once to the stored type, so that results do not depend on where a chunk ends.
         keys, values = k.to(self._storage), v.to(self._storage)
-        if session.decode_step is not None:
-            return self._decode_one(session, layer, q[0], keys, values)[None]
         # A chunk that selects may choose blocks of its own, which must be sealed.
         exact = session.memory.exc_block_size == 0 or not session.memory.topk
-        host, behind = HandOver(q[0], keys, values), self._stores_behind and exact
+        rows, behind = HandOver(keys, values), self._stores_behind and exact
         if not behind:
-            self._append(session, layer, *host.rows())
+            self._append(session, layer, *rows())
         self._forget(session, layer, session.num_tokens, session.num_tokens + len(keys))
         out = self._prefill(session, layer, q, keys, values)
         if behind:
-            self._append(session, layer, *host.rows())
+            self._append(session, layer, *rows())
         if self._importance.wants_tail(session):
             self._keep_tail(session, layer, q)
         return out
 
     def _decode_one(
-        self,
-        session: WorkerSession,
-        layer: int,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        self, session: WorkerSession, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
-        """Stores the new row, [1, Hkv, D] each, and attends; query and output are [Hq, D]."""
+        """Stores the new row, key and value [Hkv, D], and attends; query and output are [Hq, D]."""
         assert session.decode_step is not None
         if session.decode_step.resident is not None:
-            self._append(session, layer, keys, values)
+            self._append(session, layer, *(row[None].to(self._storage) for row in (key, value)))
             if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
                 self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
-            return self._decode(session, layer, query, lambda: query)
-        host = HandOver(query, keys, values)
+            return self._decode(session, layer, DecodeQuery(query.float()), lambda: query)
+        asked = HandOver(query)
         block, row = divmod(session.num_tokens, self._layout.block_size)
         # A row that is written while its block is still on the way would be lost.
         session.await_ahead(layer)
         slot = session.cache.slot_of(layer, block)
-        if slot >= 0:
-            with self._timer("append"):
-                self._reader.write_row(slot, row, keys[0], values[0])
+        with self._timer("append"):
+            start, stored = self._start(session, query, key, value, slot, row)
+        rows = HandOver(stored)
         behind = slot >= 0 and self._stores_behind
         if not behind:
-            self._append(session, layer, *host.rows())
-        out = self._decode(session, layer, query, host.query)
+            self._append(session, layer, *rows()[0][:, None])
+        out = self._decode(session, layer, start, lambda: asked()[0])
         if behind:
-            self._append(session, layer, *host.rows())
+            self._append(session, layer, *rows()[0][:, None])
         return out
+
+    def _start(
+        self,
+        session: WorkerSession,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        slot: int,
+        row: int,
+    ) -> tuple[DecodeQuery, torch.Tensor]:
+        """What attention starts from, and K and V as stored [2, Hkv, D], written to a slot unless it is -1."""
+        tables = session.rotations.tables
+        if tables is not None:
+            return tables.start(query, key, value, session.num_tokens, self._reader.slots, slot, row)
+        stored = torch.stack((key, value)).to(self._storage)
+        if slot >= 0:
+            self._reader.write_row(slot, row, *stored)
+        return DecodeQuery(query.float()), stored
 
     @property
     def _stores_behind(self) -> bool:

@@ -31,6 +31,8 @@ class EngineSettings:
     score_on: ScoreOn = "cpu"
     anchor_bytes: int | None = None
     """Device memory for anchors, under score_on other than cpu; None is unlimited."""
+    dma_bytes: int | None = None
+    """Pieces of at least this size reach a GPU by DMA, smaller ones by a kernel; None is measured at the start."""
     prefetch: bool = False
     """While a layer computes, the blocks that the next one attended in the last step travel ahead."""
 

@@ -1,9 +1,14 @@
-"""Where a step's time goes."""
+"""Where a step's time goes, and what a trial at the start takes."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
+
+import torch
+
+_ROUNDS = 3
 
 
 class Part:
@@ -41,3 +46,15 @@ class PartTimer:
         for part in self._parts.values():
             part.seconds = 0.0
         return sums
+
+
+def least_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of some runs, after one that compiles and warms up; with the device's own time and the host's for its calls."""
+    found = []
+    for _ in range(_ROUNDS + 1):
+        start = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found.append(time.perf_counter() - start)
+    return min(found[1:])

@@ -10,7 +10,9 @@ import torch
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.gpu.copy_engine import CopyEngine
 from moorage.workers.gpu.engine import Engine
+from moorage.workers.gpu.hiding_chunk import measured_chunk
 from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.model.weights import Progress
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.warm_up import warm_up
 from moorage.workers.kv.link import Link
@@ -35,8 +37,10 @@ class GpuWorker:
         settings: WorkerSettings,
         links: list[Link],
         copies: Callable[[ShardedKv], CopyEngine] | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        """`copies` makes the copy engine; None takes the one that suits the device."""
+        """`copies` makes the copy engine; None takes what suits the device. `progress` is for `load_weights`."""
+        self._settings = settings
         if settings.num_threads:
             torch.set_num_threads(settings.num_threads)
         self.device = pick_device(settings.device)
@@ -44,7 +48,7 @@ class GpuWorker:
         if self.device.type == "cpu":
             spec = settings.spec
             warm_up(settings.layout, spec.group_size, spec.rope.rotary_dim, len(links))
-        self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device)
+        self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device, progress)
         self.engine = Engine(
             self.decoder,
             settings.spec,
@@ -58,6 +62,13 @@ class GpuWorker:
     def step(self, plan: StepPlan) -> StepResult:
         """Runs one plan; see Engine.step."""
         return self.engine.step(plan)
+
+    def chunk_tokens(self, most: int) -> int:
+        """Tokens of a prompt's chunk behind whose attention its past streams; `most` on a CPU, which streams none."""
+        if self.device.type == "cpu":
+            return most
+        settings = self._settings
+        return measured_chunk(self.device, settings.layout, settings.spec.num_heads, self.decoder.dtype, most)
 
     def pid(self) -> int:
         """Of the process that runs this worker."""

@@ -40,11 +40,14 @@ def launches() -> Iterator[None]:
     x, weight = torch.zeros(3, 4096, dtype=torch.bfloat16), torch.zeros(4096, dtype=torch.bfloat16)
     rms_norm.rms_norm(x, weight, 1e-5)
     rms_norm.add_rms_norm(x, x, weight, 1e-5)
+    rms_norm.norm_heads(torch.zeros(3, 48, 128, dtype=torch.bfloat16), 32, weight, weight, 1e-5)
     yield
-    turn, slots = torch.zeros(1, 3, 64), torch.zeros(2, 2, 8, 16, 128, dtype=HALF)
-    decode_inputs.turn_queries(torch.zeros(1, 32, 128, dtype=torch.bfloat16), turn, turn)
-    decode_inputs.store_row(slots[0, 0, :, 0].contiguous(), slots[0, 1, :, 0].contiguous(), slots, 1, 3)
-    yield
+    turn, slots = torch.zeros(3, 64), torch.zeros(2, 2, 8, 16, 128, dtype=HALF)
+    for dtype in (torch.bfloat16, HALF):
+        query, row = torch.zeros(32, 128, dtype=dtype), torch.zeros(8, 128, dtype=dtype)
+        decode_inputs.decode_inputs(query, row, row, turn, turn, slots, 1, 3)
+        decode_inputs.turn_query(query.float(), turn, turn)
+        yield
     for quest in (True, False):
         anchors = torch.zeros(9, 8, 2, 128, dtype=HALF)
         block_score.score_blocks(anchors, ints(70), torch.zeros(1, 32, 128), quest)

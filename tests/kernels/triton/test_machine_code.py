@@ -25,4 +25,12 @@ def test_every_kernel_compiles_for_a_gpu_and_fits_its_shared_memory(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["_attend", "_gather", "_merge", "_norm", "_score", "_store", "_turn"]
+    assert done.stdout.split() == [
+        "_attend",
+        "_gather",
+        "_inputs",
+        "_merge",
+        "_norm",
+        "_norm_heads",
+        "_score",
+    ]

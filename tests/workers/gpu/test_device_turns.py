@@ -76,7 +76,7 @@ def test_tables_hold_the_angles_of_the_entries(axes: MemorySpec, position: int) 
     assert entries.angle_cos.shape[1] == 0
     tables = rotations.tables
     assert tables is not None
-    query_cos, query_sin = (part[0].numpy() for part in tables._turns_at(position))
+    query_cos, query_sin = (part.numpy() for part in tables._query_turns(position))
     base_cos, base_sin = (part.numpy() for part in tables._base_tables())
     turned = (query_cos + 1j * query_sin)[entries.variant] * (base_cos + 1j * base_sin)[entries.base]
     full = rotations.with_angles(position, entries)

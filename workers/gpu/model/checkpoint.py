@@ -14,6 +14,8 @@ from moorage.workers.hf_fields import Fields
 
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+MAPPED_BYTES = 2**30
+"""Of a file that is read through one mapping: what it has read counts as this process's memory until it is closed."""
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -36,14 +38,28 @@ def read_headers(directory: Path) -> dict[str, TensorHeader]:
 
 
 def read_tensors(headers: Iterable[TensorHeader]) -> Iterator[tuple[TensorHeader, Tensor]]:
-    """The tensors of `headers` on the CPU, file by file, one at a time. Raises InvalidModel."""
+    """The tensors of `headers` on the CPU, file by file, one at a time; drop each before the next.
+
+    They are views of a mapped file, of which never more than about MAPPED_BYTES stay. Raises InvalidModel.
+    """
     by_file: dict[Path, list[TensorHeader]] = {}
     for header in headers:
         by_file.setdefault(header.file, []).append(header)
-    for file, wanted in by_file.items():
-        with _open(file) as tensors:
-            for header in wanted:
-                yield header, tensors.get_tensor(header.name)
+    for file, in_file in by_file.items():
+        for wanted in _mapped_together(in_file):
+            with _open(file) as tensors:
+                for header in wanted:
+                    yield header, tensors.get_tensor(header.name)
+
+
+def _mapped_together(headers: list[TensorHeader]) -> Iterator[list[TensorHeader]]:
+    batch: list[TensorHeader] = []
+    for header in headers:
+        if batch and sum(each.num_bytes for each in batch) + header.num_bytes > MAPPED_BYTES:
+            yield batch
+            batch = []
+        batch.append(header)
+    yield batch
 
 
 def _files(directory: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
 
-from moorage.kernels.rms_norm import add_rms_norm, rms_norm
+from moorage.kernels.rms_norm import add_rms_norm, norm_heads, rms_norm
 from moorage.workers.gpu.model.graphs import PieceGraphs, cuda_capture
 from moorage.workers.gpu.model.weights import (
     DecoderWeights,
@@ -90,9 +90,7 @@ class Decoder:
         num_heads = spec.num_heads + 2 * spec.num_kv_heads
         heads = linear(normed, layer.qkv, layer.qkv_bias).view(hidden.shape[0], num_heads, spec.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k, v = self.split(heads)
-            q, k = (rms_norm(x, w, spec.rms_norm_eps) for x, w in ((q, layer.q_norm), (k, layer.k_norm)))
-            heads = torch.cat((q, k, v), dim=1)
+            norm_heads(heads, spec.num_heads, layer.q_norm, layer.k_norm, spec.rms_norm_eps)
         return heads
 
     def between(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 Order, as in vLLM: penalties, temperature, min-p, top-k, top-p. Reported log-probabilities are the model's,
 before all of these. A row's draw depends on its logits, seed and step alone, never on its neighbours.
+
+All of it runs on the logits' device and can be asked for before they are there: what the host gives travels from
+pinned memory, and the one wait is for the tokens at the end.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moorage.workers.gpu.hand_over import HandOver, on_device
 from moorage.workers.spec import SamplingSpec
 
 GREEDY_BELOW = 1e-5
@@ -61,15 +65,14 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
         token_ids = _draw(shaped, rows)
         best = logits.gather(1, token_ids[:, None])[:, 0]
     log_mass = logits.logsumexp(-1)
+    found = [token_ids, best - log_mass, log_mass]
     num_top = min(max(row.spec.num_logprobs for row in rows), logits.shape[1])
-    top_ids: list[list[int]] = [[] for _ in rows]
-    top_logprobs: list[list[float]] = [[] for _ in rows]
     if num_top:
         top = logits.topk(num_top, dim=-1)
-        top_ids, top_logprobs = top.indices.tolist(), (top.values - log_mass[:, None]).tolist()
-    logprobs = (best - log_mass).tolist()
-    columns = zip(token_ids.tolist(), logprobs, log_mass.tolist(), top_ids, top_logprobs, strict=True)
-    return [_sampled(row, *column) for row, column in zip(rows, columns, strict=True)]
+        found += [top.indices, top.values - log_mass[:, None]]
+    columns = [tensor.tolist() for tensor in HandOver(*found)()]
+    columns += [] if num_top else [[()] * len(rows)] * 2
+    return [_sampled(row, *column) for row, column in zip(rows, zip(*columns, strict=True), strict=True)]
 
 
 def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
@@ -82,7 +85,7 @@ def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     if not drawn:
         return shaped
     specs = [rows[index].spec for index in drawn]
-    part = shaped[drawn] / _column([spec.temperature for spec in specs], logits)
+    part = _rows(shaped, drawn) / _column([spec.temperature for spec in specs], logits)
     part = _truncate(part, specs)
     return part if len(drawn) == len(rows) else shaped.index_copy(0, _index(drawn, logits), part)
 
@@ -92,8 +95,8 @@ def _sampled(
     token_id: int,
     logprob: float,
     log_mass: float,
-    top_ids: list[int],
-    top_logprobs: list[float],
+    top_ids: Sequence[int],
+    top_logprobs: Sequence[float],
 ) -> Sampled:
     if not math.isfinite(log_mass):
         return Sampled(0, math.nan, error="the model's logits are not finite; set model.dtype to float32")
@@ -113,7 +116,7 @@ def _penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     chosen = [rows[index] for index in indices]
     prompt = _stack(row.prompt_counts for row in chosen)
     generated = _stack(row.generated_counts for row in chosen)
-    part = logits[indices]
+    part = _rows(logits, indices)
     repetition = _column([row.spec.repetition_penalty for row in chosen], logits)
     repeated = torch.where(part > 0, part / repetition, part * repetition)
     part = torch.where((prompt > 0) | (generated > 0), repeated, part)
@@ -156,7 +159,7 @@ def _draw(shaped: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     drawn = [index for index, row in enumerate(rows) if not _is_greedy(row.spec)]
     if not drawn:
         return token_ids
-    mass = shaped[drawn].softmax(-1, dtype=torch.float64).cumsum(-1)
+    mass = _rows(shaped, drawn).softmax(-1, dtype=torch.float64).cumsum(-1)
     total = mass[:, -1:]
     uniform = _column([_uniform(rows[index].spec.seed, rows[index].step) for index in drawn], mass)
     # Strictly below the total, so that the token found always has mass of its own.
@@ -179,8 +182,12 @@ def _mix(value: int) -> int:
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return on_device(values, like.dtype, like.device)[:, None]
 
 
 def _index(values: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=like.device)
+    return on_device(values, torch.int64, like.device)
+
+
+def _rows(tensor: Tensor, indices: Sequence[int]) -> Tensor:
+    return tensor if len(indices) == len(tensor) else tensor.index_select(0, _index(indices, tensor))

@@ -79,8 +79,9 @@ def load_weights(
 ) -> DecoderWeights:
     """Read a checkpoint's safetensors onto `device`, tensor by tensor, shard by shard.
 
-    Names and shapes are checked before anything is read. Raises InvalidModel naming the file and the tensor,
-    and ResourceExhausted when the device has no room.
+    The host never holds a second copy of the model, nor a first one of what goes to a GPU. Names and shapes are
+    checked before anything is read. Raises InvalidModel naming the file and the tensor, and ResourceExhausted when
+    the device has no room.
     """
     directory = Path(directory)
     headers = {decoder_name(name): header for name, header in read_headers(directory).items()}
@@ -91,6 +92,7 @@ def load_weights(
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     for header, tensor in read_tensors(wanted):
         filled[decoder_name(header.name)].fill(tensor)
+        del tensor  # else the next file would be mapped beside this one
         done_bytes += header.num_bytes
         if progress is not None:
             progress(done_bytes, total_bytes)

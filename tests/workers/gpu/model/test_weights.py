@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from moorage.workers.errors import InvalidModel
 from moorage.workers.gpu.model.weights import DecoderWeights, load_weights, resolve_dtype
@@ -162,3 +165,32 @@ def test_index_with_a_missing_shard(tiny: TinyModel) -> None:
 def test_bad_index(tiny: TinyModel, weight_map: object) -> None:
     (tiny.directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     assert "weight_map must map tensors to files of this folder" in refusal(tiny)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+import torch
+from moorage.workers.gpu.model import checkpoint
+from moorage.workers.gpu.model.weights import load_weights
+from moorage.workers.hf_config import read_model_spec
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+checkpoint.MAPPED_BYTES = 2**24
+directory, before = Path(sys.argv[1]), peak()
+weights = load_weights(directory, read_model_spec(directory), torch.bfloat16, torch.device("cpu"))
+print((peak() - before) / weights.num_bytes)
+"""
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "20MB"])
+def test_memory_never_holds_the_model_twice(tmp_path: Path, shard_size: str) -> None:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, num_attention_heads=8
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path, max_shard_size=shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 3) == (shard_size == "20MB")
+    done = subprocess.run([sys.executable, "-c", PEAK, tmp_path], capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.4

@@ -1,0 +1,44 @@
+"""How far a model's weights are read: a bar on a terminal, else lines of a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moorage.runtime.cli.output import print_note
+from moorage.runtime.units import format_bytes
+
+LINE_EVERY_S = 5.0
+
+
+@contextmanager
+def loading_bar() -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that takes the bytes read and all bytes, on stderr; the bar goes when all are read."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines()
+        return
+    columns = (TextColumn("reading the weights"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", visible=False)
+
+        def show(read: int, total: int) -> None:
+            bar.update(task, completed=read, total=total, visible=read < total)
+
+        yield show
+
+
+class _Lines:
+    """One every few seconds, and one at the end."""
+
+    def __init__(self) -> None:
+        self._told_s = time.monotonic()
+
+    def __call__(self, read: int, total: int) -> None:
+        if read == total or time.monotonic() >= self._told_s + LINE_EVERY_S:
+            self._told_s = time.monotonic()
+            print_note(f"read {format_bytes(read)} of {format_bytes(total)} of weights")
