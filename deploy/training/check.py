@@ -17,10 +17,10 @@ from pathlib import Path
 from random import Random
 
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from deploy.training.corpus import read_corpus
+from deploy.training.export import read_weights
 from deploy.training.model import Llama, Shape
 from deploy.training.prepare import Text, encode_texts
 from deploy.training.recipe import RECIPE, read_recipe
@@ -171,8 +171,7 @@ def exported_model(folder: Path) -> tuple[Llama, Tokenizer]:
         rope_theta=spec.rope.theta,
     )
     model = Llama(shape)
-    weights = load_file(folder / "model.safetensors")
-    model.load_state_dict({name.removeprefix("model."): weight.float() for name, weight in weights.items()})
+    model.load_state_dict(read_weights(folder))
     return model.eval(), Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 

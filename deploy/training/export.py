@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from deploy.training.model import Llama, Shape
 from deploy.training.recipe import Recipe
@@ -33,6 +34,12 @@ def export(model: Llama, tokenizer: Tokenizer, folder: Path) -> None:
     _write(folder / "config.json", hf_config(model.shape, bos, eos))
     _write(folder / "generation_config.json", {"bos_token_id": bos, "do_sample": False, "eos_token_id": eos})
     save_tokenizer(tokenizer, folder, model.shape.max_tokens)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of an exported model, in fp32 and by the names that `Llama` has."""
+    weights = load_file(folder / "model.safetensors")
+    return {name.removeprefix("model."): weight.float() for name, weight in weights.items()}
 
 
 def hf_config(shape: Shape, bos: int, eos: int) -> dict[str, Any]:

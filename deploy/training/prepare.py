@@ -38,10 +38,10 @@ class Prepared:
     words: tuple[str, ...]
 
 
-def prepare(documents: Sequence[Document], vocab_size: int) -> Prepared:
-    """Train a tokenizer on the documents that are not held out, and encode all of them."""
+def prepare(documents: Sequence[Document], vocab_size: int, tokenizer: Tokenizer | None = None) -> Prepared:
+    """Train a tokenizer on the documents that are not held out, unless one is given, and encode all of them."""
     seen = [document.text for document in documents if not document.held_out]
-    tokenizer = train_tokenizer(seen, vocab_size)
+    tokenizer = tokenizer or train_tokenizer(seen, vocab_size)
     held_out = [document.text for document in documents if document.held_out]
     return Prepared(
         tokenizer, encode_texts(tokenizer, seen), encode_texts(tokenizer, held_out), common_words(seen)

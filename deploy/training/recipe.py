@@ -55,6 +55,8 @@ class Recipe:
     batch_tokens: int
     rates: Rates
     stages: tuple[Stage, ...]
+    start: Path | None = None
+    """Model directory whose weights and tokenizer the training starts from, of the same shape; None: from nothing."""
 
     @property
     def num_steps(self) -> int:
@@ -82,6 +84,7 @@ def read_recipe(path: Path) -> Recipe:
             fields["batch_tokens"],
             Rates(**fields["optimiser"]),
             stages,
+            path.parent / fields["start"] if fields.get("start") else None,
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error

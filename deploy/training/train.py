@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
 
 from deploy.training.corpus import CORPUS_FILE, collect, read_corpus
 from deploy.training.export import draw_losses, export
@@ -71,8 +72,9 @@ def prepared_in(work: Path, recipe: Recipe) -> Prepared:
     if not (work / CORPUS_FILE).is_file():
         collect(work)
     if not (work / "words.json").is_file():
-        print("Training the tokenizer and encoding the corpus")
-        save_prepared(prepare(read_corpus(work), recipe.shape.vocab_size), work)
+        print("Encoding the corpus")
+        given = recipe.start and Tokenizer.from_file(str(recipe.start / "tokenizer.json"))
+        save_prepared(prepare(read_corpus(work), recipe.shape.vocab_size, given), work)
     return load_prepared(work)
 
 

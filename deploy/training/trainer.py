@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deploy.training.export import read_weights
 from deploy.training.model import Llama
 from deploy.training.prepare import Prepared
 from deploy.training.recipe import Recipe
@@ -28,7 +29,10 @@ class Trainer:
         self.losses: list[float] = []
         """Loss of every step so far."""
         self.model = Llama(recipe.shape)
-        self.model.draw(recipe.seed)
+        if recipe.start is None:
+            self.model.draw(recipe.seed)
+        else:
+            self.model.load_state_dict(read_weights(recipe.start))
         self.model.to(device)
         self._optimisers = _optimisers(self.model, recipe)
 
