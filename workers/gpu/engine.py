@@ -303,6 +303,7 @@ class Engine:
             return self._attend(layer, q, k, v, segments, sessions, failed)
 
         hidden = self._decoder.forward(token_ids.to(self._device), attend)
+        self._chooser.catch_up([session for session in sessions if session.session_id not in failed])
         outputs = self._output(hidden, segments, sessions)
         results = []
         for segment, session, output in zip(segments, sessions, outputs, strict=True):
@@ -321,6 +322,7 @@ class Engine:
                     top_logprobs=sampled.top_logprobs if sampled else (),
                     prompt_logprobs=output.prompt_logprobs,
                     num_chosen_blocks=stats.num_chosen / max(stats.num_choices, 1),
+                    num_corrected=stats.num_corrected,
                     recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
                 )
             )
