@@ -128,9 +128,7 @@ class Chooser:
         except MoorageError:
             return []
 
-    def _choose_lagged(
-        self, session: WorkerSession, layer: int, on_host: Callable[[], torch.Tensor]
-    ) -> None:
+    def _choose_lagged(self, session: WorkerSession, layer: int, on_host: Callable[[], torch.Tensor]) -> None:
         """Settles what this step attends in `layer`."""
         step = session.decode_step
         assert step is not None

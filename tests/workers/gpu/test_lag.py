@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moorage.workers.errors import MoorageError, PeerDead
+from moorage.workers.errors import StoreFull
 from moorage.workers.gpu.session import WorkerSession
+from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.messages import SelectReply, SelectRequest
-from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import (
     AnchorType,
     HeadPool,
     HeadSelectMode,
-    MemorySpec,
     Positions,
     Preselect,
     Segment,
-    SegmentResult,
     StepPlan,
 )
 from tests.engine_driver import Driver, memory
@@ -29,10 +28,12 @@ from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.slow_plan import Array, SlowPlan
 from tests.workers.gpu.test_engine import prompt_of
 from tests.workers.gpu.test_overlap import emulated
-from tests.workers.gpu.test_published_plans import check
+from tests.workers.gpu.test_published_plans import check, read
 
-lagged = partial(memory, topk=3, n_init=16, lag=1)
-Sets = list[tuple[int, int, list[list[int]]]]
+chosen = partial(memory, topk=3, n_init=16)
+lagged = partial(chosen, lag=1, lag_cosine=-1.0)
+Sets = list[tuple[int, int, list[list[int]], bool]]
+"""(decode step, layer, ids of each choice, whether it was made at once) of each choice that was attended."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ class LaggedPlan(SlowPlan):
         return attended
 
 
-@pytest.mark.parametrize("cosine", [-1.0, 0.5])
+@pytest.mark.parametrize("cosine", [-1.0, 0.0])
 @pytest.mark.parametrize(
     ("changes", "kind", "rotated"),
     [
@@ -93,22 +94,170 @@ def test_chosen_sets_equal_those_of_the_slow_plan(
     size = 12 if kind is AnchorType.REPR_TOPK else 8
     plan = check(llama, axes, 130, 30, size, kind, rotated=rotated, chunks=(72,), slow=LaggedPlan)
     assert isinstance(plan, LaggedPlan)
-    print(plan.moved, plan.stayed)
+    assert plan.stayed
+    assert bool(plan.moved) == (cosine > -1)
 
 
-def generate(driver: Driver, axes: MemorySpec, num_tokens: int = 20) -> tuple[list[SegmentResult], Sets]:
-    """Results and what each decode step attended, of one session."""
+def watch(driver: Driver) -> Sets:
+    """What decode steps attend from now on."""
     sets: Sets = []
 
-    def observe(session: WorkerSession, layer: int, _query: Any, ids: Any, _lse: Any) -> None:
+    def observe(session: WorkerSession, layer: int, _query: object, ids: Any, _lse: object) -> None:
         if ids is not None:
-            sets.append(
-                (session.num_tokens, layer, [sorted(int(b) for b in row if b >= 0) for row in ids])
-            )
+            rows = [sorted(int(block) for block in row if block >= 0) for row in ids]
+            at_once = session.choices[layer].decode_step == session.decode_index
+            sets.append((session.decode_index, layer, rows, at_once))
 
     driver.worker.engine.decode.observer = observe
-    return driver.generate(prompt_of(driver_model(driver), 180), axes, (64,), num_tokens), sets
+    return sets
 
 
-def driver_model(driver: Driver) -> Any:
-    return driver
+@pytest.mark.parametrize("mode", list(HeadSelectMode))
+def test_a_threshold_that_every_head_is_under_equals_choosing_at_once(
+    llama: TinyModel, mode: HeadSelectMode
+) -> None:
+    tokens, found = prompt_of(llama, 200), []
+    assert all(tokens[i] != tokens[i + 1] for i in range(180, 199)), (
+        "a token again asks the same in the first layer"
+    )
+    for axes in (chosen(head_select_mode=mode), lagged(head_select_mode=mode, lag_cosine=1.0)):
+        driver = Driver(llama.directory, llama.spec)
+        sets = watch(driver)
+        results = read(driver, axes, tokens, 180, (64,))
+        found.append(([(r.token_id, r.logprob) for r in results], sets))
+        corrected = llama.spec.num_layers if axes.lag else 0
+        assert [r.num_corrected for r in results] == [0, 0] + [corrected] * 19
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"score_on": "device"},
+        {"in_place": False, "max_cached_block": 3},
+        {"copies": emulated, "prefetch": True, "num_shards": 3},
+    ],
+    ids=["device", "slots", "emulated"],
+)
+@pytest.mark.parametrize("mode", [HeadSelectMode.SHARED, HeadSelectMode.SEPARATE])
+def test_where_blocks_and_anchors_lie_changes_nothing(
+    llama: TinyModel, mode: HeadSelectMode, options: dict[str, Any]
+) -> None:
+    prompt, found = prompt_of(llama, 180), []
+    for each in ({}, options):
+        driver = Driver(llama.directory, llama.spec, **each)
+        sets = watch(driver)
+        driver.generate(prompt, lagged(head_select_mode=mode, lag_cosine=0.0), (64,), 40)
+        found.append(sets)
+    assert found[0] == found[1]
+
+
+def test_sessions_in_one_batch_choose_what_each_chooses_alone(
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One choice at once, two lagged ones of different thresholds, and one that is short of a choice."""
+    plans = [
+        (prompt_of(llama, length, length), axes)
+        for length, axes in (
+            (150, chosen(topk=2)),
+            (140, lagged(topk=2)),
+            (160, lagged(topk=2, lag_cosine=0.0)),
+            (40, lagged(topk=2)),
+        )
+    ]
+    driver = Driver(llama.directory, llama.spec)
+    alone = [driver.generate(prompt, axes, (len(prompt) - 1, 1), 8) for prompt, axes in plans]
+    asked: list[int] = []
+    select = driver.stores[0].select_together
+
+    def noted(requests: list[SelectRequest]) -> list[SelectReply]:
+        asked.append(len(requests))
+        return select(requests)
+
+    monkeypatch.setattr(driver.stores[0], "select_together", noted)
+    opens = tuple(driver.open(i, prompt, axes, 8) for i, (prompt, axes) in enumerate(plans))
+    segments = tuple(Segment(i, 0, tuple(prompt[:-1]), sample=False) for i, (prompt, _) in enumerate(plans))
+    driver.step(opens=opens, segments=segments)
+    last = [prompt[-1] for prompt, _ in plans]
+    for step in range(8):
+        segments = tuple(
+            Segment(i, len(prompt) - 1 + step, (last[i],), sample=True) for i, (prompt, _) in enumerate(plans)
+        )
+        for i, result in enumerate(driver.step(segments=segments)):
+            want = alone[i][step]
+            assert (result.token_id, result.num_corrected) == (want.token_id, want.num_corrected)
+            assert result.logprob == pytest.approx(want.logprob, abs=1e-4)
+            assert result.token_id is not None
+            last[i] = result.token_id
+    assert asked
+    assert max(asked) == 3
+
+
+def test_another_turn_begins_with_choices_at_once(llama: TinyModel) -> None:
+    driver, layers = Driver(llama.directory, llama.spec), llama.spec.num_layers
+    sets = watch(driver)
+    first = prompt_of(llama, 150)
+    driver.generate(first, lagged(), (64,), 6, keep=True)
+    driver.generate([*first[:120], *prompt_of(llama, 30, seed=5)], lagged(), (64,), 6, continued=120)
+    assert [at_once for _, _, _, at_once in sets] == ([True] * layers + [False] * 4 * layers) * 2
+
+
+def test_where_a_choice_behind_fails_the_next_step_chooses_at_once(
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, layers = Driver(llama.directory, llama.spec, num_shards=1), llama.spec.num_layers
+    sets = watch(driver)
+    select, num_calls = driver.stores[0].select, 0
+
+    def fails_once(request: SelectRequest) -> SelectReply:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 2 * layers:  # the last layer's, behind the second step
+            raise StoreFull("no room")
+        return select(request)
+
+    monkeypatch.setattr(driver.stores[0], "select", fails_once)
+    driver.generate(prompt_of(llama, 150), lagged(), (150,), 5)
+    at_once = [(step, layer) for step, layer, _, at_once in sets if at_once]
+    assert at_once == [*((0, layer) for layer in range(layers)), (2, layers - 1)]
+    assert num_calls == 4 * layers
+
+
+class FailingLink(LocalLink):
+    """Refuses the rows of one token of the last layer once."""
+
+    refused: tuple[int, int] | None = None
+    """(layer, position)"""
+
+    def __init__(self, store: KvStore) -> None:
+        super().__init__(store)
+        write = self.write
+
+        def refuse(session_id: int, layer: int, start: int, keys: Any, values: Any) -> None:
+            if (layer, start) == type(self).refused:
+                type(self).refused = None
+                raise StoreFull("no room")
+            write(session_id, layer, start, keys, values)
+
+        self.write = refuse  # type: ignore[method-assign, assignment]
+
+
+def test_a_step_that_failed_leaves_nothing_behind(llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried again, its first layers choose at once, since theirs are made by the failed step's query already."""
+    driver = Driver(llama.directory, llama.spec, num_shards=1, link=FailingLink)
+    last_layer, prompt = llama.spec.num_layers - 1, prompt_of(llama, 150)
+    sets = watch(driver)
+    results = driver.generate(prompt, lagged(), (150,), 4, keep=True)
+    token_id = results[-1].token_id
+    assert token_id is not None
+    monkeypatch.setattr(FailingLink, "refused", (last_layer, 153))
+    segment = Segment(1, 153, (token_id,), sample=True)
+    (failed,) = driver.worker.step(StepPlan(8, segments=(segment,))).segments
+    assert isinstance(failed.error, StoreFull)
+    sets.clear()
+    (again,) = driver.step(segments=(segment,))
+    assert again.token_id is not None
+    step = driver.worker.engine.sessions[1].decode_step
+    assert step is not None
+    assert not step.behind
+    assert [at_once for _, _, _, at_once in sets] == [True] * (last_layer - 1) + [False] * 2
