@@ -160,7 +160,10 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ),
         ("long_context: {chunk_size: automatic}", "chunk_size: got 'automatic': should be a token count"),
         ("memory: {lag: 2}", "memory.lag: got 2: should be less than or equal to 1"),
-        ("memory: {lag: 1, lag_cosine: 1.1}", "memory.lag_cosine: got 1.1: should be less than or equal to 1"),
+        (
+            "memory: {lag: 1, lag_cosine: 1.1}",
+            "memory.lag_cosine: got 1.1: should be less than or equal to 1",
+        ),
         ("memory: {lag: 1, lag_cosine: .nan}", "memory.lag_cosine: got nan"),
         ("memory: {lag_cosine: 0.5}", "lag_cosine: belongs to lag 1 and lag is 0; remove it or"),
         (
