@@ -67,12 +67,13 @@ def _decode_under(pilot: Pilot, memory: MemorySpec, context: int) -> StepResult:
 
 
 def _measure(contexts: Sequence[int], steps: int, *ways: Callable[[int], StepResult]) -> list[Times]:
-    """One step of each context a round, in each of some ways; their times in turn."""
+    """One step of each context a round, in each of some ways, whose order rotates; the times of each way."""
     times: list[Times] = [defaultdict(list) for _ in ways]
-    for _ in range(steps + WARM_ROUNDS):
+    for number in range(steps + WARM_ROUNDS):
         for context in contexts:
-            for decode, found in zip(ways, times, strict=True):
-                found[context].append(sample(partial(decode, context)))
+            for turn in range(number, number + len(ways)):
+                way = turn % len(ways)
+                times[way][context].append(sample(partial(ways[way], context)))
     return [{context: taken[WARM_ROUNDS:] for context, taken in found.items()} for found in times]
 
 
