@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from moorage.workers.errors import StoreFull
+from moorage.workers.gpu import decode_attention
 from moorage.workers.gpu.session import WorkerSession
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.messages import SelectReply, SelectRequest
@@ -81,7 +82,11 @@ class LaggedPlan(SlowPlan):
         ({"positions": Positions.CLAMPED, "exc_block_size": 24}, AnchorType.REPR_TOPK, False),
         ({"head_select_mode": HeadSelectMode.SEPARATE, "head_pool": HeadPool.MAX}, AnchorType.DYNAMIC, False),
         ({"head_select_mode": HeadSelectMode.PERHEAD}, AnchorType.DYNAMIC, True),
-        ({"preselect_block": Preselect.PROMPT, "preselect_block_count": 1}, AnchorType.DYNAMIC, False),
+        (
+            {"preselect_block": Preselect.PROMPT, "preselect_block_count": 1, "positions": Positions.CLAMPED},
+            AnchorType.DYNAMIC,
+            False,
+        ),
     ],
     ids=["shared", "clamped", "separate", "perhead", "padded"],
 )
@@ -191,6 +196,33 @@ def test_sessions_in_one_batch_choose_what_each_chooses_alone(
             last[i] = result.token_id
     assert asked
     assert max(asked) == 3
+
+
+def test_a_choice_is_made_while_the_next_layer_attends(
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(llama.directory, llama.spec, num_shards=1)
+    results = driver.generate(prompt_of(llama, 150), lagged(), (150,), 3, keep=True)
+    order: list[tuple[str, int]] = []
+    select, attend = driver.stores[0].select, decode_attention.attend_resident
+
+    def noted_select(request: SelectRequest) -> SelectReply:
+        order.append(("select", request.layer))
+        return select(request)
+
+    def noted_attend(*args: Any) -> Any:
+        order.append(("attend", args[4]))
+        return attend(*args)
+
+    monkeypatch.setattr(driver.stores[0], "select", noted_select)
+    monkeypatch.setattr(decode_attention, "attend_resident", noted_attend)
+    assert results[-1].token_id is not None
+    driver.step(segments=(Segment(1, 152, (results[-1].token_id,), sample=True),))
+    layers = llama.spec.num_layers
+    expected = [("attend", 0)]
+    for layer in range(1, layers):
+        expected += [("attend", layer), ("select", layer - 1)]
+    assert order == [*expected, ("select", layers - 1)]
 
 
 def test_another_turn_begins_with_choices_at_once(llama: TinyModel) -> None:
