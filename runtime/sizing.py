@@ -17,11 +17,11 @@ from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
 
-RAY_BASE_BYTES = 256 * 1024**2
+RAY_BASE_BYTES = 320 * 1024**2
 """Proportional memory of a private Ray's own processes."""
-COORDINATOR_BYTES = 288 * 1024**2
-ACTOR_BASE_BYTES = 136 * 1024**2
-WORKER_BASE_BYTES = 168 * 1024**2
+COORDINATOR_BYTES = 320 * 1024**2
+ACTOR_BASE_BYTES = 140 * 1024**2
+WORKER_BASE_BYTES = 288 * 1024**2
 """Interpreter, libraries and compiled kernels of each process, as measured while a million tokens were served."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STAGING_BUFFERS = 2

@@ -8,7 +8,7 @@ import torch
 def score_blocks(
     anchors_layer: torch.Tensor, pages: torch.Tensor, queries: torch.Tensor, quest: bool, *, add: bool = False
 ) -> torch.Tensor:
-    """See the package's `score_tensors`."""
+    """See `tensors.score_tensors`."""
     rows, num_heads, dim = queries.shape
     anchors = anchors_layer[pages.long()].float()
     groups = queries.view(rows, anchors.shape[1], -1, dim)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.cpu import LINE_BYTES, PREFETCH_BYTES
 from moorage.kernels.block_select.cpu import select_by_codes, select_exactly
 from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.simd import LANES, TILE
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
+Arrays = tuple[Any, ...]
 
 
 class SeveralCoded(NamedTuple):
@@ -84,19 +88,18 @@ def select_blocks_together(
     sessions = pages, bounds, queries, limits, firsts, factors
     anchors = anchors_layer.reshape(num_pages, size)
     workers = min(num_workers(len(pages) * size * item // 4), count)
-    arguments = anchors, sessions, num_kv_heads, quest, ids, scores, scratch, tuple(coded), hints
-    if workers > 1:
-        _parallel(*arguments)
-        return
-    for i in range(count):
-        # Not worth another thread, and so not worth compiling the loop either.
-        _one(i, *arguments)
+
+    def choose(i: int) -> None:
+        _one(i, anchors, sessions, num_kv_heads, quest, ids, scores, scratch, coded, hints)
+
+    _deal(choose, count, workers)
 
 
 def _one(
-    i: Any, anchors: Any, sessions: Any, num_kv_heads: Any, quest: Any, ids: Any, scores: Any, scratch: Any,
-    coded: Any, hints: Any,
+    i: int, anchors: Storage, sessions: Arrays, num_kv_heads: int, quest: bool, ids: Int32, scores: Float32,
+    scratch: Float32, coded: SeveralCoded, hints: tuple[int, int],
 ) -> None:  # fmt: skip
+    """The choice of session i."""
     pages, bounds, queries, limits, firsts, factors = sessions
     codes, steps, num_kept = coded
     begin, end, one = bounds[i], bounds[i + 1], slice(i, i + 1)
@@ -104,7 +107,7 @@ def _one(
         ids[i], scores[i] = -1, -np.inf
         return
     # In the types that one session's choice has, so that nothing is compiled twice.
-    first, kept = np.int64(firsts[i]), np.int64(num_kept[i])
+    first, kept = int(firsts[i]), int(num_kept[i])
     problem = queries[one], quest, num_kv_heads, factors[i], limits[one], first, ids[one], scores[one]
     room = scratch[ids.shape[1] * begin : ids.shape[1] * end]
     if kept:
@@ -113,13 +116,20 @@ def _one(
         select_exactly(anchors, pages[begin:end], problem, room, hints[0], hints[1], 1)
 
 
-_compiled_one = njit(**SERIAL)(_one)
+def _deal(run: Callable[[int], None], count: int, workers: int) -> None:
+    """run(0) to run(count - 1), every `workers`-th of them by one thread."""
+
+    def share(first: int) -> None:
+        for i in range(first, count, workers):
+            run(i)
+
+    others = [_threads().submit(share, first) for first in range(1, workers)]
+    share(0)
+    for other in others:
+        other.result()
 
 
-@njit(**PARALLEL)
-def _parallel(
-    anchors: Any, sessions: Any, num_kv_heads: Any, quest: Any, ids: Any, scores: Any, scratch: Any, coded: Any,
-    hints: Any,
-) -> None:  # fmt: skip
-    for i in prange(len(ids)):
-        _compiled_one(i, anchors, sessions, num_kv_heads, quest, ids, scores, scratch, coded, hints)
+@cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads of Python, since kernels let go of the interpreter's lock: nothing more must be compiled."""
+    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="select")

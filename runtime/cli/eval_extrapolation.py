@@ -18,7 +18,8 @@ from moorage.runtime.evals.key_values import KeyValues
 from moorage.runtime.evals.needle import Needle
 from moorage.runtime.evals.passkey import Passkey, Style
 from moorage.runtime.evals.perplexity import Perplexity, TokenText
-from moorage.runtime.evals.tasks import Suite, Task
+from moorage.runtime.evals.targets import Targets
+from moorage.runtime.evals.tasks import ByLength, Suite, Task
 from moorage.runtime.evals.variants import Variant
 from moorage.runtime.units import parse_tokens
 
@@ -45,14 +46,19 @@ def schemes(trained: int) -> list[Variant]:
     ]
 
 
-def _makers(
-    haystack: Haystack, lengths: tuple[int, ...], samples: int, seed: int
-) -> dict[str, Callable[[], Task]]:
+def _makers(haystack: Haystack, samples: dict[int, int], seed: int) -> dict[str, Callable[[], Task]]:
+    """`samples` by length."""
+
+    def each(make: Callable[[tuple[int, ...], int], Task]) -> Callable[[], Task]:
+        return lambda: ByLength({length: make((length,), count) for length, count in samples.items()})
+
     return {
-        "passkey": lambda: Passkey(haystack, Style.TEXT, lengths, samples, seed),
-        "needle": lambda: Needle(haystack, lengths, samples, seed),
-        "needle-4": lambda: Needle(haystack, lengths, samples, seed, needles=4, name="needle-4"),
-        "kv-retrieval": lambda: KeyValues(lengths, samples, seed),
+        "passkey": each(lambda lengths, count: Passkey(haystack, Style.TEXT, lengths, count, seed)),
+        "needle": each(lambda lengths, count: Needle(haystack, lengths, count, seed)),
+        "needle-4": each(
+            lambda lengths, count: Needle(haystack, lengths, count, seed, needles=4, name="needle-4")
+        ),
+        "kv-retrieval": each(lambda lengths, count: KeyValues(lengths, count, seed)),
     }
 
 
@@ -79,9 +85,21 @@ def extrapolation(
     tasks: Annotated[
         str, typer.Option(metavar="NAME,…", help="Of passkey, needle, needle-4, kv-retrieval and perplexity.")
     ] = "passkey,perplexity",
-    samples: Annotated[int, typer.Option(min=1, help="Samples of each task and length.")] = 10,
+    samples: Annotated[
+        str,
+        typer.Option(
+            metavar="N,N,…", help="Samples of each task, by length; the last number is that of the rest."
+        ),
+    ] = "10",
     windows: Annotated[int, typer.Option(min=1, help="Windows of each length for the perplexity.")] = 2,
     last: Last = 256,
+    exact_up_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Leave out longer prompts where every key is attended, which take minutes each; in this process.",
+        ),
+    ] = None,
     seed: Seed = 0,
     document: Document = DOCUMENT,
 ) -> None:
@@ -102,30 +120,56 @@ def extrapolation(
         raise typer.BadParameter(
             f"{scales!r} should be numbers, separated by commas", param_hint="--scales"
         ) from None
-    chosen = _tasks(tasks, text_haystack(document), lengths, samples, seed, document, windows, last)
+    if exact_up_to is not None and not run.in_process:
+        raise typer.BadParameter(
+            "a server does not tell what it attends; give --config or --model", param_hint="--exact-up-to"
+        )
+    chosen = _tasks(tasks, text_haystack(document), _counts(lengths, samples), seed, document, windows, last)
     ways = schemes(base) if run.in_process else None
     with run.targets(max(lengths), ways, base) as targets:
-        summary = measure(Suite("extrapolation", chosen, seed), targets, run)
+        longest = {} if exact_up_to is None else dict.fromkeys(_exact(targets), parse_tokens(exact_up_to))
+        summary = measure(Suite("extrapolation", chosen, seed, longest), targets, run)
     publish(summary, run, {"trained": base})
 
 
 def _tasks(
     names: str,
     haystack: Haystack,
-    lengths: tuple[int, ...],
-    samples: int,
+    samples: dict[int, int],
     seed: int,
     document: Path,
     windows: int,
     last: int | None,
 ) -> tuple[Task, ...]:
-    makers = _makers(haystack, lengths, samples, seed)
-    makers["perplexity"] = lambda: Perplexity(TokenText.of(document), lengths, windows, None, last)
+    makers = _makers(haystack, samples, seed)
+    makers["perplexity"] = lambda: Perplexity(TokenText.of(document), tuple(samples), windows, None, last)
     asked = names.split(",")
     unknown = [name for name in asked if name not in makers]
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} should be one of {', '.join(makers)}", param_hint="--tasks")
     return tuple(makers[name]() for name in dict.fromkeys(asked))
+
+
+def _counts(lengths: tuple[int, ...], samples: str) -> dict[int, int]:
+    """Samples by length."""
+    try:
+        counts = [int(part) for part in samples.split(",")]
+    except ValueError:
+        counts = [0]
+    if min(counts) < 1 or len(counts) > len(lengths):
+        raise typer.BadParameter(
+            f"{samples!r} should be whole numbers from 1 on, at most one for each length",
+            param_hint="--samples",
+        )
+    return {length: counts[min(i, len(counts) - 1)] for i, length in enumerate(lengths)}
+
+
+def _exact(targets: Targets) -> list[str]:
+    """The choices under which a prompt's tokens attend every key before them."""
+    memories = {label: targets.settings(label)["memory"] for label in targets.labels}
+    return [
+        label for label, memory in memories.items() if memory["topk"] is None or not memory["exc_block_size"]
+    ]
 
 
 def _trained(run: RunOptions, trained: str | None) -> int:

@@ -139,9 +139,11 @@ def summarise(suite: Suite, targets: Targets, journal: Journal) -> Summary:
 def plan(suite: Suite, targets: Targets) -> Iterator[tuple[Key, Task]]:
     """Every sample of a run, in the order in which they are measured and reported."""
     for label in targets.labels:
+        longest = suite.longest.get(label)
         for task in suite.tasks:
             for place in task.places():
-                yield Key(task.name, label, place), task
+                if longest is None or place.length is None or place.length <= longest:
+                    yield Key(task.name, label, place), task
 
 
 def _row(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -73,6 +73,34 @@ class Task(Protocol):
         """Builds one sample, asks the target and scores the answer."""
 
 
+class ByLength:
+    """One task with other samples at each length."""
+
+    def __init__(self, parts: Mapping[int, Task]) -> None:
+        """`parts`: at least one length, each with the task that has its samples; all of one kind."""
+        self._parts = dict(parts)
+        first = next(iter(self._parts.values()))
+        self.name, self.metric, self.by_depth, self._settings = (
+            first.name,
+            first.metric,
+            first.by_depth,
+            first.settings(),
+        )
+
+    def settings(self) -> Mapping[str, Any]:
+        """Those of every part."""
+        return self._settings
+
+    def places(self) -> Sequence[Place]:
+        """The parts' samples, length by length."""
+        return [place for part in self._parts.values() for place in part.places()]
+
+    def measure(self, place: Place, target: Target) -> Outcome:
+        """As the part of the place's length."""
+        assert place.length is not None
+        return self._parts[place.length].measure(place, target)
+
+
 @dataclass(frozen=True, slots=True)
 class Suite:
     """Tasks that are run and reported together."""
@@ -80,6 +108,8 @@ class Suite:
     name: str
     tasks: tuple[Task, ...]
     seed: int = 0
+    longest: Mapping[str, int] = field(default_factory=dict)
+    """By choice: samples of more tokens are left out."""
 
     def settings(self) -> dict[str, Any]:
         """What else decides the samples of each task."""

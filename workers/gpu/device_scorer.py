@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.kernels.block_score import score_tensors
+from moorage.kernels.block_score.tensors import score_tensors
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, KvLayout, KvType, MemorySpec, Preselect

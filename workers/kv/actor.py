@@ -192,14 +192,17 @@ def stop_kv_actor(handle: Any, *, timeout_s: float = 10.0) -> None:
     ray.kill(handle, no_restart=True)
 
 
-def connect(actor: Any, *, namespace: str | None = None, timeout_s: float = 60.0) -> Link:
+def connect(
+    actor: Any, *, namespace: str | None = None, timeout_s: float = 60.0, ready_s: float = 600.0
+) -> Link:
     """A link to an actor, given as handle or name: the mailbox on the same host, else Ray.
 
-    Raises Unavailable when there is no such actor or it does not answer within `timeout_s`.
+    Raises Unavailable when there is no such actor, at once when it is dead, or when it is not ready within `ready_s`:
+    one that starts for the first time on a slow machine compiles its kernels for a minute or two.
     """
     try:
         handle = ray.get_actor(actor, namespace=namespace) if isinstance(actor, str) else actor
-        key, address, layout = ray.get(handle.contact.remote(), timeout=timeout_s)
+        key, address, layout = ray.get(handle.contact.remote(), timeout=ready_s)
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
         raise Unavailable(f"KV actor {actor}: {_first_line(error)}; see that it runs") from error
     if key == host_key():

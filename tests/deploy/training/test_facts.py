@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from random import Random
 
 import pytest
@@ -36,6 +37,16 @@ def test_each_key_is_stated_once_with_the_value_that_is_the_answer(seed: int) ->
     for question in facts.questions:
         for value in re.split(r", and | and |, ", question.value):
             assert sum(f" {value}" in f" {statement}" for statement in facts.statements) >= 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_forward_facts_name_the_key_before_its_value(seed: int) -> None:
+    made, rng = phrases(seed)
+    numbers = count()
+    made.key = lambda: f"Key{next(numbers)}"  # type: ignore[method-assign]
+    made.value = lambda _kind: f"Value{next(numbers)}"  # type: ignore[method-assign]
+    for statement in keyed_facts(made, rng, 800, asking=5, forward=True).statements:
+        assert statement.index("Key") < statement.index("Value")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

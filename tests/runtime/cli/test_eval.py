@@ -180,6 +180,30 @@ def test_extrapolation_lays_schemes_side_by_side(tmp_path: Path, capsys: pytest.
     assert losses["linear", 512] != losses["rope", 512]
 
 
+def test_fewer_samples_of_longer_prompts_and_none_where_every_key_is_attended(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--trained", "256", "--scales", "1,2,3", "--samples", "3,1", "--tasks", "passkey", "--json", "-"]
+    presets = ["--preset", "full,ktransformers", "--exact-up-to", "600"]
+    assert run("extrapolation", "--config", CONFIG, *flags, *presets) == 0
+    rows = report_of(capsys.readouterr().out)["rows"]
+    assert isinstance(rows, list)
+    assert [(row["preset"], row["length"], row["samples"]) for row in rows] == [
+        ("full", 256, 3),
+        ("full", 512, 1),
+        ("ktransformers", 256, 3),
+        ("ktransformers", 512, 1),
+        ("ktransformers", 768, 1),
+    ]
+
+
+@pytest.mark.parametrize("samples", ["0", "2,x", "1,1,1"])
+def test_samples_that_fit_no_lengths_are_refused(samples: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--trained", "256", "--scales", "1,2", "--samples", samples]
+    assert run("extrapolation", "--config", CONFIG, *flags) == 2
+    assert "--samples" in capsys.readouterr().err
+
+
 def test_extrapolation_needs_a_model_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("extrapolation") == 2
     assert "--config" in capsys.readouterr().err
