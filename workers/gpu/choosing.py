@@ -91,36 +91,49 @@ class Chooser:
         queries [N, Hq, D], one for each session; those of sessions that decode no token are not looked at. Where one
         session fails nothing is chosen, and each finds its own failure when it asks alone.
         """
-        self.catch_up(sessions, layer)
+        self.catch_up_together(sessions, layer)
         rows = [i for i, session in enumerate(sessions) if self._asks_shards(session, layer)]
         if len(rows) < 2:
             return
         asking = []
         for row, query in zip(rows, queries[rows].cpu(), strict=True):
-            session, scoring = sessions[row], cache(partial(self._scoring, sessions[row], query))
-            if not (session.memory.lag and self._stays(session, layer, scoring)):
-                asking.append((session, layer, scoring()))
+            session, known = sessions[row], cache(partial(self._scoring, sessions[row], query))
+            if not (session.memory.lag and self._stays(session, layer, known)):
+                asking.append((session, layer, known()))
+        if len(asking) < 2:
+            return
         for (session, _, scoring), ids in zip(asking, self._ask_together(asking), strict=False):
             self._settle(session, layer, scoring, ids)
 
-    def catch_up(self, sessions: Sequence[WorkerSession], until: int | None = None) -> None:
+    def catch_up(self, session: WorkerSession, until: int | None = None) -> None:
         """Makes the choices for the next step that are still behind, those of layers before `until` or of all.
+
+        Raises what the shards fail with, which may be what became of the session's rows.
+        """
+        step = session.decode_step
+        assert step is not None
+        for layer in _behind(session, until):
+            scoring = step.behind.pop(layer)()
+            self._keep(session, layer, scoring, self._from_shards(session, layer, step.span, scoring))
+
+    def catch_up_together(self, sessions: Sequence[WorkerSession], until: int | None = None) -> None:
+        """`catch_up` in one call, where more than one session is behind.
 
         Where one fails nothing is kept: the next step then chooses at once, and each finds its own failure.
         """
+        late = [session for session in sessions if _behind(session, until)]
+        if len(late) < 2:
+            return
         asking = []
-        for session in sessions:
-            step = session.decode_step
-            for layer in tuple(step.behind) if step is not None else ():
-                if until is None or layer < until:
-                    asking.append((session, layer, step.behind.pop(layer)()))
+        for session in late:
+            assert session.decode_step is not None
+            for layer in _behind(session, until):
+                asking.append((session, layer, session.decode_step.behind.pop(layer)()))
         for (session, layer, scoring), ids in zip(asking, self._ask_together(asking), strict=False):
             self._keep(session, layer, scoring, ids)
 
     def _ask_together(self, asking: Sequence[tuple[WorkerSession, int, Float32]]) -> list[Int32]:
         """Ids [S, k] for each (session, layer, scoring query [1, Hq, D]); none where one of them fails."""
-        if not asking:
-            return []
         requests = [self._request(*one) for one in asking]
         try:
             with self._timer("select"):
@@ -134,8 +147,7 @@ class Chooser:
         assert step is not None
         scoring = cache(lambda: self._scoring(session, on_host()))
         if not self._stays(session, layer, scoring):
-            ids = self._select(session, layer, scoring(), step.span.num_sinks, step.limits, True)[0]
-            self._settle(session, layer, scoring(), ids)
+            self._settle(session, layer, scoring(), self._from_shards(session, layer, step.span, scoring()))
 
     def _stays(self, session: WorkerSession, layer: int, scoring: Callable[[], Float32]) -> bool:
         """Whether the last step's choice is attended as it is; the next step's is then made behind."""
@@ -207,21 +219,18 @@ class Chooser:
     ) -> Int32:
         """Ids [S, k], by the shards or on the device."""
         if self.scorer is None or not self.scorer.holds(session.session_id):
-            return self._from_shards(session, layer, span, on_host)
+            return self._from_shards(session, layer, span, self._scoring(session, on_host()))
         way = 1 if self._trial is None else self._trial.turn()
         started = time.perf_counter()
         ids = self._on_device(session, layer, span, query) if way else None
         if ids is None:
-            ids = self._from_shards(session, layer, span, on_host)
+            ids = self._from_shards(session, layer, span, self._scoring(session, on_host()))
         if self._trial is not None:
             self._trial.note(way, time.perf_counter() - started)
         return ids
 
-    def _from_shards(
-        self, session: WorkerSession, layer: int, span: Span, on_host: Callable[[], torch.Tensor]
-    ) -> Int32:
+    def _from_shards(self, session: WorkerSession, layer: int, span: Span, scoring: Float32) -> Int32:
         assert session.decode_step is not None
-        scoring = self._scoring(session, on_host())
         limits = session.decode_step.limits
         chosen: Int32 = self._select(session, layer, scoring, span.num_sinks, limits, True)[0]
         return chosen
@@ -320,6 +329,12 @@ def _chooses(session: WorkerSession, layer: int, span: Span) -> bool:
     if not memory.topk or layer < memory.dense_layer_num or span.num_candidates <= memory.topk:
         return False
     return session.num_tokens >= memory.dense_until
+
+
+def _behind(session: WorkerSession, until: int | None) -> list[int]:
+    """Layers before `until`, or all, whose choice for the next step is still to be made."""
+    behind = session.decode_step.behind if session.decode_step is not None else {}
+    return [layer for layer in behind if until is None or layer < until]
 
 
 def _with_aged_blocks(kept: Choice, span: Span) -> Int32:

@@ -161,8 +161,6 @@ class ShardedKv:
 
         Raises what the first of them fails with; each asked alone, only its own session fails.
         """
-        if len(requests) == 1:
-            return [self._choose(requests[0])[0]]
         if len(self.links) == 1:
             return [reply.ids for reply in self.links[0].submit_together(requests)()]
         if any(request.pooling is HeadPool.SOFTMAX for request in requests):

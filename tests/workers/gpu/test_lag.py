@@ -234,25 +234,53 @@ def test_another_turn_begins_with_choices_at_once(llama: TinyModel) -> None:
     assert [at_once for _, _, _, at_once in sets] == ([True] * layers + [False] * 4 * layers) * 2
 
 
-def test_where_a_choice_behind_fails_the_next_step_chooses_at_once(
-    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("behind", [0, 1], ids=["last layer", "layer before"])
+def test_a_choice_behind_that_fails_fails_the_session(
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch, behind: int
 ) -> None:
+    """What a shard answers may be that it lost rows, so that nobody may pass over it."""
     driver, layers = Driver(llama.directory, llama.spec, num_shards=1), llama.spec.num_layers
-    sets = watch(driver)
-    select, num_calls = driver.stores[0].select, 0
+    results = driver.generate(prompt_of(llama, 150), lagged(), (150,), 3, keep=True)
+    select = driver.stores[0].select
 
-    def fails_once(request: SelectRequest) -> SelectReply:
-        nonlocal num_calls
-        num_calls += 1
-        if num_calls == 2 * layers:  # the last layer's, behind the second step
+    def fails(request: SelectRequest) -> SelectReply:
+        if request.layer == layers - 1 - behind:
             raise StoreFull("no room")
         return select(request)
 
-    monkeypatch.setattr(driver.stores[0], "select", fails_once)
-    driver.generate(prompt_of(llama, 150), lagged(), (150,), 5)
-    at_once = [(step, layer) for step, layer, _, at_once in sets if at_once]
-    assert at_once == [*((0, layer) for layer in range(layers)), (2, layers - 1)]
-    assert num_calls == 4 * layers
+    assert results[-1].token_id is not None
+    segment = Segment(1, 152, (results[-1].token_id,), sample=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.stores[0], "select", fails)
+        (failed,) = driver.worker.step(StepPlan(8, segments=(segment,))).segments
+    assert isinstance(failed.error, StoreFull)
+    assert driver.step(segments=(segment,))[0].token_id is not None
+
+
+def test_where_choices_behind_fail_together_the_next_step_chooses_at_once(
+    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, layers = Driver(llama.directory, llama.spec, num_shards=1), llama.spec.num_layers
+    prompts = [prompt_of(llama, 150, seed) for seed in (1, 2)]
+    last = [driver.generate(p, lagged(), (150,), 3, i, keep=True)[-1] for i, p in enumerate(prompts)]
+    sets = watch(driver)
+    select, layer = driver.stores[0].select_together, 1
+
+    def fails(requests: list[SelectRequest]) -> list[SelectReply]:
+        if requests[0].layer == layer:
+            raise StoreFull("no room")
+        return select(requests)
+
+    for step in range(2):
+        tokens = [result.token_id for result in last]
+        segments = tuple(Segment(i, 152 + step, (t,), sample=True) for i, t in enumerate(tokens) if t)
+        assert len(segments) == 2
+        with monkeypatch.context() as patch:
+            if step == 0:
+                patch.setattr(driver.stores[0], "select_together", fails)
+            last = driver.step(segments=segments)
+    assert {(step, at) for step, at, _, at_once in sets if at_once} == {(3, layer)}
+    assert len(sets) == 2 * 2 * layers
 
 
 class FailingLink(LocalLink):
