@@ -28,6 +28,7 @@ Complaint = tuple[str, str, str]
 def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     """All that is wrong between keys; each complaint names the key to change first."""
     yield from _about_selection(config)
+    yield from _about_lag(config)
     yield from position_complaints(config)
     yield from _about_steps(config)
 
@@ -80,6 +81,42 @@ def _about_anchors(config: ClusterConfig, preset: Preset) -> Iterator[Complaint]
             "preselect_block",
             "step compares single keys, which are stored un-rotated, but anchor_space is rotated; "
             "use anchor_space plain or preselect_block prompt",
+        )
+
+
+def _about_lag(config: ClusterConfig) -> Iterator[Complaint]:
+    preset = resolve_preset(config)
+    if not preset.lag:
+        if config.memory.lag_cosine is not None:
+            yield "memory", "lag_cosine", "belongs to lag 1 and lag is 0; remove it or set memory.lag to 1"
+        return
+    for key in ("layer_step", "token_step"):
+        if getattr(preset, key) > 1:
+            yield (
+                "memory",
+                "lag",
+                f"1 takes each layer's choice from the step before, but {key} is {getattr(preset, key)}; "
+                f"set long_context.{key} to 1 or memory.lag to 0",
+            )
+    if preset.preselect_block is Preselect.STEP:
+        yield (
+            "memory",
+            "lag",
+            "1 makes each choice in one pass, but preselect_block is step; use off or prompt, or memory.lag 0",
+        )
+    if not preset.topk:
+        attended = "no block" if preset.topk == 0 else "every block"
+        yield (
+            "memory",
+            "lag",
+            f"1 needs a choice, but {attended} beyond the window is attended; set memory.topk, or memory.lag 0",
+        )
+    if config.gpu_workers.score_on == "device":
+        yield (
+            "memory",
+            "lag",
+            "1 has the KV actors choose while the device computes, but gpu_workers.score_on is device; "
+            "use auto or cpu, or memory.lag 0",
         )
 
 

@@ -129,6 +129,16 @@ class MemorySection(Section):
     importance_queries: Count | None = Field(
         None, description="Last prompt tokens whose attention decides DYNAMIC anchors and preselection."
     )
+    lag: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="1 attends in each step the blocks that the last step's query chose, so that a GPU computes "
+        "while the next choice is made; 0 waits for each step's own.",
+    )
+    lag_cosine: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+        None,
+        description="With lag 1, a choice is made anew at once where the query of a head that shares it has a "
+        "smaller cosine with the last step's; -1 never does, and never waits for a query.",
+    )
     scorer: Scorer = Field(
         Scorer.NUMBA,
         description="What scores anchors: numba, or faiss or faiss-fp16 (extras, with a copy of all anchors).",

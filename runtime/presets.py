@@ -52,6 +52,8 @@ class Preset:
     layer_step: int = 1
     token_step: int = 1
     dense_layer_num: int = 0
+    lag: int = 0
+    lag_cosine: float = 0.9
     head_pool: HeadPool = HeadPool.SUM
     anchor_pool: AnchorPool = AnchorPool.MAX
     dense_until: int = 8192
@@ -149,6 +151,8 @@ MEMORY_AXES = (
     "anchor_pool",
     "dense_until",
     "importance_queries",
+    "lag",
+    "lag_cosine",
     "anchor_space",
     "repr_topk",
     *POSITION_AXES,
@@ -244,6 +248,8 @@ def resolve_memory(
         dca_chunk=preset.dca_chunk,
         mscale=preset.mscale,
         rebase_every=config.memory.rebase_every,
+        lag=preset.lag,
+        lag_cosine=preset.lag_cosine,
     )
     if model is None:
         return memory

@@ -28,7 +28,7 @@ def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int 
     sinks = -(-memory.n_init // layout.block_size)
     chosen = memory.topk or 0
     # blocks that left the window since the choice they are attended with was made
-    aged = -(-(memory.token_step - 1) // layout.block_size) if chosen else 0
+    aged = -(-(memory.token_step - 1 + memory.lag) // layout.block_size) if chosen else 0
     wanted = max(2 * chosen, layout.num_blocks(memory.dense_until) if chosen else 0)
     cached = max(wanted if max_cached_block is None else max_cached_block, chosen)
     return near + sinks + cached + aged

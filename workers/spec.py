@@ -313,6 +313,10 @@ class MemorySpec:
     mscale_length: int = 1
     rebase_every: int = 1
     """Decode steps between two adoptions of the current length by RoPE that depends on it."""
+    lag: int = 0
+    """1 attends in each step what the last step's query chose; then `layer_step` and `token_step` are 1."""
+    lag_cosine: float = 0.9
+    """With `lag`, choices are made anew at once where a query head has a smaller cosine with the last step's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +396,8 @@ class SegmentResult:
     """One for each token of the segment but the prompt's first."""
     num_chosen_blocks: float = 0.0
     """Mean over layers of the distant blocks attended in this segment."""
+    num_corrected: int = 0
+    """Layers whose choice by the last step's query was corrected, since a head's query moved."""
     recall: float | None = None
     """Share of the exact attention mass on the attended keys, when sampled in this step."""
     error: MoorageError | None = None

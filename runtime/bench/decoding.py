@@ -8,11 +8,11 @@ from functools import partial
 from statistics import median
 
 from moorage.runtime.bench.measure import WARM_ROUNDS, Sample, median_s, sample, undisturbed
-from moorage.runtime.bench.pilot import FULL, Pilot, Setup, open_pilot
+from moorage.runtime.bench.pilot import FULL, LAGGED, Pilot, Setup, open_pilot
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import use_threads
 from moorage.runtime.bench.transformers_peer import CachedModel, fits
-from moorage.workers.spec import StepResult
+from moorage.workers.spec import MemorySpec, StepResult
 
 PARTS = {
     "linear": "linear",
@@ -28,14 +28,19 @@ Times = dict[int, list[Sample[StepResult]]]
 
 
 def run_decode(
-    contexts: Sequence[int], steps: int, full_steps: int, setup: Setup, peer_tokens: int
+    contexts: Sequence[int], steps: int, full_steps: int, setup: Setup, peer_tokens: int, lag: bool = False
 ) -> Iterator[Row]:
-    """Rows of every context: selected, its parts, full attention over the same cache, and transformers."""
+    """Rows of every context: selected, its parts, full attention over the same cache, and transformers.
+
+    With `lag` also the same choice a step behind its query, in turn with the one at once.
+    """
     use_threads(setup.threads)
-    room = steps + full_steps + 2 * WARM_ROUNDS + 8
+    room = (1 + lag) * (steps + WARM_ROUNDS) + full_steps + WARM_ROUNDS + 8
     with open_pilot(contexts, room, setup) as pilot:
-        chosen = _measure(contexts, steps, pilot.decode)
-        full = _measure(contexts, full_steps, partial(_decode_full, pilot))
+        chosen, *lagged = _measure(
+            contexts, steps, pilot.decode, *([partial(_decode_under, pilot, LAGGED)] if lag else [])
+        )
+        (full,) = _measure(contexts, full_steps, partial(_decode_under, pilot, FULL))
         peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
     peers = _peer_seconds(peer_contexts, full_steps)
     seconds = {context: median_s(results) for context, results in chosen.items()}
@@ -48,22 +53,28 @@ def run_decode(
             ratio_to["transformers"] = peers[context] / own
         yield Row("decode", own, context, setup.threads, ratio_to=ratio_to)
         yield from _parts("decode", context, setup.threads, chosen[context])
+        for behind in lagged:
+            late = median_s(behind[context])
+            yield Row("decode-lag", late, context, setup.threads, ratio_to={"decode": own / late})
+            yield from _parts("decode-lag", context, setup.threads, behind[context])
         yield Row("decode-full", whole, context, setup.threads)
         if context in peers:
             yield Row("decode-transformers", peers[context], context, setup.threads)
 
 
-def _decode_full(pilot: Pilot, context: int) -> StepResult:
-    return pilot.decode(context, FULL)
+def _decode_under(pilot: Pilot, memory: MemorySpec, context: int) -> StepResult:
+    return pilot.decode(context, memory)
 
 
-def _measure(contexts: Sequence[int], steps: int, decode: Callable[[int], StepResult]) -> Times:
-    """One step of each context a round."""
-    times: Times = defaultdict(list)
-    for _ in range(steps + WARM_ROUNDS):
+def _measure(contexts: Sequence[int], steps: int, *ways: Callable[[int], StepResult]) -> list[Times]:
+    """One step of each context a round, in each of some ways, whose order rotates; the times of each way."""
+    times: list[Times] = [defaultdict(list) for _ in ways]
+    for number in range(steps + WARM_ROUNDS):
         for context in contexts:
-            times[context].append(sample(partial(decode, context)))
-    return {context: results[WARM_ROUNDS:] for context, results in times.items()}
+            for turn in range(number, number + len(ways)):
+                way = turn % len(ways)
+                times[way][context].append(sample(partial(ways[way], context)))
+    return [{context: taken[WARM_ROUNDS:] for context, taken in found.items()} for found in times]
 
 
 def _parts(name: str, context: int, threads: int, samples: Sequence[Sample[StepResult]]) -> Iterator[Row]:

@@ -49,6 +49,7 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
             exact = _smaller(full, block_scale)
             methods += [
                 Method("moorage-device-scored", memory, score_on="device"),
+                Method("moorage-lagged", replace(memory, lag=1, lag_cosine=-1.0)),
                 Method("full-resident", exact, resident=True),
                 Method("full-streamed", exact),
             ]

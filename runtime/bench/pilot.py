@@ -53,6 +53,8 @@ SELECTED = MemorySpec(
     recall_every=0,
 )
 """The budget of deploy/local.yaml: 24 chosen blocks of 32 tokens, 32 sinks, a window of 256."""
+LAGGED = replace(SELECTED, lag=1, lag_cosine=-1.0)
+"""The same budget by the last step's query; nothing is corrected, since made-up tokens ask made-up questions."""
 FULL = replace(SELECTED, topk=None, exc_block_size=0)
 """The same positions over every key."""
 

@@ -161,6 +161,7 @@ def decode(
     steps: Annotated[int, typer.Option(min=1, help="Tokens of each context.")] = 40,
     full_steps: Annotated[int, typer.Option(min=1, help="Of them with attention over all keys.")] = 3,
     peer_context: PeerContext = "128K",
+    lag: Annotated[bool, typer.Option("--lag", help="Also with choices by the last step's query.")] = False,
     shards: Shards = 1,
     mailbox: Mailbox = False,
     threads: EngineThreads = 1,
@@ -172,7 +173,7 @@ def decode(
 
     report = Report(describe_machine())
     setup = Setup(shards, mailbox, threads)
-    rows = run_decode(parse_counts(context), steps, full_steps, setup, parse_counts(peer_context)[0])
+    rows = run_decode(parse_counts(context), steps, full_steps, setup, parse_counts(peer_context)[0], lag)
     report.add(rows, () if installed("transformers") else (NO_PEER,))
     finish(report, "decode: seconds a token and its parts", json_file)
 

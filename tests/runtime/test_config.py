@@ -159,6 +159,28 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
             "chunk_size: 2048 is not a multiple of exc_block_size 96",
         ),
         ("long_context: {chunk_size: automatic}", "chunk_size: got 'automatic': should be a token count"),
+        ("memory: {lag: 2}", "memory.lag: got 2: should be less than or equal to 1"),
+        (
+            "memory: {lag: 1, lag_cosine: 1.1}",
+            "memory.lag_cosine: got 1.1: should be less than or equal to 1",
+        ),
+        ("memory: {lag: 1, lag_cosine: .nan}", "memory.lag_cosine: got nan"),
+        ("memory: {lag_cosine: 0.5}", "lag_cosine: belongs to lag 1 and lag is 0; remove it or"),
+        (
+            "memory: {lag: 1}\nlong_context: {token_step: 2}",
+            "but token_step is 2; set long_context.token_step",
+        ),
+        (
+            "memory: {lag: 1}\nlong_context: {layer_step: 3}",
+            "but layer_step is 3; set long_context.layer_step",
+        ),
+        (
+            "memory: {lag: 1}\nlong_context: {preselect_block: step}",
+            "but preselect_block is step; use off or",
+        ),
+        ("memory: {lag: 1, preset: full}", "memory.lag: 1 needs a choice, but every block beyond the window"),
+        ("memory: {lag: 1, topk: 0}", "memory.lag: 1 needs a choice, but no block beyond the window"),
+        ("memory: {lag: 1}\ngpu_workers: {score_on: device}", "score_on is device; use auto or cpu"),
         ("memory: {cache_strategy: lru-t}", "should be 'lru', 'fifo' or 'lru-s'"),
         ("kv_store: {dram: -3}", "kv_store.dram: got -3"),
         ("kv_store: {dram: 8XB}", "should be a size such as 8GiB"),

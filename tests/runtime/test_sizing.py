@@ -122,8 +122,10 @@ def test_slots_hold_what_a_step_attends() -> None:
             (1, 32, 128), (1, 127, 128, 129, 4096), (None, 1, 24), (1, 2, 500)
         ):
             spec = replace(memory, local_windows_len=window, topk=topk, token_step=step)
-            slots = slots_per_layer(spec, replace(layout, block_size=size), 1)
-            assert slots >= _most_attended(spec, size)
+            for lag in (0, 1) if step == 1 else (0,):
+                lagged = replace(spec, lag=lag)
+                slots = slots_per_layer(lagged, replace(layout, block_size=size), 1)
+                assert slots >= _most_attended(lagged, size)
     memory = resolve_memory(cluster(memory={"preset": "inf-llm"}))
     layout = replace(layout, block_size=128)
     spec = replace(memory, local_windows_len=4096, topk=16, n_init=128, token_step=1, dense_until=0)
@@ -137,7 +139,7 @@ def _most_attended(memory: MemorySpec, size: int) -> int:
     most = 0
     for position in range(20_000, 20_000 + 2 * size):
         near = position // size - (position - memory.local_windows_len + 1) // size + 1
-        then = position - memory.token_step + 1
+        then = position - memory.token_step + 1 - memory.lag
         aged = (position - memory.local_windows_len + 1) // size - (
             then - memory.local_windows_len + 1
         ) // size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from moorage.kernels.rotation import rotate_heads
 from moorage.workers.errors import MoorageError
 from moorage.workers.gpu.device_scorer import DeviceScorer, Trial
+from moorage.workers.gpu.lag import last_choice, moved_rows, replace_rows, waits_for_query
 from moorage.workers.gpu.model.rope import cos_sin, rotate
 from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.session import Choice, WorkerSession
@@ -67,10 +69,15 @@ class Chooser:
 
         `on_host` is called only when the shards are asked: on a GPU it waits for the device.
         """
-        assert session.decode_step is not None
-        span = session.decode_step.span
+        step = session.decode_step
+        assert step is not None
+        span = step.span
         if not _chooses(session, layer, span):
             return None
+        if session.memory.lag:
+            if layer not in step.chosen:
+                self._choose_lagged(session, layer, on_host)
+            return step.chosen[layer]
         kept = self._kept_choice(session, layer)
         if kept is not None:
             return _with_aged_blocks(kept, span)
@@ -84,40 +91,113 @@ class Chooser:
         queries [N, Hq, D], one for each session; those of sessions that decode no token are not looked at. Where one
         session fails nothing is chosen, and each finds its own failure when it asks alone.
         """
+        self.catch_up_together(sessions, layer)
         rows = [i for i, session in enumerate(sessions) if self._asks_shards(session, layer)]
         if len(rows) < 2:
             return
-        on_host = queries[rows].cpu()
-        requests = [
-            self._request(sessions[row], layer, query) for row, query in zip(rows, on_host, strict=True)
-        ]
+        asking = []
+        for row, query in zip(rows, queries[rows].cpu(), strict=True):
+            session, known = sessions[row], cache(partial(self._scoring, sessions[row], query))
+            if not (session.memory.lag and self._stays(session, layer, known)):
+                asking.append((session, layer, known()))
+        if len(asking) < 2:
+            return
+        for (session, _, scoring), ids in zip(asking, self._ask_together(asking), strict=False):
+            self._settle(session, layer, scoring, ids)
+
+    def catch_up(self, session: WorkerSession, until: int | None = None) -> None:
+        """Makes the choices for the next step that are still behind, those of layers before `until` or of all.
+
+        Raises what the shards fail with, which may be what became of the session's rows.
+        """
+        step = session.decode_step
+        assert step is not None
+        for layer in _behind(session, until):
+            scoring = step.behind.pop(layer)()
+            self._keep(session, layer, scoring, self._from_shards(session, layer, step.span, scoring))
+
+    def catch_up_together(self, sessions: Sequence[WorkerSession], until: int | None = None) -> None:
+        """`catch_up` in one call, where more than one session is behind.
+
+        Where one fails nothing is kept: the next step then chooses at once, and each finds its own failure.
+        """
+        late = [session for session in sessions if _behind(session, until)]
+        if len(late) < 2:
+            return
+        asking = []
+        for session in late:
+            assert session.decode_step is not None
+            for layer in _behind(session, until):
+                asking.append((session, layer, session.decode_step.behind.pop(layer)()))
+        for (session, layer, scoring), ids in zip(asking, self._ask_together(asking), strict=False):
+            self._keep(session, layer, scoring, ids)
+
+    def _ask_together(self, asking: Sequence[tuple[WorkerSession, int, Float32]]) -> list[Int32]:
+        """Ids [S, k] for each (session, layer, scoring query [1, Hq, D]); none where one of them fails."""
+        requests = [self._request(*one) for one in asking]
         try:
             with self._timer("select"):
-                found = self._kv.select_together(requests)
+                return [ids[0] for ids in self._kv.select_together(requests)]
         except MoorageError:
-            return
-        for row, ids in zip(rows, found, strict=True):
-            session = sessions[row]
-            assert session.decode_step is not None
-            near_block = session.decode_step.span.near_block
-            session.choices[layer] = Choice(ids[0], session.decode_index, near_block)
+            return []
+
+    def _choose_lagged(self, session: WorkerSession, layer: int, on_host: Callable[[], torch.Tensor]) -> None:
+        """Settles what this step attends in `layer`."""
+        step = session.decode_step
+        assert step is not None
+        scoring = cache(lambda: self._scoring(session, on_host()))
+        if not self._stays(session, layer, scoring):
+            self._settle(session, layer, scoring(), self._from_shards(session, layer, step.span, scoring()))
+
+    def _stays(self, session: WorkerSession, layer: int, scoring: Callable[[], Float32]) -> bool:
+        """Whether the last step's choice is attended as it is; the next step's is then made behind."""
+        last, step, cosine = last_choice(session, layer), session.decode_step, session.memory.lag_cosine
+        assert step is not None
+        if last is None:
+            return False
+        if waits_for_query(session, layer) and moved_rows(last, scoring(), cosine).any():
+            return False
+        step.chosen[layer] = _with_aged_blocks(last, step.span)
+        step.behind[layer] = scoring
+        return True
+
+    def _settle(self, session: WorkerSession, layer: int, scoring: Float32, ids: Int32) -> None:
+        """Takes a choice [S, k] by this step's query: for heads that moved, or for all of them."""
+        step, memory = session.decode_step, session.memory
+        assert step is not None
+        if memory.lag:
+            last = last_choice(session, layer)
+            step.chosen[layer] = ids
+            if last is not None:
+                moved = moved_rows(last, scoring, memory.lag_cosine)
+                step.chosen[layer] = replace_rows(_with_aged_blocks(last, step.span), ids, moved)
+                session.stats.num_corrected += 1
+        self._keep(session, layer, scoring, ids)
+
+    def _keep(self, session: WorkerSession, layer: int, scoring: Float32, ids: Int32) -> None:
+        assert session.decode_step is not None
+        query = scoring.copy() if session.memory.lag else None  # not a view of all that a layer computed
+        near_block = session.decode_step.span.near_block
+        session.choices[layer] = Choice(ids, session.decode_index, near_block, query)
 
     def _asks_shards(self, session: WorkerSession, layer: int) -> bool:
         """Whether the next token of a session needs a choice in one pass that the shards make."""
         if session.decode_step is None or not _chooses(session, layer, session.decode_step.span):
             return False
+        if session.memory.lag:
+            return layer not in session.decode_step.chosen and waits_for_query(session, layer)
         on_device = self.scorer is not None and self.scorer.holds(session.session_id)
         two_passes = session.memory.preselect_block is Preselect.STEP
         return not (on_device or two_passes) and self._kept_choice(session, layer) is None
 
-    def _request(self, session: WorkerSession, layer: int, query: torch.Tensor) -> SelectRequest:
+    def _request(self, session: WorkerSession, layer: int, scoring: Float32) -> SelectRequest:
         memory, step = session.memory, session.decode_step
         assert step is not None
         assert memory.topk is not None
         return SelectRequest(
             session.session_id,
             layer,
-            self._decode_query(session, query, step.span.position),
+            scoring,
             step.span.num_sinks,
             step.limits,
             memory.topk,
@@ -139,21 +219,18 @@ class Chooser:
     ) -> Int32:
         """Ids [S, k], by the shards or on the device."""
         if self.scorer is None or not self.scorer.holds(session.session_id):
-            return self._from_shards(session, layer, span, on_host)
+            return self._from_shards(session, layer, span, self._scoring(session, on_host()))
         way = 1 if self._trial is None else self._trial.turn()
         started = time.perf_counter()
         ids = self._on_device(session, layer, span, query) if way else None
         if ids is None:
-            ids = self._from_shards(session, layer, span, on_host)
+            ids = self._from_shards(session, layer, span, self._scoring(session, on_host()))
         if self._trial is not None:
             self._trial.note(way, time.perf_counter() - started)
         return ids
 
-    def _from_shards(
-        self, session: WorkerSession, layer: int, span: Span, on_host: Callable[[], torch.Tensor]
-    ) -> Int32:
+    def _from_shards(self, session: WorkerSession, layer: int, span: Span, scoring: Float32) -> Int32:
         assert session.decode_step is not None
-        scoring = self._decode_query(session, on_host(), span.position)
         limits = session.decode_step.limits
         chosen: Int32 = self._select(session, layer, scoring, span.num_sinks, limits, True)[0]
         return chosen
@@ -171,9 +248,11 @@ class Chooser:
                 scale=self._scale(session),
             )
 
-    def _decode_query(self, session: WorkerSession, query: torch.Tensor, position: int) -> Float32:
-        """`scoring_queries` [1, Hq, D] of one query on the host."""
+    def _scoring(self, session: WorkerSession, query: torch.Tensor) -> Float32:
+        """`scoring_queries` [1, Hq, D] of the step's query [Hq, D] on the host."""
         if session.anchor_view is not None:
+            assert session.decode_step is not None
+            position = session.decode_step.span.position
             return np.asarray(self.scoring_queries(session, query[None], position).numpy())
         heads: Float32 = query.float().numpy()
         if session.rotations.clamped:
@@ -252,9 +331,18 @@ def _chooses(session: WorkerSession, layer: int, span: Span) -> bool:
     return session.num_tokens >= memory.dense_until
 
 
+def _behind(session: WorkerSession, until: int | None) -> list[int]:
+    """Layers before `until`, or all, whose choice for the next step is still to be made."""
+    behind = session.decode_step.behind if session.decode_step is not None else {}
+    return [layer for layer in behind if until is None or layer < until]
+
+
 def _with_aged_blocks(kept: Choice, span: Span) -> Int32:
-    """The kept ids and the blocks that have left the window since, so that no token falls between the two."""
+    """The kept ids and the blocks that have left the window since, so that no token falls between the two.
+
+    Those come first, since ids may be padded at their end.
+    """
     if kept.near_block == span.near_block:
         return kept.ids
     aged = np.arange(kept.near_block, span.near_block, dtype=np.int32)
-    return np.concatenate((kept.ids, np.tile(aged, (len(kept.ids), 1))), axis=1)
+    return np.concatenate((np.tile(aged, (len(kept.ids), 1)), kept.ids), axis=1)

@@ -80,6 +80,7 @@ class DecodeAttention:
                 partial = self._attend_chosen(session, layer, query, chosen[0])
             else:
                 partial = self._attend_per_head(session, layer, query, chosen)
+            self._chooser.catch_up(session, layer)
             self._sample_recall(session, layer, query.plain, partial[1])
         self._importance.add(session, layer, span.position, query.plain[:, None], partial[1][:, None])
         if self.observer is not None:

@@ -46,7 +46,7 @@ class DeviceScorer:
         layout = self._layout
         shape = (layout.num_layers, num_blocks, layout.num_kv_heads, layout.anchor_vectors, layout.head_dim)
         size = num_blocks * layout.page_anchor_bytes
-        if not memory.topk or memory.preselect_block is not Preselect.OFF:
+        if not memory.topk or memory.preselect_block is not Preselect.OFF or memory.lag:
             return
         if self._room_bytes is not None and size > self._room_bytes:
             return

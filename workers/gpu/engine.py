@@ -303,6 +303,7 @@ class Engine:
             return self._attend(layer, q, k, v, segments, sessions, failed)
 
         hidden = self._decoder.forward(token_ids.to(self._device), attend)
+        self._catch_up([session for session in sessions if session.session_id not in failed], failed)
         outputs = self._output(hidden, segments, sessions)
         results = []
         for segment, session, output in zip(segments, sessions, outputs, strict=True):
@@ -321,6 +322,7 @@ class Engine:
                     top_logprobs=sampled.top_logprobs if sampled else (),
                     prompt_logprobs=output.prompt_logprobs,
                     num_chosen_blocks=stats.num_chosen / max(stats.num_choices, 1),
+                    num_corrected=stats.num_corrected,
                     recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
                 )
             )
@@ -375,6 +377,13 @@ class Engine:
         if len(asking) > 1:
             rows, decoding = zip(*asking, strict=True)
             self._chooser.for_batch(layer, decoding, q[list(rows)])
+
+    def _catch_up(self, sessions: Sequence[WorkerSession], failed: Failures) -> None:
+        """Makes the last layers' choices for the next step, while the device ends this one."""
+        decoding = [session for session in sessions if session.decode_step is not None]
+        self._chooser.catch_up_together(decoding)
+        for session in decoding:
+            self._guard(failed, session.session_id, partial(self._chooser.catch_up, session))
 
 
 def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from moorage.workers.gpu.positions import Entries, Rotations, Span
 from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
+Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 
@@ -27,6 +29,8 @@ class Choice:
     decode_step: int
     near_block: int
     """First near block at that step; blocks that left the window since are attended as well."""
+    query: Float32 | None = None
+    """[1, Hq, D] that scored, kept where the next step's is compared with it."""
 
 
 @dataclass(slots=True)
@@ -76,6 +80,10 @@ class DecodeStep:
     """By number of chosen blocks: entries of whole distant blocks, whose ids are put in by layer, then `always`.
 
     Kept under clamped positions only, where every distant block is seen alike."""
+    chosen: dict[int, Int32] = field(default_factory=dict)
+    """By layer, with `lag` only: ids [S, k] that this step attends."""
+    behind: dict[int, Callable[[], Float32]] = field(default_factory=dict)
+    """By layer: scoring queries [1, Hq, D] by which the next step's blocks are still to be chosen."""
 
     @classmethod
     def of(cls, span: Span, rotations: Rotations, num_distant: int, resident: Resident | None) -> DecodeStep:
@@ -96,6 +104,7 @@ class SessionStats:
 
     num_chosen: int = 0
     num_choices: int = 0
+    num_corrected: int = 0
     recall: list[float] = field(default_factory=list)
 
     def add_choice(self, num_blocks: int) -> None:

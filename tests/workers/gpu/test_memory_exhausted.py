@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.gpu import decode_attention, prefill_attention
 from moorage.workers.gpu.model import decoder
-from moorage.workers.spec import AnchorType, Segment, StepPlan
+from moorage.workers.spec import AnchorType, HeadSelectMode, Segment, StepPlan
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.test_engine import prompt_of
@@ -67,6 +68,19 @@ def test_a_step_is_tried_again_with_fewer_slots(
     assert [r.token_id for r in driver.generate(prompt, CHOSEN, (64,), 12)] == want
     assert len(seen) > 7
     assert driver.worker.engine.slots_bytes < 1024 * driver.stores[0].layout.block_bytes
+
+
+@pytest.mark.parametrize("before_end", [1, 4, 8, 11])
+@pytest.mark.parametrize("place", ["decode attention", "linear layers"])
+def test_a_lagged_step_tried_again_attends_the_same(
+    llama: TinyModel, exhaust: Exhaust, place: str, before_end: int
+) -> None:
+    prompt = prompt_of(llama, 180)
+    axes = replace(CHOSEN, lag=1, lag_cosine=0.0, head_select_mode=HeadSelectMode.SEPARATE)
+    seen = exhaust(place, set())
+    want = drive(llama).generate(prompt, axes, (64,), 12)
+    exhaust(place, {len(seen) - before_end})
+    assert drive(llama).generate(prompt, axes, (64,), 12) == want
 
 
 def test_when_fewer_slots_do_not_help_the_largest_fails_alone(llama: TinyModel, exhaust: Exhaust) -> None:

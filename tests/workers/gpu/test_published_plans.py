@@ -63,6 +63,7 @@ def check(
     anchor_num: int = 1,
     repr_topk: int = 4,
     chunks: tuple[int, ...] = (),
+    slow: type[SlowPlan] = SlowPlan,
 ) -> SlowPlan:
     """Lets the engine and the slow plan read the same tokens."""
     driver = Driver(
@@ -80,7 +81,7 @@ def check(
         session: WorkerSession, layer: int, _query: torch.Tensor, ids: Any, _lse: torch.Tensor
     ) -> None:
         if ids is not None:
-            rows = [[int(block) for block in row if block >= 0] for row in ids]
+            rows = [sorted(int(block) for block in row if block >= 0) for row in ids]
             found.append((session.num_tokens, layer, rows))
 
     driver.worker.engine.decode.observer = observe
@@ -88,7 +89,7 @@ def check(
         2, model.spec.vocab_size, prompt_tokens + num_tokens
     )
     results = read(driver, axes, tokens.tolist(), prompt_tokens, chunks)
-    plan = SlowPlan(model.spec, axes, block_size, anchor_type, rotated, anchor_num, repr_topk, prompt_tokens)
+    plan = slow(model.spec, axes, block_size, anchor_type, rotated, anchor_num, repr_topk, prompt_tokens)
     decoder = Decoder.load(model.directory, model.spec, "float32", "cpu")
     steps = np.split(tokens, range(prompt_tokens, len(tokens)))
     for step, result in zip(steps, results, strict=True):
