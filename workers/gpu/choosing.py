@@ -133,8 +133,13 @@ class Chooser:
             self._keep(session, layer, scoring, ids)
 
     def _ask_together(self, asking: Sequence[tuple[WorkerSession, int, Float32]]) -> list[Int32]:
-        """Ids [S, k] for each (session, layer, scoring query [1, Hq, D]); none where one of them fails."""
+        """Ids [S, k] for each (session, layer, scoring query [1, Hq, D]).
+
+        None at all where one of them fails or takes two questions.
+        """
         requests = [self._request(*one) for one in asking]
+        if not all(self._kv.answers_together(request.pooling) for request in requests):
+            return []
         try:
             with self._timer("select"):
                 return [ids[0] for ids in self._kv.select_together(requests)]

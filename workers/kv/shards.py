@@ -156,15 +156,18 @@ class ShardedKv:
         rows = [self._refine(request, row, ids[row], k) for row in range(len(queries))]
         return np.concatenate([ids for ids, _ in rows]), np.concatenate([scores for _, scores in rows])
 
+    def answers_together(self, pooling: HeadPool) -> bool:
+        """Whether one question to each shard is enough; SOFTMAX takes two when there are several."""
+        return len(self.links) == 1 or pooling is not HeadPool.SOFTMAX
+
     def select_together(self, requests: Sequence[SelectRequest]) -> list[Int32]:
         """Ids [1, S, k] for each of some sessions' requests of one row and a coarse pass alone, in one call a shard.
 
-        Raises what the first of them fails with; each asked alone, only its own session fails.
+        All must satisfy `answers_together`. Raises what the first of them fails with, and a failed commit only
+        passes through: each asked alone, its own session still fails with it.
         """
         if len(self.links) == 1:
             return [reply.ids for reply in self.links[0].submit_together(requests)()]
-        if any(request.pooling is HeadPool.SOFTMAX for request in requests):
-            return [self._choose(request)[0] for request in requests]
         parts = [[self._of_shard(request, shard) for request in requests] for shard in range(len(self.links))]
         replies = self._ask(lambda link, shard: link.submit_together(parts[shard]))
         return [
