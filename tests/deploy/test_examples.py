@@ -31,15 +31,17 @@ def test_the_local_example_names_the_embedded_model_wherever_it_is_loaded_from(
     assert Path(config.model.path).resolve() == MODEL
 
 
-def test_the_embedded_model_is_whole() -> None:
-    spec = read_model_spec(MODEL)
-    with safe_open(MODEL / "model.safetensors", framework="numpy") as weights:
+@pytest.mark.parametrize("model", sorted((DEPLOY / "models").iterdir()), ids=lambda path: path.name)
+def test_a_shipped_model_is_whole(model: Path) -> None:
+    spec = read_model_spec(model)
+    with safe_open(model / "model.safetensors", framework="numpy") as weights:
         shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
     assert shapes["model.embed_tokens.weight"] == (spec.vocab_size, spec.hidden_size)
     layers = {int(name.split(".")[2]) for name in shapes if name.startswith("model.layers.")}
     assert layers == set(range(spec.num_layers))
-    assert Tokenizer.from_file(str(MODEL / "tokenizer.json")).get_vocab_size() == spec.vocab_size
-    json.loads((MODEL / "generation_config.json").read_text(encoding="utf-8"))
+    assert Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab_size() == spec.vocab_size
+    json.loads((model / "generation_config.json").read_text(encoding="utf-8"))
+    assert (model / "README.md").is_file()
 
 
 def test_the_long_document_is_long_enough_for_the_demo() -> None:
