@@ -73,7 +73,7 @@ def prepared_in(work: Path, recipe: Recipe) -> Prepared:
         collect(work)
     if not (work / "words.json").is_file():
         print("Encoding the corpus")
-        given = recipe.start and Tokenizer.from_file(str(recipe.start / "tokenizer.json"))
+        given = Tokenizer.from_file(str(recipe.start / "tokenizer.json")) if recipe.start else None
         save_prepared(prepare(read_corpus(work), recipe.shape.vocab_size, given), work)
     return load_prepared(work)
 
