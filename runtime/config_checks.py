@@ -87,8 +87,6 @@ def _about_anchors(config: ClusterConfig, preset: Preset) -> Iterator[Complaint]
 def _about_lag(config: ClusterConfig) -> Iterator[Complaint]:
     preset = resolve_preset(config)
     if not preset.lag:
-        if config.memory.lag_cosine is not None:
-            yield "memory", "lag_cosine", "belongs to lag 1 and lag is 0; remove it or set memory.lag to 1"
         return
     for key in ("layer_step", "token_step"):
         if getattr(preset, key) > 1:

@@ -23,7 +23,7 @@ def recipe(tmp_path: Path) -> Path:
     fields = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     fields["model"] |= {"vocab_size": 420, "hidden_size": 32, "num_layers": 1, "head_dim": 16}
     fields["model"] |= {"intermediate_size": 48, "max_tokens": 128}
-    fields |= {"batch_tokens": 128, "stages": [{"tokens": 64, "steps": 3, "mix": "main"}] * 2}
+    fields |= {"batch_tokens": 128, "stages": [{"tokens": 64, "steps": 3, "mix": "final"}] * 2, "start": None}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields), encoding="utf-8")
     return path

@@ -116,8 +116,8 @@ def test_the_shipped_recipe_is_sound(prepared: Prepared) -> None:
     ("old", "new", "message"),
     [
         ("tokens: 2048, steps", "tokens: 4096, steps", "4096 tokens must divide"),
-        ("mix: main}", "mix: other}", "other"),
-        ("asking: 3", "questions: 3", "questions"),
+        ("mix: dense,", "mix: other,", "other"),
+        ("asking: 4", "questions: 4", "questions"),
         ("hidden_size: 256", "hidden: 256", "hidden"),
     ],
 )
