@@ -36,8 +36,7 @@ def _fits(want: int | None, size: int) -> bool:
 
 def check_ids(name: str, ids: NDArray[np.int32], bound: int) -> None:
     """Requires int32 [n] with every value in [0, bound)."""
-    if ids.ndim != 1 or ids.dtype not in INT32 or not ids.flags.c_contiguous:
-        check_array(name, ids, INT32, (None,))
+    check_array(name, ids, INT32, (None,))
     if not _all_within(ids, bound):
         raise ValueError(f"{name}: values from {ids.min()} to {ids.max()}; expected 0 to {bound - 1}")
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 
 from moorage.workers.gpu.copy_engine import CopyEngine
 from moorage.workers.gpu.settings import CacheStrategy, EngineSettings, ScoreOn, WorkerSettings
 from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.link import Link, LocalLink
+from moorage.workers.kv.messages import SelectReply, SelectRequest
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import (
@@ -139,6 +141,18 @@ class Driver:
         """The opening of a session; give it to `step`."""
         total = len(prompt) + max_new_tokens
         return OpenSession(session_id, total, len(prompt), axes, sampling or SamplingSpec())
+
+    def note_questions(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """How many sessions each question for several at once is about, as the first store hears them from now on."""
+        asked: list[int] = []
+        select = self.stores[0].select_together
+
+        def noted(requests: Sequence[SelectRequest]) -> list[SelectReply]:
+            asked.append(len(requests))
+            return select(requests)
+
+        monkeypatch.setattr(self.stores[0], "select_together", noted)
+        return asked
 
     def prompt_logprobs(self, prompt: Sequence[int], axes: MemorySpec, chunks: Sequence[int]) -> torch.Tensor:
         """[len(prompt) - 1] log-probabilities of the prompt's tokens, prefilled in `chunks`."""

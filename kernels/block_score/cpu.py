@@ -71,6 +71,11 @@ def score_keys(
         _score(kv_layer, num_kv_heads * size * dim, pages, pack(queries, num_kv_heads, False), out)
 
 
+def prefetch_distance(itemsize: int, scored_size: int) -> tuple[int, int]:
+    """(elements of a cache line, pages by which prefetching goes ahead), for `scored_size` elements of a page."""
+    return LINE_BYTES // itemsize, TILE * max(1, PREFETCH_BYTES // (TILE * scored_size * itemsize))
+
+
 def _score(
     stored: Storage,
     scored_size: int,
@@ -83,11 +88,11 @@ def _score(
     Of each page of `stored` [P, ...] the first `scored_size` elements are scored, an equal part by each head.
     """
     page_bytes = scored_size * stored.itemsize
-    line, ahead = LINE_BYTES // stored.itemsize, max(1, PREFETCH_BYTES // (TILE * page_bytes))
+    line, ahead = prefetch_distance(stored.itemsize, scored_size)
     workers = min(num_workers(len(pages) * page_bytes * packed.shape[1]), len(pages))
     score = score_parallel if workers > 1 else score_serial
     flat = stored.reshape(len(stored), -1)
-    score(flat, scored_size, pages, packed, out, line, ahead * TILE, workers)
+    score(flat, scored_size, pages, packed, out, line, ahead, workers)
 
 
 @njit(**INLINE)

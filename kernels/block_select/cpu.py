@@ -9,7 +9,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.codes import code_weights, score_codes
-from moorage.kernels.block_score.cpu import LINE_BYTES, PREFETCH_BYTES, score_parallel, score_range
+from moorage.kernels.block_score.cpu import LINE_BYTES, prefetch_distance, score_parallel, score_range
 from moorage.kernels.block_score.packing import pack_sums
 from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
@@ -80,7 +80,7 @@ def select_blocks(
     problem = queries, quest, num_kv_heads, factor, limits, first, ids, scores
     if coded is None:
         item = anchors_layer.itemsize
-        line, ahead = LINE_BYTES // item, TILE * max(1, PREFETCH_BYTES // (TILE * size * item))
+        line, ahead = prefetch_distance(item, size)
         workers = min(num_workers(count * size * item * rows), count)
         fits = select_exactly(anchors, pages, problem, pooled, line, ahead, workers)
     else:

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.kernels.block_score.cpu import LINE_BYTES, PREFETCH_BYTES
+from moorage.kernels.block_score.cpu import prefetch_distance
 from moorage.kernels.block_select.cpu import select_by_codes, select_exactly
 from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import num_workers
-from moorage.kernels.simd import LANES, TILE
+from moorage.kernels.simd import LANES
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -84,7 +84,7 @@ def select_blocks_together(
         return
     factors = (scales * np.float32(choices / queries.shape[1])).astype(np.float32)
     item = anchors_layer.itemsize
-    hints = LINE_BYTES // item, TILE * max(1, PREFETCH_BYTES // (TILE * size * item))
+    hints = prefetch_distance(item, size)
     sessions = pages, bounds, queries, limits, firsts, factors
     anchors = anchors_layer.reshape(num_pages, size)
     workers = min(num_workers(len(pages) * size * item // 4), count)

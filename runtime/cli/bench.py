@@ -95,7 +95,7 @@ def scoring(
     rounds: Rounds = 15,
     json_file: JsonFile = None,
 ) -> None:
-    """Score every block of one layer: 8 KV heads of 128, blocks of 128 tokens."""
+    """Score every block of one layer, and choose the best: 8 KV heads of 128, blocks of 128 tokens."""
     from moorage.runtime.bench.scoring import ABSENT, run_scoring
 
     report = Report(describe_machine())

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -196,23 +197,23 @@ class Chooser:
         return not (on_device or two_passes) and self._kept_choice(session, layer) is None
 
     def _request(self, session: WorkerSession, layer: int, scoring: Float32) -> SelectRequest:
-        memory, step = session.memory, session.decode_step
+        step = session.decode_step
         assert step is not None
-        assert memory.topk is not None
-        return SelectRequest(
-            session.session_id,
-            layer,
-            scoring,
-            step.span.num_sinks,
-            step.limits,
-            memory.topk,
-            memory.head_select_mode is HeadSelectMode.SHARED,
-            self._scale(session),
-            memory.preselect_block is Preselect.PROMPT,
-            memory.head_pool,
-            memory.anchor_pool,
-            memory.head_select_mode is HeadSelectMode.PERHEAD,
-        )
+        first, terms = step.span.num_sinks, self._terms(session, in_decode=True)
+        return SelectRequest(session.session_id, layer, scoring, first, step.limits, **terms)
+
+    def _terms(self, session: WorkerSession, *, in_decode: bool) -> dict[str, Any]:
+        """What the session's memory says of a selection, by the names of SelectRequest."""
+        memory = session.memory
+        return {
+            "k": memory.topk,
+            "shared": memory.head_select_mode is HeadSelectMode.SHARED,
+            "scale": self._scale(session),
+            "use_preselected": in_decode and memory.preselect_block is Preselect.PROMPT,
+            "pooling": memory.head_pool,
+            "anchor_pool": memory.anchor_pool,
+            "perhead": memory.head_select_mode is HeadSelectMode.PERHEAD,
+        }
 
     def _choose(
         self,
@@ -313,13 +314,7 @@ class Chooser:
                 queries,
                 first=first,
                 limits=limits,
-                k=memory.topk,
-                shared=memory.head_select_mode is HeadSelectMode.SHARED,
-                scale=self._scale(session),
-                use_preselected=in_decode and memory.preselect_block is Preselect.PROMPT,
-                pooling=memory.head_pool,
-                anchor_pool=memory.anchor_pool,
-                perhead=memory.head_select_mode is HeadSelectMode.PERHEAD,
+                **self._terms(session, in_decode=in_decode),
                 coarse=memory.preselect_block_count if memory.preselect_block is Preselect.STEP else 0,
             )
         return ids

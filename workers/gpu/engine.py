@@ -345,12 +345,11 @@ class Engine:
             except MoorageError as error:
                 failed[sessions[0].session_id] = error
                 return torch.zeros_like(q)
-        self._choose_together(layer, q, segments, sessions, failed)
+        bounds = list(accumulate((len(segment.token_ids) for segment in segments), initial=0))
+        self._choose_together(layer, q, bounds, sessions, failed)
         out = torch.zeros_like(q)
-        start = 0
-        for segment, session in zip(segments, sessions, strict=True):
-            rows = slice(start, start + len(segment.token_ids))
-            start = rows.stop
+        for segment, session, begin, end in zip(segments, sessions, bounds, bounds[1:], strict=False):
+            rows = slice(begin, end)
             if segment.session_id not in failed:
 
                 def run(rows: slice = rows, session: WorkerSession = session) -> None:
@@ -363,20 +362,19 @@ class Engine:
         self,
         layer: int,
         q: torch.Tensor,
-        segments: Sequence[Segment],
+        rows: Sequence[int],
         sessions: Sequence[WorkerSession],
         failed: Failures,
     ) -> None:
-        """One question to each shard for all sessions that decode a token."""
-        starts = accumulate((len(segment.token_ids) for segment in segments), initial=0)
+        """One question to each shard for all sessions that decode a token; rows[i] of `q` is sessions[i]'s."""
         asking = [
             (row, session)
-            for row, session in zip(starts, sessions, strict=False)
+            for row, session in zip(rows, sessions, strict=False)
             if session.decode_step is not None and session.session_id not in failed
         ]
         if len(asking) > 1:
-            rows, decoding = zip(*asking, strict=True)
-            self._chooser.for_batch(layer, decoding, q[list(rows)])
+            first_rows, decoding = zip(*asking, strict=True)
+            self._chooser.for_batch(layer, decoding, q[list(first_rows)])
 
     def _catch_up(self, sessions: Sequence[WorkerSession], failed: Failures) -> None:
         """Makes the last layers' choices for the next step, while the device ends this one."""

@@ -114,7 +114,7 @@ _HALF, _BITS = np.dtype(np.float16), np.dtype(np.uint16)
 
 def _as_rows(rows: ArrayLike, arena: Arena) -> Storage:
     """Rows as the kernels take them: storage type or float32; fp16 of numpy or torch passes as its bits."""
-    layout, array = arena.layout, rows if isinstance(rows, np.ndarray) else np.asarray(rows)
+    layout, array = arena.layout, np.asarray(rows)
     if array.ndim != 3 or array.shape[1:] != (layout.num_kv_heads, layout.head_dim):
         raise InvalidRequest(
             f"rows of shape {array.shape}; expected [tokens, {layout.num_kv_heads}, {layout.head_dim}]"

@@ -64,7 +64,7 @@ class RayLink:
     def submit_together(self, requests: Sequence[SelectRequest]) -> Callable[[], list[SelectReply]]:
         """As `KvStore.select_together`."""
         call = self._handle.select_together.remote(list(requests))
-        return lambda: self._together(call)
+        return lambda: self._wait(call)
 
     def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
         """As `KvStore.score`."""
@@ -121,10 +121,6 @@ class RayLink:
 
     def _submit(self, session_id: int, call: Any) -> Callable[[], Any]:
         return lambda: self._get(session_id, call)
-
-    def _together(self, call: Any) -> list[SelectReply]:
-        replies: list[SelectReply] = self._wait(call)
-        return replies
 
     def _get(self, session_id: int, call: Any) -> Any:
         self._confirm(session_id)

@@ -105,7 +105,8 @@ class Selector:
 
     def _select_linear_together(self, asked: Sequence[Asked], first: SelectRequest) -> list[SelectReply]:
         layout, count = self._arena.layout, len(asked)
-        self._check(first)
+        for one in asked:
+            self._check(one.request)
         found = [_candidates(*one) for one in asked]
         num_choices = first.num_choices(layout.num_kv_heads)
         ids = np.empty((count, num_choices, first.k), np.int32)

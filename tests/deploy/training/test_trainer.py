@@ -9,6 +9,7 @@ from random import Random
 import pytest
 import torch
 
+from deploy.training.export import export
 from deploy.training.model import Shape
 from deploy.training.prepare import Prepared
 from deploy.training.recipe import RECIPE, Rates, Recipe, Stage, read_recipe
@@ -47,6 +48,17 @@ def test_a_resumed_run_ends_with_the_same_weights(prepared: Prepared, tmp_path: 
     assert second.losses == whole.losses
     for name, weight in weights(whole).items():
         assert torch.equal(weight, weights(second)[name]), name
+
+
+def test_a_start_gives_the_first_weights(prepared: Prepared, tmp_path: Path) -> None:
+    trained = Trainer(TINY, prepared, CPU)
+    trained.train_step()
+    export(trained.model, prepared.tokenizer, tmp_path)
+    begun = weights(Trainer(replace(TINY, start=tmp_path), prepared, CPU))
+    fresh = weights(Trainer(TINY, prepared, CPU))
+    for name, weight in weights(trained).items():
+        assert torch.equal(begun[name], weight.half().float()), name
+    assert not torch.equal(begun["embed_tokens.weight"], fresh["embed_tokens.weight"])
 
 
 def test_there_is_nothing_to_resume_in_an_empty_folder(prepared: Prepared, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from moorage.workers.errors import StoreFull
 from moorage.workers.gpu.settings import CacheStrategy
-from moorage.workers.kv.messages import SelectReply, SelectRequest
 from moorage.workers.spec import (
     AnchorType,
     HeadSelectMode,
@@ -184,14 +183,7 @@ def test_sessions_in_one_batch_get_what_each_gets_alone(
     opens = tuple(driver.open(i, p, axes, 10) for i, p in enumerate(prompts))
     segments = tuple(Segment(i, 0, tuple(p[:-1]), sample=False) for i, p in enumerate(prompts))
     driver.step(opens=opens, segments=segments)
-    asked: list[int] = []
-    select = driver.stores[0].select_together
-
-    def noted(requests: list[SelectRequest]) -> list[SelectReply]:
-        asked.append(len(requests))
-        return select(requests)
-
-    monkeypatch.setattr(driver.stores[0], "select_together", noted)
+    asked = driver.note_questions(monkeypatch)
     last = [p[-1] for p in prompts]
     together: list[list[int]] = [[] for _ in prompts]
     for step in range(10):

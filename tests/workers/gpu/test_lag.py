@@ -172,14 +172,7 @@ def test_sessions_in_one_batch_choose_what_each_chooses_alone(
     ]
     driver = Driver(llama.directory, llama.spec)
     alone = [driver.generate(prompt, axes, (len(prompt) - 1, 1), 8) for prompt, axes in plans]
-    asked: list[int] = []
-    select = driver.stores[0].select_together
-
-    def noted(requests: list[SelectRequest]) -> list[SelectReply]:
-        asked.append(len(requests))
-        return select(requests)
-
-    monkeypatch.setattr(driver.stores[0], "select_together", noted)
+    asked = driver.note_questions(monkeypatch)
     opens = tuple(driver.open(i, prompt, axes, 8) for i, (prompt, axes) in enumerate(plans))
     segments = tuple(Segment(i, 0, tuple(prompt[:-1]), sample=False) for i, (prompt, _) in enumerate(plans))
     driver.step(opens=opens, segments=segments)
