@@ -271,6 +271,7 @@ class Processes:
                 score_decay=config.memory.score_decay,
                 score_on=config.gpu_workers.score_on,
                 anchor_bytes=shape.anchor_bytes,
+                attend_on=config.gpu_workers.attend_on,
                 dma_bytes=config.gpu_workers.dma_bytes,
                 prefetch=config.gpu_workers.prefetch,
             ),

@@ -261,6 +261,12 @@ class GpuWorkersSection(Section):
         description="Where anchors are scored for generated tokens: cpu, by the KV actors; device, on copies in what "
         "device_memory leaves; auto tries both on a GPU and keeps the faster.",
     )
+    attend_on: Literal["device", "cpu"] = Field(
+        "device",
+        description="Where generated tokens attend chosen blocks that the GPU does not hold: device fetches "
+        "them; cpu attends them in DRAM meanwhile, and fetches a block once it is chosen twice in a row, which pays "
+        "where the link is slower than the CPU.",
+    )
     dma_bytes: Bytes | None = Field(
         None,
         description="Pieces of at least this size, such as 256KiB, reach a GPU by DMA copies, smaller ones by a "

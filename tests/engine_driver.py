@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moorage.workers.gpu.copy_engine import CopyEngine
-from moorage.workers.gpu.settings import CacheStrategy, EngineSettings, ScoreOn, WorkerSettings
+from moorage.workers.gpu.settings import AttendOn, CacheStrategy, EngineSettings, ScoreOn, WorkerSettings
 from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.messages import SelectReply, SelectRequest
@@ -77,6 +77,7 @@ class Driver:
     cache_strategy: CacheStrategy = "lru"
     prefetch: bool = False
     score_on: ScoreOn = "cpu"
+    attend_on: AttendOn = "device"
     anchor_bytes: int | None = None
     in_place: bool = True
     copies: Callable[[ShardedKv], CopyEngine] | None = None
@@ -106,6 +107,7 @@ class Driver:
             self.max_cached_block,
             self.cache_strategy,
             score_on=self.score_on,
+            attend_on=self.attend_on,
             anchor_bytes=self.anchor_bytes,
             prefetch=self.prefetch,
             in_place=self.in_place,

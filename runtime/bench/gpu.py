@@ -263,7 +263,13 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(options.device)
         slots = batch * layout.num_layers * slots_per_layer(method.memory, layout, cached)
-        settings = EngineSettings(slots, max_cached_block=cached, score_on=method.score_on, in_place=False)
+        settings = EngineSettings(
+            slots,
+            max_cached_block=cached,
+            score_on=method.score_on,
+            attend_on=method.attend_on,
+            in_place=False,
+        )
         return Engine(self._decoder, self._model, layout, self._kv, options.device, settings, self._copies)
 
     def _open(

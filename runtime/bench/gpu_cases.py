@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from moorage.runtime.presets import PRESETS, Preset
-from moorage.workers.gpu.settings import ScoreOn
+from moorage.workers.gpu.settings import AttendOn, ScoreOn
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import KvLayout, KvType, MemorySpec, ModelSpec
 
@@ -20,6 +20,7 @@ class Method:
     resident: bool = False
     """Every block has a slot."""
     score_on: ScoreOn = "cpu"
+    attend_on: AttendOn = "device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
             exact = _smaller(full, block_scale)
             methods += [
                 Method("moorage-device-scored", memory, score_on="device"),
+                Method("moorage-misses-on-cpu", memory, attend_on="cpu"),
                 Method("moorage-lagged", replace(memory, lag=1, lag_cosine=-1.0)),
                 Method("full-resident", exact, resident=True),
                 Method("full-streamed", exact),

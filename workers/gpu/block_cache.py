@@ -65,6 +65,8 @@ class BlockCache:
         """Whether `note` decides what leaves."""
         self._decay = score_decay
         self._noted = np.full(num_layers, -1, np.int64)
+        self._left: dict[tuple[int, int], Int32] = {}
+        """By layer and KV head: blocks that the host attended in place of the device when these were last asked."""
         self._tick = 0
         self.num_hits = 0
         self.num_misses = 0
@@ -88,6 +90,19 @@ class BlockCache:
             self._worth[layer, place] = self._tick
         slots = self.slots[layer, place]
         return slots, blocks[missing], slots[missing]
+
+    def leave(self, layer: int, blocks: Int32, may: NDArray[np.bool_], kv_head: int = 0) -> NDArray[np.bool_]:
+        """Which of `blocks` the host attends where they lie: those that `may` and have no slot.
+
+        What was left the last time and is asked for again is not left, so that it gets a slot.
+        """
+        left = may & (self._place[layer, blocks] < 0)
+        before = self._left.get((layer, kv_head))
+        if before is not None:
+            left &= ~np.isin(blocks, before)
+        self._left[layer, kv_head] = np.unique(blocks[left])
+        self.num_misses += len(self._left[layer, kv_head])
+        return left
 
     def _admit(self, layer: int, kept: Int32, blocks: Int32) -> Int32:
         """Places for `blocks`, taken from those of least worth that are not in `kept`."""

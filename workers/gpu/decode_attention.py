@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_attention import attend_blocks, entry_lse
-from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.merge_lse import merge_lse
+from moorage.kernels.triton_support import upload
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import Copies
 from moorage.workers.gpu.device_turns import DecodeQuery
+from moorage.workers.gpu.host_attention import Partial, attend_on_host
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.positions import Entries, Rotations
 from moorage.workers.gpu.reader import BlockReader
@@ -25,9 +26,6 @@ from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import KvLayout
 
 Int32 = NDArray[np.int32]
-Partial = tuple[torch.Tensor, torch.Tensor]
-"""(out [Hq, D], lse [Hq]) in fp32."""
-
 Observer = Callable[[WorkerSession, int, torch.Tensor, Int32 | None, torch.Tensor], None]
 """(session, layer, query [Hq, D], chosen ids [S, k] or None for all, lse [Hq]) of each attention while decoding."""
 
@@ -57,16 +55,14 @@ class DecodeAttention:
         """Tokens of a block."""
         return self._layout.block_size
 
-    def __call__(
-        self, session: WorkerSession, layer: int, query: DecodeQuery, on_host: Callable[[], torch.Tensor]
-    ) -> torch.Tensor:
-        """Output [Hq, D] in fp32 for `query`; `on_host` waits for its copy [Hq, D], un-rotated, on the host."""
+    def __call__(self, session: WorkerSession, layer: int, query: DecodeQuery) -> torch.Tensor:
+        """Output [Hq, D] in fp32 for `query`."""
         assert session.decode_step is not None
         span = session.decode_step.span
         if session.memory.topk == 0:
             chosen: Int32 | None = np.empty((1, 0), np.int32)
         else:
-            chosen = self._chooser.for_decode(session, layer, query.plain, on_host)
+            chosen = self._chooser.for_decode(session, layer, query.plain, query.on_host)
         if chosen is None:
             session.stats.add_choice(span.num_candidates)
             if span.near_block + len(session.decode_step.near.blocks) > session.cache.slots.shape[1]:
@@ -108,15 +104,58 @@ class DecodeAttention:
         kv_head: int | None = None,
         rotations: Rotations | None = None,
     ) -> Partial:
-        """Attention over blocks in slots; while those that are missing come, the others are attended.
+        """Attention over blocks in slots, and by the host over those that it attends where they lie."""
+        step = session.decode_step
+        assert step is not None
+        if step.resident is not None:
+            with self._timer("attend"):
+                return attend_on_host(
+                    query.plain, step.resident, layer, self._layout, entries, session.rotations,
+                    self._scale(session), kv_head,
+                )  # fmt: skip
+        if step.aside is not None:
+            distant = (step.span.num_sinks <= entries.blocks) & (entries.blocks < step.span.near_block)
+            left = session.cache.leave(layer, entries.blocks, distant, kv_head or 0)
+            if left.any():
+                return self._attend_aside(
+                    session, layer, query, entries, left, step.aside, kv_head, rotations
+                )
+        return self._attend_fetched(session, layer, query, entries, kv_head, rotations)
 
-        Where the host attends blocks in place, there are no slots.
-        """
+    def _attend_aside(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: DecodeQuery,
+        entries: Entries,
+        left: NDArray[np.bool_],
+        aside: Resident,
+        kv_head: int | None,
+        rotations: Rotations | None,
+    ) -> Partial:
+        """The device attends what it holds; the host attends meanwhile the entries that are `left` to it."""
         assert session.decode_step is not None
-        if session.decode_step.resident is not None:
-            return self._attend_resident(
-                session, layer, query, entries, session.decode_step.resident, kv_head
-            )
+        there = self._attend_fetched(session, layer, query, entries.only(~left), kv_head, rotations)
+        seen = session.rotations.with_angles(session.decode_step.span.position, entries.only(left))
+        asked = query.on_host().float()
+        with self._timer("attend"):
+            scale = self._scale(session)
+            here = attend_on_host(asked, aside, layer, self._layout, seen, session.rotations, scale, kv_head)
+            came = upload([part.numpy() for part in here], there[0].device)
+            outs, lses = (torch.stack(pair) for pair in zip(there, came, strict=True))
+            return merge_lse(outs, lses)
+
+    def _attend_fetched(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: DecodeQuery,
+        entries: Entries,
+        kv_head: int | None,
+        rotations: Rotations | None,
+    ) -> Partial:
+        """Attention over blocks in slots; while those that are missing come, the others are attended."""
+        assert session.decode_step is not None
         blocks, place = np.unique(entries.blocks, return_inverse=True)
         slots, missing, into = session.cache.ensure(layer, blocks)
         copies = self._reader.fetch(session.session_id, layer, missing, into)
@@ -148,39 +187,6 @@ class DecodeAttention:
         _, missing, into = session.cache.ensure(layer, likely, ahead=True)
         if len(missing):
             session.ahead[layer] = self._reader.fetch(session.session_id, layer, missing, into)
-
-    def _attend_resident(
-        self,
-        session: WorkerSession,
-        layer: int,
-        query: DecodeQuery,
-        entries: Entries,
-        resident: Resident,
-        kv_head: int | None,
-    ) -> Partial:
-        layout, rotations = self._layout, session.rotations
-        with self._timer("attend"):
-            out, lse = attend_resident(
-                query.plain.numpy(),
-                resident.memories,
-                resident.tables,
-                resident.layer_sizes,
-                layer,
-                resident.stripe_blocks,
-                (layout.num_kv_heads, layout.block_size, layout.head_dim),
-                entries.blocks,
-                (entries.begin, entries.end),
-                (
-                    entries.angle_cos,
-                    entries.angle_sin,
-                    entries.rotate_keys,
-                    rotations.offset_cos,
-                    rotations.offset_sin,
-                ),
-                self._scale(session),
-                kv_head,
-            )
-        return torch.from_numpy(out), torch.from_numpy(lse)
 
     def _attend_around(
         self,

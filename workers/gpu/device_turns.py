@@ -6,6 +6,7 @@ layer is then 24 bytes an entry instead of the sine and cosine of every channel,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,17 @@ class DecodeQuery:
     """[Hq, D] in fp32, un-rotated."""
     turned: torch.Tensor | None = None
     """[variants, Hq, D] as the session's own rotations see it, where attention runs from tables."""
+    copied: Callable[[], torch.Tensor] | None = None
+    """Waits for its copy [Hq, D] on the host, which was begun when it was computed."""
+
+    def on_host(self) -> torch.Tensor:
+        """[Hq, D] on the host, un-rotated, in the model's type or in fp32."""
+        return self.plain.cpu() if self.copied is None else self.copied()
 
     def of_heads(self, first: int, end: int) -> DecodeQuery:
         """Of query heads [first, end)."""
         turned = None if self.turned is None else self.turned[:, first:end].contiguous()
-        return DecodeQuery(self.plain[first:end], turned)
+        return DecodeQuery(self.plain[first:end], turned, lambda: self.on_host()[first:end])
 
 
 class DeviceTurns:

@@ -284,8 +284,13 @@ class Engine:
             return
         self._follow_length(session)
         span = Span.at(session.num_tokens, session.memory, self._layout.block_size)
-        resident = self._kv.resident(session.session_id) if self._in_place else None
-        session.decode_step = DecodeStep.of(span, session.rotations, session.memory.topk or 0, resident)
+        resident = aside = None
+        if self._in_place:
+            resident = self._kv.resident(session.session_id)
+        elif self._settings.attend_on == "cpu":
+            aside = self._kv.resident(session.session_id)
+        num_distant = session.memory.topk or 0
+        session.decode_step = DecodeStep.of(span, session.rotations, num_distant, resident, aside)
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""

@@ -75,7 +75,9 @@ class DecodeStep:
     limits: Int32
     """[1]: the first near block, as a selection takes it."""
     resident: Resident | None = None
-    """The session's blocks in memory, where the host attends them."""
+    """The session's blocks in memory, where the host attends all of them."""
+    aside: Resident | None = None
+    """The same, where the host attends those alone that the device does not hold."""
     with_distant: dict[int, Entries] = field(default_factory=dict)
     """By number of chosen blocks: entries of whole distant blocks, whose ids are put in by layer, then `always`.
 
@@ -86,7 +88,14 @@ class DecodeStep:
     """By layer: scoring queries [1, Hq, D] by which the next step's blocks are still to be chosen."""
 
     @classmethod
-    def of(cls, span: Span, rotations: Rotations, num_distant: int, resident: Resident | None) -> DecodeStep:
+    def of(
+        cls,
+        span: Span,
+        rotations: Rotations,
+        num_distant: int,
+        resident: Resident | None,
+        aside: Resident | None = None,
+    ) -> DecodeStep:
         """The step of the query of `span`, which will probably attend `num_distant` blocks."""
         known: dict[int, Entries] = {}
         if rotations.clamped and num_distant:
@@ -95,7 +104,7 @@ class DecodeStep:
         else:
             always = rotations.distant_entries(span, span.sinks).joined(rotations.near_entries(span))
         limits = np.array([span.near_block], np.int32)
-        return cls(span, always.after(span.num_sinks), always, limits, resident, known)
+        return cls(span, always.after(span.num_sinks), always, limits, resident, aside, known)
 
 
 @dataclass(slots=True)

@@ -63,7 +63,7 @@ class SessionAttention:
             self._append(session, layer, *(row[None].to(self._storage) for row in (key, value)))
             if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
                 self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
-            return self._decode(session, layer, DecodeQuery(query.float()), lambda: query)
+            return self._decode(session, layer, DecodeQuery(query.float(), copied=lambda: query))
         asked = HandOver(query)
         block, row = divmod(session.num_tokens, self._layout.block_size)
         # A row that is written while its block is still on the way would be lost.
@@ -75,7 +75,8 @@ class SessionAttention:
         behind = slot >= 0 and self._stores_behind
         if not behind:
             self._append(session, layer, *rows()[0][:, None])
-        out = self._decode(session, layer, start, lambda: asked()[0])
+        start.copied = lambda: asked()[0]
+        out = self._decode(session, layer, start)
         if behind:
             self._append(session, layer, *rows()[0][:, None])
         return out

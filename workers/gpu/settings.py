@@ -13,6 +13,9 @@ CacheStrategy = Literal["lru", "fifo", "lru-s"]
 ScoreOn = Literal["auto", "cpu", "device"]
 """Where anchors are scored for generated tokens; auto is the device if it is a GPU and proves faster."""
 
+AttendOn = Literal["device", "cpu"]
+"""Where generated tokens attend chosen blocks that the device does not hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -31,6 +34,8 @@ class EngineSettings:
     score_on: ScoreOn = "cpu"
     anchor_bytes: int | None = None
     """Device memory for anchors, under score_on other than cpu; None is unlimited."""
+    attend_on: AttendOn = "device"
+    """cpu leaves a chosen block to the host, in this host's memory, until it is chosen twice in a row."""
     dma_bytes: int | None = None
     """Pieces of at least this size reach a GPU by DMA, smaller ones by a kernel; None is measured at the start."""
     prefetch: bool = False

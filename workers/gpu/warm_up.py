@@ -1,4 +1,4 @@
-"""Compiles, or loads from the disk cache, what a worker on a CPU computes with."""
+"""Compiles, or loads from the disk cache, what a worker computes with on the CPU."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class GpuWorker:
             torch.set_num_threads(settings.num_threads)
         self.device = pick_device(settings.device)
         self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or settings.engine.attend_on == "cpu":
             spec = settings.spec
             warm_up(settings.layout, spec.group_size, spec.rope.rotary_dim, len(links))
         self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device, progress)

@@ -39,7 +39,14 @@ def test_every_case_brings_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert {"ceiling-device-copy", "ceiling-host-to-device", "ceiling-host-read"} <= {
         name for name, _ in rows
     }
-    for method in ("moorage", "moorage-device-scored", "moorage-lagged", "ktransformers", "inf-llm"):
+    for method in (
+        "moorage",
+        "moorage-device-scored",
+        "moorage-misses-on-cpu",
+        "moorage-lagged",
+        "ktransformers",
+        "inf-llm",
+    ):
         for batch in (1, 2):
             for context in (1024, 4096):
                 values = rows[f"decode-{method}-b{batch}", context]["values"]

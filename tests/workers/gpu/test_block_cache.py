@@ -91,6 +91,19 @@ def test_what_a_step_needs_never_leaves_in_that_step(seed: int) -> None:
         cache.check_integrity()
 
 
+def test_what_is_missing_is_left_once_and_then_fetched() -> None:
+    cache = new_cache()
+    cache.ensure(0, np.array([1, 2], np.int32))
+    blocks = np.array([1, 2, 5, 7, 7, 9], np.int32)
+    may = blocks != 9
+    assert cache.leave(0, blocks, may).tolist() == [False, False, True, True, True, False]
+    assert cache.num_misses == 2 + 2, "each block once"
+    blocks = np.array([1, 5, 8], np.int32)
+    assert cache.leave(0, blocks, blocks > 0).tolist() == [False, False, True]
+    assert cache.leave(1, blocks, blocks > 0, kv_head=1).tolist() == [True, True, True]
+    assert cache.leave(0, np.array([7], np.int32), np.array([True])).tolist() == [True], "not in a row"
+
+
 def test_forgotten_blocks_are_fetched_again() -> None:
     cache = new_cache()
     cache.ensure(1, np.array([3, 4, 5], np.int32))
