@@ -75,7 +75,8 @@ class Entries:
     rotate_keys: NDArray[np.uint8]
     variant: Int32
     base: Int32
-    """Row of `Rotations.bases`; 0, the turn of position 0, where keys are used as stored."""
+    """Row of `Rotations.bases`; 0, the turn of position 0, where keys are used as stored, and where the angles of
+    clamped entries are given."""
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
@@ -250,7 +251,9 @@ class Rotations:
         rotate_keys = np.ones(total, np.uint8)
         rotate_keys[:far] = 0
         variant, base = np.full(total, Variant.NEAR, np.int32), np.zeros(total, np.int32)
-        variant[:far], base[far:] = Variant.FAR, self._base_rows(blocks[far:])
+        variant[:far] = Variant.FAR
+        if self.tables is not None:
+            base[far:] = self._base_rows(blocks[far:])
         return Entries(blocks, begin, end, angles[0], angles[1], rotate_keys, variant, base)
 
     def _near_turns(self) -> tuple[Float32, Float32]:

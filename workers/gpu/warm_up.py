@@ -6,13 +6,20 @@ import numpy as np
 import torch
 
 from moorage.kernels.block_attention.resident import attend_resident
+from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
 from moorage.kernels.rms_norm import add_rms_norm
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import KvLayout
 
 
-def warm_up(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
+def warm_up_merge(num_shards: int) -> None:
+    """Joins what shards chose, if there are several."""
+    if num_shards > 1:
+        merge_top(np.zeros((num_shards, 1, 1), np.int32), np.zeros((num_shards, 1, 1), np.float32), 1, 1)
+
+
+def warm_up_attention(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
     """Norms, and attends a block of an empty arena, alone and in parallel, by the types that serving has."""
     arena = Arena(layout, 1)
     heads = layout.num_kv_heads, layout.block_size, layout.head_dim

@@ -119,10 +119,10 @@ def _as_rows(rows: ArrayLike, arena: Arena) -> Storage:
         raise InvalidRequest(
             f"rows of shape {array.shape}; expected [tokens, {layout.num_kv_heads}, {layout.head_dim}]"
         )
-    if array.dtype == _HALF:
-        array = array.view(np.uint16)
+    if array.dtype == _HALF and arena.kv.dtype == _BITS:
+        array = array.view(_BITS)
+    if array.dtype == arena.kv.dtype:
+        return np.ascontiguousarray(array)
     if array.dtype == _BITS:
-        if arena.kv.dtype == _BITS:
-            return np.ascontiguousarray(array)
-        array = array.view(np.float16)
+        array = array.view(_HALF)
     return np.ascontiguousarray(array, np.float32)

@@ -1,0 +1,5 @@
+"""The best of what several shards chose."""
+
+from moorage.kernels.merge_top.cpu import merge_top
+
+__all__ = ["merge_top"]
