@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from deploy.training.frames import draw_frame
 from deploy.training.phrases import Phrases
 
 _TOKENS_PER_FACT = 45
@@ -119,27 +120,33 @@ def single_fact(phrases: Phrases, rng: Random, room: int) -> Facts:
     return Facts(statements, questions, _preamble(rng, attributes[0]))
 
 
-def keyed_facts(phrases: Phrases, rng: Random, room: int, asking: int = 1, forward: bool = False) -> Facts:
+def keyed_facts(
+    phrases: Phrases, rng: Random, room: int, asking: int = 1, forward: bool = False, framed: bool = False
+) -> Facts:
     """Facts about several keys, of which some are asked for, one by one or together; `asking` times as many.
 
-    With `forward`, each key stands before its value, and there are more wordings.
+    With `forward`, each key stands before its value, and there are more wordings. With `framed` too, and the wording
+    of each context is one that no other has.
     """
     most = max(1, min(40, (room - 40) // _TOKENS_PER_FACT))
-    count = min(most, rng.choice((1, 2, 4, 4, 6, 10, 40)))
+    count = min(most, rng.choice((2, 4, 6, 8, 12, 40) if framed else (1, 2, 4, 4, 6, 10, 40)))
     attribute, kind = phrases.attribute(), phrases.kind()
-    form = rng.choice(_FORWARD if forward else _KEYED)
-    keys = _different(phrases.key, count)
+    frame = draw_frame(phrases, rng) if framed else None
+    form = frame.statement if frame else rng.choice(_FORWARD if forward else _KEYED)
+    form_of_keys = rng.random() if framed and rng.random() < 0.6 else None
+    keys = _different(lambda: phrases.key(form_of_keys), count)
     values = _different(lambda: phrases.value(kind), count)
     statements = [form.format(a=attribute, k=k, v=v) for k, v in zip(keys, values, strict=True)]
     asked = rng.sample(range(count), min(count, asking * rng.choice((1, 1, 2, 3, 4))))
-    if len(asked) > 1 and rng.random() < (0.1 if forward else 0.35):
+    questions: tuple[Question, ...]
+    if frame is not None:
+        questions = tuple(_question((frame.question, frame.lead), "", keys[i], values[i]) for i in asked)
+    elif len(asked) > 1 and rng.random() < (0.1 if forward else 0.35):
         names, answer = (
             _series(rng, [keys[i] for i in asked[:4]]),
             _series(rng, [values[i] for i in asked[:4]]),
         )
-        questions: tuple[Question, ...] = (
-            _question(rng.choice(_TOGETHER_QUESTIONS), attribute, names, answer),
-        )
+        questions = (_question(rng.choice(_TOGETHER_QUESTIONS), attribute, names, answer),)
     else:
         shape = rng.choice(_FORWARD_QUESTIONS if forward else _KEYED_QUESTIONS)
         questions = tuple(_question(shape, attribute, keys[i], values[i]) for i in asked)

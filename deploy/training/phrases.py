@@ -77,10 +77,10 @@ class Phrases:
             return rng.choice(ATTRIBUTES)
         return f"{self.word()} {self.word()}" if kind < 0.85 else self.word()
 
-    def key(self) -> str:
-        """Whom or what a fact is about."""
+    def key(self, kind: float | None = None) -> str:
+        """Whom or what a fact is about. The same `kind`, from 0 to 1, gives keys of one form."""
         rng = self._rng
-        kind = rng.random()
+        kind = rng.random() if kind is None else kind
         if kind < 0.30:
             return f"{self.word()}-{self.word()}"
         if kind < 0.45:

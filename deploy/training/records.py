@@ -60,13 +60,17 @@ def records(
 
     A few of them are asked for, or `asking` times as many.
     """
-    style, key = rng.choice(_STYLES), _key_maker(phrases, rng)
+    style = rng.choice(_STYLES) if rng.random() < 0.4 else _draw_style(rng)
+    key = _key_maker(phrases, rng)
     kind = rng.choice(("digits", "hex", "uuid", "word", "invented", "hex8", "uuid"))
     value = partial(phrases.hexadecimal, 8) if kind == "hex8" else partial(phrases.value, kind)
     trial = style.record.format(k=key(), v=value()) + style.between
-    question = rng.choice(_QUESTIONS)
-    num_questions = min(asking * rng.choice((1, 2, 4, 6)), max(1, asking * room // 150))
-    closing_tokens = count_tokens(question + trial) * num_questions
+    question = _draw_question(phrases, rng, style)
+    asked_in = count_tokens(question + trial)
+    num_questions = min(
+        asking * rng.choice((1, 2, 4, 6)), max(1, asking * room // 150), 1 + room // (2 * asked_in)
+    )
+    closing_tokens = asked_in * num_questions
     each = count_tokens(trial)
     count = min(90, int((room - closing_tokens - 20) / (1.08 * each)))
     if count < 2:
@@ -81,6 +85,30 @@ def records(
     questions = tuple(_question(style, question, k, pairs[k]) for k in asked)
     opening, closing = style.opening.format(), style.closing.format()
     return Records(rng.choice(_PREAMBLES) + opening + text + closing, questions)
+
+
+def _draw_style(rng: Random) -> _Style:
+    """Records as no other context has them, perhaps."""
+    quote = rng.choice(('"', '"', "'", "`", "", ""))
+    link = rng.choice((": ", ": ", " = ", " -> ", ", ", "; ", " | ", " is ", " holds ", " - "))
+    between = rng.choice((", ", ",\n", "\n", "; ", " ", "\n\n"))
+    opened, closed = rng.choice((("{{", "}}"), ("[", "]"), ("", ""), ("", "."), ("(", ")")))
+    own = f"{quote}{{k}}{quote}{link}{quote}"
+    return _Style(opened, f"{own}{{v}}{quote}", between, closed, own.rstrip(" "), quote or "\n")
+
+
+def _draw_question(phrases: Phrases, rng: Random, style: _Style) -> str:
+    """A question with {k}: one of ours, or words at random; or none, when the record itself is begun again."""
+    form = rng.random()
+    if form < 0.3 and style.lead:
+        return "\n"
+    if form < 0.6:
+        return rng.choice(_QUESTIONS)
+    quote, cue = rng.choice(('"', '"', "'", "")), rng.choice((":", " =", " is", "", ","))
+    before, after = (" ".join(phrases.word() for _ in range(rng.randint(0, 3))) for _ in range(2))
+    end = rng.choice(("\n", "\n", ". ", ", ", "? "))
+    text = f"{before.capitalize()}{cue} {quote}{{k}}{quote}{end}{after.capitalize()}{rng.choice((':', ' is', ' ='))} "
+    return rng.choice(("\n", "\n\n", " ")) + text.lstrip()
 
 
 def _key_maker(phrases: Phrases, rng: Random) -> Callable[[], str]:
@@ -107,5 +135,5 @@ def _question(style: _Style, question: str, key: str, value: str) -> Question:
     lead = style.lead.format(k=key)
     if not lead:
         return Question(question.format(k=key), "", f"{value}\n", value)
-    space = "" if lead.endswith(('"', "'")) else " "
+    space = "" if lead.endswith(('"', "'", "`")) else " "
     return Question(question.format(k=key), lead, f"{space}{value}{style.end}", value)

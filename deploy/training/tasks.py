@@ -55,6 +55,9 @@ class Maker:
             "repeat": self.repeat,
             "single": lambda room: self._asked(single_fact, room),
             "keyed": lambda room: self._asked(partial(keyed_facts, asking=asking, forward=forward), room),
+            "framed": lambda room: self._asked(
+                partial(keyed_facts, asking=asking, forward=True, framed=True), room
+            ),
             "values": lambda room: self._asked(several_values, room),
             "chain": lambda room: self._asked(chain_facts, room),
             "records": self._records,
@@ -83,12 +86,17 @@ class Maker:
         return Sample(sample.ids[:room], sample.weights[:room])
 
     def repeat(self, room: int) -> Sample:
-        """Tokens, random or of the corpus, once or twice again: what induction is learnt from."""
+        """Tokens, random or of the corpus, once or twice again: what induction is learnt from.
+
+        Where only few different tokens are drawn, several of them together say what follows.
+        """
         rng = self._rng
         times = rng.choice((2, 2, 3))
         size = max(2, (room - 1) // times)
         if rng.random() < 0.5:
-            piece = [rng.randrange(len(self._special), self._tokenizer.get_vocab_size()) for _ in range(size)]
+            alphabet = range(len(self._special), self._tokenizer.get_vocab_size())
+            few = rng.sample(alphabet, rng.choice((4, 8, 16, 32))) if rng.random() < 0.5 else alphabet
+            piece = rng.choices(few, k=size)
         else:
             piece = _piece(self._text, rng, size)
         sample = self._opened()

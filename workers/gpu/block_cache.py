@@ -96,7 +96,7 @@ class BlockCache:
 
         What was left the last time and is asked for again is not left, so that it gets a slot.
         """
-        left = may & (self._place[layer, blocks] < 0)
+        left: NDArray[np.bool_] = may & (self._place[layer, blocks] < 0)
         before = self._left.get((layer, kv_head))
         if before is not None:
             left &= ~np.isin(blocks, before)

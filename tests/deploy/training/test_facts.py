@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from itertools import count
 from random import Random
 
@@ -43,7 +44,7 @@ def test_each_key_is_stated_once_with_the_value_that_is_the_answer(seed: int) ->
 def test_forward_facts_name_the_key_before_its_value(seed: int) -> None:
     made, rng = phrases(seed)
     numbers = count()
-    made.key = lambda: f"Key{next(numbers)}"  # type: ignore[method-assign]
+    made.key = lambda _form: f"Key{next(numbers)}"  # type: ignore[method-assign]
     made.value = lambda _kind: f"Value{next(numbers)}"  # type: ignore[method-assign]
     for statement in keyed_facts(made, rng, 800, asking=5, forward=True).statements:
         assert statement.index("Key") < statement.index("Value")
@@ -110,7 +111,8 @@ def test_no_list_fits_into_nothing() -> None:
 
 def test_names_of_the_evaluation_are_not_trained_on() -> None:
     for seed in SEEDS:
-        for make in (single_fact, keyed_facts, several_values):
+        framed = partial(keyed_facts, forward=True, framed=True)
+        for make in (single_fact, keyed_facts, framed, several_values):
             facts = make(*phrases(seed), 600)
             text = " ".join(
                 [*facts.statements, facts.preamble, *(q.text + q.lead for q in facts.questions)]
