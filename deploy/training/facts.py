@@ -121,12 +121,18 @@ def single_fact(phrases: Phrases, rng: Random, room: int) -> Facts:
 
 
 def keyed_facts(
-    phrases: Phrases, rng: Random, room: int, asking: int = 1, forward: bool = False, framed: bool = False
+    phrases: Phrases,
+    rng: Random,
+    room: int,
+    asking: int = 1,
+    forward: bool = False,
+    framed: bool = False,
+    alike: bool = False,
 ) -> Facts:
     """Facts about several keys, of which some are asked for, one by one or together; `asking` times as many.
 
-    With `forward`, each key stands before its value, and there are more wordings. With `framed` too, and the wording
-    of each context is one that no other has.
+    With `forward`, each key stands before its value, and there are more wordings. With `framed` too, the wording of
+    each context is one that no other has; with `alike`, keys share words.
     """
     most = max(1, min(40, (room - 40) // _TOKENS_PER_FACT))
     count = min(most, rng.choice((2, 4, 6, 8, 12, 40) if framed else (1, 2, 4, 4, 6, 10, 40)))
@@ -134,7 +140,8 @@ def keyed_facts(
     frame = draw_frame(phrases, rng) if framed else None
     form = frame.statement if frame else rng.choice(_FORWARD if forward else _KEYED)
     form_of_keys = rng.random() if framed and rng.random() < 0.6 else None
-    keys = _different(lambda: phrases.key(form_of_keys), count)
+    keys = phrases.alike(count) if alike else _different(lambda: phrases.key(form_of_keys), count)
+    count = len(keys)
     values = _different(lambda: phrases.value(kind), count)
     statements = [form.format(a=attribute, k=k, v=v) for k, v in zip(keys, values, strict=True)]
     asked = rng.sample(range(count), min(count, asking * rng.choice((1, 1, 2, 3, 4))))

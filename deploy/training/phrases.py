@@ -95,6 +95,16 @@ class Phrases:
             return self.digits(1, 4)
         return self.uuid() if kind < 0.92 else self.hexadecimal(rng.randint(4, 8))
 
+    def alike(self, count: int) -> list[str]:
+        """`count` keys of two words each, which share their words with one another."""
+        rng, size = self._rng, 2
+        while size * size < 2 * count:
+            size += 1
+        firsts, seconds = ([self.word() for _ in range(size)] for _ in range(2))
+        joint = rng.choice(("-", "-", " ", "_"))
+        pairs = sorted({f"{first}{joint}{second}" for first in firsts for second in seconds})
+        return rng.sample(pairs, min(count, len(pairs)))
+
     def value(self, kind: str) -> str:
         """A value of one `kind` of `VALUE_KINDS`."""
         rng = self._rng

@@ -30,8 +30,16 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True)
+class Cycle:
+    """Steps in which the rates rise to `share` of the highest, stay, and fall."""
+
+    steps: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
-    """Learning rates and their course: a linear rise, a plain, and a linear fall to nothing."""
+    """Learning rates and their course, once or in each cycle: a linear rise, a plain, a linear fall to nothing."""
 
     muon_rate: float
     adamw_rate: float
@@ -39,11 +47,17 @@ class Rates:
     warmup_steps: int
     decay_share: float
     clip: float
+    cycles: tuple[Cycle, ...] = ()
 
     def factor(self, step: int, num_steps: int) -> float:
         """What the rates are multiplied by at `step` of `num_steps`."""
-        left = (num_steps - step) / max(1.0, self.decay_share * num_steps)
-        return min(1.0, (step + 1) / max(1, self.warmup_steps), left)
+        cycle = Cycle(num_steps, 1.0)
+        for cycle in self.cycles:
+            if step < cycle.steps:
+                break
+            step -= cycle.steps
+        left = (cycle.steps - step) / max(1.0, self.decay_share * cycle.steps)
+        return cycle.share * min(1.0, (step + 1) / max(1, self.warmup_steps), left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +92,12 @@ def read_recipe(path: Path) -> Recipe:
     mixes = fields["mixes"]
     try:
         stages = tuple(Stage(**part | {"mix": mixes[part["mix"]]}) for part in fields["stages"])
+        cycles = tuple(Cycle(**part) for part in fields["optimiser"].pop("cycles", ()))
         recipe = Recipe(
             fields["seed"],
             Shape(**fields["model"]),
             fields["batch_tokens"],
-            Rates(**fields["optimiser"]),
+            Rates(**fields["optimiser"], cycles=cycles),
             stages,
             path.parent / fields["start"] if fields.get("start") else None,
         )
@@ -93,4 +108,9 @@ def read_recipe(path: Path) -> Recipe:
             raise ValueError(
                 f"{path}: stages: {stage.tokens} tokens must divide batch_tokens and fit max_tokens"
             )
+    in_cycles = sum(cycle.steps for cycle in cycles)
+    if cycles and in_cycles != recipe.num_steps:
+        raise ValueError(
+            f"{path}: optimiser.cycles: {in_cycles} steps, {recipe.num_steps} in stages; make them equal"
+        )
     return recipe

@@ -50,14 +50,14 @@ class Maker:
         self._asking = asking
         self._phrases = Phrases(rng, prepared.words)
         self._special = {token: [special_id(prepared.tokenizer, token)] for token in (BOS, EOS, USER, BOT)}
+        framed = partial(keyed_facts, asking=asking, forward=True, framed=True)
         self._kinds: Mapping[str, Callable[[int], Sample | None]] = {
             "text": self.text,
             "repeat": self.repeat,
             "single": lambda room: self._asked(single_fact, room),
             "keyed": lambda room: self._asked(partial(keyed_facts, asking=asking, forward=forward), room),
-            "framed": lambda room: self._asked(
-                partial(keyed_facts, asking=asking, forward=True, framed=True), room
-            ),
+            "framed": lambda room: self._asked(framed, room),
+            "alike": lambda room: self._asked(partial(framed, alike=True), room),
             "values": lambda room: self._asked(several_values, room),
             "chain": lambda room: self._asked(chain_facts, room),
             "records": self._records,

@@ -13,6 +13,7 @@ from moorage.runtime.cli.eval import eval_app
 from moorage.runtime.cli.eval_options import DOCUMENT, Document, RunOptions, Seed, takes_run_options
 from moorage.runtime.cli.eval_perplexity import Last
 from moorage.runtime.cli.eval_run import measure, publish
+from moorage.runtime.cli.output import print_note
 from moorage.runtime.evals.haystack import Haystack, text_haystack
 from moorage.runtime.evals.key_values import KeyValues
 from moorage.runtime.evals.needle import Needle
@@ -128,7 +129,8 @@ def extrapolation(
     ways = schemes(base) if run.in_process else None
     with run.targets(max(lengths), ways, base) as targets:
         longest = {} if exact_up_to is None else dict.fromkeys(_exact(targets), parse_tokens(exact_up_to))
-        summary = measure(Suite("extrapolation", chosen, seed, longest), targets, run)
+        fitting = tuple(_fitted(task, targets) for task in chosen)
+        summary = measure(Suite("extrapolation", fitting, seed, longest), targets, run)
     publish(summary, run, {"trained": base})
 
 
@@ -148,6 +150,19 @@ def _tasks(
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} should be one of {', '.join(makers)}", param_hint="--tasks")
     return tuple(makers[name]() for name in dict.fromkeys(asked))
+
+
+def _fitted(task: Task, targets: Targets) -> Task:
+    """A perplexity of those lengths alone that the document has; any other task as it is."""
+    if not isinstance(task, Perplexity):
+        return task
+    fitted = task.fitted(targets.at(targets.labels[0], min(task.lengths)))
+    missing = [str(length) for length in task.lengths if length not in fitted.lengths]
+    if missing:
+        print_note(
+            f"perplexity: the document is shorter than {', '.join(missing)} tokens, left out; give a longer one"
+        )
+    return fitted
 
 
 def _counts(lengths: tuple[int, ...], samples: str) -> dict[int, int]:

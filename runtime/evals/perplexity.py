@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -95,6 +95,17 @@ class Perplexity:
     def places(self) -> list[Place]:
         """`samples` windows of each length."""
         return [Place(index, length) for length in self.lengths for index in range(self.samples)]
+
+    def fitted(self, target: Target) -> Perplexity:
+        """The same with those lengths alone that the text is long enough for. InvalidRequest if none is."""
+        tokens, prefix = self.text.tokens(target), len(target.prefix())
+        lengths = tuple(length for length in self.lengths if length - prefix <= len(tokens))
+        if not lengths:
+            raise InvalidRequest(
+                f"lengths: the text has {len(tokens)} tokens, {min(self.lengths)} are the fewest asked; "
+                "give a longer text or shorter lengths"
+            )
+        return replace(self, lengths=lengths, _tokens=tokens)
 
     def measure(self, place: Place, target: Target) -> Outcome:
         """Mean loss of one window, in nats per token."""

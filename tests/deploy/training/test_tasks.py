@@ -10,7 +10,7 @@ from deploy.training.prepare import Prepared
 from deploy.training.tasks import ANSWER_WEIGHT, FILLER_WEIGHT, Maker, Sample
 from deploy.training.tokenizer import BOS
 
-KINDS = ("single", "keyed", "framed", "values", "chain", "records")
+KINDS = ("single", "keyed", "framed", "alike", "values", "chain", "records")
 ALL_KINDS = ("text", "repeat", *KINDS)
 
 

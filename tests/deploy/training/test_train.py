@@ -22,6 +22,7 @@ def recipe(tmp_path: Path) -> Path:
     """The shipped recipe made tiny: two stages of three steps."""
     fields = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     fields["model"] |= {"vocab_size": 420, "hidden_size": 32, "num_layers": 1, "head_dim": 16}
+    del fields["optimiser"]["cycles"]
     fields["model"] |= {"intermediate_size": 48, "max_tokens": 128}
     fields |= {"batch_tokens": 128, "stages": [{"tokens": 64, "steps": 3, "mix": "final"}] * 2, "start": None}
     path = tmp_path / "recipe.yaml"

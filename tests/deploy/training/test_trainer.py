@@ -12,7 +12,7 @@ import torch
 from deploy.training.export import export
 from deploy.training.model import Shape
 from deploy.training.prepare import Prepared
-from deploy.training.recipe import RECIPE, Rates, Recipe, Stage, read_recipe
+from deploy.training.recipe import RECIPE, Cycle, Rates, Recipe, Stage, read_recipe
 from deploy.training.tasks import Maker
 from deploy.training.train import run
 from deploy.training.trainer import Trainer, batch
@@ -113,6 +113,15 @@ def test_rates_rise_stay_and_fall() -> None:
     assert factors == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0, 0.5, 0.1])
 
 
+def test_rates_rise_stay_and_fall_in_each_cycle() -> None:
+    cycles = Cycle(20, 1.0), Cycle(10, 0.4)
+    rates = Rates(1.0, 1.0, 0.0, warmup_steps=2, decay_share=0.5, clip=1.0, cycles=cycles)
+    once = Rates(1.0, 1.0, 0.0, warmup_steps=2, decay_share=0.5, clip=1.0)
+    assert [rates.factor(step, 30) for step in range(20)] == [once.factor(step, 20) for step in range(20)]
+    second = [rates.factor(step, 30) for step in (20, 21, 25, 28, 29)]
+    assert second == pytest.approx([0.2, 0.4, 0.4, 0.16, 0.08])
+
+
 def test_the_shipped_recipe_is_sound(prepared: Prepared) -> None:
     recipe = read_recipe(RECIPE)
     assert recipe.stages[-1].tokens == recipe.shape.max_tokens == 2048
@@ -130,6 +139,7 @@ def test_the_shipped_recipe_is_sound(prepared: Prepared) -> None:
         ("tokens: 2048, steps", "tokens: 4096, steps", "4096 tokens must divide"),
         ("mix: dense,", "mix: other,", "other"),
         ("asking: 4", "questions: 4", "questions"),
+        ("steps: 720, share", "steps: 721, share", "cycles: 4021 steps, 4020 in stages"),
         ("hidden_size: 256", "hidden: 256", "hidden"),
     ],
 )

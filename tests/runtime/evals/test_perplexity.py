@@ -87,6 +87,16 @@ def test_too_short_a_text_is_refused(
         losses(Perplexity(text, lengths, samples, stride), targets)
 
 
+def test_fitted_to_what_the_text_holds(text: TokenText, targets: ServerTargets) -> None:
+    """200 ids and BOS: a window of 201 still fits."""
+    target = targets.at(targets.labels[0], None)
+    fitted = Perplexity(text, (21, 201, 202, 4096), 1, last=2).fitted(target)
+    assert fitted.lengths == (21, 201)
+    assert losses(fitted, targets) == pytest.approx([198.5, 198.5])
+    with pytest.raises(InvalidRequest, match="200 tokens, 300 are the fewest"):
+        Perplexity(text, (300, 500), 1).fitted(target)
+
+
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     odd = tmp_path / "odd.bin"
     odd.write_bytes(b"abc")
