@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import re
 from itertools import count
-from random import Random
 
 import pytest
 
 from deploy.training.facts import keyed_facts
 from deploy.training.frames import draw_frame
-from deploy.training.phrases import Phrases
-
-WORDS = tuple(f"{a}{b}" for a in ("pel", "tan", "mor", "sil") for b in ("in", "ost", "ark", "ul", "em"))
-SEEDS = range(60)
-
-
-def phrases(seed: int) -> tuple[Phrases, Random]:
-    rng = Random(seed)
-    return Phrases(rng, WORDS), rng
+from tests.deploy.training.test_facts import SEEDS, phrases
 
 
 @pytest.mark.parametrize("seed", SEEDS)

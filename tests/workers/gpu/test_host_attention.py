@@ -15,7 +15,7 @@ from tests.emulated_copies import EmulatedCopies
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.test_engine import prompt_of
-from tests.workers.gpu.test_overlap import FarLink, check_same, emulated
+from tests.workers.gpu.test_overlap import FarLink, check_same, chosen_at, emulated
 
 CHOSEN = memory(topk=3, exc_block_size=32, n_init=16)
 
@@ -48,15 +48,7 @@ def test_the_same_tokens_as_from_slots(
     mode: HeadSelectMode,
     strategy: CacheStrategy,
 ) -> None:
-    axes = memory(
-        topk=3,
-        exc_block_size=32,
-        n_init=16,
-        positions=positions,
-        head_select_mode=mode,
-        pretraining_length=60,
-        dca_chunk=48,
-    )
+    axes = chosen_at(positions, mode)
     new = partial(Driver, llama.directory, llama.spec, max_cached_block=4, cache_strategy=strategy)
     aside, fetching = new(copies=emulated, attend_on="cpu"), new(copies=emulated)
     check_same(aside, fetching, prompt_of(llama, 180), axes)
@@ -125,9 +117,7 @@ def test_beside_attention_from_tables(
 ) -> None:
     """The device turns the query by its tables, the host by the entries' angles."""
     pytest.importorskip("triton")
-    axes = memory(
-        topk=2, exc_block_size=32, n_init=16, positions=positions, pretraining_length=60, dca_chunk=48
-    )
+    axes = chosen_at(positions)
     prompt = prompt_of(llama, 110)
     plain = Driver(llama.directory, llama.spec).generate(prompt, axes, (64,), 5)
     attended.clear()

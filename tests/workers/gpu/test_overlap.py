@@ -24,6 +24,19 @@ from tests.workers.gpu.test_engine import oracle_greedy, prompt_of
 CHOSEN = memory(topk=3, exc_block_size=32, n_init=16)
 
 
+def chosen_at(positions: Positions, mode: HeadSelectMode = HeadSelectMode.SHARED) -> MemorySpec:
+    """Three chosen blocks, in the prompt as well, under any positions."""
+    return memory(
+        topk=3,
+        exc_block_size=32,
+        n_init=16,
+        positions=positions,
+        head_select_mode=mode,
+        pretraining_length=60,
+        dca_chunk=48,
+    )
+
+
 class FarLink(LocalLink):
     """A store as if it were on another host: its memory is out of the device's reach."""
 
@@ -68,15 +81,7 @@ def test_exact_attention_equals_transformers(llama: TinyModel, seed: int) -> Non
 def test_chosen_blocks(
     llama: TinyModel, link: Callable[[KvStore], LocalLink], mode: HeadSelectMode, positions: Positions
 ) -> None:
-    axes = memory(
-        topk=3,
-        exc_block_size=32,
-        n_init=16,
-        positions=positions,
-        head_select_mode=mode,
-        pretraining_length=60,
-        dca_chunk=48,
-    )
+    axes = chosen_at(positions, mode)
     options = {"max_cached_block": 4, "cache_strategy": "lru-s" if mode is HeadSelectMode.SHARED else "fifo"}
     driver = Driver(llama.directory, llama.spec, copies=emulated, link=link, **options)  # type: ignore[arg-type]
     check_same(driver, Driver(llama.directory, llama.spec, **options), prompt_of(llama, 180), axes)  # type: ignore[arg-type]
