@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moorage.workers.errors import StoreFull
-from moorage.workers.gpu import decode_attention
+from moorage.workers.gpu import host_attention
 from moorage.workers.gpu.session import WorkerSession
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.messages import SelectReply, SelectRequest
@@ -197,7 +197,7 @@ def test_a_choice_is_made_while_the_next_layer_attends(
     driver = Driver(llama.directory, llama.spec, num_shards=1)
     results = driver.generate(prompt_of(llama, 150), lagged(), (150,), 3, keep=True)
     order: list[tuple[str, int]] = []
-    select, attend = driver.stores[0].select, decode_attention.attend_resident
+    select, attend = driver.stores[0].select, host_attention.attend_resident
 
     def noted_select(request: SelectRequest) -> SelectReply:
         order.append(("select", request.layer))
@@ -208,7 +208,7 @@ def test_a_choice_is_made_while_the_next_layer_attends(
         return attend(*args)
 
     monkeypatch.setattr(driver.stores[0], "select", noted_select)
-    monkeypatch.setattr(decode_attention, "attend_resident", noted_attend)
+    monkeypatch.setattr(host_attention, "attend_resident", noted_attend)
     assert results[-1].token_id is not None
     driver.step(segments=(Segment(1, 152, (results[-1].token_id,), sample=True),))
     layers = llama.spec.num_layers
