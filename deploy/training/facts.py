@@ -131,8 +131,8 @@ def keyed_facts(
 ) -> Facts:
     """Facts about several keys, of which some are asked for, one by one or together; `asking` times as many.
 
-    With `forward`, each key stands before its value, and there are more wordings. With `framed` too, the wording of
-    each context is one that no other has; with `alike`, keys share words.
+    With `forward`, each key stands before its value, and there are more wordings. With `framed` it does as well, and
+    the wording of each context is one that no other has; with `alike`, keys share words.
     """
     most = max(1, min(40, (room - 40) // _TOKENS_PER_FACT))
     count = min(most, rng.choice((2, 4, 6, 8, 12, 40) if framed else (1, 2, 4, 4, 6, 10, 40)))

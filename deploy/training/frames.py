@@ -41,7 +41,7 @@ def draw_frame(phrases: Phrases, rng: Random) -> Frame:
         small = rng.random() < 0.7
         return [rng.choice(_SMALL) if small else phrases.word() for _ in range(rng.randint(0, most))]
 
-    after = _joined(["", *words(3)]) if rng.random() < 0.3 else ""
+    after = " ".join(["", *words(3)]) if rng.random() < 0.3 else ""
     said = _opened([*words(4), *attribute, *words(1), *key, *words(2)], rng)
     statement = f" {said}{rng.choice(_CUES)} {{v}}{after}{rng.choice(_ENDS)}"
     asked = _opened([*words(4), *attribute, *words(2), *key, *words(4)], rng) + rng.choice("?.:")
@@ -55,9 +55,5 @@ def draw_frame(phrases: Phrases, rng: Random) -> Frame:
 
 def _opened(words: list[str], rng: Random) -> str:
     """Words as a sentence begins, mostly."""
-    text = _joined(words)
+    text = " ".join(words)
     return text[0].upper() + text[1:] if text and rng.random() < 0.7 else text
-
-
-def _joined(words: list[str]) -> str:
-    return " ".join(words)

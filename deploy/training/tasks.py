@@ -50,7 +50,7 @@ class Maker:
         self._asking = asking
         self._phrases = Phrases(rng, prepared.words)
         self._special = {token: [special_id(prepared.tokenizer, token)] for token in (BOS, EOS, USER, BOT)}
-        framed = partial(keyed_facts, asking=asking, forward=True, framed=True)
+        framed = partial(keyed_facts, asking=asking, framed=True)
         self._kinds: Mapping[str, Callable[[int], Sample | None]] = {
             "text": self.text,
             "repeat": self.repeat,

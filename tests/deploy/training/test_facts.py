@@ -111,7 +111,7 @@ def test_no_list_fits_into_nothing() -> None:
 
 def test_names_of_the_evaluation_are_not_trained_on() -> None:
     for seed in SEEDS:
-        framed = partial(keyed_facts, forward=True, framed=True)
+        framed = partial(keyed_facts, framed=True)
         for make in (single_fact, keyed_facts, framed, several_values):
             facts = make(*phrases(seed), 600)
             text = " ".join(

@@ -45,7 +45,7 @@ def test_a_framed_fact_is_answered_by_the_statement_with_its_key(seed: int) -> N
     numbers = count(100)
     made.key = lambda _form: f"Key{next(numbers)}"  # type: ignore[method-assign]
     made.value = lambda _kind: f"Value{next(numbers)}"  # type: ignore[method-assign]
-    facts = keyed_facts(made, rng, 800, asking=4, forward=True, framed=True)
+    facts = keyed_facts(made, rng, 800, asking=4, framed=True)
     pairs = [re.findall(r"(?:Key|Value)\d+", statement) for statement in facts.statements]
     assert len(pairs) >= 2
     for question in facts.questions:

@@ -15,9 +15,7 @@ from tests.emulated_copies import EmulatedCopies
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.test_engine import prompt_of
-from tests.workers.gpu.test_overlap import FarLink, check_same, chosen_at, emulated
-
-CHOSEN = memory(topk=3, exc_block_size=32, n_init=16)
+from tests.workers.gpu.test_overlap import CHOSEN, FarLink, check_same, chosen_at, emulated
 
 
 @pytest.fixture(scope="module")
