@@ -194,8 +194,9 @@ class LongContextSection(Section):
     anchor_type: AnchorType | None = Field(
         None,
         description="How a block is summarised: by its BLOCK_MEAN, BLOCK_MAX, QUEST (per-channel minimum and "
-        "maximum), FIXED (its first key), DYNAMIC (the key that the prompt's end asks for most) or REPR_TOPK "
-        "(the repr_topk keys that received most attention while in the window).",
+        "maximum), QUEST_HADAMARD (the same of Hadamard-transformed keys), FIXED (its first key), DYNAMIC (the key "
+        "that the prompt's end asks for most) or REPR_TOPK (the repr_topk keys that received most attention while "
+        "in the window).",
     )
     kv_type: Annotated[KvType, OnlyKvTypes] = Field(
         KvType.FP16, description="Storage of keys and values: FP16, or FP32."

@@ -32,6 +32,8 @@ class AnchorType(StrEnum):
     """Largest value of each channel in each sub-block."""
     QUEST = "QUEST"
     """Per-channel maximum and minimum of each sub-block; the score is an upper bound (Quest, ICML 2024)."""
+    QUEST_HADAMARD = "QUEST_HADAMARD"
+    """QUEST of Hadamard-transformed keys and queries: no single channel can make the bound of a block loose."""
     FIXED = "FIXED"
     """First key of each sub-block (ktransformers)."""
     DYNAMIC = "DYNAMIC"
@@ -42,7 +44,12 @@ class AnchorType(StrEnum):
     @property
     def vectors(self) -> int:
         """Stored vectors per sub-block."""
-        return 2 if self is AnchorType.QUEST else 1
+        return 2 if self.bounds else 1
+
+    @property
+    def bounds(self) -> bool:
+        """Whether anchors are a maximum and a minimum of each channel."""
+        return self in (AnchorType.QUEST, AnchorType.QUEST_HADAMARD)
 
     @property
     def needs_importance(self) -> bool:

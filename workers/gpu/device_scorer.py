@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.tensors import score_tensors
+from moorage.kernels.hadamard import hadamard_matrix
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, KvLayout, KvType, MemorySpec, Preselect
@@ -40,6 +41,10 @@ class DeviceScorer:
         self._room_bytes = room_bytes
         self._mirrors: dict[int, Mirror] = {}
         self._dtype = torch.float16 if layout.kv_type is KvType.FP16 else torch.float32
+        self._turn: torch.Tensor | None = None
+        if layout.anchor_type is AnchorType.QUEST_HADAMARD:
+            matrix = torch.from_numpy(hadamard_matrix(layout.head_dim))
+            self._turn = matrix.to(device, torch.float32)
 
     def open(self, session_id: int, num_blocks: int, memory: MemorySpec) -> None:
         """Makes room for a session's anchors, if it can be scored here and there is any."""
@@ -96,8 +101,11 @@ class DeviceScorer:
             return None
         assert memory.topk is not None
         pages = torch.arange(first, limit, dtype=torch.int32, device=self._device)
-        quest, add = layout.anchor_type is AnchorType.QUEST, memory.anchor_pool is AnchorPool.SUM
-        logits = scale * score_tensors(mirror.anchors[layer], pages, query.float()[None], quest, add=add)[0]
+        queries, add = query.float()[None], memory.anchor_pool is AnchorPool.SUM
+        if self._turn is not None:
+            queries = queries @ self._turn
+        quest = layout.anchor_type.bounds
+        logits = scale * score_tensors(mirror.anchors[layer], pages, queries, quest, add=add)[0]
         num_choices = memory.head_select_mode.num_choices(len(query), layout.num_kv_heads)
         pooled = _pool(logits, num_choices, memory.head_pool)
         ids = pooled.topk(memory.topk, dim=1, sorted=False).indices.sort(dim=1).values + first

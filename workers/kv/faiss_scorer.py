@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.half import from_storage
 from moorage.workers.errors import InvalidConfig, InvalidRequest
 from moorage.workers.kv.arena import Arena
@@ -87,9 +88,12 @@ class FaissScorer:
         """[R, Hkv * A * D]: each group's queries added up, as the anchors of a block lie in memory."""
         layout = self._arena.layout
         rows, heads, dim = request.queries.shape
-        groups = request.queries.reshape(rows, layout.num_kv_heads, -1, dim)
+        queries = request.queries
+        if layout.anchor_type is AnchorType.QUEST_HADAMARD:
+            queries = queries @ hadamard_matrix(dim).astype(np.float32)
+        groups = queries.reshape(rows, layout.num_kv_heads, -1, dim)
         parts = [groups]
-        if layout.anchor_type is AnchorType.QUEST:
+        if layout.anchor_type.bounds:
             # As max >= min, the bound is a dot product of [max, min] with [positive part, negative part] of q.
             parts = [np.maximum(groups, 0), np.minimum(groups, 0)]
         summed = np.stack([part.sum(axis=2) for part in parts], axis=2)

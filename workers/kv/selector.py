@@ -10,6 +10,7 @@ import numpy as np
 
 from moorage.kernels.block_score import score_blocks, score_keys
 from moorage.kernels.block_select import SeveralCoded, select_blocks, select_blocks_together
+from moorage.kernels.hadamard import turn_heads
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
@@ -66,7 +67,8 @@ class Selector:
 
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._quest = arena.layout.anchor_type is AnchorType.QUEST
+        self._quest = arena.layout.anchor_type.bounds
+        self._turns = arena.layout.anchor_type is AnchorType.QUEST_HADAMARD
         self._spare: list[Float32] = []
         self._coarse = CoarseAnchors(arena) if arena.layout.anchor_codes else None
         self._faiss = None if arena.layout.scorer is Scorer.NUMBA else FaissScorer(arena)
@@ -117,7 +119,7 @@ class Selector:
             self._arena.anchors[first.layer],
             np.concatenate([pages for _, pages, _ in found]),
             bounds,
-            np.concatenate([one.request.queries for one in asked]),
+            self._meeting(np.concatenate([one.request.queries for one in asked])),
             np.concatenate([limits for _, _, limits in found]),
             quest=self._quest,
             scales=np.array([one.request.scale for one in asked], np.float32),
@@ -166,7 +168,7 @@ class Selector:
         select_blocks(
             self._arena.anchors[request.layer],
             candidate_pages,
-            request.queries,
+            self._meeting(request.queries),
             limits,
             quest=self._quest,
             scale=request.scale,
@@ -198,7 +200,8 @@ class Selector:
             score_keys(self._arena.kv[request.layer], candidate_pages, request.queries, logits)
         elif logits.size:
             anchors, add = self._arena.anchors[request.layer], request.anchor_pool is AnchorPool.SUM
-            score_blocks(anchors, candidate_pages, request.queries, self._quest, logits, add=add)
+            queries = self._meeting(request.queries)
+            score_blocks(anchors, candidate_pages, queries, self._quest, logits, add=add)
         return Scoring(request, candidates, limits, logits)
 
     def lse(self, scoring: Scoring) -> Float32:
@@ -237,6 +240,14 @@ class Selector:
             lse,
         )
         return pooled
+
+    def _meeting(self, queries: Float32) -> Float32:
+        """Queries [R, Hq, D] as they meet the anchors, which may be of transformed keys."""
+        if not self._turns:
+            return queries
+        turned = queries.copy()
+        turn_heads(turned.reshape(-1, queries.shape[2]))
+        return turned
 
     def _check(self, request: SelectRequest) -> tuple[int, int]:
         layout, shape = self._arena.layout, request.queries.shape

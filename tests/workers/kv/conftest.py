@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from moorage.kernels.hadamard import hadamard_matrix
 from moorage.workers.kv.messages import SelectRequest
 from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
 
@@ -72,13 +73,15 @@ class ReferenceStore:
         if layout.anchor_space is AnchorSpace.ROTATED:
             assert self.inv_freq is not None
             keys = rotated(keys, block * layout.block_size + np.arange(len(keys)), self.inv_freq)
+        if kind is AnchorType.QUEST_HADAMARD:
+            keys = keys @ hadamard_matrix(keys.shape[1])
         parts = np.split(keys, layout.anchor_num)
         importance = self.importance.get((session_id, layer, block))
         if kind.needs_importance and importance is not None:
             num_top = layout.repr_topk if kind is AnchorType.REPR_TOPK else layout.anchor_num
             best = np.argsort(-importance[head], kind="stable")[:num_top]
             found = [[keys[part].mean(0)] for part in np.split(best, layout.anchor_num)]
-        elif kind is AnchorType.QUEST:
+        elif kind.bounds:
             found = [[part.max(0), part.min(0)] for part in parts]
         elif kind is AnchorType.BLOCK_MAX:
             found = [[part.max(0)] for part in parts]
@@ -107,6 +110,8 @@ class ReferenceStore:
                     out[:, head, b] = (query @ keys.T.astype(np.float64)).max(1)
                     continue
                 scores = []
+                if self.layout.anchor_type is AnchorType.QUEST_HADAMARD:
+                    query = query @ hadamard_matrix(query.shape[1])
                 for vectors in self.anchors(session_id, layer, b, head // group):
                     ends = [query * vector for vector in vectors]
                     scores.append(np.max(ends, axis=0).sum(1))
