@@ -20,18 +20,17 @@ def check_array(
 ) -> None:
     """Requires one of `dtypes`, `shape` (None: any size) and C order."""
     found = array.shape
-    fits = found == shape or (len(found) == len(shape) and all(map(_fits, shape, found)))
-    if not fits or array.dtype not in dtypes or not array.flags.c_contiguous:
-        order = "" if array.flags.c_contiguous else ", not C-contiguous"
-        names = " or ".join(dtype.name for dtype in dtypes)
-        sizes = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(
-            f"{name}: {array.dtype} {array.shape}{order}; expected C-contiguous {names} [{sizes}]"
-        )
-
-
-def _fits(want: int | None, size: int) -> bool:
-    return want is None or want == size
+    if len(found) == len(shape) and array.dtype in dtypes and array.flags.c_contiguous:
+        # A plain loop: a decode step makes fifty of these checks.
+        for want, size in zip(shape, found, strict=True):
+            if want is not None and want != size:
+                break
+        else:
+            return
+    order = "" if array.flags.c_contiguous else ", not C-contiguous"
+    names = " or ".join(dtype.name for dtype in dtypes)
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ValueError(f"{name}: {array.dtype} {array.shape}{order}; expected C-contiguous {names} [{sizes}]")
 
 
 def check_ids(name: str, ids: NDArray[np.int32], bound: int) -> None:

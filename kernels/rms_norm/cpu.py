@@ -15,10 +15,10 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See the package; float32 only."""
     size = x.shape[-1]
     _check(x, weight, size)
-    rows = x.reshape(-1, size).numpy()
-    out = np.empty(rows.shape, np.float32)
-    _run(rows, rows, False, weight.numpy(), eps, out)
-    return torch.from_numpy(out).view(x.shape)
+    whole = np.empty(x.shape, np.float32)
+    rows = np.ascontiguousarray(x.numpy()).reshape(-1, size)
+    _run(rows, rows, False, weight.numpy(), eps, whole.reshape(-1, size))
+    return torch.from_numpy(whole)
 
 
 def add_rms_norm(x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -27,10 +27,10 @@ def add_rms_norm(x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps
     _check(x, weight, size)
     if added.shape != x.shape or added.dtype != x.dtype or not (x.is_contiguous() and added.is_contiguous()):
         raise ValueError(f"x {tuple(x.shape)}, added {tuple(added.shape)}; expected contiguous and alike")
-    rows = x.view(-1, size).numpy()
-    out = np.empty(rows.shape, np.float32)
-    _run(rows, added.view(-1, size).numpy(), True, weight.numpy(), eps, out)
-    return torch.from_numpy(out).view(x.shape)
+    rows = x.numpy().reshape(-1, size)
+    whole = np.empty(x.shape, np.float32)
+    _run(rows, added.numpy().reshape(-1, size), True, weight.numpy(), eps, whole.reshape(-1, size))
+    return torch.from_numpy(whole)
 
 
 def _check(x: torch.Tensor, weight: torch.Tensor, size: int) -> None:

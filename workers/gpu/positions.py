@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,8 +62,7 @@ class Span:
         return np.arange(self.num_sinks, self.near_block, dtype=np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class Entries:
+class Entries(NamedTuple):
     """Rows of blocks that one query attends, as `kernels.block_attention` takes them; n entries."""
 
     blocks: Int32
@@ -78,26 +77,12 @@ class Entries:
     """Row of `Rotations.bases`; 0, the turn of position 0, where keys are used as stored, and where the angles of
     clamped entries are given."""
 
-    @property
-    def arrays(self) -> tuple[NDArray[Any], ...]:
-        """Everything, in the order of the fields."""
-        return (
-            self.blocks,
-            self.begin,
-            self.end,
-            self.angle_cos,
-            self.angle_sin,
-            self.rotate_keys,
-            self.variant,
-            self.base,
-        )
-
     @classmethod
     def of(cls, parts: Sequence[Entries]) -> Entries:
         """All entries of `parts`, at least one, in their order."""
         if len(parts) == 1:
             return parts[0]
-        return cls(*map(np.concatenate, zip(*(part.arrays for part in parts), strict=True)))
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
     def joined(self, other: Entries) -> Entries:
         """These entries, then the others."""
@@ -105,15 +90,15 @@ class Entries:
 
     def only(self, chosen: NDArray[np.bool_]) -> Entries:
         """Those of the entries."""
-        return Entries(*(array[chosen] for array in self.arrays))
+        return Entries._make(array[chosen] for array in self)
 
     def after(self, count: int) -> Entries:
         """All but the first `count`, which lie in the same memory."""
-        return Entries(*(array[count:] for array in self.arrays))
+        return Entries._make(array[count:] for array in self)
 
     def with_blocks(self, blocks: Int32) -> Entries:
         """The same rows and rotations of other blocks, as many."""
-        return Entries(blocks, *self.arrays[1:])
+        return self._replace(blocks=blocks)
 
 
 class Rotations:
@@ -207,7 +192,7 @@ class Rotations:
         for variant in np.unique(entries.variant):
             met = entries.variant == variant
             cos[met], sin[met] = self._angles(position, Variant(int(variant)), entries.base[met])
-        return replace(entries, angle_cos=cos, angle_sin=sin)
+        return entries._replace(angle_cos=cos, angle_sin=sin)
 
     def _angles(self, position: int, variant: Variant, base: Int32) -> tuple[Float32, Float32]:
         turn = self._turns(self.scheme.query_positions(variant, np.array([position])))

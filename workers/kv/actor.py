@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numba
@@ -224,7 +223,7 @@ def _own(array: NDArray[Any]) -> NDArray[Any]:
 
 def _owned(request: SelectRequest) -> SelectRequest:
     refine = None if request.refine is None else _own(request.refine)
-    return replace(request, queries=_own(request.queries), limits=_own(request.limits), refine=refine)
+    return request._replace(queries=_own(request.queries), limits=_own(request.limits), refine=refine)
 
 
 def _first_line(error: Exception) -> str:

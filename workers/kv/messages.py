@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,7 @@ class AnchorRotation:
     stripe_blocks: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class SelectRequest:
+class SelectRequest(NamedTuple):
     """The `k` best of the sealed blocks [first, limits[r]) for each row r of `queries`."""
 
     session_id: int
@@ -60,8 +60,7 @@ class SelectRequest:
         return self.queries.shape[1] if self.perhead else num_kv_heads
 
 
-@dataclass(frozen=True, slots=True)
-class SelectReply:
+class SelectReply(NamedTuple):
     """Chosen blocks: S = 1 row for all heads, or one for each KV head or query head."""
 
     ids: Int32

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -180,7 +179,7 @@ class ShardedKv:
         one = slice(row, row + 1)
         among = np.unique(kept[kept >= 0]).astype(np.int32)
         queries, limits = request.queries[one], request.limits[one]
-        return self._choose(replace(request, queries=queries, limits=limits, k=k, refine=among))
+        return self._choose(request._replace(queries=queries, limits=limits, k=k, refine=among))
 
     def _choose(self, request: SelectRequest) -> tuple[Int32, Float32]:
         if len(self.links) == 1:
@@ -199,8 +198,7 @@ class ShardedKv:
         if refine is not None:
             shards, local = self._blocks.split(refine)
             refine = local[shards == shard]
-        return replace(
-            request,
+        return request._replace(
             first=self._blocks.count(request.first, shard),
             limits=self._blocks.counts(request.limits, shard),
             refine=refine,

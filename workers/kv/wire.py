@@ -30,9 +30,9 @@ MAX_PACKET_BYTES = 4096
 MAX_TOGETHER = MAX_PACKET_BYTES // REQUEST.size
 """Requests of one packet."""
 
-_FLAGS = {"shared": 1, "use_preselected": 2, "perhead": 4}
-_ANCHOR_SUM, _REFINE, _POOLING_SHIFT = 8, 16, 8
+_SHARED, _USE_PRESELECTED, _PERHEAD, _ANCHOR_SUM, _REFINE, _POOLING_SHIFT = 1, 2, 4, 8, 16, 8
 _POOLINGS = tuple(HeadPool)
+_POOLING_FLAGS = {pooling: i << _POOLING_SHIFT for i, pooling in enumerate(_POOLINGS)}
 _ERRORS: tuple[type[MoorageError], ...] = (
     MoorageError,
     InvalidRequest,
@@ -86,11 +86,14 @@ class Request(NamedTuple):
 
 def pack_flags(request: SelectRequest) -> int:
     """The flags of SELECT and SCORE."""
-    flags = _POOLINGS.index(request.pooling) << _POOLING_SHIFT
-    for name, bit in _FLAGS.items():
-        flags |= bit if getattr(request, name) else 0
-    flags |= _ANCHOR_SUM if request.anchor_pool is AnchorPool.SUM else 0
-    return flags | (_REFINE if request.refine is not None else 0)
+    return (
+        _POOLING_FLAGS[request.pooling]
+        | (request.shared and _SHARED)
+        | (request.use_preselected and _USE_PRESELECTED)
+        | (request.perhead and _PERHEAD)
+        | (request.anchor_pool is AnchorPool.SUM and _ANCHOR_SUM)
+        | (request.refine is not None and _REFINE)
+    )
 
 
 def unpack_request(header: Request, queries: Float32, limits: Int32, refine: Int32) -> SelectRequest:
@@ -103,11 +106,13 @@ def unpack_request(header: Request, queries: Float32, limits: Int32, refine: Int
         header.start,
         limits,
         header.k,
-        scale=header.scale,
-        pooling=_POOLINGS[flags >> _POOLING_SHIFT],
-        anchor_pool=AnchorPool.SUM if flags & _ANCHOR_SUM else AnchorPool.MAX,
-        refine=refine if flags & _REFINE else None,
-        **{name: bool(flags & bit) for name, bit in _FLAGS.items()},
+        bool(flags & _SHARED),
+        header.scale,
+        bool(flags & _USE_PRESELECTED),
+        _POOLINGS[flags >> _POOLING_SHIFT],
+        AnchorPool.SUM if flags & _ANCHOR_SUM else AnchorPool.MAX,
+        bool(flags & _PERHEAD),
+        refine if flags & _REFINE else None,
     )
 
 

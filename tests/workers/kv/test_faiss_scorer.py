@@ -71,5 +71,5 @@ def test_refuses_what_is_no_inner_product() -> None:
         {"pooling": HeadPool.SUM, "anchor_pool": AnchorPool.SUM, "shared": False},
     ):
         with pytest.raises(InvalidRequest, match="faiss"):
-            store.select(replace(request, **changes))
+            store.select(request._replace(**changes))
     store.close()

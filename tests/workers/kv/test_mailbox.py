@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,15 +65,14 @@ def test_hello_and_flags_come_back() -> None:
     plain = make_request(rows=2)
     refine = np.array([3, 4], np.int32)
     for pooling, anchor_pool, flag in itertools.product(HeadPool, AnchorPool, (True, False)):
-        request = replace(
-            plain,
+        request = plain._replace(
             pooling=pooling,
             anchor_pool=anchor_pool,
             shared=flag,
             perhead=not flag,
             use_preselected=flag,
         )
-        for given in (request, replace(request, refine=refine)):
+        for given in (request, request._replace(refine=refine)):
             header = Request(Op.SELECT, pack_flags(given), 0, 1, k=2, scale=1.0)
             assert unpack_request(header, given.queries, given.limits, refine) == given
 

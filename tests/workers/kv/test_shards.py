@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -172,7 +171,7 @@ def test_a_fine_pass_goes_by_the_best_keys_of_the_coarse_choice(
         for row in range(2 if coarse > 4 else 0):
             among = np.unique(rough[row][rough[row] >= 0])
             one = slice(row, row + 1)
-            fine = replace(request, queries=queries[one], limits=limits[one], k=4, refine=among)
+            fine = request._replace(queries=queries[one], limits=limits[one], k=4, refine=among)
             np.testing.assert_array_equal(ids[one], expected.select(fine)[0])
         if coarse <= 4:
             np.testing.assert_array_equal(ids, rough)
