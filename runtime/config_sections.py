@@ -60,6 +60,11 @@ class MemorySection(Section):
     exc_block_size: TokensOrZero | None = Field(
         None, description="Prompt tokens that share one choice of blocks; 0 prefills exactly, over all keys."
     )
+    exc_last_alone: bool | None = Field(
+        None,
+        description="Whether the prompt's last token chooses for itself, as generated tokens do, and not with those "
+        "before it.",
+    )
     n_init: TokensOrZero | None = Field(
         None, description="Sink tokens at the start that are always attended, rounded up to whole blocks."
     )

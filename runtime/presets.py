@@ -46,6 +46,7 @@ class Preset:
     local_windows_len: int = 4096
     topk: int | None = None
     exc_block_size: int = 0
+    exc_last_alone: bool = False
     preselect_block: Preselect = Preselect.OFF
     preselect_block_count: int = 96
     head_select_mode: HeadSelectMode = HeadSelectMode.SHARED
@@ -126,6 +127,7 @@ PRESETS = {
             "the best of all axes: exact prefill, then 256 small blocks a step by their channel bounds",
             n_init=128,
             topk=256,
+            exc_last_alone=True,
             block_size=32,
         ),
     )
@@ -147,6 +149,7 @@ MEMORY_AXES = (
     "n_init",
     "topk",
     "exc_block_size",
+    "exc_last_alone",
     "head_pool",
     "anchor_pool",
     "dense_until",
@@ -233,6 +236,7 @@ def resolve_memory(
         local_windows_len=preset.local_windows_len,
         topk=preset.topk,
         exc_block_size=preset.exc_block_size,
+        exc_last_alone=preset.exc_last_alone,
         preselect_block=preset.preselect_block,
         preselect_block_count=preset.preselect_block_count,
         head_select_mode=preset.head_select_mode,

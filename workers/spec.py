@@ -324,6 +324,8 @@ class MemorySpec:
     """1 attends in each step what the last step's query chose; then `layer_step` and `token_step` are 1."""
     lag_cosine: float = 0.9
     """With `lag`, choices are made anew at once where a query head has a smaller cosine with the last step's."""
+    exc_last_alone: bool = False
+    """The prompt's last token, which the first generated one comes from, chooses for itself as generated ones do."""
 
 
 @dataclass(frozen=True, slots=True)

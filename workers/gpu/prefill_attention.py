@@ -140,8 +140,10 @@ class PrefillAttention:
         """One choice per execution block; blocks are aligned to the prompt, so chunking changes nothing."""
         memory, size = session.memory, session.memory.exc_block_size
         end = chunk.start + count
-        edges = [chunk.start, *range((chunk.start // size + 1) * size, end, size), end]
-        rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(edges)]
+        edges = {chunk.start, *range((chunk.start // size + 1) * size, end, size), end}
+        if memory.exc_last_alone and end == session.prompt_tokens:
+            edges.add(max(chunk.start, end - 1))
+        rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(sorted(edges))]
         spans = [Span.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
         scoring = self._chooser.scoring_queries(session, chunk.queries.transpose(0, 1), chunk.start)
         means = torch.stack([scoring[a:b].mean(dim=0) for a, b in rows])

@@ -62,7 +62,8 @@ class SlowPlan:
 
     def _runs(self, start: int, end: int) -> list[tuple[int, int]]:
         size = self.memory.exc_block_size or end
-        cuts = [start, *(i for i in range(start + 1, end) if i % size == 0), end]
+        alone = self.prompt_tokens - 1 if self.memory.exc_last_alone else 0
+        cuts = [start, *(i for i in range(start + 1, end) if i % size == 0 or i == alone), end]
         return list(pairwise(cuts))
 
     def _near_block(self, position: int) -> int:

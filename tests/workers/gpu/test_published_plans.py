@@ -171,6 +171,7 @@ def test_plans_around_every_boundary(models: dict[tuple[int, int], TinyModel], d
         n_init=data.draw(st.sampled_from([0, 1, size]), "sinks"),
         topk=data.draw(st.sampled_from([1, 2, 5]), "topk"),
         exc_block_size=execution,
+        exc_last_alone=data.draw(st.booleans(), "last alone"),
         head_select_mode=data.draw(st.sampled_from(list(HeadSelectMode)), "mode"),
         head_pool=data.draw(st.sampled_from([HeadPool.SUM, HeadPool.MAX]), "pool"),
         preselect_block=data.draw(st.sampled_from([Preselect.OFF, Preselect.PROMPT]), "preselect"),
