@@ -38,6 +38,8 @@ class SessionAttention:
     ) -> torch.Tensor:
         """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], un-rotated, from the session's end on."""
         if session.decode_step is not None:
+            if session.decode_step.resident is not None:
+                return self._decode_in_place(session, layer, q, k, v)
             return self._decode_one(session, layer, q[0], k[0], v[0])[None]
         # Rounded once to the stored type, so that results do not depend on where a chunk ends.
         keys, values = k.to(self._storage), v.to(self._storage)
@@ -54,16 +56,20 @@ class SessionAttention:
             self._keep_tail(session, layer, q)
         return out
 
+    def _decode_in_place(
+        self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        """As `_decode_one` where the host attends blocks in the stores' memory; all tensors are [1, heads, D]."""
+        self._append(session, layer, k.float(), v.float())  # rounded to the stored type on their way
+        if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
+            self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
+        query = q[0]
+        return self._decode(session, layer, DecodeQuery(query.float(), copied=lambda: query))[None]
+
     def _decode_one(
         self, session: WorkerSession, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         """Stores the new row, key and value [Hkv, D], and attends; query and output are [Hq, D]."""
-        assert session.decode_step is not None
-        if session.decode_step.resident is not None:
-            self._append(session, layer, *(row[None].to(self._storage) for row in (key, value)))
-            if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
-                self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
-            return self._decode(session, layer, DecodeQuery(query.float(), copied=lambda: query))
         asked = HandOver(query)
         block, row = divmod(session.num_tokens, self._layout.block_size)
         # A row that is written while its block is still on the way would be lost.

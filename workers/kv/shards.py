@@ -152,7 +152,9 @@ class ShardedKv:
         ids, scores = self._choose(request)
         if coarse <= k:
             return ids, scores
-        rows = [self._refine(request, row, ids[row], k) for row in range(len(queries))]
+        fine = [_fine(request, row, ids[row], k) for row in range(len(queries))]
+        together = self.answers_together(pooling)
+        rows = self._choose_together(fine) if together else [self._choose(one) for one in fine]
         return np.concatenate([ids for ids, _ in rows]), np.concatenate([scores for _, scores in rows])
 
     def answers_together(self, pooling: HeadPool) -> bool:
@@ -165,21 +167,18 @@ class ShardedKv:
         All must satisfy `answers_together`. Raises what the first of them fails with, and a failed commit only
         passes through: each asked alone, its own session still fails with it.
         """
+        return [ids for ids, _ in self._choose_together(requests)]
+
+    def _choose_together(self, requests: Sequence[SelectRequest]) -> list[tuple[Int32, Float32]]:
+        """`_choose` for each, in one call a shard."""
         if len(self.links) == 1:
-            return [reply.ids for reply in self.links[0].submit_together(requests)()]
+            return [(reply.ids, reply.scores) for reply in self.links[0].submit_together(requests)()]
         parts = [[self._of_shard(request, shard) for request in requests] for shard in range(len(self.links))]
         replies = self._ask(lambda link, shard: link.submit_together(parts[shard]))
         return [
-            merge_choices([of_shard[i] for of_shard in replies], self._blocks, request.k)[0]
+            merge_choices([of_shard[i] for of_shard in replies], self._blocks, request.k)
             for i, request in enumerate(requests)
         ]
-
-    def _refine(self, request: SelectRequest, row: int, kept: Int32, k: int) -> tuple[Int32, Float32]:
-        """The fine pass of one row among the blocks `kept` [S, n]."""
-        one = slice(row, row + 1)
-        among = np.unique(kept[kept >= 0]).astype(np.int32)
-        queries, limits = request.queries[one], request.limits[one]
-        return self._choose(request._replace(queries=queries, limits=limits, k=k, refine=among))
 
     def _choose(self, request: SelectRequest) -> tuple[Int32, Float32]:
         if len(self.links) == 1:
@@ -278,3 +277,9 @@ class ShardedKv:
         if failure is not None:
             raise failure
         return answers
+
+
+def _fine(request: SelectRequest, row: int, kept: Int32, k: int) -> SelectRequest:
+    """The fine pass of one row of `request` among the blocks `kept` [S, n] by the coarse one."""
+    one, among = slice(row, row + 1), np.unique(kept[kept >= 0]).astype(np.int32)
+    return request._replace(queries=request.queries[one], limits=request.limits[one], k=k, refine=among)
