@@ -283,7 +283,7 @@ class GpuWorkersSection(Section):
         description="While a layer computes on a GPU, begin to fetch the blocks that the next layer attended last.",
     )
     num_threads: Count | None = Field(
-        None, description="CPU threads of the worker's linear layers; default is torch's own choice."
+        None, description="CPU threads of the worker's linear layers; default is every core that it may use."
     )
 
     @field_validator("count")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+import torch
 
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.worker import GpuWorker
@@ -31,6 +33,10 @@ class GpuWorkerShell:
 
     def __init__(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> None:
         links = [connect(name, namespace=namespace) for name in kv_actors]
+        # Ray allows one OpenMP thread to an actor of one CPU, and OpenMP counts threads by the thread that asks.
+        num_threads = settings.num_threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(num_threads)
+        settings = replace(settings, num_threads=num_threads)
         self._read = (0, 0)
         self._load = ThreadPoolExecutor(1).submit(GpuWorker, settings, links, progress=self._note)
 
