@@ -23,6 +23,8 @@ LANES = 8
 """float32 lanes of a vector; sizes must be a multiple of this."""
 TILE = 4
 """Stored vectors of a tile."""
+LINE_BYTES = 64
+"""Of a cache line, which one `prefetch` asks for."""
 MIN_SUMS = 16
 """Running sums of a tile, so that two additions a cycle have something to do while each takes four."""
 

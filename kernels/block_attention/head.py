@@ -9,12 +9,11 @@ from numba import njit
 
 from moorage.kernels.half import widen
 from moorage.kernels.numba_flags import INLINE, SERIAL
-from moorage.kernels.simd import dots_1, dots_2, dots_4, prefetch, weigh_1, weigh_2, weigh_4
+from moorage.kernels.simd import LINE_BYTES, dots_1, dots_2, dots_4, prefetch, weigh_1, weigh_2, weigh_4
 from moorage.kernels.vector_math import exp32, max32
 
 ROWS = 32
 """Rows of a tile: its values stay in the L1 cache while all queries of the group read them."""
-LINE_BYTES = 64
 
 
 @njit(**INLINE)

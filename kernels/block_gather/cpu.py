@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moorage.kernels.checks import STORAGE, check_array, check_ids
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
-from moorage.kernels.simd import copy, prefetch
+from moorage.kernels.simd import LINE_BYTES, copy, prefetch
 
 PIECE_BYTES = 4096
 """Copied between two lots of prefetching."""
@@ -23,7 +23,6 @@ AHEAD_BYTES = 8 * 1024
 """How far ahead blocks are asked for: memory latency times the bandwidth of one core, and some more."""
 LARGE_BYTES = 64 * 1024
 """Blocks from this size on are left to the processor's prefetcher."""
-LINE_BYTES = 64
 
 
 def gather_blocks(

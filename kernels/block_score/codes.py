@@ -17,7 +17,7 @@ from moorage.kernels.block_score.code_dots import CODE_BYTES, code_dots, has_avx
 from moorage.kernels.checks import FLOAT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage, widen
 from moorage.kernels.numba_flags import SERIAL
-from moorage.kernels.simd import TILE, prefetch
+from moorage.kernels.simd import LINE_BYTES, TILE, prefetch
 
 Codes = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -27,7 +27,6 @@ LEVELS = 15
 CHUNK = 512
 """Blocks that all rows of queries meet while their codes are in the L2 cache; a multiple of the tile."""
 PREFETCH_BYTES = 16 * 1024
-LINE_BYTES = 64
 LARGEST_WEIGHT = 127
 
 _dots = code_dots(has_avx2())

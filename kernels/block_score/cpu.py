@@ -12,13 +12,12 @@ from moorage.kernels.block_score.packing import pack
 from moorage.kernels.checks import FLOAT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import INLINE, PARALLEL, SERIAL, num_workers
-from moorage.kernels.simd import LANES, TILE, dots_1, dots_2, dots_4, prefetch
+from moorage.kernels.simd import LANES, LINE_BYTES, TILE, dots_1, dots_2, dots_4, prefetch
 
 CHUNK = 32
 """Blocks scored before their scores are written out row by row; writing each at once would thrash the L1 cache."""
 PREFETCH_BYTES = 32 * 1024
 """How far ahead anchors are asked for: memory latency times the bandwidth of one core, and some more."""
-LINE_BYTES = 64
 
 
 def score_blocks(

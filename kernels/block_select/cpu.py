@@ -9,12 +9,12 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.codes import code_weights, score_codes
-from moorage.kernels.block_score.cpu import LINE_BYTES, prefetch_distance, score_parallel, score_range
+from moorage.kernels.block_score.cpu import prefetch_distance, score_parallel, score_range
 from moorage.kernels.block_score.packing import pack_sums
 from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
-from moorage.kernels.simd import LANES, TILE, dots_1, prefetch
+from moorage.kernels.simd import LANES, LINE_BYTES, TILE, dots_1, prefetch
 from moorage.kernels.top_blocks.cpu import top_row
 
 Int32 = NDArray[np.int32]

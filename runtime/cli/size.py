@@ -48,7 +48,7 @@ def size(
     kv_type: Annotated[str | None, typer.Option(help="Storage of keys and values: FP16 or FP32.")] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens of a KV block.")] = None,
     anchors: Annotated[int | None, typer.Option(help="Summarised parts of each block.")] = None,
-    anchor_type: Annotated[str | None, typer.Option(help="BLOCK_MEAN or QUEST.")] = None,
+    anchor_type: Annotated[str | None, typer.Option(help="BLOCK_MEAN, QUEST, QUEST_HADAMARD …")] = None,
     shards: Annotated[int | None, typer.Option(help="KV actors that share the cache.")] = None,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions of that context at once.")] = 1,
     preset: Annotated[str | None, typer.Option(help="Memory preset; see `runtime presets`.")] = None,

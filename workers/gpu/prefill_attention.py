@@ -142,7 +142,7 @@ class PrefillAttention:
         end = chunk.start + count
         edges = {chunk.start, *range((chunk.start // size + 1) * size, end, size), end}
         if memory.exc_last_alone and end == session.prompt_tokens:
-            edges.add(max(chunk.start, end - 1))
+            edges.add(end - 1)
         rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(sorted(edges))]
         spans = [Span.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
         scoring = self._chooser.scoring_queries(session, chunk.queries.transpose(0, 1), chunk.start)

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.half import from_storage
 from moorage.workers.errors import InvalidConfig, InvalidRequest
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
-from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, Scorer
+from moorage.workers.spec import AnchorPool, HeadPool, Scorer
 
 
 class FaissScorer:
@@ -85,13 +84,10 @@ class FaissScorer:
         return index
 
     def _queries(self, request: SelectRequest) -> Float32:
-        """[R, Hkv * A * D]: each group's queries added up, as the anchors of a block lie in memory."""
+        """[R, Hkv * A * D]: each group's queries, which meet the anchors, added up as these lie in memory."""
         layout = self._arena.layout
         rows, heads, dim = request.queries.shape
-        queries = request.queries
-        if layout.anchor_type is AnchorType.QUEST_HADAMARD:
-            queries = queries @ hadamard_matrix(dim).astype(np.float32)
-        groups = queries.reshape(rows, layout.num_kv_heads, -1, dim)
+        groups = request.queries.reshape(rows, layout.num_kv_heads, -1, dim)
         parts = [groups]
         if layout.anchor_type.bounds:
             # As max >= min, the bound is a dot product of [max, min] with [positive part, negative part] of q.

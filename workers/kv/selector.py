@@ -78,7 +78,8 @@ class Selector:
         if self._faiss is not None:
             self._check(request)
             allowed = None if kept is None else kept.until(num_sealed)
-            return self._faiss.select(request, pages, num_sealed, allowed)
+            meeting = request._replace(queries=self._meeting(request.queries))
+            return self._faiss.select(meeting, pages, num_sealed, allowed)
         if self._is_linear(request):
             return self._select_linear(request, pages, num_sealed, kept)
         scoring = self.score(request, pages, num_sealed, kept)
