@@ -9,6 +9,7 @@ from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
 from moorage.kernels.rms_norm import add_rms_norm
+from moorage.kernels.rotation import rotate_heads
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import KvLayout
 
@@ -20,7 +21,7 @@ def warm_up_merge(num_shards: int) -> None:
 
 
 def warm_up_attention(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Norms, and attends a block of an empty arena, alone and in parallel, by the types that serving has."""
+    """Norms, turns a query and attends a block of an empty arena, also in parallel, by the types that serving has."""
     arena = Arena(layout, 1)
     heads = layout.num_kv_heads, layout.block_size, layout.head_dim
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
@@ -40,6 +41,7 @@ def warm_up_attention(layout: KvLayout, group_size: int, rotary_dim: int, num_sh
         )
         add_rms_norm(rows, rows, rows[0], 1.0)
 
+    rotate_heads(query, cos[0], cos[0])
     attend()
     with always_parallel():
         attend()

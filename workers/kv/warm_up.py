@@ -39,5 +39,6 @@ def _run_each(layout: KvLayout) -> None:
         store.select(SelectRequest(0, 0, queries, 0, limits, k, shared, 1.0, pooling=pooling))
     out = np.empty_like(store.arena.kv[0])
     blocks = np.arange(NUM_BLOCKS, dtype=np.int32)
+    store.select(SelectRequest(0, 0, queries, 0, limits, 1, True, 1.0, refine=blocks))
     store.gather(0, 0, blocks, out, blocks)
     store.close()
