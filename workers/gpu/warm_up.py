@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from moorage.kernels.block_attention.cpu import attend_blocks as attend_copied
 from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
 from moorage.kernels.rms_norm import add_rms_norm
 from moorage.kernels.rotation import rotate_heads
+from moorage.workers.gpu.reader import storage_dtype
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import KvLayout
 
@@ -21,7 +23,10 @@ def warm_up_merge(num_shards: int) -> None:
 
 
 def warm_up_attention(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Norms, turns a query and attends a block of an empty arena, also in parallel, by the types that serving has."""
+    """Norms, turns a query and attends a block of an empty arena, also in parallel, by the types that serving has.
+
+    A block is attended where it lies, as a chosen one, and copied, as those that exact attention streams.
+    """
     arena = Arena(layout, 1)
     heads = layout.num_kv_heads, layout.block_size, layout.head_dim
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
@@ -34,11 +39,13 @@ def warm_up_attention(layout: KvLayout, group_size: int, rotary_dim: int, num_sh
     sizes = np.zeros(num_shards, np.int64)
 
     rows = torch.zeros((2, layout.head_dim))
+    copied = torch.zeros((1, 2, *heads), dtype=storage_dtype(layout.kv_type))
 
     def attend() -> None:
         attend_resident(
             query, memories, (none,) * num_shards, sizes, 0, 1, heads, none, (none, none), rotations, 1.0
         )
+        attend_copied(torch.from_numpy(query), copied, (none, none, none), rotations, 1.0)
         add_rms_norm(rows, rows, rows[0], 1.0)
 
     rotate_heads(query, cos[0], cos[0])
