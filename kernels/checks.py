@@ -1,4 +1,8 @@
-"""Checks that wrappers make before compiled code reads or writes memory. All raise ValueError with one line."""
+"""Checks that wrappers make before compiled code reads or writes memory. All raise ValueError with one line.
+
+On the token path a wrapper asks `is_plain` of each array, and its kernel compares sizes and ids, which costs nothing
+there; only what does not fit is looked at again by the checks that name it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from moorage.kernels.numba_flags import SERIAL
 STORAGE = (np.dtype(np.uint16), np.dtype(np.float32))
 FLOAT32 = (np.dtype(np.float32),)
 INT32 = (np.dtype(np.int32),)
+UINT8 = (np.dtype(np.uint8),)
 
 
 def check_array(
@@ -33,10 +38,15 @@ def check_array(
     raise ValueError(f"{name}: {array.dtype} {array.shape}{order}; expected C-contiguous {names} [{sizes}]")
 
 
+def is_plain(array: NDArray[Any], dtypes: tuple[np.dtype[Any], ...], num_axes: int) -> bool:
+    """Whether `array` has a type that kernels are compiled for: one of `dtypes`, so many axes, in C order."""
+    return array.ndim == num_axes and array.dtype in dtypes and array.flags.c_contiguous
+
+
 def check_ids(name: str, ids: NDArray[np.int32], bound: int) -> None:
     """Requires int32 [n] with every value in [0, bound)."""
     check_array(name, ids, INT32, (None,))
-    if not _all_within(ids, bound):
+    if not all_within(ids, bound):
         raise ValueError(f"{name}: values from {ids.min()} to {ids.max()}; expected 0 to {bound - 1}")
 
 
@@ -53,7 +63,8 @@ def check_multiple(name: str, value: int, divisor: int) -> None:
 
 
 @njit(**SERIAL)
-def _all_within(ids: Any, bound: Any) -> Any:
+def all_within(ids: Any, bound: Any) -> Any:
+    """Whether every id lies in [0, bound); for use in kernels."""
     outside = 0
     for i in range(len(ids)):
         outside += (ids[i] < 0) | (ids[i] >= bound)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_attention import cpu, gpu
-from moorage.kernels.checks import FLOAT32, INT32, check_array, check_multiple
+from moorage.kernels.checks import FLOAT32, INT32, UINT8, check_array, check_multiple
 from moorage.kernels.triton_support import has_triton
 
 Int32 = NDArray[np.int32]
@@ -82,7 +82,7 @@ def _check(
     check_array("slot", slot, INT32, (None,))
     check_array("begin", begin, INT32, slot.shape)
     check_array("end", end, INT32, slot.shape)
-    check_array("rotate_keys", rotate_keys, (np.dtype(np.uint8),), slot.shape)
+    check_array("rotate_keys", rotate_keys, UINT8, slot.shape)
     check_array("angle_cos", angle_cos, FLOAT32, (len(slot), None))
     check_array("angle_sin", angle_sin, FLOAT32, angle_cos.shape)
     check_array("offset_cos", offset_cos, FLOAT32, (block_size, angle_cos.shape[1]))

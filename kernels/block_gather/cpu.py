@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from moorage.kernels.checks import STORAGE, check_array, check_ids
+from moorage.kernels.checks import INT32, STORAGE, all_within, check_array, check_ids, is_plain
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 from moorage.kernels.simd import LINE_BYTES, copy, prefetch
@@ -32,24 +32,47 @@ def gather_blocks(
 
     kv_layer [P, 2, Hkv, B, D]; out [S, 2, Hkv, B, D] of the same type; pages, slots [n].
     """
+    types = (kv_layer.dtype,)
+    known = is_plain(kv_layer, STORAGE, 5) and is_plain(out, types, 5)
+    if (
+        not known
+        or not (is_plain(pages, INT32, 1) and is_plain(slots, INT32, 1))
+        or not _gather(kv_layer, pages, out, slots, num_workers(len(pages) * kv_layer.strides[0]))
+    ):
+        _explain(kv_layer, pages, out, slots)
+
+
+def _explain(kv_layer: Storage, pages: NDArray[np.int32], out: Storage, slots: NDArray[np.int32]) -> None:
+    """Raises the ValueError that says why nothing was copied."""
     check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
     check_array("out", out, (kv_layer.dtype,), (None, *kv_layer.shape[1:]))
     check_ids("pages", pages, len(kv_layer))
     check_ids("slots", slots, len(out))
-    if len(pages) != len(slots):
-        raise ValueError(f"slots: {len(slots)} for {len(pages)} pages; expected as many")
-    if not len(pages):
-        return
-    item = kv_layer.itemsize
-    block = kv_layer[0].size
-    plan = block, PIECE_BYTES // item, AHEAD_BYTES // item, LINE_BYTES // item
+    raise ValueError(f"slots: {len(slots)} for {len(pages)} pages; expected as many")
+
+
+@njit(**SERIAL)
+def _gather(kv_layer: Any, pages: Any, out: Any, slots: Any, workers: Any) -> Any:
+    """False, and nothing is copied, where ids or shapes do not fit."""
+    count, block, item = len(pages), 1, kv_layer.itemsize
+    for axis in range(1, 5):
+        block *= kv_layer.shape[axis]
+        if kv_layer.shape[axis] != out.shape[axis]:
+            return False
+    if count != len(slots) or kv_layer.shape[1] != 2:
+        return False
+    if not (all_within(pages, len(kv_layer)) and all_within(slots, len(out))):
+        return False
+    stored, into, workers = kv_layer.reshape(-1), out.reshape(-1), min(workers, count)
+    piece, ahead = PIECE_BYTES // item, AHEAD_BYTES // item
     if block * item >= LARGE_BYTES:
-        plan = block, block, 0, LINE_BYTES // item
-    workers = min(num_workers(len(pages) * block * item), len(pages))
+        piece, ahead = block, 0
+    plan = block, piece, ahead, LINE_BYTES // item
     if workers > 1:
-        _gather_parallel(kv_layer.reshape(-1), pages, out.reshape(-1), slots, plan, workers)
+        _gather_parallel(stored, pages, into, slots, plan, workers)
     else:
-        _gather_range(kv_layer.reshape(-1), pages, out.reshape(-1), slots, plan, 0, len(pages))
+        _gather_range(stored, pages, into, slots, plan, 0, count)
+    return True
 
 
 @njit(**SERIAL)

@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.code_dots import CODE_BYTES, code_dots, has_avx2
-from moorage.kernels.checks import FLOAT32, STORAGE, check_array, check_ids, check_multiple
+from moorage.kernels.checks import FLOAT32, STORAGE, UINT8, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage, widen
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd import LINE_BYTES, TILE, prefetch
@@ -52,7 +52,7 @@ def encode_anchors(
     size = _check_anchors(anchors_layer, pages)
     for name, array in (("low", low), ("step", step)):
         check_array(name, array, FLOAT32, (size,))
-    check_array("codes_layer", codes_layer, (np.dtype(np.uint8),), (len(anchors_layer), size // 2))
+    check_array("codes_layer", codes_layer, UINT8, (len(anchors_layer), size // 2))
     _encode(anchors_layer.reshape(-1, size), pages, low, step, codes_layer)
 
 

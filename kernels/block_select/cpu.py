@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from moorage.kernels.block_score.codes import code_weights, score_codes
 from moorage.kernels.block_score.cpu import prefetch_distance, score_parallel, score_range
 from moorage.kernels.block_score.packing import pack_sums
-from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
+from moorage.kernels.checks import (
+    FLOAT32,
+    INT32,
+    STORAGE,
+    UINT8,
+    all_within,
+    check_array,
+    check_ids,
+    check_multiple,
+    is_plain,
+)
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 from moorage.kernels.simd import LANES, LINE_BYTES, TILE, dots_1, prefetch
@@ -19,7 +29,7 @@ from moorage.kernels.top_blocks.cpu import top_row
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
-
+Arrays = tuple[Any, ...]
 
 PIECE = 128
 """Elements of a dot product between two lots of prefetching."""
@@ -56,51 +66,99 @@ def select_blocks(
     `first`, ascending, padded with -1 and -inf. scratch [>= R * S * n] is overwritten. With `coded`, every block gets
     a coarse score first, and the `num_kept` best of them an exact one.
     """
-    check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
+    out = ids, scores, scratch
+    if not _fits(anchors_layer, pages, queries, limits, quest, out, coded):
+        raise _misfit(anchors_layer, pages, queries, limits, quest, out, coded)
     num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
-    check_array("queries", queries, FLOAT32, (None, None, dim))
-    rows, count = len(queries), len(pages)
-    check_ids("pages", pages, num_pages)
-    check_array("ids", ids, INT32, (rows, None, None))
-    choices = ids.shape[1]
-    check_array("scores", scores, FLOAT32, ids.shape)
-    check_array("limits", limits, INT32, (rows,))
-    check_multiple("head size", dim, LANES)
-    check_multiple("query heads", queries.shape[1], num_kv_heads)
-    if choices not in (1, num_kv_heads) or scratch.size < rows * choices * count:
-        raise ValueError(
-            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} choices and room for each block"
-        )
+    rows, count, choices, size = len(queries), len(pages), ids.shape[1], num_kv_heads * vectors * dim
     if not ids.size or not count:
         ids[:], scores[:] = -1, -np.inf
         return
-    size = num_kv_heads * vectors * dim
-    anchors, pooled = anchors_layer.reshape(num_pages, size), scratch[: rows * choices * count]
+    anchors, item = anchors_layer.reshape(num_pages, size), anchors_layer.itemsize
     factor = np.float32(scale * choices / queries.shape[1])
     problem = queries, quest, num_kv_heads, factor, limits, first, ids, scores
     if coded is None:
-        item = anchors_layer.itemsize
         line, ahead = prefetch_distance(item, size)
         workers = min(num_workers(count * size * item * rows), count)
-        fits = select_exactly(anchors, pages, problem, pooled, line, ahead, workers)
+        done = select_exactly(anchors, pages, problem, scratch, line, ahead, workers)
     else:
-        check_array("codes_layer", coded.codes_layer, (np.dtype(np.uint8),), (num_pages, size // 2))
-        check_array("step", coded.step, FLOAT32, (size,))
         workers = min(num_workers(count * size // 2 * rows), count)
-        codes, step, num_kept = coded
-        fits = select_by_codes(anchors, pages, problem, pooled, codes, step, num_kept, workers)
-    if not fits:
-        raise ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {count}")
+        done = select_by_codes(anchors, pages, problem, scratch, *coded, workers)
+    if not done:
+        raise _misfit(anchors_layer, pages, queries, limits, quest, out, coded)
+
+
+def _fits(
+    anchors_layer: Storage, pages: Int32, queries: Float32, limits: Int32, quest: bool, out: Arrays,
+    coded: Coded | None,
+) -> bool:  # fmt: skip
+    """Whether types and shapes are those that `select_blocks` describes."""
+    ids, scores, scratch = out
+    if not (
+        is_plain(anchors_layer, STORAGE, 4) and is_plain(queries, FLOAT32, 3) and is_plain(ids, INT32, 3)
+    ):
+        return False
+    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    rows, heads, choices = len(queries), queries.shape[1], ids.shape[1]
+    if coded is not None and not (
+        is_plain(coded.codes_layer, UINT8, 2)
+        and coded.codes_layer.shape == (num_pages, num_kv_heads * vectors * dim // 2)
+        and is_plain(coded.step, FLOAT32, 1)
+        and len(coded.step) == num_kv_heads * vectors * dim
+    ):
+        return False
+    return (
+        vectors == (2 if quest else 1)
+        and queries.shape[2] == dim
+        and dim % LANES == 0
+        and heads > 0
+        and heads % num_kv_heads == 0
+        and len(ids) == len(limits) == rows
+        and choices in (1, num_kv_heads)
+        and ids.shape == scores.shape
+        and scratch.size >= rows * choices * len(pages)
+        and is_plain(pages, INT32, 1)
+        and is_plain(limits, INT32, 1)
+        and is_plain(scores, FLOAT32, 3)
+        and is_plain(scratch, FLOAT32, 1)
+    )
+
+
+def _misfit(
+    anchors_layer: Storage, pages: Int32, queries: Float32, limits: Int32, quest: bool, out: Arrays,
+    coded: Coded | None,
+) -> ValueError:  # fmt: skip
+    """Why nothing was chosen."""
+    ids, scores, scratch = out
+    check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
+    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    check_array("queries", queries, FLOAT32, (None, None, dim))
+    rows, count, size = len(queries), len(pages), num_kv_heads * vectors * dim
+    check_ids("pages", pages, num_pages)
+    check_array("ids", ids, INT32, (rows, None, None))
+    check_array("scores", scores, FLOAT32, ids.shape)
+    check_array("limits", limits, INT32, (rows,))
+    check_array("scratch", scratch, FLOAT32, (None,))
+    check_multiple("head size", dim, LANES)
+    check_multiple("query heads", queries.shape[1], num_kv_heads)
+    if ids.shape[1] not in (1, num_kv_heads) or scratch.size < rows * ids.shape[1] * count:
+        return ValueError(
+            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} choices and room for each block"
+        )
+    if coded is not None:
+        check_array("codes_layer", coded.codes_layer, UINT8, (num_pages, size // 2))
+        check_array("step", coded.step, FLOAT32, (size,))
+    return ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {count}")
 
 
 @njit(**SERIAL)
-def _packed(problem: Any, count: Any) -> Any:
-    """(whether all limits fit `count` pages, the queries' sums [S, R, V / S])."""
+def _packed(problem: Any, pages: Any, num_pages: Any) -> Any:
+    """(whether limits and ids of pages fit, the queries' sums [S, R, V / S])."""
     queries, quest, num_kv_heads, factor, limits, _, ids, _ = problem
     rows, choices, _ = ids.shape
-    fits = True
+    fits = all_within(pages, num_pages)
     for limit in limits:
-        fits = fits and 0 <= limit <= count
+        fits = fits and 0 <= limit <= len(pages)
     sums = pack_sums(queries, num_kv_heads, quest, factor)
     packed = np.empty((choices, rows, sums.size // (rows * choices)), np.float32)
     for r in range(rows):
@@ -128,13 +186,14 @@ def _in_pieces(packed: Any) -> Any:
 def select_exactly(
     anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, workers: Any
 ) -> Any:
-    """`select_blocks` by the anchors alone; False where a limit does not fit the pages."""
+    """`select_blocks` by the anchors alone; False, and nothing is chosen, where limits or ids of pages do not fit."""
     _, _, _, _, limits, begin, ids, scores = problem
-    fits, packed = _packed(problem, len(pages))
+    fits, packed = _packed(problem, pages, len(anchors))
     if not fits:
         return False
     rows, choices, _ = ids.shape
-    pooled, pieces = pooled.reshape(rows, choices, len(pages)), _in_pieces(packed)
+    pooled = pooled[: rows * choices * len(pages)].reshape(rows, choices, len(pages))
+    pieces = _in_pieces(packed)
     if workers > 1:
         score_parallel(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, workers)
     else:
@@ -154,11 +213,11 @@ def select_by_codes(
 ) -> Any:
     """`select_blocks` by codes, then by the anchors of the `num_kept` best."""
     _, _, _, _, limits, begin, ids, scores = problem
-    fits, packed = _packed(problem, len(pages))
+    fits, packed = _packed(problem, pages, len(anchors))
     if not fits:
         return False
     rows, choices, _ = ids.shape
-    coarse = coarse.reshape(rows, choices, len(pages))
+    coarse = coarse[: rows * choices * len(pages)].reshape(rows, choices, len(pages))
     even, odd = code_weights(packed, step)
     if workers > 1:
         _score_codes_parallel(codes, pages, even, odd, coarse, workers)

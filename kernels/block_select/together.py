@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_score.cpu import prefetch_distance
 from moorage.kernels.block_select.cpu import select_by_codes, select_exactly
-from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
+from moorage.kernels.checks import FLOAT32, INT32, STORAGE, UINT8, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.simd import LANES
@@ -66,7 +66,7 @@ def select_blocks_together(
         check_array(name, array, INT32, (count,))
     check_array("scales", scales, FLOAT32, (count,))
     check_array("bounds", bounds, INT32, (count + 1,))
-    check_array("codes_layer", coded.codes_layer, (np.dtype(np.uint8),), (None, size // 2))
+    check_array("codes_layer", coded.codes_layer, UINT8, (None, size // 2))
     check_array("steps", coded.steps, FLOAT32, (count, size))
     check_multiple("head size", dim, LANES)
     check_multiple("query heads", queries.shape[1], num_kv_heads)

@@ -8,7 +8,16 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from moorage.kernels.checks import STORAGE, check_array, check_ids, check_range
+from moorage.kernels.checks import (
+    FLOAT32,
+    INT32,
+    STORAGE,
+    all_within,
+    check_array,
+    check_ids,
+    check_range,
+    is_plain,
+)
 from moorage.kernels.half import Storage, narrow, widen
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 
@@ -19,22 +28,46 @@ def write_rows(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Stora
     kv_layer [P, 2, Hkv, B, D]; k, v [T, Hkv, D] in float32 or in the storage type. Raises ValueError if the rows
     do not fit the pages.
     """
+    k, v = cast(Storage, np.ascontiguousarray(k)), cast(Storage, np.ascontiguousarray(v))
+    types = FLOAT32[0], kv_layer.dtype
+    known = is_plain(kv_layer, STORAGE, 5) and is_plain(pages, INT32, 1)
+    if not (known and is_plain(k, types, 3) and is_plain(v, types, 3)) or not _write(
+        kv_layer, pages, start, k, v, num_workers(2 * k.nbytes) > 1
+    ):
+        _explain(kv_layer, pages, start, k, v)
+
+
+def _explain(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage, v: Storage) -> None:
+    """Raises the ValueError that says why nothing was written."""
     check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
     num_pages, _, num_heads, block_size, dim = kv_layer.shape
-    types = (np.dtype(np.float32), kv_layer.dtype)
-    k, v = cast(Storage, np.ascontiguousarray(k)), cast(Storage, np.ascontiguousarray(v))
-    check_array("k", k, types, (None, num_heads, dim))
-    check_array("v", v, types, k.shape)
-    if not len(k):
-        return
-    first, last = start // block_size, (start + len(k) - 1) // block_size
+    check_array("k", k, (FLOAT32[0], kv_layer.dtype), (None, num_heads, dim))
+    check_array("v", v, (FLOAT32[0], kv_layer.dtype), k.shape)
+    check_array("pages", pages, INT32, (None,))
     check_range("start", start, 0, len(pages) * block_size - len(k))
-    touched = pages[first : last + 1]
-    check_ids("pages", touched, num_pages)
-    if num_workers(2 * k.nbytes) > 1:
+    check_ids("pages", pages[start // block_size : (start + len(k) - 1) // block_size + 1], num_pages)
+    raise ValueError(f"rows {k.shape} do not fit {kv_layer.shape}")
+
+
+@njit(**SERIAL)
+def _write(kv_layer: Any, pages: Any, start: Any, k: Any, v: Any, in_parallel: Any) -> Any:
+    """False, and nothing is written, where the rows do not fit the pages."""
+    num_pages, parts, num_heads, block_size, dim = kv_layer.shape
+    count = len(k)
+    if parts != 2 or k.shape != v.shape or k.shape[1] != num_heads or k.shape[2] != dim:
+        return False
+    if not count:
+        return True
+    if start < 0 or start + count > len(pages) * block_size:
+        return False
+    touched = pages[start // block_size : (start + count - 1) // block_size + 1]
+    if not all_within(touched, num_pages):
+        return False
+    if in_parallel:
         _write_parallel(kv_layer, touched, start % block_size, k, v)
     else:
         _write_serial(kv_layer, touched, start % block_size, k, v)
+    return True
 
 
 @njit(**SERIAL)

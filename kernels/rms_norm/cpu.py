@@ -7,47 +7,50 @@ from typing import Any
 import numpy as np
 import torch
 from numba import njit, prange
+from numpy.typing import NDArray
 
+from moorage.kernels.checks import FLOAT32, is_plain
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+
+Float32 = NDArray[np.float32]
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See the package; float32 only."""
-    size = x.shape[-1]
-    _check(x, weight, size)
-    whole = np.empty(x.shape, np.float32)
-    rows = np.ascontiguousarray(x.numpy()).reshape(-1, size)
-    _run(rows, rows, False, weight.numpy(), eps, whole.reshape(-1, size))
-    return torch.from_numpy(whole)
+    array = x.numpy()
+    rows = array if array.ndim == 2 and array.flags.c_contiguous else _as_rows(array)
+    out = _normed(rows, rows, False, weight.numpy(), eps)
+    return torch.from_numpy(out if out.ndim == array.ndim else out.reshape(array.shape))
 
 
 def add_rms_norm(x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """See the package; float32 only."""
-    size = x.shape[-1]
-    _check(x, weight, size)
-    if added.shape != x.shape or added.dtype != x.dtype or not (x.is_contiguous() and added.is_contiguous()):
-        raise ValueError(f"x {tuple(x.shape)}, added {tuple(added.shape)}; expected contiguous and alike")
-    rows = x.numpy().reshape(-1, size)
-    whole = np.empty(x.shape, np.float32)
-    _run(rows, added.numpy().reshape(-1, size), True, weight.numpy(), eps, whole.reshape(-1, size))
-    return torch.from_numpy(whole)
+    rows, more = x.numpy(), added.numpy()
+    if more.shape != rows.shape or not (is_plain(rows, FLOAT32, 2) and is_plain(more, FLOAT32, 2)):
+        raise ValueError(
+            f"x {rows.shape}, added {more.shape} {more.dtype}; expected contiguous float32, alike"
+        )
+    return torch.from_numpy(_normed(rows, more, True, weight.numpy(), eps))
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, size: int) -> None:
-    if x.dtype != torch.float32 or weight.dtype != torch.float32 or weight.shape != (size,):
-        raise ValueError(f"x {x.dtype} {tuple(x.shape)}, weight {weight.dtype} {tuple(weight.shape)}")
+def _as_rows(x: Float32) -> Float32:
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
 
 
-def _run(x: Any, added: Any, adds: bool, weight: Any, eps: float, out: Any) -> None:
-    workers = min(num_workers(2 * x.nbytes), len(x))
+def _normed(rows: Float32, added: Float32, adds: bool, weight: Float32, eps: float) -> Float32:
+    if rows.dtype != FLOAT32[0] or not is_plain(weight, FLOAT32, 1) or len(weight) != rows.shape[1]:
+        raise ValueError(f"x {rows.dtype} {rows.shape}, weight {weight.dtype} {weight.shape}")
+    out, workers = np.empty(rows.shape, np.float32), num_workers(2 * rows.nbytes)
     if workers > 1:
-        _parallel(x, added, adds, weight, np.float32(eps), out, workers)
+        _parallel(rows, added, adds, weight, eps, out, min(workers, len(rows)))
     else:
-        _range(x, added, adds, weight, np.float32(eps), out, 0, len(x))
+        _range(rows, added, adds, weight, eps, out, 0, len(rows))
+    return out
 
 
 @njit(**SERIAL)
 def _range(x: Any, added: Any, adds: Any, weight: Any, eps: Any, out: Any, begin: Any, end: Any) -> None:
+    offset = np.float32(eps)
     for r in range(begin, end):
         row, more, into, total = x[r], added[r], out[r], np.float32(0)
         if adds:
@@ -55,7 +58,7 @@ def _range(x: Any, added: Any, adds: Any, weight: Any, eps: Any, out: Any, begin
                 row[d] += more[d]
         for d in range(len(row)):
             total += row[d] * row[d]
-        scale = np.float32(1) / np.sqrt(total / np.float32(len(row)) + eps)
+        scale = np.float32(1) / np.sqrt(total / np.float32(len(row)) + offset)
         for d in range(len(row)):
             into[d] = row[d] * scale * weight[d]
 

@@ -16,7 +16,7 @@ from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.stores import fill, mailbox_store, random_queries, ray_store
 from moorage.runtime.bench.threads import use_threads
 from moorage.workers.kv.link import Link, LocalLink
-from moorage.workers.kv.messages import Float32, Int32
+from moorage.workers.kv.messages import Float32, Int32, SelectRequest
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import AnchorType, HeadPool, KvLayout
@@ -87,17 +87,8 @@ def open_links(
 
 
 def _select(kv: ShardedKv, layers: Iterator[int], query: Float32, limits: Int32) -> object:
-    return kv.select(
-        SESSION,
-        next(layers),
-        query,
-        first=0,
-        limits=limits,
-        k=TOPK,
-        shared=True,
-        scale=HEAD_DIM**-0.5,
-        pooling=HeadPool.SUM,
-    )
+    layer, scale = next(layers), HEAD_DIM**-0.5
+    return kv.select(SelectRequest(SESSION, layer, query, 0, limits, TOPK, True, scale, pooling=HeadPool.SUM))
 
 
 def _round_trips(link: Link) -> dict[str, float]:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +114,7 @@ class Chooser:
         assert step is not None
         for layer in _behind(session, until):
             scoring = step.behind.pop(layer)()
-            self._keep(session, layer, scoring, self._from_shards(session, layer, step.span, scoring))
+            self._keep(session, layer, scoring, self._from_shards(session, layer, scoring))
 
     def catch_up_together(self, sessions: Sequence[WorkerSession], until: int | None = None) -> None:
         """`catch_up` in one call, where more than one session is behind.
@@ -153,7 +152,7 @@ class Chooser:
         assert step is not None
         scoring = cache(lambda: self._scoring(session, on_host()))
         if not self._stays(session, layer, scoring):
-            self._settle(session, layer, scoring(), self._from_shards(session, layer, step.span, scoring()))
+            self._settle(session, layer, scoring(), self._from_shards(session, layer, scoring()))
 
     def _stays(self, session: WorkerSession, layer: int, scoring: Callable[[], Float32]) -> bool:
         """Whether the last step's choice is attended as it is; the next step's is then made behind."""
@@ -197,23 +196,28 @@ class Chooser:
         return not (on_device or two_passes) and self._kept_choice(session, layer) is None
 
     def _request(self, session: WorkerSession, layer: int, scoring: Float32) -> SelectRequest:
+        """That of the current decode step."""
         step = session.decode_step
         assert step is not None
-        first, terms = step.span.num_sinks, self._terms(session, in_decode=True)
-        return SelectRequest(session.session_id, layer, scoring, first, step.limits, **terms)
+        preselected = session.memory.preselect_block is Preselect.PROMPT
+        return self._asked(session, layer, scoring, step.span.num_sinks, step.limits, preselected)
 
-    def _terms(self, session: WorkerSession, *, in_decode: bool) -> dict[str, Any]:
-        """What the session's memory says of a selection, by the names of SelectRequest."""
+    def _asked(
+        self,
+        session: WorkerSession,
+        layer: int,
+        queries: Float32,
+        first: int,
+        limits: Int32,
+        preselected: bool,
+    ) -> SelectRequest:
         memory = session.memory
-        return {
-            "k": memory.topk,
-            "shared": memory.head_select_mode is HeadSelectMode.SHARED,
-            "scale": self._scale(session),
-            "use_preselected": in_decode and memory.preselect_block is Preselect.PROMPT,
-            "pooling": memory.head_pool,
-            "anchor_pool": memory.anchor_pool,
-            "perhead": memory.head_select_mode is HeadSelectMode.PERHEAD,
-        }
+        assert memory.topk is not None
+        shared = memory.head_select_mode is HeadSelectMode.SHARED
+        return SelectRequest(
+            session.session_id, layer, queries, first, limits, memory.topk, shared, self._scale(session),
+            preselected, memory.head_pool, memory.anchor_pool, memory.head_select_mode is HeadSelectMode.PERHEAD,
+        )  # fmt: skip
 
     def _choose(
         self,
@@ -225,20 +229,18 @@ class Chooser:
     ) -> Int32:
         """Ids [S, k], by the shards or on the device."""
         if self.scorer is None or not self.scorer.holds(session.session_id):
-            return self._from_shards(session, layer, span, self._scoring(session, on_host()))
+            return self._from_shards(session, layer, self._scoring(session, on_host()))
         way = 1 if self._trial is None else self._trial.turn()
         started = time.perf_counter()
         ids = self._on_device(session, layer, span, query) if way else None
         if ids is None:
-            ids = self._from_shards(session, layer, span, self._scoring(session, on_host()))
+            ids = self._from_shards(session, layer, self._scoring(session, on_host()))
         if self._trial is not None:
             self._trial.note(way, time.perf_counter() - started)
         return ids
 
-    def _from_shards(self, session: WorkerSession, layer: int, span: Span, scoring: Float32) -> Int32:
-        assert session.decode_step is not None
-        limits = session.decode_step.limits
-        chosen: Int32 = self._select(session, layer, scoring, span.num_sinks, limits, True)[0]
+    def _from_shards(self, session: WorkerSession, layer: int, scoring: Float32) -> Int32:
+        chosen: Int32 = self._select(session, self._request(session, layer, scoring))[0]
         return chosen
 
     def _on_device(self, session: WorkerSession, layer: int, span: Span, query: torch.Tensor) -> Int32 | None:
@@ -289,35 +291,18 @@ class Chooser:
         rows = [r for r, span in enumerate(spans) if span.num_candidates > memory.topk]
         if rows:
             limits = np.array([spans[r].near_block for r in rows], np.int32)
-            ids = self._select(
-                session, layer, queries[rows].cpu().numpy(), spans[rows[0]].num_sinks, limits, False
-            )
+            means = queries[rows].cpu().numpy()
+            request = self._asked(session, layer, means, spans[rows[0]].num_sinks, limits, False)
+            ids = self._select(session, request)
             for row, row_ids in zip(rows, ids, strict=True):
                 chosen[row] = row_ids
         return chosen
 
-    def _select(
-        self,
-        session: WorkerSession,
-        layer: int,
-        queries: Float32,
-        first: int,
-        limits: Int32,
-        in_decode: bool,
-    ) -> Int32:
+    def _select(self, session: WorkerSession, request: SelectRequest) -> Int32:
         memory = session.memory
-        assert memory.topk is not None
+        coarse = memory.preselect_block_count if memory.preselect_block is Preselect.STEP else 0
         with self._timer("select"):
-            ids, _ = self._kv.select(
-                session.session_id,
-                layer,
-                queries,
-                first=first,
-                limits=limits,
-                **self._terms(session, in_decode=in_decode),
-                coarse=memory.preselect_block_count if memory.preselect_block is Preselect.STEP else 0,
-            )
-        return ids
+            return self._kv.select(request, coarse).ids
 
     def _scale(self, session: WorkerSession) -> float:
         return session.rotations.view.attention_scale**2 / math.sqrt(self._layout.head_dim)

@@ -78,7 +78,7 @@ class DecodeAttention:
                 partial = self._attend_per_head(session, layer, query, chosen)
             self._chooser.catch_up(session, layer)
             self._sample_recall(session, layer, query.plain, partial[1])
-        self._importance.add(session, layer, span.position, query.plain[:, None], partial[1][:, None])
+        self._importance.add_one(session, layer, span.position, query.plain, partial[1])
         if self.observer is not None:
             self.observer(session, layer, query.plain, chosen, partial[1])
         return partial[0]

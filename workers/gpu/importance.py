@@ -96,6 +96,13 @@ class Importance:
             if leaving is not None:
                 self._reanchor(session, layer, *leaving)
 
+    def add_one(
+        self, session: WorkerSession, layer: int, position: int, query: torch.Tensor, lse: torch.Tensor
+    ) -> None:
+        """`add` of a generated token's `query` [Hq, D] and `lse` [Hq]."""
+        if self.reads_rows:
+            self.add(session, layer, position, query[:, None], lse[:, None])
+
     def _count_window(
         self,
         session: WorkerSession,

@@ -1,12 +1,16 @@
-"""Compiles, or loads from the disk cache, what a worker computes with on the CPU."""
+"""Compiles, or loads from the disk cache, what a worker computes with on the CPU, by the types that serving has."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
-from moorage.kernels.block_attention.cpu import attend_blocks as attend_copied
+from moorage.kernels.block_attention import attend_blocks
 from moorage.kernels.block_attention.resident import attend_resident
+from moorage.kernels.block_gather import gather_blocks
+from moorage.kernels.block_write import write_rows
 from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
 from moorage.kernels.rms_norm import add_rms_norm
@@ -16,40 +20,61 @@ from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import KvLayout
 
 
-def warm_up_merge(num_shards: int) -> None:
-    """Joins what shards chose, if there are several."""
-    if num_shards > 1:
-        merge_top(np.zeros((num_shards, 1, 1), np.int32), np.zeros((num_shards, 1, 1), np.float32), 1, 1)
+def warm_up_stores(layout: KvLayout, num_shards: int) -> None:
+    """Writes rows into a store's memory, copies blocks out of it, and joins what several shards chose."""
+    arena, first = Arena(layout, 1), np.zeros(1, np.int32)
+    pages = arena.kv[0]
+
+    def use() -> None:
+        for dtype in (pages.dtype, np.dtype(np.float32)):
+            row = np.zeros((1, layout.num_kv_heads, layout.head_dim), dtype)
+            write_rows(pages, first, 0, row, row)
+        gather_blocks(pages, first, pages.copy(), first)
+        if num_shards > 1:
+            merge_top(np.zeros((num_shards, 1, 1), np.int32), np.zeros((num_shards, 1, 1), np.float32), 1, 1)
+
+    _in_both_ways(use)
+    arena.close()
 
 
 def warm_up_attention(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Norms, turns a query and attends a block of an empty arena, also in parallel, by the types that serving has.
-
-    A block is attended where it lies, as a chosen one, and copied, as those that exact attention streams.
-    """
-    arena = Arena(layout, 1)
-    heads = layout.num_kv_heads, layout.block_size, layout.head_dim
+    """Norms, turns a query and attends a block where it lies, and a copied one, as exact attention does."""
+    arena, half = Arena(layout, 1), rotary_dim // 2
+    shape = layout.num_kv_heads, layout.block_size, layout.head_dim
+    copied = torch.zeros((1, 2, *shape), dtype=storage_dtype(layout.kv_type))
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
     memories, none = (arena.kv.reshape(-1),) * num_shards, np.zeros(1, np.int32)
-    cos, offsets = (
-        np.zeros((1, rotary_dim // 2), np.float32),
-        np.zeros((heads[1], rotary_dim // 2), np.float32),
-    )
-    rotations = cos, cos, np.ones(1, np.uint8), offsets, offsets
-    sizes = np.zeros(num_shards, np.int64)
+    sizes, rows = np.zeros(num_shards, np.int64), torch.zeros((2, layout.head_dim))
+    angles, offsets = np.zeros((1, half), np.float32), np.zeros((layout.block_size, half), np.float32)
+    rotations = angles, angles, np.ones(1, np.uint8), offsets, offsets
 
-    rows = torch.zeros((2, layout.head_dim))
-    copied = torch.zeros((1, 2, *heads), dtype=storage_dtype(layout.kv_type))
-
-    def attend() -> None:
+    def use() -> None:
+        rotate_heads(query, angles[0], angles[0])
         attend_resident(
-            query, memories, (none,) * num_shards, sizes, 0, 1, heads, none, (none, none), rotations, 1.0
+            query, memories, (none,) * num_shards, sizes, 0, 1, shape, none, (none, none), rotations, 1.0
         )
-        attend_copied(torch.from_numpy(query), copied, (none, none, none), rotations, 1.0)
+        cos, sin, rotate_keys, offset_cos, offset_sin = rotations
+        attend_blocks(
+            torch.from_numpy(query),
+            copied,
+            slot=none,
+            begin=none,
+            end=none,
+            angle_cos=cos,
+            angle_sin=sin,
+            rotate_keys=rotate_keys,
+            offset_cos=offset_cos,
+            offset_sin=offset_sin,
+            scale=1.0,
+        )
         add_rms_norm(rows, rows, rows[0], 1.0)
 
-    rotate_heads(query, cos[0], cos[0])
-    attend()
-    with always_parallel():
-        attend()
+    _in_both_ways(use)
     arena.close()
+
+
+def _in_both_ways(use: Callable[[], None]) -> None:
+    """On one thread, and in parallel."""
+    use()
+    with always_parallel():
+        use()

@@ -87,7 +87,7 @@ class BlockTable:
     def write(self, arena: Arena, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> int:
         """Writes rows [T, Hkv, D] from token `start` on; returns the token after the last."""
         size = arena.layout.block_size
-        keys, values = (_as_rows(rows, arena) for rows in (keys, values))
+        keys, values = _as_rows(keys, arena), _as_rows(values, arena)
         if len(keys) != len(values):
             raise InvalidRequest(
                 f"session {self.session_id}: {len(keys)} keys, {len(values)} values; give as many"
@@ -109,19 +109,20 @@ class BlockTable:
             arena.kv[layer, self.pages[last], :, :, filled:] = 0
 
 
-_HALF, _BITS = np.dtype(np.float16), np.dtype(np.uint16)
+_SINGLE, _HALF, _BITS = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16)
 
 
 def _as_rows(rows: ArrayLike, arena: Arena) -> Storage:
     """Rows as the kernels take them: storage type or float32; fp16 of numpy or torch passes as its bits."""
     layout, array = arena.layout, np.asarray(rows)
-    if array.ndim != 3 or array.shape[1:] != (layout.num_kv_heads, layout.head_dim):
+    if array.shape[1:] != (layout.num_kv_heads, layout.head_dim):
         raise InvalidRequest(
             f"rows of shape {array.shape}; expected [tokens, {layout.num_kv_heads}, {layout.head_dim}]"
         )
-    if array.dtype == _HALF and arena.kv.dtype == _BITS:
+    stored = arena.kv.dtype
+    if array.dtype == _HALF and stored == _BITS:
         array = array.view(_BITS)
-    if array.dtype == arena.kv.dtype:
+    if array.dtype == _SINGLE or array.dtype == stored:
         return np.ascontiguousarray(array)
     if array.dtype == _BITS:
         array = array.view(_HALF)

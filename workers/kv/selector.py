@@ -70,6 +70,8 @@ class Selector:
         self._quest = arena.layout.anchor_type.bounds
         self._turns = arena.layout.anchor_type is AnchorType.QUEST_HADAMARD
         self._spare: list[Float32] = []
+        self._scratch: Float32 = np.empty(0, np.float32)
+        """Scores of choices that one call makes."""
         self._coarse = CoarseAnchors(arena) if arena.layout.anchor_codes else None
         self._faiss = None if arena.layout.scorer is Scorer.NUMBA else FaissScorer(arena)
 
@@ -115,7 +117,6 @@ class Selector:
         ids = np.empty((count, num_choices, first.k), np.int32)
         scores = np.empty(ids.shape, np.float32)
         bounds = np.cumsum([0, *(len(pages) for _, pages, _ in found)], dtype=np.int32)
-        scratch = self._borrow(num_choices * int(bounds[-1]))
         select_blocks_together(
             self._arena.anchors[first.layer],
             np.concatenate([pages for _, pages, _ in found]),
@@ -133,10 +134,9 @@ class Selector:
             ),
             ids=ids,
             scores=scores,
-            scratch=scratch,
+            scratch=self._room(num_choices * int(bounds[-1])),
             coded=self._coded_together(asked, first),
         )
-        self._give_back(scratch)
         for i, (among, _, _) in enumerate(found):
             if among is not None and len(among):
                 ids[i] = np.where(ids[i] >= 0, among[ids[i]], np.int32(-1))
@@ -165,7 +165,6 @@ class Selector:
         num_choices = request.num_choices(self._arena.layout.num_kv_heads)
         ids = np.empty((rows, num_choices, request.k), np.int32)
         scores = np.empty(ids.shape, np.float32)
-        scratch = self._borrow(rows * num_choices * len(candidate_pages))
         select_blocks(
             self._arena.anchors[request.layer],
             candidate_pages,
@@ -175,11 +174,10 @@ class Selector:
             scale=request.scale,
             ids=ids,
             scores=scores,
-            scratch=scratch,
+            scratch=self._room(rows * num_choices * len(candidate_pages)),
             coded=coded,
             first=0 if candidates is not None else request.first,
         )
-        self._give_back(scratch)
         if candidates is not None and len(candidates):
             ids = np.where(ids >= 0, candidates[ids], np.int32(-1))
         return SelectReply(ids, scores)
@@ -263,6 +261,12 @@ class Selector:
                 f"k {request.k}; give one limit a row, and nothing negative"
             )
         return shape[0], shape[1]
+
+    def _room(self, size: int) -> Float32:
+        """At least `size` elements, of which nothing is kept."""
+        if self._scratch.size < size:
+            self._scratch = np.empty(size, np.float32)
+        return self._scratch
 
     def _borrow(self, size: int) -> Float32:
         """A flat buffer of `size`, the smallest spare one that fits if there is one."""

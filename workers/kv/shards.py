@@ -15,13 +15,14 @@ from moorage.workers.kv.messages import (
     AnchorRotation,
     Float32,
     Int32,
+    SelectReply,
     SelectRequest,
     Storage,
     StoreStats,
 )
 from moorage.workers.kv.resident import Resident
 from moorage.workers.kv.stripes import Stripes
-from moorage.workers.spec import AnchorPool, HeadPool, KvLayout
+from moorage.workers.spec import HeadPool, KvLayout
 
 T = TypeVar("T")
 
@@ -112,50 +113,19 @@ class ShardedKv:
         """Forgets the tokens after the first `num_tokens`."""
         self._each(lambda link, shard: link.truncate(session_id, self._tokens.count(num_tokens, shard)))
 
-    def select(
-        self,
-        session_id: int,
-        layer: int,
-        queries: Float32,
-        *,
-        first: int,
-        limits: Int32,
-        k: int,
-        shared: bool,
-        scale: float,
-        use_preselected: bool = False,
-        pooling: HeadPool = HeadPool.SOFTMAX,
-        anchor_pool: AnchorPool = AnchorPool.MAX,
-        perhead: bool = False,
-        coarse: int = 0,
-    ) -> tuple[Int32, Float32]:
-        """The `k` best of the sealed blocks [first, limits[r]) for each row of `queries` [R, Hq, D].
+    def select(self, request: SelectRequest, coarse: int = 0) -> SelectReply:
+        """What one store that held everything would choose by `request`, whose blocks and limits are global ids.
 
         With `coarse`, the anchors choose that many blocks first, for each row and choice, and their best single keys
-        decide between them; choices of one row share what any of them has kept. Returns (ids, scores), [R, S, k] with
-        S = 1 (shared), the query heads (`perhead`) or the KV heads; ids ascend, padded with -1.
+        decide between them; choices of one row share what any of them has kept.
         """
-        request = SelectRequest(
-            session_id,
-            layer,
-            queries,
-            first,
-            limits,
-            max(coarse, k),
-            shared,
-            scale,
-            use_preselected,
-            pooling,
-            anchor_pool,
-            perhead,
-        )
-        ids, scores = self._choose(request)
-        if coarse <= k:
-            return ids, scores
-        fine = [_fine(request, row, ids[row], k) for row in range(len(queries))]
-        together = self.answers_together(pooling)
+        if coarse <= request.k:
+            return self._choose(request)
+        ids, _ = self._choose(request._replace(k=coarse))
+        fine = [_fine(request, row, ids[row]) for row in range(len(request.queries))]
+        together = self.answers_together(request.pooling)
         rows = self._choose_together(fine) if together else [self._choose(one) for one in fine]
-        return np.concatenate([ids for ids, _ in rows]), np.concatenate([scores for _, scores in rows])
+        return SelectReply(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
 
     def answers_together(self, pooling: HeadPool) -> bool:
         """Whether one question to each shard is enough; SOFTMAX takes two when there are several."""
@@ -169,10 +139,10 @@ class ShardedKv:
         """
         return [ids for ids, _ in self._choose_together(requests)]
 
-    def _choose_together(self, requests: Sequence[SelectRequest]) -> list[tuple[Int32, Float32]]:
+    def _choose_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
         """`_choose` for each, in one call a shard."""
         if len(self.links) == 1:
-            return [(reply.ids, reply.scores) for reply in self.links[0].submit_together(requests)()]
+            return self.links[0].submit_together(requests)()
         parts = [[self._of_shard(request, shard) for request in requests] for shard in range(len(self.links))]
         replies = self._ask(lambda link, shard: link.submit_together(parts[shard]))
         return [
@@ -180,10 +150,9 @@ class ShardedKv:
             for i, request in enumerate(requests)
         ]
 
-    def _choose(self, request: SelectRequest) -> tuple[Int32, Float32]:
+    def _choose(self, request: SelectRequest) -> SelectReply:
         if len(self.links) == 1:
-            reply = self.links[0].submit_select(request)()
-            return reply.ids, reply.scores
+            return self.links[0].submit_select(request)()
         requests = [self._of_shard(request, shard) for shard in range(len(self.links))]
         if request.pooling is HeadPool.SOFTMAX:
             lse = self._score(requests)
@@ -279,7 +248,7 @@ class ShardedKv:
         return answers
 
 
-def _fine(request: SelectRequest, row: int, kept: Int32, k: int) -> SelectRequest:
+def _fine(request: SelectRequest, row: int, kept: Int32) -> SelectRequest:
     """The fine pass of one row of `request` among the blocks `kept` [S, n] by the coarse one."""
     one, among = slice(row, row + 1), np.unique(kept[kept >= 0]).astype(np.int32)
-    return request._replace(queries=request.queries[one], limits=request.limits[one], k=k, refine=among)
+    return request._replace(queries=request.queries[one], limits=request.limits[one], refine=among)

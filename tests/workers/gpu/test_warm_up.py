@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from numba.core.dispatcher import Dispatcher
 
 from moorage.workers.hf_config import read_model_spec
-from moorage.workers.kv.warm_up import warm_up
-from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions, Preselect
+from moorage.workers.kv.actor import KvActor
+from moorage.workers.kv.mailbox_link import MailboxLink
+from moorage.workers.spec import AnchorType, HeadSelectMode, KvLayout, KvType, Positions, Preselect
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import build_tiny_checkpoint
 
@@ -32,20 +35,41 @@ def signatures() -> set[str]:
     return {f"{kernel.py_func.__qualname__} {types}" for kernel in kernels for types in kernel.signatures}
 
 
+def keep(worker: Connection, layout: KvLayout) -> None:
+    """A KV actor's process; at its end it says what became known while it served."""
+    actor = KvActor(layout, num_pages=128, num_threads=1)
+    known = signatures()
+    worker.send(actor.contact()[1])
+    worker.recv()
+    worker.send(signatures() - known)
+
+
 def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: AnchorType) -> set[str]:
-    """What became known only while requests were served."""
+    """What became known to a worker and its KV actors only while requests were served."""
+    spec = read_model_spec(directory)
+    layout = KvLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, 16, kv_type, anchor_type)
+    spawn, actors = get_context("spawn"), []
+    for _ in range(num_shards):
+        here, there = spawn.Pipe()
+        spawn.Process(target=keep, args=(there, layout), daemon=True).start()
+        actors.append(here)
+    links = [MailboxLink(actor.recv()) for actor in actors]
     driver = Driver(
         directory,
-        read_model_spec(directory),
+        spec,
         kv_type=kv_type,
         anchor_type=anchor_type,
         num_shards=num_shards,
+        link=lambda _: links.pop(),
     )
-    warm_up(driver.stores[0].layout)
     known = signatures()
     for axes in SERVED:
         driver.generate(range(2, 160), axes, (64,), num_tokens=6)
-    return signatures() - known
+    found = signatures() - known
+    for actor in actors:
+        actor.send("end")
+        found |= actor.recv()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -60,7 +84,7 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
 def test_serving_uses_only_kernels_that_warm_up_has_used(
     num_shards: int, kv_type: KvType, anchor_type: AnchorType, tmp_path: Path
 ) -> None:
-    """In a process of its own, whose kernels nothing else has called."""
+    """In processes of their own, whose kernels nothing else has called."""
     build_tiny_checkpoint("llama3", tmp_path)
     arguments = str(tmp_path), str(num_shards), kv_type, anchor_type
     command = [sys.executable, "-m", "tests.workers.gpu.test_warm_up", *arguments]

@@ -51,10 +51,8 @@ def check(kv: ShardedKv, expected: Any, rng: np.random.Generator) -> None:
     for anchor_pool in AnchorPool:
         for shared, perhead in [(True, False), (False, False), (False, True)]:
             axes: dict[str, Any] = {"pooling": HeadPool.SUM, "anchor_pool": anchor_pool, "perhead": perhead}
-            ids, scores = kv.select(
-                1, 0, queries, first=1, limits=limits, k=3, shared=shared, scale=0.25, **axes
-            )
             request = SelectRequest(1, 0, queries, 1, limits, 3, shared, 0.25, **axes)
+            ids, scores = kv.select(request)
             expected_ids, expected_scores = expected.select(request)
             np.testing.assert_array_equal(ids, expected_ids)
             np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-5)

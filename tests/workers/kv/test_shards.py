@@ -103,10 +103,8 @@ def test_select_equals_one_store(
     ]:
         queries = rng.standard_normal((rows, 4, LAYOUT.head_dim), np.float32)
         limits = np.maximum(limit - np.arange(rows) * 5, 0).astype(np.int32)
-        ids, scores = kv.select(
-            1, 1, queries, first=first, limits=limits, k=k, shared=shared, scale=SCALE, pooling=pooling
-        )
         request = SelectRequest(1, 1, queries, first, limits, k, shared, SCALE, pooling=pooling)
+        ids, scores = kv.select(request)
         expected_ids, expected_scores = expected.select(request)
         np.testing.assert_array_equal(ids, expected_ids)
         np.testing.assert_allclose(scores, expected_scores, rtol=2e-5, atol=2e-6)
@@ -118,9 +116,7 @@ def test_among_equal_scores_the_lower_block_wins(make_kv: MakeKv, num_shards: in
     kv.open(1, 20)
     ones = np.ones((80, LAYOUT.num_kv_heads, LAYOUT.head_dim), np.float32)
     kv.append(1, 0, 0, ones, ones)
-    ids, _ = kv.select(
-        1, 0, ones[:1, [0, 0]], first=1, limits=np.array([20], np.int32), k=5, shared=True, scale=SCALE
-    )
+    ids, _ = kv.select(SelectRequest(1, 0, ones[:1, [0, 0]], 1, np.array([20], np.int32), 5, True, SCALE))
     np.testing.assert_array_equal(ids[0, 0], [1, 2, 3, 4, 5])
 
 
@@ -136,10 +132,8 @@ def test_a_preselection_equals_one_store(make_kv: MakeKv, reference: Any, num_sh
         query = rng.standard_normal((1, 4, LAYOUT.head_dim), np.float32)
         for end in (limit - 1, limit, 40):
             limits = np.array([end], np.int32)
-            ids, _ = kv.select(
-                1, 0, query, first=first, limits=limits, k=4, shared=True, scale=SCALE, use_preselected=True
-            )
             request = SelectRequest(1, 0, query, first, limits, 4, True, SCALE, use_preselected=True)
+            ids, _ = kv.select(request)
             np.testing.assert_array_equal(ids, expected.select(request)[0])
 
 
@@ -154,20 +148,9 @@ def test_a_fine_pass_goes_by_the_best_keys_of_the_coarse_choice(
     queries = rng.standard_normal((2, 4, LAYOUT.head_dim), np.float32)
     limits = np.array([40, 21], np.int32)
     for shared, coarse in [(True, 9), (False, 9), (False, 60), (True, 3)]:
-        ids, _ = kv.select(
-            1,
-            0,
-            queries,
-            first=1,
-            limits=limits,
-            k=4,
-            shared=shared,
-            scale=SCALE,
-            pooling=pooling,
-            coarse=coarse,
-        )
-        request = SelectRequest(1, 0, queries, 1, limits, max(coarse, 4), shared, SCALE, pooling=pooling)
-        rough, _ = expected.select(request)
+        request = SelectRequest(1, 0, queries, 1, limits, 4, shared, SCALE, pooling=pooling)
+        ids, _ = kv.select(request, coarse)
+        rough, _ = expected.select(request._replace(k=max(coarse, 4)))
         for row in range(2 if coarse > 4 else 0):
             among = np.unique(rough[row][rough[row] >= 0])
             one = slice(row, row + 1)
