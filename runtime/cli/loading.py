@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,36 @@ from moorage.runtime.cli.output import print_note
 from moorage.runtime.units import format_bytes
 
 LINE_EVERY_S = 5.0
+SLOW_START_S = 15.0
+"""Without a word, after which a user should hear what takes so long."""
 
 
 @contextmanager
 def loading_bar() -> Iterator[Callable[[int, int], None]]:
     """Yields a function that takes the bytes read and all bytes, on stderr; the bar goes when all are read."""
     console = Console(stderr=True)
+    slow = threading.Timer(SLOW_START_S, print_note, (_SLOW_START,))
+    slow.daemon = True
+    slow.start()
+    try:
+        with _display(console) as show:
+
+            def told(read: int, total: int) -> None:
+                slow.cancel()
+                show(read, total)
+
+            yield told
+    finally:
+        slow.cancel()
+
+
+_SLOW_START = (
+    "Still starting: the first start on a machine compiles kernels for its processor, a minute or two."
+)
+
+
+@contextmanager
+def _display(console: Console) -> Iterator[Callable[[int, int], None]]:
     if not console.is_terminal:
         yield _Lines()
         return

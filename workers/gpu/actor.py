@@ -12,7 +12,8 @@ import ray
 import torch
 
 from moorage.workers.gpu.settings import WorkerSettings
-from moorage.workers.gpu.worker import GpuWorker
+from moorage.workers.gpu.warm_up import warm_up
+from moorage.workers.gpu.worker import GpuWorker, pick_device
 from moorage.workers.kv.actor import connect
 from moorage.workers.spec import StepPlan, StepResult
 
@@ -32,13 +33,18 @@ class GpuWorkerShell:
     """Connects to the KV actors by name, then forwards. The model loads in a thread, so that it can be watched."""
 
     def __init__(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> None:
-        links = [connect(name, namespace=namespace) for name in kv_actors]
         # Ray allows one OpenMP thread to an actor of one CPU, and OpenMP counts threads by the thread that asks.
         num_threads = settings.num_threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(num_threads)
         settings = replace(settings, num_threads=num_threads)
         self._read = (0, 0)
-        self._load = ThreadPoolExecutor(1).submit(GpuWorker, settings, links, progress=self._note)
+        self._load = ThreadPoolExecutor(1).submit(self._start, settings, kv_actors, namespace)
+
+    def _start(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> GpuWorker:
+        # Before it waits for the actors, which compile kernels of their own when they start for the first time.
+        warm_up(settings, pick_device(settings.device), len(kv_actors))
+        links = [connect(name, namespace=namespace) for name in kv_actors]
+        return GpuWorker(settings, links, progress=self._note)
 
     def _note(self, read_bytes: int, total_bytes: int) -> None:
         self._read = read_bytes, total_bytes

@@ -11,16 +11,27 @@ from moorage.kernels.block_attention import attend_blocks
 from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.block_gather import gather_blocks
 from moorage.kernels.block_write import write_rows
+from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
 from moorage.kernels.rms_norm import add_rms_norm
 from moorage.kernels.rotation import rotate_heads
 from moorage.workers.gpu.reader import storage_dtype
+from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import KvLayout
 
 
-def warm_up_stores(layout: KvLayout, num_shards: int) -> None:
+def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> None:
+    """All of it, for a worker on `device`; workers that start together do so one after the other."""
+    with one_at_a_time(__file__):
+        _use_stores(settings.layout, num_shards)
+        if device.type == "cpu" or settings.engine.attend_on == "cpu":
+            spec = settings.spec
+            _attend(settings.layout, spec.group_size, spec.rope.rotary_dim, num_shards)
+
+
+def _use_stores(layout: KvLayout, num_shards: int) -> None:
     """Writes rows into a store's memory, copies blocks out of it, and joins what several shards chose."""
     arena, first = Arena(layout, 1), np.zeros(1, np.int32)
     pages = arena.kv[0]
@@ -37,7 +48,7 @@ def warm_up_stores(layout: KvLayout, num_shards: int) -> None:
     arena.close()
 
 
-def warm_up_attention(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
+def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
     """Norms, turns a query and attends a block where it lies, and a copied one, as exact attention does."""
     arena, half = Arena(layout, 1), rotary_dim // 2
     shape = layout.num_kv_heads, layout.block_size, layout.head_dim

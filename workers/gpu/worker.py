@@ -14,7 +14,7 @@ from moorage.workers.gpu.hiding_chunk import measured_chunk
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.weights import Progress
 from moorage.workers.gpu.settings import WorkerSettings
-from moorage.workers.gpu.warm_up import warm_up_attention, warm_up_stores
+from moorage.workers.gpu.warm_up import warm_up
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import StepPlan, StepResult
@@ -45,10 +45,7 @@ class GpuWorker:
             torch.set_num_threads(settings.num_threads)
         self.device = pick_device(settings.device)
         self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks)
-        warm_up_stores(settings.layout, len(links))
-        if self.device.type == "cpu" or settings.engine.attend_on == "cpu":
-            spec = settings.spec
-            warm_up_attention(settings.layout, spec.group_size, spec.rope.rotary_dim, len(links))
+        warm_up(settings, self.device, len(links))
         self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device, progress)
         self.engine = Engine(
             self.decoder,

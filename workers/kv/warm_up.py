@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 
+from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.numba_flags import always_parallel
 from moorage.workers.kv.coarse import KEPT_PER_CHOSEN, MIN_SHARE
 from moorage.workers.kv.messages import AnchorRotation, SelectRequest
@@ -18,10 +19,14 @@ NUM_BLOCKS = MIN_SHARE * KEPT_PER_CHOSEN
 
 
 def warm_up(layout: KvLayout) -> None:
-    """Runs each kernel, alone and in parallel, on a store of one layer and a few blocks."""
-    _run_each(layout)
-    with always_parallel():
+    """Runs each kernel, alone and in parallel, on a store of one layer and a few blocks.
+
+    Actors that start together do so one after the other, so that only the first has anything to compile.
+    """
+    with one_at_a_time(__file__):
         _run_each(layout)
+        with always_parallel():
+            _run_each(layout)
 
 
 def _run_each(layout: KvLayout) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pty
 import sys
+import threading
 from contextlib import suppress
+from queue import Queue
 
 import pytest
 
@@ -45,3 +47,22 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(controller)
     assert b"reading the weights" in shown
     assert b"1.1/4.3 GB" in shown
+
+
+def test_a_slow_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: Queue[str] = Queue()
+    monkeypatch.setattr(loading, "print_note", told.put)
+    monkeypatch.setattr(loading, "SLOW_START_S", 0.0)
+    with loading.loading_bar():
+        assert "first start" in told.get(timeout=60)
+
+
+def test_once_weights_are_read_nothing_waits_to_explain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "print_note", lambda _text: None)
+    with loading.loading_bar() as show:
+        waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+        show(1, 2)
+        for timer in waiting:
+            timer.join(60)
+        assert waiting
+        assert not any(timer.is_alive() for timer in waiting)
