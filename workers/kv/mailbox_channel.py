@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import struct
+import time
 
 from moorage.workers.errors import MoorageError, PeerDead
 from moorage.workers.kv.arena import Arena
@@ -13,6 +14,9 @@ from moorage.workers.kv.window import Window
 from moorage.workers.kv.wire import MAX_PACKET_BYTES, REPLY, REQUEST, Hello, Request, unpack_error
 
 _log = logging.getLogger(__name__)
+YIELD_S = 0.001
+"""How long an answer is looked for before its worker sleeps. A worker that sleeps is woken, on a core that sleeps as
+well, for some 40 us; one that looks has nothing else to do, and lets everybody else on its core go first."""
 _TIMEVAL = struct.Struct("@ll")
 
 
@@ -84,7 +88,7 @@ class Channel:
         """Waits for the reply; returns its count, or raises the error it carries."""
         self._waiting = False
         try:
-            size = self._sock.recv_into(self.packet)
+            size = self._take()
         except OSError as error:
             raise self._died(error) from error
         if size == 0:
@@ -93,6 +97,16 @@ class Channel:
         if status < 0:
             raise unpack_error(status, bytes(self.packet[REPLY.size : size]))
         return int(count)
+
+    def _take(self) -> int:
+        """Bytes of the next packet, which is put into `packet`."""
+        given_up = time.perf_counter() + YIELD_S
+        while time.perf_counter() < given_up:
+            try:
+                return self._sock.recv_into(self.packet, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                os.sched_yield()
+        return self._sock.recv_into(self.packet)
 
     def close(self) -> None:
         """Ends the connection and unmaps the arena. Idempotent."""
