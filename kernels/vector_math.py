@@ -17,6 +17,8 @@ _ONE, _ZERO = np.float32(1), np.float32(0)
 _ONE_BITS = 0x3F800000
 
 MAX_LANES = 16
+WIDE_LANES = 64
+"""Enough that no lane waits for its last comparison to be stored."""
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -56,3 +58,23 @@ def max32(row: Any) -> Any:
     for value in row[whole:]:
         largest = value if value > largest else largest
     return largest
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def extremes32(row: Any) -> Any:
+    """(smallest, largest) element of a long float32 row, (inf, -inf) if empty; NaN is passed over."""
+    lows, highs = np.full(WIDE_LANES, np.inf, np.float32), np.full(WIDE_LANES, -np.inf, np.float32)
+    whole = len(row) - len(row) % WIDE_LANES
+    for start in range(0, whole, WIDE_LANES):
+        part = row[start : start + WIDE_LANES]
+        for lane in range(WIDE_LANES):
+            lows[lane] = part[lane] if part[lane] < lows[lane] else lows[lane]
+        for lane in range(WIDE_LANES):
+            highs[lane] = part[lane] if part[lane] > highs[lane] else highs[lane]
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    for lane in range(WIDE_LANES):
+        low, high = min(low, lows[lane]), max(high, highs[lane])
+    for value in row[whole:]:
+        low = value if value < low else low
+        high = value if value > high else high
+    return low, high

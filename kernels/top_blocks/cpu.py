@@ -8,8 +8,12 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from moorage.kernels.checks import FLOAT32, INT32, check_array
+from moorage.kernels.checks import FLOAT32, INT32, check_array, is_plain
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.vector_math import extremes32
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
 
 CHUNK = 32
 """Scores that are compared with the worst kept one at a time, in vectors."""
@@ -18,28 +22,34 @@ BINS = 1024
 
 
 def top_blocks(
-    scores: NDArray[np.float32],
-    limits: NDArray[np.int32],
+    scores: Float32,
+    limits: Int32,
     k: int,
-    ids: NDArray[np.int32],
-    top: NDArray[np.float32],
-) -> NDArray[np.int32]:
+    ids: Int32,
+    top: Float32,
+) -> Int32:
     """Writes the k largest of scores[r, :limits[r]] and returns how many there are, int32 [R].
 
     scores [R, n]; ids, top [R, k]. Ids ascend; unused entries are -1 and -inf. Among equal scores the lower id
     wins; a NaN is never chosen.
     """
+    counts = np.zeros(len(scores), np.int32)
+    known = is_plain(scores, FLOAT32, 2) and is_plain(limits, INT32, 1)
+    if not (known and is_plain(ids, INT32, 2) and is_plain(top, FLOAT32, 2)) or ids.shape[1] != k:
+        raise _misfit(scores, limits, k, ids, top)
+    choose = _top_parallel if len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
+    if not choose(scores, limits, ids, top, counts):
+        raise _misfit(scores, limits, k, ids, top)
+    return counts
+
+
+def _misfit(scores: Float32, limits: Int32, k: int, ids: Int32, top: Float32) -> ValueError:
+    """Why nothing was chosen."""
     check_array("scores", scores, FLOAT32, (None, None))
     check_array("limits", limits, INT32, (len(scores),))
     check_array("ids", ids, INT32, (len(scores), k))
     check_array("top", top, FLOAT32, (len(scores), k))
-    if len(scores) and not 0 <= limits.min() <= limits.max() <= scores.shape[1]:
-        raise ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {scores.shape[1]}")
-    counts = np.zeros(len(scores), np.int32)
-    if k and len(scores):
-        choose = _top_parallel if len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
-        choose(scores, limits, ids, top, counts)
-    return counts
+    return ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {scores.shape[1]}")
 
 
 @njit(**SERIAL)
@@ -112,9 +122,10 @@ def _by_bins(row: Any, ids: Any) -> Any:
 
     Returns False, with nothing done, where a score has no bin: not finite, or all are equal.
     """
-    low, high, flaw = row[0], row[0], np.float32(0)
+    flaw = np.float32(0)
     for i in range(len(row)):
-        low, high, flaw = min(low, row[i]), max(high, row[i]), flaw + row[i] * np.float32(0)
+        flaw += row[i] * np.float32(0)
+    low, high = extremes32(row)
     span = high - low
     if flaw != 0 or not 0 < span < np.inf or not np.isfinite(BINS / span):
         return False
@@ -165,12 +176,28 @@ def _merge_edge(ids: Any, num_above: Any, edge_ids: Any, edge_scores: Any) -> No
 
 
 @njit(**SERIAL)
-def _top_serial(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> None:
-    for r in range(len(scores)):
+def _fits(scores: Any, limits: Any, ids: Any, top: Any) -> Any:
+    fits = len(limits) == len(ids) == len(scores) and ids.shape == top.shape
+    for limit in limits:
+        fits = fits and 0 <= limit <= scores.shape[1]
+    return fits
+
+
+@njit(**SERIAL)
+def _top_serial(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> Any:
+    """False, and nothing is chosen, where shapes or limits do not fit."""
+    if not _fits(scores, limits, ids, top):
+        return False
+    for r in range(len(scores) if ids.size else 0):
         counts[r] = top_row(scores[r, : limits[r]], ids[r], top[r])
+    return True
 
 
 @njit(**PARALLEL)
-def _top_parallel(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> None:
-    for r in prange(len(scores)):
+def _top_parallel(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> Any:
+    """As `_top_serial`."""
+    if not _fits(scores, limits, ids, top):
+        return False
+    for r in prange(len(scores) if ids.size else 0):
         counts[r] = top_row(scores[r, : limits[r]], ids[r], top[r])
+    return True

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moorage.kernels.vector_math import exp32, max32
+from moorage.kernels.vector_math import exp32, extremes32, max32
 
 
 def test_exp_is_as_good_as_float32(rng):
@@ -25,3 +25,11 @@ def test_max_passes_over_nan(rng, size):
     assert max32(row) == row.max(initial=-np.inf)
     row[::2] = np.nan
     assert max32(row) == row[1::2].max(initial=-np.inf)
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 300])
+def test_extremes_pass_over_nan(rng, size):
+    row = rng.standard_normal(size).astype(np.float32)
+    assert extremes32(row) == (row.min(initial=np.inf), row.max(initial=-np.inf))
+    row[::2] = np.nan
+    assert extremes32(row) == (row[1::2].min(initial=np.inf), row[1::2].max(initial=-np.inf))
