@@ -37,7 +37,7 @@ def top_blocks(
     known = is_plain(scores, FLOAT32, 2) and is_plain(limits, INT32, 1)
     if not (known and is_plain(ids, INT32, 2) and is_plain(top, FLOAT32, 2)) or ids.shape[1] != k:
         raise _misfit(scores, limits, k, ids, top)
-    choose = _top_parallel if len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
+    choose = _top_parallel if k and len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
     if not choose(scores, limits, ids, top, counts):
         raise _misfit(scores, limits, k, ids, top)
     return counts
@@ -198,6 +198,6 @@ def _top_parallel(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> 
     """As `_top_serial`."""
     if not _fits(scores, limits, ids, top):
         return False
-    for r in prange(len(scores) if ids.size else 0):
+    for r in prange(len(scores)):
         counts[r] = top_row(scores[r, : limits[r]], ids[r], top[r])
     return True
