@@ -127,6 +127,7 @@ PRESETS = {
             "the best of all axes: exact prefill, then 256 small blocks a step by their channel bounds",
             n_init=128,
             topk=256,
+            exc_last_alone=True,
             block_size=32,
         ),
     )

@@ -1,0 +1,42 @@
+"""The Ray shell of a worker, without Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from moorage.workers.gpu import actor
+from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
+from moorage.workers.kv.link import LocalLink
+from moorage.workers.kv.store import KvStore
+from moorage.workers.spec import KvLayout
+from tests.tiny_models import build_tiny_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As Ray leaves an actor of one CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("asked", [None, 1, 3])
+def test_steps_run_on_as_many_threads_as_asked_or_on_every_core(
+    asked: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = build_tiny_checkpoint("llama3", tmp_path).spec
+    layout = KvLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, 16)
+    store = KvStore(layout, 8)
+    monkeypatch.setattr(actor, "connect", lambda _name, **_: LocalLink(store))
+    settings = WorkerSettings(
+        tmp_path, spec, "float32", "cpu", layout, 8, EngineSettings(64), num_threads=asked
+    )
+    shell = actor.GpuWorkerShell(settings, ("kv",), "namespace")
+    assert shell.pid() == os.getpid()
+    assert torch.get_num_threads() == (asked or len(os.sched_getaffinity(0)))
