@@ -1,7 +1,7 @@
-"""Checks that wrappers make before compiled code reads or writes memory. All raise ValueError with one line.
+"""Checks that wrappers make before compiled code reads or writes memory.
 
-On the token path a wrapper asks `is_plain` of each array, and its kernel compares sizes and ids, which costs nothing
-there; only what does not fit is looked at again by the checks that name it.
+Those that are named check_ raise ValueError with one line. On the token path a wrapper asks `is_typed` of each array,
+and its kernel compares sizes and ids, which costs nothing there; only what does not fit is looked at again by name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_array(
     """Requires one of `dtypes`, `shape` (None: any size) and C order."""
     found = array.shape
     if len(found) == len(shape) and array.dtype in dtypes and array.flags.c_contiguous:
-        # A plain loop: a decode step makes fifty of these checks.
+        # A plain loop: a step makes dozens of these checks.
         for want, size in zip(shape, found, strict=True):
             if want is not None and want != size:
                 break
@@ -38,7 +38,7 @@ def check_array(
     raise ValueError(f"{name}: {array.dtype} {array.shape}{order}; expected C-contiguous {names} [{sizes}]")
 
 
-def is_plain(array: NDArray[Any], dtypes: tuple[np.dtype[Any], ...], num_axes: int) -> bool:
+def is_typed(array: NDArray[Any], dtypes: tuple[np.dtype[Any], ...], num_axes: int) -> bool:
     """Whether `array` has a type that kernels are compiled for: one of `dtypes`, so many axes, in C order."""
     return array.ndim == num_axes and array.dtype in dtypes and array.flags.c_contiguous
 

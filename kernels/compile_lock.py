@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
+
+LONGEST_WAIT_S = 300.0
+"""After which a process compiles for itself; a first start takes a minute on two cores."""
+_LOOK_S = 0.05
 
 
 @contextmanager
-def one_at_a_time(file: str | Path) -> Iterator[None]:
-    """Lets one process of this host in at a time for `file`, which must exist and stays as it is.
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Lets one process of this user and host in at a time for `name`.
 
-    The lock goes with the process that holds it. Where a file system knows no locks, all are let in.
+    The lock goes with the process that holds it. Where there is no lock to be had, all are let in.
     """
-    with open(file, encoding="utf-8") as held:
+    lock = -1
+    try:
         with suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_EX)
+            path = os.path.join(tempfile.gettempdir(), f"moorage-{os.getuid()}-{name}.lock")
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            _take(lock)
         yield
+    finally:
+        if lock >= 0:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
+
+
+def _take(lock: int) -> None:
+    until_s = time.monotonic() + LONGEST_WAIT_S
+    while time.monotonic() < until_s:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_LOOK_S)

@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from moorage.kernels.checks import INT32, STORAGE, all_within, check_array, check_ids, is_plain
+from moorage.kernels.checks import INT32, STORAGE, all_within, check_array, check_ids, is_typed
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 from moorage.kernels.simd import LINE_BYTES, copy, prefetch
@@ -33,22 +33,24 @@ def gather_blocks(
     kv_layer [P, 2, Hkv, B, D]; out [S, 2, Hkv, B, D] of the same type; pages, slots [n].
     """
     types = (kv_layer.dtype,)
-    known = is_plain(kv_layer, STORAGE, 5) and is_plain(out, types, 5)
+    known = is_typed(kv_layer, STORAGE, 5) and is_typed(out, types, 5)
     if (
         not known
-        or not (is_plain(pages, INT32, 1) and is_plain(slots, INT32, 1))
+        or not (is_typed(pages, INT32, 1) and is_typed(slots, INT32, 1))
         or not _gather(kv_layer, pages, out, slots, num_workers(len(pages) * kv_layer.strides[0]))
     ):
-        _explain(kv_layer, pages, out, slots)
+        raise _misfit(kv_layer, pages, out, slots)
 
 
-def _explain(kv_layer: Storage, pages: NDArray[np.int32], out: Storage, slots: NDArray[np.int32]) -> None:
-    """Raises the ValueError that says why nothing was copied."""
+def _misfit(
+    kv_layer: Storage, pages: NDArray[np.int32], out: Storage, slots: NDArray[np.int32]
+) -> ValueError:
+    """Why nothing was copied."""
     check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
     check_array("out", out, (kv_layer.dtype,), (None, *kv_layer.shape[1:]))
     check_ids("pages", pages, len(kv_layer))
     check_ids("slots", slots, len(out))
-    raise ValueError(f"slots: {len(slots)} for {len(pages)} pages; expected as many")
+    return ValueError(f"slots: {len(slots)} for {len(pages)} pages; expected as many")
 
 
 @njit(**SERIAL)

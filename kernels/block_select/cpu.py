@@ -20,7 +20,7 @@ from moorage.kernels.checks import (
     check_array,
     check_ids,
     check_multiple,
-    is_plain,
+    is_typed,
 )
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
@@ -95,15 +95,17 @@ def _fits(
     """Whether types and shapes are those that `select_blocks` describes."""
     ids, scores, scratch = out
     if not (
-        is_plain(anchors_layer, STORAGE, 4) and is_plain(queries, FLOAT32, 3) and is_plain(ids, INT32, 3)
+        is_typed(anchors_layer, STORAGE, 4) and is_typed(queries, FLOAT32, 3) and is_typed(ids, INT32, 3)
     ):
         return False
     num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    if not (num_kv_heads and dim):
+        return False
     rows, heads, choices = len(queries), queries.shape[1], ids.shape[1]
     if coded is not None and not (
-        is_plain(coded.codes_layer, UINT8, 2)
+        is_typed(coded.codes_layer, UINT8, 2)
         and coded.codes_layer.shape == (num_pages, num_kv_heads * vectors * dim // 2)
-        and is_plain(coded.step, FLOAT32, 1)
+        and is_typed(coded.step, FLOAT32, 1)
         and len(coded.step) == num_kv_heads * vectors * dim
     ):
         return False
@@ -117,10 +119,10 @@ def _fits(
         and choices in (1, num_kv_heads)
         and ids.shape == scores.shape
         and scratch.size >= rows * choices * len(pages)
-        and is_plain(pages, INT32, 1)
-        and is_plain(limits, INT32, 1)
-        and is_plain(scores, FLOAT32, 3)
-        and is_plain(scratch, FLOAT32, 1)
+        and is_typed(pages, INT32, 1)
+        and is_typed(limits, INT32, 1)
+        and is_typed(scores, FLOAT32, 3)
+        and is_typed(scratch, FLOAT32, 1)
     )
 
 

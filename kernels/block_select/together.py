@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -124,7 +124,10 @@ def _deal(run: Callable[[int], None], count: int, workers: int) -> None:
             run(i)
 
     others = [_threads().submit(share, first) for first in range(1, workers)]
-    share(0)
+    try:
+        share(0)
+    finally:
+        wait(others)  # nobody may write on when this has failed
     for other in others:
         other.result()
 

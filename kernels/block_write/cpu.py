@@ -16,7 +16,7 @@ from moorage.kernels.checks import (
     check_array,
     check_ids,
     check_range,
-    is_plain,
+    is_typed,
 )
 from moorage.kernels.half import Storage, narrow, widen
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
@@ -30,15 +30,15 @@ def write_rows(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Stora
     """
     k, v = cast(Storage, np.ascontiguousarray(k)), cast(Storage, np.ascontiguousarray(v))
     types = FLOAT32[0], kv_layer.dtype
-    known = is_plain(kv_layer, STORAGE, 5) and is_plain(pages, INT32, 1)
-    if not (known and is_plain(k, types, 3) and is_plain(v, types, 3)) or not _write(
+    known = is_typed(kv_layer, STORAGE, 5) and is_typed(pages, INT32, 1)
+    if not (known and is_typed(k, types, 3) and is_typed(v, types, 3)) or not _write(
         kv_layer, pages, start, k, v, num_workers(2 * k.nbytes) > 1
     ):
-        _explain(kv_layer, pages, start, k, v)
+        raise _misfit(kv_layer, pages, start, k, v)
 
 
-def _explain(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage, v: Storage) -> None:
-    """Raises the ValueError that says why nothing was written."""
+def _misfit(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage, v: Storage) -> ValueError:
+    """Why nothing was written."""
     check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
     num_pages, _, num_heads, block_size, dim = kv_layer.shape
     check_array("k", k, (FLOAT32[0], kv_layer.dtype), (None, num_heads, dim))
@@ -46,7 +46,7 @@ def _explain(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage
     check_array("pages", pages, INT32, (None,))
     check_range("start", start, 0, len(pages) * block_size - len(k))
     check_ids("pages", pages[start // block_size : (start + len(k) - 1) // block_size + 1], num_pages)
-    raise ValueError(f"rows {k.shape} do not fit {kv_layer.shape}")
+    return ValueError(f"rows {k.shape} do not fit {kv_layer.shape}")
 
 
 @njit(**SERIAL)
@@ -58,7 +58,7 @@ def _write(kv_layer: Any, pages: Any, start: Any, k: Any, v: Any, in_parallel: A
         return False
     if not count:
         return True
-    if start < 0 or start + count > len(pages) * block_size:
+    if start < 0 or start > len(pages) * block_size - count:
         return False
     touched = pages[start // block_size : (start + count - 1) // block_size + 1]
     if not all_within(touched, num_pages):

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from moorage.kernels.checks import FLOAT32, INT32, check_array, is_plain
+from moorage.kernels.checks import FLOAT32, INT32, check_array, is_typed
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 from moorage.kernels.vector_math import extremes32
 
@@ -34,8 +34,8 @@ def top_blocks(
     wins; a NaN is never chosen.
     """
     counts = np.zeros(len(scores), np.int32)
-    known = is_plain(scores, FLOAT32, 2) and is_plain(limits, INT32, 1)
-    if not (known and is_plain(ids, INT32, 2) and is_plain(top, FLOAT32, 2)) or ids.shape[1] != k:
+    known = is_typed(scores, FLOAT32, 2) and is_typed(limits, INT32, 1)
+    if not (known and is_typed(ids, INT32, 2) and is_typed(top, FLOAT32, 2)) or ids.shape[1] != k:
         raise _misfit(scores, limits, k, ids, top)
     choose = _top_parallel if k and len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
     if not choose(scores, limits, ids, top, counts):

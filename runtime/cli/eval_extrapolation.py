@@ -129,6 +129,12 @@ def extrapolation(
     ways = schemes(base) if run.in_process else None
     with run.targets(max(lengths), ways, base) as targets:
         longest = {} if exact_up_to is None else dict.fromkeys(_exact(targets), parse_tokens(exact_up_to))
+        if any(limit < min(lengths) for limit in longest.values()):
+            raise typer.BadParameter(
+                f"{exact_up_to} leaves nothing of {next(iter(longest))}; the shortest prompt has "
+                f"{min(lengths)} tokens",
+                param_hint="--exact-up-to",
+            )
         fitting = tuple(_fitted(task, targets) for task in chosen)
         summary = measure(Suite("extrapolation", fitting, seed, longest), targets, run)
     publish(summary, run, {"trained": base})

@@ -16,6 +16,9 @@ from moorage.runtime.units import format_bytes
 LINE_EVERY_S = 5.0
 SLOW_START_S = 15.0
 """Without a word, after which a user should hear what takes so long."""
+_SLOW_START = (
+    "Still starting: the first start on a machine compiles kernels for its processor, a minute or two."
+)
 
 
 @contextmanager
@@ -35,11 +38,6 @@ def loading_bar() -> Iterator[Callable[[int, int], None]]:
             yield told
     finally:
         slow.cancel()
-
-
-_SLOW_START = (
-    "Still starting: the first start on a machine compiles kernels for its processor, a minute or two."
-)
 
 
 @contextmanager

@@ -32,3 +32,26 @@ def test_refuses_what_does_not_fit():
         gather_blocks(kv, one, out, two)
     with pytest.raises(ValueError, match="out"):
         gather_blocks(kv, one, out.astype(np.float32), one)
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ("kv_layer", np.zeros((4, 3, 1, 8, 16), np.uint16)),
+        ("kv_layer", np.zeros((4, 2, 8, 16), np.uint16)),
+        ("out", np.zeros((3, 2, 1, 9, 16), np.uint16)),
+        ("out", np.zeros((3, 2, 1, 8, 32), np.uint16)[..., ::2]),
+        ("pages", np.array([1], np.int64)),
+        ("slots", np.array([[1]], np.int32)),
+    ],
+)
+def test_names_the_array_that_does_not_fit(changed, value):
+    arguments = {"kv_layer": np.ones((4, 2, 1, 8, 16), np.uint16), "pages": np.array([1], np.int32)}
+    arguments |= {
+        "out": np.zeros((3, 2, 1, 8, 16), np.uint16),
+        "slots": np.array([1], np.int32),
+        changed: value,
+    }
+    with pytest.raises(ValueError, match=f"^{changed}: "):
+        gather_blocks(**arguments)
+    assert not arguments["out"].any()

@@ -166,6 +166,21 @@ def test_refuses_what_does_not_fit(draw, poisoned):
         choose(select_blocks, anchors, pages, queries, limits, 1, 1, True, scratch=scratch)
     with pytest.raises(ValueError, match="pages"):
         choose(select_blocks, anchors, pages + 3, queries, limits, 1, 1, False, scratch=scratch)
+    with pytest.raises(ValueError, match="limits"):
+        choose(
+            select_blocks, anchors, pages, queries, np.array([2, 2], np.int32), 1, 1, False, scratch=scratch
+        )
+    with pytest.raises(ValueError, match="queries"):
+        choose(select_blocks, anchors, pages, queries[..., :16].copy(), limits, 1, 1, False, scratch=scratch)
+    with pytest.raises(ValueError, match="query heads"):
+        choose(select_blocks, anchors, pages, queries[:, :3].copy(), limits, 1, 1, False, scratch=scratch)
+    good = Coded(np.zeros((4, 32), np.uint8), np.ones(64, np.float32), 1)
+    for name, wrong in (
+        ("codes_layer", good._replace(codes_layer=np.zeros((3, 32), np.uint8))),
+        ("step", good._replace(step=np.ones(63, np.float32))),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: "):
+            choose(select_blocks, anchors, pages, queries, limits, 1, 1, False, scratch=scratch, coded=wrong)
     with pytest.raises(ValueError, match="64"):
         codes.encode_anchors(
             draw(4, 1, 1, 32), pages, *np.zeros((2, 32), np.float32), np.zeros((4, 16), np.uint8)

@@ -65,3 +65,26 @@ def test_refuses_rows_outside_the_pages(pages, start, message):
     rows = np.zeros((12, 1, 16), np.float32)
     with pytest.raises(ValueError, match=message):
         write_rows(np.zeros((2, 2, 1, 12, 16), np.uint16), np.array(pages, np.int32), start, rows, rows)
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"),
+    [
+        ("kv_layer", np.zeros((2, 3, 1, 12, 16), np.uint16)),
+        ("kv_layer", np.zeros((2, 2, 1, 12, 16), np.float64)),
+        ("k", np.zeros((3, 2, 16), np.float32)),
+        ("k", np.zeros((3, 1, 16), np.float64)),
+        ("v", np.zeros((2, 1, 16), np.float32)),
+        ("v", np.zeros((3, 1, 32), np.float32)),
+        ("pages", np.array([0, 1], np.int64)),
+        ("pages", np.array([[0, 1]], np.int32)),
+    ],
+)
+def test_names_the_array_that_does_not_fit(changed, value):
+    rows = np.zeros((3, 1, 16), np.float32)
+    arguments = {"kv_layer": np.zeros((2, 2, 1, 12, 16), np.uint16), "pages": np.array([0, 1], np.int32)}
+    arguments |= {"start": 0, "k": rows, "v": rows, changed: value}
+    before = arguments["kv_layer"].copy()
+    with pytest.raises(ValueError, match=f"^{changed}: "):
+        write_rows(**arguments)
+    np.testing.assert_array_equal(arguments["kv_layer"], before)

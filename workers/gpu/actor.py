@@ -30,7 +30,7 @@ class Loading:
 
 
 class GpuWorkerShell:
-    """Connects to the KV actors by name, then forwards. The model loads in a thread, so that it can be watched."""
+    """Forwards to a worker. It connects and loads the model in a thread, so that it can be watched."""
 
     def __init__(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> None:
         # Ray allows one OpenMP thread to an actor of one CPU, and OpenMP counts threads by the thread that asks.

@@ -19,24 +19,31 @@ from moorage.kernels.rotation import rotate_heads
 from moorage.workers.gpu.reader import storage_dtype
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.warm_up import LOCK
 from moorage.workers.spec import KvLayout
 
 
 def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> None:
-    """All of it, for a worker on `device`; workers that start together do so one after the other."""
-    with one_at_a_time(__file__):
-        _use_stores(settings.layout, num_shards)
-        if device.type == "cpu" or settings.engine.attend_on == "cpu":
-            spec = settings.spec
-            _attend(settings.layout, spec.group_size, spec.rope.rotary_dim, num_shards)
+    """All of it, for a worker on `device`.
+
+    What the KV actors of this host compile as well comes last, when they have done it.
+    """
+    spec, layout = settings.spec, settings.layout
+    if device.type == "cpu" or settings.engine.attend_on == "cpu":
+        with one_at_a_time("worker-kernels"):
+            _attend(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
+    with one_at_a_time(LOCK):
+        _use_stores(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
 
 
-def _use_stores(layout: KvLayout, num_shards: int) -> None:
-    """Writes rows into a store's memory, copies blocks out of it, and joins what several shards chose."""
+def _use_stores(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
+    """Turns a query, joins what several shards chose, writes rows into a store's memory and copies blocks from it."""
     arena, first = Arena(layout, 1), np.zeros(1, np.int32)
-    pages = arena.kv[0]
+    pages, angles = arena.kv[0], np.zeros(rotary_dim // 2, np.float32)
+    query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
 
     def use() -> None:
+        rotate_heads(query, angles, angles)
         for dtype in (pages.dtype, np.dtype(np.float32)):
             row = np.zeros((1, layout.num_kv_heads, layout.head_dim), dtype)
             write_rows(pages, first, 0, row, row)
@@ -49,7 +56,7 @@ def _use_stores(layout: KvLayout, num_shards: int) -> None:
 
 
 def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Norms, turns a query and attends a block where it lies, and a copied one, as exact attention does."""
+    """Norms, and attends a block where it lies, and a copied one, as exact attention does."""
     arena, half = Arena(layout, 1), rotary_dim // 2
     shape = layout.num_kv_heads, layout.block_size, layout.head_dim
     copied = torch.zeros((1, 2, *shape), dtype=storage_dtype(layout.kv_type))
@@ -60,7 +67,6 @@ def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int)
     rotations = angles, angles, np.ones(1, np.uint8), offsets, offsets
 
     def use() -> None:
-        rotate_heads(query, angles[0], angles[0])
         attend_resident(
             query, memories, (none,) * num_shards, sizes, 0, 1, shape, none, (none, none), rotations, 1.0
         )

@@ -100,8 +100,8 @@ class Channel:
 
     def _take(self) -> int:
         """Bytes of the next packet, which is put into `packet`."""
-        given_up = time.perf_counter() + YIELD_S
-        while time.perf_counter() < given_up:
+        until_s = time.perf_counter() + YIELD_S
+        while time.perf_counter() < until_s:
             try:
                 return self._sock.recv_into(self.packet, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:

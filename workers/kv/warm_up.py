@@ -1,4 +1,4 @@
-"""Compiles, or loads from the disk cache, every kernel that a KV store and its workers use."""
+"""Compiles, or loads from the disk cache, every kernel that a KV store uses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from moorage.workers.kv.messages import AnchorRotation, SelectRequest
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import HeadPool, KvLayout, Scorer
 
+LOCK = "kv-kernels"
+"""Held by the process that compiles what all who use a store need."""
 NUM_BLOCKS = MIN_SHARE * KEPT_PER_CHOSEN
 """Just enough for a choice of one block by codes."""
 
@@ -23,7 +25,7 @@ def warm_up(layout: KvLayout) -> None:
 
     Actors that start together do so one after the other, so that only the first has anything to compile.
     """
-    with one_at_a_time(__file__):
+    with one_at_a_time(LOCK):
         _run_each(layout)
         with always_parallel():
             _run_each(layout)
@@ -38,12 +40,13 @@ def _run_each(layout: KvLayout) -> None:
         store.append(0, 0, 0, rows, rows)
     if layout.anchor_type.needs_importance:
         store.reanchor(0, 0, 0, np.zeros((1, layout.num_kv_heads, layout.block_size), np.float32))
-    limits = np.full(1, NUM_BLOCKS, np.int32)
-    queries = np.zeros((1, *shape[1:]), np.float32)
+    # Two rows, so that a batch of choices is made in parallel whatever the number of heads.
+    limits = np.full(2, NUM_BLOCKS, np.int32)
+    queries = np.zeros((2, *shape[1:]), np.float32)
     for shared, pooling, k in product((False, True), (HeadPool.SOFTMAX, HeadPool.SUM), (1, 2)):
         store.select(SelectRequest(0, 0, queries, 0, limits, k, shared, 1.0, pooling=pooling))
     out = np.empty_like(store.arena.kv[0])
     blocks = np.arange(NUM_BLOCKS, dtype=np.int32)
-    store.select(SelectRequest(0, 0, queries, 0, limits, 1, True, 1.0, refine=blocks))
+    store.select(SelectRequest(0, 0, queries[:1], 0, limits[:1], 1, True, 1.0, refine=blocks))
     store.gather(0, 0, blocks, out, blocks)
     store.close()

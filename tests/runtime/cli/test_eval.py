@@ -197,6 +197,12 @@ def test_fewer_samples_of_longer_prompts_and_none_where_every_key_is_attended(
     ]
 
 
+def test_a_limit_that_leaves_nothing_of_a_preset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--trained", "256", "--scales", "2,3", "--preset", "ktransformers,full", "--exact-up-to", "300"]
+    assert run("extrapolation", "--config", CONFIG, *flags) == 2
+    assert "300 leaves nothing of full" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("samples", ["0", "2,x", "1,1,1"])
 def test_samples_that_fit_no_lengths_are_refused(samples: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--trained", "256", "--scales", "1,2", "--samples", samples]

@@ -59,6 +59,7 @@ def test_a_slow_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_once_weights_are_read_nothing_waits_to_explain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "print_note", lambda _text: None)
+    monkeypatch.setattr(loading, "SLOW_START_S", 600.0)
     with loading.loading_bar() as show:
         waiting = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
         show(1, 2)

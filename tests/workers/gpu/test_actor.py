@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from moorage.workers.errors import Unavailable
 from moorage.workers.gpu import actor
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.kv.link import LocalLink
@@ -26,17 +27,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("asked", [None, 1, 3])
+def settings_of(directory: Path, num_threads: int | None = None) -> WorkerSettings:
+    spec = build_tiny_checkpoint("llama3", directory).spec
+    layout = KvLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, 16)
+    return WorkerSettings(
+        directory, spec, "float32", "cpu", layout, 8, EngineSettings(64), num_threads=num_threads
+    )
+
+
+@pytest.mark.parametrize("asked", [None, 2, 3])
 def test_steps_run_on_as_many_threads_as_asked_or_on_every_core(
     asked: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = build_tiny_checkpoint("llama3", tmp_path).spec
-    layout = KvLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, 16)
-    store = KvStore(layout, 8)
+    settings = settings_of(tmp_path, asked)
+    store = KvStore(settings.layout, 8)
     monkeypatch.setattr(actor, "connect", lambda _name, **_: LocalLink(store))
-    settings = WorkerSettings(
-        tmp_path, spec, "float32", "cpu", layout, 8, EngineSettings(64), num_threads=asked
-    )
     shell = actor.GpuWorkerShell(settings, ("kv",), "namespace")
     assert shell.pid() == os.getpid()
     assert torch.get_num_threads() == (asked or len(os.sched_getaffinity(0)))
+
+
+def test_what_keeps_it_from_connecting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, **_: str) -> LocalLink:
+        raise Unavailable(f"KV actor {name} is gone")
+
+    monkeypatch.setattr(actor, "connect", refuse)
+    shell = actor.GpuWorkerShell(settings_of(tmp_path), ("kv",), "namespace")
+    while not shell.loading(60).over:
+        pass
+    with pytest.raises(Unavailable, match="KV actor kv is gone"):
+        shell.pid()
