@@ -1,4 +1,4 @@
-"""How far a model's weights are read: a bar on a terminal, else lines of a log."""
+"""How far a model's weights are read: a bar on a terminal, else lines of a log; and why a start is slow."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _SLOW_START = (
 
 @contextmanager
 def loading_bar() -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that takes the bytes read and all bytes, on stderr; the bar goes when all are read."""
+    """Yields a function that takes the bytes read and all bytes, on stderr; the bar goes when all are read.
+
+    While nothing is read for long, one line says what takes the time.
+    """
     console = Console(stderr=True)
     slow = threading.Timer(SLOW_START_S, print_note, (_SLOW_START,))
     slow.daemon = True

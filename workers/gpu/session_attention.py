@@ -60,7 +60,7 @@ class SessionAttention:
         self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
         """As `_decode_one` where the host attends blocks in the stores' memory; all tensors are [1, heads, D]."""
-        self._append(session, layer, k.float(), v.float())
+        self._append(session, layer, k.float(), v.float())  # rounded to the stored type on their way
         if session.cache.slot_of(layer, session.num_tokens // self._layout.block_size) >= 0:
             self._forget(session, layer, session.num_tokens, session.num_tokens + 1)
         query = q[0]
