@@ -118,12 +118,27 @@ class KvActorStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class WaitingRequest:
+    """A request that was accepted and has not had its first step."""
+
+    request_id: str
+    prompt_tokens: int
+    waited_s: float
+    waits_for: str
+    """memory, device_slots, running, session or queue."""
+    reason: str
+    """One sentence: what is needed, what is free, and who holds the rest."""
+    expected_wait_s: float | None = None
+    """Estimated from the measured throughput; None until it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     """A snapshot of the cluster."""
 
     model: ModelInfo
     state: str
-    """starting, serving or stopping."""
+    """starting, serving, failed or stopping."""
     uptime_s: float
     running: int
     waiting: int
@@ -135,3 +150,10 @@ class ClusterStatus:
     cache_hit_rate: float | None
     recall: float | None
     step_part_s: dict[str, float] = field(default_factory=dict)
+    waiting_requests: tuple[WaitingRequest, ...] = ()
+    """In the order in which they will be admitted, as far as it is known."""
+    idle_sessions: int = 0
+    """Named sessions whose KV stays in DRAM while no request uses it."""
+    failure: str = ""
+    """Why the cluster failed."""
+    failed_steps_total: int = 0

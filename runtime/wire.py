@@ -20,6 +20,7 @@ from moorage.runtime.requests import (
     PromptLogprobs,
     Token,
     Usage,
+    WaitingRequest,
 )
 from moorage.workers.errors import MoorageError
 
@@ -43,6 +44,9 @@ _STATUS_SCALARS = (
     "cache_hit_rate",
     "recall",
     "step_part_s",
+    "idle_sessions",
+    "failure",
+    "failed_steps_total",
 )
 
 
@@ -131,7 +135,10 @@ def status_response(status: ClusterStatus) -> pb.GetStatusResponse:
     """The message of a snapshot."""
     scalars = {name: getattr(status, name) for name in _STATUS_SCALARS if getattr(status, name) is not None}
     actors = [pb.KvActor(**dataclasses.asdict(actor)) for actor in status.kv_actors]
-    return pb.GetStatusResponse(model=model(status.model), kv_actors=actors, **scalars)
+    waiting = [pb.WaitingRequest(**dataclasses.asdict(request)) for request in status.waiting_requests]
+    return pb.GetStatusResponse(
+        model=model(status.model), kv_actors=actors, waiting_requests=waiting, **scalars
+    )
 
 
 def read_status(message: pb.GetStatusResponse) -> ClusterStatus:
@@ -150,6 +157,10 @@ def read_status(message: pb.GetStatusResponse) -> ClusterStatus:
         cache_hit_rate=_optional(message, "cache_hit_rate"),
         recall=_optional(message, "recall"),
         step_part_s=dict(message.step_part_s),
+        waiting_requests=tuple(_read_fields(WaitingRequest, one) for one in message.waiting_requests),
+        idle_sessions=message.idle_sessions,
+        failure=message.failure,
+        failed_steps_total=message.failed_steps_total,
     )
 
 

@@ -277,7 +277,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("model", "state", "uptime_s", "running", "prefilling", "waiting", "kv_actors", "worker_pids", "prompt_tokens_total", "generated_tokens_total", "cache_hit_rate", "recall", "step_part_s")
+    __slots__ = ("model", "state", "uptime_s", "running", "prefilling", "waiting", "kv_actors", "worker_pids", "prompt_tokens_total", "generated_tokens_total", "cache_hit_rate", "recall", "step_part_s", "waiting_requests", "idle_sessions", "failure", "failed_steps_total")
     class StepPartSEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -298,6 +298,10 @@ class GetStatusResponse(_message.Message):
     CACHE_HIT_RATE_FIELD_NUMBER: _ClassVar[int]
     RECALL_FIELD_NUMBER: _ClassVar[int]
     STEP_PART_S_FIELD_NUMBER: _ClassVar[int]
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    FAILED_STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     model: Model
     state: str
     uptime_s: float
@@ -311,7 +315,27 @@ class GetStatusResponse(_message.Message):
     cache_hit_rate: float
     recall: float
     step_part_s: _containers.ScalarMap[str, float]
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., uptime_s: _Optional[float] = ..., running: _Optional[int] = ..., prefilling: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_actors: _Optional[_Iterable[_Union[KvActor, _Mapping]]] = ..., worker_pids: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., cache_hit_rate: _Optional[float] = ..., recall: _Optional[float] = ..., step_part_s: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    waiting_requests: _containers.RepeatedCompositeFieldContainer[WaitingRequest]
+    idle_sessions: int
+    failure: str
+    failed_steps_total: int
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., uptime_s: _Optional[float] = ..., running: _Optional[int] = ..., prefilling: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_actors: _Optional[_Iterable[_Union[KvActor, _Mapping]]] = ..., worker_pids: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., cache_hit_rate: _Optional[float] = ..., recall: _Optional[float] = ..., step_part_s: _Optional[_Mapping[str, float]] = ..., waiting_requests: _Optional[_Iterable[_Union[WaitingRequest, _Mapping]]] = ..., idle_sessions: _Optional[int] = ..., failure: _Optional[str] = ..., failed_steps_total: _Optional[int] = ...) -> None: ...
+
+class WaitingRequest(_message.Message):
+    __slots__ = ("request_id", "prompt_tokens", "waited_s", "waits_for", "reason", "expected_wait_s")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WAITED_S_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    prompt_tokens: int
+    waited_s: float
+    waits_for: str
+    reason: str
+    expected_wait_s: float
+    def __init__(self, request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., waited_s: _Optional[float] = ..., waits_for: _Optional[str] = ..., reason: _Optional[str] = ..., expected_wait_s: _Optional[float] = ...) -> None: ...
 
 class KvActor(_message.Message):
     __slots__ = ("name", "pid", "used_bytes", "capacity_bytes", "num_sessions")

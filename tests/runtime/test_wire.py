@@ -17,6 +17,7 @@ from moorage.runtime.requests import (
     PromptLogprobs,
     Token,
     Usage,
+    WaitingRequest,
 )
 from moorage.workers.errors import MoorageError
 
@@ -46,8 +47,13 @@ def test_events() -> None:
 @pytest.mark.parametrize("rate", [None, 0.0, 0.5])
 def test_status(rate: float | None) -> None:
     actors = (KvActorStatus("kv-0", 7, 1 << 36, 1 << 37, 2), KvActorStatus("kv-1", 8, 0, 1 << 37, 0))
+    waiting = (WaitingRequest("a1", 1 << 20, 2.5, "memory", "needs 3 GiB", rate),)
     status = ClusterStatus(
-        MODEL, "serving", 1.5, 1, 2, 1, actors, (5, 6), 10, 20, rate, rate, {"linear": 0.5}
+        *(MODEL, "failed", 1.5, 1, 2, 1, actors, (5, 6), 10, 20, rate, rate, {"linear": 0.5}),
+        waiting_requests=waiting,
+        idle_sessions=3,
+        failure="the worker is gone",
+        failed_steps_total=4,
     )
     assert wire.read_status(wire.status_response(status)) == status
 
@@ -56,6 +62,7 @@ def test_every_field_of_a_record_is_in_its_message() -> None:
     for record, message in (
         (Usage, pb.Usage),
         (KvActorStatus, pb.KvActor),
+        (WaitingRequest, pb.WaitingRequest),
         (ClusterStatus, pb.GetStatusResponse),
     ):
         assert {field.name for field in dataclasses.fields(record)} == set(message.DESCRIPTOR.fields_by_name)
