@@ -19,7 +19,7 @@ import psutil
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.coordinator import Cluster, Coordinator
 from moorage.runtime.deployment import check_memory, deployment_of
-from moorage.runtime.launch import OnLoading
+from moorage.runtime.launch import Hooks
 from moorage.runtime.ledger import Ledger
 from moorage.runtime.presets import check_positions, kv_layout, resolve_memory
 from moorage.runtime.requests import KvActorStatus, ModelInfo
@@ -31,6 +31,7 @@ from moorage.workers.errors import InvalidModel, MoorageError, Unavailable
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import KvLayout, ModelSpec
+from moorage.workers.stages import StartStage
 
 START_TIMEOUT_S = 600.0
 """Longest wait for a model to load."""
@@ -87,10 +88,10 @@ def _tokenizer(model_dir: Path) -> TextTokenizer | None:
     return TextTokenizer.load(model_dir) if (model_dir / "tokenizer.json").exists() else None
 
 
-async def start_coordinator(config: ClusterConfig, on_loading: OnLoading) -> Coordinator:
+async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
     """A serving coordinator. If anything fails on the way, what was started is stopped again."""
     shape = shape_of(config)
-    processes = Processes(shape, on_loading)
+    processes = Processes(shape, hooks)
     try:
         await processes.start()
     except BaseException:
@@ -131,8 +132,8 @@ def _cluster(shape: Shape, processes: Processes) -> Cluster:
 class Processes:
     """The Ray cluster and the actors of one launch."""
 
-    def __init__(self, shape: Shape, on_loading: OnLoading) -> None:
-        self._shape, self._on_loading = shape, on_loading
+    def __init__(self, shape: Shape, hooks: Hooks) -> None:
+        self._shape, self._hooks = shape, hooks
         self._owns_ray = shape.config.ray.address == "local"
         tag = secrets.token_hex(3)
         self._kv_names = [f"kv-{tag}-{i}" for i in range(shape.config.kv_store.actors)]
@@ -146,13 +147,14 @@ class Processes:
 
     async def start(self) -> None:
         """Ray first, then the actors, which load side by side."""
+        self._hooks.on_stage(StartStage.RAY)
         self._init_ray()
         self._start_kv_actors()
         self._start_worker()
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                self._kv_pids = [await actor.pid.remote() for actor in self._kv_actors]
-                await self._watch_loading()
+                pids = asyncio.gather(*(actor.pid.remote() for actor in self._kv_actors))
+                self._kv_pids, _ = await asyncio.gather(pids, self._watch_loading())
                 self.worker_pid = await self.worker.pid.remote()
                 if self._shape.config.long_context.chunk_size == "auto":
                     self.step_tokens = await self.worker.chunk_tokens.remote(self.step_tokens)
@@ -162,12 +164,18 @@ class Processes:
             raise _as_start_error(error) from error
 
     async def _watch_loading(self) -> None:
-        over = False
-        while not over:
+        """Passes on what the worker tells of its start, each thing once."""
+        stage, read = None, (0, 0)
+        while True:
             loading = await self.worker.loading.remote(LOADING_LOOK_S)
-            over = loading.over
-            if loading.total_bytes:
-                self._on_loading(loading.read_bytes, loading.total_bytes)
+            if loading.stage != stage:
+                stage = loading.stage
+                self._hooks.on_stage(stage)
+            if (loading.read_bytes, loading.total_bytes) != read:
+                read = loading.read_bytes, loading.total_bytes
+                self._hooks.on_loading(*read)
+            if loading.over:
+                return
 
     async def kv_status(self) -> tuple[KvActorStatus, ...]:
         """What each KV actor holds now."""

@@ -6,12 +6,13 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
 from moorage.runtime.conversations import Conversation, Conversations, common_prefix
 from moorage.runtime.delivery import Delivery, Totals
+from moorage.runtime.health import ClusterHealth
 from moorage.runtime.ledger import Ledger
 from moorage.runtime.request import Request
 from moorage.runtime.requests import (
@@ -55,6 +56,7 @@ class Cluster:
     kv_status: Callable[[], Awaitable[tuple[KvActorStatus, ...]]]
     shutdown: Callable[[], Awaitable[None]]
     """Stops every process that was started for the cluster."""
+    health: ClusterHealth = field(default_factory=ClusterHealth)
 
 
 class Coordinator:
@@ -75,7 +77,6 @@ class Coordinator:
         self._started_s = time.monotonic()
         self._totals = Totals()
         self._delivery = Delivery(cluster.eos_token_ids, self._totals, time.monotonic)
-        self._failure: Unavailable | None = None
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -84,6 +85,11 @@ class Coordinator:
         if self._cluster.tokenizer is None:
             raise InvalidRequest("the model has no tokenizer.json; send token ids instead of text")
         return self._cluster.tokenizer
+
+    @property
+    def health(self) -> ClusterHealth:
+        """What keeps the cluster from serving."""
+        return self._cluster.health
 
     def model_info(self) -> ModelInfo:
         """The served model."""
@@ -106,9 +112,10 @@ class Coordinator:
         """A snapshot of the cluster."""
         running = self._scheduler.running.values()
         totals = self._totals
+        problem = self.health.problem
         return ClusterStatus(
             model=self._cluster.model,
-            state="failed" if self._failure else "serving",
+            state="serving" if problem is None else "failed" if problem.fatal else "not serving",
             uptime_s=time.monotonic() - self._started_s,
             running=len(running),
             waiting=len(self._scheduler.waiting),
@@ -120,13 +127,19 @@ class Coordinator:
             cache_hit_rate=totals.cache_hit_rate,
             recall=totals.recall,
             step_part_s=dict(totals.part_s),
+            failure="" if problem is None else problem.message,
         )
+
+    def fail_requests(self, error: MoorageError) -> None:
+        """Ends all requests with an error. Conversations keep their KV, and the cluster itself may go on."""
+        for request in self._requests.values():
+            request.events.put_nowait(error)
 
     async def close(self) -> None:
         """Ends all requests, and stops the workers. Safe to call twice."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        self._fail_all(Unavailable("the server is stopping"))
+        self.fail_requests(Unavailable("the server is stopping"))
         await self._cluster.shutdown()
 
     def _request(
@@ -168,8 +181,7 @@ class Coordinator:
 
     def _admit(self, request: Request) -> None:
         """Queues a request. Raises, changing nothing, what can't be served."""
-        if self._failure is not None:
-            raise self._failure
+        self.health.check()
         need = self._cluster.ledger.need(request.num_tokens, request.memory)
         self._cluster.ledger.check(need, request.num_tokens)
         request.dram_bytes = self._cluster.ledger.bytes_of(need)
@@ -191,7 +203,7 @@ class Coordinator:
 
     async def _run(self) -> None:
         """The loop: settle, schedule, step, deliver."""
-        while self._failure is None:
+        while True:
             self._settle()
             step = self._scheduler.next_step()
             if step.is_empty and not self._drops:
@@ -202,9 +214,9 @@ class Coordinator:
             try:
                 result = await self._cluster.worker.step(plan)
             except Unavailable as error:
-                self._failure = error
-                self._fail_all(error)
-                log.error("worker_gone", reason=str(error))
+                self.health.report("step", str(error), fatal=True)
+                self.fail_requests(error)
+                log.error("the cluster has failed", reason=str(error))
                 return
             self._scheduler.prefilled(step.prefills)
             self._leaving += self._delivery(step, result, self._requests)
@@ -271,11 +283,6 @@ class Coordinator:
             )
         drops, self._drops = tuple(self._drops), []
         return StepPlan(next(self._step_ids), drops, tuple(opens), tuple(segments))
-
-    def _fail_all(self, error: Exception) -> None:
-        for request in self._requests.values():
-            request.failed = True
-            request.events.put_nowait(error)
 
 
 def _opening(request: Request) -> OpenSession | ContinueSession:

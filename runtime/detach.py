@@ -24,11 +24,12 @@ def launch_detached(
     overrides: Sequence[str],
     ready_file: Path | None,
     on_loading: Callable[[int, int], None],
+    on_stage: Callable[[str], None] = lambda _stage: None,
 ) -> dict[str, Any]:
     """Starts the server in a new session and waits until it is ready. Returns what the ready file holds.
 
-    `on_loading` hears the bytes of the weights that are read, and all. Raises Unavailable with the server's own line
-    when it fails to start.
+    `on_loading` hears the bytes of the weights that are read, and all; `on_stage` each stage of the start. Raises
+    Unavailable with the server's own line when it fails to start.
     """
     log_file = state.run_dir() / f"server-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     reader, writer = os.pipe()
@@ -51,9 +52,12 @@ def launch_detached(
             word: dict[str, Any] = {}
             for line in words:
                 word = json.loads(line)
-                if "loading" not in word:
+                if "loading" in word:
+                    on_loading(*word["loading"])
+                elif "stage" in word:
+                    on_stage(word["stage"])
+                else:
                     break
-                on_loading(*word["loading"])
         except KeyboardInterrupt:
             child.terminate()
             child.wait()
@@ -68,7 +72,7 @@ def launch_detached(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The background process. Sends its launcher lines: {"loading": …}, then {"ready": …} or {"error": …}."""
+    """The background process. Sends its launcher lines: stages and loading, then {"ready": …} or {"error": …}."""
     parser = argparse.ArgumentParser(prog="python -m moorage.runtime.detach")
     parser.add_argument("config_file", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
@@ -95,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             hooks = Hooks(
                 on_ready=lambda ready: tell({"ready": ready}),
                 on_loading=lambda *loading: tell({"loading": loading}, last=False),
+                on_stage=lambda stage: tell({"stage": stage}, last=False),
             )
             asyncio.run(serve(launch, hooks))
         except MoorageError as error:

@@ -19,12 +19,14 @@ from moorage.runtime.config import ClusterConfig
 from moorage.runtime.processes import ProcessId
 from moorage.runtime.requests import ClusterStatus
 from moorage.workers.errors import Unavailable
+from moorage.workers.stages import StartStage
 
 log = structlog.get_logger()
 
 OnLoading = Callable[[int, int], None]
 """Hears the bytes of the weights that are read, and all, while the model loads."""
-StartEngine = Callable[[ClusterConfig, OnLoading], Coroutine[Any, Any, Engine]]
+OnStage = Callable[[StartStage], None]
+"""Hears each stage of a start as it begins."""
 
 DRAIN_S = 3.0
 """How long requests that are being answered may go on after the first signal."""
@@ -39,6 +41,10 @@ class Hooks:
     on_ready: Callable[[dict[str, Any]], None]
     on_status: Callable[[str, ClusterStatus], None] = lambda _address, _status: None
     on_loading: OnLoading = lambda _read, _total: None
+    on_stage: OnStage = lambda _stage: None
+
+
+StartEngine = Callable[[ClusterConfig, Hooks], Coroutine[Any, Any, Engine]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +57,11 @@ class Launch:
     log_file: Path | None = None
 
 
-async def start_cluster(config: ClusterConfig, on_loading: OnLoading) -> Engine:
+async def start_cluster(config: ClusterConfig, hooks: Hooks) -> Engine:
     """The coordinator with everything behind it; ray and torch are loaded here and not before."""
     from moorage.runtime.bringup import start_coordinator
 
-    return await start_coordinator(config, on_loading)
+    return await start_coordinator(config, hooks)
 
 
 async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster) -> None:
@@ -70,7 +76,7 @@ async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster
     address = await server.start(launch.config.server.grpc)
     _record(launch, address, "starting")
     try:
-        engine = await _started(start(launch.config, hooks.on_loading), stop)
+        engine = await _started(start(launch.config, hooks), stop)
         if engine is not None:
             try:
                 await _serve_engine(launch, hooks, server, address, engine, stop)
@@ -107,22 +113,49 @@ async def _serve_engine(
         state.write_atomically(launch.ready_file, ready)
     hooks.on_ready(ready)
     try:
-        await _watch(engine, address, hooks, stop)
+        await _watch(engine, server, address, hooks, stop)
     finally:
         await server.drain(DRAIN_S)
 
 
-async def _watch(engine: Engine, address: str, hooks: Hooks, stop: asyncio.Event) -> None:
-    """Looks at the cluster until it is told to stop. Raises Unavailable if the cluster has failed."""
-    while not stop.is_set():
-        status = await engine.status()
-        hooks.on_status(address, status)
-        if status.state == "failed":
-            raise Unavailable(
-                "the cluster has failed, its worker is gone; look in the log and launch it again"
-            )
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _WATCH_S)
+async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, stop: asyncio.Event) -> None:
+    """Looks at the cluster until it is told to stop. Raises Unavailable when the cluster can't go on."""
+    tasks = [
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(_tell_health(engine, server)),
+        asyncio.create_task(_show_status(engine, address, hooks)),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _tell_health(engine: Engine, server: ApiServer) -> None:
+    """Passes the engine's problems on to health checks and the log. Raises the first fatal one as Unavailable."""
+    told = None
+    while True:
+        problem = await engine.health.changed()
+        await server.tell_health(serving=problem is None)
+        if problem is None:
+            log.info("the cluster serves again")
+        elif problem != told:
+            log.error("the cluster does not serve", problem=problem.message)
+        if problem is not None and problem.fatal:
+            error = Unavailable(f"the cluster has failed: {problem.message}")
+            engine.fail_requests(error)
+            raise error
+        told = problem
+
+
+async def _show_status(engine: Engine, address: str, hooks: Hooks) -> None:
+    while True:
+        hooks.on_status(address, await engine.status())
+        await asyncio.sleep(_WATCH_S)
 
 
 def _catch_signals(stop: asyncio.Event) -> None:

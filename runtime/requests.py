@@ -115,6 +115,8 @@ class KvActorStatus:
     used_bytes: int
     capacity_bytes: int
     num_sessions: int
+    state: str = "running"
+    """running, stopped, gone, or unresponsive; the figures are the last known ones unless it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class ClusterStatus:
 
     model: ModelInfo
     state: str
-    """starting, serving, failed or stopping."""
+    """starting, serving, not serving (see `failure`), failed or stopping."""
     uptime_s: float
     running: int
     waiting: int
@@ -155,5 +157,5 @@ class ClusterStatus:
     idle_sessions: int = 0
     """Named sessions whose KV stays in DRAM while no request uses it."""
     failure: str = ""
-    """Why the cluster failed."""
+    """What keeps the cluster from serving, in one line."""
     failed_steps_total: int = 0

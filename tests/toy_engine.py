@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
+from moorage.runtime.health import ClusterHealth
 from moorage.runtime.requests import (
     ClusterStatus,
     Event,
@@ -19,7 +20,7 @@ from moorage.runtime.requests import (
     Token,
     Usage,
 )
-from moorage.workers.errors import InvalidRequest, ResourceExhausted
+from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
 
 BOS = 256
 VOCAB_SIZE = 260
@@ -44,6 +45,8 @@ class ToyEngine:
 
     def __init__(self, max_seq_len: int = 4096, step_s: float = 0.0) -> None:
         self.tokenizer = ByteTokenizer()
+        self.health = ClusterHealth()
+        self.failed_with: list[MoorageError] = []
         self.max_seq_len, self.step_s = max_seq_len, step_s
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
@@ -98,6 +101,9 @@ class ToyEngine:
             recall=0.75,
             step_part_s={"linear": 0.25},
         )
+
+    def fail_requests(self, error: MoorageError) -> None:
+        self.failed_with.append(error)
 
     async def close(self) -> None:
         self.closed = True

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moorage.runtime.api import ApiServer, Engine
 from moorage.runtime.config import ClusterConfig, load_cluster_config
-from moorage.runtime.launch import Hooks, Launch, OnLoading, serve
+from moorage.runtime.launch import Hooks, Launch, serve
 from tests.toy_engine import ToyEngine
 
 
@@ -56,7 +56,7 @@ def toy_server(*, ready: bool = True, engine: ToyEngine | None = None) -> Iterat
         loop.close()
 
 
-async def start_toy(_: ClusterConfig, _on_loading: OnLoading) -> Engine:
+async def start_toy(_: ClusterConfig, _hooks: Hooks) -> Engine:
     """In place of the coordinator: the toy, with a process of its own that must not outlive the server."""
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     return ToyEngine()

@@ -338,15 +338,17 @@ class WaitingRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., waited_s: _Optional[float] = ..., waits_for: _Optional[str] = ..., reason: _Optional[str] = ..., expected_wait_s: _Optional[float] = ...) -> None: ...
 
 class KvActor(_message.Message):
-    __slots__ = ("name", "pid", "used_bytes", "capacity_bytes", "num_sessions")
+    __slots__ = ("name", "pid", "used_bytes", "capacity_bytes", "num_sessions", "state")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     name: str
     pid: int
     used_bytes: int
     capacity_bytes: int
     num_sessions: int
-    def __init__(self, name: _Optional[str] = ..., pid: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., num_sessions: _Optional[int] = ...) -> None: ...
+    state: str
+    def __init__(self, name: _Optional[str] = ..., pid: _Optional[int] = ..., used_bytes: _Optional[int] = ..., capacity_bytes: _Optional[int] = ..., num_sessions: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...

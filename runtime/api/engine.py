@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
+from moorage.runtime.health import ClusterHealth
 from moorage.runtime.requests import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
+from moorage.workers.errors import MoorageError
 
 
 class Tokenizer(Protocol):
@@ -28,6 +30,10 @@ class Engine(Protocol):
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
 
+    @property
+    def health(self) -> ClusterHealth:
+        """What keeps the cluster from serving."""
+
     def model_info(self) -> ModelInfo:
         """The served model."""
 
@@ -36,6 +42,9 @@ class Engine(Protocol):
 
     def score(self, params: ScoreParams) -> AsyncGenerator[Event]:
         """Events of one scoring, the last one Finished; closing the generator cancels the work."""
+
+    def fail_requests(self, error: MoorageError) -> None:
+        """Ends all requests with an error; the engine itself may go on."""
 
     async def status(self) -> ClusterStatus:
         """A snapshot of the cluster."""

@@ -61,7 +61,12 @@ class ApiServer:
     async def serve(self, engine: Engine) -> None:
         """From now on requests are answered by `engine`, and health says SERVING."""
         self._service.engine = engine
-        await self._tell(health_pb2.HealthCheckResponse.SERVING)
+        await self.tell_health(serving=True)
+
+    async def tell_health(self, *, serving: bool) -> None:
+        """What health checks are answered from now on; nothing else changes."""
+        status = health_pb2.HealthCheckResponse
+        await self._tell(status.SERVING if serving else status.NOT_SERVING)
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests and waits at most `grace_s` for those that are being answered."""

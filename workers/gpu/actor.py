@@ -16,6 +16,7 @@ from moorage.workers.gpu.warm_up import warm_up
 from moorage.workers.gpu.worker import GpuWorker, pick_device
 from moorage.workers.kv.actor import connect
 from moorage.workers.spec import StepPlan, StepResult
+from moorage.workers.stages import StartStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Loading:
     """Of the weights; 0 before they are looked at."""
     over: bool
     """Ready, or failed, which any other call then tells."""
+    stage: StartStage
 
 
 class GpuWorkerShell:
@@ -38,21 +40,26 @@ class GpuWorkerShell:
         torch.set_num_threads(num_threads)
         settings = replace(settings, num_threads=num_threads)
         self._read = (0, 0)
+        self._stage = StartStage.KERNELS
         self._load = ThreadPoolExecutor(1).submit(self._start, settings, kv_actors, namespace)
 
     def _start(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> GpuWorker:
         # Before it waits for the actors, which compile kernels of their own when they start for the first time.
         warm_up(settings, pick_device(settings.device), len(kv_actors))
+        self._stage = StartStage.KV_ACTORS
         links = [connect(name, namespace=namespace) for name in kv_actors]
+        self._stage = StartStage.WEIGHTS
         return GpuWorker(settings, links, progress=self._note)
 
     def _note(self, read_bytes: int, total_bytes: int) -> None:
         self._read = read_bytes, total_bytes
+        if read_bytes == total_bytes:
+            self._stage = StartStage.ENGINE
 
     def loading(self, longest_s: float) -> Loading:
         """Waits until the worker is ready, but no longer than `longest_s`."""
         wait((self._load,), longest_s)
-        return Loading(*self._read, self._load.done())
+        return Loading(*self._read, self._load.done(), self._stage)
 
     def step(self, plan: StepPlan) -> StepResult:
         """See Engine.step."""
