@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+import moorage
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("kernels", "proto", "runtime", "workers")
@@ -43,9 +46,19 @@ def test_room_roots_are_not_packages_of_their_own(room: str) -> None:
     assert (ROOT / room / "py.typed").exists()
 
 
+@pytest.mark.parametrize("folder", ["runtime/client", "runtime/package"])
+def test_type_checkers_read_the_public_packages(folder: str) -> None:
+    assert (ROOT / folder / "py.typed").exists()
+
+
+def test_the_package_has_its_installed_version() -> None:
+    assert moorage.__version__ == metadata.version("moorage")
+
+
 @pytest.mark.parametrize(
     "code",
     [
+        pytest.param("import moorage", id="package"),
         pytest.param("import moorage.client", id="client"),
         pytest.param("import moorage.runtime.cli", id="cli"),
         pytest.param("import moorage.runtime.config, moorage.runtime.sizing", id="config-sizing"),

@@ -1,17 +1,22 @@
-"""The `runtime` command line: the app that commands register with, and its behaviour on errors.
+"""The command line `runtime`, also called `moorage`: the app that commands register with, and its errors.
 
 Exit codes: 0 done, 1 it failed (one line `error: …` on stderr), 2 the command line itself is wrong.
 """
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from moorage.runtime.cli.failures import failure_line
 from moorage.runtime.cli.output import print_error
 from moorage.workers.errors import MoorageError
 
@@ -35,25 +40,38 @@ COMMANDS = {
 }
 """Command name -> the module that registers it with `app`; the order is that of `runtime --help`."""
 
+PROGRAMS = ("runtime", "moorage")
+"""The console scripts of this one program."""
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""Typer's base of every fault of a command line; Typer exports only some of the classes below it."""
+
 app = typer.Typer(
     name="runtime",
     help="Serve very long prompts with the KV cache in CPU memory.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+def program_name() -> str:
+    """The name that this program was called by; `runtime` when it was neither console script."""
+    called = Path(sys.argv[0])
+    name = "moorage" if called.name == "__main__.py" else called.name
+    return name if name in PROGRAMS else PROGRAMS[0]
+
+
 def examples(*lines: str) -> str:
-    """The epilog of a command's help, with one example to a line."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+    """The epilog of a command's help, with one example to a line, each under the name that was called."""
+    called = program_name()
+    shown = (re.sub(r"\bruntime(?= [a-z])", called, line) for line in lines)
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in shown)
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"runtime {metadata.version('moorage')}")
+        print(f"moorage {metadata.version('moorage')}")
         raise typer.Exit
 
 
@@ -68,12 +86,40 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code; `argv` defaults to the process's own arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    _load_commands(arguments)
+    program = program_name()
     try:
-        app(args=arguments, prog_name="runtime")
+        _load_commands(_completed_words(program, os.environ) or arguments)
+        code = app(args=arguments, prog_name=program, standalone_mode=False)
     except MoorageError as error:
         print_error(error)
         sys.exit(1)
+    except _USAGE_ERROR as error:
+        _print_usage_error(error)
+        sys.exit(2)
+    except typer.Abort:
+        print_error("the input ended before an answer; nothing was done")
+        sys.exit(1)
+    except Exception as error:  # noqa: BLE001  # the process boundary; the file has the traceback
+        print_error(failure_line(error, arguments))
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _print_usage_error(error: Exception) -> None:
+    """Usage and the way to the help, then the fault, as Typer words them; `error:` as in every other message."""
+    shown = io.StringIO()
+    error.show(shown)  # type: ignore[attr-defined]
+    print(
+        re.sub("^Error: ", "error: ", shown.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr
+    )
+
+
+def _completed_words(program: str, environment: Mapping[str, str]) -> list[str]:
+    """The words of the command line that a shell wants completed; empty when it wants none."""
+    if f"_{program.upper()}_COMPLETE" not in environment:
+        return []
+    words = environment.get("_TYPER_COMPLETE_ARGS") or environment.get("COMP_WORDS", "")
+    return words.split()[1:]
 
 
 def _load_commands(arguments: Sequence[str]) -> None:

@@ -127,6 +127,9 @@ def inspect(
     if as_json:
         print_json({"prompt_tokens": len(prompt), "text": decode(tokens), "steps": rows})
         return
+    if not any(row["blocks"] for row in rows):
+        print(_no_blocks(engine.memory.preset, len(tokens), len(probe.samples)))
+        return
     cells = [
         ((str(row["step"]), repr(row["token"])) if place == 0 else ("", ""))
         + (str(block["block"]), f"{block['share']:.3f}", _one_line(block["text"]))
@@ -136,6 +139,13 @@ def inspect(
     print_table(
         ("step", "token", "block", "share", "text"), cells, title=f"blocks attended for {decode(tokens)!r}"
     )
+
+
+def _no_blocks(preset: str, num_tokens: int, num_samples: int) -> str:
+    """Why `inspect` has no block to show."""
+    if not num_samples:
+        return f"No attention was measured: {num_tokens} generated, and the first needs no decode step."
+    return f"No distant block to choose: sinks and local window of preset {preset} hold the whole prompt."
 
 
 def _settings(config: Path, overrides: list[str] | None) -> ClusterConfig:
@@ -151,6 +161,8 @@ def _load(
         text = prompt_file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InvalidRequest(f"--prompt-file {prompt_file}: not UTF-8 text; convert it") from None
+    if not text:
+        raise InvalidRequest(f"--prompt-file {prompt_file}: is empty; write a prompt into it")
     prompt = TextTokenizer.load(config.model.path).encode(text)
     with loading_bar() as on_loading:
         engine = LocalEngine(config, len(prompt) + max_new_tokens, preset, on_loading=on_loading)

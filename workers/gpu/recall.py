@@ -82,12 +82,15 @@ class RecallProbe:
 
 
 def _oracle(masses: torch.Tensor, chosen: Int32) -> torch.Tensor:
-    """[Hq]: the best share that choices like `chosen` [S, k] can hold, given masses [n, Hq] of the candidates."""
+    """[Hq]: the best share that choices like `chosen` [S, k] can hold, given masses [n, Hq] of the candidates.
+
+    Without a candidate (n = 0), sinks and window hold everything.
+    """
     num_choices = len(chosen)
     num_blocks, num_heads = masses.shape
     always = 1 - masses.sum(dim=0)
-    groups = masses.view(num_blocks, num_choices, -1)
-    best = torch.zeros_like(groups[0])
+    groups = masses.view(num_blocks, num_choices, num_heads // num_choices)
+    best = masses.new_zeros(groups.shape[1:])
     for choice in range(num_choices):
         count = min(int((chosen[choice] >= 0).sum()), num_blocks)
         top = groups[:, choice].mean(dim=1).topk(count).indices

@@ -76,6 +76,30 @@ def test_inspect_shows_the_text_of_attended_blocks(
         assert " ".join(step["blocks"][0]["text"].split())[4:-4] in text
 
 
+def test_a_prompt_that_sinks_and_window_hold_has_no_block_to_choose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "short.txt"
+    file.write_text("Once upon a time")
+    arguments = ("--prompt-file", str(file), "--max-new-tokens", "4")
+    assert "No distant block to choose" in run(capsys, "inspect", *arguments)
+    report = json.loads(run(capsys, "eval", "recall", *arguments, "--json"))
+    assert report["recall"] == pytest.approx(1, abs=1e-5)
+    assert report["oracle"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("eval", "recall")])
+def test_an_empty_prompt_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    file = tmp_path / "empty.txt"
+    file.write_text("")
+    with pytest.raises(SystemExit) as left:
+        main((*command, "--prompt-file", str(file)))
+    assert left.value.code == 1
+    assert capsys.readouterr().err == f"error: --prompt-file {file}: is empty; write a prompt into it\n"
+
+
 def test_room_is_checked() -> None:
     engine = LocalEngine(load_cluster_config(CONFIG), 64)
     with pytest.raises(InvalidRequest, match="room"):
