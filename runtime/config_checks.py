@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moorage.runtime.position_checks import position_complaints
 from moorage.runtime.presets import Preset, resolve_preset
+from moorage.workers.counting import counted
 from moorage.workers.sizes import LEAST_CHUNK
 from moorage.workers.spec import (
     AnchorPool,
@@ -54,7 +55,7 @@ def _about_selection(config: ClusterConfig) -> Iterator[Complaint]:
         yield (
             "memory",
             "max_cached_block",
-            f"{memory.max_cached_block} is less than the {preset.topk} blocks that a step attends; "
+            f"{memory.max_cached_block} is less than the {counted(preset.topk or 0, 'block')} that a step attends; "
             f"use {preset.topk} or more",
         )
 
@@ -147,6 +148,6 @@ def _about_steps(config: ClusterConfig) -> Iterator[Complaint]:
         yield (
             "server",
             "max_running",
-            f"{config.server.max_running} sessions don't fit a step of {step} tokens; "
+            f"{counted(config.server.max_running, 'session')} at once can't each have a token of a step of {step}; "
             "lower it or raise scheduler.max_step_tokens",
         )

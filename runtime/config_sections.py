@@ -23,6 +23,7 @@ from moorage.runtime.config_types import (
     TokensOrZero,
 )
 from moorage.runtime.presets import check_preset_name
+from moorage.workers.counting import counted
 from moorage.workers.spec import (
     AnchorPool,
     AnchorSpace,
@@ -247,7 +248,9 @@ class KvStoreSection(Section):
     @model_validator(mode="after")
     def _a_list_for_each_actor(self) -> Self:
         if self.cpus is not None and len(self.cpus) != self.actors:
-            raise ValueError(f"cpus has {len(self.cpus)} lists for {self.actors} actors; give one for each")
+            raise ValueError(
+                f"cpus has {counted(len(self.cpus), 'list')} for {counted(self.actors, 'actor')}; give one for each"
+            )
         return self
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
+from moorage.runtime.addresses import check_address
 from moorage.runtime.units import parse_bytes, parse_tokens
 
 
@@ -24,20 +25,16 @@ def _available(available: tuple[str, ...], refused: dict[str, str]) -> BeforeVal
     return BeforeValidator(check)
 
 
-def _host_port(value: Any) -> Any:
-    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not (host and colon and port.isdecimal() and int(port) < 65536):
-        raise ValueError("should be HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:50051")
-    return value
-
-
 def _ray_address(value: Any) -> Any:
     if isinstance(value, str) and value in ("local", "auto"):
         return value
     try:
-        return _host_port(value)
+        address = check_address(value)
     except ValueError as error:
         raise ValueError("should be local, auto or HOST:PORT of a running Ray cluster") from error
+    if address.endswith(":0"):
+        raise ValueError("should be local, auto or HOST:PORT of a running Ray cluster; port 0 is none")
+    return address
 
 
 def _preselect(value: Any) -> Any:
@@ -70,7 +67,7 @@ TokensOrAuto = Annotated[
 ]
 TokensOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
-HostPort = Annotated[str, BeforeValidator(_host_port)]
+HostPort = Annotated[str, BeforeValidator(check_address)]
 CpuList = Annotated[tuple[int, ...], BeforeValidator(_cpu_list)]
 RayAddress = Annotated[str, BeforeValidator(_ray_address)]
 

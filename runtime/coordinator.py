@@ -28,6 +28,7 @@ from moorage.runtime.scheduler import Job, Limits, Scheduler, Step
 from moorage.runtime.stopping import StopMatcher
 from moorage.runtime.tokenizer import IncrementalDecoder, TextTokenizer
 from moorage.runtime.worker_handle import WorkerHandle
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
@@ -150,7 +151,7 @@ class Coordinator:
             raise InvalidRequest("prompt is empty; send at least one token")
         if len(prompt) + min(max_new_tokens, 1) > limit:
             raise InvalidRequest(
-                f"prompt has {len(prompt)} tokens and long_context.max_seq_len is {limit}; "
+                f"prompt has {counted(len(prompt), 'token')} and long_context.max_seq_len is {limit}; "
                 "shorten the prompt or raise max_seq_len"
             )
         tokenizer = self._cluster.tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moorage.runtime.scheduler import Room
+from moorage.workers.counting import counted
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import slots_per_layer
@@ -33,13 +34,14 @@ class Ledger:
         if not self.capacity.holds(Room(need.pages, 0)):
             have = sum(self.capacity.pages)
             raise ResourceExhausted(
-                f"{num_tokens} tokens need {_gib(self.bytes_of(need))} of KV memory and kv_store.dram holds "
-                f"{_gib(have * self.layout.page_bytes)}, enough for {have * self.layout.block_size} tokens; "
-                "shorten the prompt, lower max_new_tokens or raise kv_store.dram"
+                f"{counted(num_tokens, 'token')} of context take {_gib(self.bytes_of(need))} of KV memory and "
+                f"kv_store.dram holds {_gib(have * self.layout.page_bytes)}, enough for "
+                f"{counted(have * self.layout.block_size, 'token')}; shorten the prompt, lower "
+                "max_new_tokens or raise kv_store.dram"
             )
         if need.slots > self.capacity.slots:
             raise ResourceExhausted(
-                f"the preset needs {need.slots} device slots and there are {self.capacity.slots}; "
+                f"the preset needs {counted(need.slots, 'device slot')} and the device has {self.capacity.slots}; "
                 "lower memory.topk or long_context.local_windows_len"
             )
 

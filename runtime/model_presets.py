@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 
 from moorage.workers.errors import InvalidModel
 from moorage.workers.spec import ModelSpec, RopeSpec
@@ -80,12 +80,13 @@ MODEL_PRESETS = {name: shape.spec() for name, shape in _SHAPES.items()}
 def find_model(name_or_directory: str) -> ModelSpec:
     """The preset of that name (in any case), or the shape of a local Hugging Face directory.
 
-    Raises InvalidModel when there is neither.
+    Raises InvalidModel when there is neither, or when the path is not a model directory.
     """
     preset = MODEL_PRESETS.get(name_or_directory.lower())
-    if preset is not None and not Path(name_or_directory).is_dir():
+    exists = os.path.exists(name_or_directory)
+    if preset is not None and not exists:
         return preset
-    if Path(name_or_directory).is_dir():
+    if exists:
         from moorage.workers.hf_config import read_model_spec
 
         return read_model_spec(name_or_directory)

@@ -124,7 +124,7 @@ PRESETS = {
         ),
         Preset(
             "moorage",
-            "the best of all axes: exact prefill, then 256 small blocks a step by their channel bounds",
+            "exact prefill, then 256 blocks of 32 tokens a step, chosen by the channel bounds of their keys (QUEST)",
             n_init=128,
             topk=256,
             exc_last_alone=True,

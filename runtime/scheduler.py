@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from moorage.workers.counting import counted
 from moorage.workers.errors import ResourceExhausted
 
 
@@ -111,7 +112,7 @@ class Scheduler:
         """Queues a job. Raises ResourceExhausted, changing nothing, if the queue is full."""
         if len(self.waiting) >= self.limits.max_waiting:
             raise ResourceExhausted(
-                f"the queue is full ({self.limits.max_waiting} requests wait); try again later, "
+                f"the queue is full ({counted(self.limits.max_waiting, 'waiting request')}); try again later, "
                 "or raise server.max_queued_requests",
                 retry_after_s=5.0,
             )

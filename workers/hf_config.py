@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.hf_directory import check_directory
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
 from moorage.workers.spec import DualChunkSpec, ModelSpec
@@ -37,13 +38,8 @@ def read_model_spec(directory: str | Path) -> ModelSpec:
     Raises InvalidModel with the file, the field and the fix when the model can't be served as it is.
     """
     directory = Path(directory)
-    if not directory.is_dir():
-        raise InvalidModel(
-            f"{directory}: no such model directory; set model.path to a Hugging Face directory"
-        )
+    check_directory(directory)
     path = directory / "config.json"
-    if not path.is_file():
-        raise InvalidModel(f"{path}: missing; set model.path to a directory in the Hugging Face layout")
     config = Fields.read(path)
     family = _family(config)
     _check_plain(config, family)

@@ -23,6 +23,7 @@ from moorage.runtime.evals.targets import Targets
 from moorage.runtime.evals.tasks import ByLength, Suite, Task
 from moorage.runtime.evals.variants import Variant
 from moorage.runtime.units import parse_tokens
+from moorage.workers.counting import counted
 
 _EVERY_KEY = (
     "memory.preset=full",
@@ -132,7 +133,7 @@ def extrapolation(
         if any(limit < min(lengths) for limit in longest.values()):
             raise typer.BadParameter(
                 f"{exact_up_to} leaves nothing of {next(iter(longest))}; the shortest prompt has "
-                f"{min(lengths)} tokens",
+                f"{counted(min(lengths), 'token')}",
                 param_hint="--exact-up-to",
             )
         fitting = tuple(_fitted(task, targets) for task in chosen)

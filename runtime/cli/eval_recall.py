@@ -17,6 +17,7 @@ from moorage.runtime.cli.output import print_json, print_note, print_table
 from moorage.runtime.config import ClusterConfig, load_cluster_config
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.recall import draw_heatmap, table_of
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "local.yaml"
@@ -65,7 +66,9 @@ def recall(
         output.mkdir(parents=True, exist_ok=True)
         text = json.dumps(report, indent=2, allow_nan=False)
         (output / "recall.json").write_text(text + "\n", encoding="utf-8")
-        draw_heatmap(table, output / "recall.png", f"{report['preset']}: {report['prompt_tokens']} tokens")
+        draw_heatmap(
+            table, output / "recall.png", f"{report['preset']}: {counted(report['prompt_tokens'], 'token')}"
+        )
     if as_json:
         print_json(report)
         return
@@ -79,7 +82,7 @@ def recall(
             )
             for row in report["layers"]
         ],
-        title=f"recall, preset {report['preset']}, {report['prompt_tokens']} prompt tokens",
+        title=f"recall, preset {report['preset']}, {counted(report['prompt_tokens'], 'prompt token')}",
         notes=[f"mean recall {report['recall']:.3f}, oracle {report['oracle']:.3f}"],
     )
 
@@ -186,7 +189,7 @@ def _measure(
 
 
 def _note_progress(total: int) -> Any:
-    return lambda done: print_note(f"prefilled {done} of {total} tokens")
+    return lambda done: print_note(f"prefilled {done} of {counted(total, 'token')}")
 
 
 def _one_line(text: str) -> str:

@@ -16,6 +16,7 @@ from moorage.runtime.cli.output import print_note, print_table
 from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT, text_haystack
 from moorage.runtime.evals.sweep import SweepPoint, SweepRow, points, points_of_presets, sweep
 from moorage.runtime.units import parse_tokens
+from moorage.workers.counting import counted
 
 _ANCHORS = (
     "BLOCK_MEAN:plain,BLOCK_MAX:plain,FIXED:plain,QUEST:plain,QUEST:rotated,DYNAMIC:plain,DYNAMIC:rotated,"
@@ -94,7 +95,7 @@ def sweep_command(
             )
             for row in rows
         ],
-        title=f"{length} tokens, {samples} prompts for each row",
+        title=f"{counted(length, 'token')}, {counted(samples, 'prompt')} for each row",
         right=("parts", "block", "budget", "attended", "recall", "oracle", "pass keys"),
     )
 

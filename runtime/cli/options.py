@@ -11,6 +11,7 @@ import typer
 
 from moorage.client import GenerateOptions
 from moorage.runtime import state
+from moorage.runtime.addresses import server_target
 from moorage.workers.errors import InvalidRequest
 
 Address = Annotated[
@@ -44,7 +45,7 @@ Timeout = Annotated[
 
 def server_address(address: str | None) -> str:
     """The address given, or where a server is found."""
-    return address or state.default_address()
+    return state.default_address() if address is None else server_target(address, "--address")
 
 
 def given(**options: object) -> GenerateOptions:

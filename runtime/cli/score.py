@@ -10,6 +10,7 @@ from moorage.client import Client
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.streaming import print_json_line, quiet
+from moorage.workers.counting import counted
 
 
 @app.command(
@@ -49,4 +50,6 @@ def score(
     elif result.loss is None or result.perplexity is None:
         print(f"{result.num_tokens} token: nothing comes before it, so it has no likelihood")
     else:
-        print(f"{result.num_tokens} tokens, loss {result.loss:.4f} nats, perplexity {result.perplexity:.3f}")
+        print(
+            f"{counted(result.num_tokens, 'token')}, loss {result.loss:.4f} nats, perplexity {result.perplexity:.3f}"
+        )

@@ -10,6 +10,7 @@ from moorage.client import Client, ClusterStatus
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import format_gb, print_json, stdout_console
+from moorage.workers.counting import counted
 
 
 @app.command(
@@ -36,7 +37,10 @@ def status_table(address: str, status: ClusterStatus) -> Table:
     rows = [
         ("address", address),
         ("state", f"{status.state}, up {_duration(status.uptime_s)}"),
-        ("model", f"{model.name} ({model.family}, {model.dtype}), up to {model.max_seq_len:,} tokens"),
+        (
+            "model",
+            f"{model.name} ({model.family}, {model.dtype}), up to {counted(model.max_seq_len, 'token', commas=True)}",
+        ),
         ("memory preset", model.preset),
         ("requests", f"{status.running} running ({status.prefilling} in prefill), {status.waiting} waiting"),
         (
@@ -48,7 +52,12 @@ def status_table(address: str, status: ClusterStatus) -> Table:
     ]
     for actor in status.kv_actors:
         used, capacity = format_gb(actor.used_bytes), format_gb(actor.capacity_bytes)
-        rows.append((actor.name, f"{used} of {capacity} GB, {actor.num_sessions} sessions, pid {actor.pid}"))
+        rows.append(
+            (
+                actor.name,
+                f"{used} of {capacity} GB, {counted(actor.num_sessions, 'session')}, pid {actor.pid}",
+            )
+        )
     rows.append(("workers", ", ".join(f"pid {pid}" for pid in status.worker_pids)))
     for name, value in rows:
         table.add_row(name, value)

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from moorage.runtime import processes, state
+from moorage.runtime.addresses import server_target
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_note
 from moorage.runtime.state import ClusterRecord
+from moorage.workers.counting import counted
 
 _SWEEP_GRACE_S = 5.0
 
@@ -25,10 +27,10 @@ def stop(
     ] = 30.0,
 ) -> None:
     """Stop a cluster that was launched on this host, with all its processes."""
-    record = state.find(address)
+    record = state.find(None if address is None else server_target(address, "--address"))
     killed = end_cluster(record, timeout_s)
     if killed:
-        print_note(f"{killed} processes did not stop within {timeout_s:g} s and were killed")
+        print_note(f"{counted(killed, 'process')} did not stop within {timeout_s:g} s and had to be killed")
     print(f"stopped {record.address}")
 
 

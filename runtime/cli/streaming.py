@@ -15,6 +15,7 @@ from moorage.client import GenerateResult, GenerateStream
 from moorage.runtime import requests
 from moorage.runtime.cli.output import print_note
 from moorage.runtime.requests import Usage
+from moorage.workers.counting import counted
 
 
 @contextmanager
@@ -54,7 +55,9 @@ class _Tenths:
             tenths = 10 * event.prefilled_tokens // event.total_tokens
             if tenths > self._told:
                 self._told = tenths
-                print_note(f"read {event.prefilled_tokens:,} of {event.total_tokens:,} tokens")
+                print_note(
+                    f"read {event.prefilled_tokens:,} of {counted(event.total_tokens, 'token', commas=True)}"
+                )
 
 
 def stream_text(stream: GenerateStream, *, keep_bar: bool = False) -> GenerateResult:
@@ -84,12 +87,12 @@ def print_json_line(value: dict[str, Any]) -> None:
 
 def summary(usage: Usage) -> str:
     """What a request took, in a line."""
-    parts = [f"{usage.prompt_tokens} prompt tokens"]
+    parts = [counted(usage.prompt_tokens, "prompt token")]
     if usage.cached_tokens:
         parts.append(f"{usage.cached_tokens} of them cached")
     if usage.time_to_first_token_s is not None:
         parts.append(f"first token after {usage.time_to_first_token_s:.2f} s")
-    parts.append(f"{usage.completion_tokens} tokens")
+    parts.append(counted(usage.completion_tokens, "token"))
     if usage.decode_tokens_per_s is not None:
         parts.append(f"{usage.decode_tokens_per_s:.1f} tokens/s")
     if usage.recall is not None:

@@ -23,6 +23,7 @@ from moorage.client.types import (
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
 from moorage.runtime import wire
+from moorage.runtime.addresses import server_target
 from moorage.runtime.requests import ClusterStatus, ModelInfo
 from moorage.workers.errors import DeadlineExceeded
 
@@ -79,8 +80,8 @@ class Client:
     """
 
     def __init__(self, address: str, timeout_s: float | None = None) -> None:
-        self.address, self.timeout_s = address, timeout_s
-        self._channel = grpc.insecure_channel(address, options=channels.OPTIONS)
+        self.address, self.timeout_s = server_target(address), timeout_s
+        self._channel = grpc.insecure_channel(self.address, options=channels.OPTIONS)
         self._stub = MoorageStub(self._channel)
         self._connected = False
 

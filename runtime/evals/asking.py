@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from moorage.runtime.evals.haystack import Coder
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Outcome
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 Scorer = Callable[[str, Sequence[str]], float]
@@ -29,8 +30,8 @@ def ask(
     total = len(prompt) + max_new_tokens
     if total > target.room:
         raise InvalidRequest(
-            f"a sample has {len(prompt)} tokens, with its answer {total}, and the model has room for {target.room}; "
-            "raise long_context.max_seq_len or ask for less"
+            f"a sample has {counted(len(prompt), 'token')}, with its answer {total}, and the model has "
+            f"room for {target.room}; raise long_context.max_seq_len or ask for less"
         )
     answer = target.generate(prompt, max_new_tokens, session)
     return Outcome(
@@ -66,7 +67,9 @@ def fit(size_of: Callable[[int], int], room: int, least: int, guess: int) -> int
     """
     base = size_of(least)
     if base > room:
-        raise InvalidRequest(f"lengths: too short by {base - room} tokens for this task; give a longer one")
+        raise InvalidRequest(
+            f"lengths: too short by {counted(base - room, 'token')} for this task; give a longer one"
+        )
     fits, count, too_many = least, max(guess, least + 1), None
     for _ in range(_MOST_TRIES):
         size = size_of(count)

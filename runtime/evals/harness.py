@@ -9,6 +9,7 @@ from lm_eval.api.model import LM
 
 from moorage.runtime.evals.asking import encode_long
 from moorage.runtime.evals.targets import Target
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 _DEFAULT_TOKENS = 256
@@ -46,8 +47,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         prompt = [*self._target.prefix(), *encode_long(self._target, context)]
         if len(prompt) + most > self._target.room:
             raise InvalidRequest(
-                f"lm-evaluation-harness: a prompt has {len(prompt)} tokens, with its answer {len(prompt) + most}, "
-                f"and the model has room for {self._target.room}"
+                f"lm-evaluation-harness: a prompt has {counted(len(prompt), 'token')}, with its answer "
+                f"{len(prompt) + most}, and the model has room for {self._target.room}"
             )
         text = self._target.generate(prompt, most).text
         until = options.get("until") or []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 DEFAULT_DOCUMENT = Path(__file__).resolve().parents[2] / "deploy" / "documents" / "python_reference.txt"
@@ -125,7 +126,9 @@ def hide(
     needles = [(depth, coder.encode(fact)) for depth, fact in sorted(facts, key=lambda item: item[0])]
     room = num_tokens - len(opening) - len(question) - sum(len(ids) for _, ids in needles)
     if room < 0:
-        raise InvalidRequest(f"lengths: {num_tokens} tokens are too few; give at least {num_tokens - room}")
+        raise InvalidRequest(
+            f"lengths: a prompt of {counted(num_tokens, 'token')} is too short; give at least {num_tokens - room}"
+        )
     text = haystack.tokens(coder, room, seed)
     prompt, begin = list(opening), 0
     for depth, ids in needles:

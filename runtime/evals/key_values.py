@@ -14,6 +14,7 @@ from moorage.runtime.evals.asking import ask, encode_long, fit
 from moorage.runtime.evals.metrics.matching import among_words
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 OPENING = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -82,7 +83,8 @@ class KeyValues:
             needed = len(prompt(count)) + self.form.answer_tokens
             if needed > place.length:
                 raise InvalidRequest(
-                    f"lengths: {place.length} tokens are too few for {count} pairs; give {needed} or more"
+                    f"lengths: {counted(place.length, 'token')} can't hold {counted(count, 'pair')}; "
+                    f"give {needed} or more"
                 )
         else:
             guess = self._counts.get(place.length, 16)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.presets import kv_layout, resolve_memory
 from moorage.runtime.tokenizer import TextTokenizer
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.hf_config import read_model_spec
@@ -106,8 +107,13 @@ class LocalEngine:
 
     def _opening(self, prompt: Sequence[int], max_new_tokens: int, memory: MemorySpec | None) -> OpenSession:
         total = len(prompt) + max_new_tokens
-        if not prompt or total > self.max_tokens:
-            raise InvalidRequest(f"{total} tokens; this engine has room for 1 to {self.max_tokens}")
+        if not prompt:
+            raise InvalidRequest("prompt is empty; give at least one token")
+        if total > self.max_tokens:
+            raise InvalidRequest(
+                f"prompt has {counted(len(prompt), 'token')}, {counted(total, 'token')} with its answer, and this "
+                f"engine holds {self.max_tokens}; shorten the prompt or ask for fewer new tokens"
+            )
         return OpenSession(_SESSION, total, len(prompt), memory or self.memory, SamplingSpec())
 
     def _prefill(self, opening: OpenSession, prompt: Sequence[int], scored: bool) -> Iterator[SegmentResult]:

@@ -20,6 +20,7 @@ import numpy as np
 from moorage.runtime.evals.haystack import text_files
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 _PIECE_CHARACTERS = 1 << 18
@@ -102,8 +103,8 @@ class Perplexity:
         lengths = tuple(length for length in self.lengths if length - prefix <= len(tokens))
         if not lengths:
             raise InvalidRequest(
-                f"lengths: the text has {len(tokens)} tokens, {min(self.lengths)} are the fewest asked; "
-                "give a longer text or shorter lengths"
+                f"lengths: the text has {counted(len(tokens), 'token')} and the shortest length asked is "
+                f"{min(self.lengths)}; give a longer text or shorter lengths"
             )
         return replace(self, lengths=lengths, _tokens=tokens)
 
@@ -123,8 +124,8 @@ class Perplexity:
         start = index * self.stride if self.stride else self._end(index, target) - size
         if size < 2 or start < 0 or start + size > len(self._tokens):
             raise InvalidRequest(
-                f"lengths: the text has {len(self._tokens)} tokens and window {index + 1} of {size} would end at "
-                f"{start + size}; give a longer text, shorter --lengths or fewer --samples"
+                f"lengths: the text has {counted(len(self._tokens), 'token')} and window {index + 1} of {size} "
+                f"would end at {start + size}; give a longer text, shorter --lengths or fewer --samples"
             )
         return [int(token) for token in self._tokens[start : start + size]]
 

@@ -193,7 +193,7 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ),
         (
             "server: {max_running: 10000}",
-            "server.max_running: 10000 sessions don't fit a step of 4096 tokens",
+            "server.max_running: 10000 sessions at once can't each have a token of a step of 4096",
         ),
         ("server: {grpc: 127.0.0.1}", "should be HOST:PORT"),
         ("server: {grpc: 'localhost:70000'}", "port from 0 to 65535"),
@@ -273,7 +273,7 @@ def test_cpus_of_actors_are_lists_and_ranges_one_for_each(tmp_path: Path) -> Non
     path.write_text("model: {path: x}\nkv_store: {actors: 2, cpus: [0-2, '4,6-7']}\n")
     assert load_cluster_config(path).kv_store.cpus == [(0, 1, 2), (4, 6, 7)]
     for cpus, hint in (
-        ("[0-2]", "1 lists for 2 actors"),
+        ("[0-2]", "1 list for 2 actors"),
         ("[0, x]", "CPU numbers"),
         ("[3-1, 0]", "CPU numbers"),
     ):

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import torch
 
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
@@ -275,7 +276,7 @@ class Engine:
     def _begin_one(self, segment: Segment) -> None:
         session = self.sessions.get(segment.session_id)
         if session is None or segment.start != session.num_tokens:
-            held = "no such session" if session is None else f"{session.num_tokens} tokens are held"
+            held = "no such session" if session is None else f"{counted(session.num_tokens, 'token')} held"
             raise InvalidRequest(f"segment at token {segment.start} of session {segment.session_id}: {held}")
         session.stats = SessionStats()
         self._output.count_tokens(session, segment.token_ids, self._device)

@@ -13,6 +13,7 @@ from moorage.runtime.evals.asking import Scorer, ask, encode_long
 from moorage.runtime.evals.files.lines import Line, read_lines
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 _HEAD_TOKENS = 128
@@ -89,7 +90,7 @@ class FileTask:
         room = most - answer - len(prefix)
         if len(ids) > room and (self.reading.truncate is Truncate.NONE or room < 1):
             raise InvalidRequest(
-                f"{sample.where}: the prompt has {len(ids)} tokens and {max(room, 0)} fit beside "
+                f"{sample.where}: the prompt has {counted(len(ids), 'token')} and {max(room, 0)} fit beside "
                 f"{answer} of an answer; give --truncate middle or suffix, a longer --max-length, or fewer "
                 "--max-new-tokens"
             )

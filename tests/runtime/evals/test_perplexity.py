@@ -93,7 +93,7 @@ def test_fitted_to_what_the_text_holds(text: TokenText, targets: ServerTargets) 
     fitted = Perplexity(text, (21, 201, 202, 4096), 1, last=2).fitted(target)
     assert fitted.lengths == (21, 201)
     assert losses(fitted, targets) == pytest.approx([198.5, 198.5])
-    with pytest.raises(InvalidRequest, match="200 tokens, 300 are the fewest"):
+    with pytest.raises(InvalidRequest, match="200 tokens and the shortest length asked is 300"):
         Perplexity(text, (300, 500), 1).fitted(target)
 
 

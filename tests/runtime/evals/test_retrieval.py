@@ -113,7 +113,7 @@ def test_pairs_may_be_counted(engine: AnsweringEngine, targets: ServerTargets) -
     engine.answer = answer
     assert measure(KeyValues((2048,), 3, pairs=40), targets).rows[0].value == 1
     assert counts == [40] * 3
-    with pytest.raises(InvalidRequest, match="too few for 40 pairs"):
+    with pytest.raises(InvalidRequest, match="can't hold 40 pairs"):
         measure(KeyValues((512,), 1, pairs=40), targets)
 
 
