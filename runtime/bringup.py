@@ -25,11 +25,12 @@ from moorage.runtime.presets import check_positions, kv_layout, resolve_memory
 from moorage.runtime.requests import KvActorStatus, ModelInfo
 from moorage.runtime.scheduler import Limits, Room
 from moorage.runtime.sizing import num_slots, pages_per_actor, spare_device_bytes
-from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.tokenizer import TextTokenizer, stop_token_ids
 from moorage.runtime.worker_handle import RayWorker
 from moorage.workers.errors import InvalidModel, MoorageError, Unavailable
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.hf_config import read_model_spec
+from moorage.workers.hf_generation import SamplingDefaults, read_sampling_defaults
 from moorage.workers.spec import KvLayout, ModelSpec
 from moorage.workers.stages import StartStage
 
@@ -57,6 +58,9 @@ class Shape:
     step_tokens: int
     """Most tokens of a step; an automatic chunk may be shorter."""
     tokenizer: TextTokenizer | None
+    eos_token_ids: tuple[int, ...]
+    """Those of config.json, generation_config.json and the tokenizer."""
+    default_sampling: SamplingDefaults
 
 
 def shape_of(config: ClusterConfig) -> Shape:
@@ -71,6 +75,7 @@ def shape_of(config: ClusterConfig) -> Shape:
     room = Room((pages,) * config.kv_store.actors, num_slots(deployment))
     ledger = Ledger(layout, room, config.kv_store.stripe_blocks, config.memory.max_cached_block)
     anchor_bytes = spare_device_bytes(deployment)
+    tokenizer = _tokenizer(model_dir)
     return Shape(
         config,
         spec,
@@ -79,7 +84,9 @@ def shape_of(config: ClusterConfig) -> Shape:
         ledger,
         anchor_bytes,
         deployment.max_step_tokens,
-        _tokenizer(model_dir),
+        tokenizer,
+        stop_token_ids(spec, tokenizer),
+        read_sampling_defaults(model_dir),
     )
 
 
@@ -111,8 +118,11 @@ def _cluster(shape: Shape, processes: Processes) -> Cluster:
             vocab_size=shape.spec.vocab_size,
             max_seq_len=config.long_context.max_seq_len,
             preset=config.memory.preset,
+            has_chat_template=shape.tokenizer is not None and shape.tokenizer.has_chat_template,
+            eos_token_ids=shape.eos_token_ids,
+            default_sampling=shape.default_sampling,
         ),
-        eos_token_ids=frozenset(shape.spec.eos_token_ids),
+        eos_token_ids=frozenset(shape.eos_token_ids),
         tokenizer=shape.tokenizer,
         limits=Limits(
             room=shape.ledger.capacity,

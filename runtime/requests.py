@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from moorage.workers.hf_generation import SamplingDefaults
 from moorage.workers.spec import SamplingSpec
 
 
@@ -104,6 +105,12 @@ class ModelInfo:
     vocab_size: int
     max_seq_len: int
     preset: str
+    has_chat_template: bool = False
+    """Whether a prompt may be chat messages."""
+    eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end a generation."""
+    default_sampling: SamplingDefaults = SamplingDefaults()
+    """What a request gets where it is silent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from moorage.workers.errors import InvalidModel, InvalidRequest
+from moorage.workers.spec import ModelSpec
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MOST_PENDING = 16
@@ -52,6 +53,13 @@ class TextTokenizer:
         return cls(tokenizer, _read_settings(directory), directory)
 
     @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The id of the `eos_token` that tokenizer_config.json or special_tokens_map.json names; () for none."""
+        names = [_token_content(files["eos_token"]) for files in (self._settings,) if files.get("eos_token")]
+        ids = (self._tokenizer.token_to_id(name) for name in names)
+        return tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
+
+    @property
     def vocab_size(self) -> int:
         """Ids that the tokenizer knows, special ones included."""
         return int(self._tokenizer.get_vocab_size())
@@ -71,6 +79,10 @@ class TextTokenizer:
     def has_chat_template(self) -> bool:
         """Whether `render_chat` can work."""
         return self._template() is not None
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False) -> list[int]:  # noqa: ARG002
+        """Token ids of the model's prompt for a conversation. Raises InvalidRequest as `render_chat` does."""
+        return self.encode(self.render_chat(messages), add_special_tokens=False)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **extra: Any
@@ -112,6 +124,15 @@ class TextTokenizer:
             named = {entry["name"]: entry["template"] for entry in template}
             template = named.get("default")
         return template if isinstance(template, str) else None
+
+
+def stop_token_ids(spec: ModelSpec, tokenizer: TextTokenizer | None) -> tuple[int, ...]:
+    """Every id that ends a generation: those of the model's configuration files and the tokenizer's `eos_token`.
+
+    Fine-tunes often change only one of the three.
+    """
+    own = tokenizer.eos_token_ids if tokenizer is not None else ()
+    return tuple(dict.fromkeys((*spec.eos_token_ids, *own)))
 
 
 class IncrementalDecoder:

@@ -23,6 +23,7 @@ from moorage.runtime.requests import (
     WaitingRequest,
 )
 from moorage.workers.errors import MoorageError
+from moorage.workers.hf_generation import SamplingDefaults
 
 R = TypeVar("R")
 
@@ -116,6 +117,9 @@ def model(info: ModelInfo) -> pb.Model:
         vocab_size=info.vocab_size,
         max_seq_len_tokens=info.max_seq_len,
         preset=info.preset,
+        has_chat_template=info.has_chat_template,
+        eos_token_ids=info.eos_token_ids,
+        default_sampling=pb.SamplingDefaults(**dataclasses.asdict(info.default_sampling)),
     )
 
 
@@ -128,6 +132,11 @@ def read_model(message: pb.Model) -> ModelInfo:
         vocab_size=message.vocab_size,
         max_seq_len=message.max_seq_len_tokens,
         preset=message.preset,
+        has_chat_template=message.has_chat_template,
+        eos_token_ids=tuple(message.eos_token_ids),
+        default_sampling=_read_fields(SamplingDefaults, message.default_sampling)
+        if message.HasField("default_sampling")
+        else SamplingDefaults(),
     )
 
 

@@ -21,6 +21,7 @@ from moorage.runtime.requests import (
     Usage,
 )
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
+from moorage.workers.hf_generation import SamplingDefaults
 
 BOS = 256
 VOCAB_SIZE = 260
@@ -36,8 +37,9 @@ class ByteTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(t for t in token_ids if t < BOS or not skip_special_tokens).decode(errors="replace")
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, parse_special: bool = False) -> list[int]:
+        begin = "{" if parse_special else "<"
+        return list("".join(f"{begin}{m['role']}>{m['content']}" for m in messages).encode())
 
 
 class ToyEngine:
@@ -48,13 +50,24 @@ class ToyEngine:
         self.health = ClusterHealth()
         self.failed_with: list[MoorageError] = []
         self.max_seq_len, self.step_s = max_seq_len, step_s
+        self.default_sampling = SamplingDefaults()
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self.seen: list[GenerateParams | ScoreParams] = []
         self.closed = False
 
     def model_info(self) -> ModelInfo:
-        return ModelInfo("toy", "llama", "float32", VOCAB_SIZE, self.max_seq_len, "full")
+        return ModelInfo(
+            "toy",
+            "llama",
+            "float32",
+            VOCAB_SIZE,
+            self.max_seq_len,
+            "full",
+            has_chat_template=True,
+            eos_token_ids=(BOS,),
+            default_sampling=self.default_sampling,
+        )
 
     async def generate(self, params: GenerateParams) -> AsyncGenerator[Event]:
         self.seen.append(params)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.runtime.requests import ModelInfo
 from moorage.workers.errors import InvalidRequest, NotFound
+from moorage.workers.hf_generation import SamplingDefaults
 from moorage.workers.spec import SamplingSpec
 
 MAX_STOP_STRINGS = 16
@@ -57,28 +58,33 @@ def name(field: str, value: str) -> str | None:
     return value or None
 
 
-def sampling(message: pb.Sampling) -> SamplingSpec:
-    """The sampling options with their defaults; a seed is drawn when none was sent."""
+def sampling(message: pb.Sampling, defaults: SamplingDefaults) -> SamplingSpec:
+    """The sampling options; the model's `defaults` stand for absent ones. A seed is drawn when none was sent."""
     seed = message.seed if message.HasField("seed") else secrets.randbits(63)
-    top_p = message.top_p if message.HasField("top_p") else 1.0
-    penalty = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
+    temperature = message.temperature if message.HasField("temperature") else defaults.temperature
+    top_k = message.top_k if message.HasField("top_k") else defaults.top_k
+    top_p = message.top_p if message.HasField("top_p") else defaults.top_p
+    min_p = message.min_p if message.HasField("min_p") else defaults.min_p
+    penalty = (
+        message.repetition_penalty if message.HasField("repetition_penalty") else defaults.repetition_penalty
+    )
     if not (math.isfinite(top_p) and 0 < top_p <= 1):
         raise InvalidRequest(f"top_p: {top_p} is outside (0, 1]; send 1 to keep every token")
     if not (math.isfinite(penalty) and 0 < penalty <= MAX_REPETITION_PENALTY):
         raise InvalidRequest(
             f"repetition_penalty: {penalty} is outside (0, {MAX_REPETITION_PENALTY:g}]; send 1 for none"
         )
-    if message.top_k < 0:
-        raise InvalidRequest(f"top_k: {message.top_k} is negative; send 0 to keep every token")
+    if top_k < 0:
+        raise InvalidRequest(f"top_k: {top_k} is negative; send 0 to keep every token")
     if seed < 0:
         raise InvalidRequest(f"seed: {seed} is negative; send 0 or more, or leave it out")
     if not 0 <= message.num_logprobs <= MAX_LOGPROBS:
         raise InvalidRequest(f"num_logprobs: {message.num_logprobs} is outside 0 to {MAX_LOGPROBS}")
     return SamplingSpec(
-        temperature=_within("temperature", message.temperature, 0.0, MAX_TEMPERATURE),
-        top_k=message.top_k,
+        temperature=_within("temperature", temperature, 0.0, MAX_TEMPERATURE),
+        top_k=top_k,
         top_p=top_p,
-        min_p=_within("min_p", message.min_p, 0.0, 1.0),
+        min_p=_within("min_p", min_p, 0.0, 1.0),
         repetition_penalty=penalty,
         presence_penalty=_within(
             "presence_penalty", message.presence_penalty, -MAX_ADDED_PENALTY, MAX_ADDED_PENALTY

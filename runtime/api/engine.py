@@ -19,8 +19,11 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids."""
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt for a conversation. Raises InvalidRequest when the model has no chat template."""
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False) -> list[int]:
+        """Token ids of a conversation; `parse_special` reads special tokens in contents as tokens.
+
+        Raises InvalidRequest when the model has no chat template or the template refuses the messages.
+        """
 
 
 class Engine(Protocol):

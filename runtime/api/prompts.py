@@ -22,8 +22,8 @@ _KINDS = {"text": "text", "token_ids": "token ids", "message": "chat messages"}
 class PromptCollector:
     """One prompt as it arrives. It never holds more than a prompt of `max_seq_len` could have."""
 
-    def __init__(self, engine: Engine, *, chat: bool) -> None:
-        self._engine, self._chat = engine, chat
+    def __init__(self, engine: Engine, *, chat: bool, parse_special: bool = False) -> None:
+        self._engine, self._chat, self._parse_special = engine, chat, parse_special
         info = engine.model_info()
         self._vocab_size, self._max_tokens = info.vocab_size, info.max_seq_len
         self._kind: str | None = None
@@ -70,7 +70,7 @@ class PromptCollector:
         messages = [
             {"role": role, "content": content} for role, content in zip(self._roles, texts, strict=True)
         ]
-        return lambda: tokenizer.encode(tokenizer.render_chat(messages), add_special_tokens=False)
+        return lambda: tokenizer.encode_chat(messages, parse_special=self._parse_special)
 
     def _add_ids(self, ids: Sequence[int]) -> None:
         checks.token_ids(ids, self._vocab_size, first=len(self._ids))

@@ -119,21 +119,22 @@ async def _generate_params(requests: Requests, engine: Engine) -> GenerateParams
     checks.model_name(sent.model, engine.model_info())
     params = GenerateParams(
         prompt=(),
-        sampling=checks.sampling(sent.sampling),
+        sampling=checks.sampling(sent.sampling, engine.model_info().default_sampling),
         max_new_tokens=checks.max_new_tokens(sent),
         ignore_eos=sent.ignore_eos,
         stop=checks.stop_strings(list(sent.stop)),
         preset=checks.name("preset", sent.preset),
         session=checks.name("session", sent.session),
     )
-    return dataclasses.replace(params, prompt=await _prompt(requests, engine, chat=True))
+    prompt = PromptCollector(engine, chat=True, parse_special=sent.parse_special)
+    return dataclasses.replace(params, prompt=await _prompt(requests, prompt))
 
 
 async def _score_params(requests: Requests, engine: Engine) -> ScoreParams:
     sent: pb.ScoreParameters = await _parameters(requests)
     checks.model_name(sent.model, engine.model_info())
     preset = checks.name("preset", sent.preset)
-    return ScoreParams(await _prompt(requests, engine, chat=False), preset)
+    return ScoreParams(await _prompt(requests, PromptCollector(engine, chat=False)), preset)
 
 
 async def _parameters(requests: Requests) -> Any:
@@ -145,9 +146,8 @@ async def _parameters(requests: Requests) -> Any:
     raise InvalidRequest("parameters: are missing; send them as the first message of the stream")
 
 
-async def _prompt(requests: Requests, engine: Engine, *, chat: bool) -> Sequence[int]:
+async def _prompt(requests: Requests, prompt: PromptCollector) -> Sequence[int]:
     """The token ids of all later messages, until the client half-closes."""
-    prompt = PromptCollector(engine, chat=chat)
     async for request in requests:
         if request.WhichOneof("part") != "piece":
             raise InvalidRequest("piece: is missing; after the parameters send only pieces of the prompt")

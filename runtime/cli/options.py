@@ -28,11 +28,24 @@ TokenIdsFile = Annotated[
 ]
 Preset = Annotated[str | None, typer.Option(help="A memory preset other than the cluster's.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate; default 256.")]
-Temperature = Annotated[float | None, typer.Option(help="0 is greedy, the default.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens; 0 means all.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens of this probability.")]
-MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest.")]
-RepetitionPenalty = Annotated[float | None, typer.Option(help="Over 1 makes seen tokens less likely.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy. Default is the model's own, see `status`.")
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help="Draw from the k likeliest tokens; 0 means all. Default is the model's own."),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Draw from the likeliest tokens of this probability. Default is the model's own."),
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Drop tokens below this share of the likeliest. Default is the model's own."),
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Over 1 makes seen tokens less likely. Default is the model's own.")
+]
 PresencePenalty = Annotated[float | None, typer.Option(help="Subtracted from generated tokens' logits.")]
 FrequencyPenalty = Annotated[float | None, typer.Option(help="The same, once per occurrence.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable; default differs each time.")]

@@ -11,6 +11,7 @@ from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import format_gb, print_json, stdout_console
 from moorage.workers.counting import counted
+from moorage.workers.hf_generation import SamplingDefaults
 
 
 @app.command(
@@ -42,6 +43,9 @@ def status_table(address: str, status: ClusterStatus) -> Table:
             f"{model.name} ({model.family}, {model.dtype}), up to {counted(model.max_seq_len, 'token', commas=True)}",
         ),
         ("memory preset", model.preset),
+        ("default sampling", _sampling(model.default_sampling)),
+        ("end tokens", ", ".join(map(str, model.eos_token_ids)) or "none"),
+        ("chat template", "yes" if model.has_chat_template else "no"),
         ("requests", f"{status.running} running ({status.prefilling} in prefill), {status.waiting} waiting"),
         (
             "tokens so far",
@@ -62,6 +66,16 @@ def status_table(address: str, status: ClusterStatus) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _sampling(defaults: SamplingDefaults) -> str:
+    """What a request gets where it is silent."""
+    values = asdict(defaults)
+    plain = asdict(SamplingDefaults())
+    changed = [f"{name} {value:g}" for name, value in values.items() if value != plain[name]]
+    if not defaults.temperature:
+        changed.insert(0, "greedy")
+    return ", ".join(changed)
 
 
 def _duration(seconds: float) -> str:

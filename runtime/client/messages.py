@@ -15,7 +15,7 @@ from moorage.workers.errors import InvalidRequest, MoorageError
 
 _TEXT_PIECE_BYTES = 512 << 10
 _IDS_PER_PIECE = 100_000
-_GENERATION_FIELDS = ("model", "max_new_tokens", "ignore_eos", "preset", "session")
+_GENERATION_FIELDS = ("model", "max_new_tokens", "ignore_eos", "preset", "session", "parse_special")
 _FIELDS = GenerateOptions.__annotations__.keys()
 
 

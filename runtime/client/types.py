@@ -22,6 +22,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: Sequence[str]
     preset: str | None
     session: str | None
+    parse_special: bool
     temperature: float
     top_k: int
     top_p: float

@@ -121,12 +121,13 @@ class ServerTarget(ServerCoder):
         self.room = room - CHAT_TOKENS if chat else room
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
-        """Continues a prompt greedily."""
+        """Continues a prompt greedily, whatever the model's own sampling defaults are."""
         sent: Prompt = [{"role": "user", "content": self.decode(prompt)}] if self._chat else prompt
         start_s = time.monotonic()
         options: GenerateOptions = {
             "max_new_tokens": max_new_tokens,
             "temperature": 0.0,
+            "repetition_penalty": 1.0,
             "preset": self._preset,
         }
         if session is not None:

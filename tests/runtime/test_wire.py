@@ -20,10 +20,16 @@ from moorage.runtime.requests import (
     WaitingRequest,
 )
 from moorage.workers.errors import MoorageError
+from moorage.workers.hf_generation import SamplingDefaults
 
 FULL_USAGE = Usage(9, 4, 3, 0.5, 1.5, 6.0, 7.0, 8.0, 1 << 40, 2.5, 4096, 0.75, 0.125, 0.25)
 BARE_USAGE = Usage(9, 4, 3, 0.5, None, None, None, 8.0, 0, None, 0, None)
-MODEL = ModelInfo("pilot", "llama", "float16", 2048, 1 << 20, "full")
+MODEL = ModelInfo(
+    *("pilot", "llama", "float16", 2048, 1 << 20, "full"),
+    has_chat_template=True,
+    eos_token_ids=(2, 7),
+    default_sampling=SamplingDefaults(0.5, 20, 0.75, 0.125, 1.25),
+)
 
 
 @pytest.mark.parametrize("usage", [FULL_USAGE, BARE_USAGE, dataclasses.replace(FULL_USAGE, recall=0.0)])
@@ -64,8 +70,13 @@ def test_every_field_of_a_record_is_in_its_message() -> None:
         (KvActorStatus, pb.KvActor),
         (WaitingRequest, pb.WaitingRequest),
         (ClusterStatus, pb.GetStatusResponse),
+        (SamplingDefaults, pb.SamplingDefaults),
     ):
         assert {field.name for field in dataclasses.fields(record)} == set(message.DESCRIPTOR.fields_by_name)
+
+
+def test_a_server_that_tells_no_defaults_reads_as_plain_ones() -> None:
+    assert wire.read_model(pb.Model(name="old")).default_sampling == SamplingDefaults()
 
 
 def test_unknown_reason_is_refused() -> None:

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.runtime.api import ApiServer
 from moorage.workers.errors import Unavailable
+from moorage.workers.hf_generation import SamplingDefaults
 from tests.toy_engine import BOS, SECRET, VOCAB_SIZE, ToyEngine
 
 Code = grpc.StatusCode
@@ -102,6 +103,26 @@ async def test_defaults(service: Any) -> None:
     assert (first.max_new_tokens, first.preset, first.session, first.stop) == (256, None, None, ())
     assert (first.sampling.temperature, first.sampling.top_p, first.sampling.repetition_penalty) == (0, 1, 1)
     assert first.sampling.seed != second.sampling.seed
+
+
+async def test_silent_fields_take_the_models_defaults_and_given_ones_win(service: Any) -> None:
+    service.engine.default_sampling = SamplingDefaults(0.5, 20, 0.75, 0.125, 1.25)
+    zeros = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    for sent in ({}, zeros, {"top_p": 0.5}):
+        _ = [r async for r in service.stub.Generate(generate(ids(1), sampling=sent))]
+    silent, zeroed, mixed = (
+        tuple(getattr(params.sampling, name) for name in zeros) for params in service.engine.seen
+    )
+    assert silent == (0.5, 20, 0.75, 0.125, 1.25)
+    assert zeroed == (0.0, 0, 1.0, 0.0, 1.0)
+    assert mixed == (0.5, 20, 0.5, 0.125, 1.25)
+
+
+async def test_special_tokens_in_contents_are_read_only_when_asked_for(service: Any) -> None:
+    piece = pb.PromptPiece(message=pb.ChatMessage(role="user", content=b"a"))
+    for asked in (False, True):
+        _ = [r async for r in service.stub.Generate(generate(piece, parse_special=asked))]
+    assert [bytes(params.prompt) for params in service.engine.seen] == [b"<user>a", b"{user>a"]
 
 
 async def test_chat_messages_may_be_split(service: Any) -> None:

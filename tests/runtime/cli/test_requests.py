@@ -114,7 +114,12 @@ def test_status(server: ToyServer, cli: Cli) -> None:
     value = json.loads(finished.stdout)
     assert (value["address"], value["state"], value["running"]) == (server.address, "serving", 1)
     assert value["kv_actors"][0]["capacity_bytes"] == 1 << 34
-    assert b"8.59 of 17.18 GB, 3 sessions, pid 11" in cli("status", "--address", server.address).stdout
+    assert value["model"]["default_sampling"]["top_p"] == 1.0
+    table = cli("status", "--address", server.address).stdout.decode()
+    assert "8.59 of 17.18 GB, 3 sessions, pid 11" in table
+    rows = [line.replace("│", " ").split() for line in table.splitlines()]
+    assert ["default", "sampling", "greedy"] in rows
+    assert ["end", "tokens", str(BOS)] in rows
 
 
 @pytest.mark.parametrize(
