@@ -24,8 +24,10 @@ from moorage.runtime.ledger import Ledger
 from moorage.runtime.presets import check_positions, kv_layout, resolve_memory
 from moorage.runtime.requests import KvActorStatus, ModelInfo
 from moorage.runtime.scheduler import Limits, Room
+from moorage.runtime.session_limit import SessionLimit, session_limit
 from moorage.runtime.sizing import num_slots, pages_per_actor, spare_device_bytes
 from moorage.runtime.tokenizer import TextTokenizer, stop_token_ids
+from moorage.runtime.trained_length import reach
 from moorage.runtime.worker_handle import RayWorker
 from moorage.workers.errors import InvalidModel, MoorageError, Unavailable
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
@@ -61,6 +63,7 @@ class Shape:
     eos_token_ids: tuple[int, ...]
     """Those of config.json, generation_config.json and the tokenizer."""
     default_sampling: SamplingDefaults
+    limit: SessionLimit
 
 
 def shape_of(config: ClusterConfig) -> Shape:
@@ -87,6 +90,7 @@ def shape_of(config: ClusterConfig) -> Shape:
         tokenizer,
         stop_token_ids(spec, tokenizer),
         read_sampling_defaults(model_dir),
+        session_limit(config, spec),
     )
 
 
@@ -116,11 +120,14 @@ def _cluster(shape: Shape, processes: Processes) -> Cluster:
             family=shape.spec.family,
             dtype=shape.spec.dtype if config.model.dtype == "auto" else config.model.dtype,
             vocab_size=shape.spec.vocab_size,
-            max_seq_len=config.long_context.max_seq_len,
+            max_seq_len=shape.limit.max_seq_len,
             preset=config.memory.preset,
             has_chat_template=shape.tokenizer is not None and shape.tokenizer.has_chat_template,
             eos_token_ids=shape.eos_token_ids,
             default_sampling=shape.default_sampling,
+            trained_tokens=shape.limit.trained_tokens,
+            reach_tokens=shape.limit.reach.tokens,
+            warnings=shape.limit.warnings,
         ),
         eos_token_ids=frozenset(shape.eos_token_ids),
         tokenizer=shape.tokenizer,
@@ -136,6 +143,7 @@ def _cluster(shape: Shape, processes: Processes) -> Cluster:
         resolve_memory=partial(resolve_memory, config, model=shape.spec),
         kv_status=processes.kv_status,
         shutdown=processes.stop,
+        reach=partial(reach, model=shape.spec),
     )
 
 

@@ -183,8 +183,10 @@ class LongContextSection(Section):
         description="Most prompt tokens of one prefill chunk; auto is on a GPU the least from 2K to 8K for which the "
         "past streams as fast as it is attended, by what is measured at the start, and 4096 elsewhere.",
     )
-    max_seq_len: Tokens = Field(
-        131072, description="Most tokens of one session, prompt and generated together."
+    max_seq_len: Tokens | None = Field(
+        None,
+        description="Most tokens of one session, prompt and generated together; default is the model's trained "
+        "length, or up to 128K where positions reach further.",
     )
     block_size: Tokens | None = Field(
         None, description="Tokens of one KV block, the unit of storage and of choice."

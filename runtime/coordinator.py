@@ -27,6 +27,7 @@ from moorage.runtime.requests import (
 from moorage.runtime.scheduler import Job, Limits, Scheduler, Step
 from moorage.runtime.stopping import StopMatcher
 from moorage.runtime.tokenizer import IncrementalDecoder, TextTokenizer
+from moorage.runtime.trained_length import Reach
 from moorage.runtime.worker_handle import WorkerHandle
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
@@ -58,6 +59,8 @@ class Cluster:
     shutdown: Callable[[], Awaitable[None]]
     """Stops every process that was started for the cluster."""
     health: ClusterHealth = field(default_factory=ClusterHealth)
+    reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
+    """How far the positions of a request hold."""
 
 
 class Coordinator:
@@ -154,16 +157,17 @@ class Coordinator:
                 f"prompt has {counted(len(prompt), 'token')} and long_context.max_seq_len is {limit}; "
                 "shorten the prompt or raise max_seq_len"
             )
-        tokenizer = self._cluster.tokenizer
+        tokenizer, memory = self._cluster.tokenizer, self._cluster.resolve_memory(preset)
         return Request(
             request_id=next(self._request_ids),
             prompt=tuple(prompt),
-            memory=self._cluster.resolve_memory(preset),
+            memory=memory,
             sampling=sampling,
             max_new_tokens=min(max_new_tokens, limit - len(prompt)),
             block_size=self._cluster.ledger.layout.block_size,
             arrived_s=time.monotonic(),
             decoder=IncrementalDecoder(tokenizer) if tokenizer else None,
+            reach=self._cluster.reach(memory),
         )
 
     async def _follow(self, request: Request) -> AsyncGenerator[Event]:

@@ -25,10 +25,17 @@ class _Shape:
     head_dim: int = 128
     tied: bool = False
     dtype: str = "bfloat16"
+    dynamic: float | None = None
+    """Factor of dynamic NTK, where the checkpoint is published with it."""
 
     def spec(self) -> ModelSpec:
-        """The figures as a ModelSpec; the rotary embedding has no part in sizes and is left plain."""
-        rope = RopeSpec(rotary_dim=self.head_dim, max_position_embeddings=self.max_positions)
+        """The figures as a ModelSpec; of the rotary embedding no more than how far it reaches."""
+        rope = RopeSpec(
+            rope_type="default" if self.dynamic is None else "dynamic",
+            rotary_dim=self.head_dim,
+            max_position_embeddings=self.max_positions,
+            factor=self.dynamic or 1.0,
+        )
         return ModelSpec(
             family=self.family,
             num_layers=self.layers,
@@ -68,7 +75,7 @@ _SHAPES = {
     "qwen3-8b": _Shape("qwen3", 36, 4096, 12288, 32, 8, 151936, 40 * _K),
     "qwen3-14b": _Shape("qwen3", 40, 5120, 17408, 40, 8, 151936, 40 * _K),
     "qwen3-32b": _Shape("qwen3", 64, 5120, 25600, 64, 8, 151936, 40 * _K),
-    "internlm2.5-7b-1m": _Shape("internlm2", 32, 4096, 14336, 32, 8, 92544, 256 * _K),
+    "internlm2.5-7b-1m": _Shape("internlm2", 32, 4096, 14336, 32, 8, 92544, 256 * _K, dynamic=2.5),
     "yi-9b-200k": _Shape("llama", 48, 4096, 11008, 32, 4, 64000, 256 * _K),
     "lwm-text-7b": _Shape("llama", 32, 4096, 11008, 32, 32, 32000, 1024 * _K, dtype="float16"),
 }

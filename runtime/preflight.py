@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 
 from moorage.runtime.config import ClusterConfig
+from moorage.runtime.presets import check_positions
+from moorage.runtime.session_limit import SessionLimit, session_limit
 from moorage.workers.errors import InvalidConfig, InvalidModel
 from moorage.workers.hf_config import read_model_spec
 
@@ -17,15 +19,21 @@ _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 << 20
 
 
-def check_host(config: ClusterConfig) -> None:
-    """Raises InvalidConfig or InvalidModel, in one line, for a model, memory or port that can't serve."""
+def check_host(config: ClusterConfig) -> SessionLimit:
+    """Raises InvalidConfig or InvalidModel, in one line, for a model, memory or port that can't serve.
+
+    Returns what sessions are limited to, with the warnings that users should see.
+    """
     directory = Path(config.model.path)
-    read_model_spec(directory)
+    spec = read_model_spec(directory)
+    check_positions(config, spec)
+    limit = session_limit(config, spec)
     for file in sorted(directory.glob("*.safetensors")):
         _check_complete(file)
     if config.ray.address == "local":
         _check_dram(config.kv_store.dram)
     _check_port(config.server.grpc)
+    return limit
 
 
 def _check_dram(dram_bytes: int) -> None:

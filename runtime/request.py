@@ -11,6 +11,7 @@ from moorage.runtime.conversations import Conversation
 from moorage.runtime.requests import Event, Usage
 from moorage.runtime.stopping import StopMatcher
 from moorage.runtime.tokenizer import IncrementalDecoder
+from moorage.runtime.trained_length import Reach
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
 
@@ -27,6 +28,8 @@ class Request:
     block_size: int
     arrived_s: float
     decoder: IncrementalDecoder | None
+    reach: Reach = Reach(None, "")
+    """How far the positions of this request hold."""
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
     ignore_eos: bool = False
     conversation: str | None = None
@@ -104,6 +107,7 @@ class Request:
             recall=_mean(self.recall),
             inter_token_p50_s=float(np.quantile(gaps, 0.5)) if len(gaps) else None,
             inter_token_p99_s=float(np.quantile(gaps, 0.99)) if len(gaps) else None,
+            beyond_tokens=self.reach.beyond(len(self.prompt) + len(self.generated)),
         )
 
 

@@ -82,6 +82,8 @@ class Usage:
     """Mean share of the exact attention mass on the attended keys, over the sampled layers and steps."""
     inter_token_p50_s: float | None = None
     inter_token_p99_s: float | None = None
+    beyond_tokens: int = 0
+    """Tokens of prompt and answer beyond the length that positions reach; answers there are not reliable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,12 @@ class ModelInfo:
     """Tokens that end a generation."""
     default_sampling: SamplingDefaults = SamplingDefaults()
     """What a request gets where it is silent."""
+    trained_tokens: int = 0
+    """Tokens that the model was trained for; 0 when it is not known."""
+    reach_tokens: int | None = None
+    """Tokens that the positions of the cluster's preset reach; None reaches any length."""
+    warnings: tuple[str, ...] = ()
+    """What users should know of the settings, one line each."""
 
 
 @dataclass(frozen=True, slots=True)

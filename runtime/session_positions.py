@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from moorage.runtime.trained_length import trained_length
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
@@ -68,8 +69,7 @@ def _dual_chunk(memory: MemorySpec, model: ModelSpec, block_size: int) -> Memory
     if own is not None:
         length = own.length
     else:
-        trained = model.rope.original_max_position_embeddings or model.rope.max_position_embeddings
-        length = memory.pretraining_length or trained
+        length = memory.pretraining_length or trained_length(model)
     chunk = memory.dca_chunk or (own.chunk if own else length * 3 // 4 // block_size * block_size)
     _check_dual_chunk(length, chunk, block_size)
     original = own.original_length if own else None

@@ -120,6 +120,9 @@ def model(info: ModelInfo) -> pb.Model:
         has_chat_template=info.has_chat_template,
         eos_token_ids=info.eos_token_ids,
         default_sampling=pb.SamplingDefaults(**dataclasses.asdict(info.default_sampling)),
+        trained_tokens=info.trained_tokens,
+        reach_tokens=info.reach_tokens,
+        warnings=info.warnings,
     )
 
 
@@ -137,6 +140,9 @@ def read_model(message: pb.Model) -> ModelInfo:
         default_sampling=_read_fields(SamplingDefaults, message.default_sampling)
         if message.HasField("default_sampling")
         else SamplingDefaults(),
+        trained_tokens=message.trained_tokens,
+        reach_tokens=_optional(message, "reach_tokens"),
+        warnings=tuple(message.warnings),
     )
 
 

@@ -74,6 +74,7 @@ def _spec(config: Fields, family: str, eos_token_ids: tuple[int, ...]) -> ModelS
         bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
         eos_token_ids=eos_token_ids,
         dual_chunk=_dual_chunk(config),
+        sliding_window=_sliding_window(config, family),
     )
 
 
@@ -115,23 +116,23 @@ def _check_plain(config: Fields, family: str) -> None:
         )
     if config.get("hidden_act") not in (None, "silu", "swish"):
         raise config.wrong("hidden_act", "silu, the only supported activation")
-    if _window_is_active(config, family):
-        window = config.positive_int("sliding_window", 4096)
+    window = _sliding_window(config, family)
+    if window is not None and window < config.positive_int("max_position_embeddings"):
         raise InvalidModel(
             f"{config.source}: sliding_window {window} is active and not supported; set it to null to attend "
             "the whole context, or use a checkpoint trained without it"
         )
 
 
-def _window_is_active(config: Fields, family: str) -> bool:
-    """Whether some layer would see less than its whole context, by transformers' rules and defaults."""
+def _sliding_window(config: Fields, family: str) -> int | None:
+    """Tokens that some layer attends at most, by transformers' rules and defaults; None is all."""
     if family in ("qwen2", "qwen3"):
         may_slide = config.flag("use_sliding_window") and _some_qwen_layer_slides(config)
     else:
         may_slide = family == "mistral"
     if not may_slide or config.values.get("sliding_window", 4096) is None:
-        return False
-    return config.positive_int("sliding_window", 4096) < config.positive_int("max_position_embeddings")
+        return None
+    return config.positive_int("sliding_window", 4096)
 
 
 def _some_qwen_layer_slides(config: Fields) -> bool:

@@ -203,6 +203,8 @@ class ModelSpec:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dual_chunk: DualChunkSpec | None = None
+    sliding_window: int | None = None
+    """Tokens that the reference attends at most; sessions must not outgrow it. None is all."""
 
     @property
     def group_size(self) -> int:

@@ -151,7 +151,7 @@ class Finished(_message.Message):
     def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_s", "time_to_first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s", "total_s", "dram_bytes", "chosen_blocks", "budget_tokens", "recall", "inter_token_p50_s", "inter_token_p99_s")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_s", "time_to_first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s", "total_s", "dram_bytes", "chosen_blocks", "budget_tokens", "recall", "inter_token_p50_s", "inter_token_p99_s", "beyond_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -166,6 +166,7 @@ class Usage(_message.Message):
     RECALL_FIELD_NUMBER: _ClassVar[int]
     INTER_TOKEN_P50_S_FIELD_NUMBER: _ClassVar[int]
     INTER_TOKEN_P99_S_FIELD_NUMBER: _ClassVar[int]
+    BEYOND_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -180,7 +181,8 @@ class Usage(_message.Message):
     recall: float
     inter_token_p50_s: float
     inter_token_p99_s: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_tokens_per_s: _Optional[float] = ..., total_s: _Optional[float] = ..., dram_bytes: _Optional[int] = ..., chosen_blocks: _Optional[float] = ..., budget_tokens: _Optional[int] = ..., recall: _Optional[float] = ..., inter_token_p50_s: _Optional[float] = ..., inter_token_p99_s: _Optional[float] = ...) -> None: ...
+    beyond_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_tokens_per_s: _Optional[float] = ..., total_s: _Optional[float] = ..., dram_bytes: _Optional[int] = ..., chosen_blocks: _Optional[float] = ..., budget_tokens: _Optional[int] = ..., recall: _Optional[float] = ..., inter_token_p50_s: _Optional[float] = ..., inter_token_p99_s: _Optional[float] = ..., beyond_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("parameters", "piece")
@@ -259,7 +261,7 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "family", "dtype", "vocab_size", "max_seq_len_tokens", "preset", "has_chat_template", "eos_token_ids", "default_sampling")
+    __slots__ = ("name", "family", "dtype", "vocab_size", "max_seq_len_tokens", "preset", "has_chat_template", "eos_token_ids", "default_sampling", "trained_tokens", "reach_tokens", "warnings")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +271,9 @@ class Model(_message.Message):
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REACH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     name: str
     family: str
     dtype: str
@@ -278,7 +283,10 @@ class Model(_message.Message):
     has_chat_template: bool
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     default_sampling: SamplingDefaults
-    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_seq_len_tokens: _Optional[int] = ..., preset: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., default_sampling: _Optional[_Union[SamplingDefaults, _Mapping]] = ...) -> None: ...
+    trained_tokens: int
+    reach_tokens: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., family: _Optional[str] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_seq_len_tokens: _Optional[int] = ..., preset: _Optional[str] = ..., has_chat_template: _Optional[bool] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., default_sampling: _Optional[_Union[SamplingDefaults, _Mapping]] = ..., trained_tokens: _Optional[int] = ..., reach_tokens: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SamplingDefaults(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

@@ -11,10 +11,12 @@ import typer
 import yaml
 
 from moorage.runtime.cli.app import app, examples
-from moorage.runtime.cli.output import print_json, print_table
+from moorage.runtime.cli.output import print_json, print_note, print_table
 from moorage.runtime.config import load_cluster_config
 from moorage.runtime.config_explain import json_schema, reference, resolved, section_words
 from moorage.runtime.presets import resolve_preset
+from moorage.runtime.session_limit import session_limit
+from moorage.workers.hf_config import read_model_spec
 
 _RULE = (
     "Precedence: --set section.key=value, then the environment (MOORAGE_SECTION__KEY), then the file, "
@@ -49,6 +51,11 @@ def config(
         raise typer.BadParameter("give a cluster file, or --explain for the reference", param_hint="FILE")
     loaded = load_cluster_config(file, overrides or ())
     values = resolved(loaded, dataclasses.asdict(resolve_preset(loaded)))
+    if (Path(loaded.model.path) / "config.json").is_file():
+        limit = session_limit(loaded, read_model_spec(loaded.model.path))
+        values["long_context"]["max_seq_len"] = limit.max_seq_len
+        for warning in limit.warnings:
+            print_note(f"warning: {warning}")
     if as_json:
         print_json(values)
     else:

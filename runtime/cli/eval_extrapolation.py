@@ -198,7 +198,8 @@ def _trained(run: RunOptions, trained: str | None) -> int:
     if trained is not None:
         return parse_tokens(trained)
     from moorage.runtime.evals.local_targets import LocalConfig
+    from moorage.runtime.trained_length import trained_length
     from moorage.workers.hf_config import read_model_spec
 
     config = LocalConfig(run.config, run.model, run.overrides or ()).load()
-    return config.memory.pretraining_length or read_model_spec(config.model.path).max_position_embeddings
+    return config.memory.pretraining_length or trained_length(read_model_spec(config.model.path))

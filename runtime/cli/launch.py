@@ -15,7 +15,7 @@ from rich.live import Live
 
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.loading import loading_bar
-from moorage.runtime.cli.output import print_json
+from moorage.runtime.cli.output import print_json, print_note
 from moorage.runtime.config import load_cluster_config
 from moorage.runtime.detach import launch_detached
 from moorage.runtime.logs import configure_logs
@@ -47,7 +47,8 @@ def launch(
 ) -> None:
     """Start a cluster; it serves until Ctrl-C, SIGTERM or `runtime stop`."""
     config = load_cluster_config(file, overrides or ())
-    check_host(config)
+    for warning in check_host(config).warnings:
+        print_note(f"warning: {warning}")
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ from moorage.runtime.config import build_config
 from moorage.runtime.config_source import Source, read_source
 from moorage.runtime.deployment import deployment_of, read_host
 from moorage.runtime.model_presets import find_model
+from moorage.runtime.session_limit import session_limit
 from moorage.runtime.units import parse_tokens
 
 _DEFAULT_CONTEXTS = "4K,32K,64K,128K,512K,1M"
@@ -85,6 +86,7 @@ def size(
         sessions=sessions,
         host=read_host(),
         dram_bytes=cluster.kv_store.dram if config else None,
+        limit=session_limit(cluster, spec),
     )
     if as_json:
         print_json(report.as_json())

@@ -8,6 +8,7 @@ from typing import Any
 
 from moorage.runtime.cli.output import format_gb, print_table
 from moorage.runtime.deployment import Host
+from moorage.runtime.session_limit import SessionLimit
 from moorage.runtime.sizing import (
     ContextSizes,
     Deployment,
@@ -40,6 +41,7 @@ class SizeReport:
     host: Host
     dram_bytes: int | None
     """`kv_store.dram` of a cluster file; None leaves the KV cache all that the host has."""
+    limit: SessionLimit
 
     @cached_property
     def rows(self) -> tuple[ContextSizes, ...]:
@@ -87,9 +89,24 @@ class SizeReport:
                 "usable_bytes": self.host.usable_bytes,
             },
             "largest_context_tokens": self.largest_context_tokens,
+            "trained_tokens": self.limit.trained_tokens,
+            "reach_tokens": self.limit.reach.tokens,
+            "max_seq_len": self.limit.max_seq_len,
+            "warnings": self.warnings(),
             "rows": [self._row_json(row) for row in self.rows],
             "notes": self.notes(),
         }
+
+    def warnings(self) -> list[str]:
+        """What does not hold of the contexts that were asked for."""
+        limit, longest = self.limit, max(self.contexts)
+        found = list(limit.warnings)
+        if not found and limit.reach.beyond(longest):
+            found.append(
+                f"contexts of more than {limit.reach.tokens:,} tokens are beyond what positions reach "
+                f"({limit.reach.reason}); answers there are not reliable"
+            )
+        return found
 
     def notes(self) -> list[str]:
         """Footnotes."""
@@ -171,6 +188,8 @@ def print_report(report: SizeReport) -> None:
     )
     for note in report.notes():
         print(note)
+    for warning in report.warnings():
+        print(f"Warning: {warning}.")
 
 
 def _print_device(report: SizeReport) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from moorage.client import Client, ClusterStatus
+from moorage.client import Client, ClusterStatus, ModelInfo
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import format_gb, print_json, stdout_console
@@ -42,6 +42,7 @@ def status_table(address: str, status: ClusterStatus) -> Table:
             "model",
             f"{model.name} ({model.family}, {model.dtype}), up to {counted(model.max_seq_len, 'token', commas=True)}",
         ),
+        ("trained length", _trained(model)),
         ("memory preset", model.preset),
         ("default sampling", _sampling(model.default_sampling)),
         ("end tokens", ", ".join(map(str, model.eos_token_ids)) or "none"),
@@ -63,6 +64,7 @@ def status_table(address: str, status: ClusterStatus) -> Table:
             )
         )
     rows.append(("workers", ", ".join(f"pid {pid}" for pid in status.worker_pids)))
+    rows += [("warning", warning) for warning in model.warnings]
     for name, value in rows:
         table.add_row(name, value)
     return table
@@ -76,6 +78,18 @@ def _sampling(defaults: SamplingDefaults) -> str:
     if not defaults.temperature:
         changed.insert(0, "greedy")
     return ", ".join(changed)
+
+
+def _trained(model: ModelInfo) -> str:
+    """What the model was trained for, and how far its positions go on from there."""
+    if not model.trained_tokens:
+        return "-"
+    trained = f"{model.trained_tokens:,} tokens"
+    if model.reach_tokens is None:
+        return f"{trained}; positions hold at any length"
+    if model.reach_tokens != model.trained_tokens:
+        return f"{trained}; positions hold up to {model.reach_tokens:,}"
+    return trained
 
 
 def _duration(seconds: float) -> str:

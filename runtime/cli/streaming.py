@@ -97,4 +97,6 @@ def summary(usage: Usage) -> str:
         parts.append(f"{usage.decode_tokens_per_s:.1f} tokens/s")
     if usage.recall is not None:
         parts.append(f"recall {usage.recall:.3f}")
+    if usage.beyond_tokens:
+        parts.append(f"{usage.beyond_tokens} tokens beyond the length that positions reach: not reliable")
     return ", ".join(parts)

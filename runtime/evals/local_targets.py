@@ -15,6 +15,8 @@ from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.targets import CHAT_TOKENS, Answer, prefix_of
 from moorage.runtime.evals.variants import Variant, check_names
 from moorage.runtime.presets import kv_layout, resolve_memory
+from moorage.runtime.session_limit import session_limit
+from moorage.runtime.trained_length import trained_length
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import MemorySpec
 
@@ -57,10 +59,10 @@ class LocalTargets:
         base = config.load()
         self._config, self._chat = config, chat
         self._spec = read_model_spec(base.model.path)
-        self._trained = trained or base.memory.pretraining_length or self._spec.max_position_embeddings
+        self._trained = trained or base.memory.pretraining_length or trained_length(self._spec)
         self._variants = {v.name: v for v in variants} or {base.memory.preset: Variant(base.memory.preset)}
         check_names(variants)
-        self._room = room or base.long_context.max_seq_len
+        self._room = room or session_limit(base, self._spec).max_seq_len
         self._room += CHAT_TOKENS if chat else 0
         self._engine: LocalEngine | None = None
         self._resolved: dict[tuple[str, int | None], tuple[ClusterConfig, MemorySpec]] = {}

@@ -62,7 +62,8 @@ def test_contract_file_and_defaults(tmp_path: Path) -> None:
     assert config.model.path == tmp_path / "pilot"
     assert config.kv_store.dram == 8 * 2**30
     least = load(tmp_path, "model: {path: pilot, dtype: float32}\nmemory: {preset: full}\n")
-    explicit = config.long_context.model_copy(update={"block_size": None, "local_windows_len": None})
+    unset = {"block_size": None, "local_windows_len": None, "max_seq_len": None}
+    explicit = config.long_context.model_copy(update=unset)
     assert load(tmp_path, "model: {path: pilot}\n").memory.preset == "moorage"
     assert least == config.model_copy(update={"long_context": explicit})
 

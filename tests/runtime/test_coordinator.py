@@ -21,6 +21,7 @@ from moorage.runtime.requests import (
     Token,
 )
 from moorage.runtime.scheduler import Limits, Room
+from moorage.runtime.trained_length import Reach
 from moorage.workers.errors import InvalidRequest, ResourceExhausted, StoreFull, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
@@ -95,6 +96,7 @@ def cluster(worker: CountingWorker, eos: frozenset[int], pages: int = 64, max_se
         resolve_memory=lambda _: FULL,
         kv_status=no_actors,
         shutdown=nothing,
+        reach=lambda _memory: Reach(42, "plain RoPE"),
     )
 
 
@@ -138,6 +140,7 @@ async def test_a_request_reports_progress_then_tokens_then_a_record() -> None:
     last = events[-1]
     assert isinstance(last, Finished)
     assert (last.finish_reason, last.usage.prompt_tokens, last.usage.completion_tokens) == ("length", 40, 5)
+    assert last.usage.beyond_tokens == 3, "40 and 5 tokens, of which positions reach 42"
     assert last.usage.dram_bytes == LAYOUT.num_blocks(45) * LAYOUT.page_bytes
     assert sum(len(plan.segments) for plan in worker.plans) == 3 + 4
 

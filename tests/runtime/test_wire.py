@@ -22,13 +22,16 @@ from moorage.runtime.requests import (
 from moorage.workers.errors import MoorageError
 from moorage.workers.hf_generation import SamplingDefaults
 
-FULL_USAGE = Usage(9, 4, 3, 0.5, 1.5, 6.0, 7.0, 8.0, 1 << 40, 2.5, 4096, 0.75, 0.125, 0.25)
+FULL_USAGE = Usage(9, 4, 3, 0.5, 1.5, 6.0, 7.0, 8.0, 1 << 40, 2.5, 4096, 0.75, 0.125, 0.25, 7)
 BARE_USAGE = Usage(9, 4, 3, 0.5, None, None, None, 8.0, 0, None, 0, None)
 MODEL = ModelInfo(
     *("pilot", "llama", "float16", 2048, 1 << 20, "full"),
     has_chat_template=True,
     eos_token_ids=(2, 7),
     default_sampling=SamplingDefaults(0.5, 20, 0.75, 0.125, 1.25),
+    trained_tokens=8192,
+    reach_tokens=16384,
+    warnings=("a", "b"),
 )
 
 
@@ -62,6 +65,8 @@ def test_status(rate: float | None) -> None:
         failed_steps_total=4,
     )
     assert wire.read_status(wire.status_response(status)) == status
+    unlimited = dataclasses.replace(MODEL, reach_tokens=None, warnings=())
+    assert wire.read_model(wire.model(unlimited)) == unlimited
 
 
 def test_every_field_of_a_record_is_in_its_message() -> None:

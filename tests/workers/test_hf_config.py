@@ -198,6 +198,16 @@ def test_inactive_sliding_window_is_accepted(tmp_path: Path, changes: dict[str, 
     assert read(tmp_path, **changes).num_layers == 4
 
 
+def test_a_window_that_a_longer_session_would_outgrow_is_told(tmp_path: Path) -> None:
+    """Ministral-8B names a sliding_window of 32 768 beside as many positions."""
+    ministral = {**MISTRAL, "sliding_window": 32768, "max_position_embeddings": 32768}
+    assert read(tmp_path, **ministral).sliding_window == 32768
+    assert read(tmp_path, **MISTRAL).sliding_window == 4096
+    assert read(tmp_path, **{**QWEN, "sliding_window": 4096}).sliding_window == 4096
+    assert read(tmp_path, **{**QWEN, "sliding_window": 1024, "max_window_layers": 4}).sliding_window is None
+    assert read(tmp_path, sliding_window=1024).sliding_window is None
+
+
 def test_missing_directory_and_config(tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match=r"no such model directory; set model\.path"):
         read_model_spec(tmp_path / "nowhere")

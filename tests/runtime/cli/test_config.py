@@ -8,6 +8,8 @@ from moorage.runtime.cli import main
 from moorage.runtime.config import ClusterConfig, load_cluster_config
 from moorage.runtime.presets import PRESETS, resolve_memory
 
+PILOT = Path(__file__).resolve().parents[3] / "deploy" / "models" / "moorage-pilot"
+
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as left:
@@ -39,6 +41,20 @@ def test_what_it_prints_can_be_loaded_again(
     again = tmp_path / "again.yaml"
     again.write_text(output(capsys, "config", str(cluster)))
     assert resolve_memory(load_cluster_config(again)) == resolve_memory(load_cluster_config(cluster))
+
+
+def test_the_session_length_follows_the_model_and_a_longer_one_is_warned_of(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cluster = tmp_path / "pilot.yaml"
+    cluster.write_text(f"model: {{path: {PILOT}}}\n")
+    values = yaml.safe_load(output(capsys, "config", str(cluster)))
+    assert values["long_context"]["max_seq_len"] == 512
+    with pytest.raises(SystemExit):
+        main(("config", str(cluster), "--set", "long_context.max_seq_len=4096"))
+    printed = capsys.readouterr()
+    assert yaml.safe_load(printed.out)["long_context"]["max_seq_len"] == 4096
+    assert "warning: long_context.max_seq_len: 4,096 tokens are more than the 512" in printed.err
 
 
 def test_explain_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,18 @@ def test_rows_say_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert middle["disk_bytes"] == 0
 
 
+def test_contexts_beyond_the_trained_length_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    within = sizes(capsys, "--model", "llama-3-8b", "--context", "4K,8K")
+    assert (within["trained_tokens"], within["reach_tokens"], within["max_seq_len"]) == (8192, 8192, 8192)
+    assert within["warnings"] == []
+    beyond = sizes(capsys, "--model", "llama-3-8b", "--context", "4K,32K")
+    assert "more than 8,192 tokens are beyond" in beyond["warnings"][0]
+    clamped = sizes(capsys, "--model", "llama-3-8b", "--context", "1M", "--preset", "inf-llm")
+    assert (clamped["reach_tokens"], clamped["warnings"]) == (None, [])
+    _, out, _ = run(capsys, "--model", "llama-3-8b", "--context", "32K")
+    assert "Warning: contexts of more than 8,192 tokens" in out
+
+
 def test_options_change_the_store(capsys: pytest.CaptureFixture[str]) -> None:
     plain = sizes(capsys, "--model", "llama-3-8b", "--context", "8K")
     other = sizes(

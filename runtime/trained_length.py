@@ -1,0 +1,121 @@
+"""How many tokens the positions of a session reach: the model's trained length, and what extends it.
+
+The factors are measured or published, not guaranteed: dual chunks keep pass keys and most of the perplexity up to
+16 times the trained length (README, "Beyond the trained length"; ChunkLlama: 4K to 64K), dynamic NTK of factor 1 up
+to twice. Other scalings reach what their factor says. Clamped and rolling positions never leave the trained range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from moorage.workers.spec import MemorySpec, ModelSpec, Positions, RopeSpec
+
+DUAL_CHUNK_FACTOR = 16
+DYNAMIC_FACTOR = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Tokens of a session up to which its positions hold."""
+
+    tokens: int | None
+    """None where positions stay in the trained range at any length."""
+    reason: str
+    """What sets the limit, or takes it away; a phrase for messages."""
+
+    def beyond(self, num_tokens: int) -> int:
+        """Tokens of a session of `num_tokens` that lie beyond."""
+        return 0 if self.tokens is None else max(0, num_tokens - self.tokens)
+
+
+def trained_length(model: ModelSpec) -> int:
+    """Tokens that the checkpoint was made for, its own RoPE scaling included.
+
+    `max_position_embeddings` says it, with three exceptions. linear and yarn stretch the length that they start
+    from by their factor. A checkpoint with dual chunks names the length before them.
+    """
+    rope = model.rope
+    if model.dual_chunk is not None and model.dual_chunk.original_length is not None:
+        return min(model.rope.max_position_embeddings, model.dual_chunk.original_length)
+    if rope.rope_type in ("linear", "yarn"):
+        return _times(_unscaled_length(model), rope.factor)
+    return model.rope.max_position_embeddings
+
+
+def reach(memory: MemorySpec, model: ModelSpec) -> Reach:
+    """How far positions hold under axes that `resolve_memory` settled against `model`."""
+    found = _reach_of_positions(memory, model)
+    window = model.sliding_window
+    if window is not None and (found.tokens is None or window < found.tokens):
+        return Reach(window, f"the checkpoint's sliding_window of {window:,}")
+    return found
+
+
+def _reach_of_positions(memory: MemorySpec, model: ModelSpec) -> Reach:
+    rope = _reach_of_rope(memory, model)
+    assert rope.tokens is not None
+    match memory.positions:
+        case Positions.ROPE:
+            return rope
+        case Positions.CLAMPED:
+            largest, name = memory.local_windows_len, "clamped"
+        case Positions.ROLLING:
+            largest, name = memory.n_init + memory.local_windows_len, "rolling"
+        case Positions.DCA:
+            return _reach_of_chunks(memory, model)
+    if largest > rope.tokens:
+        return Reach(rope.tokens, f"{name} positions go up to {largest:,}; {rope.reason}")
+    return Reach(None, f"{name} positions stay below {largest:,}")
+
+
+def _reach_of_chunks(memory: MemorySpec, model: ModelSpec) -> Reach:
+    own = model.dual_chunk
+    length = memory.pretraining_length or trained_length(model)
+    if own is not None and length == own.length:
+        return Reach(max(length, model.rope.max_position_embeddings), "the checkpoint's dual chunks")
+    reason = f"dual chunks, up to {DUAL_CHUNK_FACTOR} times the trained {length:,} tokens"
+    return Reach(DUAL_CHUNK_FACTOR * length, reason)
+
+
+def _reach_of_rope(memory: MemorySpec, model: ModelSpec) -> Reach:
+    rope = memory.rope or model.rope
+    trained = memory.pretraining_length or trained_length(model)
+    start = memory.pretraining_length or _unscaled_length(model)
+    if rope.rope_type == "dynamic":
+        factor = max(rope.factor, DYNAMIC_FACTOR)
+        found = Reach(_times(rope.max_position_embeddings, factor), _scaled("dynamic NTK", factor, rope))
+    elif _method(rope) == _method(model.rope):
+        name = "plain RoPE" if rope.rope_type == "default" else f"the checkpoint's {rope.rope_type} RoPE"
+        found = Reach(trained, f"{name}, trained on {trained:,} tokens")
+    elif rope.rope_type == "default":
+        found = Reach(start, f"plain RoPE, trained on {start:,} tokens")
+    elif rope.rope_type == "linear":
+        found = Reach(_times(start, rope.factor), f"linear scaling by {rope.factor:g} of {start:,} tokens")
+    else:
+        original = rope.original_max_position_embeddings or start
+        reason = f"{rope.rope_type} scaling by {rope.factor:g} of {original:,} tokens"
+        found = Reach(_times(original, rope.factor), reason)
+    assert found.tokens is not None
+    if rope.distance_scale == 1.0:
+        return found
+    stretched = max(1, int(found.tokens / rope.distance_scale))
+    return Reach(stretched, f"{found.reason}, positions times {rope.distance_scale:g}")
+
+
+def _unscaled_length(model: ModelSpec) -> int:
+    """The length that the checkpoint's scaling starts from."""
+    return model.rope.original_max_position_embeddings or model.rope.max_position_embeddings
+
+
+def _method(rope: RopeSpec) -> RopeSpec:
+    """The scaling alone, without what a session may add to it."""
+    return replace(rope, theta=10000.0, max_position_embeddings=1, fixed_length=None, distance_scale=1.0)
+
+
+def _scaled(name: str, factor: float, rope: RopeSpec) -> str:
+    return f"{name}, up to {factor:g} times {rope.max_position_embeddings:,} tokens"
+
+
+def _times(length: int, factor: float) -> int:
+    return max(1, round(length * factor))
