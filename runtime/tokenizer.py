@@ -18,6 +18,9 @@ from moorage.workers.spec import ModelSpec
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MOST_PENDING = 16
 """Tokens held back for an unfinished character; more are no character but bytes that will never be one."""
+_TEMPLATE_FILE = "chat_template.jinja"
+_SETTINGS_FILE = "tokenizer_config.json"
+_LEAST_BYTES_PER_TOKEN = 16
 _SPECIAL_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -76,9 +79,23 @@ class TextTokenizer:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     @property
+    def max_bytes_per_token(self) -> int:
+        """More bytes a token than any real text has: twice what all but a hundredth of the vocabulary keeps to.
+
+        Only long runs of one character, which have tokens of their own, come over it.
+        """
+        lengths = sorted(len(token.encode("utf-8", "replace")) for token in self._tokenizer.get_vocab())
+        return max(_LEAST_BYTES_PER_TOKEN, 2 * lengths[len(lengths) * 99 // 100] if lengths else 0)
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `render_chat` can work."""
         return self._template() is not None
+
+    @property
+    def chat_template_source(self) -> str:
+        """The file that holds the chat template, or would."""
+        return _TEMPLATE_FILE if (self._directory / _TEMPLATE_FILE).is_file() else _SETTINGS_FILE
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False) -> list[int]:  # noqa: ARG002
         """Token ids of the model's prompt for a conversation. Raises InvalidRequest as `render_chat` does."""
@@ -89,7 +106,7 @@ class TextTokenizer:
     ) -> str:
         """The model's prompt for a conversation; encode it with `add_special_tokens=False`.
 
-        Raises InvalidRequest when the model has no chat template or the template refuses the messages.
+        Raises InvalidRequest when the model has no chat template or the template refuses the messages or fails.
         """
         template = self._template()
         if template is None:
@@ -112,13 +129,25 @@ class TextTokenizer:
             )
         except jinja2.TemplateError as error:
             raise InvalidRequest(
-                f"the model's chat template refuses the messages: {_brief(error)}"
+                f"{self.chat_template_source}: the model's chat template refuses the messages: {_brief(error)}"
+            ) from error
+        except MemoryError:
+            raise
+        except Exception as error:  # a template can raise anything, such as ZeroDivisionError
+            raise InvalidRequest(
+                f"{self.chat_template_source}: the model's chat template fails with {type(error).__name__}: "
+                f"{_brief(error)}; mend the template, or send a plain prompt"
             ) from error
 
     def _template(self) -> str | None:
-        path = self._directory / "chat_template.jinja"
+        path = self._directory / _TEMPLATE_FILE
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            try:
+                return path.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise InvalidRequest(
+                    f"{path}: is no chat template ({_brief(error)}); download it again"
+                ) from error
         template = self._settings.get("chat_template")
         if isinstance(template, list):
             named = {entry["name"]: entry["template"] for entry in template}
@@ -176,7 +205,7 @@ class IncrementalDecoder:
 
 
 def _read_settings(directory: Path) -> Mapping[str, Any]:
-    path = directory / "tokenizer_config.json"
+    path = directory / _SETTINGS_FILE
     if not path.is_file():
         return {}
     try:

@@ -1,0 +1,236 @@
+"""The server's end of the text process: starts it, hands it jobs in turn, reads answers, starts it anew."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import signal
+import socket
+import subprocess
+import sys
+from array import array
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from moorage.runtime.text.body import Body, read_all
+from moorage.runtime.text.limits import PACKET_BYTES, JobLimits
+from moorage.workers.errors import InvalidRequest, ResourceExhausted, Unavailable
+
+log = structlog.get_logger()
+
+START_TIMEOUT_S = 60.0
+LONG_BYTES = 256 << 10
+"""Texts over this have a lane of their own, so that short ones never wait for them."""
+MAX_WAITING = 256
+"""Jobs of one lane that wait; more are refused."""
+MAX_WAIT_S = 60.0
+_LANES = {"short": 4, "chat": 2, "long": 1}
+"""Jobs that run at once."""
+_RETRY_S = 2.0
+_END_GRACE_S = 2.0
+
+
+class TextProcess:
+    """Implements `Text` with a process that holds the tokenizer of `model_dir`."""
+
+    def __init__(self, model_dir: Path, max_bytes_per_token: int, limits: JobLimits | None = None) -> None:
+        self._model_dir, self.max_bytes_per_token = model_dir, max_bytes_per_token
+        self._limits = limits or JobLimits()
+        self._lanes = {name: asyncio.Semaphore(count) for name, count in _LANES.items()}
+        self._waiting = dict.fromkeys(_LANES, 0)
+        self._numbers = itertools.count(1)
+        self._jobs: dict[int, asyncio.Future[int]] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The text process, while it runs."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Returns once the process has loaded the tokenizer. Raises Unavailable if it can't."""
+        if self._closed:
+            raise Unavailable("the server is stopping; ask another one or start it again")
+        if self._starting is None or (self._starting.done() and self._socket is None):
+            self._starting = self._owned(self._start())
+        await asyncio.shield(self._starting)
+
+    async def encode(self, field: str, text: Body, *, add_special_tokens: bool = True) -> array[int]:
+        """See `Text`."""
+        options = {"field": field, "add_special_tokens": add_special_tokens}
+        lane = "long" if text.num_bytes > LONG_BYTES else "short"
+        return array("I", await self._run(lane, "encode", text, options))
+
+    async def encode_chat(
+        self, contents: Body, messages: Sequence[tuple[str, int]], *, parse_special: bool = False
+    ) -> array[int]:
+        """See `Text`."""
+        lane = "long" if contents.num_bytes > LONG_BYTES else "chat"
+        layout = json.dumps(messages).encode()
+        contents.append(layout)
+        options = {"layout_bytes": len(layout), "parse_special": parse_special}
+        return array("I", await self._run(lane, "encode_chat", contents, options))
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        """See `Text`."""
+        with Body(array("I", token_ids).tobytes()) as body:
+            lane = "long" if body.num_bytes > LONG_BYTES else "short"
+            return (await self._run(lane, "decode", body, {})).decode("utf-8")
+
+    async def close(self) -> None:
+        """Ends the process and its jobs. Safe to call twice."""
+        self._closed = True
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._end()
+
+    def _owned(self, start: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task whose failure is logged; the next job tries anew."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception() is not None:
+                log.error("text process did not start", reason=str(task.exception()))
+
+        task = asyncio.create_task(start)
+        task.add_done_callback(ended)
+        return task
+
+    async def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        command = [sys.executable, "-m", "moorage.runtime.text.child", str(self._model_dir)]
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, str(theirs.fileno()), json.dumps(asdict(self._limits))],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        hello = b""
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    hello = await asyncio.get_running_loop().sock_recv(ours, PACKET_BYTES)
+        finally:
+            if not hello:
+                ours.close()
+                await self._end()
+        if not hello:
+            raise Unavailable("the text process did not start; the server's log says why")
+        self._socket = ours
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._on_packet)
+
+    async def _end(self) -> None:
+        """Closes the socket, which ends the process, and waits for it."""
+        process, self._process = self._process, None
+        self._disconnect()
+        if process is None:
+            return
+        try:
+            await asyncio.to_thread(process.wait, _END_GRACE_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            await asyncio.to_thread(process.wait)
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+        jobs, self._jobs = self._jobs, {}
+        for ended in jobs.values():
+            if not ended.done():
+                ended.set_exception(
+                    Unavailable("the text process ended, and starts again; send it once more")
+                )
+
+    def _on_packet(self) -> None:
+        assert self._socket is not None
+        packet = self._socket.recv(PACKET_BYTES)
+        if packet:
+            told = json.loads(packet)
+            ended = self._jobs.pop(told["job"], None)
+            if ended is not None and not ended.done():
+                ended.set_result(told["code"])
+            return
+        process, self._process = self._process, None
+        self._disconnect()
+        code = None if process is None else process.poll()
+        log.error("text process ended", pid=None if process is None else process.pid, code=code)
+        self._starting = self._owned(self._restart(process))
+
+    async def _restart(self, ended: subprocess.Popen[bytes] | None) -> None:
+        if ended is not None:
+            await asyncio.to_thread(ended.wait)
+        await self._start()
+        log.info("text process started again", pid=self.pid)
+
+    async def _run(self, lane: str, job: str, text: Body, options: Mapping[str, Any]) -> bytes:
+        """The bytes that a job answers. Cancelling ends it."""
+        async with self._turn(lane):
+            await self.start()
+            with Body() as answer:
+                code = await self._ended(job, options, text, answer)
+                line, _, rest = read_all(answer.fd).partition(b"\n")
+                told = json.loads(line or b"{}")
+        if code == 0 and not told:
+            return rest
+        raise InvalidRequest(told["error"] if "error" in told else self._told(code, told))
+
+    @asynccontextmanager
+    async def _turn(self, lane: str) -> AsyncIterator[None]:
+        if self._waiting[lane] >= MAX_WAITING:
+            raise ResourceExhausted(
+                f"{MAX_WAITING} texts wait to be tokenised; try again later", retry_after_s=_RETRY_S
+            )
+        self._waiting[lane] += 1
+        try:
+            async with asyncio.timeout(MAX_WAIT_S):
+                await self._lanes[lane].acquire()
+        except TimeoutError:
+            raise ResourceExhausted(
+                f"the text waited {MAX_WAIT_S:g} s behind others to be tokenised; try again later",
+                retry_after_s=_RETRY_S,
+            ) from None
+        finally:
+            self._waiting[lane] -= 1
+        try:
+            yield
+        finally:
+            self._lanes[lane].release()
+
+    async def _ended(self, job: str, options: Mapping[str, Any], text: Body, answer: Body) -> int:
+        """The exit code of a job's child; negative for the signal that ended it."""
+        number = next(self._numbers)
+        if self._socket is None:
+            raise Unavailable("the text process ended, and starts again; send it once more")
+        ended = self._jobs[number] = asyncio.get_running_loop().create_future()
+        packet = json.dumps({"job": number, "do": job, "options": options}).encode()
+        socket.send_fds(self._socket, [packet], [text.fd, answer.fd])
+        try:
+            return await ended
+        finally:
+            if self._jobs.pop(number, None) is not None and self._socket is not None:
+                self._socket.send(json.dumps({"cancel": number}).encode())
+
+    def _told(self, code: int, told: Mapping[str, Any]) -> str:
+        """Why a child ended before it answered, in one line."""
+        stage = told.get("stage") or "tokenizer.json: the tokenizer"
+        num_bytes = told.get("num_bytes", 0)
+        advice = "shorten the text, or send token ids"
+        if code == -signal.SIGXCPU:
+            return f"{stage} needs more than {self._limits.cpu_s(num_bytes)} s of CPU time for this input; {advice}"
+        if told.get("memory") or code == -signal.SIGABRT:
+            mebibytes = self._limits.memory_bytes(num_bytes) >> 20
+            return f"{stage} needs more than {mebibytes} MiB of memory for this input; {advice}"
+        return f"{stage} ended with status {code} on this input; {advice}"
