@@ -9,7 +9,7 @@ from moorage.workers.errors import InvalidRequest
 _MOST_HOST_CHARS = 253
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://+([^/?#]*)")
 _BRACKETED = re.compile(r"\[[0-9A-Za-z:.%_-]+\]")
-_NOT_IN_A_HOST = re.compile(r"[\s\x00-\x1f\x7f/\\@?#\[\],;]")
+_NOT_IN_A_HOST = re.compile(r"[\s/\\@?#\[\],;]")
 
 
 def check_address(text: object) -> str:
@@ -50,11 +50,11 @@ def _is_address(text: str) -> bool:
 
 
 def _is_host(host: str) -> bool:
-    if not host or len(host) > _MOST_HOST_CHARS:
+    if not host or len(host) > _MOST_HOST_CHARS or not host.isprintable():
         return False
     return bool(_BRACKETED.fullmatch(host)) or not (":" in host or _NOT_IN_A_HOST.search(host))
 
 
 def _shown(address: object) -> str:
-    text = str(address) if isinstance(address, str) else repr(address)
+    text = address if isinstance(address, str) and address.isprintable() else repr(address)
     return text if len(text) <= 60 else text[:57] + "..."

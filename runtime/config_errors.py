@@ -47,6 +47,9 @@ def _complaint(error: ErrorDetails, keys: tuple[str, ...], root: type[BaseModel]
         return f"got {_shown(given)}: should be a path, as in `path: models/my-model`"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = message.replace("greater than or equal to", "at least")
+    message = message.replace("less than or equal to", "at most").replace("greater than", "above")
+    if kind == "value_error" and isinstance(given, dict):
+        return message
     if kind == "value_error":
         return f"got {_shown(given)}: {message}"
     return f"got {_shown(given)}: {message}{_fix(keys, root)}"

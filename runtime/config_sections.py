@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, Strict, field_validator, model_validator
 
 from moorage.runtime.config_types import (
     Bytes,
     Count,
     CountOrZero,
     CpuList,
+    DirectoryPath,
     HostPort,
+    Number,
     OnlyKvTypes,
     OnlySelectModes,
     PreselectChoice,
     RayAddress,
     Section,
+    Text,
+    Threads,
     Tokens,
     TokensOrAuto,
     TokensOrZero,
@@ -40,7 +43,7 @@ from moorage.workers.spec import (
 class ModelSection(Section):
     """Which model is served."""
 
-    path: Path = Field(
+    path: DirectoryPath = Field(
         description="Directory of the model in the Hugging Face layout, relative to this file; required."
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
@@ -51,7 +54,7 @@ class ModelSection(Section):
 class MemorySection(Section):
     """What a session attends: a preset, and single axes that differ from it."""
 
-    preset: str = Field("moorage", description="Named choice on all axes; `runtime presets` lists them.")
+    preset: Text = Field("moorage", description="Named choice on all axes; `runtime presets` lists them.")
     positions: Positions | None = Field(
         None,
         description="Where a query sees keys: rope (each at its own position), clamped (beyond the local window all "
@@ -84,7 +87,7 @@ class MemorySection(Section):
         description="Tokens of one chunk of dca, a multiple of block_size; default is the checkpoint's "
         "dual_chunk_attention_config, else three quarters of pretraining_length.",
     )
-    mscale: Annotated[float, Field(ge=0)] | None = Field(
+    mscale: Annotated[Number, Field(ge=0, le=100)] | None = Field(
         None,
         description="Growth of dca's attention with the length L: q and k times max(1, mscale * ln(L / "
         "pretraining_length) + 1); 0 is off, ChunkLlama has 0.05. Default is the checkpoint's.",
@@ -94,7 +97,7 @@ class MemorySection(Section):
         description="Rotary embedding in place of the checkpoint's, in transformers' words, such as "
         "{rope_type: yarn, factor: 4}.",
     )
-    rope_scaling_factor: Annotated[float, Field(gt=0)] | None = Field(
+    rope_scaling_factor: Annotated[Number, Field(gt=0, le=1e6)] | None = Field(
         None,
         description="LMDeploy's dynamic NTK in place of the checkpoint's scaling: base * (factor * L / max - "
         "(factor - 1)) ** (d / (d - 2)).",
@@ -104,10 +107,10 @@ class MemorySection(Section):
         description="L of dynamic NTK and longrope for every session; default is the prompt's length, and the "
         "current length while decoding.",
     )
-    base: Annotated[float, Field(gt=1)] | None = Field(
+    base: Annotated[Number, Field(gt=1, le=1e15)] | None = Field(
         None, description="Base of the rotary embedding in place of the checkpoint's (InfLLM)."
     )
-    distance_scale: Annotated[float, Field(gt=0)] | None = Field(
+    distance_scale: Annotated[Number, Field(ge=1e-6, le=1e6)] | None = Field(
         None, description="Factor on every position, such as 0.25 for a fourfold interpolation (InfLLM)."
     )
     rebase_every: Count = Field(
@@ -135,12 +138,12 @@ class MemorySection(Section):
     importance_queries: Count | None = Field(
         None, description="Last prompt tokens whose attention decides DYNAMIC anchors and preselection."
     )
-    lag: Annotated[int, Field(ge=0, le=1)] | None = Field(
+    lag: Annotated[int, Strict(), Field(ge=0, le=1)] | None = Field(
         None,
         description="1 attends in each step the blocks that the last step's query chose, so that a GPU computes "
         "while the next choice is made; 0 waits for each step's own.",
     )
-    lag_cosine: Annotated[float, Field(ge=-1, le=1)] | None = Field(
+    lag_cosine: Annotated[Number, Field(ge=-1, le=1)] | None = Field(
         None,
         description="With lag 1, a choice is made anew at once where the query of a head that shares it has a "
         "smaller cosine with the last step's; -1 never does, and never waits for a query.",
@@ -167,7 +170,7 @@ class MemorySection(Section):
         description="Which block leaves its device slot first: the longest unused, the oldest, or the one of the "
         "smallest decayed score (lru-s: score = score * score_decay + received attention, as InfLLM).",
     )
-    score_decay: float = Field(0.1, ge=0, le=1, description="Decay of lru-s from step to step.")
+    score_decay: Number = Field(0.1, ge=0, le=1, description="Decay of lru-s from step to step.")
 
     @field_validator("preset")
     @classmethod
@@ -188,7 +191,7 @@ class LongContextSection(Section):
         description="Most tokens of one session, prompt and generated together; default is the model's trained "
         "length, or up to 128K where positions reach further.",
     )
-    block_size: Tokens | None = Field(
+    block_size: Annotated[Tokens, Field(le=65536)] | None = Field(
         None, description="Tokens of one KV block, the unit of storage and of choice."
     )
     local_windows_len: Tokens | None = Field(
@@ -196,8 +199,10 @@ class LongContextSection(Section):
         description="Last tokens, the query included, that are always attended; they stay on the device.",
     )
     second_select_num: Count | None = Field(None, description="Blocks chosen per layer and step.")
-    threads_num: Count | None = Field(
-        None, description="CPU threads of all KV actors together; default is the host's CPU count."
+    threads_num: Threads | None = Field(
+        None,
+        description="CPU threads of all KV actors together, of which an actor uses at most one for each CPU; default "
+        "is the host's CPU count.",
     )
     anchor_type: AnchorType | None = Field(
         None,
@@ -236,7 +241,9 @@ class LongContextSection(Section):
 class KvStoreSection(Section):
     """DRAM that holds the KV cache."""
 
-    actors: Count = Field(2, description="KV actors (Ray processes) that share the cache.")
+    actors: Annotated[Count, Field(le=1024)] = Field(
+        2, description="KV actors (Ray processes) that share the cache."
+    )
     dram: Bytes = Field(8 * 1024**3, description="DRAM of all KV actors together, such as 8GiB.")
     stripe_blocks: Count = Field(
         8, description="Consecutive blocks that one actor holds before the next one follows."
@@ -287,7 +294,7 @@ class GpuWorkersSection(Section):
         False,
         description="While a layer computes on a GPU, begin to fetch the blocks that the next layer attended last.",
     )
-    num_threads: Count | None = Field(
+    num_threads: Threads | None = Field(
         None, description="CPU threads of the worker's linear layers; default is every core that it may use."
     )
 
@@ -315,8 +322,9 @@ class ServerSection(Section):
     """The gRPC server."""
 
     grpc: HostPort = Field("127.0.0.1:50051", description="HOST:PORT to listen on; port 0 takes a free one.")
-    max_message_bytes: Bytes = Field(
-        4 * 1024**2, description="Largest message the server takes; long prompts come in pieces."
+    max_message_bytes: Annotated[Bytes, Field(ge=2 * 1024**2, le=2**31 - 1)] = Field(
+        4 * 1024**2,
+        description="Largest message the server takes, at least 2MiB; long prompts come in pieces.",
     )
     max_running: Count = Field(
         8, description="Most sessions that run at once; device slots are reserved for them."
@@ -332,7 +340,9 @@ class RaySection(Section):
     address: RayAddress = Field(
         "local", description="local starts a private cluster; auto or HOST:PORT joins a running one."
     )
-    namespace: str = Field("moorage", min_length=1, description="Ray namespace of the named actors.")
+    namespace: Annotated[Text, Field(min_length=1, max_length=255)] = Field(
+        "moorage", description="Ray namespace of the named actors."
+    )
     object_store_memory: Annotated[Bytes, Field(ge=80 * 1024**2)] = Field(
         256 * 1024**2, description="Ray's object store on each host of a private cluster, at least 80MiB."
     )

@@ -9,9 +9,12 @@ from typing import Any
 
 import yaml
 
+from moorage.runtime.yaml_reading import compose, construct, parse_value, read_text
 from moorage.workers.errors import InvalidConfig
 
 PREFIX = "MOORAGE_"
+_KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
+_MOST_SHOWN = 100
 Tree = dict[str, Any]
 
 
@@ -38,6 +41,24 @@ class Source:
         self.origin[section, key] = origin
         self.origin.setdefault((section,), origin)
 
+    def put_environment(self, environ: Mapping[str, str]) -> None:
+        """Sets the values of `MOORAGE_SECTION__KEY` variables. Raises InvalidConfig with the variable."""
+        for name, value in sorted(environ.items()):
+            if name.startswith(PREFIX) and "__" in name:
+                section, key = name.removeprefix(PREFIX).lower().split("__", 1)
+                origin = f"environment {name[:_MOST_SHOWN]}"
+                self.put(section, key, _scalar(value, origin), origin)
+
+    def put_overrides(self, overrides: Iterable[str]) -> None:
+        """Sets the values of `section.key=value` flags. Raises InvalidConfig with the flag."""
+        for override in overrides:
+            origin = f"--set {_clipped(override)}"
+            name, equals, value = override.partition("=")
+            section, dot, key = name.strip().partition(".")
+            if not (equals and dot and key):
+                raise InvalidConfig(f"{origin}: should be section.key=value, as in memory.preset=full")
+            self.put(section, key, _scalar(value, origin), origin)
+
 
 def read_source(path: str | Path, overrides: Iterable[str], environ: Mapping[str, str]) -> Source:
     """The file's values, with the environment's above them and the `section.key=value` flags above all.
@@ -45,67 +66,48 @@ def read_source(path: str | Path, overrides: Iterable[str], environ: Mapping[str
     Raises InvalidConfig with file and line, variable or flag.
     """
     source = _read_file(Path(path))
-    for name, value in sorted(environ.items()):
-        if name.startswith(PREFIX) and "__" in name:
-            section, key = name.removeprefix(PREFIX).lower().split("__", 1)
-            source.put(section, key, _scalar(value, f"environment {name}"), f"environment {name}")
-    for override in overrides:
-        name, equals, value = override.partition("=")
-        section, dot, key = name.strip().partition(".")
-        if not (equals and dot and key):
-            raise InvalidConfig(f"--set {override}: should be section.key=value, as in memory.preset=full")
-        source.put(section, key, _scalar(value, f"--set {override}"), f"--set {override}")
+    source.put_environment(environ)
+    source.put_overrides(overrides)
     return source
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _scalar(text: str, origin: str) -> object:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return parse_value(text, origin)
+    except InvalidConfig as error:
+        if "not YAML" not in str(error):
+            raise
         raise InvalidConfig(f"{origin}: the value is not YAML; put it in quotes") from error
 
 
 def _read_file(path: Path) -> Source:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InvalidConfig(f"{path}: no such file; give the path of a cluster.yaml") from error
-    except IsADirectoryError as error:
-        raise InvalidConfig(f"{path}: is a directory; give the path of a cluster.yaml") from error
-    except UnicodeDecodeError as error:
-        raise InvalidConfig(f"{path}: not UTF-8 text at byte {error.start}; save it as UTF-8") from error
-    except OSError as error:
-        raise InvalidConfig(f"{path}: can't be read ({error.strerror}); check its permissions") from error
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        source = Source(path, {})
-        if root is None:
-            raise InvalidConfig(f"{path}:1: the file is empty; the least it needs is `model: {{path: DIR}}`")
-        if not isinstance(root, yaml.MappingNode):
-            raise InvalidConfig(
-                f"{path}:1: not a mapping of sections; it should begin like `model: {{path: DIR}}`"
-            )
-        _record_lines(source, root, ())
-        # a section with all its keys commented out reads as None
-        source.values = {key: {} if part is None else part for key, part in yaml.safe_load(text).items()}
-    except yaml.YAMLError as error:
-        raise InvalidConfig(_not_yaml(path, error)) from error
+    root = compose(read_text(path, "the path of a cluster.yaml"), str(path))
+    source = Source(path, {})
+    if root is None:
+        raise InvalidConfig(f"{path}:1: the file is empty; the least it needs is `model: {{path: DIR}}`")
+    if not isinstance(root, yaml.MappingNode):
+        raise InvalidConfig(
+            f"{path}:1: not a mapping of sections; it should begin like `model: {{path: DIR}}`"
+        )
+    _record_lines(source, root, ())
+    # a section with all its keys commented out reads as None
+    source.values = {key: {} if part is None else part for key, part in construct(root, str(path)).items()}
     return source
-
-
-def _not_yaml(path: Path, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    line = mark.line + 1 if mark else 1
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "unreadable"
-    return f"{path}:{line}: not YAML ({problem}); correct this line"
 
 
 def _record_lines(source: Source, node: yaml.MappingNode, above: tuple[str, ...]) -> None:
     for key_node, value_node in node.value:
-        keys = (*above, str(key_node.value))
         origin = f"{source.path}:{key_node.start_mark.line + 1}"
-        if keys in source.origin:
-            raise InvalidConfig(f"{origin}: {'.'.join(keys)} is given twice; keep one of the two")
+        if key_node.tag not in _KEY_TAGS:
+            shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "a mapping or list"
+            raise InvalidConfig(
+                f"{origin}: got {shown[:40] or 'nothing'} as a key; keys are words such as chunk_size"
+            )
+        keys = (*above, str(key_node.value))
         source.origin[keys] = origin
         if isinstance(value_node, yaml.MappingNode):
             _record_lines(source, value_node, keys)

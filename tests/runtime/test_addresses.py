@@ -39,6 +39,8 @@ def test_addresses(text: str) -> None:
         ("a\0b:1", "should be HOST:PORT"),
         ("x" * 300 + ":1", "should be HOST:PORT"),
         ("host:٣", "should be HOST:PORT"),
+        ("\ud800", "should be HOST:PORT"),
+        ("http://\ud800:1", "without http://"),
         (50051, "should be HOST:PORT"),
         (None, "should be HOST:PORT"),
     ],

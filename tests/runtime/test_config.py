@@ -160,10 +160,10 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
             "chunk_size: 2048 is not a multiple of exc_block_size 96",
         ),
         ("long_context: {chunk_size: automatic}", "chunk_size: got 'automatic': should be a token count"),
-        ("memory: {lag: 2}", "memory.lag: got 2: should be less than or equal to 1"),
+        ("memory: {lag: 2}", "memory.lag: got 2: should be at most 1"),
         (
             "memory: {lag: 1, lag_cosine: 1.1}",
-            "memory.lag_cosine: got 1.1: should be less than or equal to 1",
+            "memory.lag_cosine: got 1.1: should be at most 1",
         ),
         ("memory: {lag: 1, lag_cosine: .nan}", "memory.lag_cosine: got nan"),
         (
