@@ -1,11 +1,16 @@
-"""Addresses of servers: HOST:PORT, and one line on what to write for anything else."""
+"""Addresses of servers: HOST:PORT, where one is found, and one line on what to write for anything else."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 
 from moorage.workers.errors import InvalidRequest
 
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+VARIABLE = "MOORAGE_ADDRESS"
+"""Environment variable that names the server where no address is given."""
 _MOST_HOST_CHARS = 253
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://+([^/?#]*)")
 _BRACKETED = re.compile(r"\[[0-9A-Za-z:.%_-]+\]")
@@ -42,6 +47,17 @@ def server_target(address: object, given_as: str = "address") -> str:
             f"{given_as} {_shown(address)}: nothing answers at port 0; give the port that `runtime status` shows"
         )
     return text
+
+
+def environment_address(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The address in $MOORAGE_ADDRESS; None where it is not set or empty. Raises as `server_target` does."""
+    value = environ.get(VARIABLE, "").strip()
+    return server_target(value, VARIABLE) if value else None
+
+
+def client_address(address: str | None) -> str:
+    """The address given, that of $MOORAGE_ADDRESS, or the default. Raises as `server_target` does."""
+    return server_target(address) if address is not None else environment_address() or DEFAULT_ADDRESS
 
 
 def _is_address(text: str) -> bool:

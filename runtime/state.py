@@ -9,10 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moorage.runtime.addresses import DEFAULT_ADDRESS, environment_address
 from moorage.runtime.processes import ProcessId
 from moorage.workers.errors import NotFound
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +92,11 @@ def find(address: str | None) -> ClusterRecord:
 
 
 def default_address() -> str:
-    """Where commands find the server: the only running cluster, or the default. NotFound for several."""
-    return find(None).address if running() else DEFAULT_ADDRESS
+    """Where commands find the server: $MOORAGE_ADDRESS, the only running cluster, or the default.
+
+    Raises NotFound when several run.
+    """
+    return environment_address() or (find(None).address if running() else DEFAULT_ADDRESS)
 
 
 def _file(server_pid: int) -> Path:

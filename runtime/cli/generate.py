@@ -68,7 +68,7 @@ def generate(
         session=session,
         num_logprobs=num_logprobs,
     )
-    with Client(o.server_address(address), timeout_s) as client:
+    with o.time_limit(timeout_s), Client(o.server_address(address), timeout_s) as client:
         stream = client.generate(tokens_or_text, **options)
         if as_json:
             with stream:

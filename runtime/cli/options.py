@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -12,11 +14,14 @@ import typer
 from moorage.client import GenerateOptions
 from moorage.runtime import state
 from moorage.runtime.addresses import server_target
-from moorage.workers.errors import InvalidRequest
+from moorage.workers.errors import DeadlineExceeded, InvalidRequest
 
 Address = Annotated[
     str | None,
-    typer.Option(metavar="HOST:PORT", help="The server; default is the running cluster, or 127.0.0.1:50051."),
+    typer.Option(
+        metavar="HOST:PORT",
+        help="The server. Default: $MOORAGE_ADDRESS, else the cluster that runs here, else 127.0.0.1:50051.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PromptText = Annotated[str | None, typer.Argument(help="The text; read from stdin when it is not given.")]
@@ -57,8 +62,19 @@ Timeout = Annotated[
 
 
 def server_address(address: str | None) -> str:
-    """The address given, or where a server is found."""
+    """The address given, or where a server is found. Raises InvalidRequest for what can't be an address."""
     return state.default_address() if address is None else server_target(address, "--address")
+
+
+@contextmanager
+def time_limit(timeout_s: float | None) -> Iterator[None]:
+    """Names the flag --timeout where the client's error names its parameter."""
+    try:
+        yield
+    except DeadlineExceeded:
+        if timeout_s is None:
+            raise
+        raise DeadlineExceeded(f"no answer within {timeout_s:g} s; raise --timeout or ask for less") from None
 
 
 def given(**options: object) -> GenerateOptions:

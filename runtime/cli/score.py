@@ -33,6 +33,7 @@ def score(
     """Tell how likely a text is under the model."""
     tokens_or_text = o.read_prompt(text, prompt_file, token_ids_file)
     with (
+        o.time_limit(timeout_s),
         Client(o.server_address(address), timeout_s) as client,
         client.score_stream(tokens_or_text, preset=preset) as stream,
     ):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from moorage.runtime import processes, state
-from moorage.runtime.addresses import server_target
+from moorage.runtime.addresses import environment_address, server_target
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_note
 from moorage.runtime.state import ClusterRecord
@@ -20,14 +20,17 @@ _SWEEP_GRACE_S = 5.0
 @app.command(epilog=examples("runtime stop", "runtime stop --address 127.0.0.1:50051"))
 def stop(
     address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Which cluster, when several run here.")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Which cluster. Default: $MOORAGE_ADDRESS, else the only one here."
+        ),
     ] = None,
     timeout_s: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", min=0, help="Kill what still runs after this.")
     ] = 30.0,
 ) -> None:
     """Stop a cluster that was launched on this host, with all its processes."""
-    record = state.find(None if address is None else server_target(address, "--address"))
+    record = state.find(environment_address() if address is None else server_target(address, "--address"))
     killed = end_cluster(record, timeout_s)
     if killed:
         print_note(f"{counted(killed, 'process')} did not stop within {timeout_s:g} s and had to be killed")

@@ -1,4 +1,6 @@
-"""The client SDK: `Client` and `AsyncClient`. Needs neither torch nor ray.
+"""The client SDK: `Client` and `AsyncClient`, what they return, and the errors that they raise.
+
+Needs neither torch nor ray. Every error is a `MoorageError` of one line.
 
 >>> from moorage.client import Client
 >>> with Client("127.0.0.1:50051") as client:
@@ -26,27 +28,43 @@ from moorage.runtime.requests import (
     Token,
     Usage,
 )
+from moorage.workers.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    MoorageError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 
 __all__ = [
     "Accepted",
     "AsyncClient",
     "AsyncGenerateStream",
     "AsyncScoreStream",
+    "Cancelled",
     "Client",
     "ClusterStatus",
+    "DeadlineExceeded",
     "Finished",
     "GenerateEvent",
     "GenerateOptions",
     "GenerateResult",
     "GenerateStream",
+    "InvalidRequest",
     "KvActorStatus",
     "ModelInfo",
+    "MoorageError",
+    "NotFound",
     "Progress",
     "Prompt",
     "PromptLogprobs",
+    "ResourceExhausted",
     "ScoreEvent",
     "ScoreResult",
     "ScoreStream",
     "Token",
+    "Unavailable",
     "Usage",
 ]

@@ -23,7 +23,7 @@ from moorage.client.types import (
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
 from moorage.runtime import wire
-from moorage.runtime.addresses import server_target
+from moorage.runtime.addresses import client_address
 from moorage.runtime.requests import ClusterStatus, ModelInfo
 from moorage.workers.errors import Cancelled, DeadlineExceeded
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 class AsyncEventStream(Generic[Event, Result]):
     """Events as they arrive. Leaving an `async with` early, or `cancel`, stops the work on the server.
 
-    Iterating and `result` raise the errors of `moorage.workers.errors`.
+    Iterating and `result` raise the errors of `moorage.client`.
     """
 
     def __init__(
@@ -81,14 +81,16 @@ AsyncScoreStream = AsyncEventStream[ScoreEvent, ScoreResult]
 
 
 class AsyncClient:
-    """Talks to one server. `timeout_s` is the time limit of each call; None waits as long as it takes.
+    """Talks to one server, by default that of $MOORAGE_ADDRESS or 127.0.0.1:50051.
+
+    `timeout_s` is the time limit of each call; None waits as long as it takes.
 
     >>> async with AsyncClient("127.0.0.1:50051") as client:
     ...     result = await client.generate("Once upon a time", max_new_tokens=32).result()
     """
 
-    def __init__(self, address: str, timeout_s: float | None = None) -> None:
-        self.address, self.timeout_s = server_target(address), timeout_s
+    def __init__(self, address: str | None = None, timeout_s: float | None = None) -> None:
+        self.address, self.timeout_s = client_address(address), messages.time_limit(timeout_s)
         self._channel = grpc.aio.insecure_channel(self.address, options=channels.OPTIONS)
         self._stub = MoorageStub(self._channel)
         self._connected = False
@@ -155,6 +157,7 @@ class AsyncClient:
 
     async def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Returns once the server answers requests. Raises DeadlineExceeded after `timeout_s`."""
+        messages.time_limit(timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
                 while not await self.is_ready():
@@ -163,7 +166,8 @@ class AsyncClient:
             raise DeadlineExceeded(channels.not_ready(self.address, timeout_s)) from None
 
     def _starter(self, method: Any, requests: Iterator[Any], timeout_s: float | None) -> Callable[[], Any]:
-        return lambda: method(requests, timeout=self.timeout_s if timeout_s is None else timeout_s)
+        limit_s = messages.time_limit(timeout_s)
+        return lambda: method(requests, timeout=self.timeout_s if limit_s is None else limit_s)
 
     async def _unary(self, method: Any, request: Any) -> Any:
         await self._connect()

@@ -57,6 +57,11 @@ _ERRORS: dict[grpc.StatusCode, type[MoorageError]] = {
 }
 
 
+def error_classes() -> set[type[MoorageError]]:
+    """The classes of all errors that `error_of` and a client itself raise."""
+    return {MoorageError, ResourceExhausted, *_ERRORS.values()}
+
+
 def unreachable(address: str) -> Unavailable:
     """The error of a server that could not be reached."""
     return Unavailable(

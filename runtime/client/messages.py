@@ -26,9 +26,11 @@ def generate_requests(prompt: Prompt, options: GenerateOptions) -> Iterator[pb.G
         raise TypeError(f"generate() has no option {unknown[0]!r}; it has {', '.join(_FIELDS)}")
     parameters = pb.GenerateParameters()
     for name, value in options.items():
+        if value is None:
+            continue
         if name == "stop":
             parameters.stop.extend(_strings(name, value))
-        elif value is not None:
+        else:
             _set(parameters if name in _GENERATION_FIELDS else parameters.sampling, name, value)
     pieces = _pieces(prompt)
     return chain(
@@ -38,7 +40,9 @@ def generate_requests(prompt: Prompt, options: GenerateOptions) -> Iterator[pb.G
 
 def score_requests(text: str | bytes | Sequence[int], preset: str | None) -> Iterator[pb.ScoreRequest]:
     """The messages of one scoring. Raises InvalidRequest at once for what can't be sent."""
-    parameters = pb.ScoreParameters(preset=preset or "")
+    parameters = pb.ScoreParameters()
+    if preset is not None:
+        _set(parameters, "preset", preset)
     pieces = _pieces(text)
     return chain([pb.ScoreRequest(parameters=parameters)], (pb.ScoreRequest(piece=piece) for piece in pieces))
 
@@ -76,20 +80,36 @@ def detokenize_request(token_ids: Sequence[int]) -> pb.DetokenizeRequest:
     return pb.DetokenizeRequest(token_ids=_ids(token_ids).ids)
 
 
-def text_bytes(text: str | bytes) -> bytes:
-    """UTF-8 of a text; bytes pass as they are. Raises InvalidRequest for a lone surrogate."""
+def time_limit(timeout_s: float | None) -> float | None:
+    """The time limit as it was given. Raises InvalidRequest for what is no number of seconds over 0."""
+    if timeout_s is None or (isinstance(timeout_s, int | float) and timeout_s > 0):
+        return timeout_s
+    raise InvalidRequest(
+        f"timeout_s: {str(timeout_s)[:40]!r} is no number of seconds over 0; None sets no limit"
+    )
+
+
+def text_bytes(text: str | bytes, field: str = "text") -> bytes:
+    """UTF-8 of a text; bytes pass as they are. Raises InvalidRequest for a lone surrogate or another type."""
     if isinstance(text, bytes):
         return text
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{field}: must be str or bytes, not {type(text).__name__}")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"text: is not valid Unicode at character {error.start}; remove it") from None
+        raise InvalidRequest(f"{field}: is not valid Unicode at character {error.start}; remove it") from None
 
 
 def _pieces(prompt: Prompt) -> Iterator[pb.PromptPiece]:
     if isinstance(prompt, str | bytes):
-        data = text_bytes(prompt)
+        data = text_bytes(prompt, "prompt")
         return (pb.PromptPiece(text=part) for part in _split(data))
+    if isinstance(prompt, Mapping) or not (hasattr(prompt, "__len__") and hasattr(prompt, "__getitem__")):
+        raise InvalidRequest(
+            "prompt: must be str, bytes, a list of token ids or a list of chat messages, "
+            f"not {type(prompt).__name__}"
+        )
     if len(prompt) and isinstance(prompt[0], Mapping):
         return _chat_pieces(cast("Sequence[Mapping[str, str]]", prompt))
     ids = cast("Sequence[int]", prompt)
@@ -101,8 +121,11 @@ def _pieces(prompt: Prompt) -> Iterator[pb.PromptPiece]:
 def _chat_pieces(messages: Sequence[Mapping[str, str]]) -> Iterator[pb.PromptPiece]:
     pieces = []
     for place, message in enumerate(messages):
-        if not message.get("role") or not isinstance(message.get("content"), str):
-            raise InvalidRequest(f'message {place + 1}: must have a "role" and a "content" of text')
+        fields = (message.get("role"), message.get("content")) if isinstance(message, Mapping) else ()
+        if not fields or not all(isinstance(field, str) for field in fields) or not fields[0]:
+            raise InvalidRequest(
+                f'message {place + 1}: must be a mapping with a "role" and a "content" of text'
+            )
         role = message["role"]
         for part in _split(text_bytes(message["content"])):
             pieces.append(pb.PromptPiece(message=pb.ChatMessage(role=role, content=part)))
@@ -132,6 +155,10 @@ def _set(message: Message, name: str, value: Any) -> None:
 
 
 def _strings(name: str, value: Any) -> Sequence[str]:
-    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         raise InvalidRequest(f"{name}: must be a list of strings; send it as one")
+    for item in value:
+        if not isinstance(item, str):
+            raise InvalidRequest(f"{name}: must hold strings only, not {type(item).__name__}")
+        text_bytes(item, name)
     return cast("Sequence[str]", value)

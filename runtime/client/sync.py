@@ -23,7 +23,7 @@ from moorage.client.types import (
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
 from moorage.runtime import wire
-from moorage.runtime.addresses import server_target
+from moorage.runtime.addresses import client_address
 from moorage.runtime.requests import ClusterStatus, ModelInfo
 from moorage.workers.errors import DeadlineExceeded
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 class EventStream(Generic[Event, Result]):
     """Events as they arrive. Leaving a `with` early, or `cancel`, stops the work on the server.
 
-    Iterating and `result` raise the errors of `moorage.workers.errors`.
+    Iterating and `result` raise the errors of `moorage.client`.
     """
 
     def __init__(
@@ -72,15 +72,17 @@ ScoreStream = EventStream[ScoreEvent, ScoreResult]
 
 
 class Client:
-    """Talks to one server. `timeout_s` is the time limit of each call; None waits as long as it takes.
+    """Talks to one server, by default that of $MOORAGE_ADDRESS or 127.0.0.1:50051.
+
+    `timeout_s` is the time limit of each call; None waits as long as it takes.
 
     >>> with Client("127.0.0.1:50051") as client:
     ...     for event in client.generate("Once upon a time", max_new_tokens=32):
     ...         print(event)
     """
 
-    def __init__(self, address: str, timeout_s: float | None = None) -> None:
-        self.address, self.timeout_s = server_target(address), timeout_s
+    def __init__(self, address: str | None = None, timeout_s: float | None = None) -> None:
+        self.address, self.timeout_s = client_address(address), messages.time_limit(timeout_s)
         self._channel = grpc.insecure_channel(self.address, options=channels.OPTIONS)
         self._stub = MoorageStub(self._channel)
         self._connected = False
@@ -146,6 +148,7 @@ class Client:
 
     def wait_until_ready(self, timeout_s: float = 120.0) -> None:
         """Returns once the server answers requests. Raises DeadlineExceeded after `timeout_s`."""
+        messages.time_limit(timeout_s)
         until_s = time.monotonic() + timeout_s
         while not self.is_ready():
             if time.monotonic() >= until_s:
@@ -153,8 +156,9 @@ class Client:
             time.sleep(channels.READY_POLL_S)
 
     def _open(self, method: Any, requests: Iterator[Any], timeout_s: float | None) -> Any:
+        limit_s = messages.time_limit(timeout_s)
         self._connect()
-        return method(requests, timeout=self.timeout_s if timeout_s is None else timeout_s)
+        return method(requests, timeout=self.timeout_s if limit_s is None else limit_s)
 
     def _call(self, method: Any, request: Any) -> Any:
         self._connect()

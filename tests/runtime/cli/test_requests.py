@@ -178,6 +178,30 @@ def test_nobody_listens(cli: Cli) -> None:
     assert b"error: no server answers at 127.0.0.1:1; start one with" in finished.stderr
 
 
+def test_a_time_limit_names_its_flag(server: ToyServer, cli: Cli) -> None:
+    words = ["x", "--session", "endless", "--timeout", 0.3, "--address", server.address]
+    finished = cli("generate", *words)
+    assert finished.returncode == 1
+    assert finished.stderr == b"error: no answer within 0.3 s; raise --timeout or ask for less\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("generate", "x"), ("chat",), ("score", "x"), ("tokenize", "x"), ("status",), ("stop",)]
+)
+def test_the_environment_names_the_server(
+    server: ToyServer, cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("MOORAGE_ADDRESS", server.address)
+    finished = cli(*arguments)
+    if arguments == ("stop",):
+        assert b"no cluster runs on this host" in finished.stderr
+    else:
+        assert finished.returncode == 0, finished.stderr
+    monkeypatch.setenv("MOORAGE_ADDRESS", "http://127.0.0.1:9")
+    finished = cli(*arguments)
+    assert finished.stderr.startswith(b"error: MOORAGE_ADDRESS http://127.0.0.1:9: should be HOST:PORT")
+
+
 def test_ctrl_c_stops_the_work(server: ToyServer) -> None:
     server.engine.ended.clear()
     # A shell's background job ignores SIGINT, and so would what it starts.

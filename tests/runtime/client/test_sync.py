@@ -10,16 +10,22 @@ from collections.abc import Iterator
 
 import pytest
 
-from moorage.client import Accepted, Client, Finished, Progress, Token
-from moorage.workers.errors import (
+import moorage.client
+from moorage.client import (
+    Accepted,
     Cancelled,
+    Client,
     DeadlineExceeded,
+    Finished,
     InvalidRequest,
     MoorageError,
     NotFound,
+    Progress,
     ResourceExhausted,
+    Token,
     Unavailable,
 )
+from moorage.client.channel import error_classes
 from tests.toy_engine import BOS, VOCAB_SIZE
 from tests.toy_server import ToyServer, toy_server
 
@@ -110,6 +116,12 @@ def test_unary_calls(client: Client) -> None:
         ({"top_k": 2**40}, InvalidRequest),
         ({"top_k": "many"}, InvalidRequest),
         ({"stop": "one string"}, InvalidRequest),
+        ({"stop": 5}, InvalidRequest),
+        ({"stop": ["a", 5]}, InvalidRequest),
+        ({"stop": ["\ud800"]}, InvalidRequest),
+        ({"session": 5}, InvalidRequest),
+        ({"timeout_s": "soon"}, InvalidRequest),
+        ({"timeout_s": math.nan}, InvalidRequest),
         ({"model": "other"}, NotFound),
         ({"preset": "busy"}, ResourceExhausted),
         ({"preset": "broken"}, MoorageError),
@@ -124,10 +136,42 @@ def test_errors_have_the_server_s_classes(client: Client, options: dict[str, obj
         assert caught.value.retry_after_s == 1.5  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("prompt", [[-1], [1.5], ["a"], [2**32], [{"role": "user"}], [{"content": "x"}]])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *(None, 5, {"role": "user", "content": "x"}, {1, 2}, iter([1, 2])),
+        *([-1], [1.5], ["a"], [2**32], [None], [[1]]),
+        *([{"role": "user"}], [{"content": "x"}], [{"role": 5, "content": "x"}]),
+        *([{"role": "user", "content": None}], [{"role": "user", "content": "x"}, "y"]),
+    ],
+)
 def test_prompts_that_cannot_be_sent(client: Client, prompt: list[object]) -> None:
     with pytest.raises(InvalidRequest):
         client.generate(prompt)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", [None, 5, ["a"]])
+def test_texts_that_can_not_be_sent(client: Client, text: object) -> None:
+    with pytest.raises(InvalidRequest, match="text: must be str or bytes"):
+        client.tokenize(text)  # type: ignore[arg-type]
+
+
+def test_an_option_of_none_is_not_given(server: ToyServer, client: Client) -> None:
+    client.generate("a", stop=None, max_new_tokens=None).result()  # type: ignore[arg-type]
+    assert server.engine.seen[-1].stop == ()  # type: ignore[union-attr]
+
+
+def test_every_error_that_a_client_raises_is_exported() -> None:
+    for error in error_classes():
+        assert getattr(moorage.client, error.__name__) is error
+        assert error.__name__ in moorage.client.__all__
+
+
+def test_the_environment_names_the_server(server: ToyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOORAGE_ADDRESS", server.address)
+    with Client() as client:
+        assert client.address == server.address
+        assert client.is_ready()
 
 
 def test_text_with_a_lone_surrogate(client: Client) -> None:
