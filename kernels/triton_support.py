@@ -39,6 +39,14 @@ def num_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that one program may ask for on a GPU; on the CPU, under the interpreter, that of Hopper."""
+    if device.type != "cuda":
+        return 227 * 1024
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+
+
 def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
     """The arrays on the device, by one copy from pinned memory that does not wait."""
     arrays = [np.ascontiguousarray(array) for array in arrays]

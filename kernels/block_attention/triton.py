@@ -26,6 +26,7 @@ MIN_ROWS = 16
 """Least side of a matrix product."""
 TILE_ELEMENTS = 4096
 """Keys of a tile, whose two halves are held as fp32 while they are rotated: more would spill registers on Hopper."""
+MOST_SPLITS = 128
 ENTRY_FIELDS = 6
 """slot, begin, end, query row, turn row, whether keys are rotated."""
 
@@ -249,9 +250,13 @@ OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16
 
 
 def splits_for(num_entries: int, num_programs: int, device: torch.device) -> int:
-    """Shares of each list that fill the device, where `num_programs` work on one share each."""
+    """Shares of each list that fill the device, where `num_programs` work on one share each.
+
+    The number is a power of two. Each number of shares compiles a merge of its own, so there are few of them.
+    """
     wanted = SPLIT_WAVES * num_processors(device) / max(num_programs, 1)
-    return max(1, min(num_entries, math.ceil(wanted), 128))
+    nearest = 1 << max(0, round(math.log2(max(wanted, 1.0))))
+    return min(nearest, power_of_2(num_entries), MOST_SPLITS)
 
 
 def attend_blocks(

@@ -9,22 +9,22 @@ import triton.language as tl
 from moorage.kernels.triton_support import power_of_2
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_parts"])
 def _merge(
     outs,
     lses,
     out,
     lse,
     num_rows,
+    num_parts,
     DIM: tl.constexpr,
-    NUM_PARTS: tl.constexpr,
     PAD_DIM: tl.constexpr,
     PAD_PARTS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     part = tl.arange(0, PAD_PARTS)
     channel = tl.arange(0, PAD_DIM)
-    part_lse = tl.load(lses + part * num_rows + row, mask=part < NUM_PARTS, other=-float("inf"))
+    part_lse = tl.load(lses + part * num_rows + row, mask=part < num_parts, other=-float("inf"))
     peak = tl.max(part_lse, axis=0)
     # Without any key all parts are -inf; a difference of infinities would be NaN.
     weights = tl.exp(part_lse - tl.where(peak == -float("inf"), 0.0, peak))
@@ -38,13 +38,16 @@ def _merge(
 
 
 def merge_lse(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """See the package; outs [n, ..., D] contiguous, lses [n, ...] in fp32."""
+    """See the package; outs [n, ..., D] contiguous, lses [n, ...] in fp32.
+
+    The number of parts is an argument of the kernel, so that another number compiles at most another power of two.
+    """
     num_parts, dim = len(outs), outs.shape[-1]
     outs, lses = outs.contiguous(), lses.float().contiguous()
     out = torch.empty(outs.shape[1:], dtype=torch.float32, device=outs.device)
     lse = torch.empty(lses.shape[1:], dtype=torch.float32, device=outs.device)
     if lse.numel():
         _merge[(lse.numel(),)](
-            outs, lses, out, lse, lse.numel(), dim, num_parts, power_of_2(dim, 16), power_of_2(num_parts, 2)
+            outs, lses, out, lse, lse.numel(), num_parts, dim, power_of_2(dim, 16), power_of_2(num_parts, 2)
         )
     return out, lse

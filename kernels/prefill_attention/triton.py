@@ -6,11 +6,13 @@ attention takes over, which is faster on dense pieces.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 
-from moorage.kernels.triton_support import power_of_2
+from moorage.kernels.triton_support import power_of_2, shared_bytes
 
 Band = tuple[int, int]
 Partial = tuple[torch.Tensor, torch.Tensor]
@@ -19,6 +21,29 @@ EVERYTHING = 1 << 30
 """A distance that no two tokens have."""
 FLASH_HEAD_SIZE = 256
 """Largest head of torch's flash attention."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Queries and keys of one step of the kernel, and how many steps' keys are loaded ahead."""
+
+    rows: int
+    keys: int
+    stages: int
+
+    def shared_bytes(self, dim: int, itemsize: int) -> int:
+        """Upper bound of the shared memory that a program needs: queries, keys and values in flight, weights."""
+        flying = 2 * self.keys * dim * self.stages
+        return (self.rows * dim + flying + self.rows * self.keys) * itemsize
+
+
+def tiles_for(dim: int, dtype: torch.dtype, limit_bytes: int) -> Tiles:
+    """The largest tiles of a head of `dim` channels that fit `limit_bytes` of shared memory."""
+    wide = dim > 128 or dtype == torch.float32
+    shapes = ((64, 32), (32, 32), (32, 16)) if wide else ((128, 64), (64, 64), (64, 32), (32, 32), (32, 16))
+    tried = [Tiles(rows, keys, stages) for rows, keys in shapes for stages in (3, 2)]
+    fitting = (tiles for tiles in tried if tiles.shared_bytes(dim, dtype.itemsize) <= limit_bytes)
+    return next(fitting, Tiles(16, 16, 1))
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_keys", "shift", "least", "most"])
@@ -119,9 +144,8 @@ def _by_kernel(
     out = torch.empty(q.shape, dtype=torch.float32, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     padded = power_of_2(dim, 16)
-    wide = padded > 128 or q.dtype == torch.float32
-    rows, keys = (64, 32) if wide else (128, 64)
-    rows, keys = min(rows, power_of_2(num_rows, 16)), min(keys, power_of_2(k.shape[1], 16))
+    tiles = tiles_for(padded, q.dtype, shared_bytes(q.device))
+    rows, keys = min(tiles.rows, power_of_2(num_rows, 16)), min(tiles.keys, power_of_2(k.shape[1], 16))
     _attend[(-(-num_rows // rows), num_heads)](
         q,
         k,
@@ -143,6 +167,7 @@ def _by_kernel(
         rows,
         keys,
         num_warps=8 if rows == 128 else 4,
+        num_stages=tiles.stages,
     )
     return out, lse
 

@@ -12,9 +12,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
-HOPPER = GPUTarget("cuda", 90, 32)
-MAX_SHARED_BYTES = 227 * 1024
-"""Shared memory that one program may ask for on Hopper."""
 OPTIONS = ("num_warps", "num_stages")
 
 
@@ -27,7 +24,12 @@ class Compiled:
     machine_code: bytes
 
 
-def compile_launches(run: Callable[[], object], target: GPUTarget = HOPPER) -> list[Compiled]:
+def gpu(capability: int) -> GPUTarget:
+    """A CUDA GPU of a compute capability: 90 is Hopper, 89 is Ada."""
+    return GPUTarget("cuda", capability, 32)
+
+
+def compile_launches(run: Callable[[], object], target: GPUTarget) -> list[Compiled]:
     """Calls `run`, whose tensors lie on the CPU, and compiles each kernel that it launches instead of running it."""
     found: list[Compiled] = []
 

@@ -7,17 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+# The bytes of shared memory that one program may ask for, and the compute capability.
+HOPPER = (227 * 1024, 90)
+ADA = (99 * 1024, 89)
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_every_kernel_compiles_for_a_gpu_and_fits_its_shared_memory(tmp_path):
+@pytest.mark.parametrize(("shared_bytes", "capability"), [HOPPER, ADA], ids=["hopper", "ada"])
+def test_every_kernel_compiles_for_a_gpu_and_fits_its_shared_memory(tmp_path, shared_bytes, capability):
     environment = os.environ | {
         "TRITON_INTERPRET": "0",
         "TRITON_CACHE_DIR": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.triton.launches"],
+        [sys.executable, "-m", "tests.kernels.triton.launches", str(capability), str(shared_bytes)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
