@@ -18,6 +18,13 @@ class Problem:
     message: str
     fatal: bool = False
     """The cluster can't go on: the server fails its requests and ends."""
+    fails_requests: bool = False
+    """Requests that run or wait are failed; new ones are refused under any problem."""
+
+    @property
+    def severity(self) -> int:
+        """Of two problems, that with the larger one is told."""
+        return 2 * self.fatal + self.fails_requests
 
 
 class ClusterHealth:
@@ -29,16 +36,16 @@ class ClusterHealth:
 
     @property
     def problem(self) -> Problem | None:
-        """The fatal problem that came first, else the oldest one; None while all is well."""
-        fatal = (problem for problem in self._problems.values() if problem.fatal)
-        return next(fatal, next(iter(self._problems.values()), None))
+        """The most severe problem, of several the one that came first; None while all is well."""
+        return max(self._problems.values(), key=lambda problem: problem.severity, default=None)
 
-    def report(self, source: str, message: str, *, fatal: bool = False) -> None:
+    def report(self, source: str, message: str, *, fatal: bool = False, fails_requests: bool = False) -> None:
         """Notes a problem, in place of an earlier one of the same source that is not fatal."""
-        before = self._problems.get(source)
-        if before is None or not before.fatal:
-            self._problems[source] = Problem(message, fatal)
-            self._changed.set()
+        before, problem = self._problems.get(source), Problem(message, fatal, fails_requests)
+        if before == problem or (before is not None and before.fatal):
+            return
+        self._problems[source] = problem
+        self._changed.set()
 
     def clear(self, source: str) -> None:
         """Takes a problem back, unless it is fatal."""

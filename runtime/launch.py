@@ -145,10 +145,10 @@ async def _tell_health(engine: Engine, server: ApiServer) -> None:
             log.info("the cluster serves again")
         elif problem != told:
             log.error("the cluster does not serve", problem=problem.message)
+        if problem is not None and (problem.fatal or problem.fails_requests):
+            engine.fail_requests(Unavailable(problem.message))
         if problem is not None and problem.fatal:
-            error = Unavailable(f"the cluster has failed: {problem.message}")
-            engine.fail_requests(error)
-            raise error
+            raise Unavailable(f"the cluster has failed: {problem.message}")
         told = problem
 
 

@@ -8,11 +8,27 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 import psutil
 
 _POLL_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+class ProcessState(StrEnum):
+    """What the kernel says of a process, as far as it matters to those who need it."""
+
+    RUNNING = "running"
+    """It runs or sleeps, however busy it is."""
+    STOPPED = "stopped"
+    """By SIGSTOP, a terminal or a debugger; it goes on after SIGCONT."""
+    GONE = "gone"
+    """Ended, or a zombie."""
+
+
+_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+_ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +48,21 @@ class ProcessId:
             return None
 
     @property
-    def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
+    def state(self) -> ProcessState:
+        """What it does now. A later process of the same pid counts as gone."""
         try:
             process = psutil.Process(self.pid)
-            return process.create_time() == self.started_s and process.status() != psutil.STATUS_ZOMBIE
+            status = process.status()
+            if process.create_time() != self.started_s or status in _ENDED:
+                return ProcessState.GONE
         except psutil.NoSuchProcess:
-            return False
+            return ProcessState.GONE
+        return ProcessState.STOPPED if status in _STOPPED else ProcessState.RUNNING
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs, be it stopped; a zombie does not."""
+        return self.state is not ProcessState.GONE
 
     def send(self, number: signal.Signals) -> None:
         """Signals it if it is still there."""

@@ -14,7 +14,7 @@ class WorkerHandle(Protocol):
     pid: int
 
     async def step(self, plan: StepPlan) -> StepResult:
-        """One forward pass. Raises Unavailable when the worker is gone."""
+        """One forward pass. Raises Unavailable when the worker or a KV actor is gone, and what the step raised."""
 
 
 class RayWorker:
@@ -32,6 +32,11 @@ class RayWorker:
             result: StepResult = await self._actor.step.remote(plan)
         except ray.exceptions.RayActorError as error:
             raise Unavailable(
-                f"GPU worker (pid {self.pid}) is gone; start the cluster again: {type(error).__name__}"
+                f"GPU worker (pid {self.pid}) is gone; start the cluster again with `runtime launch`"
             ) from error
+        except ray.exceptions.RayTaskError as error:
+            # Ray's message is a traceback of many lines; the cause is the error as the worker raised it.
+            if isinstance(error.cause, Exception):
+                raise error.cause from None
+            raise
         return result

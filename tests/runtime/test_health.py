@@ -33,6 +33,16 @@ def test_a_fatal_problem_is_told_before_others_and_stays() -> None:
     assert health.problem == Problem("the worker is gone", fatal=True)
 
 
+def test_the_most_severe_problem_is_told() -> None:
+    health = ClusterHealth()
+    health.report("kv-0", "kv-0 is stopped")
+    health.report("kv-1", "kv-1 is stopped")
+    health.report("kv-1", "kv-1 is stopped for long", fails_requests=True)
+    assert health.problem == Problem("kv-1 is stopped for long", fails_requests=True)
+    health.clear("kv-1")
+    assert health.problem == Problem("kv-0 is stopped")
+
+
 def test_a_waiter_is_woken_by_every_change_even_by_one_that_came_before_it_waited() -> None:
     async def run() -> list[Problem | None]:
         health = ClusterHealth()

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from moorage.workers.errors import Unavailable
 from moorage.workers.kv.binding import bind_to
 from moorage.workers.kv.link import Link
+from moorage.workers.kv.mailbox_channel import Patience
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.messages import (
@@ -205,7 +206,8 @@ def connect(
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
         raise Unavailable(f"KV actor {actor}: {_first_line(error)}; see that it runs") from error
     if key == host_key():
-        return MailboxLink(address, timeout_s=timeout_s)
+        name = actor if isinstance(actor, str) else ""
+        return MailboxLink(address, patience=Patience(silent_s=timeout_s), name=name)
     return RayLink(handle, layout, timeout_s=timeout_s)
 
 

@@ -7,6 +7,9 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 from moorage.workers.errors import MoorageError, PeerDead
 from moorage.workers.kv.arena import Arena
@@ -17,22 +20,37 @@ _log = logging.getLogger(__name__)
 YIELD_S = 0.001
 """How long an answer is looked for before its worker sleeps. A worker that sleeps is woken, on a core that sleeps as
 well, for some 40 us; one that looks has nothing else to do, and lets everybody else on its core go first."""
+LOOK_S = 1.0
+"""Between two looks at a server that keeps its worker waiting."""
 _TIMEVAL = struct.Struct("@ll")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a worker waits for its server, counted in looks, so that the worker's own pauses are not counted."""
+
+    silent_s: float = 60.0
+    """For one that runs and does not answer."""
+    stopped_s: float = 600.0
+    """For one that is stopped, by SIGSTOP or a debugger, and may go on."""
 
 
 class Channel:
     """One request at a time, and any number of one-way messages between.
 
-    The kernel closes the socket with the server's process, so its death is an error of the call under way.
+    The kernel closes the socket with the server's process, so its death is an error of the call under way. `name` is
+    the server's, for messages.
     """
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, patience: Patience, name: str = "") -> None:
         """Connects and maps the arena. Raises PeerDead when nobody serves `address`."""
+        self._patience, self._name = patience, name
+        self._look_s = min(LOOK_S, patience.silent_s, patience.stopped_s)
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        timeval = _TIMEVAL.pack(int(timeout_s), int(timeout_s % 1 * 1e6))
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        self._limit_calls(patience.silent_s)
         self._waiting = False
+        self._dead: PeerDead | None = None
         self.packet = bytearray(MAX_PACKET_BYTES)
         """The last reply."""
         self.window = Window.create()
@@ -40,12 +58,21 @@ class Channel:
             hello, arena_fd = self._greet(address)
             self.arena = Arena.attach(arena_fd, hello.layout, hello.num_pages)
         except OSError as error:
-            raise PeerDead(f"KV mailbox {address}: {error}; start the KV actor again") from error
+            silent = isinstance(error, BlockingIOError)
+            why = f"it has not answered for {patience.silent_s:g} s" if silent else str(error)
+            raise PeerDead(f"KV actor {name or address}: {why}; start the cluster again") from error
         finally:
             if not hasattr(self, "arena"):
                 self._sock.close()
                 self.window.close()
         self.pid = hello.pid
+        self._limit_calls(self._look_s)
+
+    def _limit_calls(self, seconds: float) -> None:
+        """A call of the socket that takes longer raises BlockingIOError."""
+        timeval = _TIMEVAL.pack(int(seconds), int(seconds % 1 * 1e6))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
     def _greet(self, address: str) -> tuple[Hello, int]:
         """Connects and hands over the window; returns what the server says, and the arena's descriptor."""
@@ -79,20 +106,15 @@ class Channel:
 
     def post(self, *requests: Request) -> None:
         """Sends a one-way message."""
-        try:
-            self._sock.send(b"".join(REQUEST.pack(*each) for each in requests), socket.MSG_NOSIGNAL)
-        except OSError as error:
-            raise self._died(error) from error
+        packet = b"".join(REQUEST.pack(*each) for each in requests)
+        self._patiently(lambda: self._sock.send(packet, socket.MSG_NOSIGNAL))
 
     def receive(self) -> int:
         """Waits for the reply; returns its count, or raises the error it carries."""
         self._waiting = False
-        try:
-            size = self._take()
-        except OSError as error:
-            raise self._died(error) from error
+        size = self._patiently(self._take)
         if size == 0:
-            raise self._died(ConnectionResetError("it closed the connection"))
+            raise self._died("is gone")
         status, count = REPLY.unpack_from(self.packet)
         if status < 0:
             raise unpack_error(status, bytes(self.packet[REPLY.size : size]))
@@ -125,6 +147,40 @@ class Channel:
         except MoorageError as error:
             _log.warning("mailbox: nobody collected %s", error)
 
-    def _died(self, reason: OSError) -> PeerDead:
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """What `call` returns, made anew as long as patience lasts. Raises PeerDead after that."""
+        if self._dead is not None:
+            raise self._dead
+        silent_s = stopped_s = 0.0
+        while True:
+            try:
+                return call()
+            except BlockingIOError:
+                if _is_stopped(self.pid):
+                    silent_s, stopped_s = 0.0, stopped_s + self._look_s
+                else:
+                    silent_s, stopped_s = silent_s + self._look_s, 0.0
+            except OSError as error:
+                raise self._died("is gone") from error
+            if silent_s >= self._patience.silent_s:
+                raise self._died(f"runs, and has not answered for {silent_s:g} s")
+            if stopped_s >= self._patience.stopped_s:
+                raise self._died(f"has been stopped (state T) for {stopped_s:g} s")
+
+    def _died(self, what: str) -> PeerDead:
+        """The error of this call and of every later one."""
         self._sock.close()
-        return PeerDead(f"KV actor (pid {self.pid}): {reason}; start it again, its sessions are lost")
+        who = f"KV actor {self._name}".rstrip()
+        self._dead = PeerDead(
+            f"{who} (pid {self.pid}) {what}, and its sessions are lost; start the cluster again"
+        )
+        return self._dead
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether the kernel holds the process stopped or traced (state T or t)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:
+        return False

@@ -11,7 +11,7 @@ from moorage.kernels.block_gather import gather_blocks
 from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import BlockTable
-from moorage.workers.kv.mailbox_channel import Channel
+from moorage.workers.kv.mailbox_channel import Channel, Patience
 from moorage.workers.kv.messages import (
     AnchorRotation,
     Float32,
@@ -32,12 +32,12 @@ class MailboxLink:
 
     `write` puts rows into the arena itself and `commit` sends one packet without waiting; `gather` reads the
     arena without asking anyone. A session that this link opened is written by this link alone, until it is
-    dropped. A dead server shows at once as PeerDead; one that is silent for `timeout_s` counts as dead.
+    dropped. A dead server shows at once as PeerDead, and one that is silent for longer than `patience` allows.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 60.0) -> None:
-        """Connects. Raises PeerDead when nobody serves `address`."""
-        self._channel = Channel(address, timeout_s)
+    def __init__(self, address: str, *, patience: Patience | None = None, name: str = "") -> None:
+        """Connects. Raises PeerDead when nobody serves `address`. `name` is the server's, for messages."""
+        self._channel = Channel(address, patience or Patience(), name)
         self._arena, self.layout = self._channel.arena, self._channel.arena.layout
         self.pid = self._channel.pid
         self._tables: dict[int, BlockTable] = {}

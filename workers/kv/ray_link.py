@@ -136,4 +136,4 @@ class RayLink:
             raise
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             reason = str(error).partition("\n")[0]
-            raise PeerDead(f"KV actor: {reason}; start it again, its sessions are lost") from error
+            raise PeerDead(f"KV actor: {reason}; its sessions are lost; start the cluster again") from error

@@ -62,6 +62,6 @@ def test_a_killed_actor_is_noticed_by_both_links() -> None:
     with pytest.raises(PeerDead):
         mailbox.stats()
     assert time.monotonic() - begin < 1
-    with pytest.raises(PeerDead, match="start it again"):
+    with pytest.raises(PeerDead, match="start the cluster again"):
         calls.stats()
     mailbox.close()

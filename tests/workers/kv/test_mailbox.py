@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from moorage.workers.errors import InvalidRequest, NotFound, PeerDead, ResourceExhausted, StoreFull
+from moorage.workers.kv.mailbox_channel import Patience
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.messages import SelectRequest
@@ -222,12 +224,12 @@ def test_a_closed_server_is_a_dead_peer(server: MailboxServer) -> None:
     link.open(1, 2)
     server.close()
     for _ in range(2):
-        with pytest.raises(PeerDead, match="start it again"):
+        with pytest.raises(PeerDead, match="start the cluster again"):
             link.stats()
     with pytest.raises(PeerDead):
         link.commit(1, 0, 0, 0)
     link.close()
-    with pytest.raises(PeerDead, match="start the KV actor"):
+    with pytest.raises(PeerDead, match="start the cluster again"):
         MailboxLink(server.address)
 
 
@@ -262,14 +264,58 @@ def test_a_server_killed_during_a_select_is_noticed_within_a_second(serve_proces
     link.close()
 
 
-def test_a_silent_server_is_a_dead_peer(serve_process: Serve) -> None:
-    address, process = serve_process(LAYOUT, NUM_PAGES)
-    link = MailboxLink(address, timeout_s=0.2)
+def stop(process: subprocess.Popen[str]) -> None:
+    """Stops a process and waits until the kernel has done so."""
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
-    with pytest.raises(PeerDead):
-        link.stats()
+
+
+def test_a_stopped_server_is_waited_for_and_answers_when_it_goes_on(serve_process: Serve) -> None:
+    address, process = serve_process(LAYOUT, NUM_PAGES)
+    link = MailboxLink(address, patience=Patience(silent_s=0.2, stopped_s=600))
+    link.open(1, 2)
+    stop(process)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(link.stats)
+        with pytest.raises(TimeoutError):
+            answer.result(1.0)  # Five times the patience with one that runs.
+        process.send_signal(signal.SIGCONT)
+        assert answer.result().num_sessions == 1
+    link.close()
+
+
+def test_a_server_that_is_stopped_for_too_long_is_a_dead_peer(serve_process: Serve) -> None:
+    address, process = serve_process(LAYOUT, NUM_PAGES)
+    link = MailboxLink(address, patience=Patience(stopped_s=0.2), name="kv-7")
+    stop(process)
+    for _ in range(2):
+        with pytest.raises(
+            PeerDead, match=rf"KV actor kv-7 \(pid {process.pid}\) has been stopped.* for 0.2 s"
+        ):
+            link.stats()
     process.send_signal(signal.SIGCONT)
+    link.close()
+
+
+def test_a_stopped_server_that_is_sent_too_much_is_a_dead_peer_in_the_end(serve_process: Serve) -> None:
+    address, process = serve_process(LAYOUT, NUM_PAGES)
+    link = MailboxLink(address, patience=Patience(stopped_s=0.2))
+    stop(process)
+
+    def commit_for_ever() -> None:
+        while True:
+            link.commit(1, 0, 0, 0)
+
+    with pytest.raises(PeerDead, match="has been stopped"):
+        commit_for_ever()
+    process.send_signal(signal.SIGCONT)
+    link.close()
+
+
+def test_a_server_that_runs_and_never_answers_is_a_dead_peer(server: MailboxServer) -> None:
+    link = MailboxLink(server.address, patience=Patience(silent_s=0.2))
+    with server._lock, pytest.raises(PeerDead, match=r"has not answered for 0\.2 s"):
+        link.stats()
     link.close()
 
 
