@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moorage.runtime.reuse import StoredKv
 from moorage.runtime.scheduler import Room
 from moorage.workers.errors import InvalidRequest
 
 
 @dataclass(slots=True)
 class Conversation:
-    """KV that stays: `tokens` are the ids whose K and V the session holds."""
+    """KV that stays after a request."""
 
     name: str
     session_id: int
-    tokens: tuple[int, ...]
+    stored: StoredKv
     room: Room
     last_used_s: float
     busy: bool = False
@@ -54,12 +54,3 @@ class Conversations:
         """The longest unused conversation that is not busy."""
         idle = [c for c in self._by_name.values() if not c.busy]
         return min(idle, key=lambda c: c.last_used_s, default=None)
-
-
-def common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:
-    """Tokens that need no prefill: the shared beginning, but never the whole prompt (its end must be run)."""
-    limit = min(len(held), len(prompt) - 1)
-    for place in range(limit):
-        if held[place] != prompt[place]:
-            return place
-    return max(0, limit)

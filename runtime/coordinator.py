@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from moorage.runtime.conversations import Conversation, Conversations, common_prefix
+from moorage.runtime.conversations import Conversation, Conversations
 from moorage.runtime.delivery import Delivery, Totals
 from moorage.runtime.health import ClusterHealth
 from moorage.runtime.ledger import Ledger
@@ -24,6 +24,7 @@ from moorage.runtime.requests import (
     ModelInfo,
     ScoreParams,
 )
+from moorage.runtime.reuse import StoredKv, reusable_tokens
 from moorage.runtime.scheduler import Job, Limits, Scheduler, Step
 from moorage.runtime.stopping import StopMatcher
 from moorage.runtime.tokenizer import IncrementalDecoder, TextTokenizer
@@ -194,7 +195,9 @@ class Coordinator:
         held = self._conversations.claim(request.conversation) if request.conversation else None
         if held is not None:
             job.need = need.beyond(held.room)
-            job.prefilled_tokens = request.cached_tokens = common_prefix(held.tokens, request.prompt)
+            layout = self._cluster.ledger.layout
+            request.cached_tokens = reusable_tokens(held.stored, request.prompt, request.memory, layout)
+            job.prefilled_tokens = request.cached_tokens
         try:
             self._scheduler.add(job)
         except MoorageError:
@@ -258,8 +261,9 @@ class Coordinator:
                 self._conversations.forget(held.name)
             return
         tokens = request.stored_tokens(job.prefilled_tokens)
+        stored = StoredKv(tokens, len(request.prompt), request.memory)
         now_s = time.monotonic()
-        self._conversations.keep(Conversation(request.conversation, request.session_id, tokens, room, now_s))
+        self._conversations.keep(Conversation(request.conversation, request.session_id, stored, room, now_s))
 
     def _plan(self, step: Step) -> StepPlan:
         """The scheduler's decision in the worker's terms."""
@@ -299,6 +303,7 @@ def _opening(request: Request) -> OpenSession | ContinueSession:
             len(request.prompt),
             request.memory,
             request.sampling,
+            request.prompt[: request.cached_tokens] if request.sampling.counts_tokens else (),
         )
     return OpenSession(
         request.session_id, request.num_tokens, len(request.prompt), request.memory, request.sampling

@@ -17,6 +17,16 @@ def piece_blocks(layout: KvLayout, on_cpu: bool) -> int:
     return STREAM_PIECE_BLOCKS if on_cpu else max(STREAM_PIECE_BLOCKS, GPU_PIECE_TOKENS // layout.block_size)
 
 
+def near_block(position: int, memory: MemorySpec, block_size: int) -> int:
+    """First block that the local window of the query at `position` reaches."""
+    return max(0, position - memory.local_windows_len + 1) // block_size
+
+
+def sink_blocks(memory: MemorySpec, block_size: int) -> int:
+    """Blocks that hold the sinks."""
+    return -(-memory.n_init // block_size)
+
+
 def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int | None) -> int:
     """Slots that one session holds in each layer: local window, sinks, and chosen blocks.
 
@@ -25,7 +35,7 @@ def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int 
     never smaller than what one step attends.
     """
     near = -(-(memory.local_windows_len + 1) // layout.block_size) + 2
-    sinks = -(-memory.n_init // layout.block_size)
+    sinks = sink_blocks(memory, layout.block_size)
     chosen = memory.topk or 0
     # blocks that left the window since the choice they are attended with was made
     aged = -(-(memory.token_step - 1 + memory.lag) // layout.block_size) if chosen else 0

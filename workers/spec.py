@@ -5,6 +5,7 @@ The lower room owns the contract: `runtime` builds these from configuration and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -163,6 +164,14 @@ class RopeSpec:
     def follows_length(self) -> bool:
         """Whether frequencies depend on the sequence's length."""
         return self.rope_type in ("dynamic", "longrope") and self.fixed_length is None
+
+    def length_class(self, seq_len: int) -> int:
+        """Sequences of the same class have the same frequencies; it never falls as `seq_len` grows."""
+        if not self.follows_length:
+            return 0
+        if self.rope_type == "longrope":
+            return int(seq_len > (self.original_max_position_embeddings or self.max_position_embeddings))
+        return max(seq_len, self.max_position_embeddings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +338,10 @@ class MemorySpec:
     exc_last_alone: bool = False
     """The prompt's last token, which the first generated one comes from, chooses for itself as generated ones do."""
 
+    def attention_growth(self, seq_len: int) -> float:
+        """Factor on queries and on keys at this length, see `mscale`."""
+        return max(1.0, (self.mscale or 0.0) * math.log(max(1, seq_len) / self.mscale_length) + 1.0)
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingSpec:
@@ -344,6 +357,11 @@ class SamplingSpec:
     seed: int = 0
     num_logprobs: int = 0
     """Alternatives to report beside each sampled token."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a penalty needs to know how often each token came before."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +387,8 @@ class ContinueSession:
     prompt_tokens: int
     memory: MemorySpec
     sampling: SamplingSpec
+    kept_ids: tuple[int, ...] = ()
+    """Ids of the kept tokens, needed where `sampling` counts tokens."""
 
 
 @dataclass(frozen=True, slots=True)

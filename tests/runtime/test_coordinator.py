@@ -27,11 +27,13 @@ from moorage.workers.spec import (
     ContinueSession,
     KvLayout,
     OpenSession,
+    Positions,
+    SamplingSpec,
     SegmentResult,
     StepPlan,
     StepResult,
 )
-from tests.engine_driver import FULL
+from tests.engine_driver import FULL, memory
 
 LAYOUT = KvLayout(num_layers=1, num_kv_heads=1, head_dim=16, block_size=4)
 EOS = 9
@@ -93,7 +95,7 @@ def cluster(worker: CountingWorker, eos: frozenset[int], pages: int = 64, max_se
         limits=Limits(room, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
         ledger=Ledger(LAYOUT, room, 1, None),
         worker=worker,
-        resolve_memory=lambda _: FULL,
+        resolve_memory=lambda preset: FULL if preset is None else memory(positions=Positions.CLAMPED),
         kv_status=no_actors,
         shutdown=nothing,
         reach=lambda _memory: Reach(42, "plain RoPE"),
@@ -211,6 +213,27 @@ async def test_a_conversation_pays_only_for_its_new_tokens() -> None:
     assert isinstance(changed[-1], Finished)
     assert changed[-1].usage.cached_tokens == 0
     assert token_ids(changed) == expected([8, *second], 4)
+
+
+async def test_a_turn_under_other_positions_is_prefilled_anew_and_says_so() -> None:
+    prompt = [n % 9 for n in range(20)]
+    async with running() as (coordinator, worker):
+        await collect(coordinator, prompt=prompt, max_new_tokens=4, session="talk")
+        other = await collect(coordinator, prompt=prompt, max_new_tokens=4, session="talk", preset="clamped")
+        again = await collect(coordinator, prompt=prompt, max_new_tokens=4, session="talk", preset="clamped")
+    cached = [events[-1].usage.cached_tokens for events in (other, again) if isinstance(events[-1], Finished)]
+    assert cached == [0, 19]
+    assert token_ids(other) == token_ids(again) == expected(prompt, 4)
+    assert list(worker.sessions) == [1]
+
+
+async def test_penalties_of_a_turn_hear_of_the_tokens_that_are_kept() -> None:
+    prompt = [n % 9 for n in range(20)]
+    async with running() as (coordinator, worker):
+        for sampling in (SamplingSpec(), SamplingSpec(), SamplingSpec(repetition_penalty=1.3)):
+            await collect(coordinator, prompt=prompt, max_new_tokens=4, session="talk", sampling=sampling)
+    opens = [opening for plan in worker.plans for opening in plan.opens]
+    assert [o.kept_ids for o in opens if isinstance(o, ContinueSession)] == [(), tuple(prompt[:19])]
 
 
 async def test_a_busy_conversation_is_refused_and_an_idle_one_makes_room() -> None:

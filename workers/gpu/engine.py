@@ -31,6 +31,7 @@ from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import (
     AnchorSpace,
+    AnchorType,
     ContinueSession,
     KvLayout,
     MemorySpec,
@@ -220,10 +221,23 @@ class Engine:
 
     def _continue(self, opening: ContinueSession) -> None:
         """Keeps the first tokens of an open session, in DRAM, and makes it ready for another prompt."""
-        session = self.sessions[opening.session_id]
-        keep = min(opening.keep_tokens, session.num_tokens)
+        session = self.sessions.get(opening.session_id)
+        if opening.keep_tokens == 0:
+            self._open_anew(opening)
+            return
+        if session is None or opening.keep_tokens > session.num_tokens:
+            held = 0 if session is None else session.num_tokens
+            raise InvalidRequest(
+                f"session {opening.session_id}: {opening.keep_tokens} tokens are to be kept and {held} are held; "
+                "send the prompt without a session"
+            )
+        keep = opening.keep_tokens
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
         self._kv.truncate(session.session_id, keep)
+        if self._layout.anchor_type is AnchorType.DYNAMIC and opening.memory.exc_block_size:
+            self._kv.reseal(
+                session.session_id, keep
+            )  # no prompt has ended yet that the first choices could follow
         del self.sessions[opening.session_id]
         session.await_ahead()
         self._pool.give(session.cache.slots.reshape(-1))
@@ -236,9 +250,24 @@ class Engine:
             self._new_cache(opening.memory, opening.max_tokens),
             self._rotations(opening.memory, opening.prompt_tokens),
             num_tokens=keep,
+            kept_tokens=keep,
             anchor_view=session.anchor_view,
         )
+        self._output.count_tokens(self.sessions[opening.session_id], opening.kept_ids, self._device)
         self._mirror(opening)
+
+    def _open_anew(self, opening: ContinueSession) -> None:
+        """Nothing is kept, so that anchors may be made under another view of positions."""
+        self._drop(opening.session_id)
+        self._open(
+            OpenSession(
+                opening.session_id,
+                opening.max_tokens,
+                opening.prompt_tokens,
+                opening.memory,
+                opening.sampling,
+            )
+        )
 
     def _new_cache(self, memory: MemorySpec, max_tokens: int) -> BlockCache:
         """An empty cache on slots of its own. If ResourceExhausted is raised, nothing has changed."""

@@ -82,7 +82,7 @@ class Importance:
                 return
             first = session.prompt_tokens // self._layout.block_size
         elif self._type is AnchorType.REPR_TOPK:
-            first = 0
+            first = session.kept_tokens // self._layout.block_size
         else:
             return
         with self._timer("importance"):

@@ -10,7 +10,7 @@ import torch
 
 from moorage.workers.gpu.hand_over import on_device
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.model.sampler import Sampled, SampleRow, needs_counts, sample
+from moorage.workers.gpu.model.sampler import Sampled, SampleRow, sample
 from moorage.workers.gpu.session import WorkerSession
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.spec import Segment
@@ -41,7 +41,7 @@ class OutputStage:
 
     def count_tokens(self, session: WorkerSession, token_ids: Sequence[int], device: torch.device) -> None:
         """Keeps the counts that penalties read, when the session has any penalty."""
-        if not needs_counts(session.sampling):
+        if not session.sampling.counts_tokens:
             return
         if session.prompt_counts is None or session.generated_counts is None:
             session.prompt_counts = torch.zeros(self._vocab_size, dtype=torch.int32, device=device)

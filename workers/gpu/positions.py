@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from moorage.workers.gpu import device_turns
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.schemes import Variant, scheme_of
+from moorage.workers.sizes import near_block, sink_blocks
 from moorage.workers.spec import MemorySpec, Positions
 
 Float32 = NDArray[np.float32]
@@ -42,9 +43,8 @@ class Span:
     @classmethod
     def at(cls, position: int, memory: MemorySpec, block_size: int) -> Span:
         """The span of the query at `position`."""
-        near_block = max(0, position - memory.local_windows_len + 1) // block_size
-        num_sinks = min(-(-memory.n_init // block_size), near_block)
-        return cls(position, num_sinks, near_block)
+        near = near_block(position, memory, block_size)
+        return cls(position, min(sink_blocks(memory, block_size), near), near)
 
     @property
     def num_candidates(self) -> int:

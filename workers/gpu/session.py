@@ -135,6 +135,8 @@ class WorkerSession:
     rotations: Rotations
     num_tokens: int = 0
     """Tokens whose K and V are stored in all layers."""
+    kept_tokens: int = 0
+    """The first of them, which an earlier prompt left."""
     num_generated: int = 0
     choices: dict[int, Choice] = field(default_factory=dict)
     decode_step: DecodeStep | None = None

@@ -113,6 +113,12 @@ class ShardedKv:
         """Forgets the tokens after the first `num_tokens`."""
         self._each(lambda link, shard: link.truncate(session_id, self._tokens.count(num_tokens, shard)))
 
+    def reseal(self, session_id: int, num_tokens: int) -> None:
+        """Makes the anchors of the first `num_tokens` as they were when their blocks were sealed; keeps no others."""
+        for layer in range(self.layout.num_layers):
+            for shard, link in enumerate(self.links):
+                link.commit(session_id, layer, 0, self._tokens.count(num_tokens, shard))
+
     def select(self, request: SelectRequest, coarse: int = 0) -> SelectReply:
         """What one store that held everything would choose by `request`, whose blocks and limits are global ids.
 

@@ -154,6 +154,8 @@ class KvStore:
             if held > num_tokens:
                 self._cut(session, layer, num_tokens)
                 session.table.num_tokens[layer] = num_tokens
+        # Codes follow the range of all anchors that were ever there; a shorter session must not remember them.
+        self._selector.forget(session_id)
 
     def _cut(self, session: StoredSession, layer: int, num_tokens: int) -> None:
         full = num_tokens // self.layout.block_size

@@ -34,8 +34,7 @@ def rope_view(spec: RopeSpec, seq_len: int) -> RopeView:
 def session_view(spec: RopeSpec, memory: MemorySpec, seq_len: int) -> RopeView:
     """The view of a session: its own rotary embedding, or the model's, and its growth of attention."""
     view = rope_view(memory.rope or spec, seq_len)
-    growth = max(1.0, (memory.mscale or 0.0) * math.log(max(1, seq_len) / memory.mscale_length) + 1.0)
-    return RopeView(view.inv_freq, view.attention_scale * growth)
+    return RopeView(view.inv_freq, view.attention_scale * memory.attention_growth(seq_len))
 
 
 def _scaled_view(spec: RopeSpec, seq_len: int) -> RopeView:

@@ -26,7 +26,7 @@ _MASK = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:
-    """One row of logits to draw from. The counts may be None while `needs_counts` is false."""
+    """One row of logits to draw from. The counts may be None while `spec.counts_tokens` is false."""
 
     spec: SamplingSpec
     step: int
@@ -47,11 +47,6 @@ class Sampled:
     """The `num_logprobs` likeliest tokens, best first."""
     error: str | None = None
     """Why nothing could be drawn; then the other fields mean nothing."""
-
-
-def needs_counts(spec: SamplingSpec) -> bool:
-    """Whether rows of `spec` need token counts."""
-    return spec.repetition_penalty != 1 or spec.presence_penalty != 0 or spec.frequency_penalty != 0
 
 
 def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
@@ -110,7 +105,7 @@ def _is_greedy(spec: SamplingSpec) -> bool:
 
 def _penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Repetition (CTRL, arXiv 1909.05858) by prompt and output; presence and frequency by output alone."""
-    indices = [index for index, row in enumerate(rows) if needs_counts(row.spec)]
+    indices = [index for index, row in enumerate(rows) if row.spec.counts_tokens]
     if not indices:
         return logits
     chosen = [rows[index] for index in indices]

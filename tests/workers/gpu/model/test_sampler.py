@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from moorage.workers.gpu.model.sampler import SampleRow, needs_counts, sample, shape_logits
+from moorage.workers.gpu.model.sampler import SampleRow, sample, shape_logits
 from moorage.workers.spec import SamplingSpec
 
 VOCAB = 211
@@ -31,7 +31,7 @@ def random_logits(num_rows: int, seed: int = 0) -> torch.Tensor:
 
 def row(step: int = 0, **spec: Any) -> SampleRow:
     sampling = SamplingSpec(**spec)
-    if not needs_counts(sampling):
+    if not sampling.counts_tokens:
         return SampleRow(sampling, step)
     counts = [torch.bincount(torch.tensor(ids), minlength=VOCAB) for ids in (PROMPT, GENERATED)]
     return SampleRow(sampling, step, *counts)

@@ -1,0 +1,166 @@
+"""How much of a session's stored KV another prompt may use: what a fresh prefill would store alike. Pure.
+
+What a request means does not depend on what was cached. So each stored token is compared by the *shape* of the
+attention that computed it, the sum of all settings on which its keys and values depend beside the tokens before it.
+
+- Exact prefill attends all earlier keys: its shape is the position scheme and the rotary view (`attention_shape`).
+- Selected prefill attends the blocks chosen for each execution block (`selection_shape`). Its results are shared by
+  whole execution blocks, since a block that the end of a prompt cut short was chosen for by fewer queries.
+- A generated token equals a prefilled one only while its step attended every key under the view of the prompt.
+
+A reuse point also lies where all else that a prompt leaves can be made again: early enough for the prompt's last
+queries to run, where they decide on blocks, and for the attention that keys receive in the window to be counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moorage.workers.sizes import near_block, sink_blocks
+from moorage.workers.spec import AnchorType, KvLayout, MemorySpec, Positions, Preselect, RopeSpec
+
+Shape = tuple[object, ...]
+"""Equal shapes give equal keys and values for equal tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKv:
+    """What a session holds after a request: the ids whose keys and values are stored, and how they were made."""
+
+    token_ids: tuple[int, ...]
+    """Of the prompt, then of generated tokens."""
+    prompt_tokens: int
+    """Tokens of the last request's whole prompt, prefilled to its end or not."""
+    memory: MemorySpec
+
+
+def reusable_tokens(
+    stored: StoredKv,
+    prompt: Sequence[int],
+    memory: MemorySpec,
+    layout: KvLayout,
+    model_rope: RopeSpec | None = None,
+) -> int:
+    """First tokens of `prompt` that need no prefill under `memory`; fewer than all, since its end must be run.
+
+    `model_rope` stands for a `memory` that names no rotary embedding of its own.
+    """
+    length = len(prompt)
+    held_shape = attention_shape(stored.memory, layout, stored.prompt_tokens, model_rope)
+    if held_shape != attention_shape(memory, layout, length, model_rope):
+        return 0
+    alike = min(_whole_until(stored, memory, layout, length, model_rope), length - 1)
+    if memory.topk and _needs_last_queries(memory, layout):
+        alike = min(alike, max(0, length - memory.importance_queries))
+    shared = common_prefix(stored.token_ids, prompt, alike)
+    return _aligned(shared, memory, layout, length)
+
+
+def attention_shape(
+    memory: MemorySpec, layout: KvLayout, num_tokens: int, model_rope: RopeSpec | None = None
+) -> Shape:
+    """What shapes the KV of a prompt of `num_tokens` where every key is attended, and anchors made of attention."""
+    rope = memory.rope or model_rope or RopeSpec()
+    window, sinks = memory.local_windows_len, sink_blocks(memory, layout.block_size)
+    geometry: Shape = ()
+    if memory.topk == 0 or memory.positions is Positions.ROLLING:
+        geometry = (window, sinks)
+    elif memory.positions is Positions.CLAMPED:
+        geometry = (window,)
+    if memory.positions is Positions.DCA:
+        geometry += (memory.pretraining_length, memory.dca_chunk)
+    counted = window if layout.anchor_type is AnchorType.REPR_TOPK else None
+    view = (rope, rope.length_class(num_tokens), memory.attention_growth(num_tokens))
+    return (memory.positions, memory.topk == 0, geometry, view, counted)
+
+
+def selection_shape(memory: MemorySpec, layout: KvLayout) -> Shape:
+    """What beside `attention_shape` shapes the KV of tokens whose execution block chose what it attends."""
+    coarse = memory.preselect_block_count if memory.preselect_block is Preselect.STEP else None
+    return (
+        memory.topk,
+        memory.exc_block_size,
+        sink_blocks(memory, layout.block_size),
+        memory.local_windows_len,
+        memory.head_select_mode,
+        memory.head_pool,
+        memory.anchor_pool,
+        coarse,
+    )
+
+
+def selects_in_prefill(memory: MemorySpec, num_tokens: int) -> bool:
+    """Whether execution blocks of a prompt of `num_tokens` choose what they attend."""
+    return bool(memory.topk) and memory.exc_block_size > 0 and num_tokens > memory.dense_until
+
+
+def common_prefix(held: Sequence[int], prompt: Sequence[int], most: int) -> int:
+    """Tokens at the beginning, at most `most`, that both share."""
+    limit = min(len(held), len(prompt), most)
+    if limit > 0 and held[:limit] == prompt[:limit]:
+        return limit
+    return next((place for place in range(limit) if held[place] != prompt[place]), max(0, limit))
+
+
+def _needs_last_queries(memory: MemorySpec, layout: KvLayout) -> bool:
+    """Whether the prompt's last queries decide which blocks generated tokens attend."""
+    return layout.anchor_type is AnchorType.DYNAMIC or memory.preselect_block is Preselect.PROMPT
+
+
+def _whole_until(
+    stored: StoredKv, memory: MemorySpec, layout: KvLayout, length: int, model_rope: RopeSpec | None
+) -> int:
+    """Tokens that both requests compute alike if they share them, given that their attention shapes are equal."""
+    old, held = stored.memory, len(stored.token_ids)
+    until = min(_exact_prompt(old, layout, stored.prompt_tokens), held)
+    if until == stored.prompt_tokens:
+        until = _exact_generated(stored, layout, model_rope)
+    exact = min(until, _exact_prompt(memory, layout, length))
+    both_select = selects_in_prefill(old, stored.prompt_tokens) and selects_in_prefill(memory, length)
+    if both_select and selection_shape(old, layout) == selection_shape(memory, layout):
+        whole = stored.prompt_tokens - old.exc_last_alone
+        return max(exact, min(whole // old.exc_block_size * old.exc_block_size, held))
+    return exact
+
+
+def _exact_prompt(memory: MemorySpec, layout: KvLayout, num_tokens: int) -> int:
+    """First tokens of a prompt of `num_tokens` that attend every key."""
+    if not selects_in_prefill(memory, num_tokens):
+        return num_tokens
+    size, first = memory.exc_block_size, _first_choice(memory, layout)
+    exact = min(-(-first // size) * size, num_tokens)
+    return exact - 1 if memory.exc_last_alone and exact == num_tokens > first else exact
+
+
+def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | None) -> int:
+    """End of the stored tokens whose decode steps attended every key as prefill would have."""
+    memory, prompt = stored.memory, stored.prompt_tokens
+    end = len(stored.token_ids)
+    if memory.topk and memory.dense_layer_num < layout.num_layers:
+        end = min(end, max(_first_choice(memory, layout), memory.dense_until, prompt))
+    shape = attention_shape(memory, layout, prompt, model_rope)
+    changed = (
+        place
+        for place in range(prompt, end)
+        if attention_shape(memory, layout, place + 1, model_rope) != shape
+    )
+    return next(changed, end)
+
+
+def _first_choice(memory: MemorySpec, layout: KvLayout) -> int:
+    """First position whose query has more candidates than it may choose."""
+    assert memory.topk
+    blocks = sink_blocks(memory, layout.block_size) + memory.topk + 1
+    return blocks * layout.block_size + memory.local_windows_len - 1
+
+
+def _aligned(shared: int, memory: MemorySpec, layout: KvLayout, length: int) -> int:
+    """The last point at or before `shared` from which prefill goes on as a fresh one would."""
+    step = memory.exc_block_size if selects_in_prefill(memory, length) else 1
+    if layout.anchor_type is AnchorType.REPR_TOPK:
+        # A block's anchors count the queries that had it in their window: all must be shared, or all run again.
+        shared = near_block(shared, memory, layout.block_size) * layout.block_size
+        step = math.lcm(step, layout.block_size)
+    return shared // step * step

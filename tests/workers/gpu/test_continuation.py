@@ -1,0 +1,286 @@
+"""A request means the same whatever was cached: every continued session equals a fresh one, token by token.
+
+The coordinator's own rule (`runtime.reuse`) says how much of the stored KV the second request keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from moorage.runtime.reuse import StoredKv, reusable_tokens
+from moorage.workers.spec import (
+    AnchorPool,
+    AnchorSpace,
+    AnchorType,
+    ContinueSession,
+    HeadPool,
+    HeadSelectMode,
+    MemorySpec,
+    OpenSession,
+    Positions,
+    Preselect,
+    RopeSpec,
+    SamplingSpec,
+    Segment,
+    SegmentResult,
+)
+from tests.engine_driver import Driver, memory, spans
+from tests.tiny_models import TinyModel, build_tiny_checkpoint
+
+BLOCK, CHUNK = 8, 96
+CHOOSING = {"topk": 2, "n_init": 8, "local_windows_len": 24}
+DYNAMIC_NTK = RopeSpec("dynamic", 10000.0, 64, 160, factor=2.0)
+
+PRESETS: dict[str, MemorySpec] = {
+    "full": memory(),
+    "ktransformers": memory(**CHOOSING, importance_queries=20),
+    "inf-llm": memory(**CHOOSING, positions=Positions.CLAMPED, exc_block_size=24),
+    "chunkllama": memory(
+        positions=Positions.DCA, pretraining_length=60, dca_chunk=48, mscale=0.1, mscale_length=60
+    ),
+    "chunkllama-plain": memory(positions=Positions.DCA, pretraining_length=60, dca_chunk=48),
+    "lmdeploy": memory(rope=DYNAMIC_NTK),
+    "stream-llm": memory(positions=Positions.ROLLING, topk=0, n_init=4, local_windows_len=24),
+    "infinite-lm": memory(positions=Positions.CLAMPED, topk=0, n_init=10, local_windows_len=24),
+    "moorage": memory(**CHOOSING, exc_last_alone=True),
+    "moorage, selected": memory(**CHOOSING, exc_block_size=24, exc_last_alone=True, dense_until=70),
+    "preselected": memory(
+        **CHOOSING, preselect_block=Preselect.PROMPT, preselect_block_count=6, importance_queries=20
+    ),
+    "reusing": memory(**CHOOSING, layer_step=2, token_step=3, head_select_mode=HeadSelectMode.SEPARATE),
+    "short": memory(topk=2, n_init=8, local_windows_len=24, dense_until=400),
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return build_tiny_checkpoint("llama3", tmp_path_factory.mktemp("llama3"))
+
+
+class Talk:
+    """One session on an engine, continued as the coordinator continues it."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.stored = driver, None
+        self.cached = 0
+
+    stored: StoredKv | None
+
+    def ask(
+        self,
+        prompt: Sequence[int],
+        axes: MemorySpec,
+        num_tokens: int = 8,
+        sampling: SamplingSpec | None = None,
+        fresh: bool = False,
+    ) -> list[SegmentResult]:
+        """The answer; `fresh` asks in a session of its own, which leaves this one alone."""
+        driver, ids = self.driver, tuple(prompt)
+        drawn, session_id = sampling or SamplingSpec(), 2 if fresh else 1
+        opening: OpenSession | ContinueSession = driver.open(session_id, ids, axes, num_tokens, drawn)
+        kept = 0
+        if self.stored is not None and not fresh:
+            layout, rope = driver.stores[0].layout, driver.spec.rope
+            kept = self.cached = reusable_tokens(self.stored, ids, axes, layout, rope)
+            total = len(ids) + num_tokens
+            counted = ids[:kept] if drawn.counts_tokens else ()
+            opening = ContinueSession(session_id, kept, total, len(ids), axes, drawn, counted)
+        opens: tuple[OpenSession | ContinueSession, ...] = (opening,)
+        results: list[SegmentResult] = []
+        first = min(len(ids), (kept // CHUNK + 1) * CHUNK) - kept
+        for start, end in spans(len(ids), (first, CHUNK), kept):
+            segment = Segment(session_id, start, ids[start:end], sample=end == len(ids))
+            results = driver.step(opens=opens, segments=(segment,))
+            opens = ()
+        for place in range(len(ids), len(ids) + num_tokens - 1):
+            token_id = results[-1].token_id
+            assert token_id is not None
+            results += driver.step(segments=(Segment(session_id, place, (token_id,), sample=True),))
+        if fresh:
+            driver.step(drops=(session_id,))
+        else:
+            self.stored = StoredKv(ids + tokens_of(results)[:-1], len(ids), axes)
+        return results
+
+
+def tokens_of(results: Sequence[SegmentResult]) -> tuple[int, ...]:
+    return tuple(result.token_id for result in results if result.token_id is not None)
+
+
+def ids_of(model: TinyModel, length: int, seed: int) -> list[int]:
+    found: list[int] = np.random.default_rng(seed).integers(2, model.spec.vocab_size, length).tolist()
+    return found
+
+
+def assert_same(got: Sequence[SegmentResult], want: Sequence[SegmentResult]) -> None:
+    assert tokens_of(got) == tokens_of(want)
+    np.testing.assert_allclose([r.logprob for r in got], [r.logprob for r in want], atol=1e-4)
+
+
+def follow_ups(model: TinyModel, first: list[int], answer: tuple[int, ...], seed: int) -> list[list[int]]:
+    """The next turn; the same prompt again; another end from a cut in the answer, the prompt and its beginning."""
+    new = ids_of(model, 37, seed + 50)
+    said = [*first, *answer]
+    cuts = [said[: len(first) + 3], first[:-1], first[:121], first[:40]]
+    return [[*said, *new], first, *([*cut, *new] for cut in cuts)]
+
+
+MADE_OF_ATTENTION = (AnchorType.QUEST, AnchorType.DYNAMIC, AnchorType.REPR_TOPK)
+CASES = [
+    *((name, anchor_type) for name in PRESETS for anchor_type in MADE_OF_ATTENTION),
+    *(
+        ("moorage, selected", anchor_type)
+        for anchor_type in AnchorType
+        if anchor_type not in MADE_OF_ATTENTION
+    ),
+]
+
+
+def driver_of(model: TinyModel, anchor_type: AnchorType, space: AnchorSpace = AnchorSpace.PLAIN) -> Driver:
+    return Driver(
+        model.directory,
+        model.spec,
+        block_size=BLOCK,
+        anchor_type=anchor_type,
+        anchor_space=space,
+        num_pages=256,
+    )
+
+
+@pytest.mark.parametrize(("name", "anchor_type"), CASES)
+def test_a_continued_session_equals_a_fresh_one(llama: TinyModel, name: str, anchor_type: AnchorType) -> None:
+    axes, seed = PRESETS[name], list(AnchorType).index(anchor_type)
+    rotated = name in ("ktransformers", "lmdeploy")
+    driver = driver_of(llama, anchor_type, AnchorSpace.ROTATED if rotated else AnchorSpace.PLAIN)
+    first = ids_of(llama, 150, seed)
+    talk = Talk(driver)
+    answer = tokens_of(talk.ask(first, axes))
+    for prompt in follow_ups(llama, first, answer, seed):
+        want = talk.ask(prompt, axes, fresh=True)
+        assert_same(talk.ask(prompt, axes), want)
+
+
+@pytest.mark.parametrize("anchor_type", MADE_OF_ATTENTION)
+def test_a_session_may_change_its_preset_at_every_turn(llama: TinyModel, anchor_type: AnchorType) -> None:
+    talk = Talk(driver_of(llama, anchor_type))
+    names = np.random.default_rng(0).permutation([*PRESETS, *PRESETS]).tolist()
+    said = ids_of(llama, 90, 1)
+    cached = 0
+    for turn, name in enumerate(names):
+        want = talk.ask(said, PRESETS[name], 4, fresh=True)
+        assert_same(talk.ask(said, PRESETS[name], 4), want)
+        cached += talk.cached
+        said += [*tokens_of(want), *ids_of(llama, 7, turn)]
+    assert cached > 0
+
+
+@pytest.mark.parametrize("name", ["full", "ktransformers", "moorage, selected"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingSpec(repetition_penalty=1.3),
+        SamplingSpec(presence_penalty=1.5, frequency_penalty=0.7),
+        SamplingSpec(temperature=1.0, seed=5),
+        SamplingSpec(temperature=0.8, seed=6, repetition_penalty=1.2, frequency_penalty=-0.5, top_p=0.9),
+    ],
+    ids=str,
+)
+def test_penalties_and_seeds_do_not_see_what_was_cached(
+    llama: TinyModel, name: str, sampling: SamplingSpec
+) -> None:
+    """Cached prompt tokens count as prompt, an earlier turn's answer too; generation starts at its first draw."""
+    axes = PRESETS[name]
+    for seed in range(4):
+        driver = driver_of(llama, AnchorType.DYNAMIC)
+        talk = Talk(driver)
+        first = ids_of(llama, 120, seed)
+        answer = tokens_of(talk.ask(first, axes, 12, sampling))
+        for prompt in ([*first, *answer, *ids_of(llama, 25, seed + 9)], [*first, *answer[:5], 7, 8, 9]):
+            want = talk.ask(prompt, axes, 12, sampling, fresh=True)
+            assert_same(talk.ask(prompt, axes, 12, sampling), want)
+            assert name != "full" or talk.cached >= len(first)
+
+
+SELECTED = memory(**CHOOSING, exc_block_size=24)
+DUAL = PRESETS["chunkllama"]
+FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
+    "preset": (SELECTED, "another", False),
+    "positions": (SELECTED, Positions.CLAMPED, True),
+    "n_init": (SELECTED, 24, True),
+    "local_windows_len": (SELECTED, 40, True),
+    "topk": (SELECTED, 5, True),
+    "exc_block_size": (SELECTED, 48, True),
+    "preselect_block": (replace(SELECTED, preselect_block_count=6), Preselect.STEP, True),
+    "preselect_block_count": (
+        replace(SELECTED, preselect_block=Preselect.STEP, preselect_block_count=4), 9, True,
+    ),
+    "head_select_mode": (SELECTED, HeadSelectMode.SEPARATE, True),
+    "layer_step": (SELECTED, 2, False),
+    "token_step": (SELECTED, 3, False),
+    "dense_layer_num": (SELECTED, 2, False),
+    "recall_every": (SELECTED, 1, False),
+    "head_pool": (SELECTED, HeadPool.SOFTMAX, True),
+    "anchor_pool": (SELECTED, AnchorPool.SUM, True),
+    "dense_until": (SELECTED, 400, True),
+    "importance_queries": (SELECTED, 9, False),
+    "rope": (SELECTED, RopeSpec("linear", 10000.0, 64, factor=3.0), True),
+    "pretraining_length": (DUAL, 56, True),
+    "dca_chunk": (DUAL, 40, True),
+    "mscale": (DUAL, 0.2, True),
+    "mscale_length": (DUAL, 30, True),
+    "rebase_every": (memory(rope=DYNAMIC_NTK), 9, False),
+    "lag": (SELECTED, 1, False),
+    "lag_cosine": (SELECTED, 0.1, False),
+    "exc_last_alone": (SELECTED, True, False),
+}  # fmt: skip
+"""(a choice of memory, another value of the field, whether that changes what a prompt stores)."""
+
+
+def test_every_field_of_memory_is_looked_at() -> None:
+    assert list(FIELDS) == [field.name for field in fields(MemorySpec)]
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_kv_is_reused_just_where_another_choice_of_memory_stores_the_same(
+    llama: TinyModel, name: str
+) -> None:
+    axes, value, shapes = FIELDS[name]
+    driver = Driver(llama.directory, llama.spec, block_size=BLOCK, anchor_num=2, num_shards=1)
+    prompt = ids_of(llama, 145, 3)  # its last token is run again in any case
+    other = replace(axes, **{name: value})  # type: ignore[arg-type]
+    made, wanted = (stored_kv(driver, prompt, each) for each in (axes, other))
+    kept = reusable_tokens(
+        StoredKv(tuple(prompt), len(prompt), axes), prompt, other, driver.stores[0].layout, llama.spec.rope
+    )
+    np.testing.assert_allclose(made[..., :kept, :], wanted[..., :kept, :], atol=1e-4)
+    assert (kept < 144) == shapes
+    if shapes:
+        assert np.abs(made - wanted).max() > 1e-2
+
+
+def stored_kv(driver: Driver, prompt: list[int], axes: MemorySpec) -> NDArray[np.float32]:
+    """[layers, 2, heads, tokens, D] of the prompt, as the store holds it."""
+    segments = (
+        Segment(1, start, tuple(prompt[start:end]), sample=False)
+        for start, end in spans(len(prompt), (CHUNK,))
+    )
+    opens: tuple[OpenSession, ...] = (driver.open(1, prompt, axes),)
+    for segment in segments:
+        driver.step(opens=opens, segments=(segment,))
+        opens = ()
+    store, num_blocks = driver.stores[0], -(-len(prompt) // BLOCK)
+    blocks = np.arange(num_blocks, dtype=np.int32)
+    layers = []
+    for layer in range(driver.spec.num_layers):
+        out = np.empty((num_blocks, *store.arena.kv.shape[2:]), np.float32)
+        store.gather(1, layer, blocks, out, blocks)
+        layers.append(
+            out.transpose(1, 2, 0, 3, 4).reshape(*out.shape[1:3], -1, out.shape[-1])[:, :, : len(prompt)]
+        )
+    driver.step(drops=(1,))
+    return np.stack(layers)
