@@ -64,6 +64,9 @@ class EmulatedCopies:
         self.num_copies = 0
         self.num_staged = 0
 
+    def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
+        """Nothing to do."""
+
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
         out[torch.from_numpy(into).long()] = torch.nan
         jobs: list[tuple[torch.Tensor, torch.Tensor]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -31,6 +32,13 @@ class CopyEngine(Protocol):
     @property
     def overlaps(self) -> bool:
         """Whether copies go on beside computation, so that it pays to put work between `copy` and `wait`."""
+
+    def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
+        """Makes the stores' memory ready for copies, so that the first request does not wait for it.
+
+        `pinned` is told (bytes ready, bytes in all) of each arena from time to time. Raises ResourceExhausted where
+        the system refuses.
+        """
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
         """Begins to copy `blocks` into `out[into]`, [S, 2, Hkv, B, D] in storage type on the device.
@@ -78,6 +86,9 @@ class DirectCopies:
 
     def __init__(self, kv: ShardedKv) -> None:
         self._kv = kv
+
+    def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
+        """Nothing to do."""
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
         """See CopyEngine."""

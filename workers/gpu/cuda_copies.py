@@ -8,16 +8,15 @@ microseconds. Which are small is measured at the start. Blocks of another host l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.triton_support import has_triton, upload
-from moorage.workers.errors import ResourceExhausted
 from moorage.workers.gpu.copy_engine import Copies
 from moorage.workers.gpu.dma_threshold import measure_threshold
+from moorage.workers.gpu.pinning import CudaHostMemory, Pinned, PinnedBlocks
 from moorage.workers.gpu.runs import runs_of
 from moorage.workers.gpu.staging_ring import StagingRing
 from moorage.workers.kv.arena import Arena
@@ -26,9 +25,6 @@ from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import KvLayout, KvType
 
 Int32 = NDArray[np.int32]
-
-_PORTABLE, _MAPPED = 1, 2
-"""cudaHostRegister's flags: pinned for every context, and readable by kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +57,7 @@ class CudaCopies:
         if not has_triton():
             dma_bytes = 0
         self._dma_bytes = measure_threshold(staging[0], device) if dma_bytes is None else dma_bytes
-        self._registered: dict[int, tuple[Arena, torch.Tensor]] = {}
+        self._pinned: dict[int, PinnedBlocks] = {}
 
     @classmethod
     def make(
@@ -77,6 +73,13 @@ class CudaCopies:
         dtype = torch.float16 if layout.kv_type is KvType.FP16 else torch.float32
         return cls(kv, device, torch.empty(shape, dtype=dtype, pin_memory=True), dma_bytes)
 
+    def prepare(self, pinned: Pinned | None = None) -> None:
+        """See CopyEngine."""
+        for link in self._kv.links:
+            arena = link.arena()
+            if arena is not None:
+                self._blocks_of(arena, pinned)
+
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
         """See CopyEngine."""
         # Slots may still be read by what was launched before.
@@ -88,13 +91,15 @@ class CudaCopies:
                     self._from_elsewhere(link, session_id, layer, local, out, into[places])
                 else:
                     arena, pages = found
-                    self._from_arena(self._pinned(arena)[layer], pages, out, into[places])
+                    self._from_arena(self._blocks_of(arena), layer, pages, out, into[places])
         return OnStream(self._record())
 
-    def _from_arena(self, stored: torch.Tensor, pages: Int32, out: torch.Tensor, into: Int32) -> None:
-        """stored [P, 2, Hkv, B, D] in pinned memory."""
+    def _from_arena(
+        self, pinned: PinnedBlocks, layer: int, pages: Int32, out: torch.Tensor, into: Int32
+    ) -> None:
+        stored = pinned.blocks[layer]
         block_bytes = stored[0].numel() * stored.element_size()
-        runs = runs_of(pages, into)
+        runs = list(pinned.runs(layer, pages, into))
         if len(pages) * block_bytes >= len(runs) * self._dma_bytes:
             for page, slot, count in runs:
                 out[slot : slot + count].copy_(stored[page : page + count], non_blocking=True)
@@ -117,33 +122,19 @@ class CudaCopies:
         event.record(self._stream)
         return event
 
-    def _pinned(self, arena: Arena) -> torch.Tensor:
-        """The arena's blocks [L, P, 2, Hkv, B, D] as memory that the device may read.
+    def _blocks_of(self, arena: Arena, pinned: Pinned | None = None) -> PinnedBlocks:
+        """The arena's blocks as memory that the device may read; pins them at the first call.
 
         Raises ResourceExhausted where the system refuses to pin them.
         """
-        known = self._registered.get(id(arena))
-        if known is not None:
-            return known[1]
-        kv = arena.kv.view(np.float16) if arena.layout.kv_type is KvType.FP16 else arena.kv
-        tensor = torch.from_numpy(kv)
-        error = int(_runtime().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, _PORTABLE | _MAPPED))
-        if error != 0:
-            raise ResourceExhausted(
-                f"KV arena: cudaHostRegister of {tensor.nbytes} bytes failed with error {error}; raise "
-                "the limit of locked memory (ulimit -l) or lower kv_store.dram"
-            )
-        self._registered[id(arena)] = (arena, tensor)
-        return tensor
+        known = self._pinned.get(id(arena))
+        if known is None:
+            known = self._pinned[id(arena)] = PinnedBlocks(arena, CudaHostMemory(), pinned)
+        return known
 
     def close(self) -> None:
         """See CopyEngine."""
         torch.cuda.synchronize(self._device)
-        for _, tensor in self._registered.values():
-            _runtime().cudaHostUnregister(tensor.data_ptr())
-        self._registered.clear()
-
-
-def _runtime() -> Any:
-    """The CUDA runtime library."""
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        for pinned in reversed(self._pinned.values()):
+            pinned.close()
+        self._pinned.clear()

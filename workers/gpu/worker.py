@@ -9,6 +9,7 @@ import torch
 
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.gpu.copy_engine import CopyEngine
+from moorage.workers.gpu.device_warm_up import warm_up_device
 from moorage.workers.gpu.engine import Engine
 from moorage.workers.gpu.hiding_chunk import measured_chunk
 from moorage.workers.gpu.model.decoder import Decoder
@@ -56,6 +57,9 @@ class GpuWorker:
             settings.engine,
             None if copies is None else copies(self._kv),
         )
+        self.engine.copies.prepare()
+        if self.device.type == "cuda":
+            warm_up_device(self.engine, settings.layout, settings.spec, self.device)
 
     def step(self, plan: StepPlan) -> StepResult:
         """Runs one plan; see Engine.step."""

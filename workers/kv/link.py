@@ -74,6 +74,9 @@ class Link(Protocol):
     def pages(self, session_id: int) -> tuple[Arena, Int32] | None:
         """The arena in this process's memory and all pages of a session; None where there is none."""
 
+    def arena(self) -> Arena | None:
+        """The store's arena in this process's memory; None where there is none."""
+
     def drop(self, session_id: int) -> None:
         """Frees a session. Idempotent."""
 
@@ -99,6 +102,10 @@ class LocalLink:
         self.pages = store.pages
         self.drop = store.drop
         self.stats = store.stats
+
+    def arena(self) -> Arena:
+        """As `KvStore.arena`."""
+        return self._store.arena
 
     def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """As `KvStore.open`."""

@@ -150,6 +150,10 @@ class MailboxLink:
         """As `KvStore.pages`."""
         return self._arena, self._table(session_id).pages
 
+    def arena(self) -> Arena:
+        """As `KvStore.arena`, mapped."""
+        return self._arena
+
     def drop(self, session_id: int) -> None:
         """As `KvStore.drop`."""
         self._tables.pop(session_id, None)

@@ -95,6 +95,9 @@ class RayLink:
         """None: the arena lies on another host."""
         del session_id
 
+    def arena(self) -> None:
+        """None: the arena lies on another host."""
+
     def drop(self, session_id: int) -> None:
         """As `KvStore.drop`."""
         self._unconfirmed.pop(session_id, None)
