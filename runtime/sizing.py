@@ -1,7 +1,7 @@
 """How much memory a model and a context need: the one formula behind admission, start-up and `runtime size`.
 
     DRAM   = KV pages (keys, values, anchors) + host staging + Ray and its processes (+ all device memory on a CPU)
-    device = weights + slots + workspace + device staging
+    device = weights + slots + workspace + device staging + the reserve of a GPU's runtime
 
 Pages and slots are exact, since arenas and slot pools are allocated by the same sizes; workspace is an upper
 estimate of what a step's tensors take at once.
@@ -23,6 +23,9 @@ COORDINATOR_BYTES = 320 * 1024**2
 ACTOR_BASE_BYTES = 140 * 1024**2
 WORKER_BASE_BYTES = 288 * 1024**2
 """Interpreter, libraries and compiled kernels of each process, as measured while a million tokens were served."""
+CUDA_RESERVE_BYTES = 1024**3
+"""For what the formula cannot count on a GPU: CUDA's context and modules (half a GB), the workspaces of cuBLAS,
+graphs, and unused ends of the allocator's segments. An estimate; no GPU has been measured yet."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STAGING_BUFFERS = 2
 _MERGED_PARTS = 8
@@ -66,12 +69,15 @@ class DeviceSizes:
     """The part of `slots_bytes` that holds local windows."""
     workspace_bytes: int
     staging_bytes: int
+    reserve_bytes: int
+    """CUDA_RESERVE_BYTES on a GPU."""
     num_slots: int
 
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        return self.weights_bytes + self.slots_bytes + self.workspace_bytes + self.staging_bytes
+        parts = self.weights_bytes, self.slots_bytes, self.workspace_bytes, self.staging_bytes
+        return sum(parts) + self.reserve_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,7 @@ def num_slots(deployment: Deployment) -> int:
     if deployment.device_memory is None:
         return wanted
     fixed = weights_bytes(deployment) + workspace_bytes(deployment) + _device_staging(deployment)
+    fixed += reserve_bytes(deployment)
     room = (deployment.device_memory - fixed) // layout.block_bytes
     if room < one:
         raise InvalidConfig(
@@ -152,6 +159,11 @@ def workspace_bytes(deployment: Deployment) -> int:
     return linear + near + partials + logits
 
 
+def reserve_bytes(deployment: Deployment) -> int:
+    """Device memory that CUDA and its libraries take beside the tensors; none on a CPU."""
+    return 0 if deployment.on_cpu else CUDA_RESERVE_BYTES
+
+
 def device_sizes(deployment: Deployment) -> DeviceSizes:
     """Memory of the device; it does not depend on the context."""
     layout, memory = deployment.layout, deployment.memory
@@ -164,6 +176,7 @@ def device_sizes(deployment: Deployment) -> DeviceSizes:
         window_bytes=windows * layout.block_bytes,
         workspace_bytes=workspace_bytes(deployment),
         staging_bytes=_device_staging(deployment),
+        reserve_bytes=reserve_bytes(deployment),
         num_slots=slots,
     )
 

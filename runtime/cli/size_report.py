@@ -140,6 +140,7 @@ class SizeReport:
             "device_window_bytes": row.device.window_bytes,
             "device_workspace_bytes": row.device.workspace_bytes,
             "device_staging_bytes": row.device.staging_bytes,
+            "device_reserve_bytes": row.device.reserve_bytes,
             "fits_host": self.fits(row),
             "max_sessions": self.max_sessions(row),
         }
@@ -194,13 +195,22 @@ def print_report(report: SizeReport) -> None:
 
 def _print_device(report: SizeReport) -> None:
     plan, device = report.deployment, device_sizes(report.deployment)
-    columns = ("weights GB", "window GB", "other slots GB", "workspace GB", "staging GB", "total device GB")
+    columns = (
+        "weights GB",
+        "window GB",
+        "other slots GB",
+        "workspace GB",
+        "staging GB",
+        "CUDA GB",
+        "total device GB",
+    )
     parts = (
         device.weights_bytes,
         device.window_bytes,
         device.slots_bytes - device.window_bytes,
         device.workspace_bytes,
         device.staging_bytes,
+        device.reserve_bytes,
         device.total_bytes,
     )
     title = (

@@ -107,9 +107,15 @@ def test_total_adds_up() -> None:
     on_cpu = context_sizes(replace(plan, on_cpu=True), 32768, sessions=2)
     in_dram = on_cpu.reserved_bytes + on_cpu.staging_bytes + on_cpu.ray_bytes
     assert on_cpu.total_dram_bytes == in_dram + on_cpu.device.total_bytes
+    assert on_cpu.device.reserve_bytes == 0
     device = row.device
+    assert device.reserve_bytes > 0
     assert device.total_bytes == (
-        device.weights_bytes + device.slots_bytes + device.workspace_bytes + device.staging_bytes
+        device.weights_bytes
+        + device.slots_bytes
+        + device.workspace_bytes
+        + device.staging_bytes
+        + device.reserve_bytes
     )
     assert device.weights_bytes == 2 * num_parameters(INTERNLM)
 
