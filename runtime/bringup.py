@@ -22,6 +22,7 @@ from moorage.runtime.deployment import check_memory, deployment_of
 from moorage.runtime.launch import Hooks
 from moorage.runtime.ledger import Ledger
 from moorage.runtime.presets import check_positions, kv_layout, resolve_memory
+from moorage.runtime.ray_join import check_resources, ray_nodes
 from moorage.runtime.requests import KvActorStatus, ModelInfo
 from moorage.runtime.scheduler import Limits, Room
 from moorage.runtime.session_limit import SessionLimit, session_limit
@@ -163,6 +164,11 @@ class Processes:
         self.step_tokens = shape.step_tokens
         self._stopped = False
 
+    @property
+    def _actor_bytes(self) -> int:
+        """Memory of one KV actor's arena."""
+        return self._shape.pages_per_actor * self._shape.layout.page_bytes
+
     async def start(self) -> None:
         """Ray first, then the actors, which load side by side."""
         self._hooks.on_stage(StartStage.RAY)
@@ -234,6 +240,7 @@ class Processes:
 
         if not self._owns_ray:
             ray.init(address=config.ray.address, namespace=config.ray.namespace, log_to_driver=False)
+            check_resources(config, self._actor_bytes, ray_nodes())
             return
         for attempt in range(1, RAY_START_ATTEMPTS + 1):
             try:
@@ -275,7 +282,7 @@ class Processes:
                     num_threads=max(1, threads // config.kv_store.actors),
                     num_cpus=1,
                     cpus=tuple(bound),
-                    memory_bytes=0 if self._owns_ray else shape.pages_per_actor * shape.layout.page_bytes,
+                    memory_bytes=0 if self._owns_ray else self._actor_bytes,
                 )
             )
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from moorage.runtime.config import ClusterConfig
+from moorage.runtime.gpu_presence import why_no_gpu
 from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory
-from moorage.runtime.sizing import Deployment, device_sizes, fixed_dram_bytes
+from moorage.runtime.sizing import Deployment, device_sizes, fixed_dram_bytes, ray_bytes
 from moorage.runtime.units import format_bytes
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.sizes import LEAST_CHUNK, MOST_CHUNK
 from moorage.workers.spec import ModelSpec
 
 _CGROUP = Path("/sys/fs/cgroup")
-_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +78,7 @@ def _longest_chunk(plan: Deployment) -> int:
 
 def runs_on_cpu(device: str) -> bool:
     """Whether `gpu_workers.device` comes to the CPU on this host, told without loading torch."""
-    if device == "auto":
-        return not _NVIDIA_DRIVER.exists() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return device == "cpu"
+    return device == "cpu" or (device == "auto" and why_no_gpu() is not None)
 
 
 def check_memory(config: ClusterConfig, model: ModelSpec, host: Host | None = None) -> None:
@@ -92,18 +89,49 @@ def check_memory(config: ClusterConfig, model: ModelSpec, host: Host | None = No
     if config.ray.address != "local":
         return
     host = host or read_host()
-    fixed = fixed_dram_bytes(deployment_of(config, model))
-    need = config.kv_store.dram + fixed
-    if need <= host.usable_bytes:
-        return
+    plan = deployment_of(config, model)
+    fixed = fixed_dram_bytes(plan)
     room = host.usable_bytes - fixed
-    fix = f"use {room // 1024**2}MiB or less" if room > 1024**2 else "free memory or use a larger host"
+    if config.kv_store.dram <= room:
+        return
     kept = host.available_bytes - host.usable_bytes
+    has = (
+        f"this host, which has {format_bytes(host.available_bytes)} free of {format_bytes(host.total_bytes)} and "
+        f"keeps {format_bytes(kept)} of it back"
+    )
+    if room < 1024**2:
+        raise InvalidConfig(
+            f"{_parts(plan)} don't fit {has}; free memory, use a larger host, or lower {_knob(plan)}"
+        )
     raise InvalidConfig(
         f"kv_store.dram: {format_bytes(config.kv_store.dram)}, and {format_bytes(fixed)} for the model, Ray "
-        f"and staging, don't fit this host, which has {format_bytes(host.available_bytes)} free of "
-        f"{format_bytes(host.total_bytes)} and keeps {format_bytes(kept)} of it back; {fix}"
+        f"and staging, don't fit {has}; use {room // 1024**2}MiB or less"
     )
+
+
+def _parts(plan: Deployment) -> str:
+    """What takes memory beside the KV cache, by part."""
+    fixed = format_bytes(fixed_dram_bytes(plan))
+    if not plan.on_cpu:
+        return f"{fixed} for Ray and staging"
+    device = device_sizes(plan)
+    return (
+        f"{fixed} beside the KV cache (weights {format_bytes(device.weights_bytes)}, slots "
+        f"{format_bytes(device.slots_bytes)}, workspace {format_bytes(device.workspace_bytes)}, the rest Ray and "
+        "staging)"
+    )
+
+
+def _knob(plan: Deployment) -> str:
+    """The keys that the largest part follows."""
+    device = device_sizes(plan)
+    if not plan.on_cpu or ray_bytes(plan) > device.total_bytes:
+        return "kv_store.actors or ray.object_store_memory"
+    if device.slots_bytes >= max(device.weights_bytes, device.workspace_bytes):
+        return "server.max_running, memory.topk or long_context.local_windows_len"
+    if device.workspace_bytes > device.weights_bytes:
+        return "long_context.chunk_size or local_windows_len"
+    return "the size of the model, or its type with model.dtype"
 
 
 def _cgroup_bytes(name: str) -> int | None:

@@ -3,46 +3,104 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
-
 from moorage.runtime.config import ClusterConfig
-from moorage.runtime.presets import check_positions
+from moorage.runtime.deployment import check_memory, deployment_of
+from moorage.runtime.gpu_presence import why_no_gpu
+from moorage.runtime.presets import check_positions, kv_layout
+from moorage.runtime.ray_join import check_joined_ray
 from moorage.runtime.session_limit import SessionLimit, session_limit
+from moorage.runtime.sizing import num_slots, pages_per_actor
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig, InvalidModel
 from moorage.workers.hf_config import read_model_spec
+from moorage.workers.spec import Scorer
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 << 20
 
 
-def check_host(config: ClusterConfig) -> SessionLimit:
-    """Raises InvalidConfig or InvalidModel, in one line, for a model, memory or port that can't serve.
+def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line: None) -> SessionLimit:
+    """Every check that `runtime config` and `runtime launch` make before anything starts, the cheap ones first.
 
-    Returns what sessions are limited to, with the warnings that users should see.
+    Raises InvalidConfig, InvalidModel or Unavailable, in one line, for a model, device, memory, port or Ray cluster
+    that can't serve. Returns what sessions are limited to, with the warnings that users should see. `say` hears a
+    line before a wait.
     """
+    check_threads(config)
+    _check_device(config)
+    _check_scorer(config)
     directory = Path(config.model.path)
     spec = read_model_spec(directory)
     check_positions(config, spec)
     limit = session_limit(config, spec)
     for file in sorted(directory.glob("*.safetensors")):
         _check_complete(file)
-    if config.ray.address == "local":
-        _check_dram(config.kv_store.dram)
+    _check_tokenizer(directory)
+    layout = kv_layout(config, spec)
+    actor_bytes = layout.page_bytes * pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
+    num_slots(deployment_of(config, spec))
+    check_memory(config, spec)
     _check_port(config.server.grpc)
+    if config.ray.address != "local":
+        check_joined_ray(config, actor_bytes, say)
     return limit
 
 
-def _check_dram(dram_bytes: int) -> None:
-    memory = psutil.virtual_memory()
-    if dram_bytes > memory.available:
+def check_threads(config: ClusterConfig) -> None:
+    """Raises InvalidConfig for CPUs and threads of a private cluster that this host does not have."""
+    if config.ray.address != "local":
+        return
+    allowed, threads, cpus = os.sched_getaffinity(0), config.gpu_workers.num_threads, os.cpu_count() or 1
+    if threads is not None and threads > cpus:
         raise InvalidConfig(
-            f"kv_store.dram: {_gib(dram_bytes)} is more than this host has free ({_gib(memory.available)} of "
-            f"{_gib(memory.total)}); lower it, or free memory"
+            f"gpu_workers.num_threads: {threads} is more than the {counted(cpus, 'CPU')} of this host; "
+            f"use {cpus} or less, or leave it out"
         )
+    missing = sorted({cpu for bound in config.kv_store.cpus or () for cpu in bound} - allowed)
+    if missing:
+        raise InvalidConfig(
+            f"kv_store.cpus: CPU {missing[0]} is not one that this process may run on; allowed are "
+            f"{_ranges(sorted(allowed))}"
+        )
+
+
+def _check_device(config: ClusterConfig) -> None:
+    reason = why_no_gpu() if config.gpu_workers.device == "cuda" else None
+    if reason is not None and config.ray.address == "local":
+        raise InvalidConfig(f"gpu_workers.device: cuda can't be used, since {reason}; set it to cpu or auto")
+
+
+def _check_scorer(config: ClusterConfig) -> None:
+    scorer = config.memory.scorer
+    if scorer is not Scorer.NUMBA and find_spec("faiss") is None:
+        raise InvalidConfig(
+            f"memory.scorer: {scorer.value} needs faiss, which is not installed; install moorage[faiss] or use numba"
+        )
+
+
+def _check_tokenizer(directory: Path) -> None:
+    """A model without tokenizer.json can still be served token ids."""
+    if (directory / "tokenizer.json").exists():
+        from moorage.runtime.tokenizer import TextTokenizer
+
+        TextTokenizer.load(directory)
+
+
+def _ranges(cpus: Sequence[int]) -> str:
+    """`0-3,8` for 0, 1, 2, 3 and 8."""
+    parts: list[list[int]] = []
+    for cpu in cpus:
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1][1:] = [cpu]
+        else:
+            parts.append([cpu])
+    return ",".join("-".join(map(str, part)) for part in parts)
 
 
 def _check_port(address: str) -> None:
@@ -52,9 +110,10 @@ def _check_port(address: str) -> None:
         with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(found[0][4])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such host name"
         raise InvalidConfig(
-            f"server.grpc: {address} can't be bound ({error.strerror}); free it or choose another port"
+            f"server.grpc: {address} can't be bound ({reason}); free it or choose another address"
         ) from None
 
 
@@ -74,7 +133,3 @@ def _check_complete(file: Path) -> None:
 
 def _ends(header: dict[str, dict[str, list[int]]]) -> Iterator[int]:
     return (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"

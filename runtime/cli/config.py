@@ -14,9 +14,8 @@ from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_note, print_table
 from moorage.runtime.config import load_cluster_config
 from moorage.runtime.config_explain import json_schema, reference, resolved, section_words
+from moorage.runtime.preflight import check_host
 from moorage.runtime.presets import resolve_preset
-from moorage.runtime.session_limit import session_limit
-from moorage.workers.hf_config import read_model_spec
 
 _RULE = (
     "Precedence: --set section.key=value, then the environment (MOORAGE_SECTION__KEY), then the file, "
@@ -38,6 +37,13 @@ def config(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
     ] = None,
+    file_only: Annotated[
+        bool,
+        typer.Option(
+            "--file-only",
+            help="Check the file alone, and not its model, this host's memory, devices and port, or its Ray cluster.",
+        ),
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Print the reference of all keys.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; with --explain the JSON schema.")
@@ -51,8 +57,8 @@ def config(
         raise typer.BadParameter("give a cluster file, or --explain for the reference", param_hint="FILE")
     loaded = load_cluster_config(file, overrides or ())
     values = resolved(loaded, dataclasses.asdict(resolve_preset(loaded)))
-    if (Path(loaded.model.path) / "config.json").is_file():
-        limit = session_limit(loaded, read_model_spec(loaded.model.path))
+    if not file_only:
+        limit = check_host(loaded, print_note)
         values["long_context"]["max_seq_len"] = limit.max_seq_len
         for warning in limit.warnings:
             print_note(f"warning: {warning}")

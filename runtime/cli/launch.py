@@ -47,7 +47,7 @@ def launch(
 ) -> None:
     """Start a cluster; it serves until Ctrl-C, SIGTERM or `runtime stop`."""
     config = load_cluster_config(file, overrides or ())
-    for warning in check_host(config).warnings:
+    for warning in check_host(config, print_note).warnings:
         print_note(f"warning: {warning}")
     if ready_file is not None:
         ready_file.unlink(missing_ok=True)

@@ -52,7 +52,9 @@ def test_truncated_weights(load: Load, tmp_path: Path, keep_bytes: int) -> None:
 
 
 def test_more_memory_than_the_host_has(load: Load) -> None:
-    with pytest.raises(InvalidConfig, match=r"kv_store\.dram: .* is more than this host has free"):
+    with pytest.raises(
+        InvalidConfig, match=r"kv_store\.dram: 4096.00 TiB, .* don't fit this host, which has"
+    ):
         check_host(load(PILOT, "kv_store.dram=4096TiB"))
 
 
@@ -63,3 +65,57 @@ def test_port_in_use(load: Load) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(InvalidConfig, match=f"server.grpc: {address} can't be bound"):
             check_host(load(PILOT, f"server.grpc={address}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("gpu_workers.num_threads=1000", "gpu_workers.num_threads: 1000 is more than the"),
+        (
+            "kv_store.cpus=[0, 8000]",
+            "kv_store.cpus: CPU 8000 is not one that this process may run on; allowed are",
+        ),
+        ("kv_store.dram=1KiB", "has no room for one block"),
+        ("server.grpc=256.1.1.1:5", "server.grpc: 256.1.1.1:5 can't be bound"),
+        (f"server.grpc={'x' * 100}.com:5", "can't be bound (no such host name)"),
+        ("memory.rope_scaling={rope_type: x}", "rope_type 'x' is not supported"),
+        ("kv_store.actors=900", "lower kv_store.actors or ray.object_store_memory"),
+        (
+            "long_context.local_windows_len=1024M",
+            "lower server.max_running, memory.topk or long_context.local",
+        ),
+        ("long_context.chunk_size=1M", "lower long_context.chunk_size"),
+        ("gpu_workers.device_memory=1MiB", "gpu_workers.device_memory: 0.00 GiB is too little"),
+    ],
+)
+def test_what_this_host_cannot_do_is_refused_with_the_key(load: Load, override: str, says: str) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        check_host(load(PILOT, override))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_cuda_without_a_gpu_is_refused_at_once(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The devices of this host are the test's to choose; on one with a GPU it would be accepted."""
+    monkeypatch.setattr("moorage.runtime.gpu_presence._DEVICES", tmp_path)
+    with pytest.raises(
+        InvalidConfig, match=r"gpu_workers\.device: cuda can't be used, since this host has no NVIDIA"
+    ):
+        check_host(load(PILOT, "gpu_workers.device=cuda"))
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(InvalidConfig, match="since CUDA_VISIBLE_DEVICES hides every GPU"):
+        check_host(load(PILOT, "gpu_workers.device=cuda"))
+
+
+def test_a_broken_tokenizer_is_refused(load: Load, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(PILOT, model)
+    model.chmod(0o755)
+    (model / "tokenizer.json").unlink()
+    check_host(load(model))
+    (model / "tokenizer.json").write_text("{}")
+    with pytest.raises(InvalidModel, match=r"tokenizer\.json: not a tokenizer"):
+        check_host(load(model))

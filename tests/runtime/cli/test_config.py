@@ -21,7 +21,10 @@ def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Path:
     path = tmp_path / "cluster.yaml"
-    path.write_text("model: {path: m}\nmemory: {preset: inf-llm, topk: 4}\n")
+    path.write_text(
+        f"model: {{path: {PILOT}}}\nmemory: {{preset: inf-llm, topk: 4}}\nkv_store: {{dram: 64MiB}}\n"
+        "server: {grpc: '127.0.0.1:0'}\n"
+    )
     return path
 
 
@@ -47,7 +50,9 @@ def test_the_session_length_follows_the_model_and_a_longer_one_is_warned_of(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     cluster = tmp_path / "pilot.yaml"
-    cluster.write_text(f"model: {{path: {PILOT}}}\n")
+    cluster.write_text(
+        f"model: {{path: {PILOT}}}\nkv_store: {{dram: 64MiB}}\nserver: {{grpc: '127.0.0.1:0'}}\n"
+    )
     values = yaml.safe_load(output(capsys, "config", str(cluster)))
     assert values["long_context"]["max_seq_len"] == 512
     with pytest.raises(SystemExit):
@@ -79,3 +84,42 @@ def test_needs_a_file_or_explain(capsys: pytest.CaptureFixture[str]) -> None:
         main(["config"])
     assert left.value.code == 2
     assert "give a cluster file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "model.path=/nowhere",
+        "kv_store.dram=4096TiB",
+        "gpu_workers.num_threads=1000",
+        "server.grpc=256.1.1.1:5",
+    ],
+)
+def test_config_and_launch_refuse_the_same_in_the_same_words(
+    capsys: pytest.CaptureFixture[str], cluster: Path, broken: str
+) -> None:
+    told = []
+    for command in ("config", "launch"):
+        with pytest.raises(SystemExit) as left:
+            main((command, str(cluster), "--set", broken))
+        assert left.value.code == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        told.append(printed.err.partition(", which has")[0])
+    assert told[0] == told[1]
+    assert told[0].startswith("error: ")
+
+
+def test_a_file_alone_can_be_checked_for_another_host(
+    capsys: pytest.CaptureFixture[str], cluster: Path
+) -> None:
+    arguments = (
+        "config",
+        str(cluster),
+        "--file-only",
+        "--set",
+        "model.path=/nowhere",
+        "--set",
+        "kv_store.dram=9TiB",
+    )
+    assert yaml.safe_load(output(capsys, *arguments))["model"]["path"] == "/nowhere"
