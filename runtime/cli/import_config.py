@@ -18,12 +18,16 @@ from moorage.runtime.importing import import_config
     epilog=examples(
         "runtime import-config ~/.ktransformers/config.yaml > cluster.yaml",
         "runtime import-config mistral-inf-llm.yaml --json",
+        "runtime import-config serve.py > cluster.yaml",
     ),
 )
 def import_config_command(
     file: Annotated[
         Path,
-        typer.Argument(help="A ktransformers config.yaml, an InfLLM YAML, or LMDeploy engine arguments."),
+        typer.Argument(
+            help="A ktransformers config.yaml or its keys alone, an InfLLM YAML, or LMDeploy engine arguments: "
+            "YAML, an lmdeploy command line, or Python with a TurbomindEngineConfig(...) call, which is not run."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, notes included.")] = False,
 ) -> None:
