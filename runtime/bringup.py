@@ -27,6 +27,7 @@ from moorage.runtime.requests import KvActorStatus, ModelInfo
 from moorage.runtime.scheduler import Limits, Room
 from moorage.runtime.session_limit import SessionLimit, session_limit
 from moorage.runtime.sizing import num_slots, pages_per_actor, spare_device_bytes
+from moorage.runtime.text.process import TextProcess
 from moorage.runtime.tokenizer import TextTokenizer, stop_token_ids
 from moorage.runtime.trained_length import reach
 from moorage.runtime.worker_handle import RayWorker
@@ -103,16 +104,27 @@ def _tokenizer(model_dir: Path) -> TextTokenizer | None:
 async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
     """A serving coordinator. If anything fails on the way, what was started is stopped again."""
     shape = shape_of(config)
-    processes = Processes(shape, hooks)
+    processes, text = Processes(shape, hooks), _text(shape)
     try:
         await processes.start()
+        # After Ray, which may have to end every process below this one and try again.
+        if text is not None:
+            await text.start()
     except BaseException:
+        if text is not None:
+            await text.close()
         await processes.stop()
         raise
-    return Coordinator(_cluster(shape, processes))
+    return Coordinator(_cluster(shape, processes, text))
 
 
-def _cluster(shape: Shape, processes: Processes) -> Cluster:
+def _text(shape: Shape) -> TextProcess | None:
+    if shape.tokenizer is None:
+        return None
+    return TextProcess(Path(shape.config.model.path), shape.tokenizer.max_bytes_per_token)
+
+
+def _cluster(shape: Shape, processes: Processes, text: TextProcess | None) -> Cluster:
     config = shape.config
     step_tokens = processes.step_tokens
     return Cluster(
@@ -132,6 +144,7 @@ def _cluster(shape: Shape, processes: Processes) -> Cluster:
         ),
         eos_token_ids=frozenset(shape.eos_token_ids),
         tokenizer=shape.tokenizer,
+        text=text,
         limits=Limits(
             room=shape.ledger.capacity,
             max_step_tokens=step_tokens,

@@ -27,6 +27,7 @@ from moorage.runtime.requests import (
 from moorage.runtime.reuse import StoredKv, reusable_tokens
 from moorage.runtime.scheduler import Job, Limits, Scheduler, Step
 from moorage.runtime.stopping import StopMatcher
+from moorage.runtime.text.jobs import Text
 from moorage.runtime.tokenizer import IncrementalDecoder, TextTokenizer
 from moorage.runtime.trained_length import Reach
 from moorage.runtime.worker_handle import WorkerHandle
@@ -51,6 +52,7 @@ class Cluster:
     model: ModelInfo
     eos_token_ids: frozenset[int]
     tokenizer: TextTokenizer | None
+    """For generated tokens, one at a time."""
     limits: Limits
     ledger: Ledger
     worker: WorkerHandle
@@ -60,6 +62,8 @@ class Cluster:
     shutdown: Callable[[], Awaitable[None]]
     """Stops every process that was started for the cluster."""
     health: ClusterHealth = field(default_factory=ClusterHealth)
+    text: Text | None = None
+    """The tokenizer in a process of its own, for what clients send."""
     reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
     """How far the positions of a request hold."""
 
@@ -85,11 +89,11 @@ class Coordinator:
         self._task = asyncio.create_task(self._run())
 
     @property
-    def tokenizer(self) -> TextTokenizer:
-        """The model's tokenizer. Raises InvalidRequest when the model directory has none."""
-        if self._cluster.tokenizer is None:
+    def text(self) -> Text:
+        """The model's tokenizer and chat template. Raises InvalidRequest when the model directory has none."""
+        if self._cluster.text is None:
             raise InvalidRequest("the model has no tokenizer.json; send token ids instead of text")
-        return self._cluster.tokenizer
+        return self._cluster.text
 
     @property
     def health(self) -> ClusterHealth:
@@ -145,6 +149,8 @@ class Coordinator:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self.fail_requests(Unavailable("the server is stopping"))
+        if self._cluster.text is not None:
+            await self._cluster.text.close()
         await self._cluster.shutdown()
 
     def _request(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from moorage.runtime.health import ClusterHealth
@@ -20,6 +22,8 @@ from moorage.runtime.requests import (
     Token,
     Usage,
 )
+from moorage.runtime.text import jobs
+from moorage.runtime.text.body import Body, read_all
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
 from moorage.workers.hf_generation import SamplingDefaults
 
@@ -30,6 +34,8 @@ SECRET = "a prompt that nobody may log"
 
 class ByteTokenizer:
     """One token a byte, after BOS."""
+
+    chat_template_source = "chat_template.jinja"
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
@@ -42,11 +48,38 @@ class ByteTokenizer:
         return list("".join(f"{begin}{m['role']}>{m['content']}" for m in messages).encode())
 
 
+class ToyText:
+    """What the text process does, done at once by a `ByteTokenizer`."""
+
+    max_bytes_per_token = 16
+
+    def __init__(self, tokenizer: ByteTokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    async def encode(self, field: str, text: Body, *, add_special_tokens: bool = True) -> array[int]:
+        options = {"field": field, "add_special_tokens": add_special_tokens}
+        return array("I", jobs.encode(self._tokenizer, read_all(text.fd), options))
+
+    async def encode_chat(
+        self, contents: Body, messages: Sequence[tuple[str, int]], *, parse_special: bool = False
+    ) -> array[int]:
+        layout = json.dumps(messages).encode()
+        contents.append(layout)
+        options = {"layout_bytes": len(layout), "parse_special": parse_special}
+        return array("I", jobs.encode_chat(self._tokenizer, read_all(contents.fd), options))
+
+    async def decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids)
+
+    async def close(self) -> None: ...
+
+
 class ToyEngine:
     """Keeps the interface of the coordinator. `endless` sessions go on until they are closed."""
 
     def __init__(self, max_seq_len: int = 4096, step_s: float = 0.0) -> None:
         self.tokenizer = ByteTokenizer()
+        self.text = ToyText(self.tokenizer)
         self.health = ClusterHealth()
         self.failed_with: list[MoorageError] = []
         self.max_seq_len, self.step_s = max_seq_len, step_s

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Sequence
 
 from moorage.proto.v1 import moorage_pb2 as pb
+from moorage.runtime.quoting import quoted
 from moorage.runtime.requests import ModelInfo
 from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.hf_generation import SamplingDefaults
@@ -25,7 +26,7 @@ DEFAULT_MAX_NEW_TOKENS = 256
 def model_name(name: str, served: ModelInfo) -> None:
     """Raises NotFound unless the request asks for the served model."""
     if name and name != served.name:
-        raise NotFound(f"model: {name!r} is not served here; leave it empty or ask for {served.name!r}")
+        raise NotFound(f"model: {quoted(name)} is not served here; leave it empty or ask for {served.name!r}")
 
 
 def max_new_tokens(parameters: pb.GenerateParameters) -> int:
@@ -46,6 +47,8 @@ def stop_strings(stop: list[str]) -> tuple[str, ...]:
             raise InvalidRequest(
                 f"stop[{place}]: has {len(text)} characters; send 1 to {MAX_STOP_CHARACTERS} or leave it out"
             )
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise InvalidRequest(f"stop[{place}]: {quoted(text)} has lone surrogates; send valid Unicode")
     return tuple(stop)
 
 
@@ -95,16 +98,6 @@ def sampling(message: pb.Sampling, defaults: SamplingDefaults) -> SamplingSpec:
         seed=seed,
         num_logprobs=message.num_logprobs,
     )
-
-
-def utf8(field: str, data: bytes) -> str:
-    """The text of a field that travels as bytes."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"{field}: is not valid UTF-8 ({error.reason} at byte {error.start}); send UTF-8"
-        ) from None
 
 
 def token_ids(ids: Sequence[int], vocab_size: int, first: int = 0) -> None:

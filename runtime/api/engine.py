@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator
+from typing import Protocol
 
 from moorage.runtime.health import ClusterHealth
 from moorage.runtime.requests import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
+from moorage.runtime.text.jobs import Text
 from moorage.workers.errors import MoorageError
-
-
-class Tokenizer(Protocol):
-    """Text to token ids and back."""
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text."""
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids."""
-
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False) -> list[int]:
-        """Token ids of a conversation; `parse_special` reads special tokens in contents as tokens.
-
-        Raises InvalidRequest when the model has no chat template or the template refuses the messages.
-        """
 
 
 class Engine(Protocol):
     """Answers requests. Every method raises the errors of `moorage.workers.errors`."""
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
+    def text(self) -> Text:
+        """The model's tokenizer and chat template."""
 
     @property
     def health(self) -> ClusterHealth:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import structlog
@@ -21,8 +22,13 @@ log = structlog.get_logger()
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _MAX_MESSAGE_CHARACTERS = 1000
+_MAX_MESSAGE_BYTES = 2000
+"""On the wire, where a byte that is not printable ASCII takes three; all metadata of a call have 8 KiB."""
+_PLAIN = "".join(map(chr, range(32, 127)))
 _LINGER_S = 1.0
 _MAX_LINGER_MESSAGES = 64
+_lingering = asyncio.Semaphore(64)
+"""Calls that are read on at once; a flood of refused calls must not be kept open."""
 
 
 @asynccontextmanager
@@ -38,7 +44,7 @@ async def reported(
         yield
     except MoorageError as error:
         code = grpc.StatusCode[status_of(error).grpc]
-        message = str(error)[:_MAX_MESSAGE_CHARACTERS]
+        message = carried(str(error))
         log.info("request refused", code=code.name, kind=type(error).__name__)
         await _linger(requests)
         await context.abort(code, message, _details(code, message, error))
@@ -53,14 +59,23 @@ async def reported(
         )
 
 
+def carried(message: str) -> str:
+    """A message as metadata can carry it: one line, clipped by what it takes on the wire."""
+    line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()[:_MAX_MESSAGE_CHARACTERS]
+    while len(quote(line, safe=_PLAIN)) > _MAX_MESSAGE_BYTES:
+        line = line[: len(line) * 3 // 4]
+    return line
+
+
 async def _linger(requests: AsyncIterator[Any] | None) -> None:
     """Reads on a little, since a client that is cut off while it sends may miss the status."""
-    if requests is None:
+    if requests is None or _lingering.locked():
         return
-    with suppress(TimeoutError, StopAsyncIteration):
-        async with asyncio.timeout(_LINGER_S):
-            for _ in range(_MAX_LINGER_MESSAGES):
-                await anext(requests)
+    async with _lingering:
+        with suppress(TimeoutError, StopAsyncIteration):
+            async with asyncio.timeout(_LINGER_S):
+                for _ in range(_MAX_LINGER_MESSAGES):
+                    await anext(requests)
 
 
 def _details(code: grpc.StatusCode, message: str, error: MoorageError) -> tuple[tuple[str, bytes], ...]:

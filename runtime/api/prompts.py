@@ -1,36 +1,47 @@
-"""Collects the pieces of a prompt and makes token ids of them."""
+"""Collects the pieces of a prompt and has token ids made of them."""
 
 from __future__ import annotations
 
-import asyncio
-import codecs
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Self
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.runtime.api import checks
 from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.uploads import Upload
+from moorage.runtime.text.body import Body, read_all
 from moorage.workers.errors import InvalidRequest
 
 MAX_PIECE_BYTES = 1 << 20
 _PIECE_SLACK_BYTES = 64
-_MAX_BYTES_PER_TOKEN = 128
 _MAX_MESSAGES = 4096
+_BYTES_PER_ID = 4
 _KINDS = {"text": "text", "token_ids": "token ids", "message": "chat messages"}
 
 
 class PromptCollector:
-    """One prompt as it arrives. It never holds more than a prompt of `max_seq_len` could have."""
+    """One prompt as it arrives, outside the heap; leaving the `with` block gives its memory back.
 
-    def __init__(self, engine: Engine, *, chat: bool, parse_special: bool = False) -> None:
-        self._engine, self._chat, self._parse_special = engine, chat, parse_special
+    It never holds more than a prompt of `max_seq_len` could have.
+    """
+
+    def __init__(self, engine: Engine, upload: Upload, *, chat: bool, parse_special: bool = False) -> None:
+        self._engine, self._upload, self._chat, self._parse_special = engine, upload, chat, parse_special
         info = engine.model_info()
         self._vocab_size, self._max_tokens = info.vocab_size, info.max_seq_len
         self._kind: str | None = None
-        self._ids = array("I")
-        self._texts: list[_Text] = []
         self._roles: list[str] = []
-        self._num_bytes = 0
+        self._message_bytes: list[int] = []
+        self._resources = ExitStack()
+        self._body = self._resources.enter_context(Body())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
 
     def add(self, piece: pb.PromptPiece) -> None:
         """Takes the next piece. Raises InvalidRequest for one that can't belong to a valid prompt."""
@@ -54,76 +65,61 @@ class PromptCollector:
             self._add_message(piece.message)
 
     async def token_ids(self) -> Sequence[int]:
-        """The whole prompt, tokenised off the event loop. Raises InvalidRequest if it is empty."""
-        tokens = self._ids if self._kind in (None, "token_ids") else await asyncio.to_thread(self._encoder())
+        """The whole prompt. Raises InvalidRequest if it is empty, or what the text process refuses."""
+        if not self._body.num_bytes and self._kind != "message":
+            raise InvalidRequest("prompt: is empty; send at least one token")
+        tokens = await self._tokenised()
         if not len(tokens):
             raise InvalidRequest("prompt: is empty; send at least one token")
         return tokens
 
-    def _encoder(self) -> Callable[[], Sequence[int]]:
-        tokenizer = self._engine.tokenizer
-        texts = [text.finish() for text in self._texts]
+    async def _tokenised(self) -> Sequence[int]:
         if self._kind == "text":
-            if not texts[0]:
-                raise InvalidRequest("prompt: is empty; send at least one character")
-            return lambda: tokenizer.encode(texts[0])
-        messages = [
-            {"role": role, "content": content} for role, content in zip(self._roles, texts, strict=True)
-        ]
-        return lambda: tokenizer.encode_chat(messages, parse_special=self._parse_special)
+            return await self._engine.text.encode("prompt", self._body)
+        if self._kind == "message":
+            messages = list(zip(self._roles, self._message_bytes, strict=True))
+            return await self._engine.text.encode_chat(
+                self._body, messages, parse_special=self._parse_special
+            )
+        return array("I", read_all(self._body.fd))
 
     def _add_ids(self, ids: Sequence[int]) -> None:
-        checks.token_ids(ids, self._vocab_size, first=len(self._ids))
-        self._ids.extend(ids)
-        if len(self._ids) > self._max_tokens:
+        num_tokens = self._body.num_bytes // _BYTES_PER_ID
+        checks.token_ids(ids, self._vocab_size, first=num_tokens)
+        if num_tokens + len(ids) > self._max_tokens:
             raise InvalidRequest(
                 f"prompt: has more than long_context.max_seq_len = {self._max_tokens} tokens; "
                 "shorten it or raise max_seq_len"
             )
+        self._append(array("I", ids).tobytes())
 
-    def _add_text(self, data: bytes) -> None:
-        if not self._texts:
-            self._texts.append(_Text("prompt"))
-        self._append(data)
+    def _add_text(self, text: bytes) -> None:
+        self._check_bytes(len(text))
+        self._append(text)
 
     def _add_message(self, message: pb.ChatMessage) -> None:
         if not self._chat:
             raise InvalidRequest("prompt: chat messages can't be scored; send text or token ids")
         if message.role:
-            self._roles.append(message.role)
-            self._texts.append(_Text(f"message {len(self._roles)}"))
+            role = checks.name(f"message {len(self._roles) + 1}: role", message.role)
+            self._roles.append(role or "")
+            self._message_bytes.append(0)
         if not self._roles:
             raise InvalidRequest("prompt: the first chat message has no role; send user, system or assistant")
         if len(self._roles) > _MAX_MESSAGES:
             raise InvalidRequest(f"prompt: has more than {_MAX_MESSAGES} chat messages; send fewer")
+        self._check_bytes(len(message.content))
         self._append(message.content)
+        self._message_bytes[-1] += len(message.content)
+
+    def _check_bytes(self, more_bytes: int) -> None:
+        most = self._max_tokens * self._engine.text.max_bytes_per_token
+        if self._body.num_bytes + more_bytes > most:
+            raise InvalidRequest(
+                f"prompt: has more than {most} bytes of text, which can't fit long_context.max_seq_len = "
+                f"{self._max_tokens} tokens; shorten it, send token ids, or raise max_seq_len"
+            )
 
     def _append(self, data: bytes) -> None:
-        self._num_bytes += len(data)
-        if self._num_bytes > self._max_tokens * _MAX_BYTES_PER_TOKEN:
-            raise InvalidRequest(
-                f"prompt: over {self._max_tokens * _MAX_BYTES_PER_TOKEN} bytes can't fit "
-                f"long_context.max_seq_len = {self._max_tokens} tokens; shorten it or raise max_seq_len"
-            )
-        self._texts[-1].append(data)
-
-
-class _Text:
-    """UTF-8 whose characters may be split between pieces."""
-
-    def __init__(self, field: str) -> None:
-        self._field = field
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._parts: list[str] = []
-
-    def append(self, data: bytes, *, final: bool = False) -> None:
-        try:
-            self._parts.append(self._decoder.decode(data, final))
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(
-                f"{self._field}: is not valid UTF-8 ({error.reason}); send UTF-8 text or token ids"
-            ) from None
-
-    def finish(self) -> str:
-        self.append(b"", final=True)
-        return "".join(self._parts)
+        self._upload.grow(len(data))
+        self._body.append(data)

@@ -11,11 +11,16 @@ from grpc_reflection.v1alpha import reflection
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import add_MoorageServicer_to_server
 from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.interceptors import EveryMethod
 from moorage.runtime.api.service import MoorageService
+from moorage.runtime.api.uploads import UploadLimits, Uploads
 from moorage.workers.errors import Unavailable
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Moorage"].full_name
-MAX_CONCURRENT_RPCS = 1024
+MAX_CONCURRENT_RPCS = 8192
+"""A last resort, since beyond it health is not answered: uploads, streams and requests have narrower bounds."""
+BYTES_PER_TOKEN_SENT = 32
+"""Most bytes a token of the longest prompt for which uploads have room; text has some 4."""
 DEFAULT_MAX_MESSAGE_BYTES = 4 << 20
 _DRAIN_POLL_S = 0.05
 _LAST_WORDS_S = 1.0
@@ -33,9 +38,16 @@ _OPTIONS = (
 class ApiServer:
     """Listens at once, answers once an engine is set."""
 
-    def __init__(self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> None:
+    def __init__(
+        self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, uploads: UploadLimits | None = None
+    ) -> None:
         options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
-        self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
+        self._server = grpc.aio.server(
+            interceptors=(EveryMethod(SERVICE),),
+            options=options,
+            maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
+        )
+        self._upload_limits = uploads or UploadLimits()
         self._service = MoorageService()
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         add_MoorageServicer_to_server(self._service, self._server)
@@ -60,6 +72,8 @@ class ApiServer:
 
     async def serve(self, engine: Engine) -> None:
         """From now on requests are answered by `engine`, and health says SERVING."""
+        prompt_bytes = engine.model_info().max_seq_len * BYTES_PER_TOKEN_SENT
+        self._service.uploads = Uploads(self._upload_limits.for_prompts(prompt_bytes))
         self._service.engine = engine
         await self.tell_health(serving=True)
 

@@ -19,10 +19,14 @@ from moorage.runtime.api import checks
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.failures import reported
 from moorage.runtime.api.prompts import PromptCollector
+from moorage.runtime.api.uploads import Upload, Uploads, client_of
 from moorage.runtime.requests import Finished, GenerateParams, Progress, PromptLogprobs, ScoreParams, Token
+from moorage.runtime.text.body import Body
 from moorage.workers.errors import InvalidRequest, Unavailable
 
 log = structlog.get_logger()
+
+STATUS_TIMEOUT_S = 5.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[Any]
@@ -34,6 +38,7 @@ class MoorageService(MoorageServicer):
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self.stopping = False
+        self.uploads = Uploads()
         self.num_active = 0
         """Generations and scorings that are being answered."""
 
@@ -42,7 +47,8 @@ class MoorageService(MoorageServicer):
         async with reported(context, request_iterator):
             engine = self._ready()
             with self._counted():
-                params = await _generate_params(request_iterator, engine)
+                with self.uploads.open(client_of(context.peer())) as upload:
+                    params = await _generate_params(upload, request_iterator, engine)
                 await context.write(pb.GenerateResponse(accepted=_accepted("generate", params.prompt)))
                 async with aclosing(engine.generate(params)) as events:
                     async for event in events:
@@ -54,7 +60,8 @@ class MoorageService(MoorageServicer):
         async with reported(context, request_iterator):
             engine = self._ready()
             with self._counted():
-                params = await _score_params(request_iterator, engine)
+                with self.uploads.open(client_of(context.peer())) as upload:
+                    params = await _score_params(upload, request_iterator, engine)
                 await context.write(pb.ScoreResponse(accepted=_accepted("score", params.tokens)))
                 async with aclosing(engine.score(params)) as events:
                     async for event in events:
@@ -66,10 +73,9 @@ class MoorageService(MoorageServicer):
         async with reported(context):
             engine = self._ready()
             checks.model_name(request.model, engine.model_info())
-            text = checks.utf8("text", request.text)
             special = request.add_special_tokens if request.HasField("add_special_tokens") else True
-            encode = engine.tokenizer.encode
-            ids = await asyncio.to_thread(encode, text, add_special_tokens=special)
+            with self._complete_upload(context, len(request.text)), Body(request.text) as text:
+                ids = await engine.text.encode("text", text, add_special_tokens=special)
             return pb.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(  # noqa: N802
@@ -80,7 +86,8 @@ class MoorageService(MoorageServicer):
             engine = self._ready()
             checks.model_name(request.model, engine.model_info())
             checks.token_ids(request.token_ids, engine.model_info().vocab_size)
-            text = await asyncio.to_thread(engine.tokenizer.decode, list(request.token_ids))
+            with self._complete_upload(context, request.ByteSize()):
+                text = await engine.text.decode(request.token_ids)
             return pb.DetokenizeResponse(text=text)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802
@@ -93,7 +100,13 @@ class MoorageService(MoorageServicer):
         async with reported(context):
             if self.engine is None:
                 raise Unavailable("the server is starting; try again when it is ready")
-            status = await self.engine.status()
+            try:
+                async with asyncio.timeout(STATUS_TIMEOUT_S):
+                    status = await self.engine.status()
+            except TimeoutError:
+                raise Unavailable(
+                    f"the cluster's processes did not answer within {STATUS_TIMEOUT_S:g} s; look in the server's log"
+                ) from None
             if self.stopping:
                 status = dataclasses.replace(status, state="stopping")
             return wire.status_response(status)
@@ -106,6 +119,14 @@ class MoorageService(MoorageServicer):
         return self.engine
 
     @contextmanager
+    def _complete_upload(self, context: Context, num_bytes: int) -> Iterator[None]:
+        """Counts a text that came in one message while it is worked on."""
+        with self.uploads.open(client_of(context.peer())) as upload:
+            upload.complete = True
+            upload.grow(num_bytes)
+            yield
+
+    @contextmanager
     def _counted(self) -> Iterator[None]:
         self.num_active += 1
         try:
@@ -114,8 +135,8 @@ class MoorageService(MoorageServicer):
             self.num_active -= 1
 
 
-async def _generate_params(requests: Requests, engine: Engine) -> GenerateParams:
-    sent: pb.GenerateParameters = await _parameters(requests)
+async def _generate_params(upload: Upload, requests: Requests, engine: Engine) -> GenerateParams:
+    sent: pb.GenerateParameters = await _parameters(upload, requests)
     checks.model_name(sent.model, engine.model_info())
     params = GenerateParams(
         prompt=(),
@@ -126,29 +147,29 @@ async def _generate_params(requests: Requests, engine: Engine) -> GenerateParams
         preset=checks.name("preset", sent.preset),
         session=checks.name("session", sent.session),
     )
-    prompt = PromptCollector(engine, chat=True, parse_special=sent.parse_special)
-    return dataclasses.replace(params, prompt=await _prompt(requests, prompt))
+    with PromptCollector(engine, upload, chat=True, parse_special=sent.parse_special) as prompt:
+        return dataclasses.replace(params, prompt=await _prompt(upload, requests, prompt))
 
 
-async def _score_params(requests: Requests, engine: Engine) -> ScoreParams:
-    sent: pb.ScoreParameters = await _parameters(requests)
+async def _score_params(upload: Upload, requests: Requests, engine: Engine) -> ScoreParams:
+    sent: pb.ScoreParameters = await _parameters(upload, requests)
     checks.model_name(sent.model, engine.model_info())
     preset = checks.name("preset", sent.preset)
-    return ScoreParams(await _prompt(requests, PromptCollector(engine, chat=False)), preset)
+    with PromptCollector(engine, upload, chat=False) as prompt:
+        return ScoreParams(await _prompt(upload, requests, prompt), preset)
 
 
-async def _parameters(requests: Requests) -> Any:
+async def _parameters(upload: Upload, requests: Requests) -> Any:
     """The first message of a stream, which must carry the parameters."""
-    async for request in requests:
-        if request.WhichOneof("part") != "parameters":
-            break
-        return request.parameters
-    raise InvalidRequest("parameters: are missing; send them as the first message of the stream")
+    request = await upload.next(requests)
+    if request is None or request.WhichOneof("part") != "parameters":
+        raise InvalidRequest("parameters: are missing; send them as the first message of the stream")
+    return request.parameters
 
 
-async def _prompt(requests: Requests, prompt: PromptCollector) -> Sequence[int]:
+async def _prompt(upload: Upload, requests: Requests, prompt: PromptCollector) -> Sequence[int]:
     """The token ids of all later messages, until the client half-closes."""
-    async for request in requests:
+    while (request := await upload.next(requests)) is not None:
         if request.WhichOneof("part") != "piece":
             raise InvalidRequest("piece: is missing; after the parameters send only pieces of the prompt")
         prompt.add(request.piece)
