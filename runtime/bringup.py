@@ -19,12 +19,13 @@ import psutil
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.coordinator import Cluster, Coordinator
 from moorage.runtime.deployment import check_memory, deployment_of
+from moorage.runtime.jobs import Limits
 from moorage.runtime.launch import Hooks
 from moorage.runtime.ledger import Ledger
 from moorage.runtime.presets import check_positions, kv_layout, resolve_memory
 from moorage.runtime.ray_join import check_resources, ray_nodes
 from moorage.runtime.requests import KvActorStatus, ModelInfo
-from moorage.runtime.scheduler import Limits, Room
+from moorage.runtime.room import Room
 from moorage.runtime.session_limit import SessionLimit, session_limit
 from moorage.runtime.sizing import num_slots, pages_per_actor, spare_device_bytes
 from moorage.runtime.text.process import TextProcess

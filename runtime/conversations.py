@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moorage.runtime.reuse import StoredKv
-from moorage.runtime.scheduler import Room
-from moorage.workers.errors import InvalidRequest
+from moorage.runtime.room import Room
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Conversation:
-    """KV that stays after a request."""
+    """KV in DRAM that no request uses now."""
 
     name: str
     session_id: int
     stored: StoredKv
     room: Room
-    last_used_s: float
-    busy: bool = False
+    """Its pages in each actor. It holds no device slots."""
+    first_actor: int = 0
+    """The actor of its first stripe."""
 
 
 class Conversations:
-    """All named sessions; idle ones leave, longest unused first, when others need their room."""
+    """All idle named sessions, the longest unused first."""
 
     def __init__(self) -> None:
         self._by_name: dict[str, Conversation] = {}
@@ -30,27 +31,18 @@ class Conversations:
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def claim(self, name: str) -> Conversation | None:
-        """The conversation of that name, marked busy; None if there is none. InvalidRequest if it is in use."""
-        found = self._by_name.get(name)
-        if found is not None and found.busy:
-            raise InvalidRequest(
-                f"session {name!r} is answering another request; wait for it or use another name"
-            )
-        if found is not None:
-            found.busy = True
-        return found
+    def __iter__(self) -> Iterator[Conversation]:
+        return iter(tuple(self._by_name.values()))
+
+    def get(self, name: str | None) -> Conversation | None:
+        """The idle session of that name."""
+        return None if name is None else self._by_name.get(name)
 
     def keep(self, conversation: Conversation) -> None:
-        """Records what a finished request left behind, no longer busy."""
-        conversation.busy = False
+        """Records what a finished request left behind, as the most recently used."""
+        assert conversation.name not in self._by_name, "a session is used by one request at a time"
         self._by_name[conversation.name] = conversation
 
-    def forget(self, name: str) -> None:
-        """The named session is gone."""
-        self._by_name.pop(name, None)
-
-    def idlest(self) -> Conversation | None:
-        """The longest unused conversation that is not busy."""
-        idle = [c for c in self._by_name.values() if not c.busy]
-        return min(idle, key=lambda c: c.last_used_s, default=None)
+    def remove(self, conversation: Conversation) -> None:
+        """It is evicted, or a request goes on with it."""
+        del self._by_name[conversation.name]

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from moorage.runtime.jobs import Step
 from moorage.runtime.request import Request
 from moorage.runtime.requests import Finished, Progress, PromptLogprobs, Token
-from moorage.runtime.scheduler import Step
+from moorage.runtime.step_failures import logged
 from moorage.workers.spec import SegmentResult, StepResult
 
 
@@ -50,22 +51,27 @@ class Delivery:
         ended = []
         by_session = {r.session_id: r for r in result.segments}
         chunk_ends = {c.job_id: c.start + c.count for c in step.prefills}
-        for job_id in dict.fromkeys((*step.admitted, *step.decodes, *chunk_ends)):
+        for job_id in step.job_ids:
             request = requests.get(job_id)
             outcome = by_session.get(request.session_id) if request else None
             if request is None or outcome is None:
                 continue
-            if outcome.error is not None:
-                request.failed = True
-                request.events.put_nowait(outcome.error)
-            else:
-                if job_id in chunk_ends:
-                    self._progress(request, outcome, chunk_ends[job_id])
-                if outcome.token_id is not None:
-                    self._token(request, outcome, decoding=job_id not in chunk_ends)
+            try:
+                self._deliver(request, outcome, chunk_ends.get(job_id))
+            except Exception as error:  # noqa: BLE001  one request must not end another
+                request.fail(logged(error, "delivery", show_message=False))
             if request.finished or request.failed:
                 ended.append(request)
         return ended
+
+    def _deliver(self, request: Request, outcome: SegmentResult, chunk_end: int | None) -> None:
+        if outcome.error is not None:
+            request.fail(outcome.error)
+            return
+        if chunk_end is not None:
+            self._progress(request, outcome, chunk_end)
+        if outcome.token_id is not None:
+            self._token(request, outcome, decoding=chunk_end is None)
 
     def _count(self, step: Step, result: StepResult) -> None:
         totals = self._totals
@@ -114,5 +120,5 @@ class Delivery:
             self._finish(request, "length")
 
     def _finish(self, request: Request, reason: str) -> None:
-        request.finished = True
+        request.finished, request.outcome = True, reason
         request.events.put_nowait(Finished(reason, request.usage(self._clock())))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moorage.runtime.conversations import Conversation
+from moorage.runtime.jobs import Job
 from moorage.runtime.requests import Event, Usage
 from moorage.runtime.stopping import StopMatcher
 from moorage.runtime.tokenizer import IncrementalDecoder
@@ -28,13 +28,15 @@ class Request:
     block_size: int
     arrived_s: float
     decoder: IncrementalDecoder | None
+    job: Job
+    """The request as the scheduler sees it."""
+    public_id: str
+    """Names the request to its client, in the log and in the status."""
     reach: Reach = Reach(None, "")
     """How far the positions of this request hold."""
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
     ignore_eos: bool = False
     conversation: str | None = None
-    held: Conversation | None = None
-    """The conversation whose KV this request continues."""
     cached_tokens: int = 0
     dram_bytes: int = 0
     session_id: int = 0
@@ -42,6 +44,9 @@ class Request:
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
     finished: bool = False
     failed: bool = False
+    """Its KV can't be trusted, so that its session is dropped even when it has a name."""
+    outcome: str = "cancelled"
+    """How it ended: stop, length, cancelled, or failed with the kind of error."""
     admitted_s: float | None = None
     prefilled_s: float | None = None
     token_s: list[float] = field(default_factory=list)
@@ -67,6 +72,22 @@ class Request:
         if memory.topk is None:
             return 0
         return memory.n_init + memory.local_windows_len + memory.topk * self.block_size
+
+    @property
+    def remaining_tokens(self) -> tuple[int, int]:
+        """Tokens of the prompt that are still to be read, and tokens that may yet be generated."""
+        prompt = self.job.prompt_tokens - self.job.prefilled_tokens
+        return max(0, prompt), self.max_new_tokens - len(self.generated)
+
+    def fail(self, error: Exception) -> None:
+        """Tells the client, and marks the KV as lost."""
+        self.failed = True
+        self.end(error)
+
+    def end(self, error: Exception) -> None:
+        """Tells the client; the KV is still good."""
+        self.outcome = f"failed: {type(error).__name__}"
+        self.events.put_nowait(error)
 
     def stored_tokens(self, prefilled_tokens: int) -> tuple[int, ...]:
         """Ids whose K and V the worker holds after its last step: the newest token has none yet."""

@@ -22,6 +22,8 @@ class GenerateParams:
     """Another preset than the cluster's, on the same stored cache."""
     session: str | None = None
     """Name of a conversation to continue; its KV stays after the request."""
+    request_id: str = ""
+    """Names the request in the log and in the status; drawn when empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class ScoreParams:
 
     tokens: Sequence[int]
     preset: str | None = None
+    request_id: str = ""
+    """As in GenerateParams."""
 
 
 @dataclass(frozen=True, slots=True)

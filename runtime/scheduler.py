@@ -1,153 +1,90 @@
 """What the next step does: decode first, then prompt chunks within a token budget. Pure; no I/O, no clock.
 
-Room is reserved when a request is admitted and returned when it is released, so nothing that runs can run out.
+Room is reserved when a request is admitted and freed when it is released, so nothing that runs can run out.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
-from moorage.workers.counting import counted
+from moorage.runtime.admission import Admission, Reusable
+from moorage.runtime.conversations import Conversation, Conversations
+from moorage.runtime.jobs import Job, Limits, PrefillChunk, Step, Wait
+from moorage.runtime.room import Room
 from moorage.workers.errors import ResourceExhausted
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Countable room: pages in each KV actor, and device slots."""
-
-    pages: tuple[int, ...]
-    slots: int
-
-    def holds(self, need: Room) -> bool:
-        """Whether `need` fits."""
-        return need.slots <= self.slots and all(n <= h for n, h in zip(need.pages, self.pages, strict=True))
-
-    def plus(self, other: Room) -> Room:
-        """The sum."""
-        pages = tuple(a + b for a, b in zip(self.pages, other.pages, strict=True))
-        return Room(pages, self.slots + other.slots)
-
-    def beyond(self, held: Room) -> Room:
-        """What must be added to `held` to have all of this."""
-        pages = tuple(max(0, a - b) for a, b in zip(self.pages, held.pages, strict=True))
-        return Room(pages, max(0, self.slots - held.slots))
-
-    def minus(self, other: Room) -> Room:
-        """The difference."""
-        pages = tuple(a - b for a, b in zip(self.pages, other.pages, strict=True))
-        return Room(pages, self.slots - other.slots)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Budgets of the scheduler."""
-
-    room: Room
-    max_step_tokens: int
-    """Tokens of one step."""
-    decode_prefill_tokens: int
-    """Prompt tokens of a step in which others decode, so that their tokens keep flowing."""
-    max_running: int
-    max_waiting: int
-
-
-@dataclass(slots=True)
-class Job:
-    """One request as the scheduler sees it."""
-
-    job_id: int
-    prompt_tokens: int
-    need: Room
-    quantum: int = 1
-    """Prompt chunks end at multiples of this (the execution block), or at the prompt's end."""
-    prefilled_tokens: int = 0
-    """Prompt tokens done, those found in a cache included."""
-
-    @property
-    def decoding(self) -> bool:
-        """Whether the whole prompt is done."""
-        return self.prefilled_tokens >= self.prompt_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillChunk:
-    """Prompt tokens [start, start + count) of a job."""
-
-    job_id: int
-    start: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One step's work."""
-
-    admitted: tuple[int, ...] = ()
-    decodes: tuple[int, ...] = ()
-    prefills: tuple[PrefillChunk, ...] = ()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is nothing to run."""
-        return not (self.decodes or self.prefills)
 
 
 @dataclass(slots=True)
 class Scheduler:
-    """Waiting jobs in order of arrival, running jobs, and the room they hold."""
+    """Running jobs with the room they hold, and the admission of those that wait."""
 
     limits: Limits
-    free: Room = field(init=False)
-    waiting: deque[Job] = field(default_factory=deque)
+    reusable: InitVar[Reusable]
     running: dict[int, Job] = field(default_factory=dict)
+    _admission: Admission = field(init=False)
     _turn: deque[int] = field(default_factory=deque)
     """Prefilling jobs; the first is served first, then goes to the end."""
 
-    def __post_init__(self) -> None:
-        self.free = self.limits.room
+    def __post_init__(self, reusable: Reusable) -> None:
+        self._admission = Admission(self.limits, reusable)
 
-    def add(self, job: Job) -> None:
+    @property
+    def free(self) -> Room:
+        """What neither a running job nor an idle session holds."""
+        return self._admission.free
+
+    @property
+    def waiting(self) -> Sequence[Job]:
+        """Jobs in order of arrival."""
+        return self._admission.waiting
+
+    @property
+    def idle(self) -> Conversations:
+        """Sessions whose KV no job uses now."""
+        return self._admission.idle
+
+    def add(self, job: Job, retry_after_s: float | None = None) -> None:
         """Queues a job. Raises ResourceExhausted, changing nothing, if the queue is full."""
-        if len(self.waiting) >= self.limits.max_waiting:
+        if len(self._admission.waiting) >= self.limits.max_waiting:
             raise ResourceExhausted(
-                f"the queue is full ({counted(self.limits.max_waiting, 'waiting request')}); try again later, "
+                f"the queue is full ({self.limits.max_waiting} requests wait); try again later, "
                 "or raise server.max_queued_requests",
-                retry_after_s=5.0,
+                retry_after_s=retry_after_s,
             )
-        self.waiting.append(job)
+        self._admission.waiting.append(job)
 
-    def release(self, job_id: int) -> Room | None:
-        """Forgets a job. The room of a running one is returned: keep it, or give it back with `give`."""
-        job = self.running.pop(job_id, None)
-        if job is None:
-            self.waiting = deque(j for j in self.waiting if j.job_id != job_id)
-            return None
-        if job_id in self._turn:
-            self._turn.remove(job_id)
-        return job.need
+    def release(self, job_id: int) -> None:
+        """Forgets a job; the room of a running one is free again."""
+        job = self._end(job_id)
+        if job is not None and job.room is not None:
+            self._admission.give(job.room)
 
-    def give(self, room: Room) -> None:
-        """Makes room that a job held free again."""
-        self.free = self.free.plus(room)
+    def keep(self, job_id: int, conversation: Conversation) -> None:
+        """Ends a running job whose KV stays; what it held beyond the conversation's room is free again."""
+        job = self._end(job_id)
+        assert job is not None
+        assert job.room is not None
+        self._admission.keep(job.room, conversation)
 
-    def blocked(self) -> Job | None:
-        """The job that waits for room (not for its turn), if there is one."""
-        if self.waiting and len(self.running) < self.limits.max_running:
-            head = self.waiting[0]
-            return None if self.free.holds(head.need) else head
-        return None
+    def waits(self) -> list[Wait]:
+        """Why each waiting job waits, in order."""
+        return self._admission.waits(self.running)
 
     def next_step(self) -> Step:
         """Admits what fits, then packs one step. The caller reports its prefills with `prefilled`."""
-        admitted = self._admit()
+        admitted, evicted = self._admission.admit(self.running)
+        for job in admitted:
+            self.running[job.job_id] = job
+            self._turn.append(job.job_id)
         decodes = [job.job_id for job in self.running.values() if job.decoding]
         decodes = decodes[: self.limits.max_step_tokens]
         budget = self.limits.max_step_tokens - len(decodes)
         if decodes:
             budget = min(budget, self.limits.decode_prefill_tokens)
-        return Step(tuple(admitted), tuple(decodes), tuple(self._prefills(budget)))
+        prefills = tuple(self._prefills(budget))
+        return Step(tuple(job.job_id for job in admitted), tuple(decodes), prefills, tuple(evicted))
 
     def prefilled(self, chunks: Sequence[PrefillChunk]) -> None:
         """These chunks have run."""
@@ -159,18 +96,14 @@ class Scheduler:
             if job.decoding:
                 self._turn.remove(job.job_id)
 
-    def _admit(self) -> list[int]:
-        admitted = []
-        while self.waiting and len(self.running) < self.limits.max_running:
-            if not self.free.holds(self.waiting[0].need):
-                break
-            job = self.waiting.popleft()
-            self.free = self.free.minus(job.need)
-            self.running[job.job_id] = job
-            if not job.decoding:
-                self._turn.append(job.job_id)
-            admitted.append(job.job_id)
-        return admitted
+    def _end(self, job_id: int) -> Job | None:
+        """Takes a job out; returns it if it ran."""
+        job = self.running.pop(job_id, None)
+        if job is None:
+            self._admission.withdraw(job_id)
+        elif job_id in self._turn:
+            self._turn.remove(job_id)
+        return job
 
     def _prefills(self, budget: int) -> list[PrefillChunk]:
         """Equal shares; what a short prompt leaves goes to longer ones. The first in turn always moves on."""

@@ -8,13 +8,23 @@ from moorage.workers.errors import Unavailable
 from moorage.workers.spec import StepPlan, StepResult
 
 
+class StepFailed(Exception):
+    """A step raised in the worker, which has dropped the step's sessions and goes on."""
+
+    def __init__(self, reason: Exception, trace: str) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+        self.trace = trace
+        """The worker's traceback."""
+
+
 class WorkerHandle(Protocol):
     """Runs steps, one at a time."""
 
     pid: int
 
     async def step(self, plan: StepPlan) -> StepResult:
-        """One forward pass. Raises Unavailable when the worker or a KV actor is gone, and what the step raised."""
+        """One forward pass. Raises Unavailable when the worker is gone, StepFailed when the step raised there."""
 
 
 class RayWorker:
@@ -32,11 +42,11 @@ class RayWorker:
             result: StepResult = await self._actor.step.remote(plan)
         except ray.exceptions.RayActorError as error:
             raise Unavailable(
-                f"GPU worker (pid {self.pid}) is gone; start the cluster again with `runtime launch`"
+                f"GPU worker (pid {self.pid}) is gone; start the cluster again: {type(error).__name__}"
             ) from error
-        except ray.exceptions.RayTaskError as error:
-            # Ray's message is a traceback of many lines; the cause is the error as the worker raised it.
-            if isinstance(error.cause, Exception):
-                raise error.cause from None
-            raise
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, Unavailable):
+                raise cause from None
+            raise StepFailed(cause if isinstance(cause, Exception) else error, str(error)) from None
         return result

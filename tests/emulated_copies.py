@@ -71,7 +71,7 @@ class EmulatedCopies:
         out[torch.from_numpy(into).long()] = torch.nan
         jobs: list[tuple[torch.Tensor, torch.Tensor]] = []
         futures: list[Future[None]] = []
-        for link, local, places in self._kv.parts(blocks):
+        for link, local, places in self._kv.parts(session_id, blocks):
             found = link.locate(session_id, layer, local)
             if found is None:
                 self.num_staged += len(local)

@@ -374,6 +374,8 @@ class OpenSession:
     prompt_tokens: int
     memory: MemorySpec
     sampling: SamplingSpec
+    first_shard: int = 0
+    """The KV actor of its first stripe of blocks; the others follow in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,12 +409,17 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One forward pass of a batch. Drops come first, then opens, then the segments."""
+    """One forward pass of a batch. Drops come first, then idles, then opens, then the segments.
+
+    Drops and idles may come again, and of sessions that do not exist: a plan that failed is repeated in part.
+    """
 
     step_id: int
     drops: tuple[int, ...] = ()
     opens: tuple[OpenSession | ContinueSession, ...] = ()
     segments: tuple[Segment, ...] = ()
+    idles: tuple[int, ...] = ()
+    """Sessions that no request uses now: their KV stays in DRAM, in the blocks that hold tokens, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from moorage.runtime.coordinator import Cluster, Coordinator
+from moorage.runtime.jobs import Limits
 from moorage.runtime.ledger import Ledger
 from moorage.runtime.requests import (
     Event,
@@ -20,7 +21,7 @@ from moorage.runtime.requests import (
     ScoreParams,
     Token,
 )
-from moorage.runtime.scheduler import Limits, Room
+from moorage.runtime.room import Room
 from moorage.runtime.trained_length import Reach
 from moorage.workers.errors import InvalidRequest, ResourceExhausted, StoreFull, Unavailable
 from moorage.workers.spec import (
@@ -57,7 +58,7 @@ class CountingWorker:
             raise Unavailable("worker is gone")
         self.plans.append(plan)
         for session_id in plan.drops:
-            del self.sessions[session_id]
+            self.sessions.pop(session_id, None)
         for opening in plan.opens:
             if isinstance(opening, ContinueSession):
                 del self.sessions[opening.session_id][opening.keep_tokens :]
@@ -224,7 +225,7 @@ async def test_a_turn_under_other_positions_is_prefilled_anew_and_says_so() -> N
     cached = [events[-1].usage.cached_tokens for events in (other, again) if isinstance(events[-1], Finished)]
     assert cached == [0, 19]
     assert token_ids(other) == token_ids(again) == expected(prompt, 4)
-    assert list(worker.sessions) == [1]
+    assert len(worker.sessions) == 1
 
 
 async def test_penalties_of_a_turn_hear_of_the_tokens_that_are_kept() -> None:

@@ -11,7 +11,7 @@ from moorage.runtime.deployment import Host, check_memory, deployment_of, read_h
 from moorage.runtime.ledger import Ledger
 from moorage.runtime.model_presets import MODEL_PRESETS
 from moorage.runtime.presets import PRESETS, resolve_memory
-from moorage.runtime.scheduler import Room
+from moorage.runtime.room import Room
 from moorage.runtime.sizing import (
     Deployment,
     context_sizes,

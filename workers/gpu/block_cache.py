@@ -19,6 +19,15 @@ class SlotPool:
         self._free = np.arange(num_slots - 1, -1, -1, dtype=np.int32)
         self._num_free = num_slots
 
+    @classmethod
+    def beside(cls, num_slots: int, held: Int32) -> SlotPool:
+        """A pool of `num_slots` of which those `held` are in use."""
+        pool = cls(num_slots)
+        free = np.setdiff1d(np.arange(num_slots, dtype=np.int32), held)[::-1]
+        pool._num_free = len(free)
+        pool._free[: len(free)] = free
+        return pool
+
     @property
     def num_free(self) -> int:
         """Slots that no session holds."""

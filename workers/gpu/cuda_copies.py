@@ -85,7 +85,7 @@ class CudaCopies:
         # Slots may still be read by what was launched before.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            for link, local, places in self._kv.parts(blocks):
+            for link, local, places in self._kv.parts(session_id, blocks):
                 found = link.locate(session_id, layer, local)
                 if found is None:
                     self._from_elsewhere(link, session_id, layer, local, out, into[places])

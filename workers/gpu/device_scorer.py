@@ -115,7 +115,7 @@ class DeviceScorer:
         """Copies the anchors of blocks that were sealed since; False where they are out of reach."""
         known = mirror.num_blocks[layer]
         blocks = np.arange(known, limit, dtype=np.int32)
-        for link, local, places in self._kv.parts(blocks):
+        for link, local, places in self._kv.parts(session_id, blocks):
             found = link.locate(session_id, layer, local)
             if found is None:
                 return False

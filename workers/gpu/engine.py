@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 from moorage.workers.counting import counted
-from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
+from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
 from moorage.workers.gpu.device_scorer import Trial, device_scorer
 from moorage.workers.gpu.importance import Importance
+from moorage.workers.gpu.memory import is_out_of_memory
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.rope import session_view
 from moorage.workers.gpu.output import OutputStage
@@ -90,11 +92,30 @@ class Engine:
         """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
 
     def step(self, plan: StepPlan) -> StepResult:
-        """Runs one plan: drops, opens, then one forward pass over all segments."""
+        """Runs one plan: drops, idles, opens, then one forward pass over all segments.
+
+        When it raises, every session that the plan opened or moved on is dropped, and the others are as they were;
+        Unavailable says that this could not be made sure.
+        """
+        try:
+            return self._run(plan)
+        except Exception as error:
+            self._recover(plan)
+            if is_out_of_memory(error):
+                reason = " ".join(str(error).split())
+                raise ResourceExhausted(
+                    f"the worker has no memory left for a step ({reason:.200}); lower server.max_running, "
+                    "long_context.chunk_size or kv_store.dram"
+                ) from error
+            raise
+
+    def _run(self, plan: StepPlan) -> StepResult:
         started = time.perf_counter()
         failed: Failures = {}
         for session_id in plan.drops:
             self._drop(session_id)
+        for session_id in plan.idles:
+            self._idle(session_id)
         for opening in plan.opens:
             self._guard(failed, opening.session_id, partial(self._open, opening))
         segments = self._begin(plan.segments, failed)
@@ -121,6 +142,24 @@ class Engine:
         for session in self.sessions.values():
             session.cache.check_integrity()
 
+    def _recover(self, plan: StepPlan) -> None:
+        """After a step that raised half-way: no trace of its sessions is left, and the slots of the others agree."""
+        self._timer.take()
+        try:
+            for opening in plan.opens:
+                self._drop(opening.session_id)
+            for segment in plan.segments:
+                self._drop(segment.session_id)
+            # What a session had taken before it was recorded is free again.
+            held = [session.cache.slots.reshape(-1) for session in self.sessions.values()]
+            taken = np.concatenate([np.empty(0, np.int32), *held])
+            self._pool = SlotPool.beside(self._pool.num_slots, taken)
+            self.check_integrity()
+        except Exception as error:
+            raise Unavailable(
+                f"the worker can't go on after a failed step ({type(error).__name__}); start the cluster again"
+            ) from error
+
     def _guard(self, failed: Failures, session_id: int, action: Callable[[], None]) -> None:
         try:
             action()
@@ -134,8 +173,10 @@ class Engine:
         while segments:
             try:
                 return self._forward(segments, sessions, failed)
-            except torch.OutOfMemoryError:
-                pass  # what the failed pass held is free only after this
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # what the failed pass held is free only now
             costs = {s.session_id: len(s.token_ids) for s in segments if s.session_id not in failed}
             made_room = self._make_room()
             largest = max(costs, key=lambda session_id: costs[session_id], default=None)
@@ -151,15 +192,17 @@ class Engine:
         try:
             run()
             return
-        except torch.OutOfMemoryError:
-            pass
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
         made_room = self._make_room()
         try:
             if made_room and session.repeatable:
                 run()
                 return
-        except torch.OutOfMemoryError:
-            pass
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
         raise _no_memory(session.session_id)
 
     def _make_room(self) -> bool:
@@ -174,6 +217,7 @@ class Engine:
         least = {
             session_id: slots_per_layer(session.memory, self._layout, 0) * self._layout.num_layers
             for session_id, session in self.sessions.items()
+            if not session.idle
         }
         needed = sum(least.values())
         if needed >= self._pool.num_slots or self._least_slots:
@@ -185,7 +229,8 @@ class Engine:
             torch.cuda.empty_cache()
         self._pool = SlotPool(num_slots)
         for session in self.sessions.values():
-            session.cache = self._new_cache(session.memory, session.max_tokens)
+            if not session.idle:
+                session.cache = self._new_cache(session.memory, session.max_tokens)
         return True
 
     def _open(self, opening: OpenSession | ContinueSession) -> None:
@@ -196,8 +241,9 @@ class Engine:
         rotated = self._layout.anchor_space is AnchorSpace.ROTATED
         inv_freq = rotations.view.inv_freq.numpy() if rotated else None
         cache = self._new_cache(opening.memory, opening.max_tokens)
+        blocks = self._layout.num_blocks(opening.max_tokens)
         try:
-            self._kv.open(opening.session_id, self._layout.num_blocks(opening.max_tokens), inv_freq)
+            self._kv.open(opening.session_id, blocks, inv_freq, opening.first_shard)
         except MoorageError:
             self._pool.give(cache.slots.reshape(-1))
             raise
@@ -258,6 +304,7 @@ class Engine:
 
     def _open_anew(self, opening: ContinueSession) -> None:
         """Nothing is kept, so that anchors may be made under another view of positions."""
+        first_shard = self._kv.first_shard(opening.session_id)
         self._drop(opening.session_id)
         self._open(
             OpenSession(
@@ -266,6 +313,7 @@ class Engine:
                 opening.prompt_tokens,
                 opening.memory,
                 opening.sampling,
+                first_shard,
             )
         )
 
@@ -282,6 +330,23 @@ class Engine:
             settings.cache_strategy,
             settings.score_decay,
         )
+
+    def _idle(self, session_id: int) -> None:
+        """Leaves a session its KV in DRAM and nothing else. Does nothing for one that is idle or gone."""
+        session = self.sessions.get(session_id)
+        if session is None or session.idle:
+            return
+        session.await_ahead()
+        self._pool.give(session.cache.slots.reshape(-1))
+        session.cache = self._no_cache()
+        session.idle = True
+        if self._scorer is not None:
+            self._scorer.drop(session_id)
+        self._kv.trim(session_id, session.num_tokens)
+
+    def _no_cache(self) -> BlockCache:
+        slots = np.empty(0, np.int32)
+        return BlockCache(slots, self._layout.num_layers, 0, self._settings.cache_strategy)
 
     def _drop(self, session_id: int) -> None:
         session = self.sessions.pop(session_id, None)

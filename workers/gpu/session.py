@@ -138,6 +138,8 @@ class WorkerSession:
     kept_tokens: int = 0
     """The first of them, which an earlier prompt left."""
     num_generated: int = 0
+    idle: bool = False
+    """No request uses it: it holds no slots, and its KV lies in DRAM alone."""
     choices: dict[int, Choice] = field(default_factory=dict)
     decode_step: DecodeStep | None = None
     stats: SessionStats = field(default_factory=SessionStats)

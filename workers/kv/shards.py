@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,55 +31,83 @@ T = TypeVar("T")
 class ShardedKv:
     """Global block ids and token positions over several links; the worker's only way to stored KV.
 
-    Block b lies in stripe b // stripe_blocks, and the stripes are dealt to the shards in turn. With one link
-    nothing is translated. Selections equal those of one store that held everything.
+    Block b lies in stripe b // stripe_blocks, and the stripes are dealt to the shards in turn. Each session counts
+    its shards from a link of its own, so that short sessions do not all lie in the first. With one link nothing is
+    translated. Selections equal those of one store that held everything.
     """
 
     def __init__(self, links: Sequence[Link], layout: KvLayout, stripe_blocks: int = 8) -> None:
         if not links or stripe_blocks < 1:
             raise ValueError(f"{len(links)} links and stripes of {stripe_blocks} blocks; at least 1 each")
         self.links = tuple(links)
+        self._turns = [self.links[first:] + self.links[:first] for first in range(len(links))]
         self.layout = layout
         self._blocks = Stripes(len(links), stripe_blocks)
         self._tokens = Stripes(len(links), stripe_blocks * layout.block_size)
         self._num_blocks: dict[int, int] = {}
+        self._first: dict[int, int] = {}
+        """By session: the link of its shard 0, where that is not link 0."""
 
-    def open(self, session_id: int, num_blocks: int, inv_freq: NDArray[np.float64] | None = None) -> None:
+    def open(
+        self,
+        session_id: int,
+        num_blocks: int,
+        inv_freq: NDArray[np.float64] | None = None,
+        first_shard: int = 0,
+    ) -> None:
         """Reserves room in all shards. If StoreFull or InvalidRequest is raised, nothing has changed.
 
-        `inv_freq` [rotary_dim / 2] is needed where anchors summarise rotated keys.
+        `inv_freq` [rotary_dim / 2] is needed where anchors summarise rotated keys. `first_shard` is the link that
+        gets the first stripe.
         """
-        for shard, link in enumerate(self.links):
+        links = self._in_turn(first_shard)
+        for shard, link in enumerate(links):
             stripes = (shard, len(self.links), self._blocks.length)
             rotation = None if inv_freq is None else AnchorRotation(inv_freq, *stripes)
             try:
                 link.open(session_id, self._blocks.count(num_blocks, shard), rotation)
             except MoorageError:
-                for opened in self.links[:shard]:
+                for opened in links[:shard]:
                     opened.drop(session_id)
                 raise
         self._num_blocks[session_id] = num_blocks
+        self._first[session_id] = first_shard % len(self.links)
+
+    def first_shard(self, session_id: int) -> int:
+        """The link that has a session's first stripe."""
+        return self._first.get(session_id, 0)
 
     def grow(self, session_id: int, num_blocks: int) -> None:
         """Makes room for `num_blocks` blocks; never shrinks. If StoreFull is raised, nothing has changed."""
         held = self._num_blocks.get(session_id, 0)
         if num_blocks <= held:
             return
-        for shard, link in enumerate(self.links):
+        links = self._links_of(session_id)
+        for shard, link in enumerate(links):
             try:
                 link.resize(session_id, self._blocks.count(num_blocks, shard))
             except MoorageError:
-                for grown in range(shard):
-                    self.links[grown].resize(session_id, self._blocks.count(held, grown))
+                for grown, before in enumerate(links[:shard]):
+                    before.resize(session_id, self._blocks.count(held, grown))
                 raise
         self._num_blocks[session_id] = num_blocks
 
-    def attach(self, session_id: int, num_blocks: int) -> int:
-        """Takes over a session of `num_blocks` blocks that another worker opened.
+    def trim(self, session_id: int, num_tokens: int) -> None:
+        """Forgets the tokens after the first `num_tokens`, and gives back the blocks that hold none of these."""
+        self.truncate(session_id, num_tokens)
+        num_blocks = self.layout.num_blocks(num_tokens)
+        counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
+        self._each(session_id, lambda link, shard: link.resize(session_id, counts[shard]))
+        self._num_blocks[session_id] = num_blocks
+
+    def attach(self, session_id: int, num_blocks: int, first_shard: int = 0) -> int:
+        """Takes over a session of `num_blocks` blocks that another worker opened, as it was opened.
 
         Cuts it back to the tokens that all layers of all shards hold without a hole; returns their number.
         """
-        num_tokens = self._tokens.held([link.attach(session_id) for link in self.links])
+        links = self._in_turn(first_shard)
+        num_tokens = self._tokens.held([link.attach(session_id) for link in links])
+        self._first[session_id] = first_shard % len(self.links)
         self._num_blocks[session_id] = num_blocks
         self.truncate(session_id, num_tokens)
         return num_tokens
@@ -92,31 +121,33 @@ class ShardedKv:
         if len(keys) == 1:
             self._append_row(session_id, layer, start, keys, values)
             return
+        links = self._links_of(session_id)
         committed: dict[int, tuple[int, int]] = {}
         for shard, local, begin, stop in self._tokens.runs(start, start + len(keys)):
             rows = slice(begin - start, stop - start)
-            self.links[shard].write(session_id, layer, local, keys[rows], values[rows])
+            links[shard].write(session_id, layer, local, keys[rows], values[rows])
             first = committed[shard][0] if shard in committed else local
             committed[shard] = (first, local + stop - begin)
         for shard, (first, end) in committed.items():
-            self.links[shard].commit(session_id, layer, first, end)
+            links[shard].commit(session_id, layer, first, end)
 
     def _append_row(
         self, session_id: int, layer: int, position: int, keys: NDArray[Any], values: NDArray[Any]
     ) -> None:
         shard, local = self._tokens.place(position)
-        link = self.links[shard]
+        link = self._links_of(session_id)[shard]
         link.write(session_id, layer, local, keys, values)
         link.commit(session_id, layer, local, local + 1)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`."""
-        self._each(lambda link, shard: link.truncate(session_id, self._tokens.count(num_tokens, shard)))
+        counts = [self._tokens.count(num_tokens, shard) for shard in range(len(self.links))]
+        self._each(session_id, lambda link, shard: link.truncate(session_id, counts[shard]))
 
     def reseal(self, session_id: int, num_tokens: int) -> None:
         """Makes the anchors of the first `num_tokens` as they were when their blocks were sealed; keeps no others."""
         for layer in range(self.layout.num_layers):
-            for shard, link in enumerate(self.links):
+            for shard, link in enumerate(self._links_of(session_id)):
                 link.commit(session_id, layer, 0, self._tokens.count(num_tokens, shard))
 
     def select(self, request: SelectRequest, coarse: int = 0) -> SelectReply:
@@ -149,22 +180,31 @@ class ShardedKv:
         """`_choose` for each, in one call a shard."""
         if len(self.links) == 1:
             return self.links[0].submit_together(requests)()
-        parts = [[self._of_shard(request, shard) for request in requests] for shard in range(len(self.links))]
-        replies = self._ask(lambda link, shard: link.submit_together(parts[shard]))
+        count, first = len(self.links), [self._first.get(request.session_id, 0) for request in requests]
+        parts = [
+            [self._of_shard(request, (at - first[i]) % count) for i, request in enumerate(requests)]
+            for at in range(count)
+        ]
+        pending = [link.submit_together(part) for link, part in zip(self.links, parts, strict=True)]
+        replies = _all(pending)
         return [
-            merge_choices([of_shard[i] for of_shard in replies], self._blocks, request.k)
+            merge_choices(
+                [replies[(first[i] + shard) % count][i] for shard in range(count)], self._blocks, request.k
+            )
             for i, request in enumerate(requests)
         ]
 
     def _choose(self, request: SelectRequest) -> SelectReply:
         if len(self.links) == 1:
             return self.links[0].submit_select(request)()
-        requests = [self._of_shard(request, shard) for shard in range(len(self.links))]
+        session_id, links = request.session_id, self._links_of(request.session_id)
+        requests = [self._of_shard(request, shard) for shard in range(len(links))]
         if request.pooling is HeadPool.SOFTMAX:
-            lse = self._score(requests)
-            replies = self._ask(lambda link, _: link.submit_choose(request.session_id, lse))
+            parts = _all([link.submit_score(one) for link, one in zip(links, requests, strict=True)])
+            lse: Float32 = np.asarray(np.logaddexp.reduce(parts, axis=0), np.float32)
+            replies = _all([link.submit_choose(session_id, lse) for link in links])
         else:
-            replies = self._ask(lambda link, shard: link.submit_select(requests[shard]))
+            replies = _all([link.submit_select(one) for link, one in zip(links, requests, strict=True)])
         return merge_choices(replies, self._blocks, request.k)
 
     def _of_shard(self, request: SelectRequest, shard: int) -> SelectRequest:
@@ -181,36 +221,36 @@ class ShardedKv:
     def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """Restricts later selections with `use_preselected`: of the blocks before `limit`, to ascending `blocks`."""
         shards, local = self._blocks.split(blocks)
-        for shard, link in enumerate(self.links):
+        for shard, link in enumerate(self._links_of(session_id)):
             link.keep(session_id, layer, local[shards == shard], self._blocks.count(limit, shard))
 
     def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
         """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
         shards, local = self._blocks.split(np.arange(first, first + len(importance), dtype=np.int32))
-        for shard, link in enumerate(self.links):
+        for shard, link in enumerate(self._links_of(session_id)):
             here = shards == shard
             if here.any():
                 link.reanchor(session_id, layer, int(local[here][0]), importance[here])
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
-        for link, local, places in self.parts(blocks):
+        for link, local, places in self.parts(session_id, blocks):
             link.gather(session_id, layer, local, out, slots[places])
 
-    def parts(self, blocks: Int32) -> Iterator[tuple[Link, Int32, Int32]]:
-        """(link, ids in its store, places in `blocks`) of each shard that holds some of `blocks`."""
+    def parts(self, session_id: int, blocks: Int32) -> Iterator[tuple[Link, Int32, Int32]]:
+        """(link, ids in its store, places in `blocks`) of each shard that holds some of a session's `blocks`."""
         if len(self.links) == 1:
             yield self.links[0], blocks, np.arange(len(blocks), dtype=np.int32)
             return
         shards, local = self._blocks.split(blocks)
-        for shard, link in enumerate(self.links):
+        for shard, link in enumerate(self._links_of(session_id)):
             places = np.flatnonzero(shards == shard).astype(np.int32)
             if len(places):
                 yield link, local[places], places
 
     def resident(self, session_id: int) -> Resident | None:
         """A session's blocks as this process maps them, until it grows; None when a shard is on another host."""
-        found = [link.pages(session_id) for link in self.links]
+        found = [link.pages(session_id) for link in self._links_of(session_id)]
         here = [part for part in found if part is not None]
         if len(here) < len(found):
             return None
@@ -219,7 +259,8 @@ class ShardedKv:
     def drop(self, session_id: int) -> None:
         """Frees a session in all shards. Idempotent."""
         self._num_blocks.pop(session_id, None)
-        self._each(lambda link, _: link.drop(session_id))
+        self._each(session_id, lambda link, _: link.drop(session_id))
+        self._first.pop(session_id, None)
 
     def stats(self) -> list[StoreStats]:
         """What each shard holds."""
@@ -230,28 +271,31 @@ class ShardedKv:
         for link in self.links:
             link.close()
 
-    def _score(self, requests: Sequence[SelectRequest]) -> Float32:
-        """[R, Hq] log-sum-exp over all shards."""
-        parts = self._ask(lambda link, shard: link.submit_score(requests[shard]))
-        return np.asarray(np.logaddexp.reduce(parts, axis=0), np.float32)
+    def _links_of(self, session_id: int) -> Sequence[Link]:
+        """The links in the order of a session's shards."""
+        return self._in_turn(self._first.get(session_id, 0))
 
-    def _ask(self, submit: Callable[[Link, int], Callable[[], T]]) -> list[T]:
-        """Submits to all shards before it waits for any, so that they work at the same time."""
-        pending = [submit(link, shard) for shard, link in enumerate(self.links)]
-        return self._each(lambda _, shard: pending[shard]())
+    def _in_turn(self, first: int) -> Sequence[Link]:
+        return self._turns[first % len(self._turns)]
 
-    def _each(self, action: Callable[[Link, int], T]) -> list[T]:
-        """Does `action` with every link, even when one fails; then raises the first failure."""
-        answers: list[T] = []
-        failure: MoorageError | None = None
-        for shard, link in enumerate(self.links):
-            try:
-                answers.append(action(link, shard))
-            except MoorageError as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
-        return answers
+    def _each(self, session_id: int, action: Callable[[Link, int], None]) -> None:
+        """Does `action` with the link of each of a session's shards, even when one fails; then raises."""
+        links = self._links_of(session_id)
+        _all([partial(action, link, shard) for shard, link in enumerate(links)])
+
+
+def _all(actions: Sequence[Callable[[], T]]) -> list[T]:
+    """What each gives, in order. All are done even when one fails; then raises the first failure."""
+    answers: list[T] = []
+    failure: MoorageError | None = None
+    for action in actions:
+        try:
+            answers.append(action())
+        except MoorageError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return answers
 
 
 def _fine(request: SelectRequest, row: int, kept: Int32) -> SelectRequest:
