@@ -102,9 +102,12 @@ class ToyEngine:
             default_sampling=self.default_sampling,
         )
 
-    async def generate(self, params: GenerateParams) -> AsyncGenerator[Event]:
+    def generate(self, params: GenerateParams) -> AsyncGenerator[Event]:
         self.seen.append(params)
         self._admit(params.prompt, params.preset)
+        return self._generated(params)
+
+    async def _generated(self, params: GenerateParams) -> AsyncGenerator[Event]:
         self.started.set()
         try:
             yield Progress(len(params.prompt) // 2, len(params.prompt))
@@ -122,9 +125,12 @@ class ToyEngine:
         finally:
             self.ended.set()
 
-    async def score(self, params: ScoreParams) -> AsyncGenerator[Event]:
+    def score(self, params: ScoreParams) -> AsyncGenerator[Event]:
         self.seen.append(params)
         self._admit(params.tokens, params.preset)
+        return self._scored(params)
+
+    async def _scored(self, params: ScoreParams) -> AsyncGenerator[Event]:
         for start in range(1, len(params.tokens), 1000):
             part = params.tokens[start : start + 1000]
             yield PromptLogprobs(start, tuple(-token / VOCAB_SIZE for token in part))

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Protocol
 
 from moorage.runtime.health import ClusterHealth
 from moorage.runtime.requests import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
 from moorage.runtime.text.jobs import Text
 from moorage.workers.errors import MoorageError
+
+
+class Events(Protocol):
+    """Events of an admitted request, the last one Finished. Whoever got them iterates to the end or closes them."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Itself."""
+
+    def __anext__(self) -> Awaitable[Event]:
+        """The next event; raises what the request failed with."""
+
+    def aclose(self) -> Awaitable[None]:
+        """Ends the request's work."""
 
 
 class Engine(Protocol):
@@ -25,11 +38,11 @@ class Engine(Protocol):
     def model_info(self) -> ModelInfo:
         """The served model."""
 
-    def generate(self, params: GenerateParams) -> AsyncGenerator[Event]:
-        """Events of one generation, the last one Finished; closing the generator cancels the work."""
+    def generate(self, params: GenerateParams) -> Events:
+        """Admits a generation; raises at once what can't be served, or not now."""
 
-    def score(self, params: ScoreParams) -> AsyncGenerator[Event]:
-        """Events of one scoring, the last one Finished; closing the generator cancels the work."""
+    def score(self, params: ScoreParams) -> Events:
+        """Admits a scoring, as `generate` does."""
 
     def fail_requests(self, error: MoorageError) -> None:
         """Ends all requests with an error; the engine itself may go on."""

@@ -49,8 +49,9 @@ class MoorageService(MoorageServicer):
             with self._counted():
                 with self.uploads.open(client_of(context.peer())) as upload:
                     params = await _generate_params(upload, request_iterator, engine)
-                await context.write(pb.GenerateResponse(accepted=_accepted("generate", params.prompt)))
                 async with aclosing(engine.generate(params)) as events:
+                    accepted = _accepted("generate", params.request_id, params.prompt)
+                    await context.write(pb.GenerateResponse(accepted=accepted))
                     async for event in events:
                         if isinstance(event, Progress | Token | Finished):
                             await context.write(wire.generate_response(event))
@@ -62,8 +63,9 @@ class MoorageService(MoorageServicer):
             with self._counted():
                 with self.uploads.open(client_of(context.peer())) as upload:
                     params = await _score_params(upload, request_iterator, engine)
-                await context.write(pb.ScoreResponse(accepted=_accepted("score", params.tokens)))
                 async with aclosing(engine.score(params)) as events:
+                    accepted = _accepted("score", params.request_id, params.tokens)
+                    await context.write(pb.ScoreResponse(accepted=accepted))
                     async for event in events:
                         if isinstance(event, Progress | PromptLogprobs | Finished):
                             await context.write(wire.score_response(event))
@@ -146,6 +148,7 @@ async def _generate_params(upload: Upload, requests: Requests, engine: Engine) -
         stop=checks.stop_strings(list(sent.stop)),
         preset=checks.name("preset", sent.preset),
         session=checks.name("session", sent.session),
+        request_id=_new_request_id(),
     )
     with PromptCollector(engine, upload, chat=True, parse_special=sent.parse_special) as prompt:
         return dataclasses.replace(params, prompt=await _prompt(upload, requests, prompt))
@@ -155,8 +158,9 @@ async def _score_params(upload: Upload, requests: Requests, engine: Engine) -> S
     sent: pb.ScoreParameters = await _parameters(upload, requests)
     checks.model_name(sent.model, engine.model_info())
     preset = checks.name("preset", sent.preset)
+    request_id = _new_request_id()
     with PromptCollector(engine, upload, chat=False) as prompt:
-        return ScoreParams(await _prompt(upload, requests, prompt), preset)
+        return ScoreParams(await _prompt(upload, requests, prompt), preset, request_id)
 
 
 async def _parameters(upload: Upload, requests: Requests) -> Any:
@@ -176,8 +180,13 @@ async def _prompt(upload: Upload, requests: Requests, prompt: PromptCollector) -
     return await prompt.token_ids()
 
 
-def _accepted(method: str, prompt: Sequence[int]) -> pb.Accepted:
+def _new_request_id() -> str:
+    """Names the request in every line of the log that its handler writes."""
     request_id = secrets.token_hex(6)
     structlog.contextvars.bind_contextvars(request_id=request_id)
+    return request_id
+
+
+def _accepted(method: str, request_id: str, prompt: Sequence[int]) -> pb.Accepted:
     log.info("request accepted", method=method, prompt_tokens=len(prompt))
     return pb.Accepted(request_id=request_id, prompt_tokens=len(prompt))

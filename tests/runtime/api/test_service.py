@@ -286,6 +286,20 @@ async def test_busy_says_when_to_try_again(service: Any) -> None:
     assert info.retry_delay.ToMilliseconds() == 1500
 
 
+@pytest.mark.parametrize("request_", [generate(ids(1), preset="busy"), score(ids(1), preset="busy")])
+async def test_what_is_refused_was_not_accepted(service: Any, request_: list[Any]) -> None:
+    method = service.stub.Generate if isinstance(request_[0], pb.GenerateRequest) else service.stub.Score
+    with pytest.raises(grpc.aio.AioRpcError, match="RESOURCE_EXHAUSTED"):
+        await anext(aiter(method(request_)))
+
+
+async def test_an_accepted_request_has_one_id_for_client_engine_and_log(service: Any) -> None:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+        replies = [r async for r in service.stub.Generate(generate(ids(1)))]
+    (line,) = [entry for entry in logs if entry["event"] == "request accepted"]
+    assert replies[0].accepted.request_id == service.engine.seen[0].request_id == line["request_id"] != ""
+
+
 async def test_an_internal_error_tells_an_id_and_logs_no_prompt(service: Any) -> None:
     with structlog.testing.capture_logs() as logs:
         code, details = await refusal(service.stub.Generate(generate(text(SECRET.encode()), preset="broken")))
