@@ -141,6 +141,11 @@ def num_slots(deployment: Deployment) -> int:
     return min(wanted, room)
 
 
+def session_slots(deployment: Deployment) -> int:
+    """Device slots that one running session of the deployment's own preset reserves."""
+    return _slots(deployment, deployment.memory)
+
+
 def weights_bytes(deployment: Deployment) -> int:
     """The model's parameters in their type on the device."""
     return num_parameters(deployment.model) * DTYPE_BYTES[deployment.weight_dtype]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +27,12 @@ def print_error(error: object) -> None:
 def print_note(text: str) -> None:
     """Print a line for people on stderr, so that stdout stays for results."""
     print(text, file=sys.stderr)
+
+
+def print_text(text: str, *, indent: str = "") -> None:
+    """Print a paragraph on stdout, wrapped at the terminal's width or at 80 columns where there is none."""
+    width = min(shutil.get_terminal_size((80, 24)).columns, 100)
+    print(textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False))
 
 
 def print_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,10 +32,20 @@ def _contexts(text: str) -> tuple[int, ...]:
     return counts
 
 
+def _source(config: Path | None, overrides: Sequence[str]) -> Source:
+    """The cluster file, or without one a single session."""
+    if config is not None:
+        return read_source(config, overrides, os.environ)
+    source = Source(Path("runtime size"), {"server": {"max_running": 1}})
+    source.put_overrides(overrides)
+    return source
+
+
 @app.command(
     epilog=examples(
         "runtime size --model internlm2.5-7b-1m",
         "runtime size --model ./my-model --context 1M --sessions 4",
+        "runtime size --model ./my-model --set memory.topk=64 --set kv_store.dram=32GiB",
         "runtime size --config deploy/local.yaml --json",
     )
 )
@@ -51,11 +62,21 @@ def size(
     anchors: Annotated[int | None, typer.Option(help="Summarised parts of each block.")] = None,
     anchor_type: Annotated[str | None, typer.Option(help="BLOCK_MEAN, QUEST, QUEST_HADAMARD …")] = None,
     shards: Annotated[int | None, typer.Option(help="KV actors that share the cache.")] = None,
-    sessions: Annotated[int, typer.Option(min=1, help="Sessions of that context at once.")] = 1,
+    sessions: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Sessions of that context at once, in memory and in device slots; default 1, with the device slots "
+            "of the cluster file's server.max_running.",
+        ),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="Memory preset; see `runtime presets`.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cuda or cpu.")] = None,
     config: Annotated[Path | None, typer.Option(help="Take everything else from a cluster file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any other key.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Size DRAM and device memory for a model and contexts."""
@@ -72,8 +93,9 @@ def size(
         ("long_context", "anchor_type"): ("--anchor-type", anchor_type),
         ("kv_store", "actors"): ("--shards", shards),
         ("gpu_workers", "device"): ("--device", device),
+        ("server", "max_running"): ("--sessions", sessions),
     }
-    source = read_source(config, (), os.environ) if config else Source(Path("runtime size"), {})
+    source = _source(config, overrides or ())
     for (section, key), (flag, value) in flags.items():
         if value is not None:
             source.put(section, key, value, f"{flag} {value}")
@@ -83,9 +105,9 @@ def size(
         model=model or str(cluster.model.path),
         deployment=deployment_of(cluster, spec),
         contexts=contexts,
-        sessions=sessions,
+        sessions=sessions or 1,
         host=read_host(),
-        dram_bytes=cluster.kv_store.dram if config else None,
+        dram_bytes=cluster.kv_store.dram if ("kv_store", "dram") in source.origin or config else None,
         limit=session_limit(cluster, spec),
     )
     if as_json:

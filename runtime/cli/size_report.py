@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from moorage.runtime.cli.output import format_gb, print_table
+from moorage.runtime.cli.output import format_gb, print_table, print_text
 from moorage.runtime.deployment import Host
 from moorage.runtime.session_limit import SessionLimit
 from moorage.runtime.sizing import (
@@ -17,9 +17,12 @@ from moorage.runtime.sizing import (
     fixed_dram_bytes,
     largest_context_tokens,
     num_parameters,
+    num_slots,
+    session_slots,
     token_bytes,
 )
 from moorage.runtime.units import format_bytes, format_tokens
+from moorage.workers.counting import counted
 from moorage.workers.spec import KvType
 
 _PUBLISHED_TOKEN_BYTES = 131072
@@ -54,17 +57,53 @@ class SizeReport:
         room = max(0, self.host.usable_bytes - fixed_dram_bytes(self.deployment))
         return room if self.dram_bytes is None else min(room, self.dram_bytes)
 
-    @property
-    def largest_context_tokens(self) -> int:
-        """The longest context that fits this host."""
+    @cached_property
+    def context_in_memory_tokens(self) -> int:
+        """The longest context of which all sessions fit the memory of this host, whatever the model can read."""
         return largest_context_tokens(self.deployment, self.kv_room_bytes, self.sessions)
 
+    @property
+    def largest_context_tokens(self) -> int:
+        """The longest context that fits the memory and that the server would take."""
+        return min(self.context_in_memory_tokens, self.limit.max_seq_len)
+
+    @property
+    def binding_limit(self) -> str:
+        """What keeps the largest context from being larger; a phrase for people."""
+        if self.context_in_memory_tokens < self.limit.max_seq_len:
+            return self._memory_limit
+        reach = self.limit.reach
+        if reach.tokens == self.limit.max_seq_len:
+            return f"how far positions reach ({reach.reason})"
+        return f"long_context.max_seq_len = {self.limit.max_seq_len:,}"
+
+    @property
+    def _memory_limit(self) -> str:
+        room = self.host.usable_bytes - fixed_dram_bytes(self.deployment)
+        if self.dram_bytes is not None and self.dram_bytes <= room:
+            return f"kv_store.dram = {format_bytes(self.dram_bytes)}"
+        if room <= 0:
+            return "the free memory of this host, which weights, device slots and Ray alone would exceed"
+        return "the free memory of this host"
+
+    @cached_property
+    def slot_sessions(self) -> int:
+        """Sessions that the device slots hold at once; fewer than asked for where device_memory has no more room."""
+        held = num_slots(self.deployment) // session_slots(self.deployment)
+        return min(self.deployment.max_running, held)
+
     def fits(self, row: ContextSizes) -> bool:
-        """Whether the row's sessions fit this host now."""
-        return row.context_tokens <= self.largest_context_tokens
+        """Whether the row's sessions fit the memory of this host now."""
+        return row.context_tokens <= self.context_in_memory_tokens
+
+    def verdict(self, row: ContextSizes) -> str:
+        """`yes`, or what keeps the row's sessions from being served."""
+        if not self.fits(row):
+            return "no: memory"
+        return "yes" if row.context_tokens <= self.limit.max_seq_len else "no: max_seq_len"
 
     def max_sessions(self, row: ContextSizes) -> int:
-        """Sessions of the row's context that fit this host now."""
+        """Sessions of the row's context that fit the memory of this host now."""
         shard_room = self.kv_room_bytes // self.deployment.shards
         return shard_room // (row.largest_shard_bytes // row.sessions)
 
@@ -89,6 +128,10 @@ class SizeReport:
                 "usable_bytes": self.host.usable_bytes,
             },
             "largest_context_tokens": self.largest_context_tokens,
+            "largest_context_in_memory_tokens": self.context_in_memory_tokens,
+            "limited_by": self.binding_limit,
+            "max_running": plan.max_running,
+            "sessions_with_slots": self.slot_sessions,
             "trained_tokens": self.limit.trained_tokens,
             "reach_tokens": self.limit.reach.tokens,
             "max_seq_len": self.limit.max_seq_len,
@@ -98,7 +141,7 @@ class SizeReport:
         }
 
     def warnings(self) -> list[str]:
-        """What does not hold of the contexts that were asked for."""
+        """What does not hold of the contexts and sessions that were asked for."""
         limit, longest = self.limit, max(self.contexts)
         found = list(limit.warnings)
         if not found and limit.reach.beyond(longest):
@@ -106,19 +149,26 @@ class SizeReport:
                 f"contexts of more than {limit.reach.tokens:,} tokens are beyond what positions reach "
                 f"({limit.reach.reason}); answers there are not reliable"
             )
+        if self.slot_sessions < self.deployment.max_running:
+            found.append(
+                f"gpu_workers.device_memory holds the device slots of {self.slot_sessions} of "
+                f"{counted(self.deployment.max_running, 'session')}; the others wait"
+            )
         return found
 
     def notes(self) -> list[str]:
         """Footnotes."""
-        layout = self.deployment.layout
+        plan = self.deployment
+        on_cpu = ", and all device memory, since the device is a CPU" if plan.on_cpu else ""
+        row = self.rows[0]
         notes = [
             "GB are 10^9 bytes; K and M are 1024 and 1024² tokens. "
-            f"One token takes {token_bytes(layout)} bytes of KV.",
-            "Total DRAM: whole KV pages (KV and anchors), host staging, Ray"
-            + (", and all device memory, since the device is a CPU." if self.deployment.on_cpu else "."),
-            "Disk: 0, since this version keeps every block in DRAM.",
+            f"One token takes {token_bytes(plan.layout):,} bytes of KV.",
+            f"The total is whole KV pages (KV and anchors), {format_gb(row.staging_bytes)} GB of host staging, "
+            f"{format_gb(row.ray_bytes)} GB for Ray and its processes{on_cpu}. Every block stays in DRAM, none on "
+            "disk.",
         ]
-        if token_bytes(layout) == _PUBLISHED_TOKEN_BYTES and layout.kv_type is KvType.FP16:
+        if token_bytes(plan.layout) == _PUBLISHED_TOKEN_BYTES and plan.layout.kv_type is KvType.FP16:
             notes.append(_PUBLISHED)
         return notes
 
@@ -142,79 +192,71 @@ class SizeReport:
             "device_staging_bytes": row.device.staging_bytes,
             "device_reserve_bytes": row.device.reserve_bytes,
             "fits_host": self.fits(row),
+            "fits_max_seq_len": row.context_tokens <= self.limit.max_seq_len,
             "max_sessions": self.max_sessions(row),
         }
 
 
 def print_report(report: SizeReport) -> None:
-    """Two tables, what fits, and the footnotes."""
+    """Two tables of at most 80 columns, what fits and what sets the limit, and the footnotes."""
     layout, plan = report.deployment.layout, report.deployment
-    columns = (
-        "context", "KV GB", "anchors GB", "pages GB", "per actor GB", "staging GB", "Ray GB", "total DRAM GB",
-        "disk GB", "fits", "sessions that fit",
-    )  # fmt: skip
+    columns = ("context", "KV", "anchors", "per actor", "total", "sessions", "fits")
     rows = [
         (
             format_tokens(row.context_tokens),
-            *map(
-                format_gb,
-                (
-                    row.kv_bytes,
-                    row.anchors_bytes,
-                    row.reserved_bytes,
-                    row.largest_shard_bytes,
-                    row.staging_bytes,
-                    row.ray_bytes,
-                    row.total_dram_bytes,
-                    row.disk_bytes,
-                ),
-            ),
-            "yes" if report.fits(row) else "no",
+            format_gb(row.kv_bytes),
+            format_gb(row.anchors_bytes),
+            format_gb(row.largest_shard_bytes),
+            format_gb(row.total_dram_bytes),
             str(report.max_sessions(row)),
+            report.verdict(row),
         )
         for row in report.rows
     ]
-    title = (
-        f"{report.model}: DRAM for {report.sessions} session{'s' if report.sessions > 1 else ''}, "
-        f"{layout.kv_type.value}, blocks of {layout.block_size}, {layout.anchor_type.value} x "
-        f"{layout.anchor_num}, {plan.shards} KV actors"
+    print_text(
+        f"{report.model}: GB of DRAM for {counted(report.sessions, 'session')} of each context, and the sessions "
+        f"that fit ({layout.kv_type.value}, blocks of {layout.block_size}, {layout.anchor_type.value} x "
+        f"{layout.anchor_num}, {counted(plan.shards, 'KV actor')})"
     )
-    print_table(columns, rows, title=title, right=columns[:9])
+    print_table(columns, rows, right=columns[:6])
     print()
     _print_device(report)
-    print(
-        f"\nThis host has {format_bytes(report.host.available_bytes)} free of "
-        f"{format_bytes(report.host.total_bytes)}. "
-        f"Largest context that fits: {report.largest_context_tokens} tokens."
-    )
-    for note in report.notes():
-        print(note)
+    print()
+    print_text(_conclusion(report))
     for warning in report.warnings():
-        print(f"Warning: {warning}.")
+        print_text(f"Warning: {warning}.")
+    print()
+    for note in report.notes():
+        print_text(note)
+
+
+def _conclusion(report: SizeReport) -> str:
+    host, each = report.host, "" if report.sessions == 1 else f" for each of {report.sessions} sessions"
+    text = (
+        f"Largest context{each}: {counted(report.largest_context_tokens, 'token', commas=True)}, limited by "
+        f"{report.binding_limit}."
+    )
+    if report.context_in_memory_tokens > report.largest_context_tokens:
+        held = counted(report.context_in_memory_tokens, "token", commas=True)
+        text += f" The memory would hold {held}."
+    return (
+        f"{text} This host has {format_bytes(host.available_bytes)} free of {format_bytes(host.total_bytes)}."
+    )
 
 
 def _print_device(report: SizeReport) -> None:
     plan, device = report.deployment, device_sizes(report.deployment)
-    columns = (
-        "weights GB",
-        "window GB",
-        "other slots GB",
-        "workspace GB",
-        "staging GB",
-        "CUDA GB",
-        "total device GB",
-    )
+    columns = ("weights", "window", "other slots", "workspace", "staging", "total")
     parts = (
         device.weights_bytes,
         device.window_bytes,
         device.slots_bytes - device.window_bytes,
         device.workspace_bytes,
         device.staging_bytes,
-        device.reserve_bytes,
         device.total_bytes,
     )
-    title = (
-        f"Device ({'cpu' if plan.on_cpu else 'cuda'}, {plan.weight_dtype}, preset {plan.memory.preset}, "
-        f"{plan.max_running} sessions at once)"
+    print_text(
+        f"GB of device memory ({'cpu' if plan.on_cpu else 'cuda'}, {plan.weight_dtype}, preset "
+        f"{plan.memory.preset}), with slots for {counted(plan.max_running, 'session')} at once"
     )
-    print_table(columns, [tuple(map(format_gb, parts))], title=title, right=columns)
+    print_table(columns, [tuple(map(format_gb, parts))], right=columns)

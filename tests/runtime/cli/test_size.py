@@ -36,8 +36,63 @@ def test_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--model", "internlm2.5-7b-1m")
     assert code == 0
     for figure in ("0.54", "4.29", "8.59", "17.18", "68.72", "137.44", "1.11 million"):
-        assert figure in out
-    assert "Largest context that fits" in out
+        assert figure in " ".join(out.split())
+    assert "Largest context: " in out
+
+
+def test_what_it_prints_fits_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, "--model", "llama-3.1-405b", "--context", "128K,1M,10M", "--sessions", "16")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_device_slots_follow_the_sessions(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    eight, many = (sizes(capsys, "--model", str(PILOT), "--sessions", n) for n in ("8", "24"))
+    slots = [result["rows"][0]["device_slots_bytes"] for result in (eight, many)]
+    assert slots[1] == 3 * slots[0]
+    assert (eight["max_running"], many["max_running"]) == (8, 24)
+    assert sizes(capsys, "--model", str(PILOT))["max_running"] == 1
+    path = tmp_path / "cluster.yaml"
+    path.write_text(f"model: {{path: {PILOT}}}\nserver: {{max_running: 3}}\n")
+    assert sizes(capsys, "--config", str(path))["max_running"] == 3
+    assert sizes(capsys, "--config", str(path), "--sessions", "5")["max_running"] == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "tokens", "limit"),
+    [
+        ("memory.preset=moorage", 512, "how far positions reach (plain RoPE, trained on 512 tokens)"),
+        ("long_context.max_seq_len=256", 256, "long_context.max_seq_len = 256"),
+        ("long_context.max_seq_len=100M", None, "kv_store.dram = 64.00 MiB"),
+    ],
+)
+def test_the_limit_that_binds_is_named(
+    capsys: pytest.CaptureFixture[str], override: str, tokens: int | None, limit: str
+) -> None:
+    arguments = ("--model", str(PILOT), "--set", "kv_store.dram=64MiB", "--set", override, "--context", "512")
+    result = sizes(capsys, *arguments)
+    assert result["limited_by"] == limit
+    assert result["largest_context_tokens"] == (tokens or result["largest_context_in_memory_tokens"])
+    if tokens is None:
+        assert any("are more than the 512 that positions reach" in text for text in result["warnings"])
+    _, out, _ = run(capsys, *arguments)
+    assert f"limited by {limit}." in " ".join(out.split())
+
+
+def test_too_little_device_memory_for_the_sessions_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--model", "llama-3-8b", "--device", "cuda", "--sessions", "16")
+    result = sizes(capsys, *arguments, "--set", "gpu_workers.device_memory=24GiB")
+    assert result["sessions_with_slots"] == 2
+    assert any("holds the device slots of 2 of 16 sessions" in text for text in result["warnings"])
+
+
+def test_any_key_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    result = sizes(capsys, "--model", "llama-3-8b", "--set", "long_context.kv_type=FP32")
+    assert result["kv_type"] == "FP32"
+    code, _, err = run(capsys, "--model", "llama-3-8b", "--set", "memory.topkk=3")
+    assert (code, err) == (1, "error: --set memory.topkk=3: memory.topkk: unknown key; did you mean topk?\n")
 
 
 def test_rows_say_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,7 +102,8 @@ def test_rows_say_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert small["max_sessions"] > middle["max_sessions"] > 0
     assert not huge["fits_host"]
     assert huge["max_sessions"] == 0
-    assert middle["context_tokens"] < result["largest_context_tokens"] < huge["context_tokens"]
+    assert middle["context_tokens"] < result["largest_context_in_memory_tokens"] < huge["context_tokens"]
+    assert (small["fits_max_seq_len"], middle["fits_max_seq_len"]) == (True, False)
     for key in ("anchors_bytes", "device_bytes", "staging_bytes", "total_dram_bytes", "ray_bytes"):
         assert middle[key] > 0, key
     assert middle["disk_bytes"] == 0
@@ -95,7 +151,7 @@ def test_a_cluster_file_limits_the_room(capsys: pytest.CaptureFixture[str], tmp_
     path.write_text(f"model: {{path: {PILOT}}}\nkv_store: {{dram: 64MiB, actors: 1}}\n")
     result = sizes(capsys, "--config", str(path), "--context", "4K")
     page = 32 * 2048 + 4 * 2 * 2 * 64 * 2 + 4 * 2 * 2 * 64 // 2
-    assert result["largest_context_tokens"] == 64 * 2**20 // page * 32
+    assert result["largest_context_in_memory_tokens"] == 64 * 2**20 // page * 32
     assert sizes(capsys, "--config", str(path), "--shards", "2", "--context", "4K")["shards"] == 2
 
 
