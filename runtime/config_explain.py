@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from moorage.runtime.config import ClusterConfig
+from moorage.runtime.config import ClusterConfig, build_config
 from moorage.runtime.config_errors import keys_of
-from moorage.runtime.presets import MEMORY_AXES, POSITION_AXES, PRESETS, SELECT_AXES, STORE_AXES
+from moorage.runtime.config_source import Source
+from moorage.runtime.presets import MEMORY_AXES, POSITION_AXES, SELECT_AXES, STORE_AXES, resolve_preset
 from moorage.runtime.units import format_bytes, format_tokens
 
-_FROM_PRESET = frozenset(MEMORY_AXES + SELECT_AXES + STORE_AXES) - {*POSITION_AXES} | {"second_select_num"}
+_BUDGETS = ("topk", "second_select_num")
+"""Two names of one axis."""
+_FROM_PRESET = frozenset((*MEMORY_AXES, *SELECT_AXES, *STORE_AXES, *_BUDGETS))
+_BYTES = ("dram", "object_store_memory", "max_message_bytes", "device_memory", "dma_bytes")
 _SECTION_WORDS = {name: field.description or "" for name, field in ClusterConfig.model_fields.items()}
 
 
@@ -22,15 +28,28 @@ class KeyReference:
     section: str
     key: str
     default: str
+    """As people write it, with the preset that it comes from; unset where the description says what that means."""
+    given: str | None
+    """The configuration's own value, where it differs from the default."""
     description: str
 
 
-def reference() -> tuple[KeyReference, ...]:
-    """Every key in order, with its default in the units that people write."""
+def explained(overrides: Iterable[str] = ()) -> ClusterConfig:
+    """A configuration without a file, for its defaults under `section.key=value` flags."""
+    source = Source(Path("runtime config"), {"model": {"path": "."}})
+    source.put_overrides(overrides)
+    return build_config(source)
+
+
+def reference(config: ClusterConfig | None = None) -> tuple[KeyReference, ...]:
+    """Every key in order, with its default under the preset of `config` and what `config` itself gives."""
+    config = config or explained()
     rows = []
     for section, key, field in keys_of(ClusterConfig):
-        default = "required" if field.is_required() else _default(key, field.default)
-        rows.append(KeyReference(section, key, default, field.description or ""))
+        default = "required" if field.is_required() else _default(config, key, field.default)
+        value = getattr(getattr(config, section), key)
+        given = None if value == field.default or field.is_required() else _shown(key, value)
+        rows.append(KeyReference(section, key, default, given, field.description or ""))
     return tuple(rows)
 
 
@@ -57,20 +76,36 @@ def resolved(config: ClusterConfig, axes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _default(key: str, value: Any) -> str:
-    if value is None:
-        full = PRESETS["full"].axes().get("topk" if key == "second_select_num" else key)
-        return f"from the preset (full: {_plain(full)})" if key in _FROM_PRESET else "as described"
-    if key in ("dram", "object_store_memory", "max_message_bytes"):
-        return format_bytes(value).replace(".00 ", "")
-    if key in ("chunk_size", "max_seq_len"):
-        return f"{value} ({format_tokens(value)})"
-    return _plain(value)
+def _default(config: ClusterConfig, key: str, value: Any) -> str:
+    if value is not None or key not in _FROM_PRESET:
+        return "unset" if value is None else _shown(key, value)
+    axis = "topk" if key in _BUDGETS else key
+    found = getattr(resolve_preset(_without(config, _BUDGETS if key in _BUDGETS else (key,))), axis)
+    if found is None and axis in POSITION_AXES:
+        return "unset"
+    return f"{'all' if found is None else _shown(key, found)} (preset {config.memory.preset})"
 
 
-def _plain(value: Any) -> str:
+def _without(config: ClusterConfig, keys: tuple[str, ...]) -> ClusterConfig:
+    """The configuration with these keys of `memory` and `long_context` left to the preset."""
+    memory = {key: None for key in keys if key in type(config.memory).model_fields}
+    long_context = {key: None for key in keys if key in type(config.long_context).model_fields}
+    return config.model_copy(
+        update={
+            "memory": config.memory.model_copy(update=memory),
+            "long_context": config.long_context.model_copy(update=long_context),
+        }
+    )
+
+
+def _shown(key: str, value: Any) -> str:
+    """A value as people write it."""
     if isinstance(value, Enum):
         return str(value.value)
-    if value is None:
-        return "all"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if key in _BYTES:
+        return format_bytes(value).replace(".00 ", "").replace(" ", "")
+    if isinstance(value, int) and value >= 1024 and format_tokens(value) != str(value):
+        return f"{value} ({format_tokens(value)})"
+    return str(value)

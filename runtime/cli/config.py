@@ -11,9 +11,16 @@ import typer
 import yaml
 
 from moorage.runtime.cli.app import app, examples
-from moorage.runtime.cli.output import print_json, print_note, print_table
-from moorage.runtime.config import load_cluster_config
-from moorage.runtime.config_explain import json_schema, reference, resolved, section_words
+from moorage.runtime.cli.output import print_json, print_note, print_text
+from moorage.runtime.config import ClusterConfig, load_cluster_config
+from moorage.runtime.config_explain import (
+    KeyReference,
+    explained,
+    json_schema,
+    reference,
+    resolved,
+    section_words,
+)
 from moorage.runtime.preflight import check_host
 from moorage.runtime.presets import resolve_preset
 
@@ -26,13 +33,20 @@ _RULE = (
 @app.command(
     epilog=examples(
         "runtime config deploy/local.yaml",
-        "runtime config --explain",
         "runtime config cluster.yaml --set memory.preset=inf-llm --json",
+        "runtime config --explain",
+        "runtime config --explain memory long_context.chunk_size",
+        "runtime config --explain scheduler cluster.yaml",
     )
 )
 def config(
-    file: Annotated[
-        Path | None, typer.Argument(help="The cluster file to check.", show_default=False)
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE",
+            help="The cluster file to check; with --explain also sections, or keys such as memory.topk.",
+            show_default=False,
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
@@ -44,18 +58,25 @@ def config(
             help="Check the file alone, and not its model, this host's memory, devices and port, or its Ray cluster.",
         ),
     ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Print the reference of all keys.")] = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Print the reference of all keys, or of the sections named, with the defaults of the preset that "
+            "the file or --set memory.preset=NAME chooses.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; with --explain the JSON schema.")
     ] = False,
 ) -> None:
-    """Check a cluster file and print it with every default filled in."""
+    """Check a cluster file and all that its launch needs, and print it with every default filled in."""
     if explain:
-        _explain(as_json)
+        _explain(names or [], overrides or [], as_json)
         return
-    if file is None:
-        raise typer.BadParameter("give a cluster file, or --explain for the reference", param_hint="FILE")
-    loaded = load_cluster_config(file, overrides or ())
+    if len(names or ()) != 1:
+        raise typer.BadParameter("give one cluster file, or --explain for the reference", param_hint="FILE")
+    loaded = load_cluster_config((names or [""])[0], overrides or ())
     values = resolved(loaded, dataclasses.asdict(resolve_preset(loaded)))
     if not file_only:
         limit = check_host(loaded, print_note)
@@ -68,15 +89,38 @@ def config(
         print(yaml.safe_dump(values, sort_keys=False), end="")
 
 
-def _explain(as_json: bool) -> None:
+def _explain(names: list[str], overrides: list[str], as_json: bool) -> None:
     if as_json:
         print_json(json_schema())
         return
-    for section, rows in groupby(reference(), key=lambda row: row.section):
-        print_table(
-            ("key", "default", "meaning"),
-            [(row.key, row.default, row.description) for row in rows],
-            title=f"{section}: {section_words(section)}",
+    asked = [name for name in names if _is_explained(name)]
+    files = [name for name in names if name not in asked]
+    if len(files) > 1:
+        raise typer.BadParameter(
+            f"{' and '.join(files[:2])} are no sections or keys; give one file at most", param_hint="FILE"
         )
+    if files and not Path(files[0]).exists():
+        raise typer.BadParameter(
+            f"{files[0]} is neither a section, a key nor a file; sections: {', '.join(ClusterConfig.model_fields)}",
+            param_hint="FILE",
+        )
+    loaded = load_cluster_config(files[0], overrides) if files else explained(overrides)
+    rows = [row for row in reference(loaded) if not asked or _covers(asked, row)]
+    for section, group in groupby(rows, key=lambda row: row.section):
+        print_text(f"{section}: {section_words(section)}")
         print()
-    print(_RULE)
+        for row in group:
+            given = "" if row.given is None else f"; given: {row.given}"
+            print_text(f"{row.key} = {row.default}{given}", indent="  ")
+            print_text(row.description, indent="      ")
+        print()
+    print_text(_RULE)
+
+
+def _is_explained(name: str) -> bool:
+    section, _, key = name.partition(".")
+    return any(row.section == section and key in ("", row.key) for row in reference())
+
+
+def _covers(asked: list[str], row: KeyReference) -> bool:
+    return row.section in asked or f"{row.section}.{row.key}" in asked

@@ -8,45 +8,79 @@ from typing import Annotated, Any
 import typer
 
 from moorage.runtime.cli.app import app, examples
-from moorage.runtime.cli.output import print_json, print_table
-from moorage.runtime.presets import PRESETS
+from moorage.runtime.cli.output import print_json, print_table, print_text
+from moorage.runtime.config_sections import MemorySection
+from moorage.runtime.presets import PRESETS, Preset, check_preset_name
 
 _RULE = (
-    "Axes set in the cluster file stand above its preset's. A request may name another preset; then the store\n"
-    "(block_size, anchors, kv_type), local_windows_len, pretraining_length, rebase_every and recall_every stay the\n"
+    "Axes set in the cluster file stand above its preset's. A request may name another preset; then the store "
+    "(block_size, anchors, kv_type), local_windows_len, pretraining_length, rebase_every and recall_every stay the "
     "cluster's, and every other axis is that preset's."
 )
 _UNSET = {"topk": "all", "dca_chunk": "3/4 trained", "session_len": "each its own"}
 """What an axis without a value stands for, where it is not the checkpoint's own."""
+_SHARED = Preset("", "")
+"""The value of every axis that a preset does not name."""
 
 
 @app.command(
     epilog=examples(
         "runtime presets",
+        "runtime presets inf-llm",
         "runtime presets --json",
+        "runtime config --explain memory --set memory.preset=inf-llm",
     )
 )
-def presets(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the memory presets with the value of every axis."""
-    rows = {
-        name: {axis: _value(value) for axis, value in preset.axes().items()}
-        for name, preset in PRESETS.items()
-    }
+def presets(
+    name: Annotated[
+        str | None, typer.Argument(help="Show every axis of this preset.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the memory presets and what sets each apart, or every axis of one."""
+    shown = list(PRESETS.values()) if name is None else [_preset(name)]
     if as_json:
-        print_json(
-            {
-                "presets": [
-                    {"name": name, "source": PRESETS[name].source, **axes} for name, axes in rows.items()
-                ]
-            }
+        print_json({"presets": [_as_json(preset) for preset in shown]})
+    elif name is None:
+        _print_all(shown)
+    else:
+        print_text(f"{shown[0].name}: {shown[0].source}")
+        print()
+        print_table(
+            ("axis", "value"), [(axis, _shown(axis, value)) for axis, value in shown[0].axes().items()]
         )
-        return
-    axes = next(iter(rows.values()))
-    print_table(
-        ("axis", *rows),
-        [(axis, *(_shown(axis, values[axis]) for values in rows.values())) for axis in axes],
-        notes=[*(f"{name}: {preset.source}" for name, preset in PRESETS.items()), "", _RULE],
-    )
+
+
+def _preset(name: str) -> Preset:
+    try:
+        return PRESETS[check_preset_name(name)]
+    except ValueError as error:
+        raise typer.BadParameter(f"{name!r}: {error}", param_hint="NAME") from error
+
+
+def _print_all(shown: list[Preset]) -> None:
+    shared = _SHARED.axes()
+    for preset in shown:
+        default = " (the default)" if preset.name == MemorySection().preset else ""
+        print_text(f"{preset.name}{default}")
+        print_text(preset.source, indent="    ")
+        own = {axis: value for axis, value in preset.axes().items() if value != shared[axis]}
+        print_text(_listed(own) or "every axis as listed below", indent="    ")
+    print()
+    print_text("Every other axis of a preset:")
+    print_text(_listed(shared), indent="    ")
+    print()
+    print_text("`runtime config --explain memory long_context` says what each axis does.")
+    print_text(_RULE)
+
+
+def _listed(axes: dict[str, Any]) -> str:
+    return ", ".join(f"{axis}={_shown(axis, value)}" for axis, value in axes.items())
+
+
+def _as_json(preset: Preset) -> dict[str, Any]:
+    axes = {axis: _value(value) for axis, value in preset.axes().items()}
+    return {"name": preset.name, "source": preset.source, **axes}
 
 
 def _value(value: Any) -> Any:
@@ -56,4 +90,4 @@ def _value(value: Any) -> Any:
 def _shown(axis: str, value: Any) -> str:
     if value is None:
         return _UNSET.get(axis, "as the model")
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(_value(value))

@@ -72,18 +72,74 @@ def test_explain_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert schema["additionalProperties"] is False
 
 
+def test_explain_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, output(capsys, "config", "--explain").splitlines())) <= 80
+
+
+def test_explain_gives_the_defaults_of_the_preset_in_force(
+    capsys: pytest.CaptureFixture[str], cluster: Path
+) -> None:
+    assert "topk = 256 (preset moorage)\n" in output(capsys, "config", "--explain")
+    other = ("--set", "memory.preset=ktransformers")
+    assert "topk = 96 (preset ktransformers)\n" in output(capsys, "config", "--explain", *other)
+    # Budgets are of the same tokens in blocks of another size.
+    half = (*other, "--set", "long_context.block_size=64")
+    assert "topk = 192 (preset ktransformers)\n" in output(capsys, "config", "--explain", *half)
+    of_file = output(capsys, "config", "--explain", str(cluster))
+    assert "topk = 16 (preset inf-llm); given: 4\n" in of_file
+    assert "positions = clamped (preset inf-llm)\n" in of_file
+    assert "dram = 8GiB; given: 64MiB\n" in of_file
+
+
+def test_explain_of_sections_and_keys(capsys: pytest.CaptureFixture[str], cluster: Path) -> None:
+    text = output(capsys, "config", "--explain", "memory.topk", str(cluster), "scheduler")
+    assert "topk = 16 (preset inf-llm); given: 4" in text
+    assert "decode_prefill_tokens = 512" in text
+    assert "max_step_tokens = unset" in text
+    assert "n_init" not in text
+    assert "dram" not in text
+    with pytest.raises(SystemExit) as left:
+        main(["config", "--explain", "memry"])
+    assert left.value.code == 2
+    assert "memry is neither a section, a key nor a file" in capsys.readouterr().err
+
+
 def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
     rows = json.loads(output(capsys, "presets", "--json"))["presets"]
     assert [row["name"] for row in rows] == list(PRESETS)
     assert rows[0]["topk"] is None
-    assert "inf-llm" in output(capsys, "presets")
+    one = json.loads(output(capsys, "presets", "inf-llm", "--json"))["presets"]
+    assert [row["name"] for row in one] == ["inf-llm"]
+
+
+def test_presets_fit_80_columns_and_say_what_sets_each_apart(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = output(capsys, "presets").splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [
+        line.removesuffix(" (the default)") for line in lines if line and " " not in line.partition(" (")[0]
+    ]
+    assert names == list(PRESETS)
+    own = lines[lines.index("inf-llm") + 1 : lines.index("chunkllama")]
+    assert "positions=clamped, n_init=128, topk=16, exc_block_size=512," in " ".join(" ".join(own).split())
+    assert "window=" not in " ".join(own)
+    assert "topk=all" in " ".join(lines)
+    every = output(capsys, "presets", "inf-llm")
+    assert all(axis in every for axis in PRESETS["inf-llm"].axes())
+    with pytest.raises(SystemExit) as left:
+        main(["presets", "inf-lm"])
+    assert left.value.code == 2
+    assert "did you mean inf-llm?" in capsys.readouterr().err
 
 
 def test_needs_a_file_or_explain(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["config"])
     assert left.value.code == 2
-    assert "give a cluster file" in capsys.readouterr().err
+    assert "give one cluster file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
