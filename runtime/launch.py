@@ -18,6 +18,7 @@ from moorage.runtime.api import ApiServer, Engine
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.processes import ProcessId
 from moorage.runtime.requests import ClusterStatus
+from moorage.runtime.tasks import essential, log_stray_errors, repeated
 from moorage.workers.errors import Unavailable
 from moorage.workers.stages import StartStage
 
@@ -70,6 +71,7 @@ async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster
     Raises what keeps the cluster from starting, and Unavailable when it fails later.
     """
     processes.adopt_orphans()
+    log_stray_errors(asyncio.get_running_loop())
     stop = asyncio.Event()
     _catch_signals(stop)
     server = ApiServer(launch.config.server.max_message_bytes)
@@ -120,14 +122,20 @@ async def _serve_engine(
 
 async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, stop: asyncio.Event) -> None:
     """Looks at the cluster until it is told to stop. Raises Unavailable when the cluster can't go on."""
+
+    async def show() -> None:
+        hooks.on_status(address, await engine.status())
+
+    stopped = asyncio.create_task(stop.wait())
     tasks = [
-        asyncio.create_task(stop.wait()),
-        asyncio.create_task(_tell_health(engine, server)),
-        asyncio.create_task(_show_status(engine, address, hooks)),
+        stopped,
+        asyncio.create_task(essential("the watch over the cluster's health", _tell_health(engine, server))),
+        asyncio.create_task(essential("the gRPC server", server.closed())),
+        asyncio.create_task(repeated("the status view", show, _WATCH_S)),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
+        for task in done - {stopped}:
             await task
     finally:
         for task in tasks:
@@ -150,12 +158,6 @@ async def _tell_health(engine: Engine, server: ApiServer) -> None:
         if problem is not None and problem.fatal:
             raise Unavailable(f"the cluster has failed: {problem.message}")
         told = problem
-
-
-async def _show_status(engine: Engine, address: str, hooks: Hooks) -> None:
-    while True:
-        hooks.on_status(address, await engine.status())
-        await asyncio.sleep(_WATCH_S)
 
 
 def _catch_signals(stop: asyncio.Event) -> None:

@@ -82,6 +82,10 @@ class ApiServer:
         status = health_pb2.HealthCheckResponse
         await self._tell(status.SERVING if serving else status.NOT_SERVING)
 
+    async def closed(self) -> None:
+        """Waits until the port is closed, by `stop` or by a failure."""
+        await self._server.wait_for_termination()
+
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests and waits at most `grace_s` for those that are being answered."""
         self._service.stopping = True
