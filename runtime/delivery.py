@@ -10,6 +10,7 @@ from moorage.runtime.jobs import Step
 from moorage.runtime.request import Request
 from moorage.runtime.requests import Finished, Progress, PromptLogprobs, Token
 from moorage.runtime.step_failures import logged
+from moorage.workers.errors import Internal
 from moorage.workers.spec import SegmentResult, StepResult
 
 
@@ -66,7 +67,8 @@ class Delivery:
 
     def _deliver(self, request: Request, outcome: SegmentResult, chunk_end: int | None) -> None:
         if outcome.error is not None:
-            request.fail(outcome.error)
+            unexpected = isinstance(outcome.error, Internal)
+            request.fail(logged(outcome.error, "a session's step") if unexpected else outcome.error)
             return
         if chunk_end is not None:
             self._progress(request, outcome, chunk_end)

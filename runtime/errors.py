@@ -29,6 +29,7 @@ STATUS: dict[type[errors.MoorageError], Status] = {
     errors.StoreFull: Status("RESOURCE_EXHAUSTED", 429),
     errors.Unavailable: Status("UNAVAILABLE", 503),
     errors.PeerDead: Status("UNAVAILABLE", 503),
+    errors.Internal: INTERNAL,
     errors.Cancelled: Status("CANCELLED", 499),
     errors.DeadlineExceeded: Status("DEADLINE_EXCEEDED", 504),
 }

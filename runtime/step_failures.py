@@ -7,8 +7,7 @@ import traceback
 
 import structlog
 
-from moorage.runtime.worker_handle import StepFailed
-from moorage.workers.errors import MoorageError, Unavailable
+from moorage.workers.errors import Internal, MoorageError, Unavailable
 
 log = structlog.get_logger()
 
@@ -49,18 +48,18 @@ class StepFailures:
 def logged(error: Exception, doing: str, *, show_message: bool = True) -> MoorageError:
     """Logs `error` with its traceback under an id; returns what a client is told.
 
-    That is the error itself where it is one of ours. `show_message` is False where messages may hold a user's text.
+    That is the error itself where it has a message of ours. `show_message` is False where messages may hold what a
+    user wrote.
     """
-    cause = error.reason if isinstance(error, StepFailed) else error
     error_id = secrets.token_hex(4)
     log.error(
         f"{doing} failed",
         error_id=error_id,
-        reason=_reason(error) if show_message else type(cause).__name__,
-        exception=error.trace if isinstance(error, StepFailed) else places(error),
+        reason=_reason(error) if show_message else type(error).__name__,
+        exception=error.trace if isinstance(error, Internal) else places(error),
     )
-    if isinstance(cause, MoorageError):
-        return cause
+    if isinstance(error, MoorageError) and not isinstance(error, Internal):
+        return error
     return MoorageError(f"internal error {error_id}; the server's log explains it")
 
 
@@ -74,5 +73,4 @@ def places(error: BaseException) -> str:
 
 
 def _reason(error: Exception) -> str:
-    cause = error.reason if isinstance(error, StepFailed) else error
-    return " ".join(f"{type(cause).__name__}: {cause}".split())[:_MAX_REASON_CHARACTERS]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_REASON_CHARACTERS]

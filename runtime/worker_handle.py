@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from moorage.workers.errors import Unavailable
+from moorage.workers.errors import Internal, MoorageError, Unavailable
 from moorage.workers.spec import StepPlan, StepResult
-
-
-class StepFailed(Exception):
-    """A step raised in the worker, which has dropped the step's sessions and goes on."""
-
-    def __init__(self, reason: Exception, trace: str) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-        self.trace = trace
-        """The worker's traceback."""
 
 
 class WorkerHandle(Protocol):
@@ -24,7 +14,10 @@ class WorkerHandle(Protocol):
     pid: int
 
     async def step(self, plan: StepPlan) -> StepResult:
-        """One forward pass. Raises Unavailable when the worker is gone, StepFailed when the step raised there."""
+        """One forward pass. Raises Unavailable when the worker or a KV actor is gone.
+
+        Whatever else it raises, the worker has dropped the step's sessions and goes on: ResourceExhausted for want
+        of memory, Internal with the worker's traceback for the unexpected."""
 
 
 class RayWorker:
@@ -46,7 +39,7 @@ class RayWorker:
             ) from error
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
-            if isinstance(cause, Unavailable):
+            if isinstance(cause, MoorageError):
                 raise cause from None
-            raise StepFailed(cause if isinstance(cause, Exception) else error, str(error)) from None
+            raise Internal(f"{type(cause or error).__name__}: {cause or ''}", str(error)) from None
         return result

@@ -9,6 +9,7 @@ MoorageError
   |     +-- StoreFull      no room left in a KV store
   +-- Unavailable          a process that is needed is starting, stopping or gone
   |     +-- PeerDead       the other end of a link went away
+  +-- Internal             something unexpected, with its traceback for the log
   +-- Cancelled            the caller left
   +-- DeadlineExceeded     the caller's time ran out
 """
@@ -55,6 +56,17 @@ class Unavailable(MoorageError):
 
 class PeerDead(Unavailable):
     """The other end of a link went away."""
+
+
+class Internal(MoorageError):
+    """Something unexpected. The message and `trace` are for the log, not for clients."""
+
+    def __init__(self, message: str, trace: str) -> None:
+        super().__init__(message)
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.trace)
 
 
 class Cancelled(MoorageError):

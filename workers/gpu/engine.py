@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from moorage.workers.counting import counted
-from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
+from moorage.workers.errors import Internal, InvalidRequest, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
@@ -169,13 +170,18 @@ class Engine:
     def _forward_in_room(
         self, segments: Sequence[Segment], sessions: Sequence[WorkerSession], failed: Failures
     ) -> list[SegmentResult]:
-        """The forward pass; where the device has no memory left, again with fewer slots or fewer segments."""
+        """The forward pass; where the device has no memory left, again with fewer slots or fewer segments.
+
+        Where it raises what nobody foresees, each session goes alone, so that only those fail which raise again.
+        """
         while segments:
             try:
                 return self._forward(segments, sessions, failed)
-            except (MemoryError, RuntimeError) as error:
+            except Exception as error:
                 if not is_out_of_memory(error):
-                    raise
+                    if len(segments) == 1:
+                        raise
+                    return self._each_alone(segments, error, failed)
             # what the failed pass held is free only now
             costs = {s.session_id: len(s.token_ids) for s in segments if s.session_id not in failed}
             made_room = self._make_room()
@@ -186,6 +192,29 @@ class Engine:
             segments = [s for s in segments if s.session_id not in failed]
             sessions = [self.sessions[s.session_id] for s in segments]
         return []
+
+    def _each_alone(
+        self, segments: Sequence[Segment], first: Exception, failed: Failures
+    ) -> list[SegmentResult]:
+        """After a pass over all that raised `first`. Raises it again when no session gets through alone."""
+        results: list[SegmentResult] = []
+        for segment in segments:
+            session = self.sessions[segment.session_id]
+            if segment.session_id in failed:
+                continue
+            if not session.repeatable:
+                failed[segment.session_id] = _unexpected(first)
+                continue
+            try:
+                results += self._forward((segment,), (session,), failed)
+            except Exception as error:  # noqa: BLE001  it ends this session alone
+                no_memory = is_out_of_memory(error)
+                failed[segment.session_id] = (
+                    _no_memory(segment.session_id) if no_memory else _unexpected(error)
+                )
+        if not results:
+            raise first
+        return results
 
     def _attend_in_room(self, session: WorkerSession, run: Callable[[], None]) -> None:
         """One session's attention; where the device has no memory left, once more with fewer slots."""
@@ -486,6 +515,10 @@ class Engine:
 
 def _cache_counts(sessions: Sequence[WorkerSession]) -> tuple[int, int]:
     return sum(s.cache.num_hits for s in sessions), sum(s.cache.num_misses for s in sessions)
+
+
+def _unexpected(error: Exception) -> Internal:
+    return Internal(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 def _no_memory(session_id: int) -> ResourceExhausted:

@@ -23,7 +23,17 @@ SCALE = 0.25
 MakeKv = Callable[..., ShardedKv]
 
 
-@pytest.fixture(params=["local", "mailbox"])
+class FromTheLast(ShardedKv):
+    """Its sessions begin at the last link."""
+
+    def open(self, *arguments: Any, first_shard: int = -1, **named: Any) -> None:
+        super().open(*arguments, first_shard=first_shard, **named)
+
+    def attach(self, session_id: int, num_blocks: int, first_shard: int = -1) -> int:
+        return super().attach(session_id, num_blocks, first_shard)
+
+
+@pytest.fixture(params=["local", "local, from the last", "mailbox"])
 def make_kv(request: pytest.FixtureRequest) -> Iterator[MakeKv]:
     with ExitStack() as stack:
 
@@ -33,13 +43,14 @@ def make_kv(request: pytest.FixtureRequest) -> Iterator[MakeKv]:
                 store = KvStore(LAYOUT, num_pages)
                 stack.callback(store.close)
                 stack.callback(store.check_integrity)
-                if request.param == "local":
+                if request.param != "mailbox":
                     links.append(LocalLink(store))
                     continue
                 server = MailboxServer(store)
                 stack.callback(server.close)
                 links.append(MailboxLink(server.address))
-            kv = ShardedKv(links, LAYOUT, stripe_blocks)
+            kind = FromTheLast if request.param.endswith("last") else ShardedKv
+            kv = kind(links, LAYOUT, stripe_blocks)
             stack.callback(kv.close)
             return kv
 
@@ -214,6 +225,49 @@ def test_a_failed_open_or_grow_changes_nothing(make_kv: MakeKv, num_shards: int)
     kv.drop(2)
     kv.drop(2)
     assert sum(stats.num_sessions for stats in kv.stats()) == 1
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3])
+@pytest.mark.parametrize("pooling", [HeadPool.SUM, HeadPool.MAX])
+def test_sessions_from_different_shards_are_asked_together(
+    make_kv: MakeKv, reference: Any, num_shards: int, pooling: HeadPool
+) -> None:
+    kv, rng = make_kv(num_shards), np.random.default_rng(5)
+    requests, expected = [], []
+    for session_id in range(1, 5):
+        alone = reference(LAYOUT)
+        kv.open(session_id, 12, first_shard=session_id)
+        rows = draw_rows(rng, 40 + session_id)
+        kv.append(session_id, 0, 0, rows, -rows)
+        alone.append(session_id, 0, 0, rows, -rows)
+        query = rng.standard_normal((1, 4, LAYOUT.head_dim), np.float32)
+        limits = np.array([10], np.int32)
+        requests.append(SelectRequest(session_id, 0, query, 1, limits, 4, True, SCALE, pooling=pooling))
+        expected.append(alone.select(requests[-1])[0])
+    for ids, alone_ids in zip(kv.select_together(requests), expected, strict=True):
+        np.testing.assert_array_equal(ids, alone_ids)
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3])
+def test_trimming_gives_back_the_blocks_without_tokens(make_kv: MakeKv, num_shards: int) -> None:
+    kv = make_kv(num_shards)
+    kv.open(1, 40)
+    rows = draw_rows(np.random.default_rng(0), 30)
+    for layer in range(LAYOUT.num_layers):
+        kv.append(1, layer, 0, rows, rows)
+    kv.trim(1, 21)
+    assert sum(stats.num_pages - stats.free_pages for stats in kv.stats()) == LAYOUT.num_blocks(21)
+    kv.grow(1, 40)
+    assert sum(stats.num_pages - stats.free_pages for stats in kv.stats()) == 40
+    kept = read(kv, 0, np.arange(5, dtype=np.int32))[:, 0].swapaxes(1, 2).reshape(-1, 2, LAYOUT.head_dim)
+    np.testing.assert_array_equal(kept, rows[:20].astype(np.float16).astype(np.float32))
+
+
+def test_short_sessions_spread_over_the_shards(make_kv: MakeKv) -> None:
+    kv = make_kv(3, num_pages=4)
+    for session_id in range(6):
+        kv.open(session_id, 2, first_shard=session_id)
+    assert [stats.free_pages for stats in kv.stats()] == [0, 0, 0]
 
 
 def test_no_links_are_refused() -> None:
