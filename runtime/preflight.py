@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from moorage.runtime.ray_join import check_joined_ray
 from moorage.runtime.session_limit import SessionLimit, session_limit
 from moorage.runtime.sizing import num_slots, pages_per_actor
 from moorage.workers.counting import counted
-from moorage.workers.errors import InvalidConfig, InvalidModel
+from moorage.workers.errors import InvalidConfig
 from moorage.workers.hf_config import read_model_spec
+from moorage.workers.hf_weights import check_weights
 from moorage.workers.spec import Scorer
-
-_LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100 << 20
 
 
 def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line: None) -> SessionLimit:
@@ -39,8 +36,7 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
     spec = read_model_spec(directory)
     check_positions(config, spec)
     limit = session_limit(config, spec)
-    for file in sorted(directory.glob("*.safetensors")):
-        _check_complete(file)
+    check_weights(directory, spec)
     _check_tokenizer(directory)
     layout = kv_layout(config, spec)
     actor_bytes = layout.page_bytes * pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
@@ -115,21 +111,3 @@ def _check_port(address: str) -> None:
         raise InvalidConfig(
             f"server.grpc: {address} can't be bound ({reason}); free it or choose another address"
         ) from None
-
-
-def _check_complete(file: Path) -> None:
-    """Compares the file's size with what its own header announces."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            header_bytes = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
-            header = json.loads(stream.read(min(header_bytes, _MAX_HEADER_BYTES)))
-        needed = _LENGTH_BYTES + header_bytes + max(_ends(header), default=0)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        raise InvalidModel(f"{file}: is not a readable safetensors file; download it again") from None
-    if size != needed:
-        raise InvalidModel(f"{file}: has {size} bytes but should have {needed}; download it again")
-
-
-def _ends(header: dict[str, dict[str, list[int]]]) -> Iterator[int]:
-    return (tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__")

@@ -26,14 +26,17 @@ class SessionLimit:
     """Tokens that the checkpoint was made for."""
     reach: Reach
     """How far the positions of the cluster's own preset hold."""
+    notes: tuple[str, ...] = ()
+    """What the model's directory disagrees with itself on."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A line for people when sessions may outgrow their positions."""
+        """Lines for people: notes on the model, and whether sessions may outgrow their positions."""
         if not self.reach.beyond(self.max_seq_len):
-            return ()
+            return self.notes
         tokens = self.reach.tokens
         return (
+            *self.notes,
             f"long_context.max_seq_len: {self.max_seq_len:,} tokens are more than the {tokens:,} that positions "
             f"reach ({self.reach.reason}); answers beyond are not reliable; use {tokens}, or extend it by "
             "memory.positions or memory.rope_scaling",
@@ -58,4 +61,4 @@ def session_limit(config: ClusterConfig, model: ModelSpec) -> SessionLimit:
             f"checkpoint, which is not supported; use {model.sliding_window} or less, or set sliding_window to "
             "null in config.json to attend the whole context"
         )
-    return SessionLimit(given or default, trained, found)
+    return SessionLimit(given or default, trained, found, model.notes)

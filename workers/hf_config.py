@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_directory import check_directory
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
-from moorage.workers.spec import DualChunkSpec, ModelSpec
+from moorage.workers.hf_tensors import tensor_names
+from moorage.workers.hf_weights import has_own_head
+from moorage.workers.spec import DualChunkSpec, ModelSpec, RopeSpec
 
 ARCHITECTURES: Mapping[str, str] = {
     "LlamaForCausalLM": "llama",
@@ -22,6 +24,11 @@ ARCHITECTURES: Mapping[str, str] = {
 }
 """Family of each architecture that can be served."""
 
+_MODEL_TYPES: Mapping[str, tuple[str, ...]] = {"llama": ("Yi", "yi")}
+"""What `model_type` may say beside an architecture of a family, other than the family's name."""
+MOST_LAYERS, MOST_HEADS, MOST_HEAD_DIM = 4096, 4096, 4096
+MOST_CHANNELS, MOST_TOKENS = 2**20, 2**24
+"""Sizes beyond which a config.json is taken for a mistake; several times the largest that is published."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -43,11 +50,24 @@ def read_model_spec(directory: str | Path) -> ModelSpec:
     config = Fields.read(path)
     family = _family(config)
     _check_plain(config, family)
-    return _spec(config, family, _eos_token_ids(directory, config))
+    spec = _spec(config, family, _eos_token_ids(directory, config))
+    return _with_own_head(spec, directory) if spec.tie_word_embeddings else spec
+
+
+def _with_own_head(spec: ModelSpec, directory: Path) -> ModelSpec:
+    """`spec` without tied embeddings where the files hold another output matrix, as transformers 5 reads it."""
+    if not any(directory.glob("model*.safetensors")) or not has_own_head(directory, spec.family):
+        return spec
+    head = tensor_names(spec.family).lm_head
+    note = (
+        f"{directory}: config.json has tie_word_embeddings true, but {head}.weight differs from the embeddings; "
+        "the file's is used, as in transformers 5"
+    )
+    return replace(spec, tie_word_embeddings=False, notes=(*spec.notes, note))
 
 
 def _spec(config: Fields, family: str, eos_token_ids: tuple[int, ...]) -> ModelSpec:
-    num_heads = config.positive_int("num_attention_heads")
+    num_heads = config.positive_int("num_attention_heads", most=MOST_HEADS)
     num_kv_heads = config.positive_int("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
         raise config.wrong("num_key_value_heads", f"a divisor of num_attention_heads {num_heads}")
@@ -55,16 +75,16 @@ def _spec(config: Fields, family: str, eos_token_ids: tuple[int, ...]) -> ModelS
     biases = _biases(config, family)
     return ModelSpec(
         family=family,
-        num_layers=config.positive_int("num_hidden_layers"),
-        hidden_size=config.positive_int("hidden_size"),
-        intermediate_size=config.positive_int("intermediate_size"),
+        num_layers=config.positive_int("num_hidden_layers", most=MOST_LAYERS),
+        hidden_size=config.positive_int("hidden_size", most=MOST_CHANNELS),
+        intermediate_size=config.positive_int("intermediate_size", most=MOST_CHANNELS),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
-        vocab_size=config.positive_int("vocab_size"),
+        vocab_size=config.positive_int("vocab_size", most=MOST_TOKENS),
         max_position_embeddings=config.positive_int("max_position_embeddings"),
-        rms_norm_eps=config.positive_float("rms_norm_eps", 1e-6),
-        rope=read_rope(config, head_dim),
+        rms_norm_eps=config.positive_float("rms_norm_eps", 1e-6, least=1e-15, most=0.1),
+        rope=_rope(config, head_dim),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
         qkv_bias=biases.qkv,
         output_bias=biases.output,
@@ -78,14 +98,26 @@ def _spec(config: Fields, family: str, eos_token_ids: tuple[int, ...]) -> ModelS
     )
 
 
+def _rope(config: Fields, head_dim: int) -> RopeSpec:
+    """The rotary embedding. Rotation of a part of the channels counts as an error, in every family."""
+    rope = read_rope(config, head_dim)
+    if rope.rotary_dim != head_dim:
+        raise InvalidModel(
+            f"{config.source}: partial_rotary_factor makes {rope.rotary_dim} of {head_dim} channels rotate, but "
+            "transformers rotates all of them in this architecture; remove it, or correct architectures"
+        )
+    return rope
+
+
 def _dual_chunk(config: Fields) -> DualChunkSpec | None:
     """Qwen2.5-1M's key. Its chunk_size is the largest position, so the paper's c is one more."""
     values = config.child("dual_chunk_attention_config")
     if values is None:
         return None
     largest, local = values.positive_int("chunk_size", 8192), values.positive_int("local_size", 1024)
-    if local >= largest:
-        raise values.wrong("local_size", f"below chunk_size {largest}")
+    if 2 * local > largest:
+        # The last `local` keys would lie in more than two chunks, and only two keep their distances.
+        raise values.wrong("local_size", f"at most half of chunk_size {largest}")
     original = values.get("original_max_position_embeddings") or None
     if original is not None:
         original = values.positive_int("original_max_position_embeddings")
@@ -96,10 +128,20 @@ def _family(config: Fields) -> str:
     names = config.get("architectures") or []
     if not isinstance(names, list):
         raise config.wrong("architectures", "a list of names")
-    for name in names:
-        if name in ARCHITECTURES:
-            return ARCHITECTURES[name]
+    known = [name for name in names if name in ARCHITECTURES]
     model_type = config.get("model_type")
+    for name in known:
+        family = ARCHITECTURES[name]
+        # transformers goes by model_type, vLLM by architectures.
+        if model_type not in (None, family, *_MODEL_TYPES.get(family, ())):
+            raise InvalidModel(
+                f"{config.source}: architectures says {name} and model_type {model_type!r}, which compute "
+                "differently; correct the one that the weights were not trained as"
+            )
+    if len({ARCHITECTURES[name] for name in known}) > 1:
+        raise config.wrong("architectures", "of one family; leave the one that the weights are of")
+    if known:
+        return ARCHITECTURES[known[0]]
     if not names and model_type in ARCHITECTURES.values():
         return str(model_type)
     shown = ", ".join(map(str, names)) or f"with model_type {model_type!r}"
@@ -147,7 +189,7 @@ def _some_qwen_layer_slides(config: Fields) -> bool:
 
 def _head_dim(config: Fields, family: str, num_heads: int) -> int:
     hidden_size = config.positive_int("hidden_size")
-    given = config.optional_positive_int("head_dim")
+    given = config.optional_positive_int("head_dim", most=MOST_HEAD_DIM)
     if given is None and family == "qwen3":
         given = 128
     if given is None and hidden_size % num_heads:

@@ -10,6 +10,10 @@ from typing import TypeGuard
 
 from moorage.workers.errors import InvalidModel
 
+MOST_INT = 2**31 - 1
+LEAST_FLOAT, MOST_FLOAT = 1e-6, 1e6
+"""Range of a number whose field has no narrower one; no published model is near its ends."""
+
 
 class Fields:
     """A JSON object whose getters check what they return. A field that is null counts as absent."""
@@ -41,32 +45,40 @@ class Fields:
             return InvalidModel(f"{self.source}: {name} is missing; add it, {expected}")
         return InvalidModel(f"{self.source}: {name} is {self.get(name)!r}; it must be {expected}")
 
-    def positive_int(self, name: str, default: int | None = None) -> int:
-        """An integer of at least 1; `default` when absent. Raises InvalidModel."""
+    def positive_int(self, name: str, default: int | None = None, most: int = MOST_INT) -> int:
+        """An integer from 1 to `most`; `default` when absent. Raises InvalidModel."""
         value = default if self.get(name) is None else self.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.wrong(name, "a positive integer")
+        if value > most:
+            raise self.wrong(name, f"at most {most}")
         return value
 
-    def optional_positive_int(self, name: str) -> int | None:
-        """An integer of at least 1, or None when absent. Raises InvalidModel."""
-        return None if self.get(name) is None else self.positive_int(name)
+    def optional_positive_int(self, name: str, most: int = MOST_INT) -> int | None:
+        """An integer from 1 to `most`, or None when absent. Raises InvalidModel."""
+        return None if self.get(name) is None else self.positive_int(name, most=most)
 
-    def positive_float(self, name: str, default: float | None = None) -> float:
-        """A finite number above 0; `default` when absent. Raises InvalidModel."""
+    def positive_float(
+        self, name: str, default: float | None = None, least: float = LEAST_FLOAT, most: float = MOST_FLOAT
+    ) -> float:
+        """A number above 0, from `least` to `most`; `default` when absent. Raises InvalidModel."""
         value = default if self.get(name) is None else self.get(name)
         if not _is_number(value) or value <= 0:
             raise self.wrong(name, "a positive number")
+        if not least <= value <= most:
+            raise self.wrong(name, f"from {least:g} to {most:g}")
         return float(value)
 
-    def optional_positive_float(self, name: str) -> float | None:
-        """A finite number above 0, or None when absent. Raises InvalidModel."""
-        return None if self.get(name) is None else self.positive_float(name)
+    def optional_positive_float(self, name: str, most: float = MOST_FLOAT) -> float | None:
+        """A number above 0 and up to `most`, or None when absent. Raises InvalidModel."""
+        return None if self.get(name) is None else self.positive_float(name, most=most)
 
     def positive_floats(self, name: str, length: int) -> tuple[float, ...]:
-        """A list of `length` finite numbers above 0. Raises InvalidModel."""
+        """A list of `length` numbers from LEAST_FLOAT to MOST_FLOAT. Raises InvalidModel."""
         value = self.get(name)
-        if not isinstance(value, list) or not all(_is_number(x) and x > 0 for x in value):
+        if not isinstance(value, list) or not all(
+            _is_number(x) and LEAST_FLOAT <= x <= MOST_FLOAT for x in value
+        ):
             raise self.wrong(name, f"a list of {length} positive numbers")
         if len(value) != length:
             message = f"{self.source}: {name} has {len(value)} numbers; this head size needs {length}"
@@ -84,7 +96,7 @@ class Fields:
         """One token id, or a list of them; () when absent. Raises InvalidModel."""
         value = self.get(name)
         ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(isinstance(x, int) and not isinstance(x, bool) and x >= 0 for x in ids):
+        if not all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= MOST_INT for x in ids):
             raise self.wrong(name, "a token id or a list of token ids")
         return tuple(ids)
 

@@ -7,6 +7,7 @@ from moorage.workers.hf_fields import Fields
 from moorage.workers.spec import RopeSpec
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+MOST_THETA = 1e15
 _OLD_NAMES = {"su": "longrope"}
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -21,7 +22,7 @@ def read_rope(config: Fields, head_dim: int) -> RopeSpec:
     rope_type = _rope_type(rope)
     max_positions = config.positive_int("max_position_embeddings")
     rotary_dim = _rotary_dim(rope, head_dim)
-    theta = rope.positive_float("rope_theta", 10000.0)
+    theta = rope.positive_float("rope_theta", 10000.0, most=MOST_THETA)
     if theta <= 1:
         raise rope.wrong("rope_theta", "a number above 1")
     base = {
@@ -86,12 +87,18 @@ def _yarn(rope: Fields, ratio: float, rotary_dim: int) -> dict[str, object]:
     return {
         "factor": rope.positive_float("factor", ratio),
         "attention_factor": rope.optional_positive_float("attention_factor"),
-        "beta_fast": rope.positive_float("beta_fast", 32.0),
-        "beta_slow": rope.positive_float("beta_slow", 1.0),
-        "mscale": rope.optional_positive_float("mscale"),
-        "mscale_all_dim": rope.optional_positive_float("mscale_all_dim"),
+        "beta_fast": _or_none(rope, "beta_fast") or 32.0,
+        "beta_slow": _or_none(rope, "beta_slow") or 1.0,
+        "mscale": _or_none(rope, "mscale"),
+        "mscale_all_dim": _or_none(rope, "mscale_all_dim"),
         "truncate": rope.flag("truncate", True),
     }
+
+
+def _or_none(rope: Fields, name: str) -> float | None:
+    """A positive number; 0 counts as absent, as it does in transformers (`mscale_all_dim` is published so)."""
+    value = rope.get(name)
+    return None if value == 0 and not isinstance(value, bool) else rope.optional_positive_float(name)
 
 
 def _longrope(rope: Fields, ratio: float, rotary_dim: int) -> dict[str, object]:

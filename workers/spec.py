@@ -214,6 +214,8 @@ class ModelSpec:
     dual_chunk: DualChunkSpec | None = None
     sliding_window: int | None = None
     """Tokens that the reference attends at most; sessions must not outgrow it. None is all."""
+    notes: tuple[str, ...] = ()
+    """Where the directory disagrees with itself: what was taken, one line each."""
 
     @property
     def group_size(self) -> int:

@@ -69,10 +69,13 @@ def test_the_key_of_qwen_checkpoints_is_read(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_model_spec(tmp_path).dual_chunk == DualChunkSpec(262145, 253952, 262144)
-    values["dual_chunk_attention_config"] = {"chunk_size": 64, "local_size": 64}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(InvalidModel, match=r"local_size is 64; it must be below chunk_size 64"):
-        read_model_spec(tmp_path)
+    for local in (33, 64):
+        values["dual_chunk_attention_config"] = {"chunk_size": 64, "local_size": local}
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        with pytest.raises(
+            InvalidModel, match=rf"local_size is {local}; it must be at most half of chunk_size 64"
+        ):
+            read_model_spec(tmp_path)
 
 
 @pytest.mark.parametrize("length", [1, 4096, 4097, 8192, 1_000_000])

@@ -115,7 +115,7 @@ def test_both_spellings_of_rope_agree(tmp_path: Path, scaling: dict[str, Any]) -
 def test_rope_odds_and_ends(tmp_path: Path) -> None:
     assert read(tmp_path, rope_scaling={**SCALINGS[3], "rope_type": "su"}).rope.rope_type == "longrope"
     assert read(tmp_path, rope_scaling=SCALINGS[3]).rope.factor == 4.0
-    assert read(tmp_path, partial_rotary_factor=0.5).rope.rotary_dim == 16
+    assert read(tmp_path, partial_rotary_factor=1.0).rope.rotary_dim == 32
     assert read(tmp_path, rope_scaling=None, rope_theta=1e6).rope.theta == 1e6
     yarn = {"type": "yarn", "factor": 2.0, "finetuned": True}
     assert read(tmp_path, rope_scaling=yarn).rope.original_max_position_embeddings == 4096
@@ -157,12 +157,79 @@ def test_rope_odds_and_ends(tmp_path: Path) -> None:
         ({"rope_scaling": "yarn"}, ["rope_scaling is 'yarn'", "an object"]),
         ({"partial_rotary_factor": 0.1}, ["partial_rotary_factor is 0.1"]),
         ({"partial_rotary_factor": 1.5}, ["partial_rotary_factor is 1.5"]),
+        ({"partial_rotary_factor": 0.5}, ["16 of 32 channels", "transformers rotates all of them"]),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["16 of 32 channels"]),
+        ({"model_type": "granite"}, ["LlamaForCausalLM", "model_type 'granite'", "compute differently"]),
+        ({"model_type": "mistral"}, ["model_type 'mistral'"]),
+        ({"model_type": "qwen2"}, ["model_type 'qwen2'"]),
+        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "llama"}, ["model_type 'llama'"]),
+        ({"architectures": ["LlamaForCausalLM", "Qwen2ForCausalLM"]}, ["architectures is", "of one family"]),
     ],
 )
 def test_refusals_name_field_and_fix(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
     message = refusal(tmp_path, **changes)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize("value", [1e300, 1e-300, 10**400, 10**9, 0.5])
+def test_an_absurd_epsilon_is_refused_by_range(tmp_path: Path, value: float) -> None:
+    assert "rms_norm_eps is" in refusal(tmp_path, rms_norm_eps=value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "eos_token_id"),
+    ],
+)
+def test_absurd_sizes_are_refused_by_range(tmp_path: Path, name: str) -> None:
+    for value in (2**31, 2**63, 10**400):
+        assert f"{name} is" in refusal(tmp_path, **{name: value})
+
+
+@pytest.mark.parametrize("value", [1e300, 1e-300, 10**400])
+@pytest.mark.parametrize(
+    ("scaling", "name"),
+    [
+        (SCALINGS[0], "factor"),
+        (SCALINGS[2], "factor"),
+        (SCALINGS[2], "beta_fast"),
+        (SCALINGS[2], "attention_factor"),
+        (SCALINGS[2], "mscale"),
+        (SCALINGS[4], "high_freq_factor"),
+    ],
+)
+def test_absurd_scalings_are_refused_by_range(
+    tmp_path: Path, scaling: dict[str, Any], name: str, value: float
+) -> None:
+    assert f"rope_scaling: {name} is" in refusal(tmp_path, rope_scaling={**scaling, name: value})
+
+
+def test_other_absurd_numbers_are_refused_by_range(tmp_path: Path) -> None:
+    assert "rope_theta is" in refusal(tmp_path, rope_theta=1e300)
+    assert "long_factor is" in refusal(tmp_path, rope_scaling={**SCALINGS[3], "long_factor": [1e300] * 16})
+
+
+@pytest.mark.parametrize("name", ["mscale", "mscale_all_dim", "beta_fast", "beta_slow"])
+def test_a_zero_of_yarn_counts_as_absent(tmp_path: Path, name: str) -> None:
+    """`mscale_all_dim: 0` is published; transformers takes any zero for a missing field."""
+    plain = read(tmp_path, rope_scaling=SCALINGS[2] | {"beta_fast": None})
+    zero = read(tmp_path, rope_scaling=SCALINGS[2] | {"beta_fast": None} | {name: 0})
+    assert zero.rope == plain.rope
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type"),
+    [
+        ("LlamaForCausalLM", "llama"), ("YiForCausalLM", "Yi"), ("MistralForCausalLM", "mistral"),
+        ("Qwen2ForCausalLM", "qwen2"), ("Qwen3ForCausalLM", "qwen3"), ("InternLM2ForCausalLM", "internlm2"),
+    ],
+)  # fmt: skip
+def test_architecture_and_model_type_that_agree(tmp_path: Path, architecture: str, model_type: str) -> None:
+    spec = read(tmp_path, architectures=[architecture], model_type=model_type, sliding_window=None)
+    assert spec.family == ARCHITECTURES[architecture]
 
 
 MISTRAL = {"architectures": ["MistralForCausalLM"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from moorage.workers.hf_tensors import TensorNames, tensor_names
 from moorage.workers.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -30,68 +32,23 @@ class Slot:
         for target, part in zip(self.targets, self.split(tensor), strict=True):
             target.copy_(part)
 
-
-@dataclass(frozen=True, slots=True)
-class _Names:
-    embed: str
-    norm: str
-    lm_head: str
-    input_norm: str
-    post_norm: str
-    qkv: tuple[str, ...]
-    output: str
-    gate: str
-    up: str
-    down: str
-    q_norm: str = "self_attn.q_norm"
-    k_norm: str = "self_attn.k_norm"
+    def is_finite(self) -> bool:
+        """Whether no element that was filled is NaN or infinite."""
+        return all(is_finite(target) for target in self.targets)
 
 
-_LLAMA = _Names(
-    embed="model.embed_tokens",
-    norm="model.norm",
-    lm_head="lm_head",
-    input_norm="input_layernorm",
-    post_norm="post_attention_layernorm",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    output="self_attn.o_proj",
-    gate="mlp.gate_proj",
-    up="mlp.up_proj",
-    down="mlp.down_proj",
-)
-_INTERNLM2 = _Names(
-    embed="model.tok_embeddings",
-    norm="model.norm",
-    lm_head="output",
-    input_norm="attention_norm",
-    post_norm="ffn_norm",
-    qkv=("attention.wqkv",),
-    output="attention.wo",
-    gate="feed_forward.w1",
-    up="feed_forward.w3",
-    down="feed_forward.w2",
-)
-# Yi under its own class, before it was published as Llama.
-_RENAMED = {".ln1.": ".input_layernorm.", ".ln2.": ".post_attention_layernorm."}
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite.
 
-
-def decoder_name(name: str) -> str:
-    """A checkpoint's tensor name with historical spellings replaced."""
-    for old, new in _RENAMED.items():
-        name = name.replace(old, new)
-    return name
-
-
-def is_redundant(name: str, spec: ModelSpec) -> bool:
-    """Whether a tensor that has no slot may be skipped, because the decoder derives it."""
-    return name.endswith("rotary_emb.inv_freq") or (
-        spec.tie_word_embeddings and name == f"{_names(spec).lm_head}.weight"
-    )
+    A sum is never finite where an element is not, and costs less than the copy; each element is looked at only where
+    the sum is not, since it may overflow.
+    """
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def slots(spec: ModelSpec, weights: DecoderWeights) -> dict[str, Slot]:
     """Every tensor that a checkpoint of `spec` must hold, by name."""
-    names = _names(spec)
+    names = tensor_names(spec.family)
     found = {f"{names.embed}.weight": _whole(weights.embed), f"{names.norm}.weight": _whole(weights.norm)}
     if not spec.tie_word_embeddings:
         found[f"{names.lm_head}.weight"] = _whole(weights.lm_head)
@@ -102,11 +59,7 @@ def slots(spec: ModelSpec, weights: DecoderWeights) -> dict[str, Slot]:
     return found
 
 
-def _names(spec: ModelSpec) -> _Names:
-    return _INTERNLM2 if spec.family == "internlm2" else _LLAMA
-
-
-def _layer_slots(spec: ModelSpec, names: _Names, layer: LayerWeights) -> Iterator[tuple[str, Slot]]:
+def _layer_slots(spec: ModelSpec, names: TensorNames, layer: LayerWeights) -> Iterator[tuple[str, Slot]]:
     yield f"{names.input_norm}.weight", _whole(layer.input_norm)
     yield f"{names.post_norm}.weight", _whole(layer.post_norm)
     if layer.q_norm is not None and layer.k_norm is not None:
@@ -129,7 +82,7 @@ def _layer_slots(spec: ModelSpec, names: _Names, layer: LayerWeights) -> Iterato
             yield f"{names.down}.{kind}", _whole(down)
 
 
-def _qkv_slots(spec: ModelSpec, names: _Names, fused: Tensor) -> Iterator[tuple[str, Slot]]:
+def _qkv_slots(spec: ModelSpec, names: TensorNames, fused: Tensor) -> Iterator[tuple[str, Slot]]:
     num_kv_rows = spec.num_kv_heads * spec.head_dim
     parts = torch.split(fused, [spec.num_heads * spec.head_dim, num_kv_rows, num_kv_rows])
     if len(names.qkv) == 1:

@@ -9,9 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidModel, ResourceExhausted
-from moorage.workers.gpu.model.checkpoint import TensorHeader, read_headers, read_tensors
-from moorage.workers.gpu.model.naming import Slot, decoder_name, is_redundant, slots
+from moorage.workers.gpu.model.checkpoint import read_tensors
+from moorage.workers.gpu.model.naming import is_finite, slots
+from moorage.workers.hf_tensors import decoder_name
+from moorage.workers.hf_weights import check_weights
+from moorage.workers.safetensors_header import TensorHeader
 from moorage.workers.spec import ModelSpec
 
 Progress = Callable[[int, int], None]
@@ -80,23 +84,38 @@ def load_weights(
     """Read a checkpoint's safetensors onto `device`, tensor by tensor, shard by shard.
 
     The host never holds a second copy of the model, nor a first one of what goes to a GPU. Names and shapes are
-    checked before anything is read. Raises InvalidModel naming the file and the tensor, and ResourceExhausted when
-    the device has no room.
+    checked before anything is read, values while they are copied: NaN and infinity count as damage. Raises
+    InvalidModel naming the file and the tensor, and ResourceExhausted when the device has no room.
     """
-    directory = Path(directory)
-    headers = {decoder_name(name): header for name, header in read_headers(directory).items()}
-    _check(directory, spec, headers, slots(spec, _allocate(spec, dtype, torch.device("meta"))))
+    wanted = list(check_weights(Path(directory), spec).values())
     weights = _allocate(spec, dtype, device)
     filled = slots(spec, weights)
-    wanted = [headers[name] for name in filled]
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     for header, tensor in read_tensors(wanted):
-        filled[decoder_name(header.name)].fill(tensor)
+        slot = filled[decoder_name(header.name)]
+        slot.fill(tensor)
+        if not slot.is_finite():
+            raise _not_finite(header, tensor, dtype)
         del tensor  # else the next file would be mapped beside this one
         done_bytes += header.num_bytes
         if progress is not None:
             progress(done_bytes, total_bytes)
     return weights
+
+
+def _not_finite(header: TensorHeader, tensor: Tensor, dtype: torch.dtype) -> InvalidModel:
+    where = f"{header.file}: tensor {header.name}"
+    if is_finite(tensor):
+        largest = tensor.abs().max().item()
+        return InvalidModel(
+            f"{where} has values up to {largest:.3g}, too large for {str(dtype).removeprefix('torch.')}; set "
+            "model.dtype to bfloat16 or float32"
+        )
+    count = int((~torch.isfinite(tensor)).sum())
+    return InvalidModel(
+        f"{where} holds {counted(count, 'value')} that are NaN or infinite; download the "
+        "weights again, or repair them"
+    )
 
 
 def random_weights(spec: ModelSpec, device: torch.device, seed: int = 0) -> DecoderWeights:
@@ -109,27 +128,6 @@ def random_weights(spec: ModelSpec, device: torch.device, seed: int = 0) -> Deco
         else:
             tensor.normal_(0.0, 0.02, generator=generator)
     return weights
-
-
-def _check(
-    directory: Path, spec: ModelSpec, headers: dict[str, TensorHeader], expected: dict[str, Slot]
-) -> None:
-    for name, slot in expected.items():
-        if name not in headers:
-            raise InvalidModel(
-                f"{directory}: tensor {name} is missing; download the weights again, or correct config.json"
-            )
-        if headers[name].shape != slot.shape:
-            raise InvalidModel(
-                f"{headers[name].file}: tensor {name} has shape {list(headers[name].shape)} where "
-                f"config.json makes it {list(slot.shape)}; weights and config.json must be of one model"
-            )
-    for name, header in headers.items():
-        if name not in expected and not is_redundant(name, spec):
-            raise InvalidModel(
-                f"{header.file}: tensor {name} has no place in a {spec.family} model by config.json; "
-                "weights and config.json must be of one model"
-            )
 
 
 def _allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> DecoderWeights:

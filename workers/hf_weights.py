@@ -1,0 +1,116 @@
+"""Safetensors files of a model directory, found and checked against config.json by their headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from moorage.workers.errors import InvalidModel
+from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_tensors import decoder_name, is_redundant, tensor_names, tensor_shapes
+from moorage.workers.safetensors_header import TensorHeader, read_header
+from moorage.workers.spec import ModelSpec
+
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PIECE_BYTES = 4 << 20
+
+
+def read_headers(directory: Path) -> dict[str, TensorHeader]:
+    """Headers of all tensors by the decoder's name for them; no weights are read.
+
+    Raises InvalidModel for a bad or missing file, and for a tensor that stands in two files.
+    """
+    headers: dict[str, TensorHeader] = {}
+    for file in weight_files(directory):
+        for header in read_header(file):
+            name = decoder_name(header.name)
+            if name in headers:
+                raise InvalidModel(
+                    f"{file}: tensor {name} stands in {headers[name].file.name} too; remove the file that is not "
+                    "of this model"
+                )
+            headers[name] = header
+    return headers
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the weights. Raises InvalidModel where there is none, or more than one set."""
+    index = directory / INDEX
+    listed = _files_of_index(index) if index.is_file() else sorted(directory.glob("model*.safetensors"))
+    whole = directory / WHOLE
+    if whole.is_file() and listed != [whole]:
+        beside = f"{INDEX} and its shards" if index.is_file() else ", ".join(file.name for file in listed[:2])
+        raise InvalidModel(
+            f"{directory}: holds {WHOLE} beside {beside}, which may be of different weights; remove one of the two "
+            f"(transformers reads {WHOLE})"
+        )
+    if listed:
+        return listed
+    pickles = sorted(path.name for pattern in PICKLES for path in directory.glob(pattern))
+    if pickles:
+        raise InvalidModel(
+            f"{directory}: holds only pickled weights ({pickles[0]}), which can run code and are "
+            "never loaded; convert the model to safetensors"
+        )
+    raise InvalidModel(f"{directory}: no model*.safetensors file; download the weights, or check model.path")
+
+
+def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
+    """Headers of the tensors that `spec` needs, by name, once names, types and shapes are known to be right.
+
+    Raises InvalidModel naming the file and the tensor.
+    """
+    headers, expected = read_headers(directory), tensor_shapes(spec)
+    for name, shape in expected.items():
+        if name not in headers:
+            raise InvalidModel(
+                f"{directory}: tensor {name} is missing; download the weights again, or correct config.json"
+            )
+        if headers[name].shape != shape:
+            raise InvalidModel(
+                f"{headers[name].file}: tensor {name} has shape {list(headers[name].shape)} where "
+                f"config.json makes it {list(shape)}; weights and config.json must be of one model"
+            )
+    for name, header in headers.items():
+        if name not in expected and not is_redundant(name, spec):
+            raise InvalidModel(
+                f"{header.file}: tensor {name} has no place in a {spec.family} model by config.json; "
+                "weights and config.json must be of one model"
+            )
+    return {name: headers[name] for name in expected}
+
+
+def has_own_head(directory: Path, family: str) -> bool:
+    """Whether the files hold an output matrix that differs from the embeddings.
+
+    transformers 5 then keeps the file's, whatever `tie_word_embeddings` says. Equal bytes count as tied; two types of
+    the same values count as different, which costs memory alone. Raises InvalidModel for bad files.
+    """
+    names, headers = tensor_names(family), read_headers(directory)
+    head, embed = (headers.get(f"{name}.weight") for name in (names.lm_head, names.embed))
+    if head is None or embed is None:
+        return False
+    if (head.dtype, head.shape) != (embed.dtype, embed.shape):
+        return True
+    return any(ours != theirs for ours, theirs in zip(_pieces(head), _pieces(embed), strict=True))
+
+
+def _pieces(header: TensorHeader) -> Iterator[bytes]:
+    with header.file.open("rb") as stream:
+        stream.seek(header.begin)
+        for start in range(0, header.num_bytes, _PIECE_BYTES):
+            yield stream.read(min(_PIECE_BYTES, header.num_bytes - start))
+
+
+def _files_of_index(index: Path) -> list[Path]:
+    weight_map = Fields.read(index).child("weight_map")
+    names = [] if weight_map is None else list(weight_map.values.values())
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise InvalidModel(f"{index}: weight_map must map tensors to files of this folder; download it again")
+    files = [index.parent / name for name in sorted({str(name) for name in names})]
+    for file in files:
+        if not file.is_file():
+            raise InvalidModel(f"{file}: missing, though {index.name} lists it; download it again")
+    return files
