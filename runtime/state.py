@@ -48,6 +48,17 @@ def run_dir() -> Path:
     return path
 
 
+def state_dir() -> Path:
+    """The directory of what outlives clusters, such as conversations, made for this user alone.
+
+    $MOORAGE_RUN_DIR, else $XDG_STATE_HOME/moorage, else ~/.local/state/moorage.
+    """
+    chosen, home = os.environ.get("MOORAGE_RUN_DIR"), os.environ.get("XDG_STATE_HOME")
+    path = Path(chosen) if chosen else Path(home or "~/.local/state", "moorage").expanduser()
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
 def write_atomically(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON so that a reader sees all of it or nothing."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

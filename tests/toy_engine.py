@@ -77,12 +77,13 @@ class ToyText:
 class ToyEngine:
     """Keeps the interface of the coordinator. `endless` sessions go on until they are closed."""
 
-    def __init__(self, max_seq_len: int = 4096, step_s: float = 0.0) -> None:
+    def __init__(self, max_seq_len: int = 4096, step_s: float = 0.0, has_chat_template: bool = True) -> None:
         self.tokenizer = ByteTokenizer()
         self.text = ToyText(self.tokenizer)
         self.health = ClusterHealth()
         self.failed_with: list[MoorageError] = []
         self.max_seq_len, self.step_s = max_seq_len, step_s
+        self.has_chat_template = has_chat_template
         self.default_sampling = SamplingDefaults()
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
@@ -97,7 +98,7 @@ class ToyEngine:
             VOCAB_SIZE,
             self.max_seq_len,
             "full",
-            has_chat_template=True,
+            has_chat_template=self.has_chat_template,
             eos_token_ids=(BOS,),
             default_sampling=self.default_sampling,
         )

@@ -4,59 +4,36 @@ from __future__ import annotations
 
 import secrets
 import sys
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import typer
 
-from moorage.client import Client, GenerateOptions
 from moorage.runtime.cli import options as o
+from moorage.runtime.cli import transcripts
 from moorage.runtime.cli.app import app, examples
-from moorage.runtime.cli.output import print_note
-from moorage.runtime.cli.streaming import stream_text
-from moorage.workers.errors import InvalidRequest
+from moorage.runtime.cli.chat_commands import run_command
+from moorage.runtime.cli.chat_connection import Connection
+from moorage.runtime.cli.chat_input import PipedTurns, TerminalTurns, TurnSource, keys_kept
+from moorage.runtime.cli.chat_turns import Continuation, Messages, Turns
+from moorage.runtime.cli.output import print_error, print_note
+from moorage.runtime.cli.talk import AGAIN, Talk
+from moorage.workers.counting import counted
+from moorage.workers.errors import InvalidRequest, MoorageError
 
-
-class Conversation(Protocol):
-    """How the turns so far become the next prompt."""
-
-    def answer(self, text: str) -> None:
-        """Sends one more turn, prints the answer and remembers both."""
-
-
-class Messages:
-    """Turns laid out by the model's chat template."""
-
-    def __init__(self, client: Client, options: GenerateOptions, system: str | None) -> None:
-        self._client, self._options = client, options
-        self._messages = [{"role": "system", "content": system}] if system else []
-
-    def answer(self, text: str) -> None:
-        """Sends the whole conversation; the server reads only what is new."""
-        asked = [*self._messages, {"role": "user", "content": text}]
-        result = stream_text(self._client.generate(asked, **self._options))
-        self._messages = [*asked, {"role": "assistant", "content": result.text}]
-
-
-class Continuation:
-    """Turns one after the other without a template, for a model that has none."""
-
-    def __init__(self, client: Client, options: GenerateOptions, system: str | None) -> None:
-        self._client, self._options = client, options
-        self._ids = client.tokenize(system or "")
-
-    def answer(self, text: str) -> None:
-        """Appends the text to all that was said and generated before."""
-        asked = self._ids + self._client.tokenize(text, add_special_tokens=False)
-        result = stream_text(self._client.generate(asked, **self._options))
-        self._ids = [*asked, *result.token_ids]
+RETRY_S = 60.0
+"""How long piped turns wait for a lost server."""
+_TERMINAL_RETRY_S = 24 * 3600.0
+"""The same on a terminal, where Ctrl-C gives up."""
 
 
 @app.command(
     epilog=examples(
         "runtime chat",
         'runtime chat --system "Answer in one sentence." --temperature 0.7',
+        "runtime chat --session planning",
         "runtime chat --raw --max-new-tokens 32",
-    )
+    ),
+    short_help="Talk with the model.",
 )
 def chat(
     address: o.Address = None,
@@ -64,7 +41,13 @@ def chat(
     raw: Annotated[
         bool, typer.Option("--raw", help="Use no chat template: each turn simply follows the last.")
     ] = False,
-    session: Annotated[str | None, typer.Option(help="Name of the conversation; default a new one.")] = None,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the conversation under this name, in a file of this user, or go on from it. "
+            "Without a name it ends with the chat."
+        ),
+    ] = None,
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,
     top_k: o.TopK = None,
@@ -75,7 +58,11 @@ def chat(
     stop: o.Stop = None,
     preset: o.Preset = None,
 ) -> None:
-    """Talk with the model; an empty line or Ctrl-D ends it, Ctrl-C ends an answer."""
+    """Talk with the model; /help lists what a turn may be, Ctrl-D ends the chat.
+
+    Ctrl-C stops an answer. Pasted text becomes one turn, sent by Enter. From a pipe, each line is a turn, and so
+    is a block between two lines of three double quotes. A lost server is waited for.
+    """
     options = o.given(
         session=session or f"chat-{secrets.token_hex(6)}",
         max_new_tokens=max_new_tokens,
@@ -88,26 +75,53 @@ def chat(
         stop=stop,
         preset=preset,
     )
-    with Client(o.server_address(address)) as client:
-        conversation: Conversation = (Continuation if raw else Messages)(client, options, system)
-        while text := _read_turn():
-            _answer(conversation, text, raw=raw)
+    typed = sys.stdin.isatty()
+    turns: Turns = Continuation(system) if raw else Messages(system)
+    with keys_kept(), Connection(address) as connection:
+        model = connection.model()
+        if not raw and not model.has_chat_template:
+            raise InvalidRequest(f"{model.name} has no chat template; `runtime chat --raw` does without one")
+        retry_s = _TERMINAL_RETRY_S if typed else RETRY_S
+        talk = Talk(connection, turns, options, model.name, retry_s, session)
+        if session is not None:
+            _resume(talk, session, system)
+        if typed:
+            print_note(f"{model.name} at {connection.client.address}. /help lists commands, Ctrl-D ends.")
+        _converse(talk, TerminalTurns() if typed else PipedTurns(sys.stdin.buffer), keep_going=typed)
 
 
-def _answer(conversation: Conversation, text: str, *, raw: bool) -> None:
+def _converse(talk: Talk, source: TurnSource, *, keep_going: bool) -> None:
+    """Takes turns until the input ends. An error ends it too unless `keep_going`."""
+    while (turn := source.read()) is not None:
+        goes_on = run_command(talk, turn)
+        if goes_on is False:
+            return
+        if goes_on is None:
+            try:
+                talk.ask(turn.text)
+            except MoorageError as error:
+                if not keep_going:
+                    raise
+                print_error(error)
+                print_note(f"(your message is not part of the conversation, {AGAIN})")
+
+
+def _resume(talk: Talk, name: str, system: str | None) -> None:
+    """Goes on from the conversation of that name, if there is one."""
+    kept = transcripts.load(name)
+    if kept is None:
+        return
     try:
-        conversation.answer(text)
-    except KeyboardInterrupt:
-        print_note("\n(the answer was stopped and is not remembered)")
+        talk.turns.load(kept.turns)
     except InvalidRequest as error:
-        if raw or "chat template" not in str(error):
-            raise
-        raise InvalidRequest(f"{error}; `runtime chat --raw` does without one") from None
+        raise InvalidRequest(f"--session {name}: {error}") from None
+    if system is not None:
+        _change_system(talk.turns, system)
+    asked = counted(kept.num_questions, "question")
+    print_note(f"(goes on from {asked} asked before under the name {name}; /reset forgets them)")
 
 
-def _read_turn() -> str:
-    """The next line; empty at the end of input."""
-    try:
-        return input("> " if sys.stdin.isatty() else "").strip()
-    except (EOFError, KeyboardInterrupt):
-        return ""
+def _change_system(turns: Turns, system: str) -> None:
+    if not isinstance(turns, Messages):
+        raise InvalidRequest("--system: a --raw conversation can't change what it began with; leave it out")
+    turns.set_system(system)

@@ -60,12 +60,22 @@ class _Tenths:
                 )
 
 
-def stream_text(stream: GenerateStream, *, keep_bar: bool = False) -> GenerateResult:
-    """Prints the text as it comes and returns the result. Ctrl-C stops the work on the server."""
+def stream_text(
+    stream: GenerateStream,
+    *,
+    keep_bar: bool = False,
+    on_token: Callable[[requests.Token], None] | None = None,
+) -> GenerateResult:
+    """Prints the text as it comes and returns the result. Ctrl-C stops the work on the server.
+
+    `on_token` hears each token, so that a caller knows what was shown if the stream breaks off.
+    """
     with stream, prefill_bar(keep=keep_bar) as show:
         for event in stream:
             show(event)
             if isinstance(event, requests.Token):
+                if on_token is not None:
+                    on_token(event)
                 sys.stdout.write(event.text)
                 sys.stdout.flush()
         result = stream.result()
