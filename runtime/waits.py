@@ -43,18 +43,19 @@ def _reason(wait: Wait, scheduler: Scheduler, ledger: Ledger) -> str:
         case "session":
             return "another request of its session runs"
         case "running":
-            return f"{running}, as many as server.max_running allows"
+            return f"as many requests run as server.max_running allows, {len(scheduler.running)}"
         case "device_slots":
             free, need = scheduler.free.slots, wait.job.need.slots
-            return f"it needs {counted(need, 'device slot')}, {free} are free; {running} hold the rest"
+            return (
+                f"it needs {counted(need, 'device slot')}; {free} are free, and the rest belongs to {running}"
+            )
         case "memory":
             assert wait.lacking is not None
             free = ledger.bytes_of(scheduler.free)
             idle = sum(ledger.bytes_of(held.room) for held in scheduler.idle)
-            need = ledger.bytes_of(wait.lacking)
             return (
-                f"it needs {format_bytes(need)} of KV memory, {format_bytes(free)} are free and idle sessions "
-                f"hold {format_bytes(idle)}; {running} hold the rest"
+                f"it needs {format_bytes(ledger.bytes_of(wait.lacking))} of KV memory; {format_bytes(free)} are "
+                f"free, idle sessions hold {format_bytes(idle)}, and the rest belongs to {running}"
             )
     if wait.place:
         return f"{counted(wait.place, 'request')} before it"

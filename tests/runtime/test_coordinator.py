@@ -3,135 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
 
 import pytest
+import structlog
 
-from moorage.runtime.coordinator import Cluster, Coordinator
-from moorage.runtime.jobs import Limits
-from moorage.runtime.ledger import Ledger
 from moorage.runtime.requests import (
-    Event,
     Finished,
     GenerateParams,
-    ModelInfo,
     Progress,
     PromptLogprobs,
     ScoreParams,
     Token,
 )
-from moorage.runtime.room import Room
-from moorage.runtime.trained_length import Reach
-from moorage.workers.errors import InvalidRequest, ResourceExhausted, StoreFull, Unavailable
+from moorage.workers.errors import InvalidRequest, ResourceExhausted, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
-    KvLayout,
-    OpenSession,
-    Positions,
     SamplingSpec,
-    SegmentResult,
-    StepPlan,
-    StepResult,
 )
-from tests.engine_driver import FULL, memory
-
-LAYOUT = KvLayout(num_layers=1, num_kv_heads=1, head_dim=16, block_size=4)
-EOS = 9
-
-
-class CountingWorker:
-    """Holds each session's tokens; the next token is the sum of all of them modulo 9, so never EOS by itself."""
-
-    pid = 1
-
-    def __init__(self) -> None:
-        self.sessions: dict[int, list[int]] = {}
-        self.plans: list[StepPlan] = []
-        self.fail_session: int | None = None
-        self.gone = False
-
-    async def step(self, plan: StepPlan) -> StepResult:
-        """Checks the plan against what is held, as the engine does."""
-        await asyncio.sleep(0)
-        if self.gone:
-            raise Unavailable("worker is gone")
-        self.plans.append(plan)
-        for session_id in plan.drops:
-            self.sessions.pop(session_id, None)
-        for opening in plan.opens:
-            if isinstance(opening, ContinueSession):
-                del self.sessions[opening.session_id][opening.keep_tokens :]
-            else:
-                assert isinstance(opening, OpenSession)
-                assert opening.session_id not in self.sessions
-                self.sessions[opening.session_id] = []
-        results = []
-        for segment in plan.segments:
-            held = self.sessions[segment.session_id]
-            assert segment.start == len(held)
-            held += segment.token_ids
-            if segment.session_id == self.fail_session:
-                results.append(SegmentResult(segment.session_id, error=StoreFull("its store is full")))
-                continue
-            first = 1 if segment.start == 0 else 0
-            scored = tuple(-float(t) for t in segment.token_ids[first:]) if segment.prompt_logprobs else ()
-            token_id = sum(held) % 9 if segment.sample else None
-            results.append(SegmentResult(segment.session_id, token_id, -1.0, prompt_logprobs=scored))
-        return StepResult(plan.step_id, tuple(results), 0.001)
-
-
-def cluster(worker: CountingWorker, eos: frozenset[int], pages: int = 64, max_seq_len: int = 200) -> Cluster:
-    room = Room((pages,), 10_000)
-
-    async def nothing() -> None: ...
-
-    async def no_actors() -> tuple[()]:
-        return ()
-
-    return Cluster(
-        model=ModelInfo("toy", "llama", "float32", 10, max_seq_len, "full"),
-        eos_token_ids=eos,
-        tokenizer=None,
-        limits=Limits(room, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
-        ledger=Ledger(LAYOUT, room, 1, None),
-        worker=worker,
-        resolve_memory=lambda preset: FULL if preset is None else memory(positions=Positions.CLAMPED),
-        kv_status=no_actors,
-        shutdown=nothing,
-        reach=lambda _memory: Reach(42, "plain RoPE"),
-    )
-
-
-@asynccontextmanager
-async def running(eos: int = EOS, **changes: int) -> AsyncIterator[tuple[Coordinator, CountingWorker]]:
-    worker = CountingWorker()
-    coordinator = Coordinator(cluster(worker, frozenset({eos}), **changes))
-    try:
-        yield coordinator, worker
-    finally:
-        await coordinator.close()
-
-
-async def collect(coordinator: Coordinator, **params: object) -> list[Event]:
-    return [event async for event in coordinator.generate(GenerateParams(**params))]  # type: ignore[arg-type]
-
-
-def token_ids(events: list[Event]) -> list[int]:
-    return [event.token_id for event in events if isinstance(event, Token)]
-
-
-def expected(prompt: list[int], count: int) -> list[int]:
-    held = list(prompt)
-    for _ in range(count):
-        held.append(sum(held) % 9)
-    return held[len(prompt) :]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
+from tests.counting_worker import LAYOUT, collect, expected, running, token_ids, until
 
 
 async def test_a_request_reports_progress_then_tokens_then_a_record() -> None:
@@ -237,17 +126,150 @@ async def test_penalties_of_a_turn_hear_of_the_tokens_that_are_kept() -> None:
     assert [o.kept_ids for o in opens if isinstance(o, ContinueSession)] == [(), tuple(prompt[:19])]
 
 
-async def test_a_busy_conversation_is_refused_and_an_idle_one_makes_room() -> None:
+async def test_idle_conversations_make_room_for_others() -> None:
     async with running(pages=20) as (coordinator, worker):
         await collect(coordinator, prompt=[1] * 30, max_new_tokens=10, session="idle")
-        assert len(worker.sessions) == 1
-        talk = asyncio.create_task(collect(coordinator, prompt=[2] * 40, max_new_tokens=20, session="busy"))
-        await until(lambda: 2 in worker.sessions)
-        assert 1 not in worker.sessions
-        again = asyncio.create_task(collect(coordinator, prompt=[2] * 40, max_new_tokens=20, session="busy"))
-        with suppress(InvalidRequest):
-            await again
-        assert len(token_ids(await talk)) == 20
+        await until(lambda: worker.idle == {1})
+        assert worker.blocks == {1: LAYOUT.num_blocks(39)}
+        await collect(coordinator, prompt=[2] * 40, max_new_tokens=20, session="other")
+        await until(lambda: worker.idle == {2})
+        again = await collect(coordinator, prompt=[1] * 31, max_new_tokens=9, session="idle")
+    assert isinstance(again[-1], Finished)
+    assert again[-1].usage.cached_tokens == 0
+    assert token_ids(again) == expected([1] * 31, 9)
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "idle"])
+async def test_requests_of_one_session_come_one_after_the_other(begun: bool) -> None:
+    prompt = [1, 2, 3, 4]
+    async with running() as (coordinator, worker):
+        if begun:
+            await collect(coordinator, prompt=prompt[:2], max_new_tokens=1, session="talk")
+        both = await asyncio.gather(
+            *(collect(coordinator, prompt=prompt, max_new_tokens=30, session="talk") for _ in range(2))
+        )
+        await until(lambda: len(worker.idle) == 1)
+        status = await coordinator.status()
+        assert list(worker.sessions) == list(worker.idle)
+        assert (status.running, status.waiting, status.idle_sessions) == (0, 0, 1)
+    assert [token_ids(events) for events in both] == [expected(prompt, 30)] * 2
+    cached = [events[-1].usage.cached_tokens for events in both if isinstance(events[-1], Finished)]
+    assert cached == [2 if begun else 0, 3]
+
+
+async def test_a_session_can_be_continued_as_soon_as_its_request_was_cancelled() -> None:
+    async with running() as (coordinator, _):
+        events = coordinator.generate(GenerateParams([1, 2, 3], max_new_tokens=150, session="talk"))
+        async for event in events:
+            if isinstance(event, Token):
+                break
+        await events.aclose()
+        again = await collect(coordinator, prompt=[1, 2, 3], max_new_tokens=4, session="talk")
+    assert token_ids(again) == expected([1, 2, 3], 4)
+
+
+async def test_two_sessions_that_grow_beside_a_third_are_all_answered() -> None:
+    """Each holds 35 % of DRAM and asks for as much again while a third request runs; none waits for the other."""
+    async with running(pages=100, max_seq_len=400) as (coordinator, _):
+        texts = {name: [number] * 139 for number, name in enumerate("ab")}
+        for name, prompt in texts.items():
+            await collect(coordinator, prompt=prompt, max_new_tokens=1, session=name)
+        third = asyncio.create_task(collect(coordinator, prompt=[5], max_new_tokens=100))
+        await asyncio.sleep(0)
+        longer = {name: [*prompt, *[3] * 120] for name, prompt in texts.items()}
+        turns = (
+            collect(coordinator, prompt=prompt, max_new_tokens=20, session=name)
+            for name, prompt in longer.items()
+        )
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(*turns, third)
+    assert [token_ids(events) for events in answers] == [
+        *(expected(prompt, 20) for prompt in longer.values()),
+        expected([5], 100),
+    ]
+    cached = [events[-1].usage.cached_tokens for events in answers if isinstance(events[-1], Finished)]
+    assert cached == [139, 0, 0]
+
+
+async def test_more_sessions_stay_than_may_run_at_once() -> None:
+    async with running(pages=64) as (coordinator, worker):
+        for number in range(30):
+            await collect(coordinator, prompt=[number % 9, 1, 2], max_new_tokens=2, session=f"talk {number}")
+        await until(lambda: len(worker.idle) == 30)
+        assert (await coordinator.status()).idle_sessions == 30
+        kept = await collect(coordinator, prompt=[0, 1, 2, 3], max_new_tokens=2, session="talk 0")
+    assert isinstance(kept[-1], Finished)
+    assert kept[-1].usage.cached_tokens == 3
+
+
+async def test_a_full_queue_refuses_at_the_call_and_says_when_to_come_again() -> None:
+    """The longer the work that waits, the later; what was measured decides, not a constant."""
+    delays = []
+    for new_tokens in (30, 180):
+        async with running() as (coordinator, worker):
+            worker.elapsed_s = 0.1
+            await collect(coordinator, prompt=[1] * 9, max_new_tokens=40)
+            waiting = [
+                coordinator.generate(GenerateParams([1] * 9, max_new_tokens=new_tokens)) for _ in range(8)
+            ]
+            with pytest.raises(ResourceExhausted, match="queue is full") as refused:
+                coordinator.generate(GenerateParams([1]))
+            delays.append(refused.value.retry_after_s)
+            for events in waiting:
+                await events.aclose()
+    assert delays[1] > 3 * delays[0] > 3
+
+
+async def test_status_says_what_each_waiting_request_waits_for() -> None:
+    async with running(pages=20) as (coordinator, _):
+        first = coordinator.generate(
+            GenerateParams([1] * 40, max_new_tokens=20, session="talk", request_id="a")
+        )
+        await anext(first)
+        others = [
+            coordinator.generate(GenerateParams([1], max_new_tokens=9, session="talk", request_id="b")),
+            coordinator.generate(GenerateParams([1] * 50, max_new_tokens=9, request_id="c")),
+            coordinator.generate(GenerateParams([1], max_new_tokens=1, request_id="d")),
+        ]
+        waits = (await coordinator.status()).waiting_requests
+        for events in (first, *others):
+            await events.aclose()
+    assert [(wait.request_id, wait.prompt_tokens, wait.waits_for) for wait in waits] == [
+        ("b", 1, "session"),
+        ("c", 50, "memory"),
+        ("d", 1, "queue"),
+    ]
+    assert [wait.reason for wait in waits] == [
+        "another request of its session runs",
+        "it needs 4.69 KiB of KV memory; 1.56 KiB are free, idle sessions hold 0 B, and the rest belongs to "
+        "1 running request",
+        "2 requests before it",
+    ]
+
+
+async def test_each_request_leaves_one_line_in_the_log_without_its_prompt() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with running(eos=2) as (coordinator, worker):
+            await collect(coordinator, prompt=[1, 1], max_new_tokens=5, request_id="a")
+            _ = [event async for event in coordinator.score(ScoreParams([1, 2, 3], request_id="b"))]
+            gone = coordinator.generate(GenerateParams([7, 8], max_new_tokens=150, request_id="c"))
+            await anext(gone)
+            await gone.aclose()
+            worker.fail_session = 4
+            with pytest.raises(ResourceExhausted):
+                await collect(coordinator, prompt=[3], max_new_tokens=3, request_id="d")
+            await until(lambda: not worker.sessions)
+    lines = {entry["request_id"]: entry for entry in logs if entry["event"] == "request finished"}
+    assert {name: (line["method"], line["outcome"]) for name, line in lines.items()} == {
+        "a": ("generate", "stop"),
+        "b": ("score", "length"),
+        "c": ("generate", "cancelled"),
+        "d": ("generate", "failed: StoreFull"),
+    }
+    line = lines["a"]
+    assert (line["prompt_tokens"], line["cached_tokens"], line["completion_tokens"]) == (2, 0, 1)
+    assert {"queue_s", "time_to_first_token_s", "total_s", "preset"} <= set(line)
+    assert "prompt" not in line
 
 
 @pytest.mark.parametrize(

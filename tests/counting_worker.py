@@ -1,0 +1,163 @@
+"""A small deterministic worker, and a coordinator that drives it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from moorage.runtime.coordinator import Cluster, Coordinator
+from moorage.runtime.jobs import Limits
+from moorage.runtime.ledger import Ledger
+from moorage.runtime.requests import Event, GenerateParams, ModelInfo, Token
+from moorage.runtime.room import Room
+from moorage.runtime.trained_length import Reach
+from moorage.workers.errors import StoreFull, Unavailable
+from moorage.workers.spec import (
+    ContinueSession,
+    KvLayout,
+    OpenSession,
+    Positions,
+    SegmentResult,
+    StepPlan,
+    StepResult,
+)
+from tests.engine_driver import FULL, memory
+
+LAYOUT = KvLayout(num_layers=1, num_kv_heads=1, head_dim=16, block_size=4)
+EOS = 9
+
+
+class CountingWorker:
+    """Holds each session's tokens; the next token is the sum of all of them modulo 9, so never EOS by itself.
+
+    It refuses what the engine would refuse, and more blocks than there are pages.
+    """
+
+    pid = 1
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self.elapsed_s = 0.001
+        self.sessions: dict[int, list[int]] = {}
+        self.blocks: dict[int, int] = {}
+        self.idle: set[int] = set()
+        self.raises: list[BaseException] = []
+        """What the next steps with segments raise, after half of their work unless it is a drop that fails."""
+        self.drops_fail = False
+        self.plans: list[StepPlan] = []
+        self.fail_session: int | None = None
+        self.gone = False
+
+    async def step(self, plan: StepPlan) -> StepResult:
+        """Checks the plan against what is held, as the engine does."""
+        await asyncio.sleep(0)
+        if self.gone:
+            raise Unavailable("worker is gone")
+        self.plans.append(plan)
+        if plan.drops and self.drops_fail:
+            raise self.raises.pop(0)
+        for session_id in plan.drops:
+            self.drop(session_id)
+        for session_id in plan.idles:
+            if session_id in self.sessions:
+                self.idle.add(session_id)
+                self.blocks[session_id] = LAYOUT.num_blocks(len(self.sessions[session_id]))
+        for opening in plan.opens:
+            if isinstance(opening, ContinueSession):
+                assert opening.session_id in self.idle
+                self.idle.remove(opening.session_id)
+                del self.sessions[opening.session_id][opening.keep_tokens :]
+            else:
+                assert isinstance(opening, OpenSession)
+                assert opening.session_id not in self.sessions
+                self.sessions[opening.session_id] = []
+            held = self.blocks.get(opening.session_id, 0)
+            self.blocks[opening.session_id] = max(held, LAYOUT.num_blocks(opening.max_tokens))
+        assert sum(self.blocks.values()) <= self.pages
+        if plan.segments and self.raises and not self.drops_fail:
+            for session_id in {one.session_id for one in (*plan.opens, *plan.segments)}:
+                self.drop(session_id)
+            raise self.raises.pop(0)
+        results = []
+        for segment in plan.segments:
+            held = self.sessions[segment.session_id]
+            assert segment.start == len(held)
+            held += segment.token_ids
+            if segment.session_id == self.fail_session:
+                results.append(SegmentResult(segment.session_id, error=StoreFull("its store is full")))
+                continue
+            first = 1 if segment.start == 0 else 0
+            scored = tuple(-float(t) for t in segment.token_ids[first:]) if segment.prompt_logprobs else ()
+            token_id = sum(held) % 9 if segment.sample else None
+            results.append(SegmentResult(segment.session_id, token_id, -1.0, prompt_logprobs=scored))
+        return StepResult(plan.step_id, tuple(results), self.elapsed_s)
+
+    def drop(self, session_id: int) -> None:
+        """Forgets a session, if there is one."""
+        self.sessions.pop(session_id, None)
+        self.blocks.pop(session_id, None)
+        self.idle.discard(session_id)
+
+
+def cluster(
+    worker: CountingWorker,
+    eos: frozenset[int],
+    pages: int = 64,
+    max_seq_len: int = 200,
+    room: Room | None = None,
+) -> Cluster:
+    room = room or Room((pages,), 10_000)
+
+    async def nothing() -> None: ...
+
+    async def no_actors() -> tuple[()]:
+        return ()
+
+    return Cluster(
+        model=ModelInfo("toy", "llama", "float32", 10, max_seq_len, "full"),
+        eos_token_ids=eos,
+        tokenizer=None,
+        limits=Limits(room, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
+        ledger=Ledger(LAYOUT, room, 1, None),
+        worker=worker,
+        resolve_memory=lambda preset: FULL if preset is None else memory(positions=Positions.CLAMPED),
+        kv_status=no_actors,
+        shutdown=nothing,
+        reach=lambda _memory: Reach(42, "plain RoPE"),
+    )
+
+
+@asynccontextmanager
+async def running(
+    eos: int = EOS, replaced: dict[str, Any] | None = None, **changes: Any
+) -> AsyncIterator[tuple[Coordinator, CountingWorker]]:
+    worker = CountingWorker(changes.get("pages", 64))
+    coordinator = Coordinator(replace(cluster(worker, frozenset({eos}), **changes), **(replaced or {})))
+    try:
+        yield coordinator, worker
+    finally:
+        await coordinator.close()
+
+
+async def collect(coordinator: Coordinator, **params: object) -> list[Event]:
+    return [event async for event in coordinator.generate(GenerateParams(**params))]  # type: ignore[arg-type]
+
+
+def token_ids(events: list[Event]) -> list[int]:
+    return [event.token_id for event in events if isinstance(event, Token)]
+
+
+def expected(prompt: list[int], count: int) -> list[int]:
+    held = list(prompt)
+    for _ in range(count):
+        held.append(sum(held) % 9)
+    return held[len(prompt) :]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
