@@ -53,7 +53,15 @@ RepetitionPenalty = Annotated[
 ]
 PresencePenalty = Annotated[float | None, typer.Option(help="Subtracted from generated tokens' logits.")]
 FrequencyPenalty = Annotated[float | None, typer.Option(help="The same, once per occurrence.")]
-Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable; default differs each time.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Makes sampling repeatable; default differs each time. The same request with the same seed draws the same "
+        "tokens, whatever was cached and whatever else runs. With model.dtype float32 that holds for every token. "
+        "In bfloat16 and float16, requests that run beside this one change how logits are rounded; then a draw "
+        "between nearly equal tokens can differ."
+    ),
+]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-sequence token.")]
 Timeout = Annotated[

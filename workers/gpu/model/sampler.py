@@ -3,6 +3,10 @@
 Order, as in vLLM: penalties, temperature, min-p, top-k, top-p. Reported log-probabilities are the model's,
 before all of these. A row's draw depends on its logits, seed and step alone, never on its neighbours.
 
+The draw is the largest of logit plus Gumbel noise, which follows the softmax of the logits exactly. Where rounding
+changes the logits a little, as products in another batch do, another token is drawn only if two sums are as close as
+that. A draw from the cumulative sum would shift every token behind the change.
+
 All of it runs on the logits' device and can be asked for before they are there: what the host gives travels from
 pinned memory, and the one wait is for the tokens at the end.
 """
@@ -17,11 +21,11 @@ import torch
 from torch import Tensor
 
 from moorage.workers.gpu.hand_over import HandOver, on_device
+from moorage.workers.gpu.model.gumbel import gumbel_noise, noise_stream
 from moorage.workers.spec import SamplingSpec
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing by them would overflow."""
-_MASK = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,31 +153,15 @@ def _truncate(logits: Tensor, specs: Sequence[SamplingSpec]) -> Tensor:
 
 
 def _draw(shaped: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """Token ids int64 [n]: the largest logit of greedy rows, else by inverting the cumulative sum."""
-    token_ids = shaped.argmax(-1)
+    """Token ids int64 [n]: the largest logit of greedy rows, the largest of logit and noise of the others."""
     drawn = [index for index, row in enumerate(rows) if not _is_greedy(row.spec)]
     if not drawn:
-        return token_ids
-    mass = _rows(shaped, drawn).softmax(-1, dtype=torch.float64).cumsum(-1)
-    total = mass[:, -1:]
-    uniform = _column([_uniform(rows[index].spec.seed, rows[index].step) for index in drawn], mass)
-    # Strictly below the total, so that the token found always has mass of its own.
-    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    found = torch.searchsorted(mass, target, right=True)[:, 0].clamp(max=shaped.shape[1] - 1)
-    return token_ids.index_copy(0, _index(drawn, shaped), found)
-
-
-def _uniform(seed: int, step: int) -> float:
-    """A number in [0, 1) that is a pure function of seed and step: element `step` of a SplitMix64 stream."""
-    state = _mix(seed & _MASK) + (step + 1) * 0x9E3779B97F4A7C15
-    return (_mix(state & _MASK) >> 11) / 2**53
-
-
-def _mix(value: int) -> int:
-    """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+        return shaped.argmax(-1)
+    streams = [noise_stream(rows[index].spec.seed, rows[index].step) for index in drawn]
+    noisy = _rows(shaped, drawn) + gumbel_noise(streams, shaped.shape[1], shaped.device)
+    if len(drawn) == len(rows):
+        return noisy.argmax(-1)
+    return shaped.argmax(-1).index_copy(0, _index(drawn, shaped), noisy.argmax(-1))
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
