@@ -115,7 +115,7 @@ def test_what_is_pasted_during_an_answer_is_the_next_turn(tmp_path: Path) -> Non
         while len(slow.engine.seen) < 2:
             assert time.monotonic() < until_s
             time.sleep(0.02)
-        assert bytes(slow.engine.seen[1].prompt).decode().endswith(f"<user>{long}")  # type: ignore[union-attr]
+        assert bytes(list(slow.engine.seen[1].prompt)).decode().endswith(f"<user>{long}")  # type: ignore[union-attr]
 
 
 def test_an_error_ends_no_chat_and_turns_are_found_again(
@@ -167,7 +167,7 @@ def test_a_lost_server_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None
             with toy_server(at=address) as again:
                 talk.wait_for("the server answers again")
                 talk.wait_for("AAA")
-                prompt = bytes(again.engine.seen[-1].prompt).decode()  # type: ignore[union-attr]
+                prompt = bytes(list(again.engine.seen[-1].prompt)).decode()  # type: ignore[union-attr]
                 talk.keys("\x03")
                 talk.wait_for("is remembered")
         assert prompt.startswith("<user>first<assistant>AAA")
