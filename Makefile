@@ -16,7 +16,7 @@ export HF_HUB_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-all check format setup stubs lock clean
+.PHONY: help demo test test-all gpu check format setup stubs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,9 @@ test: check ## lint, types, import rules, and every test but the slow ones
 
 test-all: check ## the same with the slow tests
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+
+gpu: ## check and measure this host's GPU in under eight minutes; needs no installation
+	@$(firstword $(wildcard $(BIN)/python) $(PYTHON) python3) deploy/benchmarks/gpu.py
 
 check: setup ## lint, format, import rules and types, without the tests
 	@$(BIN)/ruff check .

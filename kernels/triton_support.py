@@ -44,7 +44,8 @@ def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may ask for on a GPU; on the CPU, under the interpreter, that of Hopper."""
     if device.type != "cuda":
         return 227 * 1024
-    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
 
 
 def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.Tensor]:

@@ -80,6 +80,8 @@ class Driver:
     attend_on: AttendOn = "device"
     anchor_bytes: int | None = None
     in_place: bool = True
+    device: str = "cpu"
+    dtype: str = "float32"
     copies: Callable[[ShardedKv], CopyEngine] | None = None
     link: Callable[[KvStore], Link] = LocalLink
     default_copies: ClassVar[Callable[[ShardedKv], CopyEngine] | None] = None
@@ -113,7 +115,7 @@ class Driver:
             in_place=self.in_place,
         )
         settings = WorkerSettings(
-            self.directory, spec, "float32", "cpu", layout, stripe_blocks=2, engine=engine
+            self.directory, spec, self.dtype, self.device, layout, stripe_blocks=2, engine=engine
         )
         self.worker = GpuWorker(
             settings, [self.link(store) for store in self.stores], self.copies or type(self).default_copies

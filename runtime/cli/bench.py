@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moorage.runtime.bench.gpu_arguments import DEFAULTS, HELP, Arguments
+from moorage.runtime.bench.gpu.arguments import DEFAULTS, HELP, Arguments
 from moorage.runtime.bench.measure import describe_machine, installed
 from moorage.runtime.bench.report import Report, compare, print_falls
 from moorage.runtime.cli.app import app, examples
@@ -227,17 +227,34 @@ def gpu(
     chunk: Annotated[int, typer.Option(min=1, help=HELP["chunk"])] = DEFAULTS.chunk,
     steps: Annotated[int, typer.Option(min=1, help=HELP["steps"])] = DEFAULTS.steps,
     budget: Annotated[int, typer.Option(min=1, metavar="SECONDS", help=HELP["budget"])] = DEFAULTS.budget,
+    host_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help=HELP["host_memory"])
+    ] = DEFAULTS.host_memory,
+    only: Annotated[str, typer.Option(metavar="NAME,NAME,…", help=HELP["only"])] = DEFAULTS.only,
+    json_lines: Annotated[str, typer.Option(metavar="FILE", help=HELP["json_lines"])] = DEFAULTS.json_lines,
     threads: Annotated[int, typer.Option(min=1, help=HELP["threads"])] = DEFAULTS.threads,
     json_file: JsonFile = None,
 ) -> None:
     """Decode and prefill on a GPU with the KV cache in DRAM; random weights, nothing is downloaded."""
-    from moorage.runtime.bench.gpu_report import run_gpu
+    from moorage.runtime.bench.gpu.report import run_gpu
 
     for counts in (context, prefill_context, batch):
         parse_counts(counts)
     report = run_gpu(
         Arguments(
-            shape, device, device_memory, context, prefill_context, batch, chunk, steps, budget, threads
+            shape,
+            device,
+            device_memory,
+            context,
+            prefill_context,
+            batch,
+            chunk,
+            steps,
+            budget,
+            host_memory,
+            only,
+            json_lines,
+            threads,
         )
     )
     if json_file is not None:

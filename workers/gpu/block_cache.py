@@ -79,6 +79,8 @@ class BlockCache:
         self._tick = 0
         self.num_hits = 0
         self.num_misses = 0
+        self.num_left = 0
+        """Of the misses, those that the host attended: they did not travel."""
 
     def ensure(self, layer: int, blocks: Int32, *, ahead: bool = False) -> tuple[Int32, Int32, Int32]:
         """Gives every block of `blocks` (distinct ids) a slot.
@@ -110,6 +112,7 @@ class BlockCache:
         if before is not None:
             left &= ~np.isin(blocks, before)
         self._left[layer, kv_head] = np.unique(blocks[left])
+        self.num_left += len(self._left[layer, kv_head])
         self.num_misses += len(self._left[layer, kv_head])
         return left
 

@@ -7,15 +7,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from moorage.runtime.bench.gpu import Bench, Clock, Options
-from moorage.runtime.bench.gpu_cases import Method, cached_blocks, groups
-from moorage.runtime.bench.gpu_model import TINY, SharedPastStore, WalkingDecoder
+from moorage.runtime.bench.gpu.cases import Method, cached_blocks, cases_of, groups
+from moorage.runtime.bench.gpu.model import TINY, PastStore, WalkingDecoder
+from moorage.runtime.bench.gpu.options import Options
+from moorage.runtime.bench.gpu.run import Bench, Clock
 from moorage.runtime.cli import main
 from moorage.workers.sizes import slots_per_layer
 
@@ -24,6 +26,9 @@ SMALL = (
     "--device cpu --shape tiny --context 4K,1K --prefill-context 1K,2K --batch 1,2 --chunk 256 --steps 2 "
     "--threads 2"
 )
+
+
+OPTIONS = Options(torch.device("cpu"), "tiny", [1024], [1024], [1, 2], 1 << 30, 256, 1, 60, 2)
 
 
 def run(*arguments: str) -> object:
@@ -62,14 +67,47 @@ def test_every_case_brings_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "random walk" in capsys.readouterr().out
 
 
+def test_rows_are_kept_as_they_are_measured(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.jsonl"
+    only = ("--only", "decode-moorage-b1,prefill-exact", "--host-memory", "1GiB", "--json-lines", str(file))
+    assert run(*SMALL.split(), *only) in (0, None)
+    first, *rows, last = (json.loads(line) for line in file.read_text().splitlines())
+    assert first["machine"]["cores"] >= 1
+    assert last["notes"]
+    names = [row["name"] for row in rows]
+    assert {name for name in names if not name.startswith("ceiling-")} == {
+        "fill-moorage",
+        "decode-moorage-b1",
+        "prefill-exact",
+    }
+
+
+def test_the_most_telling_cases_come_first_and_none_comes_twice() -> None:
+    options = replace(OPTIONS, contexts=[4096, 1024], batches=[1, 16, 4], prefill_contexts=[1024, 4096])
+    cases = cases_of(groups(TINY, 16)[0], options)
+    assert len(set(cases)) == len(cases)
+    names = [(case.row_name, case.context) for case in cases]
+    assert names[:8] == [
+        ("decode-moorage-device-scored-b1", 4096),
+        ("decode-moorage-b1", 4096),
+        ("decode-full-resident-b1", 4096),
+        ("prefill-exact", 0),
+        ("prefill-exact", 1024),
+        ("prefill-exact", 4096),
+        ("decode-moorage-device-scored-b16", 4096),
+        ("decode-moorage-b16", 4096),
+    ]
+    assert [case.streamed for case in cases if case.method.name == "full-streamed"] == [True, True]
+
+
 @pytest.mark.parametrize(("budget", "most"), [(0, 5), (40, 9)])
 def test_it_stops_in_time_with_what_it_has(budget: int, most: int) -> None:
     """By a clock that goes on by ten seconds whenever somebody looks."""
-    options = Options(torch.device("cpu"), "tiny", [1024], [1024], [1, 2], 1 << 30, 256, 1, budget, 2)
+    options = replace(OPTIONS, budget_s=budget)
     notes: list[str] = []
     rows = list(Bench(options, notes.append, Clock(budget, itertools.count(0, 10).__next__)).rows())
     assert 5 <= len(rows) <= most
-    assert notes[-1].startswith("time is over before")
+    assert any(note.startswith("time is over before") for note in notes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -97,24 +135,40 @@ def test_the_script_needs_nothing_but_the_bare_packages() -> None:
     assert "ceiling-host-read" in done.stdout
 
 
-def test_sessions_share_one_past_and_give_back_their_own() -> None:
+def test_sessions_take_stretches_of_one_past_and_give_back_their_own() -> None:
     group = groups(TINY, 16)[0]
-    store = SharedPastStore(group.layout, 1024, 512, 2)
+    store = PastStore(group.layout, 1024, 512, 2)
     free = store.stats().free_pages
-    store.share(512)
+    size = group.layout.block_size
+    store.share(512, 2)
+    assert store.distinct_share(512, 2) == 1
+    assert store.distinct_share(1024, 4) == 0.25
     for session_id in (1, 2):
         store.open(session_id, group.layout.num_blocks(600))
-    out = np.zeros((3, *store.arena.kv.shape[2:]), store.arena.kv.dtype)
-    for row, session_id in enumerate((store.PAST, 1, 2)):
-        store.gather(session_id, 1, np.array([3], np.int32), out, np.array([row], np.int32))
+    out = np.zeros((4, *store.arena.kv.shape[2:]), store.arena.kv.dtype)
+    half = 512 // size
+    for row, (session_id, block) in enumerate([(store.PAST, 3), (1, 3), (store.PAST, 3 + half), (2, 3)]):
+        store.gather(session_id, 1, np.array([block], np.int32), out, np.array([row], np.int32))
     assert (out[0] == out[1]).all()
-    assert (out[0] == out[2]).all()
+    assert (out[2] == out[3]).all()
+    assert (out[0] != out[2]).any()
     rows = np.ones((1, TINY.num_kv_heads, TINY.head_dim), np.float32)
     store.append(1, 0, 512, rows, rows)
     for session_id in (1, 2):
         store.drop(session_id)
     assert store.stats().free_pages == free
     store.check_integrity()
+
+
+def test_what_the_host_attends_does_not_count_as_moved(tmp_path: Path) -> None:
+    """So little device memory has no slot for each block, so that some are always missing."""
+    file = tmp_path / "gpu.json"
+    case = "--only decode-moorage-misses-on-cpu-b1 --device-memory 24MiB --context 4K"
+    assert run(*SMALL.split(), *case.split(), "--json", str(file)) in (0, None)
+    rows = json.loads(file.read_text())["rows"]
+    (values,) = (row["values"] for row in rows if row["name"].startswith("decode"))
+    assert values["host_attended_mb_per_token"] > 0
+    assert values["moved_mb_per_token"] >= 0
 
 
 def test_queries_walk() -> None:

@@ -18,7 +18,10 @@ class Arguments:
     batch: str = "1,16,4"
     chunk: int = 8192
     steps: int = 24
-    budget: int = 540
+    budget: int = 300
+    host_memory: str = ""
+    only: str = ""
+    json_lines: str = ""
     threads: int = len(os.sched_getaffinity(0))
 
 
@@ -32,6 +35,9 @@ HELP = {
     "chunk": "Tokens of a prefill chunk.",
     "steps": "Measured steps of each case.",
     "budget": "Seconds after which it stops with what it has.",
+    "host_memory": "Host memory that a filled store may take; without it, 80 % of what is free.",
+    "only": "Parts of row names, separated by commas; other rows are left out.",
+    "json_lines": "File to which each row is added as one line of JSON as soon as it is measured.",
     "threads": "CPU threads of the stores.",
 }
 DEFAULTS = Arguments()

@@ -1,4 +1,4 @@
-"""A model in the shape of a public one, with random weights, and stores whose sessions share one made-up past.
+"""A model in the shape of a public one, with random weights, and stores whose sessions begin with a made-up past.
 
 Random weights ask random questions, which no cache could hold. So the queries of generated tokens are replaced by a
 random walk on the sphere: each head's query keeps a cosine of `QUERY_COSINE` with the one before it (FreeKV measures
@@ -85,10 +85,11 @@ class WalkingDecoder(Decoder):
         return torch.randn(shape, generator=self._generator, device=self.device)
 
 
-class SharedPastStore(KvStore):
-    """Sessions opened later begin with the blocks of one filled past, so that a batch needs its memory once.
+class PastStore(KvStore):
+    """Sessions opened later begin with blocks of one filled past, so that a batch need not fill its memory for each.
 
-    Each has blocks of its own for what follows. What travels to the device is the same as if all were apart.
+    Each session takes a stretch of the past, as far from the others' as its length allows. What follows the stretch
+    has blocks of its own.
     """
 
     PAST = 0
@@ -98,21 +99,30 @@ class SharedPastStore(KvStore):
         """A past of `num_tokens`, a multiple of the block size, and room for `own_tokens` beside it."""
         blocks = layout.num_blocks(num_tokens)
         super().__init__(layout, blocks + layout.num_blocks(own_tokens))
-        self._shared = 0
+        self._past_blocks = blocks
+        self._shared = self._stride = self._num_opened = 0
         self._sharing: dict[int, int] = {}
         rotation = AnchorRotation(np.zeros(layout.head_dim // 2))
         super().open(self.PAST, blocks, rotation)
         self._fill(num_tokens, threads)
 
-    def share(self, num_tokens: int) -> None:
-        """Sessions opened from now on begin with `num_tokens` of the past, a multiple of the block size."""
+    def share(self, num_tokens: int, num_sessions: int = 1) -> None:
+        """The next `num_sessions` sessions begin with `num_tokens` of the past, a multiple of the block size."""
         self._shared = num_tokens // self.layout.block_size
+        self._stride = self._past_blocks // num_sessions
+        self._num_opened = 0
+
+    def distinct_share(self, num_tokens: int, num_sessions: int) -> float:
+        """Blocks that the sessions of a batch hold between them, over what they would hold without sharing any."""
+        return min(1.0, self._past_blocks / max(1, num_sessions * self.layout.num_blocks(num_tokens)))
 
     def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> Int32:
         """See KvStore."""
         pages = super().open(session_id, num_blocks - self._shared, rotation)
         session, past = self._sessions[session_id], self._sessions[self.PAST]
-        pages = np.concatenate((past.table.pages[: self._shared], pages))
+        stretch = np.roll(past.table.pages, -self._num_opened * self._stride)[: self._shared]
+        self._num_opened += 1
+        pages = np.concatenate((stretch, pages))
         session.table.pages = pages
         session.table.num_tokens = [self._shared * self.layout.block_size] * self.layout.num_layers
         session.num_sealed = [self._shared] * self.layout.num_layers

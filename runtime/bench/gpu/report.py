@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 
-from moorage.runtime.bench.gpu import Bench, Options
-from moorage.runtime.bench.gpu_arguments import Arguments
-from moorage.runtime.bench.gpu_model import QUERY_COSINE, SHAPES
+from moorage.runtime.bench.gpu.arguments import Arguments
+from moorage.runtime.bench.gpu.model import QUERY_COSINE, SHAPES
+from moorage.runtime.bench.gpu.options import Options
+from moorage.runtime.bench.gpu.run import Bench
 from moorage.runtime.bench.measure import describe_machine
 from moorage.runtime.bench.report import Report, Row, format_seconds
 from moorage.runtime.cli.output import print_note, print_table
@@ -30,8 +36,10 @@ NOTES = (
     "at most: weights and attended blocks read at the speed of a device copy, or missing blocks at that of the link, "
     "whichever takes longer. Parts are host milliseconds of a step; on a GPU they count launches and waits.",
     f"Generated tokens ask what a random walk asks: each head's query keeps a cosine of {QUERY_COSINE} with the one "
-    "before it. Keys are a random mean for each block and noise around it. Sessions of a batch share one past in "
-    "DRAM, and each has its own slots.",
+    "before it. Keys are a random mean for each block and noise around it. Sessions of a batch take stretches of one "
+    "past in DRAM; `distinct_past` is the share of their blocks that no other holds. Each has its own slots.",
+    "Weights read leave out rows of the embedding that no token asks for; the floor of prefill leaves out embedding "
+    "and head. Times are medians of steps after the slots have filled, kernels compiled and graphs recorded.",
 )
 
 
@@ -65,16 +73,33 @@ def run_gpu(arguments: Arguments) -> Report:
         arguments.steps,
         arguments.budget,
         arguments.threads,
+        parse_bytes(arguments.host_memory) if arguments.host_memory else None,
+        [part for part in arguments.only.split(",") if part],
     )
+    keep = _keeper(arguments.json_lines)
+    keep({"machine": machine})
     for row in Bench(options, note).rows():
+        keep(row.as_json())
         speed = row.values.get("tokens_per_s")
         print_note(
             f"{row.name} {_context(row)} {format_seconds(row.median_s)}{f', {speed:.1f} tok/s' if speed else ''}"
         )
         report.add([row])
     report.add((), notes)
+    keep({"notes": report.notes})
     _print(report, shape)
     return report
+
+
+def _keeper(path: str) -> Callable[[Mapping[str, Any]], None]:
+    """Adds a value to the file as one line of JSON; does nothing without a file."""
+
+    def keep(value: Mapping[str, Any]) -> None:
+        if path:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(value, allow_nan=False) + "\n")
+
+    return keep
 
 
 def _print(report: Report, shape: str) -> None:

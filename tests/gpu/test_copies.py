@@ -1,0 +1,58 @@
+"""Blocks that reach the device by DMA and by the gathering kernel, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from moorage.workers.gpu.cuda_copies import CudaCopies
+from moorage.workers.kv.link import LocalLink
+from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.kv.store import KvStore
+from moorage.workers.spec import AnchorType, KvLayout, KvType
+
+LAYOUT = KvLayout(2, 8, 128, 32, KvType.FP16, AnchorType.QUEST, 1)
+NUM_PAGES = 16 * 1024
+"""4 GiB of blocks: more than one registered slice."""
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[KvStore]:
+    store = KvStore(LAYOUT, NUM_PAGES)
+    store.open(1, NUM_PAGES)
+    rng = np.random.default_rng(0)
+    for layer in range(LAYOUT.num_layers):
+        store.arena.kv[layer] = rng.integers(0, 1 << 16, store.arena.kv[layer].shape, np.uint16)
+    for layer in range(LAYOUT.num_layers):
+        store._sessions[1].table.num_tokens[layer] = NUM_PAGES * LAYOUT.block_size
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("dma_bytes", [0, 1 << 40], ids=["dma", "kernel"])
+@pytest.mark.parametrize("order", ["run", "scattered", "across-slices"])
+def test_blocks_arrive_as_they_are(store: KvStore, device: torch.device, dma_bytes: int, order: str) -> None:
+    rng = np.random.default_rng(1)
+    copies = CudaCopies.make(ShardedKv([LocalLink(store)], LAYOUT), LAYOUT, device, 64, dma_bytes)
+    slice_blocks = (1 << 30) // LAYOUT.block_bytes
+    blocks = {
+        "run": np.arange(100, 356),
+        "scattered": rng.permutation(NUM_PAGES)[:256],
+        "across-slices": np.arange(slice_blocks - 128, slice_blocks + 128),
+    }[order].astype(np.int32)
+    out = torch.empty((300, *store.arena.kv.shape[2:]), dtype=torch.float16, device=device)
+    into = (
+        rng.permutation(300)[:256].astype(np.int32)
+        if order == "scattered"
+        else np.arange(256, dtype=np.int32)
+    )
+    copies.prepare()
+    for layer in range(LAYOUT.num_layers):
+        copies.copy(1, layer, blocks, out, into).wait()
+        found = out.view(torch.int16).cpu().numpy().view(np.uint16)[into]
+        want = store.arena.kv[layer][store._sessions[1].table.pages[blocks]]
+        assert np.array_equal(found, want)
+    copies.close()
