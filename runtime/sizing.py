@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from moorage.runtime.room import Room, spread
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import piece_blocks, slots_per_layer
@@ -206,7 +207,7 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
         kv_bytes=sessions * context_tokens * token_bytes(layout),
         anchors_bytes=sessions * blocks * layout.page_anchor_bytes,
         reserved_bytes=reserved,
-        largest_shard_bytes=sessions * _largest_shard(deployment, blocks) * layout.page_bytes,
+        largest_shard_bytes=_largest_shard(deployment, blocks, sessions) * layout.page_bytes,
         staging_bytes=_host_staging(deployment),
         ray_bytes=ray_bytes(deployment),
         device=device,
@@ -233,7 +234,7 @@ def largest_context_tokens(deployment: Deployment, dram_bytes: int, sessions: in
     low, high = 0, per_shard * deployment.shards
     while low < high:
         blocks = (low + high + 1) // 2
-        fits = sessions * _largest_shard(deployment, blocks) <= per_shard
+        fits = _largest_shard(deployment, blocks, sessions) <= per_shard
         low, high = (blocks, high) if fits else (low, blocks - 1)
     return low * deployment.layout.block_size
 
@@ -249,9 +250,23 @@ def pages_per_actor(dram_bytes: int, actors: int, layout: KvLayout) -> int:
     return pages
 
 
-def _largest_shard(deployment: Deployment, num_blocks: int) -> int:
-    """Blocks of the first shard, which never holds fewer than another."""
-    return Stripes(deployment.shards, deployment.stripe_blocks).count(num_blocks, 0)
+def most_sessions(deployment: Deployment, dram_bytes: int, context_tokens: int) -> int:
+    """How many sessions of `context_tokens` fit into `dram_bytes` of pages at once."""
+    per_shard = dram_bytes // deployment.shards // deployment.layout.page_bytes
+    blocks = deployment.layout.num_blocks(context_tokens)
+    low, high = 0, max(0, per_shard) * deployment.shards // blocks
+    while low < high:
+        sessions = (low + high + 1) // 2
+        fits = _largest_shard(deployment, blocks, sessions) <= per_shard
+        low, high = (sessions, high) if fits else (low, sessions - 1)
+    return low
+
+
+def _largest_shard(deployment: Deployment, num_blocks: int, sessions: int) -> int:
+    """Blocks of the fullest shard. Sessions start at the emptiest one, as they do when they are admitted."""
+    stripes = Stripes(deployment.shards, deployment.stripe_blocks)
+    counts = tuple(stripes.count(num_blocks, shard) for shard in range(deployment.shards))
+    return max(spread(Room(counts, 0), sessions))
 
 
 def _slots(deployment: Deployment, memory: MemorySpec) -> int:

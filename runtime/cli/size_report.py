@@ -16,6 +16,7 @@ from moorage.runtime.sizing import (
     device_sizes,
     fixed_dram_bytes,
     largest_context_tokens,
+    most_sessions,
     num_parameters,
     num_slots,
     session_slots,
@@ -104,8 +105,7 @@ class SizeReport:
 
     def max_sessions(self, row: ContextSizes) -> int:
         """Sessions of the row's context that fit the memory of this host now."""
-        shard_room = self.kv_room_bytes // self.deployment.shards
-        return shard_room // (row.largest_shard_bytes // row.sessions)
+        return most_sessions(self.deployment, self.kv_room_bytes, row.context_tokens)
 
     def as_json(self) -> dict[str, Any]:
         """Everything in bytes and tokens."""

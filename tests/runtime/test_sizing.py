@@ -8,16 +8,19 @@ import pytest
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.deployment import Host, check_memory, deployment_of, read_host
+from moorage.runtime.jobs import Job, Limits
 from moorage.runtime.ledger import Ledger
 from moorage.runtime.model_presets import MODEL_PRESETS
 from moorage.runtime.presets import PRESETS, resolve_memory
 from moorage.runtime.room import Room
+from moorage.runtime.scheduler import Scheduler
 from moorage.runtime.sizing import (
     Deployment,
     context_sizes,
     device_sizes,
     fixed_dram_bytes,
     largest_context_tokens,
+    most_sessions,
     num_parameters,
     num_slots,
     pages_per_actor,
@@ -98,6 +101,30 @@ def test_largest_context_fits_and_one_more_block_does_not(shards: int, stripe: i
         largest = largest_context_tokens(plan, dram, sessions)
         assert context_sizes(plan, largest, sessions).largest_shard_bytes <= room
         assert context_sizes(plan, largest + 1, sessions).largest_shard_bytes > room
+
+
+@pytest.mark.parametrize(
+    ("shards", "stripe", "tokens"), list(product((1, 2, 3), (1, 8), (1, 129, 1000, 3000)))
+)
+def test_admission_takes_as_many_sessions_as_are_promised(shards: int, stripe: int, tokens: int) -> None:
+    """No more and no fewer, however their ends lie in the actors."""
+    plan = replace(deployment(), shards=shards, stripe_blocks=stripe)
+    pages, capacity = 40, 40 * shards * plan.layout.page_bytes
+    promised = most_sessions(plan, capacity, tokens)
+    ledger = Ledger(plan.layout, Room((pages,) * shards, 10**9), stripe, None)
+    limits = Limits(ledger.capacity, 10**6, 10**6, max_running=10**6, max_waiting=10**6)
+    scheduler = Scheduler(limits, lambda *_: 0)
+    for job_id in range(promised + 1):
+        scheduler.add(Job(job_id, tokens, ledger.need(tokens, plan.memory)))
+    assert len(scheduler.next_step().admitted) == promised
+    if promised:
+        assert context_sizes(plan, tokens, promised).largest_shard_bytes <= pages * plan.layout.page_bytes
+        assert largest_context_tokens(plan, capacity, promised) >= tokens
+
+
+def test_short_sessions_use_all_shards() -> None:
+    plan = replace(deployment(), shards=3, stripe_blocks=8)
+    assert most_sessions(plan, 3 * 16 * plan.layout.page_bytes, 8 * plan.layout.block_size) == 6
 
 
 def test_total_adds_up() -> None:
