@@ -23,9 +23,10 @@ from moorage.runtime.requests import (
 from moorage.runtime.step_loop import StepLoop
 from moorage.runtime.stopping import StopMatcher
 from moorage.runtime.text.jobs import Text
-from moorage.runtime.tokenizer import IncrementalDecoder, TextTokenizer
 from moorage.runtime.trained_length import Reach
 from moorage.runtime.waits import waiting_requests
+from moorage.runtime.text_decoder import IncrementalDecoder
+from moorage.runtime.tokenizer import TextTokenizer
 from moorage.runtime.worker_handle import WorkerHandle
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
@@ -174,7 +175,7 @@ class Coordinator:
             max_new_tokens=max_new_tokens,
             block_size=ledger.layout.block_size,
             arrived_s=time.monotonic(),
-            decoder=IncrementalDecoder(tokenizer) if tokenizer else None,
+            decoder=IncrementalDecoder(tokenizer, prompt) if tokenizer else None,
             job=Job(request_id, len(prompt), need, max(1, memory.exc_block_size), session),
             public_id=public_id or secrets.token_hex(6),
             conversation=session,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.presets import kv_layout, resolve_memory
-from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.tokenizer import TextTokenizer, stop_token_ids
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
@@ -54,6 +54,7 @@ class LocalEngine:
         self.layout = kv_layout(config, self.model)
         self.memory = memory or resolve_memory(config, preset, self.model)
         self.tokenizer = TextTokenizer.load(config.model.path)
+        self._eos_token_ids = stop_token_ids(self.model, self.tokenizer)
         self.recalls: list[float] = []
         """Sampled while the latest prompt was answered."""
         self._store = KvStore(self.layout, self.layout.num_blocks(max_tokens))
@@ -139,7 +140,7 @@ class LocalEngine:
         for place in range(len(prompt), opening.max_tokens):
             assert result.token_id is not None
             yield result.token_id
-            if result.token_id in self.model.eos_token_ids or place + 1 == opening.max_tokens:
+            if result.token_id in self._eos_token_ids or place + 1 == opening.max_tokens:
                 return
             decoded = self._step(segments=(Segment(_SESSION, place, (result.token_id,), True),))
             assert decoded is not None

@@ -17,6 +17,7 @@ from moorage.runtime.evals.variants import Variant, check_names
 from moorage.runtime.presets import kv_layout, resolve_memory
 from moorage.runtime.session_limit import session_limit
 from moorage.runtime.trained_length import trained_length
+from moorage.runtime.text_decoder import text_after
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import MemorySpec
 
@@ -130,12 +131,13 @@ class LocalTarget:
         del session
         if self._chat:
             messages = [{"role": "user", "content": self.decode(prompt)}]
-            prompt = self.encode(self._engine.tokenizer.render_chat(messages))
+            prompt = self._engine.tokenizer.encode_chat(messages)
         start_s = time.monotonic()
         tokens = list(self._engine.generate(prompt, max_new_tokens, self._memory))
         seconds, recalls = time.monotonic() - start_s, self._engine.recalls
         recall = sum(recalls) / len(recalls) if recalls else None
-        return Answer(self.decode(tokens), seconds, recall, self._budget())
+        text = text_after(self._engine.tokenizer, prompt, tokens)
+        return Answer(text, seconds, recall, self._budget())
 
     def score(self, tokens: Sequence[int]) -> list[float]:
         """Log-probabilities of all tokens but the first."""

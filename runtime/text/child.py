@@ -153,6 +153,7 @@ def main(arguments: list[str]) -> None:
     os.nice(NICE)
     server = socket.socket(fileno=int(server_fd))
     tokenizer = TextTokenizer.load(model_dir)
+    tokenizer.prepare_chat()
     server.send(b"{}")
     TextServer(tokenizer, server, JobLimits(**json.loads(limits))).run()
 

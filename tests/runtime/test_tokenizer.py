@@ -1,16 +1,27 @@
-"""Tokenizing as transformers does, text in whole characters, and chat templates."""
+"""Tokenizing as transformers does, and the tokens that end a generation."""
 
 import json
-import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
-from moorage.runtime.tokenizer import IncrementalDecoder, TextTokenizer
+from moorage.runtime.tokenizer import TextTokenizer, stop_token_ids
 from moorage.workers.errors import InvalidModel, InvalidRequest
+from moorage.workers.hf_config import read_model_spec
+from tests import tokenizers
 
 PILOT = Path(__file__).resolve().parents[2] / "deploy" / "models" / "moorage-pilot"
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "vocab_size": 500,
+    "max_position_embeddings": 128,
+}
 TEXTS = (
     "",
     " ",
@@ -62,43 +73,6 @@ def test_post_processor_decides_on_bos(spaced: TextTokenizer) -> None:
     assert spaced.encode("c", add_special_tokens=False)[0] != 1
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_pieces_are_whole_and_add_up(pilot: TextTokenizer, seed: int) -> None:
-    draw = random.Random(seed)
-    text = "".join(draw.choice(TEXTS[2:5]) for _ in range(4))
-    ids = pilot.encode(text)
-    decoder = IncrementalDecoder(pilot)
-    pieces = [decoder.push(token_id) for token_id in ids]
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
-    assert "".join(pieces) + decoder.flush() == text
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_any_tokens_add_up_to_their_text(pilot: TextTokenizer, seed: int) -> None:
-    draw = random.Random(seed)
-    ids = [draw.randrange(pilot.vocab_size) for _ in range(200)]
-    decoder = IncrementalDecoder(pilot)
-    pieces = [decoder.push(token_id) for token_id in ids]
-    assert "".join(pieces) + decoder.flush() == pilot.decode(ids)
-
-
-def test_spaces_between_words_survive(spaced: TextTokenizer) -> None:
-    ids = [1, 259, 260, 2, 2, *([2] * 40), 260, 261, 0xE2 + 3, 0x82 + 3, 0xAC + 3]
-    decoder = IncrementalDecoder(spaced)
-    pieces = [decoder.push(token_id) for token_id in ids]
-    assert "".join(pieces) == "a b bc€" == spaced.decode(ids)
-    assert pieces[-3:] == ["", "", "€"]
-
-
-def test_bytes_that_never_become_a_character_come_out(pilot: TextTokenizer) -> None:
-    lead = pilot.encode("日")[0]
-    decoder = IncrementalDecoder(pilot)
-    assert "".join(decoder.push(lead) for _ in range(100))
-    assert decoder.push(lead) == ""
-    assert decoder.flush()
-    assert decoder.flush() == ""
-
-
 def test_invalid_text_is_refused(pilot: TextTokenizer) -> None:
     with pytest.raises(InvalidRequest, match="send valid UTF-8"):
         pilot.encode("a\ud800")
@@ -113,64 +87,41 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
         TextTokenizer.load(tmp_path)
     path.write_bytes((PILOT / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text("[")
-    with pytest.raises(InvalidModel, match="not JSON"):
+    with pytest.raises(InvalidModel, match=r"tokenizer_config\.json: not valid JSON"):
         TextTokenizer.load(tmp_path)
 
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    "{% if add_generation_prompt %}<bot>{% endif %}"
+IM_END, END_OF_TEXT = 4, 5
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": {"eos_token": "<|im_end|>"}},
+        {"tokenizer_config.json": {"eos_token": {"content": "<|im_end|>"}}},
+        {"tokenizer_config.json": {}, "special_tokens_map.json": {"eos_token": "<|im_end|>"}},
+        {
+            "tokenizer_config.json": {"eos_token": "<|endoftext|>", "added_tokens_decoder": {}},
+            "special_tokens_map.json": {"eos_token": {"content": "<|im_end|>"}},
+        },
+    ],
 )
+def test_every_file_that_names_an_end_token_adds_to_the_stop_set(
+    tmp_path: Path, files: dict[str, Any]
+) -> None:
+    tokenizers.save(tmp_path, "byte_level", files)
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text(json.dumps(SHAPE | {"eos_token_id": END_OF_TEXT}))
+    ids = stop_token_ids(read_model_spec(tmp_path), TextTokenizer.load(tmp_path))
+    assert set(ids) == {END_OF_TEXT, IM_END}
+    assert len(ids) == 2
 
 
-def with_settings(directory: Path, **settings: object) -> TextTokenizer:
-    (directory / "tokenizer.json").write_bytes((PILOT / "tokenizer.json").read_bytes())
-    (directory / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", **settings}))
-    return TextTokenizer.load(directory)
+def test_a_model_without_a_tokenizer_ends_as_its_files_say(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SHAPE | {"eos_token_id": [5, 6]}))
+    assert stop_token_ids(read_model_spec(tmp_path), None) == (5, 6)
 
 
-def test_chat_templates_from_every_place(tmp_path: Path) -> None:
-    messages = [{"role": "user", "content": "hi"}]
-    (tmp_path / "added").mkdir()
-    as_object = with_settings(tmp_path / "added", chat_template=TEMPLATE, bos_token={"content": "<b>"})
-    assert as_object.render_chat(messages) == "<b><user>hi<bot>"
-    for template in (
-        TEMPLATE,
-        [{"name": "tool_use", "template": "x"}, {"name": "default", "template": TEMPLATE}],
-    ):
-        tokenizer = with_settings(tmp_path, chat_template=template)
-        assert tokenizer.has_chat_template
-        assert tokenizer.render_chat(messages) == "<s><user>hi<bot>"
-    assert tokenizer.render_chat(messages, add_generation_prompt=False) == "<s><user>hi"
-    (tmp_path / "chat_template.jinja").write_text("{{ messages | tojson }}")
-    assert tokenizer.render_chat(messages) == json.dumps(messages)
-
-
-def test_same_chat_as_transformers(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    lines = (
-        "{% for m in messages %}",
-        "  {% if loop.first %}",
-        "{{ m | tojson(indent=2) }}é",
-        "  {% endif %}",
-    )
-    template = "\n".join((*lines, "{% endfor %}"))
-    tokenizer = with_settings(tmp_path, chat_template=template, tokenizer_class="TokenizersBackend")
-    messages = [{"role": "user", "content": "ü <b>"}, {"role": "bot", "content": "2"}]
-    oracle = AutoTokenizer.from_pretrained(tmp_path)
-    assert tokenizer.render_chat(messages) == oracle.apply_chat_template(messages, tokenize=False)
-
-
-def test_chat_refusals(pilot: TextTokenizer, tmp_path: Path) -> None:
-    assert not pilot.has_chat_template
-    with pytest.raises(InvalidRequest, match=r"has no chat template.*send a plain prompt"):
-        pilot.render_chat([])
-    for template, why in (
-        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages.append(1) }}", "append"),
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{% if %}", "chat template refuses"),
-    ):
-        with pytest.raises(InvalidRequest, match=why):
-            with_settings(tmp_path, chat_template=template).render_chat([])
+def test_an_end_token_that_the_tokenizer_lacks_is_none(tmp_path: Path) -> None:
+    tokenizers.save(tmp_path, "byte_level", {"tokenizer_config.json": {"eos_token": "<|nowhere|>"}})
+    assert TextTokenizer.load(tmp_path).eos_token_ids == ()
