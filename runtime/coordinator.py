@@ -23,10 +23,10 @@ from moorage.runtime.requests import (
 from moorage.runtime.step_loop import StepLoop
 from moorage.runtime.stopping import StopMatcher
 from moorage.runtime.text.jobs import Text
-from moorage.runtime.trained_length import Reach
-from moorage.runtime.waits import waiting_requests
 from moorage.runtime.text_decoder import IncrementalDecoder
 from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.trained_length import Reach
+from moorage.runtime.waits import waiting_requests
 from moorage.runtime.worker_handle import WorkerHandle
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable

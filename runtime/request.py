@@ -10,8 +10,8 @@ import numpy as np
 from moorage.runtime.jobs import Job
 from moorage.runtime.requests import Event, Usage
 from moorage.runtime.stopping import StopMatcher
-from moorage.runtime.trained_length import Reach
 from moorage.runtime.text_decoder import IncrementalDecoder
+from moorage.runtime.trained_length import Reach
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
 

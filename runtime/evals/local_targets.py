@@ -16,8 +16,8 @@ from moorage.runtime.evals.targets import CHAT_TOKENS, Answer, prefix_of
 from moorage.runtime.evals.variants import Variant, check_names
 from moorage.runtime.presets import kv_layout, resolve_memory
 from moorage.runtime.session_limit import session_limit
-from moorage.runtime.trained_length import trained_length
 from moorage.runtime.text_decoder import text_after
+from moorage.runtime.trained_length import trained_length
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import MemorySpec
 

@@ -37,10 +37,9 @@ async def started(model_dir: Path = PILOT) -> AsyncIterator[TextProcess]:
         await text.close()
 
 
-def with_template(directory: Path, template: str | bytes) -> Path:
+def with_template(directory: Path, template: str) -> Path:
     shutil.copy(PILOT / "tokenizer.json", directory)
-    path = directory / "chat_template.jinja"
-    path.write_bytes(template if isinstance(template, bytes) else template.encode())
+    (directory / "chat_template.jinja").write_text(template)
     return directory
 
 
@@ -67,7 +66,7 @@ async def test_answers_equal_the_tokenizers(content: str) -> None:
 
 async def test_conversations_equal_the_tokenizers(tmp_path: Path) -> None:
     tokenizer = TextTokenizer.load(with_template(tmp_path, TEMPLATE))
-    messages = [("user", "hé"), ("bot", ""), ("user", "日本 </s>")]
+    messages = [("user", "hé"), ("assistant", ""), ("user", "日本 </s>")]
     want = tokenizer.encode_chat([{"role": role, "content": content} for role, content in messages])
     async with started(tmp_path) as text:
         assert await chat(text, *messages) == want
@@ -100,18 +99,17 @@ RECURSES = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}"
     [
         (LOOPS, "needs more than 1 s of CPU time"),
         (GROWS, r"needs more than \d+ MiB of memory"),
+        ("{{ 9 ** 9 ** 9 ** 9 }}", "needs more than"),
         (RECURSES, "RecursionError"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ 1 + 'a' }}", "TypeError"),
         ("{{ '{a}'.format() }}", "KeyError"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{% if %}", "chat template"),
-        (b"\xff{{ messages }}", "is no chat template"),
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
     ],
 )
 async def test_a_template_that_fails_is_the_callers_to_know(
-    tmp_path: Path, template: str | bytes, words: str
+    tmp_path: Path, template: str, words: str
 ) -> None:
     async with started(with_template(tmp_path, template)) as text:
         with pytest.raises(InvalidRequest, match=words) as told:
