@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from moorage.client import Client, GenerateResult
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
+from moorage.runtime.cli.asked import Asked
 from moorage.runtime.cli.output import print_note
 from moorage.runtime.cli.streaming import print_json_line, quiet, stream_text, summary
 
@@ -19,13 +21,31 @@ from moorage.runtime.cli.streaming import print_json_line, quiet, stream_text, s
     epilog=examples(
         'runtime generate "Once upon a time" --max-new-tokens 64',
         "runtime generate --prompt-file book.txt --temperature 0.7 --top-p 0.9",
+        'runtime generate "Why is the sky blue?" --system "Answer in one sentence."',
+        "runtime generate --messages talk.json",
         "cat book.txt | runtime generate --json",
     )
 )
 def generate(
     prompt: o.PromptText = None,
     prompt_file: o.PromptFile = None,
+    messages_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--messages",
+            help='Read chat messages from a file: a JSON list of {"role": …, "content": …}.',
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     token_ids_file: o.TokenIdsFile = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A system message before the prompt, for a chat model.")
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Continue the text as it is, also where the model has a chat template."),
+    ] = False,
     address: o.Address = None,
     max_new_tokens: o.MaxNewTokens = None,
     temperature: o.Temperature = None,
@@ -50,8 +70,12 @@ def generate(
         bool, typer.Option("--json", help="Print one JSON object instead of the text.")
     ] = False,
 ) -> None:
-    """Continue a prompt; the text streams to stdout."""
-    tokens_or_text = o.read_prompt(prompt, prompt_file, token_ids_file)
+    """Answer or continue a prompt; the text streams to stdout.
+
+    A model with a chat template answers the text as a user's message, any other continues it.
+    """
+    asked = Asked(prompt, prompt_file, messages_file, token_ids_file, system, raw)
+    asked.check()
     options = o.given(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -69,7 +93,7 @@ def generate(
         num_logprobs=num_logprobs,
     )
     with o.time_limit(timeout_s), Client(o.server_address(address), timeout_s) as client:
-        stream = client.generate(tokens_or_text, **options)
+        stream = client.generate(asked.prompt(client), **options)
         if as_json:
             with stream:
                 quiet(stream)

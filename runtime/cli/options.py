@@ -56,9 +56,10 @@ FrequencyPenalty = Annotated[float | None, typer.Option(help="The same, once per
 Seed = Annotated[
     int | None,
     typer.Option(
-        help="Makes sampling repeatable; default differs each time. The same request with the same seed draws the same "
-        "tokens, whatever was cached and whatever else runs. With model.dtype float32 that holds for every token. "
-        "In bfloat16 and float16, requests that run beside this one change how logits are rounded; then a draw "
+        help="Makes sampling repeatable; default differs each time. The same request with the same seed draws "
+        "the same tokens, whatever was cached and whatever else runs. With model.dtype float32 that holds for "
+        "every token. In bfloat16 and float16, requests that run beside this one change how logits are "
+        "rounded; then a draw "
         "between nearly equal tokens can differ."
     ),
 ]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.runtime.cli.conftest import Cli
-from tests.toy_engine import BOS
-from tests.toy_server import ToyServer
+from tests.toy_engine import BOS, ToyEngine
+from tests.toy_server import ToyServer, toy_server
 
 USAGE = {
     "prompt_tokens",
@@ -33,14 +33,14 @@ def last_json(finished: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
 
 
 def test_text_streams_to_stdout(server: ToyServer, cli: Cli) -> None:
-    finished = cli("generate", "hello", "--address", server.address)
+    finished = cli("generate", "hello", "--raw", "--address", server.address)
     assert finished.returncode == 0
     assert finished.stdout == b"hello\n"
     assert finished.stderr == b""
 
 
 def test_json_is_the_contract_s(server: ToyServer, cli: Cli) -> None:
-    value = last_json(cli("generate", "hi", "--address", server.address, "--json", "--logprobs", 1))
+    value = last_json(cli("generate", "hi", "--raw", "--address", server.address, "--json", "--logprobs", 1))
     assert list(value) == ["token_ids", "text", "logprobs", "finish_reason", "usage", "top_logprobs"]
     assert (value["token_ids"], value["text"], value["logprobs"]) == ([104, 105], "hi", [-0.5, -0.5])
     assert value["finish_reason"] == "length"
@@ -72,9 +72,53 @@ def test_every_option_arrives(server: ToyServer, cli: Cli, tmp_path: Path) -> No
 def test_prompt_from_file_or_stdin(server: ToyServer, cli: Cli, tmp_path: Path, text: str) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text(text)
-    from_file = last_json(cli("generate", "--prompt-file", file, "--address", server.address, "--json"))
-    from_stdin = last_json(cli("generate", "--address", server.address, "--json", stdin=text.encode()))
+    options = ("--raw", "--json", "--address", server.address)
+    from_file = last_json(cli("generate", "--prompt-file", file, *options))
+    from_stdin = last_json(cli("generate", *options, stdin=text.encode()))
     assert from_file["token_ids"] == from_stdin["token_ids"] == list(text.encode())
+
+
+def test_a_chat_model_is_asked_through_its_template(server: ToyServer, cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "messages.json"
+    file.write_text('[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]')
+
+    def answer(*arguments: object, stdin: bytes = b"") -> bytes:
+        finished = cli("generate", *arguments, "--address", server.address, stdin=stdin)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
+
+    assert answer("hi") == answer(stdin=b"hi") == b"<user>hi\n"
+    assert answer("hi", "--system", "be brief") == b"<system>be brief<user>hi\n"
+    assert answer("--messages", file) == b"<user>a<assistant>b\n"
+    assert answer("--messages", file, "--system", "s") == b"<system>s<user>a<assistant>b\n"
+
+
+def test_a_model_without_a_template_continues_the_text(cli: Cli) -> None:
+    with toy_server(engine=ToyEngine(has_chat_template=False)) as plain:
+        assert cli("generate", "hi", "--address", plain.address).stdout == b"hi\n"
+        refused = cli("generate", "hi", "--system", "s", "--address", plain.address)
+        assert refused.stderr == b"error: --system: toy has no chat template; put it before the text\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("not json", "is no JSON"),
+        ("{}", "must be a JSON list of messages"),
+        ("[]", "must be a JSON list of messages"),
+        ('[{"role": "user"}]', "message 1"),
+        ('[{"role": "system", "content": "t"}]', "leave --system out"),
+    ],
+)
+def test_bad_messages_file(server: ToyServer, cli: Cli, tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "messages.json"
+    file.write_text(content)
+    finished = cli("generate", "--messages", file, "--system", "s", "--address", server.address)
+    assert finished.returncode == 1
+    (line,) = finished.stderr.decode().splitlines()
+    assert line.startswith("error: ")
+    assert str(file) in line
+    assert words in line
 
 
 def test_score(server: ToyServer, cli: Cli) -> None:
@@ -99,7 +143,7 @@ def test_chat_keeps_the_conversation(server: ToyServer, cli: Cli) -> None:
     assert finished.returncode == 0
     seen: Any = server.engine.seen[-1]
     first = "<system>s<user>a"
-    assert bytes(seen.prompt).decode() == f"{first}<assistant>{first}<user>b"
+    assert bytes(list(seen.prompt)).decode() == f"{first}<assistant>{first}<user>b"
     assert seen.session == "talk"
 
 
@@ -163,6 +207,10 @@ def test_bad_token_ids_file(server: ToyServer, cli: Cli, tmp_path: Path, content
         ("generate", "--no-such-option"),
         ("generate", "x", "--prompt-file", __file__),
         ("generate", "x", "--token-ids-file", __file__),
+        ("generate", "x", "--messages", __file__),
+        ("generate", "--raw", "--messages", __file__),
+        ("generate", "x", "--raw", "--system", "s"),
+        ("generate", "--token-ids-file", __file__, "--system", "s"),
         ("generate", "--prompt-file", "/no/such/file"),
         ("generate", "x", "--temperature", "warm"),
         ("detokenize",),
@@ -185,9 +233,7 @@ def test_a_time_limit_names_its_flag(server: ToyServer, cli: Cli) -> None:
     assert finished.stderr == b"error: no answer within 0.3 s; raise --timeout or ask for less\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("generate", "x"), ("chat",), ("score", "x"), ("tokenize", "x"), ("status",), ("stop",)]
-)
+@pytest.mark.parametrize("arguments", [("status",), ("stop",)])
 def test_the_environment_names_the_server(
     server: ToyServer, cli: Cli, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
