@@ -35,7 +35,7 @@ class RayWorker:
             result: StepResult = await self._actor.step.remote(plan)
         except ray.exceptions.RayActorError as error:
             raise Unavailable(
-                f"GPU worker (pid {self.pid}) is gone; start the cluster again: {type(error).__name__}"
+                f"GPU worker (pid {self.pid}) is gone; start the cluster again with `runtime launch`"
             ) from error
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)

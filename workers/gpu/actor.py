@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.warm_up import warm_up
 from moorage.workers.gpu.worker import GpuWorker, pick_device
 from moorage.workers.kv.actor import connect
+from moorage.workers.process import ProcessFacts, own_facts, take_asked_priority
 from moorage.workers.spec import StepPlan, StepResult
 from moorage.workers.stages import StartStage
 
@@ -35,6 +36,7 @@ class GpuWorkerShell:
     """Forwards to a worker. It connects and loads the model in a thread, so that it can be watched."""
 
     def __init__(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> None:
+        take_asked_priority()
         # Ray allows one OpenMP thread to an actor of one CPU, and OpenMP counts threads by the thread that asks.
         num_threads = settings.num_threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(num_threads)
@@ -55,6 +57,10 @@ class GpuWorkerShell:
         self._read = read_bytes, total_bytes
         if read_bytes == total_bytes:
             self._stage = StartStage.ENGINE
+
+    def facts(self) -> ProcessFacts:
+        """Where it runs."""
+        return own_facts()
 
     def loading(self, longest_s: float) -> Loading:
         """Waits until the worker is ready, but no longer than `longest_s`."""
@@ -86,14 +92,18 @@ def start_gpu_worker(
     kv_actors: Sequence[str],
     num_cpus: float,
     num_gpus: float,
+    environment: Mapping[str, str],
 ) -> Any:
-    """A named, detached worker actor; it is ready when its `pid` answers."""
+    """A named worker actor, ready when its `pid` answers; it ends with the process that started it.
+
+    `environment` is set for its process.
+    """
     remote = ray.remote(GpuWorkerShell)
     return remote.options(
         name=name,
         namespace=namespace,
-        lifetime="detached",
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         max_restarts=0,
+        runtime_env={"env_vars": dict(environment)},
     ).remote(settings, tuple(kv_actors), namespace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,7 @@ from moorage.workers.kv.messages import (
 from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.warm_up import warm_up
+from moorage.workers.process import ProcessFacts, host_key, own_facts, take_asked_priority
 from moorage.workers.spec import KvLayout
 
 
@@ -44,6 +46,7 @@ class KvActor:
 
         With `cpus`, its threads stay on these, and all its memory is taken at once, from their NUMA node.
         """
+        take_asked_priority()
         if cpus:
             bind_to(cpus)
         numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
@@ -61,6 +64,10 @@ class KvActor:
     def pid(self) -> int:
         """The process."""
         return os.getpid()
+
+    def facts(self) -> ProcessFacts:
+        """Where it runs."""
+        return own_facts()
 
     def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """As `KvStore.open`."""
@@ -165,11 +172,15 @@ def start_kv_actor(
     lifetime: str | None = "detached",
     node_id: str | None = None,
     cpus: tuple[int, ...] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Any:
     """Starts a named actor with its resources declared, on `node_id` if given, and returns its handle.
 
+    With `lifetime` None it ends with the process that started it. `environment` is set for its process. `cpus` are as
+    in KvActor. Returns at once; the first call waits until the actor is ready.
+
     The actor is not restarted when it dies: its state would be gone, and an empty store under the old name
-    would hide the loss. `cpus` are as in KvActor. Returns at once; the first call waits until the actor is ready.
+    would hide the loss.
     """
     options: dict[str, Any] = {
         "name": name,
@@ -179,6 +190,7 @@ def start_kv_actor(
         "memory": memory_bytes,
         "max_restarts": 0,
         "max_task_retries": 0,
+        "runtime_env": {"env_vars": dict(environment or {})},
     }
     if node_id is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
@@ -209,13 +221,6 @@ def connect(
         name = actor if isinstance(actor, str) else ""
         return MailboxLink(address, patience=Patience(silent_s=timeout_s), name=name)
     return RayLink(handle, layout, timeout_s=timeout_s)
-
-
-def host_key() -> str:
-    """The same for two processes if a mailbox can join them: one boot, one network namespace, one user."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot_id = file.read().strip()
-    return f"{boot_id}:{os.stat('/proc/self/ns/net').st_ino}:{os.getuid()}"
 
 
 def _own(array: NDArray[Any]) -> NDArray[Any]:

@@ -1,0 +1,44 @@
+"""What a worker process knows of itself: where it runs, and its priority."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+NICENESS = "MOORAGE_NICENESS"
+"""The environment variable in which a launcher passes its own niceness on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFacts:
+    """A process as others must know it."""
+
+    host_key: str
+    """See `host_key`; a pid means something only where this is the same."""
+    pid: int
+    niceness: int
+
+
+def host_key() -> str:
+    """The same for two processes if a mailbox can join them: one boot, one network namespace, one user."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    return f"{boot_id}:{os.stat('/proc/self/ns/net').st_ino}:{os.getuid()}"
+
+
+def own_facts() -> ProcessFacts:
+    """Of this process."""
+    return ProcessFacts(host_key(), os.getpid(), os.getpriority(os.PRIO_PROCESS, 0))
+
+
+def take_asked_priority() -> None:
+    """The niceness that NICENESS names, for every thread of this process, where that is permitted.
+
+    Ray starts its workers at 15, behind everything else on the host, unless it is told otherwise when it starts.
+    """
+    asked = int(os.environ.get(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(PermissionError, ProcessLookupError):
+            if os.getpriority(os.PRIO_PROCESS, int(thread)) > asked:
+                os.setpriority(os.PRIO_PROCESS, int(thread), asked)
