@@ -84,7 +84,8 @@ class ApiServer:
 
     async def closed(self) -> None:
         """Waits until the port is closed, by `stop` or by a failure."""
-        await self._server.wait_for_termination()
+        # Cancelled, it would cancel the server's own end, and `stop` with it.
+        await asyncio.shield(self._server.wait_for_termination())
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests and waits at most `grace_s` for those that are being answered."""
