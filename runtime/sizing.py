@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moorage.runtime.room import Room, spread
+from moorage.runtime.units import format_bytes
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import piece_blocks, slots_per_layer
@@ -135,8 +136,8 @@ def num_slots(deployment: Deployment) -> int:
     room = (deployment.device_memory - fixed) // layout.block_bytes
     if room < one:
         raise InvalidConfig(
-            f"gpu_workers.device_memory: {_gib(deployment.device_memory)} is too little: weights, workspace "
-            f"and one session need {_gib(fixed + one * layout.block_bytes)}; raise it, or lower memory.topk, "
+            f"gpu_workers.device_memory: {format_bytes(deployment.device_memory)} is too little: weights, workspace "
+            f"and one session need {format_bytes(fixed + one * layout.block_bytes)}; raise it, or lower memory.topk, "
             "long_context.local_windows_len or long_context.chunk_size"
         )
     return min(wanted, room)
@@ -244,7 +245,7 @@ def pages_per_actor(dram_bytes: int, actors: int, layout: KvLayout) -> int:
     pages = dram_bytes // actors // layout.page_bytes
     if pages < 1:
         raise InvalidConfig(
-            f"kv_store.dram: {_gib(dram_bytes)} for {actors} actors has no room for one block of "
+            f"kv_store.dram: {format_bytes(dram_bytes)} for {actors} actors has no room for one block of "
             f"{layout.page_bytes} bytes each; raise it to {actors * layout.page_bytes} bytes or more"
         )
     return pages
@@ -289,7 +290,3 @@ def _device_staging(deployment: Deployment) -> int:
     elements = piece_blocks(layout, deployment.on_cpu) * layout.block_bytes // layout.kv_type.itemsize
     compute = DTYPE_BYTES[deployment.weight_dtype]
     return _STAGING_BUFFERS * elements * (layout.kv_type.itemsize + compute)
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 1024**3:.2f} GiB"

@@ -43,7 +43,9 @@ class Fields:
         """The error for a field whose value does not serve."""
         if self.get(name) is None:
             return InvalidModel(f"{self.source}: {name} is missing; add it, {expected}")
-        return InvalidModel(f"{self.source}: {name} is {self.get(name)!r}; it must be {expected}")
+        shown = repr(self.get(name))
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        return InvalidModel(f"{self.source}: {name} is {shown}; it must be {expected}")
 
     def positive_int(self, name: str, default: int | None = None, most: int = MOST_INT) -> int:
         """An integer from 1 to `most`; `default` when absent. Raises InvalidModel."""

@@ -85,7 +85,7 @@ def test_port_in_use(load: Load) -> None:
             "lower server.max_running, memory.topk or long_context.local",
         ),
         ("long_context.chunk_size=1M", "lower long_context.chunk_size"),
-        ("gpu_workers.device_memory=1MiB", "gpu_workers.device_memory: 0.00 GiB is too little"),
+        ("gpu_workers.device_memory=1MiB", "gpu_workers.device_memory: 1.00 MiB is too little"),
     ],
 )
 def test_what_this_host_cannot_do_is_refused_with_the_key(load: Load, override: str, says: str) -> None:

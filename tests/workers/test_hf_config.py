@@ -12,6 +12,8 @@ import pytest
 
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_config import ARCHITECTURES, read_model_spec
+from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_rope import read_rope
 from moorage.workers.spec import ModelSpec
 
 LLAMA: dict[str, Any] = {
@@ -296,3 +298,11 @@ def test_reading_loads_no_torch(tmp_path: Path) -> None:
         f"read_model_spec({str(tmp_path)!r}); assert not {{'torch', 'transformers'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("factor", [1e300, 10**400, 1e-300, float("inf"), float("nan")])
+def test_a_factor_that_overflows_is_refused(factor: float) -> None:
+    rope = {"rope_type": "yarn", "factor": factor}
+    with pytest.raises(InvalidModel, match=r"factor is .*; it must be ") as caught:
+        read_rope(Fields({"max_position_embeddings": 4096, "rope_scaling": rope}, "config.json"), 64)
+    assert len(str(caught.value)) < 200
