@@ -24,7 +24,7 @@ from moorage.runtime.text.limits import PACKET_BYTES, JobLimits, limit_stage
 from moorage.runtime.tokenizer import TextTokenizer
 from moorage.workers.errors import MoorageError
 
-NICE = 5
+NICE = 10
 """Below the processes that answer: text waits for tokens, not the other way round."""
 _PR_SET_PDEATHSIG = 1
 
