@@ -16,6 +16,8 @@ import structlog
 from moorage.runtime import processes, state
 from moorage.runtime.api import ApiServer, Engine
 from moorage.runtime.config import ClusterConfig
+from moorage.runtime.exposure import exposure_warning
+from moorage.runtime.heap import LOOK_EVERY_S, HeapTrimmer
 from moorage.runtime.processes import ProcessId
 from moorage.runtime.requests import ClusterStatus
 from moorage.runtime.tasks import essential, log_stray_errors, repeated
@@ -76,6 +78,8 @@ async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster
     _catch_signals(stop)
     server = ApiServer(launch.config.server.max_message_bytes)
     address = await server.start(launch.config.server.grpc)
+    if (warning := exposure_warning(address)) is not None:
+        log.warning(warning)
     _record(launch, address, "starting")
     try:
         engine = await _started(start(launch.config, hooks), stop)
@@ -132,6 +136,7 @@ async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, 
         asyncio.create_task(essential("the watch over the cluster's health", _tell_health(engine, server))),
         asyncio.create_task(essential("the gRPC server", server.closed())),
         asyncio.create_task(repeated("the status view", show, _WATCH_S)),
+        asyncio.create_task(repeated("giving memory back", HeapTrimmer().look, LOOK_EVERY_S)),
     ]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

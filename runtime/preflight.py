@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.deployment import check_memory, deployment_of
+from moorage.runtime.exposure import exposure_warning
 from moorage.runtime.gpu_presence import why_no_gpu
 from moorage.runtime.presets import check_positions, kv_layout
 from moorage.runtime.ray_join import check_joined_ray
@@ -27,7 +28,7 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
 
     Raises InvalidConfig, InvalidModel or Unavailable, in one line, for a model, device, memory, port or Ray cluster
     that can't serve. Returns what sessions are limited to, with the warnings that users should see. `say` hears a
-    line before a wait.
+    line before a wait, and a warning about who can reach the server.
     """
     check_threads(config)
     _check_device(config)
@@ -43,6 +44,8 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
     num_slots(deployment_of(config, spec))
     check_memory(config, spec)
     _check_port(config.server.grpc)
+    if (warning := exposure_warning(config.server.grpc)) is not None:
+        say(f"warning: {warning}")
     if config.ray.address != "local":
         check_joined_ray(config, actor_bytes, say)
     return limit

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from moorage.runtime.quoting import quoted
 from moorage.runtime.session_positions import RopeChoice, settle_positions
 from moorage.workers.errors import InvalidConfig, InvalidRequest
 from moorage.workers.spec import (
@@ -224,7 +225,7 @@ def resolve_memory(
         try:
             other = PRESETS[check_preset_name(preset_override)]
         except ValueError as error:
-            raise InvalidRequest(f"preset {preset_override!r}: {error}") from error
+            raise InvalidRequest(f"preset {quoted(preset_override)}: {error}") from error
         window = config.long_context.local_windows_len
         preset = _in_blocks_of(other, own.block_size)
         if window is not None:

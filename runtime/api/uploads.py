@@ -22,7 +22,7 @@ _RETRY_S = 2.0
 class UploadLimits:
     """Counts and bytes for all clients together and for one of them; times in seconds."""
 
-    max_uploads: int = 512
+    max_uploads: int = 256
     max_client_uploads: int = 128
     max_bytes: int = 256 << 20
     max_client_bytes: int = 64 << 20
