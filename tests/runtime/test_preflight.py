@@ -123,8 +123,8 @@ def test_a_broken_tokenizer_is_refused(load: Load, tmp_path: Path) -> None:
 
 def test_a_port_that_other_hosts_reach_is_said(load: Load) -> None:
     said: list[str] = []
-    check_host(load("server.grpc=127.0.0.1:0"), said.append)
+    check_host(load(PILOT, "server.grpc=127.0.0.1:0"), said.append)
     assert said == []
-    check_host(load("server.grpc=0.0.0.0:0"), said.append)
+    check_host(load(PILOT, "server.grpc=0.0.0.0:0"), said.append)
     (warning,) = said
     assert warning.startswith("warning: server.grpc: 0.0.0.0:0 can be reached by other hosts")
