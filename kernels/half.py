@@ -48,6 +48,37 @@ def narrow(_typing_context: Any, value: Any, like: Any) -> Any:
     return types.uint16(value, like), narrow_half
 
 
+@intrinsic
+def no_bits(_typing_context: Any, like: Any) -> Any:
+    """Zero in an unsigned integer as wide as the stored element `like`: what `largest` begins with."""
+    if like not in _AS_BITS:
+        return None
+    bits = _AS_BITS[like]
+    return bits(like), lambda _context, _builder, _signature, _args: ir.Constant(ir.IntType(bits.bitwidth), 0)
+
+
+@intrinsic
+def largest(_typing_context: Any, most: Any, value: Any) -> Any:
+    """The larger of `most` and the bits of a stored element without its sign.
+
+    These grow with the absolute value, see NOT_FINITE; as integers they are compared in all lanes of a vector.
+    """
+    if value not in _AS_BITS or most != _AS_BITS[value]:
+        return None
+
+    def of_bits(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        width = ir.IntType(most.bitwidth)
+        bits = builder.and_(builder.bitcast(args[1], width), ir.Constant(width, 2 ** (most.bitwidth - 1) - 1))
+        return builder.select(builder.icmp_unsigned(">", bits, args[0]), bits, args[0])
+
+    return most(most, value), of_bits
+
+
+_AS_BITS = {types.uint16: types.uint16, types.float32: types.uint32}
+NOT_FINITE = {np.dtype(np.uint16): 0x7C00, np.dtype(np.float32): 0x7F800000}
+"""By storage type: the least bits without a sign that are infinity or not a number."""
+
+
 def to_storage(array: NDArray[np.float32], is_half: bool) -> Storage:
     """Stored form of a float32 array on the host."""
     with np.errstate(over="ignore"):

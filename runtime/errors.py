@@ -23,6 +23,7 @@ STATUS: dict[type[errors.MoorageError], Status] = {
     errors.MoorageError: INTERNAL,
     errors.InvalidRequest: Status("INVALID_ARGUMENT", 400),
     errors.InvalidConfig: Status("INVALID_ARGUMENT", 400),
+    errors.NotFinite: Status("INVALID_ARGUMENT", 400),
     errors.InvalidModel: Status("INVALID_ARGUMENT", 400),
     errors.NotFound: Status("NOT_FOUND", 404),
     errors.ResourceExhausted: Status("RESOURCE_EXHAUSTED", 429),

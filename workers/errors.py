@@ -3,6 +3,7 @@
 MoorageError
   +-- InvalidRequest       the caller sent something that can never work
   |     +-- InvalidConfig  the same, in a configuration file or flag
+  |     |     +-- NotFinite  numbers beyond the range of a configured type
   |     +-- InvalidModel   the same, in a model directory
   +-- NotFound             a named thing does not exist
   +-- ResourceExhausted    it could work, but not now or not on this machine
@@ -25,6 +26,10 @@ class InvalidRequest(MoorageError):
 
 class InvalidConfig(InvalidRequest):
     """A configuration value that can never work."""
+
+
+class NotFinite(InvalidConfig):
+    """Numbers are beyond the range of the type that the configuration gives them."""
 
 
 class InvalidModel(InvalidRequest):

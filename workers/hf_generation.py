@@ -39,9 +39,7 @@ def read_sampling_defaults(directory: str | Path) -> SamplingDefaults:
         top_k=_top_k(config),
         top_p=_number(config, "top_p", 0.0, 1.0, plain.top_p, above=True),
         min_p=_number(config, "min_p", 0.0, 1.0, plain.min_p),
-        repetition_penalty=_number(
-            config, "repetition_penalty", 0.0, 10.0, plain.repetition_penalty, above=True
-        ),
+        repetition_penalty=_number(config, "repetition_penalty", 0.1, 10.0, plain.repetition_penalty),
     )
 
 

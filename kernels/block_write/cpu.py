@@ -18,23 +18,25 @@ from moorage.kernels.checks import (
     check_range,
     is_typed,
 )
-from moorage.kernels.half import Storage, narrow, widen
+from moorage.kernels.half import NOT_FINITE, Storage, largest, narrow, no_bits, widen
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 
 
-def write_rows(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage, v: Storage) -> None:
+def write_rows(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage, v: Storage) -> bool:
     """Writes tokens [start, start + T) of one session and layer; token t goes to row t % B of pages[t // B].
 
-    kv_layer [P, 2, Hkv, B, D]; k, v [T, Hkv, D] in float32 or in the storage type. Raises ValueError if the rows
-    do not fit the pages.
+    kv_layer [P, 2, Hkv, B, D]; k, v [T, Hkv, D] in float32 or in the storage type. Returns whether all that was
+    stored is finite; numbers beyond the storage type's range are not. Raises ValueError if the rows do not fit.
     """
     k, v = cast(Storage, np.ascontiguousarray(k)), cast(Storage, np.ascontiguousarray(v))
     types = FLOAT32[0], kv_layer.dtype
     known = is_typed(kv_layer, STORAGE, 5) and is_typed(pages, INT32, 1)
-    if not (known and is_typed(k, types, 3) and is_typed(v, types, 3)) or not _write(
-        kv_layer, pages, start, k, v, num_workers(2 * k.nbytes) > 1
-    ):
+    if not (known and is_typed(k, types, 3) and is_typed(v, types, 3)):
         raise _misfit(kv_layer, pages, start, k, v)
+    most = _write(kv_layer, pages, start, k, v, num_workers(2 * k.nbytes) > 1)
+    if most < 0:
+        raise _misfit(kv_layer, pages, start, k, v)
+    return bool(most < NOT_FINITE[kv_layer.dtype])
 
 
 def _misfit(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage, v: Storage) -> ValueError:
@@ -51,47 +53,55 @@ def _misfit(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage,
 
 @njit(**SERIAL)
 def _write(kv_layer: Any, pages: Any, start: Any, k: Any, v: Any, in_parallel: Any) -> Any:
-    """False, and nothing is written, where the rows do not fit the pages."""
+    """The largest bits that were stored, see `largest`; -1, and nothing is written, where the rows do not fit."""
     num_pages, parts, num_heads, block_size, dim = kv_layer.shape
     count = len(k)
     if parts != 2 or k.shape != v.shape or k.shape[1] != num_heads or k.shape[2] != dim:
-        return False
+        return np.int64(-1)
     if not count:
-        return True
+        return np.int64(0)
     if start < 0 or start > len(pages) * block_size - count:
-        return False
+        return np.int64(-1)
     touched = pages[start // block_size : (start + count - 1) // block_size + 1]
     if not all_within(touched, num_pages):
-        return False
+        return np.int64(-1)
     if in_parallel:
-        _write_parallel(kv_layer, touched, start % block_size, k, v)
-    else:
-        _write_serial(kv_layer, touched, start % block_size, k, v)
-    return True
+        return _write_parallel(kv_layer, touched, start % block_size, k, v)
+    return _write_serial(kv_layer, touched, start % block_size, k, v)
 
 
 @njit(**SERIAL)
-def _write_block(kv_layer: Any, page: Any, index: Any, offset: Any, k: Any, v: Any) -> None:
+def _write_block(kv_layer: Any, page: Any, index: Any, offset: Any, k: Any, v: Any) -> Any:
     """The rows of the touched block `index`; the first token lies at row `offset` of block 0."""
     block_size, dim = kv_layer.shape[3], kv_layer.shape[4]
     begin = max(0, index * block_size - offset)
     end = min(len(k), (index + 1) * block_size - offset)
     row = begin + offset - index * block_size
+    found = np.int64(0)
     for head in range(k.shape[1]):
         for t in range(end - begin):
             for into, values in ((kv_layer[page, 0], k), (kv_layer[page, 1], v)):
                 target, source = into[head, row + t], values[begin + t, head]
+                most = no_bits(target[0])
                 for d in range(dim):
-                    target[d] = narrow(widen(source[d]), target[d])
+                    stored = narrow(widen(source[d]), target[d])
+                    target[d] = stored
+                    most = largest(most, stored)
+                found = max(found, np.int64(most))
+    return found
 
 
 @njit(**SERIAL)
-def _write_serial(kv_layer: Any, pages: Any, offset: Any, k: Any, v: Any) -> None:
+def _write_serial(kv_layer: Any, pages: Any, offset: Any, k: Any, v: Any) -> Any:
+    found = np.int64(0)
     for index in range(len(pages)):
-        _write_block(kv_layer, pages[index], index, offset, k, v)
+        found = max(found, _write_block(kv_layer, pages[index], index, offset, k, v))
+    return found
 
 
 @njit(**PARALLEL)
-def _write_parallel(kv_layer: Any, pages: Any, offset: Any, k: Any, v: Any) -> None:
+def _write_parallel(kv_layer: Any, pages: Any, offset: Any, k: Any, v: Any) -> Any:
+    found = np.zeros(len(pages), np.int64)
     for index in prange(len(pages)):
-        _write_block(kv_layer, pages[index], index, offset, k, v)
+        found[index] = _write_block(kv_layer, pages[index], index, offset, k, v)
+    return found.max()

@@ -17,7 +17,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_NAME_CHARACTERS = 128
 MAX_TEMPERATURE = 100.0
-MAX_REPETITION_PENALTY = 10.0
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.1, 10.0
+"""A factor of ten either way; beyond, one token outweighs all others whatever the model says."""
 MAX_ADDED_PENALTY = 2.0
 MAX_LOGPROBS = 20
 DEFAULT_MAX_NEW_TOKENS = 256
@@ -73,10 +74,9 @@ def sampling(message: pb.Sampling, defaults: SamplingDefaults) -> SamplingSpec:
     )
     if not (math.isfinite(top_p) and 0 < top_p <= 1):
         raise InvalidRequest(f"top_p: {top_p} is outside (0, 1]; send 1 to keep every token")
-    if not (math.isfinite(penalty) and 0 < penalty <= MAX_REPETITION_PENALTY):
-        raise InvalidRequest(
-            f"repetition_penalty: {penalty} is outside (0, {MAX_REPETITION_PENALTY:g}]; send 1 for none"
-        )
+    if not MIN_REPETITION_PENALTY <= penalty <= MAX_REPETITION_PENALTY:  # also of NaN
+        allowed = f"{MIN_REPETITION_PENALTY:g} to {MAX_REPETITION_PENALTY:g}"
+        raise InvalidRequest(f"repetition_penalty: {penalty:g} is outside {allowed}; send 1 for none")
     if top_k < 0:
         raise InvalidRequest(f"top_k: {top_k} is negative; send 0 to keep every token")
     if seed < 0:

@@ -88,3 +88,27 @@ def test_names_the_array_that_does_not_fit(changed, value):
     with pytest.raises(ValueError, match=f"^{changed}: "):
         write_rows(**arguments)
     np.testing.assert_array_equal(arguments["kv_layer"], before)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("count", [1, 40, 6000])
+def test_says_whether_all_that_is_stored_is_finite(rng, storage, bad, count):
+    pages = rng.permutation(count // 8 + 2).astype(np.int32)
+    layer = np.zeros((len(pages), 2, 3, 8, 16), storage)
+    for place in range(2):
+        for as_stored in (False, True):
+            rows = [65504.0 * np.sign(tokens(rng, count, 3, 16)) for _ in range(2)]
+            given = [to_storage(each, storage == np.uint16) if as_stored else each for each in rows]
+            assert write_rows(layer, pages, 5, *given)
+            rows[place][rng.integers(count), rng.integers(3), rng.integers(16)] = bad
+            given = [to_storage(each, storage == np.uint16) if as_stored else each for each in rows]
+            assert not write_rows(layer, pages, 5, *given)
+            assert not reference.write_rows(layer, pages, 5, *given)
+
+
+def test_numbers_beyond_half_are_not_finite_where_they_are_stored(storage):
+    layer, rows = np.zeros((1, 2, 1, 8, 16), storage), np.full((1, 1, 16), 65519.0, np.float32)
+    pages = np.zeros(1, np.int32)
+    assert write_rows(layer, pages, 0, rows, -rows)
+    assert write_rows(layer, pages, 0, rows, -rows - 1) == (storage == np.float32)
+    assert write_rows(layer, pages, 0, rows[:0], rows[:0])

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 
 from moorage.workers.counting import counted
-from moorage.workers.errors import Internal, InvalidRequest, MoorageError, ResourceExhausted, Unavailable
+from moorage.workers.errors import (
+    Internal,
+    InvalidRequest,
+    MoorageError,
+    NotFinite,
+    ResourceExhausted,
+    Unavailable,
+)
 from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
@@ -440,8 +447,8 @@ class Engine:
                 continue
             session.num_tokens += len(segment.token_ids)
             stats, sampled = session.stats, output.sampled
-            if sampled is not None and sampled.error is not None:
-                failed[segment.session_id] = MoorageError(sampled.error)
+            if output.error is not None:
+                failed[segment.session_id] = NotFinite(output.error)
                 continue
             results.append(
                 SegmentResult(

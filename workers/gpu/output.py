@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,7 +11,7 @@ import torch
 
 from moorage.workers.gpu.hand_over import on_device
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.model.sampler import Sampled, SampleRow, sample
+from moorage.workers.gpu.model.sampler import NOT_FINITE, Sampled, SampleRow, sample
 from moorage.workers.gpu.session import WorkerSession
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.spec import Segment
@@ -25,6 +26,8 @@ class SegmentOutput:
 
     sampled: Sampled | None
     prompt_logprobs: tuple[float, ...]
+    error: str | None = None
+    """Why there is neither; then the other fields mean nothing."""
 
 
 class OutputStage:
@@ -63,7 +66,16 @@ class OutputStage:
                 for a, b, segment, session in zip(starts, ends, segments, sessions, strict=True)
             ]
             drawn = self._draw(hidden, ends, segments, sessions)
-        return [SegmentOutput(s, p) for s, p in zip(drawn, scored, strict=True)]
+        return [self._output(s, p) for s, p in zip(drawn, scored, strict=True)]
+
+    def _output(self, sampled: Sampled | None, logprobs: tuple[float, ...]) -> SegmentOutput:
+        error = None if sampled is None else sampled.error
+        if error is None and not all(map(math.isfinite, logprobs)):
+            error = NOT_FINITE
+        if error is not None:
+            single = self._decoder.dtype is torch.float32
+            error += "; check the weights" if single else "; set model.dtype to float32"
+        return SegmentOutput(sampled, logprobs, error)
 
     def _draw(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from moorage.workers.errors import NotFinite
 from moorage.workers.gpu.decode_attention import DecodeAttention
 from moorage.workers.gpu.device_turns import DecodeQuery
 from moorage.workers.gpu.hand_over import HandOver
@@ -12,8 +13,9 @@ from moorage.workers.gpu.prefill_attention import PrefillAttention
 from moorage.workers.gpu.reader import BlockReader, storage_dtype
 from moorage.workers.gpu.session import WorkerSession
 from moorage.workers.gpu.timing import PartTimer
+from moorage.workers.kv.block_table import beyond_storage
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.spec import KvLayout
+from moorage.workers.spec import KvLayout, KvType
 
 
 class SessionAttention:
@@ -36,7 +38,22 @@ class SessionAttention:
     def __call__(
         self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], un-rotated, from the session's end on."""
+        """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], un-rotated, from the session's end on.
+
+        Raises NotFinite for keys and values that can't be stored.
+        """
+        try:
+            return self._store_and_attend(session, layer, q, k, v)
+        except NotFinite as error:
+            if torch.isfinite(k).all() and torch.isfinite(v).all():
+                raise
+            raise beyond_storage(
+                layer, KvType.FP32
+            ) from error  # they were no numbers before they were stored
+
+    def _store_and_attend(
+        self, session: WorkerSession, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
         if session.decode_step is not None:
             if session.decode_step.resident is not None:
                 return self._decode_in_place(session, layer, q, k, v)

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moorage.kernels.block_write import write_rows
-from moorage.workers.errors import InvalidRequest, StoreFull
+from moorage.workers.errors import InvalidRequest, NotFinite, StoreFull
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.messages import Int32, Storage
+from moorage.workers.spec import KvType
 
 
 class PageAllocator:
@@ -95,7 +96,8 @@ class BlockTable:
         end = start + len(keys)
         self.check_rows(layer, start, end, size)
         if end > start:
-            write_rows(arena.kv[layer], self.pages, start, keys, values)
+            if not write_rows(arena.kv[layer], self.pages, start, keys, values):
+                raise beyond_storage(layer, arena.layout.kv_type)
             self._clear_rest(arena, layer, start, end)
         self.num_tokens[layer] = end
         return end
@@ -107,6 +109,19 @@ class BlockTable:
         last, filled = divmod(end, size)
         if filled and start <= last * size:
             arena.kv[layer, self.pages[last], :, :, filled:] = 0
+
+
+def beyond_storage(layer: int, kv_type: KvType) -> NotFinite:
+    """A key or value that the store can't hold as a number."""
+    if kv_type is KvType.FP16:
+        return NotFinite(
+            f"layer {layer}: a key or value is larger than 65504, the most that FP16 storage holds; "
+            "set long_context.kv_type to FP32"
+        )
+    return NotFinite(
+        f"layer {layer}: the model computes a key or value that is not a finite number; "
+        "set model.dtype to float32, or check the weights"
+    )
 
 
 _SINGLE, _HALF, _BITS = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16)

@@ -194,7 +194,7 @@ async def test_bad_request(service: Any, request_: list[Any], code: Code, words:
         *[("top_k", v) for v in (-1, -(2**31))],
         *[("top_p", v) for v in (0, -1, 1.01, math.nan, math.inf)],
         *[("min_p", v) for v in (-0.1, 1.5, math.nan)],
-        *[("repetition_penalty", v) for v in (0, -1, 11, math.nan, math.inf)],
+        *[("repetition_penalty", v) for v in (0, 1e-300, 0.09, -1, 11, math.nan, math.inf)],
         *[("presence_penalty", v) for v in (-2.1, 2.1, math.nan)],
         *[("frequency_penalty", v) for v in (-2.1, 2.1, -math.inf)],
         *[("seed", v) for v in (-1, -(2**63))],

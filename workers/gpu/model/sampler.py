@@ -26,6 +26,7 @@ from moorage.workers.spec import SamplingSpec
 
 GREEDY_BELOW = 1e-5
 """Temperatures under this are greedy: dividing by them would overflow."""
+NOT_FINITE = "the model's logits are not finite numbers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _sampled(
     top_logprobs: Sequence[float],
 ) -> Sampled:
     if not math.isfinite(log_mass):
-        return Sampled(0, math.nan, error="the model's logits are not finite; set model.dtype to float32")
+        return Sampled(0, math.nan, error=NOT_FINITE)
     count = row.spec.num_logprobs
     return Sampled(token_id, logprob, tuple(zip(top_ids[:count], top_logprobs[:count], strict=True)))
 
