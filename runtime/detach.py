@@ -6,15 +6,18 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from moorage.runtime import state
 from moorage.runtime.config import load_cluster_config
+from moorage.runtime.launcher_pipe import LauncherPipe
 from moorage.runtime.logs import configure_logs
 from moorage.workers.errors import MoorageError, Unavailable
 
@@ -47,18 +50,10 @@ def launch_detached(
             start_new_session=True,
         )
     os.close(writer)
-    with os.fdopen(reader, encoding="utf-8") as words:
+    with os.fdopen(reader, encoding="utf-8") as words, _signals_raise():
         try:
-            word: dict[str, Any] = {}
-            for line in words:
-                word = json.loads(line)
-                if "loading" in word:
-                    on_loading(*word["loading"])
-                elif "stage" in word:
-                    on_stage(word["stage"])
-                else:
-                    break
-        except KeyboardInterrupt:
+            word = _last_word(words, on_loading, on_stage)
+        except (KeyboardInterrupt, _Signalled):
             child.terminate()
             child.wait()
             raise
@@ -71,6 +66,44 @@ def launch_detached(
     )
 
 
+class _Signalled(BaseException):
+    """The launcher was told to end before the server was ready."""
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise; afterwards the process ends by the signal that came, as it would have."""
+
+    def raise_it(number: int, _frame: object) -> None:
+        came.append(number)
+        raise _Signalled
+
+    came: list[int] = []
+    before = {number: signal.signal(number, raise_it) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            os.kill(os.getpid(), came[0])
+
+
+def _last_word(
+    words: Iterable[str], on_loading: Callable[[int, int], None], on_stage: Callable[[str], None]
+) -> dict[str, Any]:
+    """Passes on what a starting server tells; returns its last word, which is empty when it died without one."""
+    for line in words:
+        word: dict[str, Any] = json.loads(line)
+        if "loading" in word:
+            on_loading(*word["loading"])
+        elif "stage" in word:
+            on_stage(word["stage"])
+        else:
+            return word
+    return {}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The background process. Sends its launcher lines: stages and loading, then {"ready": …} or {"error": …}."""
     parser = argparse.ArgumentParser(prog="python -m moorage.runtime.detach")
@@ -80,36 +113,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log-file", type=Path, required=True)
     parser.add_argument("--notify-fd", type=int, required=True)
     options = parser.parse_args(arguments)
-    os.set_inheritable(options.notify_fd, False)
     configure_logs()
     from moorage.runtime.launch import Hooks, Launch, serve
 
-    with os.fdopen(options.notify_fd, "w", encoding="utf-8") as launcher:
-
-        def tell(word: dict[str, Any], *, last: bool = True) -> None:
-            if not launcher.closed:
-                launcher.write(json.dumps(word) + "\n")
-                launcher.flush()
-                if last:
-                    launcher.close()
-
-        try:
-            config = load_cluster_config(options.config_file, options.overrides)
-            launch = Launch(config, options.config_file, options.ready_file, options.log_file)
-            hooks = Hooks(
-                on_ready=lambda ready: tell({"ready": ready}),
-                on_loading=lambda *loading: tell({"loading": loading}, last=False),
-                on_stage=lambda stage: tell({"stage": stage}, last=False),
-            )
-            asyncio.run(serve(launch, hooks))
-        except MoorageError as error:
-            print(f"error: {error}", file=sys.stderr)
-            tell({"error": str(error)})
-            return 1
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            tell({"error": f"the server failed to start ({reason}); its log is {options.log_file}"})
-            raise
+    launcher = LauncherPipe(options.notify_fd)
+    try:
+        config = load_cluster_config(options.config_file, options.overrides)
+        launch = Launch(config, options.config_file, options.ready_file, options.log_file)
+        hooks = Hooks(
+            on_ready=lambda ready: launcher.tell({"ready": ready}, last=True),
+            on_loading=lambda *loading: launcher.tell({"loading": loading}),
+            on_stage=lambda stage: launcher.tell({"stage": stage}),
+        )
+        asyncio.run(serve(launch, hooks))
+    except MoorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        launcher.tell({"error": str(error)}, last=True)
+        return 1
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        launcher.tell(
+            {"error": f"the server failed to start ({reason}); its log is {options.log_file}"}, last=True
+        )
+        raise
     return 0
 
 

@@ -34,6 +34,7 @@ OnStage = Callable[[StartStage], None]
 DRAIN_S = 3.0
 """How long requests that are being answered may go on after the first signal."""
 _WATCH_S = 2.0
+_SIGNALS_S = 0.1
 _SWEEP_GRACE_S = 5.0
 
 
@@ -98,7 +99,9 @@ async def _started(start: Coroutine[Any, Any, Engine], stop: asyncio.Event) -> E
     """The engine; None when a signal came first."""
     starting = asyncio.create_task(start)
     signalled = asyncio.create_task(stop.wait())
-    await asyncio.wait((starting, signalled), return_when=asyncio.FIRST_COMPLETED)
+    while not starting.done() and not signalled.done():
+        await asyncio.wait((starting, signalled), timeout=_SIGNALS_S, return_when=asyncio.FIRST_COMPLETED)
+        _catch_signals(stop)  # Ray puts its own handlers, which print a stack, in place of ours as it starts.
     signalled.cancel()
     if not starting.done():
         starting.cancel()
@@ -111,7 +114,6 @@ async def _started(start: Coroutine[Any, Any, Engine], stop: asyncio.Event) -> E
 async def _serve_engine(
     launch: Launch, hooks: Hooks, server: ApiServer, address: str, engine: Engine, stop: asyncio.Event
 ) -> None:
-    _catch_signals(stop)  # Ray has put its own handler in place of ours.
     await server.serve(engine)
     ready = _ready_message(launch, address, await engine.status())
     _record(launch, address, "serving")

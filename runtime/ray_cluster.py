@@ -31,6 +31,8 @@ log = structlog.get_logger()
 START_ATTEMPTS = 3
 GRACE_S = 5.0
 """How long Ray's processes may take to end by themselves."""
+ABORT_S = 2.0
+"""How long a start of Ray that is given up may take to fail."""
 STOP_S = 20.0
 """After which Ray's own way of stopping is given up."""
 _LOSS = "without which no process of the cluster can go on"
@@ -64,10 +66,12 @@ class RayCluster:
     async def stop(self, actors: Sequence[Any], actor_processes: Sequence[ProcessId]) -> None:
         """Ends the actors and, if it is private, Ray. What does not end by itself is killed."""
         if self._starting is not None and not self._starting.done():
-            if self.private:
-                _kill(self._started())  # The start then fails soon.
-            with suppress(Exception):
-                await asyncio.wait_for(asyncio.shield(self._starting), GRACE_S)
+            _kill(self._started() if self.private else ())
+            done, _ = await asyncio.wait((self._starting,), timeout=ABORT_S)
+            if not done:
+                atexit.register(_exit_without_ray, 0)
+                await asyncio.to_thread(self._sweep, self._started() if self.private else ())
+                return
         _kill(one for one in actor_processes if one.state is ProcessState.STOPPED)
         if all(one.process.state is ProcessState.RUNNING for one in self.watched):
             try:
@@ -76,7 +80,7 @@ class RayCluster:
                 log.warning("Ray does not stop; its processes are killed", waited_s=STOP_S)
         else:
             _kill((*self._processes, *actor_processes))  # Nothing of them is worth a clean end.
-            atexit.register(_exit_without_ray)
+            atexit.register(_exit_without_ray, 1)
         await asyncio.to_thread(self._sweep, tuple(actor_processes))
 
     def _start_private(self) -> None:
@@ -152,11 +156,11 @@ def _kill(targets: Iterable[ProcessId]) -> None:
         process.send(signal.SIGKILL)
 
 
-def _exit_without_ray() -> None:
+def _exit_without_ray(status: int) -> None:
     """Ends a server whose Ray is lost. Ray's own exit handler waits up to half a minute for its dead processes."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(status)
 
 
 def _leave(actors: Sequence[Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -32,18 +33,34 @@ def stop(
     """Stop a cluster that was launched on this host, with all its processes."""
     record = state.find(environment_address() if address is None else server_target(address, "--address"))
     killed = end_cluster(record, timeout_s)
-    if killed:
-        print_note(f"{counted(killed, 'process')} did not stop within {timeout_s:g} s and had to be killed")
+    if killed.server:
+        print_note(f"the server (pid {record.server.pid}) did not stop within {timeout_s:g} s and was killed")
+    if killed.others:
+        many = counted(killed.others, "process")
+        print_note(
+            f"{many} that the server left did not end within {_SWEEP_GRACE_S:g} s and had to be killed"
+        )
     print(f"stopped {record.address}")
 
 
-def end_cluster(record: ClusterRecord, timeout_s: float) -> int:
-    """Asks the server to stop, waits, and kills what is left. Returns how many had to be killed."""
+@dataclass(frozen=True, slots=True)
+class Killed:
+    """What did not end by itself."""
+
+    server: bool
+    others: int
+    """Processes below the server."""
+
+
+def end_cluster(record: ClusterRecord, timeout_s: float) -> Killed:
+    """Asks the server to stop, waits, and kills what is left. A server that is stopped (state T) goes on first."""
     everything = {*record.processes, *processes.descendants(record.server.pid)}
     record.server.send(signal.SIGTERM)
+    record.server.send(signal.SIGCONT)
     stubborn = processes.wait_gone([record.server], timeout_s)
     for process in stubborn:
         process.send(signal.SIGKILL)
-    stubborn += processes.end(everything - set(stubborn), _SWEEP_GRACE_S)
+    others = processes.end(everything - {record.server}, _SWEEP_GRACE_S)
+    processes.wait_gone(stubborn, _SWEEP_GRACE_S)
     state.remove(record.server.pid)
-    return len(stubborn)
+    return Killed(bool(stubborn), len(others))

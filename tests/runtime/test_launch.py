@@ -16,7 +16,7 @@ import pytest
 
 from moorage.client import Client
 from moorage.runtime import processes, state
-from moorage.runtime.cli.stop import end_cluster
+from moorage.runtime.cli.stop import Killed, end_cluster
 from moorage.runtime.processes import ProcessId
 from moorage.workers.errors import NotFound, Unavailable
 
@@ -108,7 +108,7 @@ def test_stop_ends_everything(start: Start) -> None:
     process, ready = start()
     everything = state.find(ready["address"]).processes
     reaper = _reap(process)
-    assert end_cluster(state.find(ready["address"]), 20) == 0
+    assert end_cluster(state.find(ready["address"]), 20) == Killed(server=False, others=0)
     assert reaper() == 0
     assert not any(one.alive for one in everything)
 
@@ -119,18 +119,36 @@ def test_stop_sweeps_up_after_a_killed_server(start: Start) -> None:
     process.kill()
     process.wait()
     assert everything[1].alive
-    assert end_cluster(state.find(ready["address"]), 1) == 0
+    assert end_cluster(state.find(ready["address"]), 1) == Killed(server=False, others=0)
     assert not any(one.alive for one in everything)
     with pytest.raises(NotFound, match="no cluster runs"):
         state.find(None)
 
 
-def test_stop_kills_a_server_that_hangs(start: Start) -> None:
+def test_stop_lets_a_stopped_server_go_on_and_end_itself(start: Start) -> None:
     process, _ = start()
+    everything = state.find(None).processes
     process.send_signal(signal.SIGSTOP)
     reaper = _reap(process)
-    assert end_cluster(state.find(None), 0.5) == 1
-    assert reaper() == -signal.SIGKILL
+    assert end_cluster(state.find(None), 20) == Killed(server=False, others=0)
+    assert reaper() == 0
+    assert not any(one.alive for one in everything)
+
+
+def test_stop_kills_what_hears_no_signal() -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+    children = [subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE) for _ in range(2)]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()
+    server, other = (ProcessId.of(child.pid) for child in children)
+    assert server is not None
+    assert other is not None
+    record = state.ClusterRecord("127.0.0.1:1", "serving", "c.yaml", None, (server, other))
+    assert end_cluster(record, 0.1) == Killed(server=True, others=1)
+    for child in children:
+        child.communicate()
+        assert child.returncode == -signal.SIGKILL
 
 
 def test_other_address_is_not_found(start: Start) -> None:
