@@ -62,7 +62,12 @@ class Coordinator:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._loop = StepLoop(
-            cluster.limits, cluster.ledger, cluster.worker, cluster.eos_token_ids, cluster.health
+            cluster.limits,
+            cluster.ledger,
+            cluster.worker,
+            cluster.eos_token_ids,
+            cluster.health,
+            cluster.resolve_memory(None),
         )
         self._request_ids = itertools.count(1)
         self._started_s = time.monotonic()

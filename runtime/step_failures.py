@@ -12,7 +12,7 @@ from moorage.workers.errors import Internal, MoorageError, Unavailable
 log = structlog.get_logger()
 
 MOST_IN_A_ROW = 5
-"""Failed steps, with none between that succeeded, after which the cluster counts as failed."""
+"""Failed steps, with none between that succeeded, after which the worker must show that it still answers."""
 _MAX_REASON_CHARACTERS = 300
 
 
@@ -22,7 +22,6 @@ class StepFailures:
     def __init__(self) -> None:
         self.total = 0
         self._in_a_row = 0
-        self._last = ""
 
     def succeeded(self) -> None:
         """A step with work in it has run."""
@@ -32,16 +31,19 @@ class StepFailures:
         """Counts `error`, raised while `doing`, and logs it; returns what the requests concerned end with."""
         self.total += 1
         self._in_a_row += 1
-        self._last = _reason(error)
         return logged(error, doing)
 
-    def hopeless(self) -> Unavailable | None:
-        """Why the cluster has failed, after too many failures in a row."""
-        if self._in_a_row < MOST_IN_A_ROW:
-            return None
+    @property
+    def many_in_a_row(self) -> bool:
+        """Whether it is time to see if the worker still answers."""
+        return self._in_a_row >= MOST_IN_A_ROW
+
+    def hopeless(self, error: Exception) -> Unavailable:
+        """Logs that the worker failed for itself as well; returns why the cluster has failed."""
+        self.note(error, "a step without a request")
         return Unavailable(
-            f"{self._in_a_row} steps in a row failed, the last one with {self._last}; look in the log and "
-            "launch the cluster again"
+            f"{self._in_a_row} steps in a row failed, the last one, without any request, with {_reason(error)}; "
+            "look in the log and launch the cluster again"
         )
 
 

@@ -1,8 +1,9 @@
 """The loop that drives the GPU worker: settle, schedule, step, deliver.
 
 When a step raises, its sessions are failed and dropped everywhere, and the others go on; when the scheduler itself
-raises, it starts anew, without sessions. Either is in the log with its traceback. After some failures in a row, or
-when the worker is gone, the cluster counts as failed, and the server ends.
+raises, it starts anew, without sessions. Either is in the log with its traceback. After some failures in a row the
+worker is asked for a token of its own: a server whose every request is odd goes on, and one that can't answer that
+either counts as failed, as it does when the worker is gone. The server then ends.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from moorage.runtime.step_plans import openings, segments
 from moorage.runtime.throughput import Throughput, retry_after_s, waits_s
 from moorage.runtime.worker_handle import WorkerHandle
 from moorage.workers.errors import MoorageError, Unavailable
-from moorage.workers.spec import StepPlan, StepResult
+from moorage.workers.spec import MemorySpec, OpenSession, SamplingSpec, Segment, StepPlan, StepResult
 
 log = structlog.get_logger()
+
+PROBE_SESSION = 0
+"""The worker's session by which the loop sees whether it still answers; requests count from 1."""
 
 
 class StepLoop:
@@ -44,7 +48,10 @@ class StepLoop:
         worker: WorkerHandle,
         eos_token_ids: frozenset[int],
         health: ClusterHealth,
+        memory: MemorySpec,
     ) -> None:
+        """`memory` is that of a request which names no preset."""
+        self._memory = memory
         self._limits, self._ledger, self._worker, self._health = limits, ledger, worker, health
         self.scheduler = Scheduler(limits, self._reusable)
         self.requests: dict[int, Request] = {}
@@ -114,8 +121,8 @@ class StepLoop:
             except Exception as error:  # noqa: BLE001  the loop must not end without a word
                 self._start_anew(error)
                 idle = False
-            if (hopeless := self.failures.hopeless()) is not None:
-                self._fail("too many steps failed", hopeless)
+            if self.failures.many_in_a_row and (hopeless := await self._probe()) is not None:
+                self._fail("the step loop", hopeless)
                 return
             if idle:
                 self._wake.clear()
@@ -156,6 +163,21 @@ class StepLoop:
         prompt_tokens = sum(chunk.count for chunk in step.prefills)
         self._throughput.note_step(prompt_tokens, len(step.decodes), result.elapsed_s)
         return result
+
+    async def _probe(self) -> Unavailable | None:
+        """Asks the worker for one token; why the cluster has failed if that raises as well."""
+        opening = OpenSession(PROBE_SESSION, 2, 1, self._memory, SamplingSpec())
+        segment = Segment(PROBE_SESSION, 0, (0,), sample=True)
+        plan = StepPlan(next(self._step_ids), (PROBE_SESSION,), (opening,), (segment,))
+        self._drops.append(PROBE_SESSION)
+        try:
+            await self._worker.step(plan)
+        except Unavailable as error:
+            return error
+        except Exception as error:  # noqa: BLE001  it is reported
+            return self.failures.hopeless(error)
+        self.failures.succeeded()
+        return None
 
     def _settle(self) -> None:
         """Between two steps: forgets requests that ended."""
