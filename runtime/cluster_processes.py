@@ -19,7 +19,8 @@ from moorage.runtime.processes import ProcessId
 from moorage.runtime.ray_cluster import RayCluster
 from moorage.runtime.ray_join import check_resources, ray_nodes
 from moorage.runtime.requests import KvActorStatus
-from moorage.workers.errors import InvalidModel, MoorageError, Unavailable
+from moorage.runtime.start_errors import start_error
+from moorage.workers.errors import Unavailable
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.process import ProcessFacts, host_key
 from moorage.workers.stages import StartStage
@@ -79,7 +80,7 @@ class ClusterProcesses:
         except TimeoutError as error:
             raise Unavailable(f"the workers did not start within {START_TIMEOUT_S:.0f} s") from error
         except Exception as error:
-            raise _as_start_error(error) from error
+            raise start_error(error) from error
         self._watch(kv_facts, worker_facts)
 
     async def kv_status(self) -> tuple[KvActorStatus, ...]:
@@ -211,19 +212,3 @@ def _has_gpu(device: str) -> bool:
     import ray
 
     return device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-
-
-def _as_start_error(error: Exception) -> Exception:
-    """The error that a worker tells, or the first line of what failed in an actor's constructor."""
-    import ray.exceptions
-
-    cause = error
-    if isinstance(error, ray.exceptions.RayTaskError | ray.exceptions.RayActorError):
-        cause = getattr(error, "cause", None) or error
-    if isinstance(cause, MoorageError):
-        return cause
-    reason = str(cause).strip().splitlines()
-    text = next(
-        (line for line in reversed(reason) if "moorage" in line), reason[-1] if reason else repr(cause)
-    )
-    return InvalidModel(text) if "Invalid" in text else Unavailable(f"a worker failed to start: {text}")

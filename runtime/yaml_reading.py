@@ -70,7 +70,7 @@ class _Counter:
         if any(parent.anchor == event.anchor for parent in self.stack):
             raise self._error(event, f"*{event.anchor} stands inside &{event.anchor} itself; write it out")
         # An alias without an anchor is refused by the composer, with its own words.
-        self._add(event, self.sizes.get(event.anchor, 1), None)
+        self._add(event, self.sizes.get(event.anchor or "", 1), None)
 
     def _add(self, event: yaml.Event, num_nodes: int, anchor: str | None) -> None:
         self.stack[-1].num_nodes += num_nodes
@@ -150,7 +150,7 @@ def not_yaml(origin: str, error: Exception) -> InvalidConfig:
     return InvalidConfig(f"{origin}:{line}: not YAML ({' '.join(str(problem).split())}); correct this line")
 
 
-def _line(mark: yaml.Mark | None) -> int:
+def _line(mark: Any) -> int:
     return mark.line + 1 if mark is not None else 1
 
 

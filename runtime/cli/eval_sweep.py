@@ -95,7 +95,7 @@ def sweep_command(
             )
             for row in rows
         ],
-        title=f"{counted(length, 'token')}, {counted(samples, 'prompt')} for each row",
+        title=f"{length} tokens, {counted(samples, 'prompt')} for each row",
         right=("parts", "block", "budget", "attended", "recall", "oracle", "pass keys"),
     )
 
