@@ -133,7 +133,9 @@ class MemorySection(Section):
         None, description="Keys per block that REPR_TOPK anchors are means of; a multiple of anchor_num."
     )
     dense_until: TokensOrZero | None = Field(
-        None, description="Contexts of at most this many tokens attend all blocks; default 8192."
+        None,
+        description="Contexts of at most this many tokens attend all blocks; default is 8192, or the trained length "
+        "where that is shorter.",
     )
     importance_queries: Count | None = Field(
         None, description="Last prompt tokens whose attention decides DYNAMIC anchors and preselection."

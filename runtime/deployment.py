@@ -9,7 +9,7 @@ import psutil
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.gpu_presence import why_no_gpu
-from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory
+from moorage.runtime.presets import PRESETS, kv_layout, resolve_axes
 from moorage.runtime.sizing import Deployment, device_sizes, fixed_dram_bytes, ray_bytes
 from moorage.runtime.units import format_bytes
 from moorage.workers.errors import InvalidConfig
@@ -47,7 +47,7 @@ def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
     plan = Deployment(
         model=model,
         layout=kv_layout(config, model),
-        memory=resolve_memory(config),
+        memory=resolve_axes(config, None, model),
         dtype=config.model.dtype,
         on_cpu=runs_on_cpu(config.gpu_workers.device),
         shards=config.kv_store.actors,
@@ -58,7 +58,7 @@ def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
         device_memory=config.gpu_workers.device_memory,
         object_store_bytes=config.ray.object_store_memory,
         other_memories=tuple(
-            resolve_memory(config, name) for name in PRESETS if name != config.memory.preset
+            resolve_axes(config, name, model) for name in PRESETS if name != config.memory.preset
         ),
     )
     measured = config.long_context.chunk_size == "auto" and config.scheduler.max_step_tokens is None

@@ -4,7 +4,8 @@ A configuration's own axes stand above those of its preset. A request may name a
 belongs to the cluster stays as configured: the store (block_size, anchor_*, repr_topk, kv_type), the
 device's window (local_windows_len), the model's trained length and the sampling of recall. Every other axis is
 that preset's own. Budgets are in blocks, and are those of the preset's own block size: with another size they are
-as many blocks as hold the same tokens.
+as many blocks as hold the same tokens. Against a model, axes that the configuration leaves alone follow its trained
+length: no session attends more keys at once than the model was trained on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from moorage.runtime.quoting import quoted
 from moorage.runtime.session_positions import RopeChoice, settle_positions
+from moorage.runtime.trained_length import trained_length
 from moorage.workers.errors import InvalidConfig, InvalidRequest
 from moorage.workers.spec import (
     CODE_ELEMENTS,
@@ -187,8 +189,8 @@ def check_preset_name(name: str) -> str:
     raise ValueError(f"no such preset{f'; did you mean {near[0]}?' if near else ''}; {available}")
 
 
-def resolve_preset(config: ClusterConfig) -> Preset:
-    """The cluster's preset with the configuration's own axes in place."""
+def resolve_preset(config: ClusterConfig, model: ModelSpec | None = None) -> Preset:
+    """The cluster's preset with the configuration's own axes in place; with `model` it follows its trained length."""
     memory, long_context = config.memory, config.long_context
     own = {axis: getattr(memory, axis) for axis in MEMORY_AXES}
     own |= {axis: getattr(long_context, axis) for axis in SELECT_AXES + STORE_AXES}
@@ -199,7 +201,8 @@ def resolve_preset(config: ClusterConfig) -> Preset:
         # Distant keys are attended un-rotated then, so that anchors of rotated keys would say nothing of them.
         chosen.setdefault("anchor_space", AnchorSpace.PLAIN)
     preset = PRESETS[memory.preset]
-    return replace(_in_blocks_of(preset, chosen.get("block_size", preset.block_size)), **chosen)
+    preset = _in_blocks_of(preset, chosen.get("block_size", preset.block_size))
+    return replace(_within_trained(replace(preset, **chosen), config, model), **chosen)
 
 
 def _in_blocks_of(preset: Preset, block_size: int) -> Preset:
@@ -212,25 +215,71 @@ def _in_blocks_of(preset: Preset, block_size: int) -> Preset:
     )
 
 
+def _within_trained(preset: Preset, config: ClusterConfig, model: ModelSpec | None) -> Preset:
+    """The preset with no more keys attended at once than the model was trained on.
+
+    Exact attention ends at the trained length. Sinks, window and chosen blocks together stay within it: the window
+    takes at most half, or all beside the sinks where nothing is chosen.
+    """
+    if model is None:
+        return preset
+    trained, size = config.memory.pretraining_length or trained_length(model), preset.block_size
+    sinks = -(-preset.n_init // size) * size
+    room = trained - sinks if preset.topk == 0 else trained // 2
+    window = min(preset.local_windows_len, max(size, room // size * size))
+    if config.long_context.local_windows_len is not None:
+        window = config.long_context.local_windows_len
+    most = max(1, (trained - sinks - window) // size)
+    return replace(
+        preset,
+        dense_until=min(preset.dense_until, trained),
+        local_windows_len=window,
+        topk=min(preset.topk, most) if preset.topk else preset.topk,
+    )
+
+
 def resolve_memory(
     config: ClusterConfig, preset_override: str | None = None, model: ModelSpec | None = None
 ) -> MemorySpec:
     """The axes of a session under the cluster's preset, or under the one that a request names.
 
-    With `model` its positions are settled too: rotary embedding, trained length and dca's chunk. Raises
-    InvalidRequest for a preset that there isn't, or that does not fit the model and the cluster's blocks.
+    With `model` they follow its trained length, and its positions are settled: rotary embedding, trained length and
+    dca's chunk. Raises InvalidRequest for a preset that there isn't, or that does not fit the model and the cluster's
+    blocks.
     """
-    preset = own = resolve_preset(config)
-    if preset_override is not None and preset_override != config.memory.preset:
-        try:
-            other = PRESETS[check_preset_name(preset_override)]
-        except ValueError as error:
-            raise InvalidRequest(f"preset {quoted(preset_override)}: {error}") from error
-        window = config.long_context.local_windows_len
-        preset = _in_blocks_of(other, own.block_size)
-        if window is not None:
-            preset = replace(preset, local_windows_len=window)
-    memory = MemorySpec(
+    preset = _asked_preset(config, preset_override, model)
+    memory = _axes_of(config, preset)
+    if model is None:
+        return memory
+    try:
+        return settle_positions(memory, _rope_choice(config, preset), model, preset.block_size)
+    except ValueError as error:
+        raise InvalidRequest(f"preset {preset.name}: {error}") from error
+
+
+def resolve_axes(config: ClusterConfig, preset_override: str | None, model: ModelSpec) -> MemorySpec:
+    """As `resolve_memory`, but with positions unsettled: what sizes depend on, for presets that may not fit too."""
+    return _axes_of(config, _asked_preset(config, preset_override, model))
+
+
+def _asked_preset(config: ClusterConfig, preset_override: str | None, model: ModelSpec | None) -> Preset:
+    """The cluster's preset, or the one that a request names on the cluster's store."""
+    own = resolve_preset(config, model)
+    if preset_override is None or preset_override == config.memory.preset:
+        return own
+    try:
+        other = PRESETS[check_preset_name(preset_override)]
+    except ValueError as error:
+        raise InvalidRequest(f"preset {quoted(preset_override)}: {error}") from error
+    window = config.long_context.local_windows_len
+    preset = replace(_in_blocks_of(other, own.block_size), block_size=own.block_size)
+    if window is not None:
+        preset = replace(preset, local_windows_len=window)
+    return _within_trained(preset, config, model)
+
+
+def _axes_of(config: ClusterConfig, preset: Preset) -> MemorySpec:
+    return MemorySpec(
         preset=preset.name,
         positions=preset.positions,
         n_init=preset.n_init,
@@ -256,12 +305,6 @@ def resolve_memory(
         lag=preset.lag,
         lag_cosine=preset.lag_cosine,
     )
-    if model is None:
-        return memory
-    try:
-        return settle_positions(memory, _rope_choice(config, preset), model, own.block_size)
-    except ValueError as error:
-        raise InvalidRequest(f"preset {preset.name}: {error}") from error
 
 
 def check_positions(config: ClusterConfig, model: ModelSpec) -> None:

@@ -23,6 +23,7 @@ from moorage.runtime.config_explain import (
 )
 from moorage.runtime.preflight import check_host
 from moorage.runtime.presets import resolve_preset
+from moorage.workers.hf_config import read_model_spec
 
 _RULE = (
     "Precedence: --set section.key=value, then the environment (MOORAGE_SECTION__KEY), then the file, "
@@ -77,9 +78,12 @@ def config(
     if len(names or ()) != 1:
         raise typer.BadParameter("give one cluster file, or --explain for the reference", param_hint="FILE")
     loaded = load_cluster_config((names or [""])[0], overrides or ())
-    values = resolved(loaded, dataclasses.asdict(resolve_preset(loaded)))
-    if not file_only:
+    if file_only:
+        values = resolved(loaded, dataclasses.asdict(resolve_preset(loaded)))
+    else:
         limit = check_host(loaded, print_note)
+        axes = resolve_preset(loaded, read_model_spec(loaded.model.path))
+        values = resolved(loaded, dataclasses.asdict(axes))
         values["long_context"]["max_seq_len"] = limit.max_seq_len
         for warning in limit.warnings:
             print_note(f"warning: {warning}")

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -6,7 +7,16 @@ from moorage.runtime.config import ClusterConfig
 from moorage.runtime.model_presets import MODEL_PRESETS
 from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory, resolve_preset
 from moorage.workers.errors import InvalidRequest
-from moorage.workers.spec import AnchorSpace, AnchorType, HeadSelectMode, KvType, Positions, Preselect
+from moorage.workers.spec import (
+    AnchorSpace,
+    AnchorType,
+    HeadSelectMode,
+    KvType,
+    ModelSpec,
+    Positions,
+    Preselect,
+    RopeSpec,
+)
 
 
 def config(**sections: dict[str, Any]) -> ClusterConfig:
@@ -75,3 +85,39 @@ def test_clamped_positions_take_plain_anchors_unless_told_otherwise() -> None:
     assert space() is AnchorSpace.ROTATED
     assert space(positions="clamped") is AnchorSpace.PLAIN
     assert space(positions="clamped", anchor_space="rotated") is AnchorSpace.ROTATED
+
+
+def trained_on(trained: int) -> ModelSpec:
+    rope = RopeSpec(rotary_dim=128, max_position_embeddings=trained)
+    return replace(MODEL_PRESETS["llama-3-8b"], rope=rope, max_position_embeddings=trained)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("trained", [512, 2048, 8192])
+def test_no_preset_attends_more_keys_at_once_than_the_model_was_trained_on(name: str, trained: int) -> None:
+    chosen = config(memory={"preset": name})
+    memory = resolve_memory(chosen, model=trained_on(trained))
+    size = resolve_preset(chosen).block_size
+    sinks = -(-memory.n_init // size) * size
+    assert memory.dense_until <= trained
+    assert memory.local_windows_len <= trained
+    if memory.topk is not None:
+        assert sinks + memory.local_windows_len + memory.topk * size <= trained
+        assert memory.topk > 0 or PRESETS[name].topk == 0
+    asked = resolve_memory(config(memory={"preset": "full"}), name, trained_on(trained))
+    if memory.topk is not None:
+        assert 32 * (asked.topk or 0) + asked.local_windows_len + asked.n_init <= trained
+
+
+def test_a_long_trained_model_keeps_the_published_budgets() -> None:
+    for name, preset in PRESETS.items():
+        memory = resolve_memory(config(memory={"preset": name}), model=trained_on(131072))
+        assert (memory.topk, memory.local_windows_len, memory.dense_until) == (
+            preset.topk, preset.local_windows_len, preset.dense_until,
+        )  # fmt: skip
+
+
+def test_axes_of_the_configuration_do_not_follow_the_trained_length() -> None:
+    own = {"memory": {"topk": 300, "dense_until": 4096}, "long_context": {"local_windows_len": 2048}}
+    memory = resolve_memory(config(**own), model=trained_on(512))
+    assert (memory.topk, memory.dense_until, memory.local_windows_len) == (300, 4096, 2048)

@@ -36,7 +36,9 @@ def test_the_default_follows_positions_that_extend_the_trained_length() -> None:
     assert limit(preset="lmdeploy").max_seq_len == 16384
     assert limit(4096, preset="chunkllama").max_seq_len == 65536
     assert limit(32768, preset="chunkllama").max_seq_len == 131072
-    assert limit(512, preset="inf-llm").max_seq_len == 512
+    assert limit(512, preset="inf-llm").max_seq_len == 131072
+    wide = config(memory={"preset": "inf-llm"}, long_context={"local_windows_len": 1024})
+    assert session_limit(wide, model(512)).max_seq_len == 512
 
 
 def test_a_longer_session_than_positions_reach_is_warned_of() -> None:

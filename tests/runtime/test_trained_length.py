@@ -62,9 +62,10 @@ def test_clamped_and_rolling_positions_hold_at_any_length(preset: str) -> None:
 
 
 def test_clamped_and_rolling_positions_hold_only_where_the_window_was_trained() -> None:
-    short = model(2048)
-    assert reached(short, "inf-llm") == 2048
-    assert reached(short, "stream-llm") == 2048
+    for preset in ("inf-llm", "stream-llm"):
+        wide = config(memory={"preset": preset}, long_context={"local_windows_len": 4096})
+        assert reach(resolve_memory(wide, model=model(2048)), model(2048)).tokens == 2048
+        assert reached(model(2048), preset) is None, "the preset's own window follows the trained length"
     assert Reach(None, "any").beyond(10**9) == 0
 
 
