@@ -63,11 +63,23 @@ class Source:
 def read_source(path: str | Path, overrides: Iterable[str], environ: Mapping[str, str]) -> Source:
     """The file's values, with the environment's above them and the `section.key=value` flags above all.
 
-    Raises InvalidConfig with file and line, variable or flag.
+    A model directory in the place of the file is a file with nothing but model.path. Raises InvalidConfig with
+    file and line, variable or flag.
     """
-    source = _read_file(Path(path))
+    given = Path(path)
+    source = _model_directory(given) if given.is_dir() else _read_file(given)
     source.put_environment(environ)
     source.put_overrides(overrides)
+    return source
+
+
+def _model_directory(path: Path) -> Source:
+    if not (path / "config.json").is_file():
+        raise InvalidConfig(
+            f"{path}: is a directory without config.json; give a model directory or the path of a cluster.yaml"
+        )
+    source = Source(path, {})
+    source.put("model", "path", str(path.resolve()), str(path))
     return source
 
 

@@ -87,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code; `argv` defaults to the process's own arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     program = program_name()
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # read once by the C core, when grpc is imported
     try:
         _load_commands(_completed_words(program, os.environ) or arguments)
         code = app(args=arguments, prog_name=program, standalone_mode=False)

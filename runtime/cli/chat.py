@@ -13,8 +13,9 @@ from moorage.runtime.cli import transcripts
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.chat_commands import run_command
 from moorage.runtime.cli.chat_connection import Connection
-from moorage.runtime.cli.chat_input import PipedTurns, TerminalTurns, TurnSource, keys_kept
+from moorage.runtime.cli.chat_input import PipedTurns, TerminalTurns, TurnSource
 from moorage.runtime.cli.chat_turns import Continuation, Messages, Turns
+from moorage.runtime.cli.keys import single_keys
 from moorage.runtime.cli.output import print_error, print_note
 from moorage.runtime.cli.talk import AGAIN, Talk
 from moorage.workers.counting import counted
@@ -77,7 +78,7 @@ def chat(
     )
     typed = sys.stdin.isatty()
     turns: Turns = Continuation(system) if raw else Messages(system)
-    with keys_kept(), Connection(address) as connection:
+    with single_keys(), Connection(address) as connection:
         model = connection.model()
         if not raw and not model.has_chat_template:
             raise InvalidRequest(f"{model.name} has no chat template; `runtime chat --raw` does without one")

@@ -5,10 +5,6 @@ A turn may have many lines: pasted ones, those of a block between two `\"\"\"`, 
 
 from __future__ import annotations
 
-import sys
-import termios
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -21,8 +17,6 @@ if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 BLOCK = '"""'
-_INPUT_FLAGS, _LOCAL_FLAGS = 0, 3
-"""Places in what termios.tcgetattr returns."""
 _MOST_HISTORY_CHARACTERS = 1 << 16
 """A longer turn is not written to the history file, which is read whole at each start."""
 
@@ -99,26 +93,6 @@ class TerminalTurns:
             turn = Turn.of(text)
             if turn.text:
                 return turn
-
-
-@contextmanager
-def keys_kept() -> Iterator[None]:
-    """Keeps what is typed or pasted while no turn is read, unshown and whole, for the next; Ctrl-C still works.
-
-    In its line mode a terminal would show it, cut lines over 4 095 bytes, and make Enter a mere line end.
-    """
-    if not sys.stdin.isatty():
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    changed = termios.tcgetattr(sys.stdin)
-    changed[_INPUT_FLAGS] &= ~termios.ICRNL
-    changed[_LOCAL_FLAGS] &= ~(termios.ICANON | termios.ECHO)
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, changed)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def _decoded(line: bytes) -> str:

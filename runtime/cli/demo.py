@@ -15,7 +15,7 @@ import typer
 from moorage.client import Client, GenerateResult
 from moorage.runtime import state
 from moorage.runtime.cli.app import app, examples
-from moorage.runtime.cli.loading import loading_bar
+from moorage.runtime.cli.loading import start_view
 from moorage.runtime.cli.output import format_gb, print_note, print_table
 from moorage.runtime.cli.stop import end_cluster
 from moorage.runtime.cli.streaming import stream_text
@@ -67,8 +67,8 @@ def _cluster() -> Iterator[dict[str, Any]]:
     check_host(load_cluster_config(cluster_file, _OVERRIDES))
     print_note(f"Starting a cluster from {cluster_file} …")
     begun_s = time.monotonic()
-    with loading_bar() as on_loading:
-        ready = launch_detached(cluster_file, _OVERRIDES, None, on_loading)
+    with start_view() as view:
+        ready = launch_detached(cluster_file, _OVERRIDES, None, view.loading, view.stage)
     print_note(f"Ready after {time.monotonic() - begun_s:.1f} s at {ready['address']}.")
     try:
         yield ready

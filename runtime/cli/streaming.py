@@ -4,60 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moorage.client import GenerateResult, GenerateStream
 from moorage.runtime import requests
-from moorage.runtime.cli.output import print_note
+from moorage.runtime.cli.prefill_bar import prefill_bar
 from moorage.runtime.requests import Usage
 from moorage.workers.counting import counted
-
-
-@contextmanager
-def prefill_bar(*, keep: bool = False) -> Iterator[Callable[[object], None]]:
-    """Yields a function that takes every event of a stream and moves the bar.
-
-    The bar goes when the prompt is read, unless it is kept. Off a terminal a kept bar is a line for each tenth
-    of the prompt, and any other shows nothing.
-    """
-    console = Console(stderr=True)
-    if keep and not console.is_terminal:
-        yield _Tenths()
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=not keep, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("reading the prompt", total=None)
-
-        def show(event: object) -> None:
-            if isinstance(event, requests.Progress):
-                bar.update(task, completed=event.prefilled_tokens, total=event.total_tokens)
-            elif isinstance(event, requests.Token):
-                bar.stop()
-
-        yield show
-
-
-class _Tenths:
-    """Progress as lines of a log."""
-
-    def __init__(self) -> None:
-        self._told = 0
-
-    def __call__(self, event: object) -> None:
-        if isinstance(event, requests.Progress):
-            tenths = 10 * event.prefilled_tokens // event.total_tokens
-            if tenths > self._told:
-                self._told = tenths
-                print_note(
-                    f"read {event.prefilled_tokens:,} of {counted(event.total_tokens, 'token', commas=True)}"
-                )
 
 
 def stream_text(

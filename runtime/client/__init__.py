@@ -27,6 +27,7 @@ from moorage.runtime.requests import (
     PromptLogprobs,
     Token,
     Usage,
+    WaitingRequest,
 )
 from moorage.workers.errors import (
     Cancelled,
@@ -67,4 +68,5 @@ __all__ = [
     "Token",
     "Unavailable",
     "Usage",
+    "WaitingRequest",
 ]
