@@ -13,6 +13,7 @@ from moorage.runtime.admission import Admission, Reusable
 from moorage.runtime.conversations import Conversation, Conversations
 from moorage.runtime.jobs import Job, Limits, PrefillChunk, Step, Wait
 from moorage.runtime.room import Room
+from moorage.workers.counting import counted
 from moorage.workers.errors import ResourceExhausted
 
 
@@ -49,7 +50,7 @@ class Scheduler:
         """Queues a job. Raises ResourceExhausted, changing nothing, if the queue is full."""
         if len(self._admission.waiting) >= self.limits.max_waiting:
             raise ResourceExhausted(
-                f"the queue is full ({self.limits.max_waiting} requests wait); try again later, "
+                f"the queue is full ({counted(self.limits.max_waiting, 'waiting request')}); try again later, "
                 "or raise server.max_queued_requests",
                 retry_after_s=retry_after_s,
             )

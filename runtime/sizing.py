@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from moorage.runtime.room import Room, spread
 from moorage.runtime.units import format_bytes
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import piece_blocks, slots_per_layer
@@ -245,7 +246,7 @@ def pages_per_actor(dram_bytes: int, actors: int, layout: KvLayout) -> int:
     pages = dram_bytes // actors // layout.page_bytes
     if pages < 1:
         raise InvalidConfig(
-            f"kv_store.dram: {format_bytes(dram_bytes)} for {actors} actors has no room for one block of "
+            f"kv_store.dram: {format_bytes(dram_bytes)} for {counted(actors, 'actor')} has no room for one block of "
             f"{layout.page_bytes} bytes each; raise it to {actors * layout.page_bytes} bytes or more"
         )
     return pages

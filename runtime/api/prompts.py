@@ -12,6 +12,7 @@ from moorage.runtime.api import checks
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.uploads import Upload
 from moorage.runtime.text.body import Body, read_all
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 MAX_PIECE_BYTES = 1 << 20
@@ -88,7 +89,7 @@ class PromptCollector:
         checks.token_ids(ids, self._vocab_size, first=num_tokens)
         if num_tokens + len(ids) > self._max_tokens:
             raise InvalidRequest(
-                f"prompt: has more than long_context.max_seq_len = {self._max_tokens} tokens; "
+                f"prompt: has more than long_context.max_seq_len = {counted(self._max_tokens, 'token')}; "
                 "shorten it or raise max_seq_len"
             )
         self._append(array("I", ids).tobytes())
@@ -117,7 +118,7 @@ class PromptCollector:
         if self._body.num_bytes + more_bytes > most:
             raise InvalidRequest(
                 f"prompt: has more than {most} bytes of text, which can't fit long_context.max_seq_len = "
-                f"{self._max_tokens} tokens; shorten it, send token ids, or raise max_seq_len"
+                f"{counted(self._max_tokens, 'token')}; shorten it, send token ids, or raise max_seq_len"
             )
 
     def _append(self, data: bytes) -> None:

@@ -12,6 +12,7 @@ from moorage.runtime.cli.output import print_note
 from moorage.runtime.evals.journal import Key, Record
 from moorage.runtime.evals.tasks import Metric, Suite
 from moorage.runtime.units import format_tokens
+from moorage.workers.counting import counted
 
 _MOST_SHOWN = 60
 """Characters of an answer in a line of the log."""
@@ -65,7 +66,7 @@ class _Lines:
             self._skipped += 1
             return
         if self._skipped:
-            print_note(f"{self._skipped} of {self._total} samples were finished already")
+            print_note(f"{self._skipped} of {counted(self._total, 'sample')} had been finished before")
             self._skipped = 0
         outcome = record.outcome
         print_note(

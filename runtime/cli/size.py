@@ -45,7 +45,7 @@ def _source(config: Path | None, overrides: Sequence[str]) -> Source:
     epilog=examples(
         "runtime size --model internlm2.5-7b-1m",
         "runtime size --model ./my-model --context 1M --sessions 4",
-        "runtime size --model ./my-model --set memory.topk=64 --set kv_store.dram=32GiB",
+        "runtime size --model ./my-model --set memory.topk=64",
         "runtime size --config deploy/local.yaml --json",
     )
 )

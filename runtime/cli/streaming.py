@@ -62,5 +62,7 @@ def summary(usage: Usage) -> str:
     if usage.recall is not None:
         parts.append(f"recall {usage.recall:.3f}")
     if usage.beyond_tokens:
-        parts.append(f"{usage.beyond_tokens} tokens beyond the length that positions reach: not reliable")
+        parts.append(
+            f"{counted(usage.beyond_tokens, 'token')} beyond the length that positions reach: not reliable"
+        )
     return ", ".join(parts)

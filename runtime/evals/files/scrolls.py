@@ -18,6 +18,7 @@ from moorage.runtime.evals.files.lines import Line, read_lines
 from moorage.runtime.evals.files.task import FileSample, FileTask, Reading
 from moorage.runtime.evals.metrics import choices, text
 from moorage.runtime.evals.tasks import Metric
+from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 _OPTION = re.compile(r"^\s*\(([A-D])\)\s*(.+?)\s*$", re.MULTILINE)
@@ -48,7 +49,7 @@ def scrolls(name: str, path: Path, reading: Reading, shots: int) -> FileTask:
     lines = list(islice(read_lines(path), most))
     if len(lines) <= shots:
         raise InvalidRequest(
-            f"{path}: has {len(lines)} entries, which {shots} shots use up; give fewer --shots"
+            f"{path}: has {len(lines)} entries, all taken by {counted(shots, 'shot')}; give fewer --shots"
         )
     examples = "".join(f"{_asked(line, kind)} {_answers(line)[0]}\n\n\n" for line in lines[:shots])
     samples = tuple(_sample(line, kind, examples) for line in lines[shots:])

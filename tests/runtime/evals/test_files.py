@@ -175,7 +175,7 @@ def test_shots_come_first_and_are_not_asked(
         prompt.index("answer 0") < prompt.index("question 1") < prompt.index("answer 1") for prompt in seen
     )
     assert "question 2" in seen[0]
-    with pytest.raises(InvalidRequest, match="4 shots use up"):
+    with pytest.raises(InvalidRequest, match="all taken by 4 shots"):
         scrolls.scrolls("qasper", path, Reading(), 4)
 
 
