@@ -6,11 +6,11 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from moorage.runtime.bench.stores import fill, mailbox_store
+from moorage.runtime.packaged import DEPLOY
 from moorage.workers.gpu.engine import Engine
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.settings import EngineSettings
@@ -35,7 +35,7 @@ from moorage.workers.spec import (
     StepResult,
 )
 
-PILOT = Path(__file__).resolve().parents[2] / "deploy" / "models" / "moorage-pilot"
+PILOT = DEPLOY / "models" / "moorage-pilot"
 BLOCK_SIZE, STRIPE_BLOCKS = 32, 8
 SELECTED = MemorySpec(
     preset="ktransformers",

@@ -13,6 +13,7 @@ from moorage.runtime.bench.measure import describe_machine, installed
 from moorage.runtime.bench.report import Report, compare, print_falls
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_note
+from moorage.runtime.packaged import DEPLOY
 from moorage.runtime.units import parse_tokens
 
 bench_app = typer.Typer(
@@ -22,7 +23,7 @@ bench_app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench", help="Measure the parts side by side with limits and peers.")
 
-RATIOS = Path(__file__).resolve().parents[2] / "deploy" / "benchmarks" / "cpu-2-cores.json"
+RATIOS = DEPLOY / "benchmarks" / "cpu-2-cores.json"
 NOISE = 0.25
 """A ratio that fell by less than this share is taken for noise."""
 

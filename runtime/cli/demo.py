@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,10 +23,10 @@ from moorage.runtime.detach import launch_detached
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_sample
 from moorage.runtime.evals.targets import ServerCoder
+from moorage.runtime.packaged import example_file
 from moorage.runtime.preflight import check_host
 from moorage.workers.errors import MoorageError, NotFound
 
-CLUSTER_FILE = Path("deploy", "local.yaml")
 DEMO_TOKENS = 32_768
 _OVERRIDES = ("server.grpc=127.0.0.1:0",)
 _STOP_TIMEOUT_S = 20.0
@@ -63,7 +62,7 @@ def demo(
 @contextmanager
 def _cluster() -> Iterator[dict[str, Any]]:
     """A cluster of its own on a free port, which ends with the block."""
-    cluster_file = _cluster_file()
+    cluster_file = example_file("local")
     check_host(load_cluster_config(cluster_file, _OVERRIDES))
     print_note(f"Starting a cluster from {cluster_file} …")
     begun_s = time.monotonic()
@@ -75,15 +74,6 @@ def _cluster() -> Iterator[dict[str, Any]]:
     finally:
         with suppress(NotFound):
             end_cluster(state.find(ready["address"]), _STOP_TIMEOUT_S)
-
-
-def _cluster_file() -> Path:
-    """deploy/local.yaml of the project this was installed from, or of the working directory."""
-    places = (Path(__file__).parents[2] / CLUSTER_FILE, CLUSTER_FILE)
-    for place in places:
-        if place.is_file():
-            return place
-    raise NotFound(f"{CLUSTER_FILE}: not found; run the demo inside a clone of the project")
 
 
 def _print_figures(result: GenerateResult) -> None:

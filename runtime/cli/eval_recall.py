@@ -17,10 +17,11 @@ from moorage.runtime.cli.output import print_json, print_note, print_table
 from moorage.runtime.config import ClusterConfig, load_cluster_config
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.recall import draw_heatmap, table_of
+from moorage.runtime.packaged import DEPLOY
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "local.yaml"
+DEFAULT_CONFIG = DEPLOY / "local.yaml"
 _TEXT_CHARACTERS = 60
 """Shown of each block."""
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moorage.runtime.packaged import DEPLOY
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
-DEFAULT_DOCUMENT = Path(__file__).resolve().parents[2] / "deploy" / "documents" / "python_reference.txt"
+DEFAULT_DOCUMENT = DEPLOY / "documents" / "python_reference.txt"
 GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 """The filler of the pass-key task as it was published (Mohtashami and Jaggi, 2023): easy, since nothing competes."""
 TEXT_SUFFIXES = frozenset({".txt", ".md", ".rst"})
