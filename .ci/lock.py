@@ -21,10 +21,12 @@ HEADER = "# Written by `make lock`. Linux, Python 3.11 to 3.13."
 def main() -> None:
     """Print the lock, or say which packages are missing and exit with 1."""
     project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
     roots = [
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],
-        *project["project"]["optional-dependencies"]["dev"],
+        *extras["server"],
+        *(name for name in extras["dev"] if not name.startswith("moorage[")),
     ]
     needed = {python: closure(roots, python) for python in PYTHONS}
     names = sorted(set().union(*needed.values()))

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from moorage.runtime.cli.failures import failure_line
+from moorage.runtime.cli.failures import failure_line, missing_server_line
 from moorage.runtime.cli.output import print_error
 from moorage.workers.errors import MoorageError
 
@@ -37,6 +37,7 @@ COMMANDS = {
     "inspect": "moorage.runtime.cli.eval_recall",
     "bench": "moorage.runtime.cli.bench",
     "demo": "moorage.runtime.cli.demo",
+    "cache": "moorage.runtime.cli.cache",
 }
 """Command name -> the module that registers it with `app`; the order is that of `runtime --help`."""
 
@@ -99,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except typer.Abort:
         print_error("the input ended before an answer; nothing was done")
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        print_error(missing_server_line(error, arguments) or failure_line(error, arguments))
         sys.exit(1)
     except Exception as error:  # noqa: BLE001  # the process boundary; the file has the traceback
         print_error(failure_line(error, arguments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,11 +15,13 @@ from moorage.runtime.cli.loading import loading_bar
 from moorage.runtime.cli.options import AsJson
 from moorage.runtime.cli.output import print_json, print_note, print_table
 from moorage.runtime.config import ClusterConfig, load_cluster_config
-from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.recall import draw_heatmap, table_of
 from moorage.runtime.packaged import DEPLOY
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from moorage.runtime.evals.local_engine import LocalEngine
 
 DEFAULT_CONFIG = DEPLOY / "local.yaml"
 _TEXT_CHARACTERS = 60
@@ -159,6 +161,7 @@ def _settings(config: Path, overrides: list[str] | None) -> ClusterConfig:
 def _load(
     config: ClusterConfig, prompt_file: Path, preset: str | None, max_new_tokens: int
 ) -> tuple[LocalEngine, list[int]]:
+    from moorage.runtime.evals.local_engine import LocalEngine
     from moorage.runtime.tokenizer import TextTokenizer
 
     try:

@@ -14,6 +14,23 @@ from pathlib import Path
 
 from moorage.runtime import state
 
+SERVER_PACKAGES = (
+    "grpc_reflection", "grpc_status", "llvmlite", "numba", "ray", "safetensors", "tokenizers", "torch",
+)  # fmt: skip
+"""Import names of what `pip install moorage` leaves out and the extra `server` brings."""
+
+
+def missing_server_line(error: ModuleNotFoundError, arguments: Sequence[str]) -> str | None:
+    """What to install where a command needs the server's packages; None for any other missing module."""
+    name = (error.name or "").partition(".")[0]
+    if name not in SERVER_PACKAGES:
+        return None
+    command = next((word for word in arguments if not word.startswith("-")), "this command")
+    return (
+        f"{command} needs the packages of the server, and {name} is not installed; "
+        "install them with: pip install 'moorage[server]'"
+    )
+
 
 def failure_line(error: BaseException, arguments: Sequence[str]) -> str:
     """One line for `error`, which names the file that has its traceback. `arguments` go into the file."""

@@ -6,18 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moorage.runtime.config import load_cluster_config
 from moorage.runtime.evals.haystack import Haystack
-from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
 from moorage.runtime.evals.recall import table_of
 from moorage.runtime.presets import PRESETS, check_preset_name, resolve_preset
-from moorage.runtime.tokenizer import TextTokenizer
 from moorage.workers.spec import AnchorSpace, Positions
+
+if TYPE_CHECKING:
+    from moorage.runtime.evals.local_engine import LocalEngine
+    from moorage.runtime.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,9 @@ def sweep(
     overrides: Sequence[str] = (),
 ) -> Iterator[SweepRow]:
     """One row for each point: the same pass-key prompts of `num_tokens` for all, recall on the answers' steps."""
+    from moorage.runtime.evals.local_engine import LocalEngine
+    from moorage.runtime.tokenizer import TextTokenizer
+
     tokenizer = TextTokenizer.load(load_cluster_config(config_file, overrides).model.path)
     coder = _Coder(tokenizer)
     samples = make_samples(haystack, coder, num_tokens - ANSWER_TOKENS, num_samples, seed)
