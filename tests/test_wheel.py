@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LOCAL = "LOCAL"
+"""Stands for deploy/local.yaml of the installed package."""
 Installed = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -29,13 +31,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     (wheel,) = (home / "dist").glob("moorage-*.whl")
     subprocess.run([*pip, "--python", python, "install", "-q", "--no-deps", wheel], check=True)
     paths = sysconfig.get_paths(vars={"base": str(environment), "platbase": str(environment)})
-    Path(paths["purelib"], "zz_other_packages.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    Path(paths["purelib"], "zz_other_packages.pth").write_text("\n".join(others) + "\n")
+    local = str(Path(paths["purelib"], "moorage", "deploy", "local.yaml"))
     empty = home / "empty"
     empty.mkdir()
 
     def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [environment / "bin" / script, *words],
+            [environment / "bin" / script, *(local if word == LOCAL else word for word in words)],
             cwd=empty,
             capture_output=True,
             text=True,
@@ -56,13 +60,6 @@ def test_both_console_scripts_are_there(installed: Installed, script: str) -> No
 
 
 @pytest.mark.slow
-def test_examples_come_with_it(installed: Installed) -> None:
-    done = installed("runtime", "config", "--example", "local")
-    assert done.returncode == 0, done.stderr
-    assert "moorage-pilot" in done.stdout
-
-
-@pytest.mark.slow
 @pytest.mark.ray
 def test_the_demo_finds_its_fact(installed: Installed) -> None:
     done = installed("runtime", "demo", "--tokens", "1024")
@@ -74,7 +71,7 @@ def test_the_demo_finds_its_fact(installed: Installed) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("eval", "passkey", "--example", "local", "--lengths", "512", "--samples", "1"),
+        ("eval", "passkey", "--config", LOCAL, "--lengths", "512", "--samples", "1"),
         ("bench", "decode", "--context", "512", "--steps", "2", "--full-steps", "1", "--peer-context", "512"),
     ],
     ids=["eval", "bench"],
