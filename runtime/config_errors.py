@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from enum import Enum
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from moorage.runtime.config_shown import shown_value
 from moorage.runtime.config_source import Source
+from moorage.runtime.presets import PRESET_KEYS
+
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def one_line(error: ValidationError, source: Source, root: type[BaseModel]) -> str:
@@ -45,14 +48,22 @@ def _complaint(error: ErrorDetails, keys: tuple[str, ...], root: type[BaseModel]
         return f"got {_shown(given)} as a key; keys are words such as chunk_size"
     if kind == "path_type":
         return f"got {_shown(given)}: should be a path, as in `path: models/my-model`"
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = message.replace("greater than or equal to", "at least")
-    message = message.replace("less than or equal to", "at most").replace("greater than", "above")
+    message = _message(error, keys[-1])
     if kind == "value_error" and isinstance(given, dict):
         return message
     if kind == "value_error":
         return f"got {_shown(given)}: {message}"
     return f"got {_shown(given)}: {message}{_fix(keys, root)}"
+
+
+def _message(error: ErrorDetails, key: str) -> str:
+    """What a value should be, with limits in the units that people write."""
+    for limit, words in _LIMITS.items():
+        if limit in error.get("ctx", {}):
+            return f"should be {words} {shown_value(key, error['ctx'][limit])}"
+    if error["type"].startswith("int_"):
+        return "should be a whole number"
+    return error["msg"].removeprefix("Value error, ").removeprefix("Input ")
 
 
 def _unknown(keys: tuple[str, ...], root: type[BaseModel]) -> str:
@@ -77,10 +88,11 @@ def _fix(keys: tuple[str, ...], root: type[BaseModel]) -> str:
     field = next((f for section, key, f in keys_of(root) if (section, key) == keys), None)
     if field is None or field.is_required():
         return ""
-    default = field.default
-    if default is None:
-        return "; leave it out to take the preset's or default value"
-    return f"; the default is {default.value if isinstance(default, Enum) else default}"
+    if field.default is None:
+        return (
+            f"; leave it out to take {'the value of the preset' if keys[1] in PRESET_KEYS else 'its default'}"
+        )
+    return f"; the default is {shown_value(keys[1], field.default)}"
 
 
 def _shown(value: Any) -> str:

@@ -10,14 +10,19 @@ from typing import Any
 
 from moorage.runtime.config import ClusterConfig, build_config
 from moorage.runtime.config_errors import keys_of
+from moorage.runtime.config_shown import shown_value
 from moorage.runtime.config_source import Source
-from moorage.runtime.presets import MEMORY_AXES, POSITION_AXES, SELECT_AXES, STORE_AXES, resolve_preset
-from moorage.runtime.units import format_bytes, format_tokens
+from moorage.runtime.presets import (
+    MEMORY_AXES,
+    POSITION_AXES,
+    PRESET_KEYS,
+    SELECT_AXES,
+    STORE_AXES,
+    resolve_preset,
+)
 
 _BUDGETS = ("topk", "second_select_num")
 """Two names of one axis."""
-_FROM_PRESET = frozenset((*MEMORY_AXES, *SELECT_AXES, *STORE_AXES, *_BUDGETS))
-_BYTES = ("dram", "object_store_memory", "max_message_bytes", "device_memory", "dma_bytes")
 _SECTION_WORDS = {name: field.description or "" for name, field in ClusterConfig.model_fields.items()}
 
 
@@ -48,7 +53,7 @@ def reference(config: ClusterConfig | None = None) -> tuple[KeyReference, ...]:
     for section, key, field in keys_of(ClusterConfig):
         default = "required" if field.is_required() else _default(config, key, field.default)
         value = getattr(getattr(config, section), key)
-        given = None if value == field.default or field.is_required() else _shown(key, value)
+        given = None if value == field.default or field.is_required() else shown_value(key, value)
         rows.append(KeyReference(section, key, default, given, field.description or ""))
     return tuple(rows)
 
@@ -77,13 +82,13 @@ def resolved(config: ClusterConfig, axes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _default(config: ClusterConfig, key: str, value: Any) -> str:
-    if value is not None or key not in _FROM_PRESET:
-        return "unset" if value is None else _shown(key, value)
+    if value is not None or key not in PRESET_KEYS:
+        return "unset" if value is None else shown_value(key, value)
     axis = "topk" if key in _BUDGETS else key
     found = getattr(resolve_preset(_without(config, _BUDGETS if key in _BUDGETS else (key,))), axis)
     if found is None and axis in POSITION_AXES:
         return "unset"
-    return f"{'all' if found is None else _shown(key, found)} (preset {config.memory.preset})"
+    return f"{'all' if found is None else shown_value(key, found)} (preset {config.memory.preset})"
 
 
 def _without(config: ClusterConfig, keys: tuple[str, ...]) -> ClusterConfig:
@@ -96,16 +101,3 @@ def _without(config: ClusterConfig, keys: tuple[str, ...]) -> ClusterConfig:
             "long_context": config.long_context.model_copy(update=long_context),
         }
     )
-
-
-def _shown(key: str, value: Any) -> str:
-    """A value as people write it."""
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if key in _BYTES:
-        return format_bytes(value).replace(".00 ", "").replace(" ", "")
-    if isinstance(value, int) and value >= 1024 and format_tokens(value) != str(value):
-        return f"{value} ({format_tokens(value)})"
-    return str(value)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
 from moorage.runtime.addresses import check_address
+from moorage.runtime.config_shown import one_of
 from moorage.runtime.units import parse_bytes, parse_tokens
 
 _MOST_PATH_BYTES, _MOST_NAME_BYTES = 4095, 255
@@ -25,7 +26,7 @@ class Section(BaseModel):
 def _available(available: tuple[str, ...], refused: dict[str, str]) -> BeforeValidator:
     def check(value: Any) -> Any:
         if isinstance(value, str) and value in refused:
-            raise ValueError(f"{refused[value]}; use {' or '.join(available)}")
+            raise ValueError(f"{refused[value]}; use {one_of(available)}")
         return value
 
     return BeforeValidator(check)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from moorage.runtime import state
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.deployment import check_memory, deployment_of
 from moorage.runtime.exposure import exposure_warning
@@ -110,7 +112,17 @@ def _check_port(address: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(found[0][4])
     except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE and _own_cluster(address):
+            raise InvalidConfig(
+                f"server.grpc: a Moorage cluster serves at {address} already; stop it with `runtime stop --address "
+                f"{address}`, or choose another port"
+            ) from None
         reason = error.strerror if isinstance(error, OSError) else "no such host name"
         raise InvalidConfig(
             f"server.grpc: {address} can't be bound ({reason}); free it or choose another address"
         ) from None
+
+
+def _own_cluster(address: str) -> bool:
+    """Whether a cluster of this user listens there."""
+    return any(record.address == address for record in state.running())

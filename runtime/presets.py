@@ -176,6 +176,8 @@ SELECT_AXES = (
 """Axes of a session that the `long_context` section sets."""
 STORE_AXES = ("block_size", "anchor_type", "anchor_num")
 """Axes of the store, fixed for the cluster's life, that the `long_context` section sets."""
+PRESET_KEYS = frozenset((*MEMORY_AXES, *SELECT_AXES, *STORE_AXES, "second_select_num"))
+"""Keys of `memory` and `long_context` that a preset gives where they are left out."""
 
 
 def check_preset_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from moorage.runtime import state
 from moorage.runtime.config import ClusterConfig, load_cluster_config
 from moorage.runtime.preflight import check_host
+from moorage.runtime.processes import ProcessId
 from moorage.workers.errors import InvalidConfig, InvalidModel
 
 PILOT = Path(__file__).parents[2] / "deploy" / "models" / "moorage-pilot"
@@ -128,3 +131,18 @@ def test_a_port_that_other_hosts_reach_is_said(load: Load) -> None:
     check_host(load(PILOT, "server.grpc=0.0.0.0:0"), said.append)
     (warning,) = said
     assert warning.startswith("warning: server.grpc: 0.0.0.0:0 can be reached by other hosts")
+
+
+def test_a_port_that_a_cluster_of_ours_holds_is_told_with_the_way_to_stop_it(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOORAGE_RUN_DIR", str(tmp_path / "run"))
+    own = ProcessId.of(os.getpid())
+    assert own is not None
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        state.save(state.ClusterRecord(address, "serving", "cluster.yaml", None, (own,)))
+        with pytest.raises(InvalidConfig, match=f"serves at {address} already; stop it with `runtime stop"):
+            check_host(load(PILOT, f"server.grpc={address}"))
