@@ -35,6 +35,8 @@ class Watched:
     process: ProcessId
     loss: str
     """What its end takes with it, as the middle of a sentence."""
+    in_steps: bool = True
+    """Whether each step needs it: while it is stopped, no request goes on."""
     state: ProcessState = field(default=ProcessState.RUNNING, init=False)
     stopped_since_s: float | None = field(default=None, init=False)
 
@@ -98,7 +100,7 @@ class ProcessWatch:
             one.state = ProcessState.STOPPED
             log.error("process stopped", name=one.name, pid=one.process.pid)
         cure = f"continue it with `kill -CONT {one.process.pid}`, or end the cluster with `runtime stop`"
-        if stopped_s < PATIENCE_S:
+        if stopped_s < PATIENCE_S or not one.in_steps:
             self._health.report(one.name, f"{one} is stopped (state T); {cure}")
         else:
             message = f"{one} has been stopped (state T) for over {PATIENCE_S:.0f} s; {cure}"

@@ -139,9 +139,9 @@ class RayCluster:
     def _head(self) -> list[Watched]:
         if self.private:
             named = [(_name_of(one), one) for one in self._processes]
-            return [Watched(_HEAD[name], one, _LOSS) for name, one in named if name in _HEAD]
+            return [Watched(_HEAD[name], one, _LOSS, in_steps=False) for name, one in named if name in _HEAD]
         raylet = _local_raylet()
-        return [] if raylet is None else [Watched(_HEAD["raylet"], raylet, _LOSS)]
+        return [] if raylet is None else [Watched(_HEAD["raylet"], raylet, _LOSS, in_steps=False)]
 
     def _sweep(self, actor_processes: Sequence[ProcessId]) -> None:
         left = processes.wait_gone((*actor_processes, *self._processes), GRACE_S)

@@ -24,6 +24,8 @@ _FIXED = {
 _PRIVATE = {
     # Ray starts its workers at niceness 15, behind everything else on the host.
     "RAY_worker_niceness": "0",
+    # Times of 3 s that a node may be silent, so that one which was stopped can go on. Its end shows without this.
+    "RAY_health_check_failure_threshold": "200",
     # Ray then takes the loopback address for this node's, and listens nowhere else.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }

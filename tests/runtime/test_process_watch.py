@@ -94,6 +94,19 @@ def test_requests_fail_after_a_long_stop_and_the_cluster_after_a_very_long_one(
     assert "has been stopped for 600 s" in health.problem.message
 
 
+def test_a_stop_of_what_no_step_needs_costs_no_request(child: subprocess.Popen[bytes]) -> None:
+    found = ProcessId.of(child.pid)
+    assert found is not None
+    health, clock = ClusterHealth(), Clock()
+    watching = ProcessWatch([Watched("raylet", found, "", in_steps=False)], health, clock)
+    send(child, signal.SIGSTOP)
+    watching.look()
+    clock.now_s += 2 * PATIENCE_S
+    watching.look()
+    assert health.problem is not None
+    assert not health.problem.fails_requests
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_killed_process_is_gone_before_anybody_waits_for_it(
     child: subprocess.Popen[bytes], stopped: bool
