@@ -25,7 +25,7 @@ class _Malformed:
     num_bytes: int
 
 
-class EveryMethod(grpc.aio.ServerInterceptor):
+class EveryMethod(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Refuses requests that are no valid protobuf as INVALID_ARGUMENT, where gRPC itself says INTERNAL.
 
     Bounds the streams of services other than `own_service`, which knows its own limits.

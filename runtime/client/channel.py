@@ -23,6 +23,8 @@ READY_POLL_S = 0.2
 CONNECT_TIMEOUT_S = 5.0
 """How long a client tries to reach a server before it says that none is there."""
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_OWN_DEADLINE = "Deadline Exceeded"
+"""What gRPC says when the time limit of a call has passed; the server has words of its own for its limits."""
 _SERVICE = "moorage.v1.Moorage"
 _IDEMPOTENT = ("Tokenize", "Detokenize", "ListModels", "GetStatus")
 _RETRIES = {
@@ -79,7 +81,7 @@ def error_of(error: grpc.RpcError) -> MoorageError:
     code, message = error.code(), error.details() or "the call failed without a reason"
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return ResourceExhausted(message, retry_after_s=_retry_after_s(error.trailing_metadata()))
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and _OWN_DEADLINE in message:
         return DeadlineExceeded("the time limit of the call has passed; raise timeout_s or ask for less")
     kind = _ERRORS.get(code, MoorageError)
     return kind(message)

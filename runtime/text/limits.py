@@ -20,10 +20,16 @@ class JobLimits:
     s_per_mib: int = 10
     base_bytes: int = 512 * _MIB
     bytes_per_byte: int = 512
+    patience: int = 12
+    """Seconds to wait for each CPU second that a job may take: the host may be busy with other work."""
 
     def cpu_s(self, num_bytes: int) -> int:
         """CPU seconds for so much text."""
         return self.base_s + self.s_per_mib * num_bytes // _MIB
+
+    def wall_s(self, num_bytes: int) -> int:
+        """Seconds after which the process itself must be stuck."""
+        return self.patience * self.cpu_s(num_bytes)
 
     def memory_bytes(self, num_bytes: int) -> int:
         """Bytes for so much text, beside what the process has before."""

@@ -33,6 +33,7 @@ MAX_WAIT_S = 60.0
 _LANES = {"short": 4, "chat": 2, "long": 1}
 """Jobs that run at once."""
 _RETRY_S = 2.0
+_ENDED = "the text process ended, and starts again; send it once more"
 _END_GRACE_S = 2.0
 
 
@@ -150,13 +151,16 @@ class TextProcess:
         jobs, self._jobs = self._jobs, {}
         for ended in jobs.values():
             if not ended.done():
-                ended.set_exception(
-                    Unavailable("the text process ended, and starts again; send it once more")
-                )
+                ended.set_exception(Unavailable(_ENDED))
 
     def _on_packet(self) -> None:
         assert self._socket is not None
-        packet = self._socket.recv(PACKET_BYTES)
+        try:
+            packet = self._socket.recv(PACKET_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            packet = b""
         if packet:
             told = json.loads(packet)
             ended = self._jobs.pop(told["job"], None)
@@ -212,16 +216,31 @@ class TextProcess:
     async def _ended(self, job: str, options: Mapping[str, Any], text: Body, answer: Body) -> int:
         """The exit code of a job's child; negative for the signal that ended it."""
         number = next(self._numbers)
-        if self._socket is None:
-            raise Unavailable("the text process ended, and starts again; send it once more")
         ended = self._jobs[number] = asyncio.get_running_loop().create_future()
-        packet = json.dumps({"job": number, "do": job, "options": options}).encode()
-        socket.send_fds(self._socket, [packet], [text.fd, answer.fd])
+        wall_s = self._limits.wall_s(text.num_bytes)
         try:
-            return await ended
+            async with asyncio.timeout(wall_s):
+                self._send({"job": number, "do": job, "options": options}, text.fd, answer.fd)
+                code: int = await ended
+                return code
+        except TimeoutError:
+            if self._process is not None:
+                self._process.kill()
+            raise Unavailable(
+                f"the text process did not answer within {wall_s} s, and starts again; send it once more"
+            ) from None
         finally:
             if self._jobs.pop(number, None) is not None and self._socket is not None:
-                self._socket.send(json.dumps({"cancel": number}).encode())
+                with suppress(Unavailable):
+                    self._send({"cancel": number})
+
+    def _send(self, packet: Mapping[str, Any], *descriptors: int) -> None:
+        try:
+            if self._socket is None:
+                raise BrokenPipeError
+            socket.send_fds(self._socket, [json.dumps(packet).encode()], descriptors)
+        except OSError:
+            raise Unavailable(_ENDED) from None
 
     def _told(self, code: int, told: Mapping[str, Any]) -> str:
         """Why a child ended before it answered, in one line."""
@@ -233,4 +252,5 @@ class TextProcess:
         if told.get("memory") or code == -signal.SIGABRT:
             mebibytes = self._limits.memory_bytes(num_bytes) >> 20
             return f"{stage} needs more than {mebibytes} MiB of memory for this input; {advice}"
-        return f"{stage} ended with status {code} on this input; {advice}"
+        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        return f"{stage} ended with {how} on this input; {advice}"

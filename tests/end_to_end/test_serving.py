@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from moorage.client import Client
+from moorage.proto.v1 import moorage_pb2 as pb
+from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, is_correct, make_samples
 from moorage.runtime.evals.targets import ServerCoder
@@ -125,6 +129,39 @@ def test_two_clients_get_what_each_gets_alone_and_tokens_flow_while_a_long_promp
     assert order[first:last].count("token") >= 10, (
         "the short client's tokens stopped while the long prompt ran"
     )
+
+
+def test_tokens_and_health_flow_while_long_texts_are_tokenised_and_others_fall_silent(
+    cluster: RunningCluster,
+) -> None:
+    """One client sends 4 MiB to be tokenised and opens streams that never end; another is answered meanwhile."""
+    text = (DOCUMENT.read_bytes() * 5)[: (4 << 20) - 100]
+    over = threading.Event()
+
+    def unfinished() -> Iterator[pb.GenerateRequest]:
+        yield pb.GenerateRequest(parameters=pb.GenerateParameters())
+        over.wait()
+
+    with Client(cluster.address) as client, Client(cluster.address) as other, ExitStack() as silent:
+        channel = silent.enter_context(grpc.insecure_channel(cluster.address))
+        silent.callback(over.set)
+        for _ in range(200):
+            silent.callback(MoorageStub(channel).Generate(unfinished()).cancel)
+        stream = other.generate([5, 6, 7], max_new_tokens=10_000, ignore_eos=True)
+        events = iter(stream)
+        assert isinstance(next(event for event in events if isinstance(event, Token)), Token)
+        ids: list[int] = []
+        work = threading.Thread(target=lambda: ids.extend(client.tokenize(text)))
+        work.start()
+        tokens = checks = 0
+        while work.is_alive():
+            tokens += isinstance(next(events, None), Token)
+            checks += tokens % 20 == 0 and other.is_ready()
+        work.join()
+        stream.cancel()
+    assert len(ids) > 1_000_000
+    assert tokens >= 100, "the other client's tokens stopped while a long text was tokenised"
+    assert checks >= 5
 
 
 def test_a_conversation_is_continued_from_its_stored_kv(cluster: RunningCluster) -> None:

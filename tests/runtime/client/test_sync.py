@@ -236,3 +236,14 @@ def _wait_for(condition: object) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < until_s
         time.sleep(0.01)
+
+
+def test_a_limit_of_the_server_is_told_in_its_words(
+    server: ToyServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_slow(*_: object) -> None:
+        raise DeadlineExceeded("prompt: no message came for 10 s")
+
+    monkeypatch.setattr(server.engine, "_admit", too_slow)
+    with pytest.raises(DeadlineExceeded, match="no message came for 10 s"):
+        client.generate([1]).result()

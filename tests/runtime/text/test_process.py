@@ -159,6 +159,22 @@ async def test_it_starts_again_when_it_is_killed() -> None:
     assert text.pid is None
 
 
+async def test_a_process_that_is_stuck_is_replaced() -> None:
+    text = TextProcess(PILOT, 32, JobLimits(base_s=1, patience=1))
+    await text.start()
+    first = text.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    with pytest.raises(Unavailable, match="did not answer within 1 s"):
+        await encode(text, "a")
+    async with asyncio.timeout(20):
+        while text.pid in (None, first):
+            await asyncio.sleep(0.01)
+    await text.start()
+    assert text.pid != first
+    await text.close()
+
+
 async def test_jobs_of_a_killed_process_are_told(tmp_path: Path) -> None:
     async with started(with_template(tmp_path, LOOPS)) as text:
         job = asyncio.create_task(chat(text, ("user", "a")))
