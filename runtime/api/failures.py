@@ -46,7 +46,7 @@ async def reported(
         code = grpc.StatusCode[status_of(error).grpc]
         message = carried(str(error))
         log.info("request refused", code=code.name, kind=type(error).__name__)
-        await _linger(requests)
+        await read_on(requests)
         await context.abort(code, message, _details(code, message, error))
     except grpc.aio.AbortError:
         raise
@@ -67,7 +67,7 @@ def carried(message: str) -> str:
     return line
 
 
-async def _linger(requests: AsyncIterator[Any] | None) -> None:
+async def read_on(requests: AsyncIterator[Any] | None) -> None:
     """Reads on a little, since a client that is cut off while it sends may miss the status."""
     if requests is None or _lingering.locked():
         return

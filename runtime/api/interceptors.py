@@ -11,6 +11,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from moorage.runtime.api.failures import read_on
+
 MAX_OTHER_STREAMS = 256
 """Health watches and reflections that may be open at once; they are counted apart from everything else."""
 
@@ -99,6 +101,8 @@ async def _sound(request: Any, context: Context) -> Any:
 
 async def _stream_of_sound(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
     async for request in requests:
+        if isinstance(request, _Malformed):
+            await read_on(requests)
         yield await _sound(request, context)
 
 
