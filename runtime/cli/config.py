@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 import yaml
 
+from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_note, print_text
 from moorage.runtime.config import ClusterConfig, load_cluster_config
@@ -35,6 +36,7 @@ _RULE = (
     epilog=examples(
         "runtime config deploy/local.yaml",
         "runtime config cluster.yaml --set memory.preset=inf-llm --json",
+        "runtime config --example local",
         "runtime config --explain",
         "runtime config --explain memory long_context.chunk_size",
         "runtime config --explain scheduler cluster.yaml",
@@ -49,6 +51,7 @@ def config(
             show_default=False,
         ),
     ] = None,
+    example: o.Example = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
     ] = None,
@@ -75,9 +78,10 @@ def config(
     if explain:
         _explain(names or [], overrides or [], as_json)
         return
-    if len(names or ()) != 1:
+    if len(names or ()) > 1:
         raise typer.BadParameter("give one cluster file, or --explain for the reference", param_hint="FILE")
-    loaded = load_cluster_config((names or [""])[0], overrides or ())
+    file = o.cluster_file(Path(names[0]) if names else None, example)
+    loaded = load_cluster_config(file, overrides or ())
     if file_only:
         values = resolved(loaded, dataclasses.asdict(resolve_preset(loaded)))
     else:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.loading import start_view
 from moorage.runtime.cli.output import print_json, print_note
@@ -22,19 +23,21 @@ from moorage.runtime.preflight import check_host
     epilog=examples(
         "runtime launch deploy/local.yaml",
         "runtime launch path/to/model",
+        "runtime launch --example local",
         "runtime launch cluster.yaml --detach --ready-file ready.json",
         "runtime launch cluster.yaml --set server.grpc=127.0.0.1:0 --set kv_store.dram=16GiB",
     )
 )
 def launch(
     file: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
             metavar="FILE|DIR",
             help="A cluster file, or a model directory for every default.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    example: o.Example = None,
     detach: Annotated[
         bool, typer.Option("--detach", help="Serve in the background; return once it is ready.")
     ] = False,
@@ -53,6 +56,7 @@ def launch(
     It serves until Ctrl-C, SIGTERM or `runtime stop`. A model directory is served with every default; if the
     default port is in use, a free one is taken.
     """
+    file = o.cluster_file(file, example)
     given = [*_adjusted(file, overrides or ()), *(overrides or ())]
     config = load_cluster_config(file, given)
     for warning in check_host(config, print_note).warnings:

@@ -14,6 +14,7 @@ import typer
 from moorage.client import GenerateOptions
 from moorage.runtime import state
 from moorage.runtime.addresses import server_target
+from moorage.runtime.packaged import example_file, examples
 from moorage.workers.errors import DeadlineExceeded, InvalidRequest
 
 Address = Annotated[
@@ -22,6 +23,10 @@ Address = Annotated[
         metavar="HOST:PORT",
         help="The server. Default: $MOORAGE_ADDRESS, else the cluster that runs here, else 127.0.0.1:50051.",
     ),
+]
+Example = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help=f"An example that comes with the package: {', '.join(examples())}."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PromptText = Annotated[str | None, typer.Argument(help="The text; read from stdin when it is not given.")]
@@ -89,6 +94,16 @@ def time_limit(timeout_s: float | None) -> Iterator[None]:
 def given(**options: object) -> GenerateOptions:
     """The options that were given on the command line; the server knows the defaults of the others."""
     return cast("GenerateOptions", {name: value for name, value in options.items() if value is not None})
+
+
+def cluster_file(file: Path | None, example: str | None) -> Path:
+    """The cluster file of a command, given by its path or as an example. Raises NotFound for an unknown example."""
+    if (file is None) == (example is None):
+        raise typer.BadParameter("give one cluster file, or --example NAME", param_hint="FILE")
+    if file is not None:
+        return file
+    assert example is not None
+    return example_file(example)
 
 
 def read_text(text: str | None, prompt_file: Path | None) -> bytes:

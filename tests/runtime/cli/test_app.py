@@ -79,7 +79,7 @@ def test_as_a_process() -> None:
 def test_both_console_scripts_show_the_name_they_were_called_by(program: str) -> None:
     shown = called(program, "status", "--help").stdout
     assert shown.startswith(f"Usage: {program} status ")
-    assert re.findall(r"\w+(?= status)", shown.split("Examples:")[1]) == [program, program]
+    assert set(re.findall(r"\w+(?= status)", shown.split("Examples:")[1])) == {program}
     wrong = called(program, "status", "--nope")
     assert wrong.stderr.startswith(f"Usage: {program} status ")
 
