@@ -44,8 +44,6 @@ class ClusterProcesses:
         tag = secrets.token_hex(3)
         self._kv_names = [f"kv-{tag}-{i}" for i in range(shape.config.kv_store.actors)]
         self._worker_name = f"worker-{tag}"
-        # A private Ray cluster inherits this process's variables, and has processes of that kind in store.
-        self._environment = {} if self._ray.private else ray_environment.of_actors()
         self._kv_actors: list[Any] = []
         self.worker: Any = None
         self.worker_pid = 0
@@ -55,6 +53,11 @@ class ClusterProcesses:
         self._figures: ActorFigures | None = None
         self._watching: asyncio.Task[None] | None = None
         self._stopped = False
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """What actors are given. A private Ray cluster inherits all, and has processes of that kind in store."""
+        return {} if self._ray.private else ray_environment.of_actors()
 
     @property
     def _actor_bytes(self) -> int:

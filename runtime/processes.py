@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -27,8 +29,9 @@ class ProcessState(StrEnum):
     """Ended, or a zombie."""
 
 
-_STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-_ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_STOPPED = "Tt"
+_ENDED = "ZXx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +40,21 @@ class ProcessId:
 
     pid: int
     started_s: float
-    """Seconds since the epoch, as the kernel counts them."""
+    """Seconds after the host's boot. Setting the clock moves every time since the epoch, and not this one."""
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
         """The running process of that pid, or None."""
-        try:
-            return cls(pid, psutil.Process(pid).create_time())
-        except psutil.NoSuchProcess:
-            return None
+        found = _look(pid)
+        return None if found is None else cls(pid, found[1])
 
     @property
     def state(self) -> ProcessState:
         """What it does now. A later process of the same pid counts as gone."""
-        try:
-            process = psutil.Process(self.pid)
-            status = process.status()
-            if process.create_time() != self.started_s or status in _ENDED:
-                return ProcessState.GONE
-        except psutil.NoSuchProcess:
+        found = _look(self.pid)
+        if found is None or found[1] != self.started_s or found[0] in _ENDED:
             return ProcessState.GONE
-        return ProcessState.STOPPED if status in _STOPPED else ProcessState.RUNNING
+        return ProcessState.STOPPED if found[0] in _STOPPED else ProcessState.RUNNING
 
     @property
     def alive(self) -> bool:
@@ -67,7 +64,18 @@ class ProcessId:
     def send(self, number: signal.Signals) -> None:
         """Signals it if it is still there."""
         if self.alive:
-            psutil.Process(self.pid).send_signal(number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+def _look(pid: int) -> tuple[str, float] | None:
+    """(state letter, start in seconds after boot) of a process, as proc(5) tells them; None when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return fields[0], int(fields[19]) / _TICKS_PER_S
 
 
 def adopt_orphans() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from moorage.runtime.health import ClusterHealth
@@ -124,6 +125,17 @@ def test_a_killed_process_is_gone_before_anybody_waits_for_it(
     assert f"KV actor kv-0 (pid {child.pid}) is gone, and with it all KV" in health.problem.message
     assert "runtime launch" in health.problem.message
     assert watching.state_of(child.pid) is ProcessState.GONE
+
+
+def test_a_clock_that_is_set_makes_no_process_another(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start in seconds since the epoch moves with the clock, since the kernel counts it from the boot."""
+    watching, health, _ = watch(child)
+    booted_s = psutil.boot_time()
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: booted_s + 1)
+    watching.look()
+    assert health.problem is None
 
 
 def test_another_process_of_the_same_pid_counts_as_gone(child: subprocess.Popen[bytes]) -> None:
