@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from typing import Any, Protocol
+
+import structlog
 
 from moorage.workers.errors import Internal, MoorageError, Unavailable
 from moorage.workers.spec import StepPlan, StepResult
+
+log = structlog.get_logger()
+
+LONG_STEP_S = 60.0
+"""After each of which the log says that a step still runs."""
 
 
 class WorkerHandle(Protocol):
@@ -32,7 +41,7 @@ class RayWorker:
         import ray.exceptions
 
         try:
-            result: StepResult = await self._actor.step.remote(plan)
+            return await self._waited_for(self._actor.step.remote(plan))
         except ray.exceptions.RayActorError as error:
             raise Unavailable(
                 f"GPU worker (pid {self.pid}) is gone; start the cluster again with `runtime launch`"
@@ -42,4 +51,19 @@ class RayWorker:
             if isinstance(cause, MoorageError):
                 raise cause from None
             raise Internal(f"{type(cause or error).__name__}: {cause or ''}", str(error)) from None
-        return result
+
+    async def _waited_for(self, call: Awaitable[StepResult]) -> StepResult:
+        """Says in the log that a step takes long. It is no alarm: a chunk on a slow host may take minutes."""
+        loop, waited_s = asyncio.get_running_loop(), 0.0
+
+        def remark() -> None:
+            nonlocal timer, waited_s
+            waited_s += LONG_STEP_S
+            log.warning("a step takes long", worker_pid=self.pid, waited_s=waited_s)
+            timer = loop.call_later(LONG_STEP_S, remark)
+
+        timer = loop.call_later(LONG_STEP_S, remark)
+        try:
+            return await call
+        finally:
+            timer.cancel()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 import ray.exceptions
+import structlog
 
+from moorage.runtime import worker_handle
 from moorage.runtime.worker_handle import RayWorker
 from moorage.workers.errors import Internal, MoorageError, PeerDead, ResourceExhausted, Unavailable
-from moorage.workers.spec import StepPlan
+from moorage.workers.spec import StepPlan, StepResult
 
 TRACE = "ray::GpuWorkerShell.step() (pid=7)\n  File engine.py, line 1, in step\n"
 
@@ -53,3 +56,24 @@ async def test_what_ray_itself_fails_with_is_unexpected_too() -> None:
 async def test_a_dead_worker_is_told_with_its_pid() -> None:
     with pytest.raises(Unavailable, match=r"GPU worker \(pid 7\) is gone"):
         await worker_whose_step_raises(ray.exceptions.ActorDiedError()).step(StepPlan(1))
+
+
+async def test_a_step_that_takes_long_is_in_the_log_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_handle, "LONG_STEP_S", 0.01)
+    answer: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
+
+    class Step:
+        def remote(self, plan: StepPlan) -> Any:
+            del plan
+            return answer
+
+    class Actor:
+        step = Step()
+
+    with structlog.testing.capture_logs() as lines:
+        step = asyncio.create_task(RayWorker(Actor(), 7).step(StepPlan(1)))
+        while len(lines) < 3:
+            await asyncio.sleep(0.01)
+        answer.set_result(StepResult(1, (), 0.0))
+        assert (await step).step_id == 1
+    assert {(line["event"], line["worker_pid"]) for line in lines} == {("a step takes long", 7)}
