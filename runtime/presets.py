@@ -94,7 +94,8 @@ PRESETS = {
         ),
         Preset(
             "inf-llm",
-            "InfLLM (NeurIPS 2024): sinks, chosen blocks and a window, clamped positions, in prefill too",
+            "InfLLM (NeurIPS 2024): sinks, chosen blocks and a window, in prefill too; "
+            "clamped positions, for any length",
             positions=Positions.CLAMPED,
             n_init=128,
             topk=16,
@@ -103,24 +104,26 @@ PRESETS = {
         ),
         Preset(
             "chunkllama",
-            "ChunkLlama, Dual Chunk Attention (ICML 2024): every key, positions re-mapped per chunk",
+            "ChunkLlama, Dual Chunk Attention (ICML 2024): every key, positions re-mapped per chunk, "
+            "up to 16 times the trained length",
             positions=Positions.DCA,
         ),
         Preset(
             "lmdeploy",
-            "LMDeploy TurboMind: every key, the checkpoint's RoPE scaling or, where it has none, dynamic NTK",
+            "LMDeploy TurboMind: every key, the checkpoint's RoPE scaling or, where it has none, dynamic "
+            "NTK, up to twice the trained length",
             rope_scaling_factor=1.0,
         ),
         Preset(
             "stream-llm",
-            "StreamingLLM (ICLR 2024): sinks and window alone, side by side in a rolling cache",
+            "StreamingLLM (ICLR 2024): sinks and window alone, side by side in a rolling cache, for any length",
             positions=Positions.ROLLING,
             n_init=4,
             topk=0,
         ),
         Preset(
             "infinite-lm",
-            "LM-Infinite (NAACL 2024): sinks and window alone, sinks never farther than the window",
+            "LM-Infinite (NAACL 2024): sinks and window alone, sinks never farther than the window, for any length",
             positions=Positions.CLAMPED,
             n_init=100,
             topk=0,

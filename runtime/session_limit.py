@@ -55,10 +55,16 @@ def session_limit(config: ClusterConfig, model: ModelSpec) -> SessionLimit:
     longest = max(EXTENDED_TOKENS, trained)
     default = longest if found.tokens is None else min(found.tokens, longest)
     given = config.long_context.max_seq_len
-    if given is not None and model.sliding_window is not None and given > model.sliding_window:
-        raise InvalidConfig(
-            f"long_context.max_seq_len: {given} is more than the sliding_window {model.sliding_window} of the "
-            f"checkpoint, which is not supported; use {model.sliding_window} or less, or set sliding_window to "
-            "null in config.json to attend the whole context"
-        )
+    check_window(model, given or default)
     return SessionLimit(given or default, trained, found, model.notes)
+
+
+def check_window(model: ModelSpec, max_seq_len: int) -> None:
+    """Raises InvalidConfig when sessions of `max_seq_len` tokens outgrow the checkpoint's sliding window."""
+    window = model.sliding_window
+    if window is not None and max_seq_len > window:
+        raise InvalidConfig(
+            f"long_context.max_seq_len: {max_seq_len} is more than the sliding_window {window} of the checkpoint, "
+            f"which is not supported; use {window} or less, or set sliding_window to null in config.json to attend "
+            "the whole context"
+        )

@@ -33,7 +33,7 @@ from moorage.runtime.evals.tasks import Suite
     epilog=examples(
         "runtime eval needle --lengths 1K,4K,16K --depths 0,0.25,0.5,0.75,1 --samples 4 --output out",
         "runtime eval needle --needles 4 --lengths 8K --samples 20",
-        "runtime eval needle --config deploy/local.yaml --document essays/ --lengths 2K --preset full,inf-llm",
+        "runtime eval needle --config deploy/reference.yaml --document essays/ --lengths 2K --preset moorage,full",
     )
 )
 @takes_run_options

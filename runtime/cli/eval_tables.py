@@ -64,19 +64,25 @@ def table(summary: Summary) -> tuple[list[str], list[list[str]]]:
         shown.append(("recall", lambda row: "-" if row.recall is None else f"{row.recall:.3f}"))
     if any(row.cut_samples for row in rows):
         shown.append(("truncated", lambda row: str(row.cut_samples)))
+    if any(row.cut_answers for row in rows):
+        shown.append(("cut answers", lambda row: str(row.cut_answers)))
     return [name for name, _ in shown], [[cell(row) for _, cell in shown] for row in rows]
 
 
 def notes(summary: Summary) -> list[str]:
-    """Means, below the table."""
+    """Means, below the table, and what should be known beside the figures."""
     labels: tuple[str | None, ...] = summary.labels if len(summary.labels) > 1 else (None,)
     kinds = {row.metric for row in summary.rows}
     metric = next((kind for kind in (Metric.ACCURACY, Metric.SCORE) if kind in kinds), Metric.LOSS)
     form = "{:.4f} nats per token" if metric is Metric.LOSS else "{:.1%}"
-    return [
+    means = [
         f"mean {metric.value} {form.format(summary.mean(label))}" + (f" ({label})" if label else "")
         for label in labels
     ]
+    cut, samples = (sum(getattr(row, name) for row in summary.rows) for name in ("cut_answers", "samples"))
+    if cut:
+        means.append(f"cut answers, not wholly right and ended by the limit of tokens: {cut} of {samples}")
+    return [*means, *summary.remarks]
 
 
 def _side_by_side(summary: Summary) -> bool:

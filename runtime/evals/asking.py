@@ -43,6 +43,7 @@ def ask(
         recall=answer.recall,
         budget_tokens=answer.budget_tokens,
         cut_tokens=cut_tokens,
+        cut_answer=answer.cut,
     )
 
 

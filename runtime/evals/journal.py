@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -159,7 +159,11 @@ def _read(path: Path) -> dict[Key, Outcome]:
         try:
             fields = json.loads(line)
             place = Place(fields["index"], fields["length"], fields["depth"])
-            values = {name: fields[name] for name in Outcome.__dataclass_fields__}
+            values = {
+                name: fields[name]
+                for name, field in Outcome.__dataclass_fields__.items()
+                if name in fields or field.default is MISSING
+            }
             outcome = Outcome(**values | {"answers": tuple(values["answers"])})
             found[Key(fields["task"], fields["preset"], place)] = outcome
         except (ValueError, KeyError, TypeError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.presets import kv_layout, resolve_memory
+from moorage.runtime.session_limit import check_window
 from moorage.runtime.tokenizer import TextTokenizer, stop_token_ids
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
@@ -51,10 +52,11 @@ class LocalEngine:
 
         self.config, self.max_tokens = config, max_tokens
         self.model = read_model_spec(config.model.path)
+        check_window(self.model, max_tokens)
         self.layout = kv_layout(config, self.model)
         self.memory = memory or resolve_memory(config, preset, self.model)
         self.tokenizer = TextTokenizer.load(config.model.path)
-        self._eos_token_ids = stop_token_ids(self.model, self.tokenizer)
+        self.eos_token_ids = stop_token_ids(self.model, self.tokenizer)
         self.recalls: list[float] = []
         """Sampled while the latest prompt was answered."""
         self._store = KvStore(self.layout, self.layout.num_blocks(max_tokens))
@@ -140,7 +142,7 @@ class LocalEngine:
         for place in range(len(prompt), opening.max_tokens):
             assert result.token_id is not None
             yield result.token_id
-            if result.token_id in self._eos_token_ids or place + 1 == opening.max_tokens:
+            if result.token_id in self.eos_token_ids or place + 1 == opening.max_tokens:
                 return
             decoded = self._step(segments=(Segment(_SESSION, place, (result.token_id,), True),))
             assert decoded is not None

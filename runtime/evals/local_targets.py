@@ -11,13 +11,14 @@ from typing import Any
 
 from moorage.runtime.config import ClusterConfig, build_config
 from moorage.runtime.config_source import Source, read_source
+from moorage.runtime.evals.attended import attended_keys, same_keys
 from moorage.runtime.evals.local_engine import LocalEngine
-from moorage.runtime.evals.targets import CHAT_TOKENS, Answer, prefix_of
+from moorage.runtime.evals.targets import CHAT_ANSWER_TOKENS, CHAT_TOKENS, Answer, beyond_reach, prefix_of
 from moorage.runtime.evals.variants import Variant, check_names
 from moorage.runtime.presets import kv_layout, resolve_memory
 from moorage.runtime.session_limit import session_limit
 from moorage.runtime.text_decoder import text_after
-from moorage.runtime.trained_length import trained_length
+from moorage.runtime.trained_length import reach, trained_length
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import MemorySpec
 
@@ -64,7 +65,7 @@ class LocalTargets:
         self._variants = {v.name: v for v in variants} or {base.memory.preset: Variant(base.memory.preset)}
         check_names(variants)
         self._room = room or session_limit(base, self._spec).max_seq_len
-        self._room += CHAT_TOKENS if chat else 0
+        self._room += CHAT_TOKENS + CHAT_ANSWER_TOKENS if chat else 0
         self._engine: LocalEngine | None = None
         self._resolved: dict[tuple[str, int | None], tuple[ClusterConfig, MemorySpec]] = {}
         self.model = base.model.path.name
@@ -93,6 +94,18 @@ class LocalTargets:
             self._engine = LocalEngine(config, self._room, memory=memory)
         return LocalTarget(self._engine, memory, self._chat)
 
+    def remarks(self, lengths: Sequence[int]) -> list[str]:
+        """Choices whose positions do not reach a length, and choices that attend the same keys."""
+        attended, reaches = {}, {}
+        for label in self.labels:
+            resolved = [self._resolve(label, length) for length in lengths]
+            attended[label] = [
+                attended_keys(memory, kv_layout(config, self._spec), length)
+                for (config, memory), length in zip(resolved, lengths, strict=True)
+            ]
+            reaches[label] = reach(resolved[0][1], self._spec)
+        return [*beyond_reach(reaches, lengths), *same_keys(attended, lengths)] if lengths else []
+
     def close(self) -> None:
         """Gives the engine's memory back."""
         if self._engine is not None:
@@ -112,7 +125,7 @@ class LocalTarget:
 
     def __init__(self, engine: LocalEngine, memory: MemorySpec, chat: bool = False) -> None:
         self._engine, self._memory, self._chat = engine, memory, chat
-        self.room = engine.max_tokens - CHAT_TOKENS if chat else engine.max_tokens
+        self.room = engine.max_tokens - (CHAT_TOKENS + CHAT_ANSWER_TOKENS if chat else 0)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
@@ -132,12 +145,15 @@ class LocalTarget:
         if self._chat:
             messages = [{"role": "user", "content": self.decode(prompt)}]
             prompt = self._engine.tokenizer.encode_chat(messages)
+            asked = max(max_new_tokens, CHAT_ANSWER_TOKENS)
+            max_new_tokens = max(max_new_tokens, min(asked, self._engine.max_tokens - len(prompt)))
         start_s = time.monotonic()
         tokens = list(self._engine.generate(prompt, max_new_tokens, self._memory))
         seconds, recalls = time.monotonic() - start_s, self._engine.recalls
         recall = sum(recalls) / len(recalls) if recalls else None
         text = text_after(self._engine.tokenizer, prompt, tokens)
-        return Answer(text, seconds, recall, self._budget())
+        ended = bool(tokens) and tokens[-1] in self._engine.eos_token_ids
+        return Answer(text, seconds, recall, self._budget(), not ended)
 
     def score(self, tokens: Sequence[int]) -> list[float]:
         """Log-probabilities of all tokens but the first."""

@@ -106,6 +106,8 @@ def _cell(row: dict[str, Any]) -> dict[str, Any]:
         notes.append(f"recall {row['recall']:.3f}")
     if row.get("cut_samples"):
         notes.append(f"{row['cut_samples']} truncated")
+    if row.get("cut_answers"):
+        notes.append(f"{row['cut_answers']} answers cut")
     if "loss" in row:
         return {"text": f"{row['loss']:.4f} (ppl {math.exp(row['loss']):.2f})", "hue": None, "notes": notes}
     value = row.get("accuracy", row.get("score", 0.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,8 @@ from typing import Any
 
 from moorage.runtime.evals.journal import Journal, Key, Record
 from moorage.runtime.evals.targets import Targets
-from moorage.runtime.evals.tasks import Metric, Outcome, Suite, Task
+from moorage.runtime.evals.tasks import Metric, Outcome, Place, Suite, Task
+from moorage.workers.counting import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Row:
     """Mean of a sample."""
     cut_samples: int = 0
     """Samples whose prompt was truncated."""
+    cut_answers: int = 0
+    """Answers that the limit of tokens ended and that are not wholly right."""
 
     @property
     def perplexity(self) -> float | None:
@@ -52,6 +55,7 @@ class Row:
             "budget_tokens": self.budget_tokens,
             "seconds": self.seconds,
             "cut_samples": self.cut_samples or None,
+            "cut_answers": self.cut_answers or None,
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -66,6 +70,8 @@ class Summary:
     rows: tuple[Row, ...]
     records: tuple[Record, ...]
     """Every sample, in the order of the rows."""
+    remarks: tuple[str, ...] = ()
+    """What should be known beside the figures, a line each."""
 
     def as_json(self) -> dict[str, Any]:
         """{"task", "model", "preset", "rows", "mean"}; rows name task and preset where there are several."""
@@ -83,6 +89,8 @@ class Summary:
             "rows": rows,
             "mean": self.mean(),
         }
+        if self.remarks:
+            report["remarks"] = list(self.remarks)
         if len(self.labels) > 1:
             report["means"] = {label: self.mean(label) for label in self.labels}
         return report
@@ -133,7 +141,25 @@ def summarise(suite: Suite, targets: Targets, journal: Journal) -> Summary:
         _row(task, preset, metrics[task], length, depth, outcomes)
         for (task, preset, length, depth), outcomes in groups.items()
     ]
-    return Summary(suite, targets.model, targets.labels, tuple(rows), tuple(records))
+    lengths = sorted({row.length for row in rows})
+    remarks = (*targets.remarks(lengths), *same_answers(records))
+    return Summary(suite, targets.model, targets.labels, tuple(rows), tuple(records), remarks)
+
+
+def same_answers(records: Sequence[Record]) -> list[str]:
+    """A line for each set of choices that answered every sample of several with the same words."""
+    said: dict[str, dict[tuple[str, Place], str]] = {}
+    for record in records:
+        if record.outcome.output:
+            said.setdefault(record.key.preset, {})[record.key.task, record.key.place] = record.outcome.output
+    alike: dict[frozenset[tuple[tuple[str, Place], str]], list[str]] = {}
+    for label, answers in said.items():
+        alike.setdefault(frozenset(answers.items()), []).append(label)
+    return [
+        f"{', '.join(labels[:-1])} and {labels[-1]} gave the same answers in all {counted(len(answers), 'sample')}"
+        for answers, labels in alike.items()
+        if len(labels) > 1 and len(answers) > 1
+    ]
 
 
 def plan(suite: Suite, targets: Targets) -> Iterator[tuple[Key, Task]]:
@@ -163,4 +189,5 @@ def _row(
         budget_tokens=max(budgets) if all(budgets) else 0,
         seconds=fmean(outcome.seconds for outcome in outcomes),
         cut_samples=sum(outcome.cut_tokens > 0 for outcome in outcomes),
+        cut_answers=sum(outcome.cut_answer and outcome.score < 1 for outcome in outcomes),
     )

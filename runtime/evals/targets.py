@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from moorage.client import Client, GenerateOptions
 from moorage.client.types import Prompt
 from moorage.runtime.evals.haystack import Coder
+from moorage.runtime.trained_length import Reach
+from moorage.runtime.units import format_tokens
 
 CHAT_TOKENS = 128
 """Room that is left for what a chat template adds to a prompt."""
+CHAT_ANSWER_TOKENS = 512
+"""Least length of an answer in a chat: models begin with a sentence, or with thoughts, before the fact itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,8 @@ class Answer:
     recall: float | None
     budget_tokens: int
     """Most tokens attended per layer and decode step; 0 stands for all."""
+    cut: bool = False
+    """Whether the limit of tokens ended it, and not the model."""
 
 
 class Target(Coder, Protocol):
@@ -63,6 +69,9 @@ class Targets(Protocol):
     def at(self, label: str, length: int | None) -> Target:
         """The model under one choice, ready for a prompt and answer of `length` tokens."""
 
+    def remarks(self, lengths: Sequence[int]) -> list[str]:
+        """What should be known of the choices beside results at these lengths, a line each."""
+
     def close(self) -> None:
         """Gives back what it held."""
 
@@ -87,6 +96,11 @@ class ServerTargets:
         """The server under a preset."""
         preset = None if label == self._info.preset else label
         return ServerTarget(self._client, preset, self._info.max_seq_len, self._chat)
+
+    def remarks(self, lengths: Sequence[int]) -> list[str]:
+        """Whether the cluster's own preset is asked beyond its reach; of others the server tells nothing."""
+        reach, own = Reach(self._info.reach_tokens, "as the server says"), self._info.preset
+        return beyond_reach({own: reach}, lengths) if own in self.labels else []
 
     def close(self) -> None:
         """Ends the connection."""
@@ -124,8 +138,9 @@ class ServerTarget(ServerCoder):
         """Continues a prompt greedily, whatever the model's own sampling defaults are."""
         sent: Prompt = [{"role": "user", "content": self.decode(prompt)}] if self._chat else prompt
         start_s = time.monotonic()
+        most = max(max_new_tokens, CHAT_ANSWER_TOKENS) if self._chat else max_new_tokens
         options: GenerateOptions = {
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": most,
             "temperature": 0.0,
             "repetition_penalty": 1.0,
             "preset": self._preset,
@@ -134,12 +149,25 @@ class ServerTarget(ServerCoder):
             options["session"] = session
         result = self._client.generate(sent, **options).result()
         seconds = time.monotonic() - start_s
-        return Answer(result.text, seconds, result.usage.recall, result.usage.budget_tokens)
+        cut = result.finish_reason == "length"
+        return Answer(result.text, seconds, result.usage.recall, result.usage.budget_tokens, cut)
 
     def score(self, tokens: Sequence[int]) -> list[float]:
         """Log-probabilities, as the server's Score call gives them."""
         logprobs = self._client.score(tokens, preset=self._preset).logprobs
         return [value for value in logprobs if value is not None]
+
+
+def beyond_reach(reaches: Mapping[str, Reach], lengths: Sequence[int]) -> list[str]:
+    """A line for each choice whose positions do not reach some of the lengths."""
+    lines = []
+    for label, reach in reaches.items():
+        beyond = [format_tokens(length) for length in lengths if reach.beyond(length)]
+        if beyond:
+            lines.append(
+                f"{label}: positions reach {reach.tokens:,} tokens ({reach.reason}), not {', '.join(beyond)}"
+            )
+    return lines
 
 
 def prefix_of(encode: Callable[[str], list[int]], encode_whole: Callable[[str], list[int]]) -> list[int]:

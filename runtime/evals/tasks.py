@@ -46,6 +46,8 @@ class Outcome:
     """Most tokens attended per layer and decode step; 0 stands for all."""
     cut_tokens: int = 0
     """Prompt tokens that were cut out to make it fit."""
+    cut_answer: bool = False
+    """Whether the limit of tokens ended the answer, and not the model."""
 
 
 class Task(Protocol):

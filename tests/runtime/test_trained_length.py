@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moorage.runtime.model_presets import MODEL_PRESETS
-from moorage.runtime.presets import resolve_memory
+from moorage.runtime.presets import PRESETS, resolve_memory
 from moorage.runtime.trained_length import Reach, reach, trained_length
 from moorage.workers.spec import DualChunkSpec, ModelSpec, RopeSpec
 from tests.runtime.test_presets import config
@@ -115,3 +115,10 @@ def test_no_positions_reach_beyond_a_sliding_window() -> None:
     windowed = replace(PLAIN, sliding_window=8192)
     assert reached(windowed, "inf-llm") == 8192
     assert reached(replace(PLAIN, sliding_window=10000)) == 8192
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_that_extends_the_trained_length_says_how_far(name: str) -> None:
+    found, source = reached(preset=name), PRESETS[name].source
+    words = {8192: "", 16384: "up to twice the trained length", 131072: "up to 16 times the trained length"}
+    assert ("for any length" if found is None else words[found]) in source
