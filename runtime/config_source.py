@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,7 @@ def read_source(path: str | Path, overrides: Iterable[str], environ: Mapping[str
     file and line, variable or flag.
     """
     given = Path(path)
-    source = _model_directory(given) if given.is_dir() else _read_file(given)
+    source = _model_directory(given) if os.path.isdir(given) else _read_file(given)
     source.put_environment(environ)
     source.put_overrides(overrides)
     return source

@@ -9,7 +9,7 @@ for _power, _letter in enumerate("KMGT", start=1):
     _BYTE_UNITS[f"{_letter}IB"] = 1024**_power
     _BYTE_UNITS[f"{_letter}B"] = 1000**_power
 _TOKEN_UNITS = {"": 1, "K": 1024, "M": 1024**2}
-_QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_QUANTITY = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*")
 
 
 def parse_bytes(text: str | int) -> int:

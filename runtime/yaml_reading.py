@@ -20,6 +20,8 @@ MAX_DEPTH = 32
 """Deepest nesting of mappings and lists."""
 MAX_NODES = 20_000
 """Most keys, values and list items, with every alias counted as all that it stands for."""
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MOST_DIGITS = 60
 _BAD_VALUES = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError)
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -28,6 +30,9 @@ class _Loader(_Base):  # type: ignore[misc]
     """The safe loader; a scalar that its own tag can't hold, such as the date 2026-13-45, is an error of YAML."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and len(node.value) > _MOST_DIGITS:
+            problem = f"{node.value[:20]}... is too long a number"
+            raise ConstructorError(None, None, problem, node.start_mark)
         try:
             return super().construct_object(node, deep)
         except _BAD_VALUES as error:

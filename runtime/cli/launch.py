@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,7 +86,7 @@ def launch(
 
 def _adjusted(file: Path, overrides: Sequence[str]) -> list[str]:
     """Overrides that make a bare model directory work on this host, each said; none for a cluster file."""
-    if not file.is_dir():
+    if not os.path.isdir(file):
         return []
     from moorage.runtime.model_launch import adjustments
 

@@ -26,7 +26,9 @@ def test_tokens(text: str, value: int) -> None:
     assert parse_tokens(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "8 XB", "-1GiB", "nan", "1e3", "GiB", True, 1.5, None])
+@pytest.mark.parametrize(
+    "text", ["", "8 XB", "-1GiB", "nan", "1e3", "GiB", "9" * 5000, "٣GiB", True, 1.5, None]
+)
 def test_refuses_what_is_no_size(text: object) -> None:
     with pytest.raises(ValueError, match="such as 8GiB"):
         parse_bytes(text)  # type: ignore[arg-type]

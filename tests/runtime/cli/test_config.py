@@ -182,3 +182,18 @@ def test_a_file_alone_can_be_checked_for_another_host(
         "kv_store.dram=9TiB",
     )
     assert yaml.safe_load(output(capsys, *arguments))["model"]["path"] == "/nowhere"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/dev/null/x", ""])
+@pytest.mark.parametrize("command", ["config", "launch"])
+def test_a_path_that_no_system_takes_is_one_line(
+    capsys: pytest.CaptureFixture[str], command: str, name: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main((command, name))
+    assert left.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert "give" in printed.err
