@@ -11,6 +11,7 @@ such as `</think>`: a template that cuts that text out would join the token's pa
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -56,6 +57,7 @@ class ChatEncoder:
         """
         values: dict[str, Any] = {"messages": list(messages), **extra}
         spelled = {token for text in _strings(values) for token in self._spelled.found_in(text)}
+        disguised = self._disguised(values)
         stand_ins = self._stand_ins(values)
         if stand_ins:
             values = {name: self._guarded(value, stand_ins) for name, value in values.items()}
@@ -65,10 +67,10 @@ class ChatEncoder:
             ascii_as_it_is="".join(stand_ins.values()),
             **values,
         )
-        if not any(character in text for character in stand_ins.values()):
+        if not disguised and not any(character in text for character in stand_ins.values()):
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         back = {ord(stand_in): character for character, stand_in in stand_ins.items()}
-        return self._plain.encode(text, back, spelled)
+        return self._plain.encode(text, back, spelled | disguised)
 
     def prepare(self) -> None:
         """Builds now what is otherwise built for the first content that spells a control token."""
@@ -77,6 +79,20 @@ class ChatEncoder:
     @cached_property
     def _plain(self) -> PlainTokenizer:
         return PlainTokenizer(self._tokenizer, self._controls)
+
+    def _disguised(self, values: Any) -> set[str]:
+        """Tokens that a content spells once the tokenizer has normalised it, as `＜s＞` may."""
+        normalizer = self._tokenizer.normalizer
+        if normalizer is None:
+            return set()
+        texts = (text for text in _strings(values) if not text.isascii() or self._lowers)
+        return {token for text in texts for token in self._spelled.found_in(normalizer.normalize_str(text))}
+
+    @cached_property
+    def _lowers(self) -> bool:
+        """Whether normalising changes even plain letters."""
+        letters = string.ascii_letters + string.punctuation
+        return letters not in str(self._tokenizer.normalizer.normalize_str(letters))
 
     def _stand_ins(self, values: Any) -> dict[str, str]:
         """For each character that needs one a stand-in that occurs nowhere."""

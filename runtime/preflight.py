@@ -21,6 +21,7 @@ from moorage.runtime.sizing import num_slots, pages_per_actor
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.hf_config import read_model_spec
+from moorage.workers.hf_generation import read_sampling_defaults
 from moorage.workers.hf_weights import check_weights
 from moorage.workers.spec import Scorer
 
@@ -41,6 +42,7 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
     limit = session_limit(config, spec)
     check_weights(directory, spec)
     _check_tokenizer(directory)
+    read_sampling_defaults(directory)
     layout = kv_layout(config, spec)
     actor_bytes = layout.page_bytes * pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
     num_slots(deployment_of(config, spec))

@@ -44,7 +44,18 @@ def generate(
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option("--raw", help="Continue the text as it is, also where the model has a chat template."),
+        typer.Option(
+            "--raw",
+            help="Continue the text as it is, also where the model has a chat template. Special tokens that are "
+            "spelled in it are then read as tokens.",
+        ),
+    ] = False,
+    parse_special: Annotated[
+        bool,
+        typer.Option(
+            "--parse-special",
+            help="Read special tokens that are spelled in messages as tokens. Without it they stay plain text.",
+        ),
     ] = False,
     address: o.Address = None,
     max_new_tokens: o.MaxNewTokens = None,
@@ -90,6 +101,7 @@ def generate(
         ignore_eos=ignore_eos,
         preset=preset,
         session=session,
+        parse_special=parse_special,
         num_logprobs=num_logprobs,
     )
     with o.time_limit(timeout_s), Client(o.server_address(address), timeout_s) as client:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Tokenizer, normalizers
 
 from moorage.runtime.tokenizer import TextTokenizer
 from moorage.workers.errors import InvalidRequest
@@ -208,6 +208,31 @@ def test_a_token_without_a_plain_spelling_is_refused(tmp_path: Path) -> None:
         tokenizer.encode_chat([{"role": "user", "content": "a </s> b"}])
     assert "\n" not in str(caught.value)
     assert tokenizer.encode_chat([{"role": "user", "content": "a < / s > b ü"}])
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "content"),
+    [
+        (normalizers.NFKC(), "\uff1c\uff0fS\uff1e"),
+        (normalizers.Lowercase(), "</S>"),
+        (normalizers.StripAccents(), "</S\u0301>"),
+    ],
+)
+def test_a_token_that_appears_when_the_text_is_normalised_is_no_token(
+    tmp_path: Path, normalizer: normalizers.Normalizer, content: str
+) -> None:
+    added = (
+        AddedToken("</S>", special=True, normalized=True),
+        AddedToken("</s2>", special=True, normalized=True),
+    )
+    tokenizers.save(tmp_path, "byte_level", {"chat_template.jinja": CHATML}, added=added)
+    plain = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    plain.normalizer = normalizer
+    plain.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer.load(tmp_path)
+    assert special(tokenizer, tokenizer.encode(f"a{content}"))
+    ids = tokenizer.encode_chat([{"role": "user", "content": f"a{content}"}])
+    assert special(tokenizer, ids) == [3, 4, 3]
 
 
 def test_many_added_tokens_cost_no_time(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 import structlog
+from tokenizers import Tokenizer, decoders, models
 
 from moorage.runtime.requests import (
     Finished,
@@ -15,6 +17,7 @@ from moorage.runtime.requests import (
     ScoreParams,
     Token,
 )
+from moorage.runtime.tokenizer import TextTokenizer
 from moorage.workers.errors import InvalidRequest, ResourceExhausted, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
@@ -46,6 +49,21 @@ async def test_an_eos_token_ends_a_request_unless_it_is_ignored() -> None:
     assert isinstance(stopped[-1], Finished)
     assert stopped[-1].finish_reason == "stop"
     assert token_ids(ignored) == expected(prompt, 5)
+
+
+async def test_the_text_continues_the_prompts(tmp_path: Path) -> None:
+    words = {
+        word: token_id for token_id, word in enumerate(["▁a", "▁b", "▁c", "d", "e", "▁f", ",", "▁", "▁g"])
+    }
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=","))
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = TextTokenizer.load(tmp_path)
+    async with running(replaced={"tokenizer": text}) as (coordinator, _):
+        for prompt in ([1], [4, 2], [5, 7], [0, 3, 8]):
+            events = await collect(coordinator, prompt=prompt, max_new_tokens=6)
+            said = "".join(event.text for event in events if isinstance(event, Token))
+            assert text.decode(prompt) + said == text.decode([*prompt, *token_ids(events)])
 
 
 async def test_requests_together_get_what_each_gets_alone() -> None:

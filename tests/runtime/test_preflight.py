@@ -124,6 +124,25 @@ def test_a_broken_tokenizer_is_refused(load: Load, tmp_path: Path) -> None:
         check_host(load(model))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("chat_template.jinja", "{% for %}", r"chat_template\.jinja: the chat template can't be read"),
+        ("tokenizer_config.json", '{"eos_token": 1}', r"tokenizer_config\.json: eos_token is 1"),
+        ("generation_config.json", '{"temperature": -1}', r"generation_config\.json: temperature is -1"),
+    ],
+)
+def test_a_broken_file_beside_the_model_is_refused_by_its_name(
+    load: Load, tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(PILOT, model, copy_function=shutil.copyfile)
+    model.chmod(0o755)
+    (model / name).write_text(text)
+    with pytest.raises(InvalidModel, match=words):
+        check_host(load(model))
+
+
 def test_a_port_that_other_hosts_reach_is_said(load: Load) -> None:
     said: list[str] = []
     check_host(load(PILOT, "server.grpc=127.0.0.1:0"), said.append)

@@ -288,3 +288,9 @@ def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print(*({{'torch', 'ray', 'numba'}} & set(sys.modules)))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == ""
+
+
+def test_special_tokens_of_messages_are_read_where_asked_for(server: ToyServer, cli: Cli) -> None:
+    for arguments, begin in (((), "<user>"), (("--parse-special",), "{user>")):
+        finished = cli("generate", "a", "--json", "--address", server.address, *arguments)
+        assert json.loads(finished.stdout)["text"].startswith(begin)
