@@ -8,7 +8,9 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from moorage.runtime import state
 from moorage.runtime.config import ClusterConfig, load_cluster_config
@@ -165,3 +167,39 @@ def test_a_port_that_a_cluster_of_ours_holds_is_told_with_the_way_to_stop_it(
         state.save(state.ClusterRecord(address, "serving", "cluster.yaml", None, (own,)))
         with pytest.raises(InvalidConfig, match=f"serves at {address} already; stop it with `runtime stop"):
             check_host(load(PILOT, f"server.grpc={address}"))
+
+
+def rewritten(tmp_path: Path, change: Callable[[dict[str, np.ndarray]], object]) -> Path:
+    """A copy of the embedded model with other tensors."""
+    model = tmp_path / "model"
+    shutil.copytree(PILOT, model)
+    model.chmod(0o755)
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    file.unlink()
+    save_file(tensors, file)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"), r"up_proj\.weight is missing"),
+        (lambda tensors: tensors.update({"model.norm.weight": np.ones(3, np.float32)}), r"has shape \[3\]"),
+        (lambda tensors: tensors.update({"model.norm.weight": np.ones(256, np.int8)}), "has type I8"),
+        (lambda tensors: tensors.update({"model.extra.weight": np.ones(2, np.float32)}), "has no place"),
+    ],
+    ids=("missing", "shape", "type", "extra"),
+)
+def test_weights_that_do_not_fit_the_configuration_are_told_before_anything_starts(
+    load: Load, tmp_path: Path, change: Callable[[dict[str, np.ndarray]], object], complaint: str
+) -> None:
+    with pytest.raises(InvalidModel, match=complaint):
+        check_host(load(rewritten(tmp_path, change)))
+
+
+def test_a_longer_session_than_the_trained_length_is_let_through_with_a_warning(load: Load) -> None:
+    assert check_host(load()).warnings == ()
+    (warning,) = check_host(load(PILOT, "long_context.max_seq_len=4096")).warnings
+    assert "4,096 tokens are more than the 512" in warning

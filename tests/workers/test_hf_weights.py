@@ -21,7 +21,7 @@ from moorage.workers.gpu.model.weights import load_weights, random_weights
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.hf_tensors import tensor_shapes
 from moorage.workers.hf_weights import check_weights
-from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint
+from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint, random_prompt
 
 CPU = torch.device("cpu")
 Tensors = dict[str, torch.Tensor]
@@ -125,6 +125,40 @@ def test_a_tied_checkpoint_without_an_output_matrix_stays_tied(tied: TinyModel) 
     spec = read_model_spec(tied.directory)
     assert spec.tie_word_embeddings
     assert spec == replace(spec, notes=())
+
+
+def test_a_window_as_long_as_the_positions_is_active_in_a_longer_session(tmp_path: Path) -> None:
+    """As of Ministral-8B: within the window transformers attends every key, beyond it no more than the window."""
+    windowed = build_tiny_checkpoint(
+        "mistral", tmp_path / "windowed", sliding_window=64, max_position_embeddings=64
+    )
+    whole = build_tiny_checkpoint("mistral", tmp_path / "whole", max_position_embeddings=64)
+    prompt = random_prompt(whole.spec, 80)
+    torch.testing.assert_close(windowed.logits(prompt)[:64], whole.logits(prompt)[:64])
+    assert (windowed.logits(prompt)[64:] - whole.logits(prompt)[64:]).abs().amax() > 0.1
+    assert (windowed.spec.sliding_window, whole.spec.sliding_window) == (64, None)
+
+
+@pytest.mark.parametrize("where", ["top", "rope_parameters"])
+def test_partial_rotation_is_refused_since_transformers_ignores_it(tiny: TinyModel, where: str) -> None:
+    prompt, file = random_prompt(tiny.spec, 20), tiny.directory / "config.json"
+    config = json.loads(file.read_text())
+    (config if where == "top" else config[where])["partial_rotary_factor"] = 0.5
+    file.write_text(json.dumps(config))
+    oracle = AutoModelForCausalLM.from_pretrained(tiny.directory).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(oracle(prompt[None]).logits[0], tiny.logits(prompt))
+    with pytest.raises(InvalidModel, match="partial_rotary_factor makes 16 of 32 channels rotate"):
+        read_model_spec(tiny.directory)
+
+
+def test_architecture_and_model_type_of_two_models_are_refused(tiny: TinyModel) -> None:
+    """transformers then builds what model_type says: for granite another model."""
+    file = tiny.directory / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": "granite"}))
+    assert type(AutoModelForCausalLM.from_pretrained(tiny.directory)).__name__ == "GraniteForCausalLM"
+    with pytest.raises(InvalidModel, match="architectures says LlamaForCausalLM and model_type 'granite'"):
+        read_model_spec(tiny.directory)
 
 
 @pytest.mark.parametrize("family", ["llama2", "internlm2"])

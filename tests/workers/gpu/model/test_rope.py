@@ -43,6 +43,8 @@ CASES: dict[str, dict[str, Any]] = {
     "yarn-untruncated": {**YARN, "truncate": False, "beta_fast": 24.0, "beta_slow": 2.0},
     "yarn-attention-factor": {**YARN, "attention_factor": 1.3},
     "yarn-mscale": {**YARN, "mscale": 0.8, "mscale_all_dim": 0.4},
+    "yarn-mscale-zero": {**YARN, "mscale": 1.0, "mscale_all_dim": 0},
+    "yarn-zeros": {**YARN, "mscale": 0, "mscale_all_dim": 0, "beta_fast": 0, "beta_slow": 0},
     "yarn-mscale-alone": {**YARN, "mscale": 0.8},
     "yarn-factor-one": {**YARN, "factor": 1.0},
     "longrope": LONGROPE,
