@@ -104,7 +104,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         print_error(missing_server_line(error, arguments) or failure_line(error, arguments))
         sys.exit(1)
-    except Exception as error:  # noqa: BLE001  # the process boundary; the file has the traceback
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # noqa: BLE001  # the process boundary; the file has the traceback
         print_error(failure_line(error, arguments))
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -38,15 +38,17 @@ _TERMINAL_RETRY_S = 24 * 3600.0
 )
 def chat(
     address: o.Address = None,
-    system: Annotated[str | None, typer.Option(help="What comes before the first turn.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="A system message, or with --raw a text, before the first turn.")
+    ] = None,
     raw: Annotated[
         bool, typer.Option("--raw", help="Use no chat template: each turn simply follows the last.")
     ] = False,
     session: Annotated[
         str | None,
         typer.Option(
-            help="Keep the conversation under this name, in a file of this user, or go on from it. "
-            "Without a name it ends with the chat."
+            help="Keep the conversation under this name, in a private file below ~/.local/state/moorage, and "
+            "go on from it. Without a name nothing is kept."
         ),
     ] = None,
     max_new_tokens: o.MaxNewTokens = None,

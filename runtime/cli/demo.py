@@ -40,7 +40,7 @@ def demo(
     ] = 0.5,
     seed: Annotated[int, typer.Option(help="Which part of the document, and which fact.")] = 0,
 ) -> None:
-    """Hide a fact in a long document and let the embedded model find it."""
+    """Hide a fact in a long document, and have it found."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # in a log, too, results and notes come in order
     haystack = text_haystack()

@@ -105,7 +105,7 @@ def inspect(
     top: Annotated[int, typer.Option(min=1, help="Blocks shown for each token.")] = 3,
     as_json: AsJson = False,
 ) -> None:
-    """Show which distant blocks each generated token attended most, with their text.
+    """Show the blocks that each token attended most, and their text.
 
     Runs the model in this process. A block's share is the exact attention mass on it, the mean over heads and
     layers; layers that did not choose it count 0.

@@ -30,7 +30,7 @@ def stop(
         float, typer.Option("--timeout", metavar="SECONDS", min=0, help="Kill what still runs after this.")
     ] = 30.0,
 ) -> None:
-    """Stop a cluster that was launched on this host, with all its processes."""
+    """Stop a cluster of this host, with all its processes."""
     record = state.find(environment_address() if address is None else server_target(address, "--address"))
     killed = end_cluster(record, timeout_s)
     if killed.server:

@@ -1,5 +1,6 @@
 """Behaviour that all commands share: exit codes, one-line errors, version, help."""
 
+import asyncio
 import os
 import re
 import subprocess
@@ -109,18 +110,22 @@ def test_completion_installs(tmp_path: Path) -> None:
     assert str(script) in (tmp_path / ".bashrc").read_text()
 
 
+@pytest.mark.parametrize("kind", [ZeroDivisionError, asyncio.CancelledError])
 def test_an_unforeseen_error_is_one_line_and_its_traceback_a_private_file(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException],
 ) -> None:
     def broken(*_: object) -> bytes:
-        raise ZeroDivisionError("a fault\nof two lines")
+        raise kind("a fault\nof two lines")
 
     monkeypatch.setenv("MOORAGE_RUN_DIR", str(tmp_path / "run"))
     monkeypatch.setattr(tokenize_command.o, "read_text", broken)
     code, out, err = run(capsys, "tokenize", "text")
     assert (code, out) == (1, "")
     (line,) = err.splitlines()
-    assert line.startswith("error: unexpected ZeroDivisionError: a fault of two lines; ")
+    assert line.startswith(f"error: unexpected {kind.__name__}: a fault of two lines; ")
     (file,) = (tmp_path / "run").glob("error-*.log")
     assert line.endswith(str(file))
     assert file.stat().st_mode & 0o077 == 0
