@@ -16,6 +16,8 @@ import selectors
 import signal
 import socket
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from moorage.runtime.text.body import overwrite, read_all
@@ -92,6 +94,7 @@ class TextServer:
         try:
             signal.set_wakeup_fd(-1)
             _die_with(parent)
+            _die_first()
             _quiet()
             self._server.close()
             answer = _answer(self._tokenizer, self._limits, request, text_fd, answer_fd)
@@ -143,6 +146,12 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _die_first() -> None:
+    """Where the host's memory runs out, a text is lost and not the KV cache (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def main(arguments: list[str]) -> None:
