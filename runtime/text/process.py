@@ -34,6 +34,7 @@ _LANES = {"short": 4, "chat": 2, "long": 1}
 """Jobs that run at once."""
 _RETRY_S = 2.0
 _ENDED = "the text process ended, and starts again; send it once more"
+_STOPPING = "the server is stopping; ask another one or start it again"
 _END_GRACE_S = 2.0
 
 
@@ -60,7 +61,7 @@ class TextProcess:
     async def start(self) -> None:
         """Returns once the process has loaded the tokenizer. Raises Unavailable if it can't."""
         if self._closed:
-            raise Unavailable("the server is stopping; ask another one or start it again")
+            raise Unavailable(_STOPPING)
         if self._starting is None or (self._starting.done() and self._socket is None):
             self._starting = self._owned(self._start())
         await asyncio.shield(self._starting)
@@ -151,7 +152,7 @@ class TextProcess:
         jobs, self._jobs = self._jobs, {}
         for ended in jobs.values():
             if not ended.done():
-                ended.set_exception(Unavailable(_ENDED))
+                ended.set_exception(Unavailable(_STOPPING if self._closed else _ENDED))
 
     def _on_packet(self) -> None:
         assert self._socket is not None

@@ -199,7 +199,7 @@ async def test_the_end_leaves_no_process_and_refuses_more(tmp_path: Path) -> Non
         assert own is not None
         everything = [own, *descendants(own.pid)]
     assert wait_gone(everything, 10) == []
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="stopping"):
         await job
     with pytest.raises(Unavailable, match="stopping"):
         await encode(text, "a")
