@@ -55,7 +55,7 @@ def reusable_tokens(
     if memory.topk and _needs_last_queries(memory, layout):
         alike = min(alike, max(0, length - memory.importance_queries))
     shared = common_prefix(stored.token_ids, prompt, alike)
-    return _aligned(shared, memory, layout, length)
+    return _aligned(shared, stored, memory, layout, length)
 
 
 def attention_shape(
@@ -91,11 +91,6 @@ def selection_shape(memory: MemorySpec, layout: KvLayout) -> Shape:
     )
 
 
-def selects_in_prefill(memory: MemorySpec, num_tokens: int) -> bool:
-    """Whether execution blocks of a prompt of `num_tokens` choose what they attend."""
-    return bool(memory.topk) and memory.exc_block_size > 0 and num_tokens > memory.dense_until
-
-
 def common_prefix(held: Sequence[int], prompt: Sequence[int], most: int) -> int:
     """Tokens at the beginning, at most `most`, that both share."""
     limit = min(len(held), len(prompt), most)
@@ -118,16 +113,15 @@ def _whole_until(
     if until == stored.prompt_tokens:
         until = _exact_generated(stored, layout, model_rope)
     exact = min(until, _exact_prompt(memory, layout, length))
-    both_select = selects_in_prefill(old, stored.prompt_tokens) and selects_in_prefill(memory, length)
+    both_select = old.selects_in_prefill(stored.prompt_tokens) and memory.selects_in_prefill(length)
     if both_select and selection_shape(old, layout) == selection_shape(memory, layout):
-        whole = stored.prompt_tokens - old.exc_last_alone
-        return max(exact, min(whole // old.exc_block_size * old.exc_block_size, held))
+        return max(exact, min(old.resume_point(stored.prompt_tokens), held))
     return exact
 
 
 def _exact_prompt(memory: MemorySpec, layout: KvLayout, num_tokens: int) -> int:
     """First tokens of a prompt of `num_tokens` that attend every key."""
-    if not selects_in_prefill(memory, num_tokens):
+    if not memory.selects_in_prefill(num_tokens):
         return num_tokens
     size, first = memory.exc_block_size, _first_choice(memory, layout)
     exact = min(-(-first // size) * size, num_tokens)
@@ -156,11 +150,14 @@ def _first_choice(memory: MemorySpec, layout: KvLayout) -> int:
     return blocks * layout.block_size + memory.local_windows_len - 1
 
 
-def _aligned(shared: int, memory: MemorySpec, layout: KvLayout, length: int) -> int:
+def _aligned(shared: int, stored: StoredKv, memory: MemorySpec, layout: KvLayout, length: int) -> int:
     """The last point at or before `shared` from which prefill goes on as a fresh one would."""
-    step = memory.exc_block_size if selects_in_prefill(memory, length) else 1
-    if layout.anchor_type is AnchorType.REPR_TOPK:
-        # A block's anchors count the queries that had it in their window: all must be shared, or all run again.
-        shared = near_block(shared, memory, layout.block_size) * layout.block_size
-        step = math.lcm(step, layout.block_size)
-    return shared // step * step
+    step = memory.exc_block_size if memory.selects_in_prefill(length) else 1
+    if layout.anchor_type is not AnchorType.REPR_TOPK:
+        return shared // step * step
+    # A block's anchors count all queries that had it in their window. The worker remembers the counts of one point;
+    # from any other the whole window runs again.
+    size = layout.block_size
+    rerun = near_block(shared, memory, size) * size // math.lcm(step, size) * math.lcm(step, size)
+    remembered = stored.memory.resume_point(stored.prompt_tokens)
+    return remembered if rerun < remembered <= shared and remembered % step == 0 else rerun

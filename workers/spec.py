@@ -340,6 +340,16 @@ class MemorySpec:
     exc_last_alone: bool = False
     """The prompt's last token, which the first generated one comes from, chooses for itself as generated ones do."""
 
+    def selects_in_prefill(self, prompt_tokens: int) -> bool:
+        """Whether execution blocks of a prompt of so many tokens choose what they attend."""
+        return bool(self.topk) and self.exc_block_size > 0 and prompt_tokens > self.dense_until
+
+    def resume_point(self, prompt_tokens: int) -> int:
+        """Where a prompt that goes on from one of `prompt_tokens` finds what it would have made itself."""
+        if not self.selects_in_prefill(prompt_tokens):
+            return prompt_tokens
+        return (prompt_tokens - self.exc_last_alone) // self.exc_block_size * self.exc_block_size
+
     def attention_growth(self, seq_len: int) -> float:
         """Factor on queries and on keys at this length, see `mscale`."""
         return max(1.0, (self.mscale or 0.0) * math.log(max(1, seq_len) / self.mscale_length) + 1.0)

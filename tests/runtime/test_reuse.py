@@ -123,9 +123,16 @@ def test_the_last_queries_run_again_where_they_decide_on_blocks() -> None:
 
 
 def test_a_window_runs_again_where_anchors_count_the_attention_of_its_queries() -> None:
-    assert reused(EXACT, layout=REPRESENTATIVES) == (70 - 8 + 1) // 4 * 4
-    assert reused(SELECTED, layout=REPRESENTATIVES) == 48
-    assert reused(replace(SELECTED, exc_block_size=10), layout=REPRESENTATIVES) == 40
+    """Except at the one point whose counts are remembered: the prompt's end, or its last whole execution block."""
+    window = (47 - 8 + 1) // 4 * 4
+    assert reused(EXACT, layout=REPRESENTATIVES) == 60
+    assert reused(EXACT, generated=30, layout=REPRESENTATIVES) == (90 - 8 + 1) // 4 * 4
+    assert reused(EXACT, shared=47, layout=REPRESENTATIVES) == window
+    assert reused(SELECTED, layout=REPRESENTATIVES) == 60
+    assert reused(SELECTED, prompt=59, layout=REPRESENTATIVES) == 48
+    assert reused(SELECTED, shared=59, layout=REPRESENTATIVES) == 48
+    assert reused(SELECTED, shared=47, layout=REPRESENTATIVES) == 36
+    assert reused(replace(SELECTED, exc_block_size=10), shared=59, layout=REPRESENTATIVES) == 40
     assert reused(EXACT, replace(EXACT, local_windows_len=12), layout=REPRESENTATIVES) == 0
 
 

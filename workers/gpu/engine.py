@@ -333,8 +333,11 @@ class Engine:
             self._rotations(opening.memory, opening.prompt_tokens),
             num_tokens=keep,
             kept_tokens=keep,
+            received=session.received_by(keep),
             anchor_view=session.anchor_view,
         )
+        if keep == self.sessions[opening.session_id].resume_point:
+            self.sessions[opening.session_id].received_at_resume = session.received_by(keep)
         self._output.count_tokens(self.sessions[opening.session_id], opening.kept_ids, self._device)
         self._mirror(opening)
 

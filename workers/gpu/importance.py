@@ -95,6 +95,8 @@ class Importance:
             leaving = received.take_until(after, self._layout.block_size)
             if leaving is not None:
                 self._reanchor(session, layer, *leaving)
+            if self.in_prefill and start + queries.shape[1] == session.resume_point:
+                session.received_at_resume[layer] = received.copy()
 
     def add_one(
         self, session: WorkerSession, layer: int, position: int, query: torch.Tensor, lse: torch.Tensor

@@ -41,6 +41,10 @@ class ReceivedAttention:
     tokens: torch.Tensor | None = None
     """[Hkv, n] from the first block's first token on."""
 
+    def copy(self) -> ReceivedAttention:
+        """The same counts, which go on by themselves."""
+        return ReceivedAttention(self.first_block, None if self.tokens is None else self.tokens.clone())
+
     def make_room(self, num_heads: int, num_tokens: int, device: torch.device) -> None:
         """Makes it at least `num_tokens` long."""
         held = torch.zeros((num_heads, 0), device=device) if self.tokens is None else self.tokens
@@ -149,6 +153,8 @@ class WorkerSession:
     """By layer: blocks on their way into slots before the layer asks for them."""
     received: dict[int, ReceivedAttention] = field(default_factory=dict)
     """By layer; kept only for anchors that are made of it."""
+    received_at_resume: dict[int, ReceivedAttention] = field(default_factory=dict)
+    """By layer: `received` as it was at the prompt's resume point."""
     anchor_view: RopeView | None = None
     """The view of RoPE under which rotated anchors were made."""
     prompt_counts: torch.Tensor | None = None
@@ -161,6 +167,17 @@ class WorkerSession:
     def repeatable(self) -> bool:
         """Whether a step that failed half-way can run again: it counted no attention that would count twice."""
         return not self.received and not self.tail_queries
+
+    @property
+    def resume_point(self) -> int:
+        """See MemorySpec.resume_point."""
+        return self.memory.resume_point(self.prompt_tokens)
+
+    def received_by(self, num_tokens: int) -> dict[int, ReceivedAttention]:
+        """What the first `num_tokens` counted, by layer, if it is remembered; of use to one session only."""
+        if num_tokens != self.resume_point:
+            return {}
+        return {layer: received.copy() for layer, received in self.received_at_resume.items()}
 
     def await_ahead(self, layer: int | None = None) -> None:
         """Waits for what was fetched ahead for `layer`, or for all layers."""

@@ -123,11 +123,11 @@ def assert_same(got: Sequence[SegmentResult], want: Sequence[SegmentResult]) -> 
 
 
 def follow_ups(model: TinyModel, first: list[int], answer: tuple[int, ...], seed: int) -> list[list[int]]:
-    """The next turn; the same prompt again; another end from a cut in the answer, the prompt and its beginning."""
+    """The next turn; the same prompt twice more, but for its end; another end from a cut in answer and prompt."""
     new = ids_of(model, 37, seed + 50)
     said = [*first, *answer]
     cuts = [said[: len(first) + 3], first[:-1], first[:121], first[:40]]
-    return [[*said, *new], first, *([*cut, *new] for cut in cuts)]
+    return [[*said, *new], first, [*first[:146], 5], [*first[:146], 6, 7], *([*cut, *new] for cut in cuts)]
 
 
 MADE_OF_ATTENTION = (AnchorType.QUEST, AnchorType.DYNAMIC, AnchorType.REPR_TOPK)
