@@ -12,10 +12,13 @@ import yaml
 
 from moorage.runtime.yaml_reading import compose, construct, parse_value, read_text
 from moorage.workers.errors import InvalidConfig
+from moorage.workers.hf_directory import check_directory
 
 PREFIX = "MOORAGE_"
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _MOST_SHOWN = 100
+_WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
+"""Files that people give for a model; its directory, or a cluster file, is what can be launched."""
 Tree = dict[str, Any]
 
 
@@ -65,9 +68,11 @@ def read_source(path: str | Path, overrides: Iterable[str], environ: Mapping[str
     """The file's values, with the environment's above them and the `section.key=value` flags above all.
 
     A model directory in the place of the file is a file with nothing but model.path. Raises InvalidConfig with
-    file and line, variable or flag.
+    file and line, variable or flag, and InvalidModel for a file of weights.
     """
     given = Path(path)
+    if given.suffix.lower() in _WEIGHTS:
+        check_directory(given)
     source = _model_directory(given) if os.path.isdir(given) else _read_file(given)
     source.put_environment(environ)
     source.put_overrides(overrides)

@@ -7,9 +7,7 @@ from pathlib import Path
 from moorage.workers.errors import InvalidModel
 
 _GGUF_MAGIC = b"GGUF"
-_CONVERT = (
-    "convert it to a Hugging Face directory with config.json and safetensors, and set model.path to that"
-)
+_CONVERT = "convert it to a Hugging Face directory with config.json and safetensors, and give that"
 
 
 def check_directory(directory: Path) -> None:
@@ -43,7 +41,7 @@ def _of_file(file: Path) -> str:
         return f"is a GGUF file, which is not supported yet; {_CONVERT}"
     beside = (file.parent / "config.json").is_file()
     instead = str(file.parent) if beside else "the directory that holds config.json"
-    return f"is a file and not a model directory; set model.path to {instead}"
+    return f"is a file and not a model directory; give {instead}"
 
 
 def _without_config(directory: Path) -> str:

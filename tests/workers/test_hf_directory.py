@@ -36,9 +36,9 @@ def test_a_directory_of_gguf_files_is_called_one(tmp_path: Path) -> None:
 def test_a_file_is_not_a_directory_and_its_own_is_named(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"")
-    assert "is a file and not a model directory; set model.path to the directory that" in refusal(weights)
+    assert "is a file and not a model directory; give the directory that" in refusal(weights)
     (tmp_path / "config.json").write_text("{}")
-    assert refusal(weights).endswith(f"set model.path to {tmp_path}")
+    assert refusal(weights).endswith(f"give {tmp_path}")
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 300, "y/" * 3000])

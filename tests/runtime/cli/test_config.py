@@ -197,3 +197,18 @@ def test_a_path_that_no_system_takes_is_one_line(
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
     assert "give" in printed.err
+
+
+@pytest.mark.parametrize("command", ["config", "launch", "size --model"])
+def test_a_file_of_weights_is_called_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
+) -> None:
+    for name, words in (
+        ("m.gguf", "is a GGUF file, which is not supported yet"),
+        ("m.safetensors", "is a file and not"),
+    ):
+        (tmp_path / name).write_bytes(b"GGUF" if name == "m.gguf" else b"\0" * 16)
+        with pytest.raises(SystemExit) as left:
+            main((*command.split(), str(tmp_path / name)))
+        assert left.value.code == 1
+        assert words in capsys.readouterr().err
