@@ -29,7 +29,7 @@ def prefill_bar(*, keep: bool = False) -> Iterator[Callable[[object], None]]:
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=not keep, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task("sending the prompt", total=None, count="")
+        task = bar.add_task("waiting for the server", total=None, count="")
 
         def read(tokens: int, total: int) -> None:
             bar.update(

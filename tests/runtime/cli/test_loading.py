@@ -14,7 +14,9 @@ from queue import Queue
 import pytest
 import structlog
 
+from moorage.client import Accepted
 from moorage.runtime.cli import loading
+from moorage.runtime.cli.prefill_bar import prefill_bar
 from moorage.runtime.logs import configure_logs
 from tests.toy_engine import ToyEngine
 
@@ -112,3 +114,10 @@ def test_once_weights_are_read_nothing_waits_to_explain(monkeypatch: pytest.Monk
             timer.join(60)
         assert waiting
         assert not any(timer.is_alive() for timer in waiting)
+
+
+def test_the_bar_of_a_prompt_has_its_total_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as shown, prefill_bar(keep=True) as show:
+        show(Accepted("request", 32_768))
+    assert "waiting for the server" not in shown[0].rpartition("\r")[2]
+    assert "0 of 32,768 tokens" in shown[0]
