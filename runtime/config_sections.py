@@ -200,7 +200,9 @@ class LongContextSection(Section):
         None,
         description="Last tokens, the query included, that are always attended; they stay on the device.",
     )
-    second_select_num: Count | None = Field(None, description="Blocks chosen per layer and step.")
+    second_select_num: CountOrZero | None = Field(
+        None, description="Blocks chosen per layer and step; 0 attends sinks and window alone."
+    )
     threads_num: Threads | None = Field(
         None,
         description="CPU threads of all KV actors together, of which an actor uses at most one for each CPU; default "

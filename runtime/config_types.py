@@ -93,7 +93,8 @@ def _preselect(value: Any) -> Any:
 def _cpu_list(value: Any) -> Any:
     cpus: list[int] = []
     try:
-        for part in str(value).split(","):
+        parts = list(map(str, value)) if isinstance(value, list | tuple) else str(value).split(",")
+        for part in parts:
             first, _, last = part.partition("-")
             if int(last or first) >= _MOST_CPUS:
                 raise ValueError

@@ -49,6 +49,28 @@ def test_what_it_prints_can_be_loaded_again(
     assert first == second
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"memory.preset={name}"] for name in PRESETS),
+        ["kv_store.cpus=[0, '0']"],
+        ["memory.rope_scaling={rope_type: yarn, factor: 4}", "gpu_workers.device_memory=20GiB"],
+        ["long_context.chunk_size=auto", "long_context.preselect_block=step"],
+    ],
+    ids=str,
+)
+def test_printing_what_it_printed_changes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, overrides: list[str]
+) -> None:
+    first = tmp_path / "first.yaml"
+    first.write_text(f"model: {{path: {PILOT}}}\n")
+    flags = [word for text in overrides for word in ("--set", text)]
+    printed = output(capsys, "config", "--file-only", str(first), *flags)
+    again = tmp_path / "again.yaml"
+    again.write_text(printed)
+    assert output(capsys, "config", "--file-only", str(again)) == printed
+
+
 def test_the_session_length_follows_the_model_and_a_longer_one_is_warned_of(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
