@@ -175,6 +175,19 @@ def test_an_idle_session_holds_its_blocks_in_dram_alone_and_goes_on_with_the_sam
     assert [r.token_id for r in again] == [r.token_id for r in want[4:]]
 
 
+@pytest.mark.parametrize("anchor_type", [AnchorType.QUEST, AnchorType.DYNAMIC, AnchorType.REPR_TOPK])
+def test_being_idle_between_two_prompts_changes_no_token(llama: TinyModel, anchor_type: AnchorType) -> None:
+    prompt, axes = prompt_of(llama, 200), memory(topk=3, exc_block_size=32, n_init=16)
+    answers = []
+    for idles in ((), (1,)):
+        driver = Driver(llama.directory, llama.spec, anchor_type=anchor_type)
+        driver.generate(prompt[:160], axes, (64,), num_tokens=3, keep=True)
+        driver.step(idles=idles)
+        answers.append(driver.generate(prompt, axes, (32,), num_tokens=8, continued=128))
+    plain, idle = ([(r.token_id, r.logprob) for r in answer] for answer in answers)
+    assert plain == idle
+
+
 def test_sessions_start_at_the_shard_that_they_are_told(llama: TinyModel, driver: Driver) -> None:
     prompt = prompt_of(llama, 20)
     for session_id, first_shard in [(1, 0), (2, 1), (3, 1)]:
