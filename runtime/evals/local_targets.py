@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from moorage.runtime.evals.variants import Variant, check_names
 from moorage.runtime.presets import kv_layout, resolve_memory
 from moorage.runtime.session_limit import session_limit
 from moorage.runtime.text_decoder import text_after
-from moorage.runtime.trained_length import reach, trained_length
+from moorage.runtime.trained_length import Reach, reach, trained_length
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import MemorySpec
 
@@ -96,15 +96,16 @@ class LocalTargets:
 
     def remarks(self, lengths: Sequence[int]) -> list[str]:
         """Choices whose positions do not reach a length, and choices that attend the same keys."""
-        attended, reaches = {}, {}
+        attended: dict[str, list[Hashable]] = {}
+        reaches: dict[str, list[Reach]] = {}
         for label in self.labels:
             resolved = [self._resolve(label, length) for length in lengths]
             attended[label] = [
                 attended_keys(memory, kv_layout(config, self._spec), length)
                 for (config, memory), length in zip(resolved, lengths, strict=True)
             ]
-            reaches[label] = reach(resolved[0][1], self._spec)
-        return [*beyond_reach(reaches, lengths), *same_keys(attended, lengths)] if lengths else []
+            reaches[label] = [reach(memory, self._spec) for _, memory in resolved]
+        return [*beyond_reach(reaches, lengths), *same_keys(attended, lengths)]
 
     def close(self) -> None:
         """Gives the engine's memory back."""

@@ -100,7 +100,7 @@ class ServerTargets:
     def remarks(self, lengths: Sequence[int]) -> list[str]:
         """Whether the cluster's own preset is asked beyond its reach; of others the server tells nothing."""
         reach, own = Reach(self._info.reach_tokens, "as the server says"), self._info.preset
-        return beyond_reach({own: reach}, lengths) if own in self.labels else []
+        return beyond_reach({own: [reach] * len(lengths)}, lengths) if own in self.labels else []
 
     def close(self) -> None:
         """Ends the connection."""
@@ -158,15 +158,15 @@ class ServerTarget(ServerCoder):
         return [value for value in logprobs if value is not None]
 
 
-def beyond_reach(reaches: Mapping[str, Reach], lengths: Sequence[int]) -> list[str]:
-    """A line for each choice whose positions do not reach some of the lengths."""
+def beyond_reach(reaches: Mapping[str, Sequence[Reach]], lengths: Sequence[int]) -> list[str]:
+    """A line for each choice whose positions do not reach some of the lengths; it has one reach for each length."""
     lines = []
-    for label, reach in reaches.items():
-        beyond = [format_tokens(length) for length in lengths if reach.beyond(length)]
+    for label, own in reaches.items():
+        beyond = [(reach, length) for reach, length in zip(own, lengths, strict=True) if reach.beyond(length)]
         if beyond:
-            lines.append(
-                f"{label}: positions reach {reach.tokens:,} tokens ({reach.reason}), not {', '.join(beyond)}"
-            )
+            tokens, reason = beyond[0][0].tokens, beyond[0][0].reason
+            far = ", ".join(format_tokens(length) for _, length in beyond)
+            lines.append(f"{label}: positions reach {tokens:,} tokens ({reason}), not {far}")
     return lines
 
 

@@ -101,6 +101,14 @@ def test_lengths_beyond_reach_and_choices_with_the_same_keys_are_told_in_this_pr
     assert len(remarks) == 4, "three choices beyond their reach; the cluster's own, ktransformers, is clamped"
 
 
+def test_a_scaling_that_follows_the_length_reaches_each_length() -> None:
+    keys = ("memory.positions=rope", "memory.rope_scaling={rope_type: linear, factor: {scale}}")
+    targets = LocalTargets(LocalConfig(CONFIG, None), [Variant("linear", None, keys)], room=2048)
+    assert targets.remarks((1024, 2048)) == []
+    assert targets.remarks(()) == []
+    targets.close()
+
+
 def test_the_clusters_own_choice_reaches_any_length() -> None:
     targets = LocalTargets(LocalConfig(CONFIG, None), room=2048)
     assert targets.remarks((256, 2048)) == []
@@ -108,9 +116,9 @@ def test_the_clusters_own_choice_reaches_any_length() -> None:
 
 
 def test_a_reach_is_told_only_of_the_lengths_beyond_it() -> None:
-    reaches = {"a": Reach(1024, "plain RoPE"), "b": Reach(None, "clamped")}
-    assert beyond_reach(reaches, (512, 1024)) == []
-    assert beyond_reach(reaches, (512, 2048, 4096)) == [
+    short, endless = Reach(1024, "plain RoPE"), Reach(None, "clamped")
+    assert beyond_reach({"a": [short] * 2, "b": [endless] * 2}, (512, 1024)) == []
+    assert beyond_reach({"a": [short] * 3, "b": [endless] * 3}, (512, 2048, 4096)) == [
         "a: positions reach 1,024 tokens (plain RoPE), not 2K, 4K"
     ]
 
