@@ -63,7 +63,7 @@ def _available(target: str, values: tuple[str, ...], instead: str) -> Special:
         if value in values:
             into.put(target, value)
         else:
-            into.notes.append(f"{target}: {value}: not available in this version; {instead} is taken")
+            into.notes.append(f"{target}: {_shown(value)}: not available in this version; {instead} is taken")
 
     return carry
 
@@ -98,7 +98,7 @@ def _only(key: str, usual: object, why: str) -> Special:
 
     def carry(value: Any, into: Imported) -> None:
         if value != usual:
-            into.notes.append(f"{key}: {value}: {why}")
+            into.notes.append(f"{key}: {_shown(value)}: {why}")
 
     return carry
 

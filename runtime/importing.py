@@ -124,7 +124,7 @@ def _infllm(values: Values, model: Values) -> Imported:
     found = Imported("InfLLM")
     kind = str(model.get("type", "inf-llm"))
     if kind not in INFLLM_TYPES:
-        raise InvalidConfig(f"model.type: {kind} is not one of {', '.join(INFLLM_TYPES)}; mend the file")
+        raise InvalidConfig(f"model.type: {kind[:40]} is not one of {', '.join(INFLLM_TYPES)}; mend the file")
     found.put("memory.preset", INFLLM_TYPES[kind])
     INFLLM.apply({key: value for key, value in model.items() if key != "type"}, found, "model.")
     INFLLM.apply({key: value for key, value in values.items() if key != "model"}, found)

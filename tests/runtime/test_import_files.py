@@ -157,3 +157,22 @@ def test_a_missing_file(tmp_path: Path) -> None:
         InvalidConfig, match="no such file; give a configuration of ktransformers, InfLLM or LMDeploy"
     ):
         import_config(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "anchor_type: {}",
+        "long_context: {{kv_type: {}}}",
+        "model: {{type: {}}}",
+        "model: {{type: inf-llm, cache_strategy: {}}}",
+        "TurbomindEngineConfig(tp='{}')",
+        "lmdeploy serve api_server m --quant-policy {}",
+    ],
+)
+def test_long_values_are_clipped_in_notes_and_errors(tmp_path: Path, text: str) -> None:
+    try:
+        lines = imported(tmp_path, text.format("x" * 5000)).notes
+    except InvalidConfig as error:
+        lines = [str(error)]
+    assert all(len(line) < 400 and "\n" not in line for line in lines)
