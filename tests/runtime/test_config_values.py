@@ -14,7 +14,7 @@ from moorage.runtime.config_source import Source
 from moorage.workers.errors import InvalidConfig
 
 KEYS = [(section, key) for section, key, _ in keys_of(ClusterConfig)]
-NASTY = [
+NASTY: list[Any] = [
     math.inf, -math.inf, math.nan, -1, 0, 0.5, 10**9, 10**30, 10**400, -(10**30), 1e300, 1e-300, True, False, None,
     "", " ", "\0", "x" * 5000, "x" * 300_000, "\ud800", "nan", "inf", "1e999", "-1GiB", "99999999TiB", "9" * 5000,
     "0-999999999999", b"", b"x", [], [[]], ["x"], [0, 1], {}, {"a": 1}, {1: 2}, {"rope_type": "yarn"}, "~nobody/x",

@@ -8,7 +8,8 @@ import pytest
 
 from moorage.runtime.config import build_config
 from moorage.runtime.config_source import Source
-from moorage.runtime.importing import Imported, import_config
+from moorage.runtime.import_rules import Imported
+from moorage.runtime.importing import import_config
 from moorage.workers.errors import InvalidConfig
 
 FLAT = """
