@@ -155,11 +155,15 @@ class Admission:
         """
         if fits(free):
             return []
-        others = [held for held in self.idle if held.name != job.session]
-        if not fits(_with(free, others)):
+        own = self.idle.get(job.session)
+        if self.idle.room is None:
+            return None
+        room = self.idle.room if own is None else self.idle.room.minus(own.room)
+        if not fits(free.plus(room)):
             return None
         evicted: list[Conversation] = []
         awaited = _sessions(self.waiting)
+        others = [held for held in self.idle if held is not own]
         for victim in sorted(others, key=lambda held: held.name in awaited):
             evicted.append(victim)
             free = free.plus(victim.room)

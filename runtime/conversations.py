@@ -27,6 +27,8 @@ class Conversations:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Conversation] = {}
+        self.room: Room | None = None
+        """What all of them hold; None before the first one came."""
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -42,7 +44,10 @@ class Conversations:
         """Records what a finished request left behind, as the most recently used."""
         assert conversation.name not in self._by_name, "a session is used by one request at a time"
         self._by_name[conversation.name] = conversation
+        self.room = conversation.room if self.room is None else self.room.plus(conversation.room)
 
     def remove(self, conversation: Conversation) -> None:
         """It is evicted, or a request goes on with it."""
+        assert self.room is not None
         del self._by_name[conversation.name]
+        self.room = self.room.minus(conversation.room)

@@ -52,7 +52,7 @@ def _reason(wait: Wait, scheduler: Scheduler, ledger: Ledger) -> str:
         case "memory":
             assert wait.lacking is not None
             free = ledger.bytes_of(scheduler.free)
-            idle = sum(ledger.bytes_of(held.room) for held in scheduler.idle)
+            idle = 0 if scheduler.idle.room is None else ledger.bytes_of(scheduler.idle.room)
             return (
                 f"it needs {format_bytes(ledger.bytes_of(wait.lacking))} of KV memory; {format_bytes(free)} are "
                 f"free, idle sessions hold {format_bytes(idle)}, and the rest belongs to {running}"

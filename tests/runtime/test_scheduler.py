@@ -369,6 +369,10 @@ class Life(RuleBasedStateMachine):
             assert all(pages >= 0 for pages in room.pages)
             total = total.plus(room)
         assert total == self.capacity
+        idle = [each.room for each in self.sched.idle]
+        if self.sched.idle.room is not None:
+            pages = (sum(each.pages[actor] for each in idle) for actor in range(len(total.pages)))
+            assert self.sched.idle.room.pages == tuple(pages)
         assert self.sched.free.slots >= 0
         assert all(pages >= 0 for pages in self.sched.free.pages)
 
