@@ -172,7 +172,7 @@ def test_a_conversation_is_continued_from_its_stored_kv(cluster: RunningCluster)
         ).result()
         longer = [*prompt, *first.token_ids, *tokens_of_document(client, 50, 20000)]
         second = client.generate(longer, session="talk", max_new_tokens=5, temperature=0).result()
-    assert second.usage.cached_tokens == 1504
+    assert second.usage.cached_tokens == 1408, "the whole execution blocks of the first prompt"
 
 
 def test_what_is_wrong_is_told_and_the_server_goes_on(cluster: RunningCluster) -> None:
