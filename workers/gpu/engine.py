@@ -317,9 +317,8 @@ class Engine:
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
         self._kv.truncate(session.session_id, keep)
         if self._layout.anchor_type is AnchorType.DYNAMIC and opening.memory.exc_block_size:
-            self._kv.reseal(
-                session.session_id, keep
-            )  # no prompt has ended yet that the first choices could follow
+            # Anchors that followed an earlier prompt's end would choose for this prompt's execution blocks.
+            self._kv.reseal(session.session_id, keep)
         del self.sessions[opening.session_id]
         session.await_ahead()
         self._pool.give(session.cache.slots.reshape(-1))
