@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from moorage.workers.errors import InvalidModel
 
@@ -95,7 +95,7 @@ def _check_offsets(file: Path, tensors: list[TensorHeader], data: int, size: int
         raise _incomplete(file, f"it has {size} bytes but should have {end}")
 
 
-def _are_counts(values: Any) -> bool:
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
