@@ -111,7 +111,7 @@ def small(tmp_path: Path) -> Iterator[RunningCluster]:
             process.kill()
 
 
-@pytest.mark.parametrize("who", ["KV actor", "raylet"])
+@pytest.mark.parametrize("who", ["KV actor", pytest.param("raylet", marks=pytest.mark.slow)])
 def test_a_lost_process_ends_the_cluster_with_a_word_to_everybody(small: RunningCluster, who: str) -> None:
     everything = processes_of(small)
     named = {process.name(): pid for pid, process in everything.items()}
