@@ -55,14 +55,19 @@ class RayWorker:
     async def _waited_for(self, call: Awaitable[StepResult]) -> StepResult:
         """Says in the log that a step takes long. It is no alarm: a chunk on a slow host may take minutes."""
         loop, waited_s = asyncio.get_running_loop(), 0.0
+        timer: asyncio.TimerHandle
 
-        def remark() -> None:
-            nonlocal timer, waited_s
-            waited_s += LONG_STEP_S
-            log.warning("a step takes long", worker_pid=self.pid, waited_s=waited_s)
+        def wait() -> None:
+            nonlocal timer
             timer = loop.call_later(LONG_STEP_S, remark)
 
-        timer = loop.call_later(LONG_STEP_S, remark)
+        def remark() -> None:
+            nonlocal waited_s
+            waited_s += LONG_STEP_S
+            log.warning("a step takes long", worker_pid=self.pid, waited_s=waited_s)
+            wait()
+
+        wait()
         try:
             return await call
         finally:
