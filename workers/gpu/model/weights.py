@@ -113,8 +113,7 @@ def _not_finite(header: TensorHeader, tensor: Tensor, dtype: torch.dtype) -> Inv
         )
     count = int((~torch.isfinite(tensor)).sum())
     return InvalidModel(
-        f"{where} holds {counted(count, 'value')} that are NaN or infinite; download the "
-        "weights again, or repair them"
+        f"{where} holds NaN or infinity in {counted(count, 'element')}; download the weights again, or repair them"
     )
 
 
