@@ -26,7 +26,8 @@ class WorkerHandle(Protocol):
         """One forward pass. Raises Unavailable when the worker or a KV actor is gone.
 
         Whatever else it raises, the worker has dropped the step's sessions and goes on: ResourceExhausted for want
-        of memory, Internal with the worker's traceback for the unexpected."""
+        of memory, Internal with the worker's traceback for the unexpected.
+        """
 
 
 class RayWorker:
