@@ -153,12 +153,12 @@ def _examined(tree: nodes.Template) -> Iterator[str]:
     for test in tree.find_all(nodes.Compare):
         if any(operand.op in ("in", "notin") for operand in test.ops):
             yield from (constant.value for constant in _constants(test.expr))
-    for call in tree.find_all((nodes.Call, nodes.Filter)):
-        method = (
-            call.node.attr if isinstance(call, nodes.Call) and isinstance(call.node, nodes.Getattr) else ""
-        )
-        if (call.name if isinstance(call, nodes.Filter) else method) in _EXAMINING:
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr) and call.node.attr in _EXAMINING:
             yield from (constant.value for argument in call.args for constant in _constants(argument))
+    for filtered in tree.find_all(nodes.Filter):
+        if filtered.name in _EXAMINING:
+            yield from (constant.value for argument in filtered.args for constant in _constants(argument))
 
 
 def _roles(tree: nodes.Template) -> frozenset[str]:

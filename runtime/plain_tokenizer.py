@@ -32,8 +32,11 @@ class PlainTokenizer:
         secret = secrets.token_hex(16)
         self._names = {text: f"\0{secret}-{place}\0" for place, text in enumerate(self._added)}
         self._tokenizer.add_tokens([AddedToken(name, normalized=False) for name in self._names.values()])
-        token_id = tokenizer.token_to_id
-        self._ids = {self._tokenizer.token_to_id(name): token_id(text) for text, name in self._names.items()}
+        self._ids = {
+            self._tokenizer.token_to_id(self._names[token.content]): token_id
+            for token_id, token in tokenizer.get_added_tokens_decoder().items()
+            if token.content in self._names
+        }
 
     def encode(self, text: str, back: Mapping[int, str], spelled: Iterable[str]) -> list[int]:
         """Token ids of `text`, whose stand-ins become what `back` says only after the control tokens were found.

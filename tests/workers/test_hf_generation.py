@@ -23,7 +23,13 @@ def test_without_a_file_or_a_field_sampling_is_greedy(tmp_path: Path) -> None:
 
 
 def test_every_field(tmp_path: Path) -> None:
-    values = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.05}
+    values: dict[str, Any] = {
+        "temperature": 0.6,
+        "top_k": 20,
+        "top_p": 0.95,
+        "min_p": 0.1,
+        "repetition_penalty": 1.05,
+    }
     assert read(tmp_path, do_sample=True, **values) == SamplingDefaults(**values)
     assert read(tmp_path, **values) == SamplingDefaults(**values)
 
