@@ -66,7 +66,7 @@ class PeerDead(Unavailable):
 class Internal(MoorageError):
     """Something unexpected. The message and `trace` are for the log, not for clients."""
 
-    def __init__(self, message: str, trace: str) -> None:
+    def __init__(self, message: str, trace: str = "") -> None:
         super().__init__(message)
         self.trace = trace
 
