@@ -102,6 +102,6 @@ def test_an_empty_prompt_is_named(
 
 def test_room_is_checked() -> None:
     engine = LocalEngine(load_cluster_config(CONFIG), 64)
-    with pytest.raises(InvalidRequest, match="room"):
+    with pytest.raises(InvalidRequest, match="this engine holds 64"):
         next(engine.generate([1] * 60, 8))
     engine.close()

@@ -157,7 +157,7 @@ def test_a_missing_wait_shows_as_a_wrong_token(llama: TinyModel, axes: MemorySpe
     prompt = prompt_of(llama, 180)
     assert Driver(llama.directory, llama.spec, copies=emulated).generate(prompt, axes, (64,), 6)
     racing = Driver(llama.directory, llama.spec, copies=partial(emulated, handle=Forgotten, delay_s=0.05))
-    with pytest.raises(MoorageError, match="not finite"):
+    with pytest.raises(MoorageError, match="not a finite number"):
         racing.generate(prompt, axes, (64,), 6)
 
 

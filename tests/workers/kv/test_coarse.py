@@ -94,11 +94,21 @@ def test_a_preselection_is_chosen_from_by_codes_too(rng, stores):
     assert np.isin(coded.ids, kept).all()
 
 
-def test_anchors_beyond_fp16_are_scored_exactly(rng, stores):
+def test_anchors_beyond_fp16_are_scored_exactly(rng):
+    """A transform adds 64 channels up, so that keys which fp16 holds have anchors which it does not."""
+    layout = replace(PLAIN, anchor_type=AnchorType.QUEST_HADAMARD)
+    stores = [KvStore(each, BLOCKS + 8) for each in (replace(layout, anchor_codes=True), layout)]
+    rows = np.full((2, 2, 2, 64), 6e4, np.float32)
+    for store in stores:
+        store.open(1, BLOCKS)
     append(rng, stores, 0, 2 * BLOCKS - 2)
-    append(rng, stores, 2 * BLOCKS - 2, 2 * BLOCKS, scale=1e6)
+    for store in stores:
+        store.append(1, 0, 2 * BLOCKS - 2, *rows)
+    assert np.isinf(stores[0].arena.anchors[0].view(np.float16)).any()
     coded, exact = choices(rng, stores, limit=BLOCKS - 1)
     np.testing.assert_array_equal(coded.ids, exact.ids)
+    for store in stores:
+        store.close()
 
 
 def test_short_sessions_are_scored_exactly(rng, stores):
