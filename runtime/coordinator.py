@@ -31,6 +31,7 @@ from moorage.runtime.worker_handle import WorkerHandle
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
 from moorage.workers.spec import MemorySpec, SamplingSpec
+from moorage.workers.token_ids import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class Coordinator:
         request_id = next(self._request_ids)
         return Request(
             request_id=request_id,
-            prompt=tuple(prompt),
+            prompt=TokenIds(prompt),
             memory=memory,
             sampling=sampling,
             max_new_tokens=max_new_tokens,

@@ -13,6 +13,7 @@ from moorage.runtime.stopping import StopMatcher
 from moorage.runtime.text_decoder import IncrementalDecoder
 from moorage.runtime.trained_length import Reach
 from moorage.workers.spec import MemorySpec, SamplingSpec
+from moorage.workers.token_ids import TokenIds
 
 
 @dataclass(slots=True)
@@ -20,7 +21,7 @@ class Request:
     """Mutable state of one request; times are of one monotonic clock, in seconds."""
 
     request_id: int
-    prompt: tuple[int, ...]
+    prompt: TokenIds
     memory: MemorySpec
     sampling: SamplingSpec
     max_new_tokens: int
@@ -89,9 +90,9 @@ class Request:
         self.outcome = f"failed: {type(error).__name__}"
         self.events.put_nowait(error)
 
-    def stored_tokens(self, prefilled_tokens: int) -> tuple[int, ...]:
+    def stored_tokens(self, prefilled_tokens: int) -> TokenIds:
         """Ids whose K and V the worker holds after its last step: the newest token has none yet."""
-        return self.prompt[:prefilled_tokens] + tuple(self.generated[:-1])
+        return self.prompt[:prefilled_tokens].plus(self.generated[:-1])
 
     def text_of(self, token_id: int) -> str:
         """New text that is complete and can't become a stop string."""

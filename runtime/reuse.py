@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from moorage.workers.sizes import near_block, sink_blocks
 from moorage.workers.spec import AnchorType, KvLayout, MemorySpec, Positions, Preselect, RopeSpec
+from moorage.workers.token_ids import TokenIds
 
 Shape = tuple[object, ...]
 """Equal shapes give equal keys and values for equal tokens."""
@@ -29,7 +30,7 @@ Shape = tuple[object, ...]
 class StoredKv:
     """What a session holds after a request: the ids whose keys and values are stored, and how they were made."""
 
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     """Of the prompt, then of generated tokens."""
     prompt_tokens: int
     """Tokens of the last request's whole prompt, prefilled to its end or not."""
@@ -54,7 +55,7 @@ def reusable_tokens(
     alike = min(_whole_until(stored, memory, layout, length, model_rope), length - 1)
     if memory.topk and _needs_last_queries(memory, layout):
         alike = min(alike, max(0, length - memory.importance_queries))
-    shared = common_prefix(stored.token_ids, prompt, alike)
+    shared = stored.token_ids.shared(prompt, alike)
     return _aligned(shared, stored, memory, layout, length)
 
 
@@ -89,14 +90,6 @@ def selection_shape(memory: MemorySpec, layout: KvLayout) -> Shape:
         memory.anchor_pool,
         coarse,
     )
-
-
-def common_prefix(held: Sequence[int], prompt: Sequence[int], most: int) -> int:
-    """Tokens at the beginning, at most `most`, that both share."""
-    limit = min(len(held), len(prompt), most)
-    if limit > 0 and held[:limit] == prompt[:limit]:
-        return limit
-    return next((place for place in range(limit) if held[place] != prompt[place]), max(0, limit))
 
 
 def _needs_last_queries(memory: MemorySpec, layout: KvLayout) -> bool:

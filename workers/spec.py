@@ -6,6 +6,7 @@ The lower room owns the contract: `runtime` builds these from configuration and 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -401,7 +402,7 @@ class ContinueSession:
     prompt_tokens: int
     memory: MemorySpec
     sampling: SamplingSpec
-    kept_ids: tuple[int, ...] = ()
+    kept_ids: Sequence[int] = ()
     """Ids of the kept tokens, needed where `sampling` counts tokens."""
 
 
@@ -412,7 +413,7 @@ class Segment:
     session_id: int
     start: int
     """Position of the first token; equals the tokens already held."""
-    token_ids: tuple[int, ...]
+    token_ids: Sequence[int]
     sample: bool
     """Draw the next token from the last position."""
     prompt_logprobs: bool = False

@@ -14,6 +14,7 @@ from moorage.runtime.api.uploads import Upload
 from moorage.runtime.text.body import Body, read_all
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
+from moorage.workers.token_ids import TokenIds
 
 MAX_PIECE_BYTES = 1 << 20
 _PIECE_SLACK_BYTES = 64
@@ -65,24 +66,23 @@ class PromptCollector:
         else:
             self._add_message(piece.message)
 
-    async def token_ids(self) -> Sequence[int]:
+    async def token_ids(self) -> TokenIds:
         """The whole prompt. Raises InvalidRequest if it is empty, or what the text process refuses."""
         if not self._body.num_bytes and self._kind != "message":
             raise InvalidRequest("prompt: is empty; send at least one token")
         tokens = await self._tokenised()
-        if not len(tokens):
+        if not tokens:
             raise InvalidRequest("prompt: is empty; send at least one token")
         return tokens
 
-    async def _tokenised(self) -> Sequence[int]:
+    async def _tokenised(self) -> TokenIds:
         if self._kind == "text":
-            return await self._engine.text.encode("prompt", self._body)
+            return TokenIds(await self._engine.text.encode("prompt", self._body))
         if self._kind == "message":
             messages = list(zip(self._roles, self._message_bytes, strict=True))
-            return await self._engine.text.encode_chat(
-                self._body, messages, parse_special=self._parse_special
-            )
-        return array("I", read_all(self._body.fd))
+            ids = await self._engine.text.encode_chat(self._body, messages, parse_special=self._parse_special)
+            return TokenIds(ids)
+        return TokenIds(read_all(self._body.fd))
 
     def _add_ids(self, ids: Sequence[int]) -> None:
         num_tokens = self._body.num_bytes // _BYTES_PER_ID

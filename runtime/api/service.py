@@ -23,6 +23,7 @@ from moorage.runtime.api.uploads import Upload, Uploads, client_of
 from moorage.runtime.requests import Finished, GenerateParams, Progress, PromptLogprobs, ScoreParams, Token
 from moorage.runtime.text.body import Body
 from moorage.workers.errors import InvalidRequest, Unavailable
+from moorage.workers.token_ids import TokenIds
 
 log = structlog.get_logger()
 
@@ -177,7 +178,7 @@ async def _parameters(upload: Upload, requests: Requests) -> Any:
     return request.parameters
 
 
-async def _prompt(upload: Upload, requests: Requests, prompt: PromptCollector) -> Sequence[int]:
+async def _prompt(upload: Upload, requests: Requests, prompt: PromptCollector) -> TokenIds:
     """The token ids of all later messages, until the client half-closes."""
     while (request := await upload.next(requests)) is not None:
         if request.WhichOneof("part") != "piece":

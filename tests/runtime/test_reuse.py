@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from moorage.runtime.reuse import StoredKv, common_prefix, reusable_tokens
+from moorage.runtime.reuse import StoredKv, reusable_tokens
 from moorage.workers.spec import AnchorType, KvLayout, MemorySpec, Positions, Preselect, RopeSpec
+from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import memory
 
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=1, head_dim=16, block_size=4)
@@ -34,8 +35,8 @@ def reused(
     """Of `prompt` prefilled and `generated` stored tokens, by a prompt of `length` that shares the first `shared`."""
     held = tuple(range(prompt + generated))
     alike = len(held) if shared is None else shared
-    asked = [*range(min(alike, length)), *([-1] * (length - alike))]
-    return reusable_tokens(StoredKv(held, prompt, old), asked, new or old, layout)
+    asked = [*range(min(alike, length)), *([9999] * (length - alike))]
+    return reusable_tokens(StoredKv(TokenIds(held), prompt, old), asked, new or old, layout)
 
 
 def test_under_full_attention_all_that_is_shared_serves_but_the_last_token() -> None:
@@ -137,14 +138,6 @@ def test_a_window_runs_again_where_anchors_count_the_attention_of_its_queries() 
 
 
 def test_a_prompt_that_was_cut_off_serves_as_far_as_it_came() -> None:
-    held = StoredKv(tuple(range(48)), 100, SELECTED)
+    held = StoredKv(TokenIds(range(48)), 100, SELECTED)
     assert reusable_tokens(held, range(100), SELECTED, LAYOUT) == 48
     assert reusable_tokens(replace(held, memory=EXACT), range(100), EXACT, LAYOUT) == 48
-
-
-@pytest.mark.parametrize("most", [-1, 0, 1, 3, 9])
-def test_the_common_prefix_ends_at_the_first_difference(most: int) -> None:
-    held = (1, 2, 3, 4, 5)
-    assert common_prefix(held, held, most) == max(0, min(most, 5))
-    assert common_prefix(held, [1, 2, 9, 4, 5], most) == max(0, min(most, 2))
-    assert common_prefix(held, (), most) == common_prefix((), held, most) == 0

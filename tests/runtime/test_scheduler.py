@@ -15,9 +15,10 @@ from moorage.runtime.reuse import StoredKv
 from moorage.runtime.room import Room
 from moorage.runtime.scheduler import Scheduler
 from moorage.workers.errors import ResourceExhausted
+from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import FULL
 
-NOTHING = StoredKv((), 0, FULL)
+NOTHING = StoredKv(TokenIds(), 0, FULL)
 
 
 def scheduler(**changes: int) -> Scheduler:

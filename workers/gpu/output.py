@@ -51,7 +51,7 @@ class OutputStage:
             session.generated_counts = torch.zeros_like(session.prompt_counts)
         generated = session.num_tokens >= session.prompt_tokens
         counts = session.generated_counts if generated else session.prompt_counts
-        ids = torch.tensor(token_ids, dtype=torch.long, device=device)
+        ids = torch.tensor(list(token_ids), dtype=torch.long, device=device)
         counts += torch.bincount(ids, minlength=self._vocab_size).to(torch.int32)
 
     def __call__(
@@ -108,7 +108,7 @@ class OutputStage:
     ) -> tuple[float, ...]:
         """Log-probability of each token of the segment given those before it (none for position 0)."""
         found: list[float] = []
-        ids = torch.tensor(segment.token_ids, dtype=torch.long, device=hidden.device)
+        ids = torch.tensor(list(segment.token_ids), dtype=torch.long, device=hidden.device)
         if session.last_logprobs is not None:
             found.append(float(session.last_logprobs[ids[0]]))
         for start in range(0, len(ids), LOGIT_ROWS):

@@ -29,6 +29,7 @@ from moorage.workers.spec import (
     Segment,
     SegmentResult,
 )
+from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import Driver, memory, spans
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 
@@ -104,7 +105,7 @@ class Talk:
         if fresh:
             driver.step(drops=(session_id,))
         else:
-            self.stored = StoredKv(ids + tokens_of(results)[:-1], len(ids), axes)
+            self.stored = StoredKv(TokenIds(ids + tokens_of(results)[:-1]), len(ids), axes)
         return results
 
 
@@ -252,7 +253,7 @@ def test_kv_is_reused_just_where_another_choice_of_memory_stores_the_same(
     other = replace(axes, **{name: value})  # type: ignore[arg-type]
     made, wanted = (stored_kv(driver, prompt, each) for each in (axes, other))
     kept = reusable_tokens(
-        StoredKv(tuple(prompt), len(prompt), axes), prompt, other, driver.stores[0].layout, llama.spec.rope
+        StoredKv(TokenIds(prompt), len(prompt), axes), prompt, other, driver.stores[0].layout, llama.spec.rope
     )
     np.testing.assert_allclose(made[..., :kept, :], wanted[..., :kept, :], atol=1e-4)
     assert (kept < 144) == shapes
