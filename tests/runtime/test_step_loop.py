@@ -235,7 +235,7 @@ async def test_with_a_real_engine_the_session_that_raises_fails_and_all_its_kv_c
             await until(lambda: not engine.sessions)
             assert whole_room_is_free(coordinator)
     engine.check_integrity()
-    assert engine._pool.num_free == engine._pool.num_slots
+    assert engine.num_free_slots == engine.num_slots
     assert [store.stats().free_pages for store in driver.stores] == [128, 128]
     failure = next(entry for entry in logs if entry["event"] == "a session's step failed")
     assert "in broken" in failure["exception"]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 
-import numpy as np
 import torch
 
 from moorage.workers.counting import counted
@@ -20,7 +19,6 @@ from moorage.workers.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from moorage.workers.gpu.block_cache import BlockCache, SlotPool
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
@@ -28,25 +26,20 @@ from moorage.workers.gpu.device_scorer import Trial, device_scorer
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.memory import is_out_of_memory
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.model.rope import session_view
 from moorage.workers.gpu.output import OutputStage
-from moorage.workers.gpu.positions import Rotations, Span
+from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.prefill_attention import PrefillAttention
 from moorage.workers.gpu.reader import BlockReader
 from moorage.workers.gpu.session import DecodeStep, SessionStats, WorkerSession
 from moorage.workers.gpu.session_attention import SessionAttention
+from moorage.workers.gpu.session_table import SessionTable
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.timing import PartTimer
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.sizes import piece_blocks, slots_per_layer
+from moorage.workers.sizes import piece_blocks
 from moorage.workers.spec import (
-    AnchorSpace,
-    AnchorType,
-    ContinueSession,
     KvLayout,
-    MemorySpec,
     ModelSpec,
-    OpenSession,
     Segment,
     SegmentResult,
     StepPlan,
@@ -75,7 +68,6 @@ class Engine:
     ) -> None:
         self._decoder, self._spec, self._layout, self._kv = decoder, spec, layout, kv
         self._device, self._settings = device, settings
-        self._pool = SlotPool(settings.num_slots)
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
         piece = settings.piece_blocks or piece_blocks(layout, device.type != "cuda")
@@ -95,9 +87,9 @@ class Engine:
             kv, layout, self._reader, self._importance, self.decode, prefill, self._timer
         )
         self._output = OutputStage(decoder, spec.vocab_size, self._timer)
-        self.sessions: dict[int, WorkerSession] = {}
-        self._least_slots = False
-        """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
+        self._table = SessionTable(
+            spec, layout, kv, device, settings, self._reader, self._scorer, self._output
+        )
 
     def step(self, plan: StepPlan) -> StepResult:
         """Runs one plan: drops, idles, opens, then one forward pass over all segments.
@@ -121,11 +113,11 @@ class Engine:
         started = time.perf_counter()
         failed: Failures = {}
         for session_id in plan.drops:
-            self._drop(session_id)
+            self._table.drop(session_id)
         for session_id in plan.idles:
-            self._idle(session_id)
+            self._table.idle(session_id)
         for opening in plan.opens:
-            self._guard(failed, opening.session_id, partial(self._open, opening))
+            self._guard(failed, opening.session_id, partial(self._table.open, opening))
         segments = self._begin(plan.segments, failed)
         sessions = [self.sessions[s.session_id] for s in segments]
         counts = _cache_counts(sessions)
@@ -138,30 +130,35 @@ class Engine:
         return StepResult(plan.step_id, tuple(results), elapsed, parts, hits, misses)
 
     @property
+    def sessions(self) -> dict[int, WorkerSession]:
+        """Every session that was opened and not dropped, by id."""
+        return self._table.sessions
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the device."""
+        return self._table.num_slots
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots that no session holds."""
+        return self._table.num_free_slots
+
+    @property
     def slots_bytes(self) -> int:
         """Device memory of all slots."""
         return self._reader.slots.nbytes
 
     def check_integrity(self) -> None:
         """Raises if slots or block maps disagree; for tests and idle times."""
-        held = sum(s.cache.slots.size for s in self.sessions.values())
-        if held + self._pool.num_free != self._pool.num_slots:
-            raise RuntimeError(f"slots: {held} held and {self._pool.num_free} free of {self._pool.num_slots}")
-        for session in self.sessions.values():
-            session.cache.check_integrity()
+        self._table.check_integrity()
 
     def _recover(self, plan: StepPlan) -> None:
         """After a step that raised half-way: no trace of its sessions is left, and the slots of the others agree."""
         self._timer.take()
+        touched = [*plan.opens, *plan.segments]
         try:
-            for opening in plan.opens:
-                self._drop(opening.session_id)
-            for segment in plan.segments:
-                self._drop(segment.session_id)
-            # What a session had taken before it was recorded is free again.
-            held = [session.cache.slots.reshape(-1) for session in self.sessions.values()]
-            taken = np.concatenate([np.empty(0, np.int32), *held])
-            self._pool = SlotPool.beside(self._pool.num_slots, taken)
+            self._table.recover([each.session_id for each in touched])
             self.check_integrity()
         except Exception as error:
             raise Unavailable(
@@ -191,7 +188,7 @@ class Engine:
                     return self._each_alone(segments, error, failed)
             # what the failed pass held is free only now
             costs = {s.session_id: len(s.token_ids) for s in segments if s.session_id not in failed}
-            made_room = self._make_room()
+            made_room = self._table.make_room()
             largest = max(costs, key=lambda session_id: costs[session_id], default=None)
             for session_id in costs:
                 if not self.sessions[session_id].repeatable or (session_id == largest and not made_room):
@@ -231,7 +228,7 @@ class Engine:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        made_room = self._make_room()
+        made_room = self._table.make_room()
         try:
             if made_room and session.repeatable:
                 run()
@@ -240,164 +237,6 @@ class Engine:
             if not is_out_of_memory(error):
                 raise
         raise _no_memory(session.session_id)
-
-    def _make_room(self) -> bool:
-        """Leaves each session the slots that one of its steps needs, and gives the rest of them back to the device.
-
-        Nothing is lost, since slots only cache what lies in DRAM. False if there is nothing to give.
-        """
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        for session in self.sessions.values():
-            session.await_ahead()
-        least = {
-            session_id: slots_per_layer(session.memory, self._layout, 0) * self._layout.num_layers
-            for session_id, session in self.sessions.items()
-            if not session.idle
-        }
-        needed = sum(least.values())
-        if needed >= self._pool.num_slots or self._least_slots:
-            return False
-        self._least_slots = True
-        num_slots = max(needed, self._pool.num_slots // 2)
-        self._reader.resize(num_slots)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        self._pool = SlotPool(num_slots)
-        for session in self.sessions.values():
-            if not session.idle:
-                session.cache = self._new_cache(session.memory, session.max_tokens)
-        return True
-
-    def _open(self, opening: OpenSession | ContinueSession) -> None:
-        if isinstance(opening, ContinueSession):
-            self._continue(opening)
-            return
-        rotations = self._rotations(opening.memory, opening.prompt_tokens)
-        rotated = self._layout.anchor_space is AnchorSpace.ROTATED
-        inv_freq = rotations.view.inv_freq.numpy() if rotated else None
-        cache = self._new_cache(opening.memory, opening.max_tokens)
-        blocks = self._layout.num_blocks(opening.max_tokens)
-        try:
-            self._kv.open(opening.session_id, blocks, inv_freq, opening.first_shard)
-        except MoorageError:
-            self._pool.give(cache.slots.reshape(-1))
-            raise
-        self.sessions[opening.session_id] = WorkerSession(
-            opening.session_id,
-            opening.memory,
-            opening.sampling,
-            opening.prompt_tokens,
-            opening.max_tokens,
-            cache,
-            rotations,
-            anchor_view=rotations.view if rotated else None,
-        )
-        self._mirror(opening)
-
-    def _mirror(self, opening: OpenSession | ContinueSession) -> None:
-        if self._scorer is not None:
-            self._scorer.drop(opening.session_id)
-            blocks = self._layout.num_blocks(opening.max_tokens)
-            self._scorer.open(opening.session_id, blocks, opening.memory)
-
-    def _continue(self, opening: ContinueSession) -> None:
-        """Keeps the first tokens of an open session, in DRAM, and makes it ready for another prompt."""
-        session = self.sessions.get(opening.session_id)
-        if opening.keep_tokens == 0:
-            self._open_anew(opening)
-            return
-        if session is None or opening.keep_tokens > session.num_tokens:
-            held = 0 if session is None else session.num_tokens
-            raise InvalidRequest(
-                f"session {opening.session_id}: {opening.keep_tokens} tokens are to be kept and {held} are held; "
-                "send the prompt without a session"
-            )
-        keep = opening.keep_tokens
-        self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
-        self._kv.truncate(session.session_id, keep)
-        if self._layout.anchor_type is AnchorType.DYNAMIC and opening.memory.exc_block_size:
-            # Anchors that followed an earlier prompt's end would choose for this prompt's execution blocks.
-            self._kv.reseal(session.session_id, keep)
-        del self.sessions[opening.session_id]
-        session.await_ahead()
-        self._pool.give(session.cache.slots.reshape(-1))
-        self.sessions[opening.session_id] = WorkerSession(
-            opening.session_id,
-            opening.memory,
-            opening.sampling,
-            opening.prompt_tokens,
-            opening.max_tokens,
-            self._new_cache(opening.memory, opening.max_tokens),
-            self._rotations(opening.memory, opening.prompt_tokens),
-            num_tokens=keep,
-            kept_tokens=keep,
-            received=session.received_by(keep),
-            anchor_view=session.anchor_view,
-        )
-        if keep == self.sessions[opening.session_id].resume_point:
-            self.sessions[opening.session_id].received_at_resume = session.received_by(keep)
-        self._output.count_tokens(self.sessions[opening.session_id], opening.kept_ids, self._device)
-        self._mirror(opening)
-
-    def _open_anew(self, opening: ContinueSession) -> None:
-        """Nothing is kept, so that anchors may be made under another view of positions."""
-        first_shard = self._kv.first_shard(opening.session_id)
-        self._drop(opening.session_id)
-        self._open(
-            OpenSession(
-                opening.session_id,
-                opening.max_tokens,
-                opening.prompt_tokens,
-                opening.memory,
-                opening.sampling,
-                first_shard,
-            )
-        )
-
-    def _new_cache(self, memory: MemorySpec, max_tokens: int) -> BlockCache:
-        """An empty cache on slots of its own. If ResourceExhausted is raised, nothing has changed."""
-        layout, settings = self._layout, self._settings
-        max_cached = 0 if self._least_slots else settings.max_cached_block
-        per_layer = slots_per_layer(memory, layout, max_cached)
-        slots = self._pool.take(per_layer * layout.num_layers)
-        return BlockCache(
-            slots,
-            layout.num_layers,
-            layout.num_blocks(max_tokens),
-            settings.cache_strategy,
-            settings.score_decay,
-        )
-
-    def _idle(self, session_id: int) -> None:
-        """Leaves a session its KV in DRAM and nothing else. Does nothing for one that is idle or gone."""
-        session = self.sessions.get(session_id)
-        if session is None or session.idle:
-            return
-        session.await_ahead()
-        self._pool.give(session.cache.slots.reshape(-1))
-        session.cache = self._no_cache()
-        session.idle = True
-        if self._scorer is not None:
-            self._scorer.drop(session_id)
-        self._kv.trim(session_id, session.num_tokens)
-
-    def _no_cache(self) -> BlockCache:
-        slots = np.empty(0, np.int32)
-        return BlockCache(slots, self._layout.num_layers, 0, self._settings.cache_strategy)
-
-    def _drop(self, session_id: int) -> None:
-        session = self.sessions.pop(session_id, None)
-        if session is not None:
-            session.await_ahead()
-            self._pool.give(session.cache.slots.reshape(-1))
-        if self._scorer is not None:
-            self._scorer.drop(session_id)
-        self._kv.drop(session_id)
-
-    def _rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
-        view = session_view(self._spec.rope, memory, seq_len)
-        return Rotations(view, memory, self._layout.block_size, self._device)
 
     def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[Segment]:
         """Checks each segment against its session and sets the step's geometry; returns those that can run."""
@@ -430,7 +269,7 @@ class Engine:
         memory, rope = session.memory, session.memory.rope or self._spec.rope
         due = session.decode_index % memory.rebase_every == 0 or rope.rope_type == "longrope"
         if due and (memory.mscale or rope.follows_length):
-            session.rotations = self._rotations(memory, session.num_tokens + 1)
+            session.rotations = self._table.rotations(memory, session.num_tokens + 1)
 
     def _forward(
         self, segments: Sequence[Segment], sessions: Sequence[WorkerSession], failed: Failures

@@ -146,7 +146,7 @@ def test_what_a_session_took_before_it_was_recorded_is_free_again(
         broken.setattr(driver.worker._kv, "open", fail_with(OSError("no mailbox")))
         with pytest.raises(OSError, match="no mailbox"):
             driver.worker.step(begin(driver, {1: prompt_of(llama, 50)}))
-    assert engine._pool.num_free == engine._pool.num_slots
+    assert engine.num_free_slots == engine.num_slots
     assert len(driver.generate(prompt_of(llama, 50), num_tokens=2)) == 2
 
 
@@ -166,7 +166,7 @@ def test_an_idle_session_holds_its_blocks_in_dram_alone_and_goes_on_with_the_sam
     want = driver.generate(prompt, num_tokens=9)
     driver.generate(prompt, num_tokens=4, keep=True)
     driver.step(idles=(1, 77))
-    assert engine._pool.num_free == engine._pool.num_slots
+    assert engine.num_free_slots == engine.num_slots
     blocks = driver.stores[0].layout.num_blocks(53)
     assert sum(store.stats().num_pages - store.stats().free_pages for store in driver.stores) == blocks
     driver.step(idles=(1,))
