@@ -66,9 +66,13 @@ class PlainTokenizer:
         yield text[done:]
 
     def _check(self, ids: Iterable[int], spelled: Iterable[str]) -> None:
-        kept = {self._tokenizer.token_to_id(token): token for token in spelled if self._added[token].special}
+        kept = {
+            self._tokenizer.token_to_id(token): token
+            for token in spelled
+            if self._added[token].special and token != self._unknown
+        }
         forged = next((kept[token_id] for token_id in ids if token_id in kept), None)
-        if forged is not None and forged != self._unknown:
+        if forged is not None:
             raise InvalidRequest(
                 f"prompt: this model's tokenizer has no plain spelling of {forged!r}; remove it from the "
                 "messages, or set parse_special to send the token itself"

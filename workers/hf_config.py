@@ -158,6 +158,8 @@ def _check_plain(config: Fields, family: str) -> None:
         )
     if config.get("hidden_act") not in (None, "silu", "swish"):
         raise config.wrong("hidden_act", "silu, the only supported activation")
+    if not config.flag("is_causal", True):
+        raise config.wrong("is_causal", "true: a model that generates attends no later token")
     window = _sliding_window(config, family)
     if window is not None and window < config.positive_int("max_position_embeddings"):
         raise InvalidModel(

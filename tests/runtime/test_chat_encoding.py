@@ -207,6 +207,8 @@ def test_a_token_without_a_plain_spelling_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no plain spelling of '</s>'; remove it") as caught:
         tokenizer.encode_chat([{"role": "user", "content": "a </s> b"}])
     assert "\n" not in str(caught.value)
+    with pytest.raises(InvalidRequest, match="no plain spelling of '</s>'"):
+        tokenizer.encode_chat([{"role": "user", "content": "an unknown token, <unk>, before </s>"}])
     assert tokenizer.encode_chat([{"role": "user", "content": "a < / s > b ü"}])
 
 

@@ -142,6 +142,7 @@ def test_rope_odds_and_ends(tmp_path: Path) -> None:
         ({"hidden_size": 200}, ["is 25", "multiples of 16"]),
         ({"hidden_size": 250}, ["hidden_size is 250", "head_dim"]),
         ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "silu"]),
+        ({"is_causal": False}, ["is_causal is False", "attends no later token"]),
         ({"torch_dtype": "int8"}, ["torch_dtype is 'int8'", "bfloat16"]),
         ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config", "plain float"]),
         ({"eos_token_id": -1}, ["eos_token_id is -1"]),
