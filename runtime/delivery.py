@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from moorage.runtime.event_stream import MOST_UNREAD
 from moorage.runtime.jobs import Step
 from moorage.runtime.request import Request
 from moorage.runtime.requests import Finished, Progress, PromptLogprobs, Token
@@ -61,6 +62,7 @@ class Delivery:
                 self._deliver(request, outcome, chunk_ends.get(job_id))
             except Exception as error:  # noqa: BLE001  one request must not end another
                 request.fail(logged(error, "delivery", show_message=False))
+            request.job.paused = request.events.qsize() >= MOST_UNREAD
             if request.finished or request.failed:
                 ended.append(request)
         return ended

@@ -41,6 +41,8 @@ class Job:
     """The actor of its session's first stripe, from its admission on."""
     continues: Conversation | None = None
     """The idle session whose KV it goes on with, from its admission on."""
+    paused: bool = False
+    """Whether it rests, keeping its room, since its client has not read what came so far."""
     reuse: tuple[Conversation, int] | None = None
     """The idle session that was last compared with the prompt, and how many tokens it saves."""
 

@@ -79,7 +79,7 @@ class Scheduler:
         for job in admitted:
             self.running[job.job_id] = job
             self._turn.append(job.job_id)
-        decodes = [job.job_id for job in self.running.values() if job.decoding]
+        decodes = [job.job_id for job in self.running.values() if job.decoding and not job.paused]
         decodes = decodes[: self.limits.max_step_tokens]
         budget = self.limits.max_step_tokens - len(decodes)
         if decodes:
@@ -109,10 +109,11 @@ class Scheduler:
     def _prefills(self, budget: int) -> list[PrefillChunk]:
         """Equal shares; what a short prompt leaves goes to longer ones. The first in turn always moves on."""
         chunks: list[PrefillChunk] = []
-        jobs = sorted((self.running[job_id] for job_id in self._turn), key=_remaining)
+        turn = [job for job_id in self._turn if not (job := self.running[job_id]).paused]
+        jobs = sorted(turn, key=_remaining)
         for place, job in enumerate(jobs):
             count = _chunk_tokens(job, budget // (len(jobs) - place))
-            if count == 0 and job.job_id == self._turn[0]:
+            if count == 0 and job is turn[0]:
                 to_boundary = job.quantum - job.prefilled_tokens % job.quantum
                 count = min(to_boundary, _remaining(job))
             if count:

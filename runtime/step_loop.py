@@ -82,7 +82,12 @@ class StepLoop:
             self._leaving.append(request)
             self._wake.set()
 
-        return EventStream(request.events, leave)
+        def go_on() -> None:
+            if request.job.paused:
+                request.job.paused = False
+                self._wake.set()
+
+        return EventStream(request.events, leave, go_on)
 
     def fail_requests(self, error: MoorageError) -> None:
         """Ends all requests with an error. Conversations keep their KV, and the loop goes on."""

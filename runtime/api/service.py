@@ -16,18 +16,20 @@ from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageServicer
 from moorage.runtime import wire
 from moorage.runtime.api import checks
-from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.engine import Engine, Events
 from moorage.runtime.api.failures import reported
 from moorage.runtime.api.prompts import PromptCollector
 from moorage.runtime.api.uploads import Upload, Uploads, client_of
 from moorage.runtime.requests import Finished, GenerateParams, Progress, PromptLogprobs, ScoreParams, Token
 from moorage.runtime.text.body import Body
-from moorage.workers.errors import InvalidRequest, Unavailable
+from moorage.workers.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from moorage.workers.token_ids import TokenIds
 
 log = structlog.get_logger()
 
 STATUS_TIMEOUT_S = 5.0
+MOST_UNREAD_S = 60.0
+"""Time for a client to read on, where the network holds as much of its answer as it can."""
 _IDS_AT_ONCE = 50_000
 """A million ids in one go would hold up everybody's tokens for a tenth of a second."""
 
@@ -54,10 +56,10 @@ class MoorageService(MoorageServicer):
                     params = await _generate_params(upload, request_iterator, engine)
                 async with aclosing(engine.generate(params)) as events:
                     accepted = _accepted("generate", params.request_id, params.prompt)
-                    await context.write(pb.GenerateResponse(accepted=accepted))
+                    await _send(context, pb.GenerateResponse(accepted=accepted), events)
                     async for event in events:
                         if isinstance(event, Progress | Token | Finished):
-                            await context.write(wire.generate_response(event))
+                            await _send(context, wire.generate_response(event), events)
 
     async def Score(self, request_iterator: Requests, context: Context) -> None:  # noqa: N802
         """Checks the text, then streams its log-probabilities."""
@@ -68,10 +70,10 @@ class MoorageService(MoorageServicer):
                     params = await _score_params(upload, request_iterator, engine)
                 async with aclosing(engine.score(params)) as events:
                     accepted = _accepted("score", params.request_id, params.tokens)
-                    await context.write(pb.ScoreResponse(accepted=accepted))
+                    await _send(context, pb.ScoreResponse(accepted=accepted), events)
                     async for event in events:
                         if isinstance(event, Progress | PromptLogprobs | Finished):
-                            await context.write(wire.score_response(event))
+                            await _send(context, wire.score_response(event), events)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         """Token ids of a text."""
@@ -185,6 +187,27 @@ async def _prompt(upload: Upload, requests: Requests, prompt: PromptCollector) -
             raise InvalidRequest("piece: is missing; after the parameters send only pieces of the prompt")
         prompt.add(request.piece)
     return await prompt.token_ids()
+
+
+async def _send(context: Context, response: Any, events: Events) -> None:
+    """Writes one message. The request ends when its client has not read for so long that the message can't leave.
+
+    The client is told as soon as it reads on. Raises DeadlineExceeded then.
+    """
+    writing = asyncio.ensure_future(context.write(response))
+    try:
+        async with asyncio.timeout(MOST_UNREAD_S):
+            await asyncio.shield(writing)
+        return
+    except TimeoutError:
+        log.warning("the client reads nothing, so its request ends", waited_s=MOST_UNREAD_S)
+        await events.aclose()
+        await writing
+    finally:
+        writing.cancel()
+    raise DeadlineExceeded(
+        f"the client read nothing for {MOST_UNREAD_S:g} s, so the request ended; read answers as they come"
+    )
 
 
 def _new_request_id() -> str:

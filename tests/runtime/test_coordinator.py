@@ -9,6 +9,7 @@ import pytest
 import structlog
 from tokenizers import Tokenizer, decoders, models
 
+from moorage.runtime.event_stream import MOST_UNREAD
 from moorage.runtime.requests import (
     Finished,
     GenerateParams,
@@ -317,3 +318,20 @@ async def test_when_the_worker_is_gone_all_requests_end_as_unavailable() -> None
         with pytest.raises(Unavailable):
             await collect(coordinator, prompt=[1], max_new_tokens=1)
         assert (await coordinator.status()).state == "failed"
+
+
+async def test_a_request_whose_client_does_not_read_rests_and_loses_nothing() -> None:
+    """Nothing grows in the server; others go on, and so does it when it is read."""
+    async with running(max_seq_len=1200, pages=600) as (coordinator, worker):
+        unread = coordinator.generate(GenerateParams([1, 2], max_new_tokens=900))
+        others = [token_ids(await collect(coordinator, prompt=[3], max_new_tokens=600)) for _ in range(2)]
+        await until(lambda: len(worker.sessions) == 1)
+        await asyncio.sleep(0.01)
+        steps = len(worker.plans)
+        await asyncio.sleep(0.05)
+        assert len(worker.plans) == steps, "the loop must not spin"
+        decoded = sum(s.session_id == 1 for plan in worker.plans for s in plan.segments)
+        assert decoded == MOST_UNREAD - 1, "one event is of progress, and the first token comes with it"
+        events = [event async for event in unread]
+    assert others == [expected([3], 600)] * 2
+    assert token_ids(events) == expected([1, 2], 900)

@@ -18,6 +18,7 @@ class Service:
     """What a test talks to."""
 
     server: ApiServer
+    address: str
     engine: ToyEngine
     channel: grpc.aio.Channel
     stub: MoorageStub
@@ -29,5 +30,5 @@ async def service() -> AsyncIterator[Service]:
     address = await server.start("127.0.0.1:0")
     await server.serve(engine)
     async with grpc.aio.insecure_channel(address) as channel:
-        yield Service(server, engine, channel, MoorageStub(channel))
+        yield Service(server, address, engine, channel, MoorageStub(channel))
     await server.stop()

@@ -13,7 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from moorage.proto.v1 import moorage_pb2 as pb
+from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
 from moorage.runtime.api import ApiServer
+from moorage.runtime.api import service as api_service
 from moorage.workers.errors import Unavailable
 from moorage.workers.hf_generation import SamplingDefaults
 from tests.toy_engine import BOS, SECRET, VOCAB_SIZE, ToyEngine
@@ -49,6 +51,11 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
     assert details is not None
     assert "\n" not in details
     return caught.value.code(), details
+
+
+async def read_to_the_end(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
 
 
 async def test_events_come_in_order(service: Any) -> None:
@@ -314,8 +321,6 @@ async def test_health_and_unavailable_before_and_after() -> None:
     server, engine = ApiServer(), ToyEngine()
     address = await server.start("127.0.0.1:0")
     async with grpc.aio.insecure_channel(address) as channel:
-        from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-
         stub, health = MoorageStub(channel), health_pb2_grpc.HealthStub(channel)
 
         async def statuses() -> list[int]:
@@ -352,3 +357,20 @@ async def test_reflection_lists_the_services(service: Any) -> None:
     async for reply in stub.ServerReflectionInfo(iter([request])):
         names = {item.name for item in reply.list_services_response.service}
     assert {"moorage.v1.Moorage", "grpc.health.v1.Health"} <= names
+
+
+async def test_a_client_that_reads_nothing_is_left_after_a_while(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its request ends, it hears of that when it reads on, and others are answered."""
+    monkeypatch.setattr(api_service, "MOST_UNREAD_S", 0.2)
+    narrow = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024))
+    async with grpc.aio.insecure_channel(service.address, options=narrow) as channel:
+        call = MoorageStub(channel).Generate(generate(ids(1), session="endless"))
+        await call.read()
+        async with asyncio.timeout(20):
+            await service.engine.ended.wait()
+            with pytest.raises(grpc.aio.AioRpcError, match="read answers as they come"):
+                await read_to_the_end(call)
+            assert await call.code() is Code.DEADLINE_EXCEEDED
+    assert [r async for r in service.stub.Generate(generate(ids(7)))]
