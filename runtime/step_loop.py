@@ -170,13 +170,15 @@ class StepLoop:
         return result
 
     async def _probe(self) -> Unavailable | None:
-        """Asks the worker for one token; why the cluster has failed if that raises as well."""
+        """Asks the worker for one token, and for what was left to do; why the cluster has failed if that raises."""
         opening = OpenSession(PROBE_SESSION, 2, 1, self._memory, SamplingSpec())
         segment = Segment(PROBE_SESSION, 0, (0,), sample=True)
-        plan = StepPlan(next(self._step_ids), (PROBE_SESSION,), (opening,), (segment,))
+        drops, idles = tuple(self._drops), tuple(self._idles)
+        plan = StepPlan(next(self._step_ids), (*drops, PROBE_SESSION), (opening,), (segment,), idles)
         self._drops.append(PROBE_SESSION)
         try:
             await self._worker.step(plan)
+            del self._drops[: len(drops)], self._idles[: len(idles)]
         except Unavailable as error:
             return error
         except Exception as error:  # noqa: BLE001  it is reported

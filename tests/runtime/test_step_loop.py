@@ -160,6 +160,25 @@ async def test_a_worker_that_fails_without_a_request_as_well_ends_the_cluster_wi
     assert logs[-1]["event"] == "the cluster has failed"
 
 
+async def test_a_session_that_can_not_become_idle_ends_the_cluster_with_a_last_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What every step repeats and no step can do would fail all requests for ever."""
+    async with running() as (coordinator, worker):
+        step = worker.step
+
+        async def failing(plan: StepPlan) -> StepResult:
+            if plan.idles:
+                raise RuntimeError("never")
+            return await step(plan)
+
+        monkeypatch.setattr(worker, "step", failing)
+        await collect(coordinator, prompt=[1], max_new_tokens=2, session="poisoned")
+        await until(lambda: coordinator.health.problem is not None)
+        with pytest.raises(Unavailable, match=f"{MOST_IN_A_ROW + 1} steps in a row failed"):
+            await collect(coordinator, prompt=[1], max_new_tokens=2)
+
+
 async def test_odd_requests_alone_do_not_end_the_cluster() -> None:
     async with running() as (coordinator, worker):
         for _ in range(3):

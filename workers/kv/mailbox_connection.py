@@ -75,6 +75,8 @@ class Connection:
             self._store.commit(request.session_id, request.layer, request.start, request.end)
         except MoorageError as error:
             self._failures.setdefault(request.session_id, error)
+        except Exception as error:  # noqa: BLE001 - as for requests that are answered
+            self._failures.setdefault(request.session_id, _unexpected(error, request))
 
     def _answer(self, request: Request) -> bytes:
         failure = self._failures.pop(request.session_id, None)
@@ -118,8 +120,7 @@ class Connection:
         except MoorageError as error:
             return pack_error(error)
         except Exception as error:  # noqa: BLE001 - one request must not end the actor for all workers
-            _log.exception("mailbox request %s failed", request)
-            return pack_error(MoorageError(f"KV actor: {type(error).__name__}: {error}; see the actor's log"))
+            return pack_error(_unexpected(error, request))
 
     def _open(self, request: Request, window: Window) -> bytes:
         rotation = None
@@ -206,3 +207,9 @@ def _put_reply(request: Request, window: Window, reply: SelectReply) -> bytes:
     window.ints(request.reply_offset, *shape)[:] = reply.ids
     window.floats(request.reply_offset + span(*shape), *shape)[:] = reply.scores
     return REPLY.pack(0, shape[1])
+
+
+def _unexpected(error: Exception, request: Request) -> MoorageError:
+    """Logs what nobody foresaw with its traceback; returns what the worker is told."""
+    _log.error("mailbox request %s failed", request, exc_info=error)
+    return MoorageError(f"KV actor: {type(error).__name__}: {error}; see the actor's log")

@@ -94,6 +94,9 @@ class MailboxServer:
                 alive = connection.serve()
         except OSError:
             alive = False
+        except Exception:  # noqa: BLE001 - one worker must not end the thread for all
+            _log.exception("mailbox: a packet could not be read, so its worker is disconnected")
+            alive = False
         if not alive:
             self._disconnect(fd)
 

@@ -16,7 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from moorage.workers.errors import InvalidRequest, NotFound, PeerDead, ResourceExhausted, StoreFull
+from moorage.workers.errors import (
+    InvalidRequest,
+    MoorageError,
+    NotFound,
+    PeerDead,
+    ResourceExhausted,
+    StoreFull,
+)
 from moorage.workers.kv.mailbox_channel import Patience
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
@@ -104,6 +111,34 @@ def test_the_error_of_a_commit_comes_with_the_next_reply_for_its_session(server:
     assert link.stats().num_sessions == 1
     link.close()
     other.close()
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(12, "Cannot allocate memory"), MemoryError(), ZeroDivisionError("odd")]
+)
+def test_what_a_commit_raises_ends_neither_the_connection_nor_the_thread(
+    server: MailboxServer, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sealing blocks allocates; the error comes with the next reply for its session, and others are served."""
+    link = MailboxLink(server.address)
+    link.open(1, 1)
+    link.open(2, 1)
+    commit = KvStore.commit
+
+    def failing(store: KvStore, session_id: int, *rest: int) -> None:
+        if session_id == 1:
+            raise error
+        commit(store, session_id, *rest)
+
+    monkeypatch.setattr(KvStore, "commit", failing)
+    link.commit(1, 0, 0, 0)
+    link.commit(2, 0, 0, 0)
+    with pytest.raises(MoorageError, match=type(error).__name__):
+        link.truncate(1, 0)
+    link.truncate(2, 0)
+    link.drop(1)
+    link.drop(2)
+    link.close()
 
 
 def test_a_commit_counts_for_the_select_after_it(server: MailboxServer) -> None:
