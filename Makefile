@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: setup ## serve the embedded model and find a fact hidden in a long document
+demo: setup ## find a fact in a long document with the embedded model
 	@$(BIN)/runtime demo
 
 test: check ## lint, types, import rules, and every test but the slow ones
@@ -30,7 +30,7 @@ test: check ## lint, types, import rules, and every test but the slow ones
 test-all: check ## the same with the slow tests
 	@$(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
-gpu: ## check and measure this host's GPU in under eight minutes; needs no installation
+gpu: ## measure this host's GPU in eight minutes; installs nothing
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON) python3) deploy/benchmarks/gpu.py
 
 check: setup ## lint, format, import rules and types, without the tests

@@ -82,7 +82,7 @@ def read_source(path: str | Path, overrides: Iterable[str], environ: Mapping[str
 def _model_directory(path: Path) -> Source:
     if not (path / "config.json").is_file():
         raise InvalidConfig(
-            f"{path}: is a directory without config.json; give a model directory or the path of a cluster.yaml"
+            f"{path}: is a directory without config.json; give the path of a model directory or of a cluster file"
         )
     source = Source(path, {})
     source.put("model", "path", str(path.resolve()), str(path))
@@ -103,7 +103,7 @@ def _scalar(text: str, origin: str) -> object:
 
 
 def _read_file(path: Path) -> Source:
-    root = compose(read_text(path, "the path of a cluster.yaml"), str(path))
+    root = compose(read_text(path, "the path of a cluster file or of a model directory"), str(path))
     source = Source(path, {})
     if root is None:
         raise InvalidConfig(f"{path}:1: the file is empty; the least it needs is `model: {{path: DIR}}`")

@@ -60,10 +60,16 @@ def launch_detached(
     if "ready" in word:
         ready: dict[str, Any] = word["ready"]
         return ready
-    child.wait()
-    raise Unavailable(
-        word.get("error") or f"the server died with status {child.returncode}; its log is {log_file}"
-    )
+    raise Unavailable(word.get("error") or f"{_how_it_ended(child.wait())}; its log is {log_file}")
+
+
+def _how_it_ended(status: int) -> str:
+    """What to say of a server that ended with this exit status before it was ready, without an error of its own."""
+    if status == 0:
+        return "the server was stopped before it was ready"
+    if status < 0:
+        return f"the server was ended by {signal.Signals(-status).name} before it was ready"
+    return f"the server ended with status {status} before it was ready"
 
 
 class _Signalled(BaseException):

@@ -101,7 +101,7 @@ def read_text(path: Path, instead: str) -> str:
             raise InvalidConfig(f"{shown}: is larger than {MAX_BYTES >> 20} MiB; give {instead}")
         return data.decode()
     except FileNotFoundError as error:
-        raise InvalidConfig(f"{shown}: no such file; give {instead}") from error
+        raise InvalidConfig(f"{shown}: no such file or directory; give {instead}") from error
     except IsADirectoryError as error:
         raise InvalidConfig(f"{shown}: is a directory; give {instead}") from error
     except UnicodeDecodeError as error:

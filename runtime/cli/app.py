@@ -43,6 +43,8 @@ COMMANDS = {
 
 PROGRAMS = ("runtime", "moorage")
 """The console scripts of this one program."""
+_INTERRUPTED = 130
+"""The exit code of shells, and Typer's, for a program that Ctrl-C ended."""
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """Typer's base of every fault of a command line; Typer exports only some of the classes below it."""
 
@@ -104,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         print_error(missing_server_line(error, arguments) or failure_line(error, arguments))
         sys.exit(1)
-    except (SystemExit, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except SystemExit:
         raise
     except BaseException as error:  # noqa: BLE001  # the process boundary; the file has the traceback
         print_error(failure_line(error, arguments))

@@ -83,7 +83,7 @@ def chat(
     with single_keys(), Connection(address) as connection:
         model = connection.model()
         if not raw and not model.has_chat_template:
-            raise InvalidRequest(f"{model.name} has no chat template; `runtime chat --raw` does without one")
+            raise InvalidRequest(f"{model.name} has no chat template; `runtime chat --raw` needs none")
         retry_s = _TERMINAL_RETRY_S if typed else RETRY_S
         talk = Talk(connection, turns, options, model.name, retry_s, session)
         if session is not None:

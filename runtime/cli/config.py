@@ -79,7 +79,9 @@ def config(
         _explain(names or [], overrides or [], as_json)
         return
     if len(names or ()) > 1:
-        raise typer.BadParameter("give one cluster file, or --explain for the reference", param_hint="FILE")
+        raise typer.BadParameter(
+            "give one cluster file or model directory, or --explain for the reference", param_hint="FILE"
+        )
     file = o.cluster_file(Path(names[0]) if names else None, example)
     loaded = load_cluster_config(file, overrides or ())
     if file_only:

@@ -99,7 +99,9 @@ def given(**options: object) -> GenerateOptions:
 def cluster_file(file: Path | None, example: str | None) -> Path:
     """The cluster file of a command, given by its path or as an example. Raises NotFound for an unknown example."""
     if (file is None) == (example is None):
-        raise typer.BadParameter("give one cluster file, or --example NAME", param_hint="FILE")
+        raise typer.BadParameter(
+            "give one cluster file or model directory, or --example NAME", param_hint="FILE"
+        )
     if file is not None:
         return file
     assert example is not None

@@ -50,7 +50,7 @@ def _model(model: ModelInfo, short: bool) -> Iterator[tuple[str, str]]:
     yield "memory preset", model.preset
     if not short:
         yield "default sampling", _sampling(model.default_sampling)
-        yield "end tokens", ", ".join(map(str, model.eos_token_ids)) or "none"
+        yield "end token ids", ", ".join(map(str, model.eos_token_ids)) or "none"
         yield "chat template", "yes" if model.has_chat_template else "no"
 
 

@@ -145,6 +145,20 @@ def test_a_launcher_that_is_told_to_end_leaves_no_starting_server(tmp_path: Path
     assert left == []
 
 
+def test_a_launcher_says_that_its_starting_server_was_stopped(tmp_path: Path) -> None:
+    cli = Cli(tmp_path / "run")
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(cluster_config()))
+    launcher = subprocess.Popen(
+        cli.command("launch", file, "--detach"), env=cli.environment, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: any((tmp_path / "run").glob("cluster-*.json")))
+    assert cli("stop").returncode == 0
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert said.splitlines()[-1].startswith("error: the server was stopped before it was ready; its log is ")
+
+
 def _belongs_to(process: psutil.Process, run_dir: Path) -> bool:
     try:
         return process.environ().get("MOORAGE_RUN_DIR") == str(run_dir)

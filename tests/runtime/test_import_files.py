@@ -155,7 +155,8 @@ def test_what_cannot_be_imported_is_one_line(tmp_path: Path, text: str, says: st
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidConfig, match="no such file; give a configuration of ktransformers, InfLLM or LMDeploy"
+        InvalidConfig,
+        match="no such file or directory; give a configuration of ktransformers, InfLLM or LMDeploy",
     ):
         import_config(tmp_path / "none")
 

@@ -68,7 +68,7 @@ def test_a_cluster_file_is_read_within_the_same_limits(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     for text, says in (
         (laughs(9), "aliases written out"),
-        ("model: {path: m}\n" + "#" * MAX_BYTES, "is larger than 1 MiB; give the path of a cluster.yaml"),
+        ("model: {path: m}\n" + "#" * MAX_BYTES, "is larger than 1 MiB; give the path of a cluster file"),
         ("model: {path: m}\n~: 1\n", ":2: got ~ as a key"),
     ):
         path.write_text(text)
@@ -79,7 +79,7 @@ def test_a_cluster_file_is_read_within_the_same_limits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a\0b", "x" * 300])
 def test_a_path_that_no_system_takes(name: str) -> None:
-    with pytest.raises(InvalidConfig, match=r"give the path of a cluster\.yaml") as caught:
+    with pytest.raises(InvalidConfig, match=r"give the path of a cluster file") as caught:
         load_cluster_config(name)
     assert "\n" not in str(caught.value)
 

@@ -15,6 +15,19 @@ from moorage.runtime.cli import main
 from moorage.runtime.cli import tokenize as tokenize_command
 from moorage.runtime.cli.app import COMMANDS, PROGRAMS
 
+INTERRUPTED_IMPORT = """\
+import sys
+
+class Interrupted:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "moorage.runtime.cli.config":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted)
+"""
+"""Ctrl-C while the module of `runtime config` is imported, as a sitecustomize module."""
+
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as left:
@@ -62,7 +75,10 @@ def test_wrong_command_lines_exit_2(capsys: pytest.CaptureFixture[str], argument
 def test_failures_exit_1_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, "config", "no-such.yaml")
     assert (code, out) == (1, "")
-    assert err == "error: no-such.yaml: no such file; give the path of a cluster.yaml\n"
+    assert (
+        err
+        == "error: no-such.yaml: no such file or directory; give the path of a cluster file or of a model directory\n"
+    )
 
 
 def test_as_a_process() -> None:
@@ -103,11 +119,19 @@ def test_the_shell_completes_commands_and_flags(program: str) -> None:
 
 
 def test_completion_installs(tmp_path: Path) -> None:
-    installed = called("moorage", "--install-completion", "bash", HOME=str(tmp_path))
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # a test may have no shell above it
+    installed = called("moorage", "--install-completion", "bash", HOME=str(tmp_path), **named)
     assert installed.returncode == 0, installed.stderr
     (script,) = tmp_path.glob(".bash_completions/*")
     assert "_MOORAGE_COMPLETE=complete_bash" in script.read_text()
     assert str(script) in (tmp_path / ".bashrc").read_text()
+
+
+def test_ctrl_c_before_the_command_has_loaded_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_IMPORT)
+    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    interrupted = called("runtime", "config", "cluster.yaml", PYTHONPATH=paths)
+    assert (interrupted.returncode, interrupted.stdout, interrupted.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("kind", [ZeroDivisionError, asyncio.CancelledError])
