@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.spec import KvLayout
 
 Int32 = NDArray[np.int32]
 
@@ -48,17 +47,6 @@ class CopyEngine(Protocol):
 
     def close(self) -> None:
         """Lets go of the stores' memory, which must still be mapped. Idempotent."""
-
-
-def copy_engine(
-    kv: ShardedKv, layout: KvLayout, device: torch.device, piece_blocks: int, dma_bytes: int | None = None
-) -> CopyEngine:
-    """The one that suits the device; `dma_bytes` as EngineSettings has it."""
-    if device.type != "cuda":
-        return DirectCopies(kv)
-    from moorage.workers.gpu.cuda_copies import CudaCopies
-
-    return CudaCopies.make(kv, layout, device, piece_blocks, dma_bytes)
 
 
 class Done:

@@ -16,9 +16,10 @@ from moorage.kernels.triton_support import upload
 from moorage.workers.gpu.choosing import Chooser
 from moorage.workers.gpu.copy_engine import Copies
 from moorage.workers.gpu.device_turns import DecodeQuery
+from moorage.workers.gpu.entries import Entries
 from moorage.workers.gpu.host_attention import Partial, attend_on_host
 from moorage.workers.gpu.importance import Importance
-from moorage.workers.gpu.positions import Entries, Rotations
+from moorage.workers.gpu.positions import Rotations
 from moorage.workers.gpu.reader import BlockReader
 from moorage.workers.gpu.session import DecodeStep, WorkerSession
 from moorage.workers.gpu.timing import PartTimer

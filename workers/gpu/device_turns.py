@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.triton_support import has_triton, upload
+from moorage.workers.gpu.entries import Entries
 from moorage.workers.gpu.schemes import Variant
 
-if TYPE_CHECKING:
-    from moorage.workers.gpu.positions import Entries, Rotations
-
+Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Partial = tuple[torch.Tensor, torch.Tensor]
 """(out [Hq, D], lse [Hq]) in fp32."""
@@ -51,10 +50,21 @@ class DecodeQuery:
         return DecodeQuery(self.plain[first:end], turned, lambda: self.on_host()[first:end])
 
 
-class DeviceTurns:
-    """Tables of one `Rotations`; see there for what the numbers mean."""
+class BlockRotations(Protocol):
+    """What the tables are made of; `positions.Rotations` says what the numbers mean."""
 
-    def __init__(self, rotations: Rotations, device: torch.device) -> None:
+    offset_cos: Float32
+    offset_sin: Float32
+    bases: NDArray[np.complex128]
+
+    def queries(self, variant: Variant, first: int, end: int) -> tuple[Float32, Float32]:
+        """(cos, sin), each [end - first, rotary_dim / 2], of queries at positions [first, end)."""
+
+
+class DeviceTurns:
+    """Tables of one session's rotations."""
+
+    def __init__(self, rotations: BlockRotations, device: torch.device) -> None:
         self._rotations = rotations
         self._device = device
         self._offsets = upload((rotations.offset_cos, rotations.offset_sin), device)

@@ -20,12 +20,14 @@ from moorage.workers.errors import (
     Unavailable,
 )
 from moorage.workers.gpu.choosing import Chooser
-from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies, copy_engine
+from moorage.workers.gpu.copy_engine import CopyEngine, DirectCopies
+from moorage.workers.gpu.copy_factory import copy_engine
 from moorage.workers.gpu.decode_attention import DecodeAttention
 from moorage.workers.gpu.device_scorer import Trial, device_scorer
 from moorage.workers.gpu.importance import Importance
 from moorage.workers.gpu.memory import is_out_of_memory
 from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.model.graphs import PieceGraphs, cuda_capture
 from moorage.workers.gpu.output import OutputStage
 from moorage.workers.gpu.positions import Span
 from moorage.workers.gpu.prefill_attention import PrefillAttention
@@ -68,6 +70,8 @@ class Engine:
     ) -> None:
         self._decoder, self._spec, self._layout, self._kv = decoder, spec, layout, kv
         self._device, self._settings = device, settings
+        if device.type == "cuda" and decoder.graphs is None:
+            decoder.graphs = PieceGraphs(decoder, cuda_capture())
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
         piece = settings.piece_blocks or piece_blocks(layout, device.type != "cuda")

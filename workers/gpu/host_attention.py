@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from moorage.kernels.block_attention.resident import attend_resident
-from moorage.workers.gpu.positions import Entries, Rotations
+from moorage.workers.gpu.entries import Entries
+from moorage.workers.gpu.positions import Rotations
 from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import KvLayout
 

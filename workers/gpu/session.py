@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from moorage.workers.gpu.block_cache import BlockCache
 from moorage.workers.gpu.copy_engine import Copies
+from moorage.workers.gpu.entries import Entries
 from moorage.workers.gpu.model.rope import RopeView
-from moorage.workers.gpu.positions import Entries, Rotations, Span
+from moorage.workers.gpu.positions import Rotations, Span
 from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import MemorySpec, SamplingSpec
 

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moorage.workers.gpu.entries import Entries
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.position_reference import pair_positions
-from moorage.workers.gpu.positions import Entries, Rotations, Span
+from moorage.workers.gpu.positions import Rotations, Span
 from moorage.workers.gpu.schemes import Variant, scheme_of
 from moorage.workers.spec import MemorySpec, Positions
 from tests.engine_driver import memory

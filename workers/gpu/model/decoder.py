@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
 
 from moorage.kernels.rms_norm import add_rms_norm, norm_heads, rms_norm
-from moorage.workers.gpu.model.graphs import PieceGraphs, cuda_capture
-from moorage.workers.gpu.model.weights import (
-    DecoderWeights,
-    LayerWeights,
-    Progress,
-    load_weights,
-    resolve_dtype,
-)
+from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights
+from moorage.workers.gpu.model.weights import Progress, load_weights, resolve_dtype
 from moorage.workers.spec import ModelSpec
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -27,14 +22,24 @@ MLP_WORKSPACE_BYTES = 128 * 2**20
 """Most memory of the feed-forward part's intermediate values; longer inputs go through it in pieces."""
 
 
+class StepGraphs(Protocol):
+    """Recorded pieces of the forward pass."""
+
+    def takes(self, num_tokens: int) -> bool:
+        """Whether a step of `num_tokens` runs from them."""
+
+    def forward(self, token_ids: Tensor, attend: Attend) -> Tensor:
+        """See Decoder.forward."""
+
+
 class Decoder:
     """Weights of a model and their forward pass, over the tokens of any sessions laid end to end."""
 
     def __init__(self, spec: ModelSpec, weights: DecoderWeights) -> None:
         self.spec = spec
         self.weights = weights
-        self.graphs = PieceGraphs(self, cuda_capture()) if self.device.type == "cuda" else None
-        """Launches the pieces between two attentions at once, for few tokens."""
+        self.graphs: StepGraphs | None = None
+        """Launches the pieces between two attentions at once, for few tokens; an engine on a GPU sets it."""
 
     @classmethod
     def load(

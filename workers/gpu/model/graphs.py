@@ -8,13 +8,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from moorage.workers.gpu.model.decoder import Attend, Decoder
+from moorage.workers.gpu.model.decoder import Attend, Decoder
 
 Run = Callable[[], Tensor]
 Capture = Callable[[Run], tuple[Callable[[], None], Tensor]]

@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights
 from moorage.workers.hf_tensors import TensorNames, tensor_names
 from moorage.workers.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from moorage.workers.gpu.model.weights import DecoderWeights, LayerWeights
 
 Split = Callable[[Tensor], tuple[Tensor, ...]]
 

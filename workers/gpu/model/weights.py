@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidModel, ResourceExhausted
 from moorage.workers.gpu.model.checkpoint import read_tensors
 from moorage.workers.gpu.model.naming import is_finite, slots
+from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights
 from moorage.workers.hf_tensors import decoder_name
 from moorage.workers.hf_weights import check_weights
 from moorage.workers.safetensors_header import TensorHeader
@@ -22,48 +22,6 @@ Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer. Matrices are [out, in]; q, k, v lie in one matrix in this order, as do gate and up."""
-
-    input_norm: Tensor
-    qkv: Tensor
-    output: Tensor
-    post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-    qkv_bias: Tensor | None
-    output_bias: Tensor | None
-    gate_up_bias: Tensor | None
-    down_bias: Tensor | None
-    q_norm: Tensor | None
-    k_norm: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderWeights:
-    """A whole decoder. With tied embeddings `lm_head` is `embed` itself."""
-
-    embed: Tensor
-    layers: tuple[LayerWeights, ...]
-    norm: Tensor
-    lm_head: Tensor
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all tensors, each counted once."""
-        return sum({id(tensor): tensor.nbytes for tensor in self.tensors()}.values())
-
-    def tensors(self) -> Iterator[Tensor]:
-        """All of them."""
-        yield from (self.embed, self.norm, self.lm_head)
-        for layer in self.layers:
-            for field in fields(layer):
-                tensor = getattr(layer, field.name)
-                if tensor is not None:
-                    yield tensor
 
 
 def resolve_dtype(name: str, spec: ModelSpec) -> torch.dtype:

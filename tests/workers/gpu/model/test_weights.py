@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from moorage.workers.errors import InvalidModel
-from moorage.workers.gpu.model.weights import DecoderWeights, load_weights, resolve_dtype
+from moorage.workers.gpu.model.parameters import DecoderWeights
+from moorage.workers.gpu.model.weights import load_weights, resolve_dtype
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint
 
 CPU = torch.device("cpu")
