@@ -13,6 +13,8 @@ from moorage.workers.spec import MemorySpec, ModelSpec, Positions, RopeSpec
 
 DUAL_CHUNK_FACTOR = 16
 DYNAMIC_FACTOR = 2.0
+LEAST_PRETRAINED = 2048
+"""No published model with linear scaling was pretrained on fewer tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,7 @@ def trained_length(model: ModelSpec) -> int:
     """Tokens that the checkpoint was made for, its own RoPE scaling included.
 
     `max_position_embeddings` says it, with three exceptions. linear and yarn stretch the length that they start
-    from by their factor. A checkpoint with dual chunks names the length before them.
+    from by their factor; see `_unscaled_length`. A checkpoint with dual chunks names the length before them.
     """
     rope = model.rope
     if model.dual_chunk is not None and model.dual_chunk.original_length is not None:
@@ -104,8 +106,16 @@ def _reach_of_rope(memory: MemorySpec, model: ModelSpec) -> Reach:
 
 
 def _unscaled_length(model: ModelSpec) -> int:
-    """The length that the checkpoint's scaling starts from."""
-    return model.rope.original_max_position_embeddings or model.rope.max_position_embeddings
+    """The length that the checkpoint's scaling starts from.
+
+    With linear scaling `max_position_embeddings` is published as the length after scaling (DeepSeek-Coder, 16 384 by
+    4; LLaMA-2-7B-32K, 32 768 by 8) or before it (Vicuna 16K, 4 096 by 4). It is the length after scaling wherever a
+    model can have been pretrained on the quotient.
+    """
+    rope = model.rope
+    length = rope.original_max_position_embeddings or rope.max_position_embeddings
+    before = round(length / rope.factor)
+    return before if rope.rope_type == "linear" and before >= LEAST_PRETRAINED else length
 
 
 def _method(rope: RopeSpec) -> RopeSpec:

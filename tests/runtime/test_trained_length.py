@@ -35,13 +35,25 @@ def reached(spec: ModelSpec = PLAIN, preset: str = "full", **memory: Any) -> int
     [
         (PLAIN, 8192),
         (model(4096, rope_type="linear", factor=4.0), 16384),
+        (model(16384, rope_type="linear", factor=4.0), 16384),
+        (model(32768, rope_type="linear", factor=8.0), 32768),
         (model(32768, rope_type="dynamic", factor=2.5), 32768),
         (YARN, 131072),
         (LLAMA_3_1, 131072),
         (model(131072, rope_type="longrope", factor=32.0, original_max_position_embeddings=4096), 131072),
         (QWEN_1M, 262144),
     ],
-    ids=("plain", "linear", "dynamic", "yarn", "llama3", "longrope", "dual chunks"),
+    ids=(
+        "plain",
+        "Vicuna 16K",
+        "DeepSeek-Coder",
+        "LLaMA-2-7B-32K",
+        "dynamic",
+        "yarn",
+        "llama3",
+        "longrope",
+        "dual chunks",
+    ),
 )
 def test_the_trained_length_includes_the_checkpoints_own_scaling(spec: ModelSpec, trained: int) -> None:
     assert trained_length(spec) == trained
