@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from moorage.runtime.processes import ProcessId, ProcessState
 from moorage.runtime.text.body import Body, read_all
 from moorage.runtime.text.limits import PACKET_BYTES, JobLimits
 from moorage.workers.errors import InvalidRequest, ResourceExhausted, Unavailable
@@ -36,6 +37,9 @@ _RETRY_S = 2.0
 _ENDED = "the text process ended, and starts again; send it once more"
 _STOPPING = "the server is stopping; ask another one or start it again"
 _END_GRACE_S = 2.0
+_LOOK_S = 0.5
+_STOPPED_LOOKS = 4
+"""A debugger stops a process for moments; one that is stopped for longer is replaced, since it holds no state."""
 
 
 class TextProcess:
@@ -216,24 +220,35 @@ class TextProcess:
 
     async def _ended(self, job: str, options: Mapping[str, Any], text: Body, answer: Body) -> int:
         """The exit code of a job's child; negative for the signal that ended it."""
-        number = next(self._numbers)
+        number, process = next(self._numbers), self._process
         ended = self._jobs[number] = asyncio.get_running_loop().create_future()
         wall_s = self._limits.wall_s(text.num_bytes)
         try:
             async with asyncio.timeout(wall_s):
                 self._send({"job": number, "do": job, "options": options}, text.fd, answer.fd)
-                code: int = await ended
-                return code
+                if await self._answered(ended):
+                    return ended.result()
+            why = "is stopped (state T)"
         except TimeoutError:
-            if self._process is not None:
-                self._process.kill()
-            raise Unavailable(
-                f"the text process did not answer within {wall_s} s, and starts again; send it once more"
-            ) from None
+            why = f"did not answer within {wall_s} s"
         finally:
             if self._jobs.pop(number, None) is not None and self._socket is not None:
                 with suppress(Unavailable):
                     self._send({"cancel": number})
+        if process is not None and process is self._process:
+            log.error(f"text process {why}, so it is ended", pid=process.pid)
+            process.kill()
+        raise Unavailable(f"the text process {why}, and starts again; send it once more")
+
+    async def _answered(self, ended: asyncio.Future[int]) -> bool:
+        """Waits for a job; False when the process was seen stopped `_STOPPED_LOOKS` times in a row."""
+        known = None if self._process is None else ProcessId.of(self._process.pid)
+        looks = 0
+        while not (await asyncio.wait({ended}, timeout=_LOOK_S))[0]:
+            looks = looks + 1 if known is not None and known.state is ProcessState.STOPPED else 0
+            if looks == _STOPPED_LOOKS:
+                return False
+        return True
 
     def _send(self, packet: Mapping[str, Any], *descriptors: int) -> None:
         try:

@@ -159,13 +159,17 @@ async def test_it_starts_again_when_it_is_killed() -> None:
     assert text.pid is None
 
 
-async def test_a_process_that_is_stuck_is_replaced() -> None:
-    text = TextProcess(PILOT, 32, JobLimits(base_s=1, patience=1))
+@pytest.mark.parametrize(
+    ("patience", "why"),
+    [pytest.param(1, "did not answer within 1 s", id="stuck"), pytest.param(60, "is stopped", id="stopped")],
+)
+async def test_a_process_that_does_not_answer_is_replaced(patience: int, why: str) -> None:
+    text = TextProcess(PILOT, 32, JobLimits(base_s=1, patience=patience))
     await text.start()
     first = text.pid
     assert first is not None
     os.kill(first, signal.SIGSTOP)
-    with pytest.raises(Unavailable, match="did not answer within 1 s"):
+    with pytest.raises(Unavailable, match=why):
         await encode(text, "a")
     async with asyncio.timeout(20):
         while text.pid in (None, first):
