@@ -60,7 +60,7 @@ def test_nothing_is_left_after_the_end(tmp_path: Path, ending: str) -> None:
     wait_until(lambda: not moorage_processes(run_dir))
     left = {name for name in shared_memory() - before if "moorage" in name}
     assert not left
-    assert running.cli("status").returncode == 1
+    assert running.cli("status", "--address", running.address).returncode == 1
 
 
 def test_ctrl_c_ends_a_foreground_launch(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_sessions_of_a_store_leave_nothing(rng: np.random.Generator, count: int)
     finally:
         link.close()
         here.close()
-        process.join(10)
+        process.join(60)
     assert process.exitcode == 0
 
 

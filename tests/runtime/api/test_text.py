@@ -39,7 +39,7 @@ class TextEngine(ToyEngine):
 async def stub(tmp_path: Path) -> AsyncIterator[MoorageStub]:
     shutil.copy(PILOT / "tokenizer.json", tmp_path)
     (tmp_path / "chat_template.jinja").write_text(LOOPS)
-    text, server = TextProcess(tmp_path, 32, JobLimits(base_s=1)), ApiServer()
+    text, server = TextProcess(tmp_path, 32, JobLimits(base_s=1, patience=120)), ApiServer()
     await text.start()
     address = await server.start("127.0.0.1:0")
     await server.serve(TextEngine(text))

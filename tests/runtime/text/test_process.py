@@ -29,7 +29,7 @@ TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 
 @asynccontextmanager
 async def started(model_dir: Path = PILOT) -> AsyncIterator[TextProcess]:
-    text = TextProcess(model_dir, max_bytes_per_token=32, limits=JobLimits(base_s=1))
+    text = TextProcess(model_dir, max_bytes_per_token=32, limits=JobLimits(base_s=1, patience=120))
     await text.start()
     try:
         yield text
