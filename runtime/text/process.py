@@ -221,7 +221,8 @@ class TextProcess:
     async def _ended(self, job: str, options: Mapping[str, Any], text: Body, answer: Body) -> int:
         """The exit code of a job's child; negative for the signal that ended it."""
         number, process = next(self._numbers), self._process
-        ended = self._jobs[number] = asyncio.get_running_loop().create_future()
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._jobs[number] = ended
         wall_s = self._limits.wall_s(text.num_bytes)
         try:
             async with asyncio.timeout(wall_s):
