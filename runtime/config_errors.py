@@ -18,9 +18,12 @@ _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
 def one_line(error: ValidationError, source: Source, root: type[BaseModel]) -> str:
-    """The first complaint of `error`, and how many more there are."""
+    """The first complaint of `error`, and how many more there are.
+
+    Unknown keys come first, since a key that is missing was often given under a wrong name.
+    """
     errors = error.errors(include_url=False)
-    first = errors[0]
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     keys = tuple(str(part) for part in first["loc"])[:2]
     text = f"{source.where(keys)}: {'.'.join(keys)}: {_complaint(first, keys, root)}"
     return text if len(errors) == 1 else f"{text} (and {len(errors) - 1} more)"

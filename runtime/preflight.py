@@ -31,7 +31,7 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
 
     Raises InvalidConfig, InvalidModel or Unavailable, in one line, for a model, device, memory, port or Ray cluster
     that can't serve. Returns what sessions are limited to, with the warnings that users should see. `say` hears a
-    line before a wait, and a warning about who can reach the server.
+    line before a wait, and warnings about what can reach the server and what it can't take.
     """
     check_threads(config)
     _check_device(config)
@@ -41,7 +41,7 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
     check_positions(config, spec)
     limit = session_limit(config, spec)
     check_weights(directory, spec)
-    _check_tokenizer(directory)
+    _check_tokenizer(directory, say)
     read_sampling_defaults(directory)
     layout = kv_layout(config, spec)
     actor_bytes = layout.page_bytes * pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
@@ -87,12 +87,15 @@ def _check_scorer(config: ClusterConfig) -> None:
         )
 
 
-def _check_tokenizer(directory: Path) -> None:
-    """A model without tokenizer.json can still be served token ids."""
-    if (directory / "tokenizer.json").exists():
-        from moorage.runtime.tokenizer import TextTokenizer
+def _check_tokenizer(directory: Path, say: Callable[[str], None]) -> None:
+    """A model without tokenizer.json can still be served token ids; `say` hears of it."""
+    file = directory / "tokenizer.json"
+    if not file.exists():
+        say(f"warning: {file}: missing; requests can send token ids, but neither text nor chat messages")
+        return
+    from moorage.runtime.tokenizer import TextTokenizer
 
-        TextTokenizer.load(directory)
+    TextTokenizer.load(directory)
 
 
 def _ranges(cpus: Sequence[int]) -> str:

@@ -7,7 +7,10 @@ from pathlib import Path
 from moorage.workers.errors import InvalidModel
 
 _GGUF_MAGIC = b"GGUF"
-_CONVERT = "convert it to a Hugging Face directory with config.json and safetensors, and give that"
+NO_GGUF = (
+    "a GGUF file, which is not supported yet; convert it to a Hugging Face directory with config.json and "
+    "safetensors, and give that"
+)
 
 
 def check_directory(directory: Path) -> None:
@@ -38,7 +41,7 @@ def is_gguf(file: Path) -> bool:
 
 def _of_file(file: Path) -> str:
     if is_gguf(file):
-        return f"is a GGUF file, which is not supported yet; {_CONVERT}"
+        return f"is {NO_GGUF}"
     beside = (file.parent / "config.json").is_file()
     instead = str(file.parent) if beside else "the directory that holds config.json"
     return f"is a file and not a model directory; give {instead}"
@@ -46,5 +49,5 @@ def _of_file(file: Path) -> str:
 
 def _without_config(directory: Path) -> str:
     if any(directory.glob("*.gguf")):
-        return f"the directory holds a GGUF file, which is not supported yet; {_CONVERT}"
+        return f"the directory holds {NO_GGUF}"
     return "set model.path to a directory in the Hugging Face layout"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.hf_directory import NO_GGUF
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_tensors import decoder_name, is_redundant, tensor_names, tensor_shapes
 from moorage.workers.safetensors_header import TensorHeader, read_header
@@ -54,6 +55,8 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory}: holds only pickled weights ({pickles[0]}), which can run code and are "
             "never loaded; convert the model to safetensors"
         )
+    if any(directory.glob("*.gguf")):
+        raise InvalidModel(f"{directory}: no model*.safetensors file, and {NO_GGUF}")
     raise InvalidModel(f"{directory}: no model*.safetensors file; download the weights, or check model.path")
 
 

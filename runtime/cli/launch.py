@@ -22,8 +22,8 @@ from moorage.runtime.preflight import check_host
 
 @app.command(
     epilog=examples(
-        "runtime launch deploy/local.yaml",
         "runtime launch path/to/model",
+        "runtime launch cluster.yaml",
         "runtime launch --example local",
         "runtime launch cluster.yaml --detach --ready-file ready.json",
         "runtime launch cluster.yaml --set server.grpc=127.0.0.1:0 --set kv_store.dram=16GiB",

@@ -253,6 +253,10 @@ def test_several_mistakes_are_counted(tmp_path: Path) -> None:
     assert refusal(tmp_path, "model: {path: m}\nmemory: {a: 1, b: 2}\n").endswith("(and 1 more)")
 
 
+def test_a_misspelt_key_is_named_before_the_key_that_it_leaves_missing(tmp_path: Path) -> None:
+    assert "model.pth: unknown key; did you mean path? (and 1 more)" in refusal(tmp_path, "model: {pth: m}\n")
+
+
 def test_every_key_is_documented() -> None:
     rows = reference()
     assert [(row.section, row.key) for row in rows] == [(s, k) for s, k, _ in keys_of(ClusterConfig)]

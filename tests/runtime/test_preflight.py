@@ -38,6 +38,17 @@ def test_good_cluster(load: Load) -> None:
     check_host(load())
 
 
+def test_a_model_without_a_tokenizer_is_told_before_a_request_meets_it(load: Load, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(PILOT, model)
+    model.chmod(0o755)
+    (model / "tokenizer.json").unlink()
+    said: list[str] = []
+    check_host(load(model), said.append)
+    (warning,) = said
+    assert warning.startswith(f"warning: {model / 'tokenizer.json'}: missing; requests can send token ids")
+
+
 def test_missing_model(load: Load, tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match=r"model\.path"):
         check_host(load(tmp_path / "nowhere"))
