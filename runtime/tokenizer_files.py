@@ -45,7 +45,9 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
     named = _special_tokens(settings)
     mapped = _special_tokens(special)
     # transformers reads the older file only where tokenizer_config.json does not list the added tokens.
-    both = named if settings.get("added_tokens_decoder") is not None else named | mapped
+    # A null in it takes the name away.
+    kept = {name: text for name, text in named.items() if name not in special.values}
+    both = named if settings.get("added_tokens_decoder") is not None else kept | mapped
     ends = (tokens.get("eos_token") for tokens in (named, mapped))
     return TokenizerFiles(
         both, tuple(dict.fromkeys(end for end in ends if end)), _templates(directory, settings)

@@ -118,6 +118,10 @@ SPECIAL_FILES = {
         "tokenizer_config.json": {"bos_token": "</s>"},
         "special_tokens_map.json": {"bos_token": "<s>"},
     },
+    "also where it says null": {
+        "tokenizer_config.json": {"bos_token": "<s>", "eos_token": "</s>"},
+        "special_tokens_map.json": {"bos_token": None},
+    },
     "unless the other lists added tokens": {
         "tokenizer_config.json": {
             "bos_token": {"__type": "AddedToken", "content": "<s>"},
