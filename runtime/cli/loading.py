@@ -21,7 +21,8 @@ LINE_EVERY_S = 5.0
 SLOW_START_S = 15.0
 """Without a word, after which a user should hear what takes so long."""
 _SLOW_START = (
-    "Still starting: the first start on a machine compiles kernels for its processor, a minute or two."
+    "Still starting. The first start on a machine compiles kernels for its processor, which takes a minute or two; "
+    "later starts take as long only where the machine is busy."
 )
 _REFRESHES_PER_S = 8
 
