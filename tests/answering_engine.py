@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 
-from moorage.runtime.requests import Event, Finished, GenerateParams, Token
+from moorage.runtime.serving.protocol import Event, Finished, GenerateParams, Token
 from tests.toy_engine import ToyEngine
 
 

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from moorage.runtime.coordinator import Cluster, Coordinator
-from moorage.runtime.jobs import Limits
-from moorage.runtime.ledger import Ledger
-from moorage.runtime.requests import Event, GenerateParams, ModelInfo, Token
-from moorage.runtime.room import Room
-from moorage.runtime.trained_length import Reach
+from moorage.runtime.planning.trained_length import Reach
+from moorage.runtime.serving.capacity import Ledger
+from moorage.runtime.serving.coordinator import Cluster, Coordinator
+from moorage.runtime.serving.jobs import Limits
+from moorage.runtime.serving.protocol import Event, GenerateParams, ModelInfo, Token
+from moorage.runtime.serving.room import Room
 from moorage.workers.errors import StoreFull, Unavailable
 from moorage.workers.spec import (
     ContinueSession,

@@ -7,7 +7,7 @@ import re
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from moorage.runtime.requests import Event, Finished, GenerateParams, Token
+from moorage.runtime.serving.protocol import Event, Finished, GenerateParams, Token
 from tests.toy_engine import ToyEngine
 
 SIGHT_TOKENS = 300

@@ -8,8 +8,8 @@ import json
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
-from moorage.runtime.health import ClusterHealth
-from moorage.runtime.requests import (
+from moorage.runtime.serving.health import ClusterHealth
+from moorage.runtime.serving.protocol import (
     ClusterStatus,
     Event,
     Finished,

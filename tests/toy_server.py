@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from moorage.runtime.api import ApiServer, Engine
+from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.server import ApiServer
+from moorage.runtime.cluster.server import Hooks, Launch, serve
 from moorage.runtime.config import ClusterConfig, load_cluster_config
-from moorage.runtime.launch import Hooks, Launch, serve
 from tests.toy_engine import ToyEngine
 
 

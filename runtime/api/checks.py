@@ -7,8 +7,8 @@ import secrets
 from collections.abc import Sequence
 
 from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.runtime.quoting import quoted
-from moorage.runtime.requests import ModelInfo
+from moorage.runtime.api.quoting import quoted
+from moorage.runtime.serving.protocol import ModelInfo
 from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.hf_generation import SamplingDefaults
 from moorage.workers.spec import SamplingSpec

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable
 from typing import Protocol
 
-from moorage.runtime.health import ClusterHealth
-from moorage.runtime.requests import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
+from moorage.runtime.serving.health import ClusterHealth
+from moorage.runtime.serving.protocol import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
 from moorage.runtime.text.jobs import Text
 from moorage.workers.errors import MoorageError
 

@@ -15,7 +15,7 @@ import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from moorage.runtime.errors import status_of
+from moorage.runtime.api.status import status_of
 from moorage.workers.errors import MoorageError, ResourceExhausted
 
 log = structlog.get_logger()

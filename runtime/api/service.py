@@ -14,13 +14,19 @@ import structlog
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageServicer
-from moorage.runtime import wire
-from moorage.runtime.api import checks
+from moorage.runtime.api import checks, codec
 from moorage.runtime.api.engine import Engine, Events
 from moorage.runtime.api.failures import reported
 from moorage.runtime.api.prompts import PromptCollector
 from moorage.runtime.api.uploads import Upload, Uploads, client_of
-from moorage.runtime.requests import Finished, GenerateParams, Progress, PromptLogprobs, ScoreParams, Token
+from moorage.runtime.serving.protocol import (
+    Finished,
+    GenerateParams,
+    Progress,
+    PromptLogprobs,
+    ScoreParams,
+    Token,
+)
 from moorage.runtime.text.body import Body
 from moorage.workers.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from moorage.workers.token_ids import TokenIds
@@ -59,7 +65,7 @@ class MoorageService(MoorageServicer):
                     await _send(context, pb.GenerateResponse(accepted=accepted), events)
                     async for event in events:
                         if isinstance(event, Progress | Token | Finished):
-                            await _send(context, wire.generate_response(event), events)
+                            await _send(context, codec.generate_response(event), events)
 
     async def Score(self, request_iterator: Requests, context: Context) -> None:  # noqa: N802
         """Checks the text, then streams its log-probabilities."""
@@ -73,7 +79,7 @@ class MoorageService(MoorageServicer):
                     await _send(context, pb.ScoreResponse(accepted=accepted), events)
                     async for event in events:
                         if isinstance(event, Progress | PromptLogprobs | Finished):
-                            await _send(context, wire.score_response(event), events)
+                            await _send(context, codec.score_response(event), events)
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         """Token ids of a text."""
@@ -104,7 +110,7 @@ class MoorageService(MoorageServicer):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802
         """The one served model."""
         async with reported(context):
-            return pb.ListModelsResponse(models=[wire.model(self._ready().model_info())])
+            return pb.ListModelsResponse(models=[codec.model(self._ready().model_info())])
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: ARG002, N802
         """A snapshot of the cluster; the only method that answers while it stops."""
@@ -120,7 +126,7 @@ class MoorageService(MoorageServicer):
                 ) from None
             if self.stopping:
                 status = dataclasses.replace(status, state="stopping")
-            return wire.status_response(status)
+            return codec.status_response(status)
 
     def _ready(self) -> Engine:
         if self.stopping:

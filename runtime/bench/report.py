@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage.runtime.cli.output import print_table
-from moorage.runtime.units import format_tokens
+from moorage.runtime.config.units import format_tokens
 from moorage.workers.errors import InvalidRequest
 
 Key = tuple[str, int | None, int | None]

@@ -13,8 +13,8 @@ from moorage.runtime.bench.measure import describe_machine, installed
 from moorage.runtime.bench.report import Report, compare, print_falls
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_note
+from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.packaged import DEPLOY
-from moorage.runtime.units import parse_tokens
 
 bench_app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from moorage.runtime.cli.app import app, examples
-from moorage.runtime.units import format_bytes
+from moorage.runtime.config.units import format_bytes
 from moorage.workers.counting import counted
 
 cache_app = typer.Typer(

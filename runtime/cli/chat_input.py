@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from moorage.runtime import state
 from moorage.runtime.cli.output import print_note
+from moorage.runtime.cluster import registry
 from moorage.workers.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _prompt_session() -> PromptSession[str]:
             if len(string) <= _MOST_HISTORY_CHARACTERS:
                 super().store_string(string)
 
-    file = state.state_dir() / "chat-history"
+    file = registry.state_dir() / "chat-history"
     file.touch(mode=0o600)
     return PromptSession(
         "> ",

@@ -14,7 +14,8 @@ from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_note, print_text
 from moorage.runtime.config import ClusterConfig, load_cluster_config
-from moorage.runtime.config_explain import (
+from moorage.runtime.config.presets import resolve_preset
+from moorage.runtime.config.reference import (
     KeyReference,
     explained,
     json_schema,
@@ -22,8 +23,7 @@ from moorage.runtime.config_explain import (
     resolved,
     section_words,
 )
-from moorage.runtime.preflight import check_host
-from moorage.runtime.presets import resolve_preset
+from moorage.runtime.planning.preflight import check_host
 from moorage.workers.hf_config import read_model_spec
 
 _RULE = (

@@ -12,19 +12,19 @@ from typing import Annotated, Any
 import typer
 
 from moorage.client import Client, GenerateResult
-from moorage.runtime import state
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.loading import start_view
 from moorage.runtime.cli.output import format_gb, print_note, print_table
 from moorage.runtime.cli.stop import end_cluster
 from moorage.runtime.cli.streaming import stream_text
+from moorage.runtime.cluster import registry
+from moorage.runtime.cluster.daemon import launch_detached
 from moorage.runtime.config import load_cluster_config
-from moorage.runtime.detach import launch_detached
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_sample
 from moorage.runtime.evals.targets import ServerCoder
 from moorage.runtime.packaged import example_file
-from moorage.runtime.preflight import check_host
+from moorage.runtime.planning.preflight import check_host
 from moorage.workers.errors import MoorageError, NotFound
 
 DEMO_TOKENS = 32_768
@@ -73,7 +73,7 @@ def _cluster() -> Iterator[dict[str, Any]]:
         yield ready
     finally:
         with suppress(NotFound):
-            end_cluster(state.find(ready["address"]), _STOP_TIMEOUT_S)
+            end_cluster(registry.find(ready["address"]), _STOP_TIMEOUT_S)
 
 
 def _print_figures(result: GenerateResult) -> None:

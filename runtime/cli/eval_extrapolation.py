@@ -14,6 +14,7 @@ from moorage.runtime.cli.eval_options import DOCUMENT, Document, RunOptions, See
 from moorage.runtime.cli.eval_perplexity import Last
 from moorage.runtime.cli.eval_run import measure, publish
 from moorage.runtime.cli.output import print_note
+from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.evals.haystack import Haystack, text_haystack
 from moorage.runtime.evals.key_values import KeyValues
 from moorage.runtime.evals.needle import Needle
@@ -22,7 +23,6 @@ from moorage.runtime.evals.perplexity import Perplexity, TokenText
 from moorage.runtime.evals.targets import Targets
 from moorage.runtime.evals.tasks import ByLength, Suite, Task
 from moorage.runtime.evals.variants import Variant
-from moorage.runtime.units import parse_tokens
 from moorage.workers.counting import counted
 
 _EVERY_KEY = (
@@ -198,7 +198,7 @@ def _trained(run: RunOptions, trained: str | None) -> int:
     if trained is not None:
         return parse_tokens(trained)
     from moorage.runtime.evals.local_targets import LocalConfig
-    from moorage.runtime.trained_length import trained_length
+    from moorage.runtime.planning.trained_length import trained_length
     from moorage.workers.hf_config import read_model_spec
 
     config = LocalConfig(run.config, run.model, run.overrides or ()).load()

@@ -13,6 +13,7 @@ from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.eval import eval_app
 from moorage.runtime.cli.eval_options import RunOptions, takes_run_options
 from moorage.runtime.cli.eval_run import measure, publish
+from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.evals.files import infinitebench as infinitebench_files
 from moorage.runtime.evals.files import leval as leval_files
 from moorage.runtime.evals.files import longbench as longbench_files
@@ -20,7 +21,6 @@ from moorage.runtime.evals.files import scrolls as scrolls_files
 from moorage.runtime.evals.files.lines import find_files
 from moorage.runtime.evals.files.task import FileTask, Reading, Truncate
 from moorage.runtime.evals.tasks import Suite
-from moorage.runtime.units import parse_tokens
 
 Data = Annotated[
     list[str],

@@ -12,7 +12,7 @@ from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.eval import eval_app
 from moorage.runtime.cli.eval_options import RunOptions, takes_run_options
 from moorage.runtime.cli.output import print_json
-from moorage.runtime.units import parse_tokens
+from moorage.runtime.config.units import parse_tokens
 from moorage.workers.errors import InvalidRequest
 
 

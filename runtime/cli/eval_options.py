@@ -14,10 +14,10 @@ import typer
 
 from moorage.client import Client
 from moorage.runtime.cli import options as o
+from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT
 from moorage.runtime.evals.targets import ServerTargets, Targets
 from moorage.runtime.evals.variants import Variant, parse_variant
-from moorage.runtime.units import parse_tokens
 
 ON_SERVER = "Asked of a running cluster unless --config or --model is given."
 

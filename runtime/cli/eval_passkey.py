@@ -25,12 +25,12 @@ from moorage.runtime.cli.eval_options import (
 )
 from moorage.runtime.cli.eval_run import measure, publish
 from moorage.runtime.cli.output import print_table
+from moorage.runtime.config.units import format_tokens
 from moorage.runtime.evals.haystack import garbage_haystack, text_haystack
 from moorage.runtime.evals.misses import Miss, Oracle, explain_misses
 from moorage.runtime.evals.passkey import Passkey, Style
 from moorage.runtime.evals.targets import ServerTargets
 from moorage.runtime.evals.tasks import Suite
-from moorage.runtime.units import format_tokens
 
 
 @eval_app.command(

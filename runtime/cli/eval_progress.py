@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moorage.runtime.cli.output import print_note
+from moorage.runtime.config.units import format_tokens
 from moorage.runtime.evals.journal import Key, Record
 from moorage.runtime.evals.tasks import Metric, Suite
-from moorage.runtime.units import format_tokens
 from moorage.workers.counting import counted
 
 _MOST_SHOWN = 60

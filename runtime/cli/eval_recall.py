@@ -162,7 +162,7 @@ def _load(
     config: ClusterConfig, prompt_file: Path, preset: str | None, max_new_tokens: int
 ) -> tuple[LocalEngine, list[int]]:
     from moorage.runtime.evals.local_engine import LocalEngine
-    from moorage.runtime.tokenizer import TextTokenizer
+    from moorage.runtime.text.tokenizer import TextTokenizer
 
     try:
         text = prompt_file.read_text(encoding="utf-8")

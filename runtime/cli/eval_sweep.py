@@ -13,9 +13,9 @@ from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.eval import eval_app
 from moorage.runtime.cli.eval_recall import DEFAULT_CONFIG, ConfigFile, Overrides
 from moorage.runtime.cli.output import print_note, print_table
+from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT, text_haystack
 from moorage.runtime.evals.sweep import SweepPoint, SweepRow, points, points_of_presets, sweep
-from moorage.runtime.units import parse_tokens
 from moorage.workers.counting import counted
 
 _ANCHORS = (

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from statistics import fmean
 
 from moorage.runtime.cli.output import print_table
+from moorage.runtime.config.units import format_tokens
 from moorage.runtime.evals.runner import Row, Summary
 from moorage.runtime.evals.tasks import Metric
-from moorage.runtime.units import format_tokens
 
 _LEFT = ("task", "preset", "length", "depth")
 _MOST_SIDE_BY_SIDE = 5

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from moorage.runtime import state
+from moorage.runtime.cluster import registry
 
 SERVER_PACKAGES = (
     "grpc_reflection", "grpc_status", "llvmlite", "numba", "ray", "safetensors", "tokenizers", "torch",
@@ -54,7 +54,7 @@ def _write_private(text: str) -> Path:
     """A new file in the run directory that only this user may read; in the temporary directory if it must be."""
     name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-"
     try:
-        handle, path = tempfile.mkstemp(prefix=name, suffix=".log", dir=state.run_dir())
+        handle, path = tempfile.mkstemp(prefix=name, suffix=".log", dir=registry.run_dir())
     except OSError:
         handle, path = tempfile.mkstemp(prefix=f"moorage-{name}", suffix=".log")
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:

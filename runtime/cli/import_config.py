@@ -10,7 +10,7 @@ import yaml
 
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_note
-from moorage.runtime.importing import import_config
+from moorage.runtime.config.importers import import_config
 
 
 @app.command(

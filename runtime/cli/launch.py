@@ -14,10 +14,10 @@ from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.loading import start_view
 from moorage.runtime.cli.output import print_json, print_note
+from moorage.runtime.cluster.daemon import launch_detached
+from moorage.runtime.cluster.logs import configure_logs
 from moorage.runtime.config import load_cluster_config
-from moorage.runtime.detach import launch_detached
-from moorage.runtime.logs import configure_logs
-from moorage.runtime.preflight import check_host
+from moorage.runtime.planning.preflight import check_host
 
 
 @app.command(
@@ -77,7 +77,7 @@ def launch(
         announce(ready)
         return
     configure_logs()
-    from moorage.runtime.launch import Hooks, Launch, serve
+    from moorage.runtime.cluster.server import Hooks, Launch, serve
 
     with start_view() as view:
         hooks = Hooks(announce, view.status, view.loading, view.stage)
@@ -88,7 +88,7 @@ def _adjusted(file: Path, overrides: Sequence[str]) -> list[str]:
     """Overrides that make a bare model directory work on this host, each said; none for a cluster file."""
     if not os.path.isdir(file):
         return []
-    from moorage.runtime.model_launch import adjustments
+    from moorage.runtime.planning.model_launch import adjustments
 
     found = adjustments(file, overrides)
     for adjustment in found:

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from moorage.runtime.cli.output import print_note
-from moorage.runtime.requests import ClusterStatus
-from moorage.runtime.units import format_bytes
+from moorage.runtime.config.units import format_bytes
+from moorage.runtime.serving.protocol import ClusterStatus
 
 LINE_EVERY_S = 5.0
 SLOW_START_S = 15.0

@@ -12,8 +12,8 @@ from typing import Annotated, cast
 import typer
 
 from moorage.client import GenerateOptions
-from moorage.runtime import state
-from moorage.runtime.addresses import server_target
+from moorage.runtime.cluster import registry
+from moorage.runtime.config.addresses import server_target
 from moorage.runtime.packaged import example_file, examples
 from moorage.workers.errors import DeadlineExceeded, InvalidRequest
 
@@ -77,7 +77,7 @@ Timeout = Annotated[
 
 def server_address(address: str | None) -> str:
     """The address given, or where a server is found. Raises InvalidRequest for what can't be an address."""
-    return state.default_address() if address is None else server_target(address, "--address")
+    return registry.default_address() if address is None else server_target(address, "--address")
 
 
 @contextmanager

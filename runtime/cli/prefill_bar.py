@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moorage.client import Accepted
-from moorage.runtime import requests
 from moorage.runtime.cli.output import print_note
+from moorage.runtime.serving import protocol
 from moorage.workers.counting import counted
 
 
@@ -43,9 +43,9 @@ def prefill_bar(*, keep: bool = False) -> Iterator[Callable[[object], None]]:
         def show(event: object) -> None:
             if isinstance(event, Accepted):
                 read(0, event.prompt_tokens)
-            elif isinstance(event, requests.Progress):
+            elif isinstance(event, protocol.Progress):
                 read(event.prefilled_tokens, event.total_tokens)
-            elif isinstance(event, requests.Token):
+            elif isinstance(event, protocol.Token):
                 bar.stop()
 
         yield show
@@ -58,7 +58,7 @@ class _Tenths:
         self._told = 0
 
     def __call__(self, event: object) -> None:
-        if isinstance(event, requests.Progress):
+        if isinstance(event, protocol.Progress):
             tenths = 10 * event.prefilled_tokens // event.total_tokens
             if tenths > self._told:
                 self._told = tenths

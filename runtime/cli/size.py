@@ -13,11 +13,11 @@ from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json
 from moorage.runtime.cli.size_report import SizeReport, print_report
 from moorage.runtime.config import build_config
-from moorage.runtime.config_source import Source, read_source
-from moorage.runtime.deployment import deployment_of, read_host
-from moorage.runtime.model_presets import find_model
-from moorage.runtime.session_limit import session_limit
-from moorage.runtime.units import parse_tokens
+from moorage.runtime.config.source import Source, read_source
+from moorage.runtime.config.units import parse_tokens
+from moorage.runtime.planning.host import deployment_of, read_host
+from moorage.runtime.planning.known_models import find_model
+from moorage.runtime.planning.session_limit import session_limit
 
 _DEFAULT_CONTEXTS = "4K,32K,64K,128K,512K,1M"
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from moorage.runtime.cli.output import format_gb, print_table, print_text
-from moorage.runtime.deployment import Host
-from moorage.runtime.session_limit import SessionLimit
-from moorage.runtime.sizing import (
+from moorage.runtime.config.units import format_bytes, format_tokens
+from moorage.runtime.planning.host import Host
+from moorage.runtime.planning.memory import (
     ContextSizes,
     Deployment,
     context_sizes,
@@ -22,7 +22,7 @@ from moorage.runtime.sizing import (
     session_slots,
     token_bytes,
 )
-from moorage.runtime.units import format_bytes, format_tokens
+from moorage.runtime.planning.session_limit import SessionLimit
 from moorage.workers.counting import counted
 from moorage.workers.spec import KvType
 

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from moorage.runtime import processes, state
-from moorage.runtime.addresses import environment_address, server_target
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_note
-from moorage.runtime.state import ClusterRecord
+from moorage.runtime.cluster import os_processes, registry
+from moorage.runtime.cluster.registry import ClusterRecord
+from moorage.runtime.config.addresses import environment_address, server_target
 from moorage.workers.counting import counted
 
 _SWEEP_GRACE_S = 5.0
@@ -31,7 +31,7 @@ def stop(
     ] = 30.0,
 ) -> None:
     """Stop a cluster of this host, with all its processes."""
-    record = state.find(environment_address() if address is None else server_target(address, "--address"))
+    record = registry.find(environment_address() if address is None else server_target(address, "--address"))
     killed = end_cluster(record, timeout_s)
     if killed.server:
         print_note(f"the server (pid {record.server.pid}) did not stop within {timeout_s:g} s and was killed")
@@ -54,13 +54,13 @@ class Killed:
 
 def end_cluster(record: ClusterRecord, timeout_s: float) -> Killed:
     """Asks the server to stop, waits, and kills what is left. A server that is stopped (state T) goes on first."""
-    everything = {*record.processes, *processes.descendants(record.server.pid)}
+    everything = {*record.processes, *os_processes.descendants(record.server.pid)}
     record.server.send(signal.SIGTERM)
     record.server.send(signal.SIGCONT)
-    stubborn = processes.wait_gone([record.server], timeout_s)
+    stubborn = os_processes.wait_gone([record.server], timeout_s)
     for process in stubborn:
         process.send(signal.SIGKILL)
-    others = processes.end(everything - {record.server}, _SWEEP_GRACE_S)
-    processes.wait_gone(stubborn, _SWEEP_GRACE_S)
-    state.remove(record.server.pid)
+    others = os_processes.end(everything - {record.server}, _SWEEP_GRACE_S)
+    os_processes.wait_gone(stubborn, _SWEEP_GRACE_S)
+    registry.remove(record.server.pid)
     return Killed(bool(stubborn), len(others))

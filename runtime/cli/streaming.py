@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from moorage.client import GenerateResult, GenerateStream
-from moorage.runtime import requests
 from moorage.runtime.cli.prefill_bar import prefill_bar
-from moorage.runtime.requests import Usage
+from moorage.runtime.serving import protocol
+from moorage.runtime.serving.protocol import Usage
 from moorage.workers.counting import counted
 
 
@@ -18,7 +18,7 @@ def stream_text(
     stream: GenerateStream,
     *,
     keep_bar: bool = False,
-    on_token: Callable[[requests.Token], None] | None = None,
+    on_token: Callable[[protocol.Token], None] | None = None,
 ) -> GenerateResult:
     """Prints the text as it comes and returns the result. Ctrl-C stops the work on the server.
 
@@ -27,7 +27,7 @@ def stream_text(
     with stream, prefill_bar(keep=keep_bar) as show:
         for event in stream:
             show(event)
-            if isinstance(event, requests.Token):
+            if isinstance(event, protocol.Token):
                 if on_token is not None:
                     on_token(event)
                 sys.stdout.write(event.text)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from moorage.runtime import state
+from moorage.runtime.cluster import registry
 from moorage.workers.errors import InvalidRequest
 
 _MOST_NAME_CHARACTERS = 120
@@ -32,7 +32,7 @@ class Transcript:
 
 def folder() -> Path:
     """The directory of the files, made for this user alone."""
-    path = state.state_dir() / "chats"
+    path = registry.state_dir() / "chats"
     path.mkdir(exist_ok=True, mode=0o700)
     return path
 

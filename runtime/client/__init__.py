@@ -18,7 +18,7 @@ from moorage.client.types import (
     ScoreEvent,
     ScoreResult,
 )
-from moorage.runtime.requests import (
+from moorage.runtime.serving.protocol import (
     ClusterStatus,
     Finished,
     KvActorStatus,

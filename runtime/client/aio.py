@@ -22,9 +22,9 @@ from moorage.client.types import (
 )
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-from moorage.runtime import wire
-from moorage.runtime.addresses import client_address
-from moorage.runtime.requests import ClusterStatus, ModelInfo
+from moorage.runtime.api import codec
+from moorage.runtime.config.addresses import client_address
+from moorage.runtime.serving.protocol import ClusterStatus, ModelInfo
 from moorage.workers.errors import Cancelled, DeadlineExceeded
 
 Event = TypeVar("Event")
@@ -140,11 +140,11 @@ class AsyncClient:
     async def models(self) -> list[ModelInfo]:
         """The models that the server serves."""
         reply = await self._unary(self._stub.ListModels, pb.ListModelsRequest())
-        return [wire.read_model(model) for model in reply.models]
+        return [codec.read_model(model) for model in reply.models]
 
     async def status(self) -> ClusterStatus:
         """A snapshot of the cluster."""
-        return wire.read_status(await self._unary(self._stub.GetStatus, pb.GetStatusRequest()))
+        return codec.read_status(await self._unary(self._stub.GetStatus, pb.GetStatusRequest()))
 
     async def is_ready(self) -> bool:
         """Whether the server's health check says that it answers requests."""

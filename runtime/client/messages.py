@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from moorage.client.types import Accepted, GenerateEvent, GenerateOptions, Prompt, ScoreEvent
 from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.runtime import wire
+from moorage.runtime.api import codec
 from moorage.workers.errors import InvalidRequest, MoorageError
 
 _TEXT_PIECE_BYTES = 512 << 10
@@ -53,11 +53,11 @@ def read_generate(response: pb.GenerateResponse) -> GenerateEvent:
         case "accepted":
             return Accepted(response.accepted.request_id, response.accepted.prompt_tokens)
         case "progress":
-            return wire.read_progress(response.progress)
+            return codec.read_progress(response.progress)
         case "token":
-            return wire.read_token(response.token)
+            return codec.read_token(response.token)
         case "finished":
-            return wire.read_finished(response.finished)
+            return codec.read_finished(response.finished)
     raise MoorageError("the server sent an event that this client does not know; use the server's version")
 
 
@@ -67,11 +67,11 @@ def read_score(response: pb.ScoreResponse) -> ScoreEvent:
         case "accepted":
             return Accepted(response.accepted.request_id, response.accepted.prompt_tokens)
         case "progress":
-            return wire.read_progress(response.progress)
+            return codec.read_progress(response.progress)
         case "logprobs":
-            return wire.read_prompt_logprobs(response.logprobs)
+            return codec.read_prompt_logprobs(response.logprobs)
         case "finished":
-            return wire.read_finished(response.finished)
+            return codec.read_finished(response.finished)
     raise MoorageError("the server sent an event that this client does not know; use the server's version")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
-from moorage.runtime.units import format_tokens
+from moorage.runtime.config.units import format_tokens
 from moorage.workers.spec import KvLayout, MemorySpec, Positions, RopeSpec
 
 _NOT_ATTENTION = {"preset": "", "recall_every": 0, "rebase_every": 1, "dense_until": 0}

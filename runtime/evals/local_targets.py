@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from moorage.runtime.config import ClusterConfig, build_config
-from moorage.runtime.config_source import Source, read_source
+from moorage.runtime.config.presets import kv_layout, resolve_memory
+from moorage.runtime.config.source import Source, read_source
 from moorage.runtime.evals.attended import attended_keys, same_keys
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.targets import CHAT_ANSWER_TOKENS, CHAT_TOKENS, Answer, beyond_reach, prefix_of
 from moorage.runtime.evals.variants import Variant, check_names
-from moorage.runtime.presets import kv_layout, resolve_memory
-from moorage.runtime.session_limit import session_limit
-from moorage.runtime.text_decoder import text_after
-from moorage.runtime.trained_length import Reach, reach, trained_length
+from moorage.runtime.planning.session_limit import session_limit
+from moorage.runtime.planning.trained_length import Reach, reach, trained_length
+from moorage.runtime.text.decoder import text_after
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import MemorySpec
 

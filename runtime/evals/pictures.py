@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moorage.runtime.units import format_tokens
+from moorage.runtime.config.units import format_tokens
 from moorage.workers.errors import InvalidRequest
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import Any
 
 import jinja2
 
+from moorage.runtime.config.units import format_tokens
 from moorage.runtime.evals.journal import PREDICTIONS
 from moorage.runtime.evals.pictures import Point, as_svg, draw
-from moorage.runtime.units import format_tokens
 from moorage.workers.errors import InvalidRequest
 
 SUMMARY = "summary.json"

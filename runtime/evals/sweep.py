@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.presets import PRESETS, check_preset_name, resolve_preset
 from moorage.runtime.evals.haystack import Haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
 from moorage.runtime.evals.recall import table_of
-from moorage.runtime.presets import PRESETS, check_preset_name, resolve_preset
 from moorage.workers.spec import AnchorSpace, Positions
 
 if TYPE_CHECKING:
     from moorage.runtime.evals.local_engine import LocalEngine
-    from moorage.runtime.tokenizer import TextTokenizer
+    from moorage.runtime.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def sweep(
 ) -> Iterator[SweepRow]:
     """One row for each point: the same pass-key prompts of `num_tokens` for all, recall on the answers' steps."""
     from moorage.runtime.evals.local_engine import LocalEngine
-    from moorage.runtime.tokenizer import TextTokenizer
+    from moorage.runtime.text.tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer.load(load_cluster_config(config_file, overrides).model.path)
     coder = _Coder(tokenizer)

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from moorage.client import Client, GenerateOptions
 from moorage.client.types import Prompt
+from moorage.runtime.config.units import format_tokens
 from moorage.runtime.evals.haystack import Coder
-from moorage.runtime.trained_length import Reach
-from moorage.runtime.units import format_tokens
+from moorage.runtime.planning.trained_length import Reach
 
 CHAT_TOKENS = 128
 """Room that is left for what a chat template adds to a prompt."""

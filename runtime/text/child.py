@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from moorage.runtime.text.body import overwrite, read_all
 from moorage.runtime.text.jobs import JOBS, Tokenizer
 from moorage.runtime.text.limits import PACKET_BYTES, JobLimits, limit_stage
-from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.errors import MoorageError
 
 NICE = 10

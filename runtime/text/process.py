@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from moorage.runtime.processes import ProcessId, ProcessState
+from moorage.runtime.cluster.os_processes import ProcessId, ProcessState
 from moorage.runtime.text.body import Body, read_all
 from moorage.runtime.text.limits import PACKET_BYTES, JobLimits
 from moorage.workers.errors import InvalidRequest, ResourceExhausted, Unavailable

@@ -21,7 +21,7 @@ from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, is_correct, make_samples
 from moorage.runtime.evals.targets import ServerCoder
-from moorage.runtime.requests import Progress, Token
+from moorage.runtime.serving.protocol import Progress, Token
 from moorage.workers.errors import DeadlineExceeded, InvalidRequest, ResourceExhausted
 from tests.end_to_end.conftest import DOCUMENT, PILOT, RunningCluster, launch
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moorage.runtime.model_presets import find_model
+from moorage.runtime.planning.known_models import find_model
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_config import read_model_spec
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from moorage.runtime.bench.gpu.options import Options
-from moorage.runtime.presets import PRESETS, Preset
+from moorage.runtime.config.presets import PRESETS, Preset
 from moorage.workers.gpu.settings import AttendOn, ScoreOn
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import CODE_ELEMENTS, HeadPool, KvLayout, KvType, MemorySpec, ModelSpec

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moorage.runtime.model_presets import MODEL_PRESETS
+from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.workers.gpu.model.decoder import Attend, Decoder
 from moorage.workers.gpu.model.parameters import DecoderWeights
 from moorage.workers.gpu.model.weights import random_weights

@@ -16,7 +16,7 @@ from moorage.runtime.bench.gpu.run import Bench
 from moorage.runtime.bench.measure import describe_machine
 from moorage.runtime.bench.report import Report, Row, format_seconds
 from moorage.runtime.cli.output import print_note, print_table
-from moorage.runtime.units import format_tokens, parse_bytes, parse_tokens
+from moorage.runtime.config.units import format_tokens, parse_bytes, parse_tokens
 from moorage.workers.errors import InvalidConfig
 
 FIGURES = (

@@ -13,7 +13,7 @@ from deploy.training.export import draw_losses, export
 from deploy.training.model import Llama, Shape
 from deploy.training.prepare import Prepared
 from deploy.training.recipe import Rates, Recipe, Stage
-from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.rope import cos_sin, rope_view, rotate
 from moorage.workers.hf_config import read_model_spec

@@ -13,10 +13,10 @@ import pytest
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-from moorage.runtime.api import ApiServer
+from moorage.runtime.api.server import ApiServer
 from moorage.runtime.text.limits import JobLimits
 from moorage.runtime.text.process import TextProcess
-from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.text.tokenizer import TextTokenizer
 from tests.toy_engine import VOCAB_SIZE, ToyEngine
 
 PILOT = Path(__file__).parents[3] / "deploy" / "models" / "moorage-pilot"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moorage.runtime.cli import main
-from moorage.runtime.requests import GenerateParams
+from moorage.runtime.serving.protocol import GenerateParams
 from tests.reading_engine import ReadingEngine
 from tests.toy_server import ToyServer, toy_server
 

@@ -17,7 +17,7 @@ import structlog
 from moorage.client import Accepted
 from moorage.runtime.cli import loading
 from moorage.runtime.cli.prefill_bar import prefill_bar
-from moorage.runtime.logs import configure_logs
+from moorage.runtime.cluster.logs import configure_logs
 from tests.toy_engine import ToyEngine
 
 GIB = 2**30

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from moorage.runtime.config.presets import PRESETS, kv_layout, resolve_memory
 from moorage.runtime.evals.attended import attended_keys, same_keys
-from moorage.runtime.model_presets import MODEL_PRESETS
-from moorage.runtime.presets import PRESETS, kv_layout, resolve_memory
+from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.workers.spec import ModelSpec, RopeSpec
-from tests.runtime.test_presets import config
+from tests.runtime.config.test_presets import config
 
 ROPE = RopeSpec(rotary_dim=128, max_position_embeddings=32768)
 MODEL: ModelSpec = replace(MODEL_PRESETS["llama-3-8b"], rope=ROPE, max_position_embeddings=32768)

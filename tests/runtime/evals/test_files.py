@@ -16,7 +16,7 @@ from moorage.runtime.evals.files.task import FileTask, Reading, Truncate, cut
 from moorage.runtime.evals.runner import Summary, run
 from moorage.runtime.evals.targets import ServerTargets
 from moorage.runtime.evals.tasks import Suite
-from moorage.runtime.requests import GenerateParams
+from moorage.runtime.serving.protocol import GenerateParams
 from moorage.workers.errors import InvalidRequest
 from tests.answering_engine import AnsweringEngine
 from tests.toy_server import toy_server

@@ -18,7 +18,7 @@ from moorage.runtime.evals.ruler import ruler_tasks
 from moorage.runtime.evals.runner import run
 from moorage.runtime.evals.targets import ServerTargets
 from moorage.runtime.evals.tasks import Place, Suite
-from moorage.runtime.requests import GenerateParams
+from moorage.runtime.serving.protocol import GenerateParams
 from tests.answering_engine import AnsweringEngine
 from tests.toy_engine import VOCAB_SIZE
 from tests.toy_server import ToyServer, toy_server

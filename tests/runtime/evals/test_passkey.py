@@ -20,7 +20,7 @@ from moorage.runtime.evals.passkey import (
     make_samples,
 )
 from moorage.runtime.evals.targets import Answer
-from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.errors import InvalidRequest
 
 MODEL = Path(__file__).parents[3] / "deploy" / "models" / "moorage-pilot"

@@ -21,8 +21,8 @@ from moorage.runtime.evals.runner import Summary, run
 from moorage.runtime.evals.targets import CHAT_ANSWER_TOKENS, ServerTargets, beyond_reach
 from moorage.runtime.evals.tasks import Suite
 from moorage.runtime.evals.variants import Variant
-from moorage.runtime.requests import GenerateParams
-from moorage.runtime.trained_length import Reach
+from moorage.runtime.planning.trained_length import Reach
+from moorage.runtime.serving.protocol import GenerateParams
 from tests.answering_engine import AnsweringEngine
 from tests.toy_server import toy_server
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from moorage.runtime.processes import ProcessId, descendants, wait_gone
+from moorage.runtime.cluster.os_processes import ProcessId, descendants, wait_gone
 from moorage.runtime.text.body import Body
 from moorage.runtime.text.limits import JobLimits
 from moorage.runtime.text.process import TextProcess
-from moorage.runtime.tokenizer import TextTokenizer
+from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.errors import InvalidRequest, Unavailable
 
 PILOT = Path(__file__).parents[3] / "deploy" / "models" / "moorage-pilot"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moorage.runtime.reuse import StoredKv, reusable_tokens
+from moorage.runtime.serving.reuse import StoredKv, reusable_tokens
 from moorage.workers.spec import (
     AnchorPool,
     AnchorSpace,

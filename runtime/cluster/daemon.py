@@ -1,0 +1,149 @@
+"""Launching in the background: the server gets a session of its own, its launcher waits for word of it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from moorage.runtime.cluster import registry
+from moorage.runtime.cluster.launcher_pipe import LauncherPipe
+from moorage.runtime.cluster.logs import configure_logs
+from moorage.runtime.config import load_cluster_config
+from moorage.workers.errors import MoorageError, Unavailable
+
+
+def launch_detached(
+    config_file: Path,
+    overrides: Sequence[str],
+    ready_file: Path | None,
+    on_loading: Callable[[int, int], None],
+    on_stage: Callable[[str], None] = lambda _stage: None,
+) -> dict[str, Any]:
+    """Starts the server in a new session and waits until it is ready. Returns what the ready file holds.
+
+    `on_loading` hears the bytes of the weights that are read, and all; `on_stage` each stage of the start. Raises
+    Unavailable with the server's own line when it fails to start.
+    """
+    log_file = registry.run_dir() / f"server-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    reader, writer = os.pipe()
+    command = [sys.executable, "-m", "moorage.runtime.cluster.daemon", str(config_file)]
+    command += [f"--set={override}" for override in overrides]
+    command += [] if ready_file is None else [f"--ready-file={ready_file.resolve()}"]
+    command += [f"--log-file={log_file}", f"--notify-fd={writer}"]
+    with log_file.open("wb") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(writer,),
+            start_new_session=True,
+        )
+    os.close(writer)
+    with os.fdopen(reader, encoding="utf-8") as words, _signals_raise():
+        try:
+            word = _last_word(words, on_loading, on_stage)
+        except (KeyboardInterrupt, _Signalled):
+            child.terminate()
+            child.wait()
+            raise
+    if "ready" in word:
+        ready: dict[str, Any] = word["ready"]
+        return ready
+    raise Unavailable(word.get("error") or f"{_how_it_ended(child.wait())}; its log is {log_file}")
+
+
+def _how_it_ended(status: int) -> str:
+    """What to say of a server that ended with this exit status before it was ready, without an error of its own."""
+    if status == 0:
+        return "the server was stopped before it was ready"
+    if status < 0:
+        return f"the server was ended by {signal.Signals(-status).name} before it was ready"
+    return f"the server ended with status {status} before it was ready"
+
+
+class _Signalled(BaseException):
+    """The launcher was told to end before the server was ready."""
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise; afterwards the process ends by the signal that came, as it would have."""
+
+    def raise_it(number: int, _frame: object) -> None:
+        came.append(number)
+        raise _Signalled
+
+    came: list[int] = []
+    before = {number: signal.signal(number, raise_it) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            os.kill(os.getpid(), came[0])
+
+
+def _last_word(
+    words: Iterable[str], on_loading: Callable[[int, int], None], on_stage: Callable[[str], None]
+) -> dict[str, Any]:
+    """Passes on what a starting server tells; returns its last word, which is empty when it died without one."""
+    for line in words:
+        word: dict[str, Any] = json.loads(line)
+        if "loading" in word:
+            on_loading(*word["loading"])
+        elif "stage" in word:
+            on_stage(word["stage"])
+        else:
+            return word
+    return {}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The background process. Sends its launcher lines: stages and loading, then {"ready": …} or {"error": …}."""
+    parser = argparse.ArgumentParser(prog="python -m moorage.runtime.cluster.daemon")
+    parser.add_argument("config_file", type=Path)
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    parser.add_argument("--ready-file", type=Path)
+    parser.add_argument("--log-file", type=Path, required=True)
+    parser.add_argument("--notify-fd", type=int, required=True)
+    options = parser.parse_args(arguments)
+    configure_logs()
+    from moorage.runtime.cluster.server import Hooks, Launch, serve
+
+    launcher = LauncherPipe(options.notify_fd)
+    try:
+        config = load_cluster_config(options.config_file, options.overrides)
+        launch = Launch(config, options.config_file, options.ready_file, options.log_file)
+        hooks = Hooks(
+            on_ready=lambda ready: launcher.tell({"ready": ready}, last=True),
+            on_loading=lambda *loading: launcher.tell({"loading": loading}),
+            on_stage=lambda stage: launcher.tell({"stage": stage}),
+        )
+        asyncio.run(serve(launch, hooks))
+    except MoorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        launcher.tell({"error": str(error)}, last=True)
+        return 1
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        launcher.tell(
+            {"error": f"the server failed to start ({reason}); its log is {options.log_file}"}, last=True
+        )
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The processes of one launch: Ray, the KV actors and the GPU worker, from their start to their end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from moorage.runtime.cluster import ray_environment
+from moorage.runtime.cluster.actor_figures import ActorFigures
+from moorage.runtime.cluster.os_processes import ProcessId
+from moorage.runtime.cluster.process_watch import ProcessWatch, Watched
+from moorage.runtime.cluster.ray_cluster import RayCluster
+from moorage.runtime.cluster.server import Hooks
+from moorage.runtime.cluster.start_errors import start_error
+from moorage.runtime.planning.ray_join import check_resources, ray_nodes
+from moorage.runtime.serving.health import ClusterHealth
+from moorage.runtime.serving.protocol import KvActorStatus
+from moorage.workers.errors import Unavailable
+from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
+from moorage.workers.process import ProcessFacts, host_key
+from moorage.workers.stages import StartStage
+
+if TYPE_CHECKING:
+    from moorage.runtime.cluster.bringup import Shape
+
+log = structlog.get_logger()
+
+START_TIMEOUT_S = 600.0
+"""Longest wait for a model to load."""
+LOADING_LOOK_S = 0.25
+
+
+class ClusterProcesses:
+    """Started once, watched while they run, stopped once."""
+
+    def __init__(self, shape: Shape, hooks: Hooks) -> None:
+        self._shape, self._hooks = shape, hooks
+        self._ray = RayCluster(shape.config)
+        tag = secrets.token_hex(3)
+        self._kv_names = [f"kv-{tag}-{i}" for i in range(shape.config.kv_store.actors)]
+        self._worker_name = f"worker-{tag}"
+        self._kv_actors: list[Any] = []
+        self.worker: Any = None
+        self.worker_pid = 0
+        self.step_tokens = shape.step_tokens
+        self.health = ClusterHealth()
+        self._actor_processes: list[Watched] = []
+        self._figures: ActorFigures | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """What actors are given. A private Ray cluster inherits all, and has processes of that kind in store."""
+        return {} if self._ray.private else ray_environment.of_actors()
+
+    @property
+    def _actor_bytes(self) -> int:
+        """Memory of one KV actor's arena."""
+        return self._shape.pages_per_actor * self._shape.layout.page_bytes
+
+    async def start(self) -> None:
+        """Ray first, then the actors, which load side by side."""
+        self._hooks.on_stage(StartStage.RAY)
+        await self._ray.start()
+        if not self._ray.private:
+            check_resources(self._shape.config, self._actor_bytes, ray_nodes())
+        self._start_kv_actors()
+        self._start_worker()
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                facts = asyncio.gather(*(actor.facts.remote() for actor in self._kv_actors))
+                kv_facts, _ = await asyncio.gather(facts, self._watch_loading())
+                self.worker_pid = await self.worker.pid.remote()
+                worker_facts = await self.worker.facts.remote()
+                if self._shape.config.long_context.chunk_size == "auto":
+                    self.step_tokens = await self.worker.chunk_tokens.remote(self.step_tokens)
+        except TimeoutError as error:
+            raise Unavailable(f"the workers did not start within {START_TIMEOUT_S:.0f} s") from error
+        except Exception as error:
+            raise start_error(error) from error
+        self._watch(kv_facts, worker_facts)
+
+    async def kv_status(self) -> tuple[KvActorStatus, ...]:
+        """What each KV actor holds, now or as it was last known."""
+        assert self._figures is not None
+        return await self._figures()
+
+    async def stop(self) -> None:
+        """Ends the actors and, if it was started here, Ray. Safe to call twice."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._figures is not None:
+            self._figures.close()
+        actors = [actor for actor in (self.worker, *self._kv_actors) if actor is not None]
+        await self._ray.stop(actors, [one.process for one in self._actor_processes])
+
+    def _watch(self, kv_facts: list[ProcessFacts], worker_facts: ProcessFacts) -> None:
+        """From now on a lost or stopped process is reported. Those of other hosts show when they are called."""
+        loss = "and with it KV of every session"
+        found = [
+            *(
+                (f"KV actor {name}", facts, loss)
+                for name, facts in zip(self._kv_names, kv_facts, strict=True)
+            ),
+            (f"GPU worker {self._worker_name}", worker_facts, "and with it all that it computed"),
+        ]
+        for name, facts, lost in found:
+            if facts.niceness > os.getpriority(os.PRIO_PROCESS, 0):
+                log.warning(
+                    "slow: Ray runs the process behind all others; start Ray with RAY_worker_niceness=0",
+                    name=name,
+                    niceness=facts.niceness,
+                )
+            process = ProcessId.of(facts.pid) if facts.host_key == host_key() else None
+            if process is not None:
+                self._actor_processes.append(Watched(name, process, lost))
+        watch = ProcessWatch((*self._ray.watched, *self._actor_processes), self.health)
+        pids = [facts.pid for facts in kv_facts]
+        ask = [actor.stats.remote for actor in self._kv_actors]
+        self._figures = ActorFigures(self._kv_names, pids, ask, watch.state_of)
+        self._watching = asyncio.create_task(watch.run())
+        self._watching.add_done_callback(self._watch_ended)
+
+    def _watch_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            reason = repr(task.exception())
+            self.health.report("watch", f"the watch over the processes failed: {reason}", fatal=True)
+
+    async def _watch_loading(self) -> None:
+        """Passes on what the worker tells of its start, each thing once."""
+        stage, read = None, (0, 0)
+        while True:
+            loading = await self.worker.loading.remote(LOADING_LOOK_S)
+            if loading.stage != stage:
+                stage = loading.stage
+                self._hooks.on_stage(stage)
+            if (loading.read_bytes, loading.total_bytes) != read:
+                read = loading.read_bytes, loading.total_bytes
+                self._hooks.on_loading(*read)
+            if loading.over:
+                return
+
+    def _start_kv_actors(self) -> None:
+        from moorage.workers.kv.actor import start_kv_actor
+
+        shape, config = self._shape, self._shape.config
+        threads = config.long_context.threads_num or os.cpu_count() or 1
+        cpus = config.kv_store.cpus or [()] * len(self._kv_names)
+        for name, bound in zip(self._kv_names, cpus, strict=True):
+            self._kv_actors.append(
+                start_kv_actor(
+                    name=name,
+                    namespace=config.ray.namespace,
+                    layout=shape.layout,
+                    num_pages=shape.pages_per_actor,
+                    num_threads=max(1, threads // config.kv_store.actors),
+                    num_cpus=1,
+                    cpus=tuple(bound),
+                    memory_bytes=0 if self._ray.private else self._actor_bytes,
+                    lifetime=None,
+                    environment=self._environment,
+                )
+            )
+
+    def _start_worker(self) -> None:
+        from moorage.workers.gpu.actor import start_gpu_worker
+
+        config = self._shape.config
+        self.worker = start_gpu_worker(
+            name=self._worker_name,
+            namespace=config.ray.namespace,
+            settings=_worker_settings(self._shape),
+            kv_actors=self._kv_names,
+            num_cpus=1,
+            num_gpus=1 if _has_gpu(config.gpu_workers.device) else 0,
+            environment=self._environment,
+        )
+
+
+def _worker_settings(shape: Shape) -> WorkerSettings:
+    config = shape.config
+    return WorkerSettings(
+        model_dir=Path(config.model.path),
+        spec=shape.spec,
+        dtype=config.model.dtype,
+        device=config.gpu_workers.device,
+        layout=shape.layout,
+        stripe_blocks=config.kv_store.stripe_blocks,
+        engine=EngineSettings(
+            num_slots=shape.ledger.capacity.slots,
+            max_cached_block=config.memory.max_cached_block,
+            cache_strategy=config.memory.cache_strategy,
+            score_decay=config.memory.score_decay,
+            score_on=config.gpu_workers.score_on,
+            anchor_bytes=shape.anchor_bytes,
+            attend_on=config.gpu_workers.attend_on,
+            dma_bytes=config.gpu_workers.dma_bytes,
+            prefetch=config.gpu_workers.prefetch,
+        ),
+        num_threads=config.gpu_workers.num_threads,
+    )
+
+
+def _has_gpu(device: str) -> bool:
+    """Whether the worker should hold a GPU of the Ray cluster."""
+    import ray
+
+    return device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1

@@ -1,0 +1,218 @@
+"""The serving process: binds the port, starts the cluster, serves until told to stop, leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.server import ApiServer
+from moorage.runtime.cluster import os_processes, registry
+from moorage.runtime.cluster.heap import LOOK_EVERY_S, HeapTrimmer
+from moorage.runtime.cluster.os_processes import ProcessId
+from moorage.runtime.config import ClusterConfig
+from moorage.runtime.planning.exposure import exposure_warning
+from moorage.runtime.serving.protocol import ClusterStatus
+from moorage.runtime.serving.tasks import essential, log_stray_errors, repeated
+from moorage.workers.errors import Unavailable
+from moorage.workers.stages import StartStage
+
+log = structlog.get_logger()
+
+OnLoading = Callable[[int, int], None]
+"""Hears the bytes of the weights that are read, and all, while the model loads."""
+OnStage = Callable[[StartStage], None]
+"""Hears each stage of a start as it begins."""
+
+DRAIN_S = 3.0
+"""How long requests that are being answered may go on after the first signal."""
+_WATCH_S = 2.0
+_SIGNALS_S = 0.1
+_SWEEP_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Who is told: once, when ready, what the ready file holds; and the cluster's state as it loads and serves."""
+
+    on_ready: Callable[[dict[str, Any]], None]
+    on_status: Callable[[str, ClusterStatus], None] = lambda _address, _status: None
+    on_loading: OnLoading = lambda _read, _total: None
+    on_stage: OnStage = lambda _stage: None
+
+
+StartEngine = Callable[[ClusterConfig, Hooks], Coroutine[Any, Any, Engine]]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to serve and where to say so."""
+
+    config: ClusterConfig
+    config_file: Path
+    ready_file: Path | None = None
+    log_file: Path | None = None
+
+
+async def start_cluster(config: ClusterConfig, hooks: Hooks) -> Engine:
+    """The coordinator with everything behind it; ray and torch are loaded here and not before."""
+    from moorage.runtime.cluster.bringup import start_coordinator
+
+    return await start_coordinator(config, hooks)
+
+
+async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster) -> None:
+    """Serves until SIGTERM or SIGINT; a second signal ends everything at once.
+
+    Raises what keeps the cluster from starting, and Unavailable when it fails later.
+    """
+    os_processes.adopt_orphans()
+    log_stray_errors(asyncio.get_running_loop())
+    stop = asyncio.Event()
+    _catch_signals(stop)
+    server = ApiServer(launch.config.server.max_message_bytes)
+    address = await server.start(launch.config.server.grpc)
+    if (warning := exposure_warning(address)) is not None:
+        log.warning(warning)
+    _record(launch, address, "starting")
+    try:
+        engine = await _started(start(launch.config, hooks), stop)
+        if engine is not None:
+            try:
+                await _serve_engine(launch, hooks, server, address, engine, stop)
+            finally:
+                await engine.close()
+    finally:
+        await server.stop()
+        await asyncio.to_thread(_sweep)
+        registry.remove(os.getpid())
+
+
+async def _started(start: Coroutine[Any, Any, Engine], stop: asyncio.Event) -> Engine | None:
+    """The engine; None when a signal came first."""
+    starting = asyncio.create_task(start)
+    signalled = asyncio.create_task(stop.wait())
+    while not starting.done() and not signalled.done():
+        await asyncio.wait((starting, signalled), timeout=_SIGNALS_S, return_when=asyncio.FIRST_COMPLETED)
+        _catch_signals(stop)  # Ray puts its own handlers, which print a stack, in place of ours as it starts.
+    signalled.cancel()
+    if not starting.done():
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        return None
+    return await starting
+
+
+async def _serve_engine(
+    launch: Launch, hooks: Hooks, server: ApiServer, address: str, engine: Engine, stop: asyncio.Event
+) -> None:
+    await server.serve(engine)
+    ready = _ready_message(launch, address, await engine.status())
+    _record(launch, address, "serving")
+    if launch.ready_file is not None:
+        registry.write_atomically(launch.ready_file, ready)
+    hooks.on_ready(ready)
+    try:
+        await _watch(engine, server, address, hooks, stop)
+    finally:
+        await server.drain(DRAIN_S)
+
+
+async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, stop: asyncio.Event) -> None:
+    """Looks at the cluster until it is told to stop. Raises Unavailable when the cluster can't go on."""
+
+    async def show() -> None:
+        hooks.on_status(address, await engine.status())
+
+    stopped = asyncio.create_task(stop.wait())
+    tasks = [
+        stopped,
+        asyncio.create_task(essential("the watch over the cluster's health", _tell_health(engine, server))),
+        asyncio.create_task(essential("the gRPC server", server.closed())),
+        asyncio.create_task(repeated("the status view", show, _WATCH_S)),
+        asyncio.create_task(repeated("giving memory back", HeapTrimmer().look, LOOK_EVERY_S)),
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stopped}:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _tell_health(engine: Engine, server: ApiServer) -> None:
+    """Passes the engine's problems on to health checks and the log. Raises the first fatal one as Unavailable."""
+    told = None
+    while True:
+        problem = await engine.health.changed()
+        await server.tell_health(serving=problem is None)
+        if problem is None:
+            log.info("the cluster serves again")
+        elif problem != told:
+            log.error("the cluster does not serve", problem=problem.message)
+        if problem is not None and (problem.fatal or problem.fails_requests):
+            engine.fail_requests(Unavailable(problem.message))
+        if problem is not None and problem.fatal:
+            raise Unavailable(f"the cluster has failed: {problem.message}")
+        told = problem
+
+
+def _catch_signals(stop: asyncio.Event) -> None:
+    def caught() -> None:
+        if stop.is_set():
+            for process in os_processes.descendants(os.getpid()):
+                process.send(signal.SIGKILL)
+            os._exit(1)
+        log.info("stopping", drain_s=DRAIN_S)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, caught)
+
+
+def _sweep() -> None:
+    """No process may outlive this one."""
+    killed = os_processes.end(os_processes.descendants(os.getpid()), _SWEEP_GRACE_S)
+    if killed:
+        log.warning("processes had to be killed", pids=[process.pid for process in killed])
+
+
+def _record(launch: Launch, address: str, phase: str) -> None:
+    own = ProcessId.of(os.getpid())
+    assert own is not None
+    registry.save(
+        registry.ClusterRecord(
+            address=address,
+            phase=phase,
+            config_file=str(launch.config_file.resolve()),
+            log_file=None if launch.log_file is None else str(launch.log_file),
+            processes=(own, *os_processes.descendants(own.pid)),
+        )
+    )
+
+
+def _ready_message(launch: Launch, address: str, status: ClusterStatus) -> dict[str, Any]:
+    actors = [{"name": actor.name, "pid": actor.pid} for actor in status.kv_actors]
+    return {
+        "address": address,
+        "pid": os.getpid(),
+        "pids": {
+            "coordinator": os.getpid(),
+            "workers": list(status.worker_pids),
+            "kv_actors": [actor["pid"] for actor in actors],
+        },
+        "kv_actors": actors,
+        "model": status.model.name,
+        "log_file": None if launch.log_file is None else str(launch.log_file),
+    }

@@ -1,0 +1,100 @@
+"""The positions of a session, settled against its model: rotary embedding, trained length, chunks of dca."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moorage.runtime.planning.trained_length import trained_length
+from moorage.workers.errors import InvalidModel
+from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_rope import read_rope
+from moorage.workers.spec import MemorySpec, ModelSpec, Positions, RopeSpec
+
+QWEN_MSCALE = 0.1
+"""Growth of attention of checkpoints that name a `dual_chunk_attention_config` with an original length."""
+
+
+@dataclass(frozen=True, slots=True)
+class RopeChoice:
+    """What differs from the model's own rotary embedding; None keeps it."""
+
+    rope_scaling: dict[str, Any] | None = None
+    rope_scaling_factor: float | None = None
+    replaces_own: bool = True
+    """Whether the factor also replaces a scaling that the checkpoint names itself."""
+    session_len: int | None = None
+    base: float | None = None
+    distance_scale: float = 1.0
+
+
+def settle_positions(memory: MemorySpec, choice: RopeChoice, model: ModelSpec, block_size: int) -> MemorySpec:
+    """`memory` with its rotary embedding and dca's sizes in place. Raises ValueError with key, fault and fix."""
+    memory = replace(memory, rope=_rope(choice, memory.pretraining_length, model))
+    return _dual_chunk(memory, model, block_size) if memory.positions is Positions.DCA else memory
+
+
+def _rope(choice: RopeChoice, trained: int | None, model: ModelSpec) -> RopeSpec:
+    rope, factor = model.rope, choice.rope_scaling_factor
+    if choice.rope_scaling is not None:
+        rope = _scaled(choice.rope_scaling, trained, model)
+    elif factor is not None and (choice.replaces_own or rope.rope_type == "default"):
+        rope = replace(rope, rope_type="dynamic", factor=factor)
+    if trained is not None and rope.rope_type == "dynamic":
+        rope = replace(rope, max_position_embeddings=trained)
+    if choice.session_len is not None:
+        if not rope.follows_length:
+            raise ValueError(
+                f"memory.session_len: has no effect on rope_type {rope.rope_type}; "
+                "set memory.rope_scaling_factor too, or remove it"
+            )
+        rope = replace(rope, fixed_length=choice.session_len)
+    return replace(rope, theta=choice.base or rope.theta, distance_scale=choice.distance_scale)
+
+
+def _scaled(scaling: dict[str, Any], trained: int | None, model: ModelSpec) -> RopeSpec:
+    """The rotary embedding that `memory.rope_scaling` names, in transformers' words."""
+    own = {"rope_theta": model.rope.theta, "partial_rotary_factor": model.rope.rotary_dim / model.head_dim}
+    length = trained or model.rope.max_position_embeddings
+    values: dict[str, object] = {"max_position_embeddings": length, "rope_scaling": own | scaling}
+    try:
+        return read_rope(Fields(values, "memory"), model.head_dim)
+    except InvalidModel as error:
+        raise ValueError(str(error).replace("memory: ", "memory.")) from error
+
+
+def _dual_chunk(memory: MemorySpec, model: ModelSpec, block_size: int) -> MemorySpec:
+    """Sizes from the configuration, else from the checkpoint, else a chunk of three quarters of the length."""
+    own = model.dual_chunk if memory.pretraining_length is None else None
+    if own is not None:
+        length = own.length
+    else:
+        length = memory.pretraining_length or trained_length(model)
+    chunk = memory.dca_chunk or (own.chunk if own else length * 3 // 4 // block_size * block_size)
+    _check_dual_chunk(length, chunk, block_size)
+    original = own.original_length if own else None
+    return replace(
+        memory,
+        pretraining_length=length,
+        dca_chunk=chunk,
+        mscale=(QWEN_MSCALE if original else 0.0) if memory.mscale is None else memory.mscale,
+        mscale_length=original or length,
+    )
+
+
+def _check_dual_chunk(length: int, chunk: int, block_size: int) -> None:
+    if not chunk:
+        raise ValueError(
+            f"long_context.block_size: {block_size} exceeds dca's chunk, three quarters of the trained length "
+            f"{length}; use {max(1, length // 4)} or less, or raise memory.pretraining_length"
+        )
+    if chunk % block_size:
+        raise ValueError(
+            f"memory.dca_chunk: {chunk} is not a multiple of block_size {block_size}; "
+            f"use {max(1, chunk // block_size) * block_size}, or a block_size that divides it"
+        )
+    if chunk >= length:
+        raise ValueError(
+            f"memory.dca_chunk: {chunk} leaves no position below the trained length {length} to the chunk "
+            "before; lower it or raise memory.pretraining_length"
+        )

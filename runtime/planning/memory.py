@@ -1,0 +1,293 @@
+"""How much memory a model and a context need: the one formula behind admission, start-up and `runtime size`.
+
+    DRAM   = KV pages (keys, values, anchors) + host staging + Ray and its processes (+ all device memory on a CPU)
+    device = weights + slots + workspace + device staging + the reserve of a GPU's runtime
+
+Pages and slots are exact, since arenas and slot pools are allocated by the same sizes; workspace is an upper
+estimate of what a step's tensors take at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from moorage.runtime.config.units import format_bytes
+from moorage.runtime.serving.room import Room, spread
+from moorage.workers.counting import counted
+from moorage.workers.errors import InvalidConfig
+from moorage.workers.kv.stripes import Stripes
+from moorage.workers.sizes import piece_blocks, slots_per_layer
+from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
+
+RAY_BASE_BYTES = 320 * 1024**2
+"""Proportional memory of a private Ray's own processes."""
+COORDINATOR_BYTES = 320 * 1024**2
+ACTOR_BASE_BYTES = 140 * 1024**2
+WORKER_BASE_BYTES = 288 * 1024**2
+"""Interpreter, libraries and compiled kernels of each process, as measured while a million tokens were served."""
+CUDA_RESERVE_BYTES = 1024**3
+"""For what the formula cannot count on a GPU: CUDA's context and modules (half a GB), the workspaces of cuBLAS,
+graphs, and unused ends of the allocator's segments. An estimate; no GPU has been measured yet."""
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STAGING_BUFFERS = 2
+_MERGED_PARTS = 8
+"""Partial attention results that prefill holds before it merges them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What sizes depend on, beside the context: model, store, the axes of a session, limits."""
+
+    model: ModelSpec
+    layout: KvLayout
+    memory: MemorySpec
+    dtype: str
+    """Type of weights and activations; auto is the checkpoint's own."""
+    on_cpu: bool
+    """Whether the device's memory is the host's."""
+    shards: int = 2
+    stripe_blocks: int = 8
+    max_running: int = 8
+    max_step_tokens: int = 4096
+    max_cached_block: int | None = None
+    device_memory: int | None = None
+    object_store_bytes: int = 256 * 1024**2
+    other_memories: tuple[MemorySpec, ...] = ()
+    """Axes that a request may ask for instead; the slots must hold one session of each."""
+
+    @property
+    def weight_dtype(self) -> str:
+        """float32, bfloat16 or float16."""
+        return self.model.dtype if self.dtype == "auto" else self.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSizes:
+    """Memory of the device, in bytes."""
+
+    weights_bytes: int
+    slots_bytes: int
+    window_bytes: int
+    """The part of `slots_bytes` that holds local windows."""
+    workspace_bytes: int
+    staging_bytes: int
+    reserve_bytes: int
+    """CUDA_RESERVE_BYTES on a GPU."""
+    num_slots: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        parts = self.weights_bytes, self.slots_bytes, self.workspace_bytes, self.staging_bytes
+        return sum(parts) + self.reserve_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSizes:
+    """Memory of `sessions` sessions of `context_tokens` each, in bytes."""
+
+    context_tokens: int
+    sessions: int
+    kv_bytes: int
+    """Exactly the tokens' keys and values."""
+    anchors_bytes: int
+    """Of all blocks, the last one included."""
+    reserved_bytes: int
+    """What admission reserves: whole pages in every shard."""
+    largest_shard_bytes: int
+    staging_bytes: int
+    """Host staging, pinned when the device is a GPU."""
+    ray_bytes: int
+    device: DeviceSizes
+    total_dram_bytes: int
+    disk_bytes: int
+    """For spilled blocks; this version keeps all of them in DRAM."""
+
+
+def num_parameters(model: ModelSpec) -> int:
+    """Parameters of the decoder, embeddings and head included."""
+    query, key_value = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    attention = model.hidden_size * (2 * query + 2 * key_value)
+    attention += (query + 2 * key_value) * model.qkv_bias + model.hidden_size * model.output_bias
+    attention += 2 * model.head_dim * model.qk_norm
+    mlp = 3 * model.hidden_size * model.intermediate_size
+    mlp += (2 * model.intermediate_size + model.hidden_size) * model.mlp_bias
+    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
+    return model.num_layers * (attention + mlp + 2 * model.hidden_size) + model.hidden_size + embeddings
+
+
+def token_bytes(layout: KvLayout) -> int:
+    """Keys and values of one token in all layers."""
+    return layout.page_kv_bytes // layout.block_size
+
+
+def num_slots(deployment: Deployment) -> int:
+    """Device slots: for `max_running` sessions, for one of any other preset, and within `device_memory`.
+
+    Raises InvalidConfig when `device_memory` has no room for one session.
+    """
+    layout = deployment.layout
+    one = _slots(deployment, deployment.memory)
+    wanted = max(deployment.max_running * one, *_each_slots(deployment), one)
+    if deployment.device_memory is None:
+        return wanted
+    fixed = weights_bytes(deployment) + workspace_bytes(deployment) + _device_staging(deployment)
+    fixed += reserve_bytes(deployment)
+    room = (deployment.device_memory - fixed) // layout.block_bytes
+    if room < one:
+        raise InvalidConfig(
+            f"gpu_workers.device_memory: {format_bytes(deployment.device_memory)} is too little: weights, workspace "
+            f"and one session need {format_bytes(fixed + one * layout.block_bytes)}; raise it, or lower memory.topk, "
+            "long_context.local_windows_len or long_context.chunk_size"
+        )
+    return min(wanted, room)
+
+
+def session_slots(deployment: Deployment) -> int:
+    """Device slots that one running session of the deployment's own preset reserves."""
+    return _slots(deployment, deployment.memory)
+
+
+def weights_bytes(deployment: Deployment) -> int:
+    """The model's parameters in their type on the device."""
+    return num_parameters(deployment.model) * DTYPE_BYTES[deployment.weight_dtype]
+
+
+def workspace_bytes(deployment: Deployment) -> int:
+    """Tensors of one step of `max_step_tokens`: linear layers, near keys, partial results, logits."""
+    model, tokens = deployment.model, deployment.max_step_tokens
+    item = DTYPE_BYTES[deployment.weight_dtype]
+    heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    linear = tokens * (3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads) * item
+    near_tokens = deployment.memory.local_windows_len + deployment.layout.block_size + tokens
+    near = 3 * near_tokens * model.num_kv_heads * model.head_dim * item
+    partials = 2 * (_MERGED_PARTS + 1) * tokens * model.num_heads * (model.head_dim + 1) * 4
+    logits = 3 * deployment.max_running * model.vocab_size * 4
+    return linear + near + partials + logits
+
+
+def reserve_bytes(deployment: Deployment) -> int:
+    """Device memory that CUDA and its libraries take beside the tensors; none on a CPU."""
+    return 0 if deployment.on_cpu else CUDA_RESERVE_BYTES
+
+
+def device_sizes(deployment: Deployment) -> DeviceSizes:
+    """Memory of the device; it does not depend on the context."""
+    layout, memory = deployment.layout, deployment.memory
+    slots = num_slots(deployment)
+    near = -(-(memory.local_windows_len + 1) // layout.block_size) + 2
+    windows = min(slots, deployment.max_running * layout.num_layers * near)
+    return DeviceSizes(
+        weights_bytes=weights_bytes(deployment),
+        slots_bytes=slots * layout.block_bytes,
+        window_bytes=windows * layout.block_bytes,
+        workspace_bytes=workspace_bytes(deployment),
+        staging_bytes=_device_staging(deployment),
+        reserve_bytes=reserve_bytes(deployment),
+        num_slots=slots,
+    )
+
+
+def spare_device_bytes(deployment: Deployment) -> int | None:
+    """What `device_memory` leaves for copies of anchors; None where it is unlimited."""
+    if deployment.device_memory is None:
+        return None
+    return max(0, deployment.device_memory - device_sizes(deployment).total_bytes)
+
+
+def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1) -> ContextSizes:
+    """Memory for `sessions` sessions of `context_tokens` at once."""
+    layout = deployment.layout
+    blocks = layout.num_blocks(context_tokens)
+    reserved = sessions * blocks * layout.page_bytes
+    device = device_sizes(deployment)
+    fixed = fixed_dram_bytes(deployment)
+    return ContextSizes(
+        context_tokens=context_tokens,
+        sessions=sessions,
+        kv_bytes=sessions * context_tokens * token_bytes(layout),
+        anchors_bytes=sessions * blocks * layout.page_anchor_bytes,
+        reserved_bytes=reserved,
+        largest_shard_bytes=_largest_shard(deployment, blocks, sessions) * layout.page_bytes,
+        staging_bytes=_host_staging(deployment),
+        ray_bytes=ray_bytes(deployment),
+        device=device,
+        total_dram_bytes=fixed + reserved,
+        disk_bytes=0,
+    )
+
+
+def fixed_dram_bytes(deployment: Deployment) -> int:
+    """Host memory beside the KV pages: staging, Ray and, on a CPU, the device's own."""
+    device = device_sizes(deployment).total_bytes if deployment.on_cpu else 0
+    return _host_staging(deployment) + ray_bytes(deployment) + device
+
+
+def ray_bytes(deployment: Deployment) -> int:
+    """Memory of Ray and of every process in it beside what the others count, and of the object store."""
+    processes = COORDINATOR_BYTES + deployment.shards * ACTOR_BASE_BYTES + WORKER_BASE_BYTES
+    return RAY_BASE_BYTES + processes + deployment.object_store_bytes
+
+
+def largest_context_tokens(deployment: Deployment, dram_bytes: int, sessions: int = 1) -> int:
+    """Longest context of which `sessions` fit into `dram_bytes` of pages, shared evenly by the shards."""
+    per_shard = dram_bytes // deployment.shards // deployment.layout.page_bytes
+    low, high = 0, per_shard * deployment.shards
+    while low < high:
+        blocks = (low + high + 1) // 2
+        fits = _largest_shard(deployment, blocks, sessions) <= per_shard
+        low, high = (blocks, high) if fits else (low, blocks - 1)
+    return low * deployment.layout.block_size
+
+
+def pages_per_actor(dram_bytes: int, actors: int, layout: KvLayout) -> int:
+    """Pages of each KV actor's arena. Raises InvalidConfig when there is no room for one."""
+    pages = dram_bytes // actors // layout.page_bytes
+    if pages < 1:
+        raise InvalidConfig(
+            f"kv_store.dram: {format_bytes(dram_bytes)} for {counted(actors, 'actor')} has no room for one block of "
+            f"{layout.page_bytes} bytes each; raise it to {actors * layout.page_bytes} bytes or more"
+        )
+    return pages
+
+
+def most_sessions(deployment: Deployment, dram_bytes: int, context_tokens: int) -> int:
+    """How many sessions of `context_tokens` fit into `dram_bytes` of pages at once."""
+    per_shard = dram_bytes // deployment.shards // deployment.layout.page_bytes
+    blocks = deployment.layout.num_blocks(context_tokens)
+    low, high = 0, max(0, per_shard) * deployment.shards // blocks
+    while low < high:
+        sessions = (low + high + 1) // 2
+        fits = _largest_shard(deployment, blocks, sessions) <= per_shard
+        low, high = (sessions, high) if fits else (low, sessions - 1)
+    return low
+
+
+def _largest_shard(deployment: Deployment, num_blocks: int, sessions: int) -> int:
+    """Blocks of the fullest shard. Sessions start at the emptiest one, as they do when they are admitted."""
+    stripes = Stripes(deployment.shards, deployment.stripe_blocks)
+    counts = tuple(stripes.count(num_blocks, shard) for shard in range(deployment.shards))
+    return max(spread(Room(counts, 0), sessions))
+
+
+def _slots(deployment: Deployment, memory: MemorySpec) -> int:
+    per_layer = slots_per_layer(memory, deployment.layout, deployment.max_cached_block)
+    return per_layer * deployment.layout.num_layers
+
+
+def _each_slots(deployment: Deployment) -> Iterable[int]:
+    return [_slots(deployment, memory) for memory in deployment.other_memories]
+
+
+def _host_staging(deployment: Deployment) -> int:
+    layout = deployment.layout
+    return _STAGING_BUFFERS * piece_blocks(layout, deployment.on_cpu) * layout.block_bytes
+
+
+def _device_staging(deployment: Deployment) -> int:
+    """Keys and values of a streamed piece on the device, as stored and in the type of activations."""
+    layout = deployment.layout
+    elements = piece_blocks(layout, deployment.on_cpu) * layout.block_bytes // layout.kv_type.itemsize
+    compute = DTYPE_BYTES[deployment.weight_dtype]
+    return _STAGING_BUFFERS * elements * (layout.kv_type.itemsize + compute)

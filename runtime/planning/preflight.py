@@ -1,0 +1,133 @@
+"""What can be checked before Ray or a weight is loaded, so that a mistake is told within a second."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from moorage.runtime.cluster import registry
+from moorage.runtime.config import ClusterConfig
+from moorage.runtime.config.presets import check_positions, kv_layout
+from moorage.runtime.planning.exposure import exposure_warning
+from moorage.runtime.planning.gpu_presence import why_no_gpu
+from moorage.runtime.planning.host import check_memory, deployment_of
+from moorage.runtime.planning.memory import num_slots, pages_per_actor
+from moorage.runtime.planning.ray_join import check_joined_ray
+from moorage.runtime.planning.session_limit import SessionLimit, session_limit
+from moorage.workers.counting import counted
+from moorage.workers.errors import InvalidConfig
+from moorage.workers.hf_config import read_model_spec
+from moorage.workers.hf_generation import read_sampling_defaults
+from moorage.workers.hf_weights import check_weights
+from moorage.workers.spec import Scorer
+
+
+def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line: None) -> SessionLimit:
+    """Every check that `runtime config` and `runtime launch` make before anything starts, the cheap ones first.
+
+    Raises InvalidConfig, InvalidModel or Unavailable, in one line, for a model, device, memory, port or Ray cluster
+    that can't serve. Returns what sessions are limited to, with the warnings that users should see. `say` hears a
+    line before a wait, and warnings about what can reach the server and what it can't take.
+    """
+    check_threads(config)
+    _check_device(config)
+    _check_scorer(config)
+    directory = Path(config.model.path)
+    spec = read_model_spec(directory)
+    check_positions(config, spec)
+    limit = session_limit(config, spec)
+    check_weights(directory, spec)
+    _check_tokenizer(directory, say)
+    read_sampling_defaults(directory)
+    layout = kv_layout(config, spec)
+    actor_bytes = layout.page_bytes * pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
+    num_slots(deployment_of(config, spec))
+    check_memory(config, spec)
+    _check_port(config.server.grpc)
+    if (warning := exposure_warning(config.server.grpc)) is not None:
+        say(f"warning: {warning}")
+    if config.ray.address != "local":
+        check_joined_ray(config, actor_bytes, say)
+    return limit
+
+
+def check_threads(config: ClusterConfig) -> None:
+    """Raises InvalidConfig for CPUs and threads of a private cluster that this host does not have."""
+    if config.ray.address != "local":
+        return
+    allowed, threads, cpus = os.sched_getaffinity(0), config.gpu_workers.num_threads, os.cpu_count() or 1
+    if threads is not None and threads > cpus:
+        raise InvalidConfig(
+            f"gpu_workers.num_threads: {threads} is more than the {counted(cpus, 'CPU')} of this host; "
+            f"use {cpus} or less, or leave it out"
+        )
+    missing = sorted({cpu for bound in config.kv_store.cpus or () for cpu in bound} - allowed)
+    if missing:
+        raise InvalidConfig(
+            f"kv_store.cpus: CPU {missing[0]} is not one that this process may run on; allowed are "
+            f"{_ranges(sorted(allowed))}"
+        )
+
+
+def _check_device(config: ClusterConfig) -> None:
+    reason = why_no_gpu() if config.gpu_workers.device == "cuda" else None
+    if reason is not None and config.ray.address == "local":
+        raise InvalidConfig(f"gpu_workers.device: cuda can't be used, since {reason}; set it to cpu or auto")
+
+
+def _check_scorer(config: ClusterConfig) -> None:
+    scorer = config.memory.scorer
+    if scorer is not Scorer.NUMBA and find_spec("faiss") is None:
+        raise InvalidConfig(
+            f"memory.scorer: {scorer.value} needs faiss, which is not installed; install moorage[faiss] or use numba"
+        )
+
+
+def _check_tokenizer(directory: Path, say: Callable[[str], None]) -> None:
+    """A model without tokenizer.json can still be served token ids; `say` hears of it."""
+    file = directory / "tokenizer.json"
+    if not file.exists():
+        say(f"warning: {file}: missing; requests can send token ids, but neither text nor chat messages")
+        return
+    from moorage.runtime.text.tokenizer import TextTokenizer
+
+    TextTokenizer.load(directory)
+
+
+def _ranges(cpus: Sequence[int]) -> str:
+    """`0-3,8` for 0, 1, 2, 3 and 8."""
+    parts: list[list[int]] = []
+    for cpu in cpus:
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1][1:] = [cpu]
+        else:
+            parts.append([cpu])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def _check_port(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        with socket.socket(found[0][0], socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found[0][4])
+    except (OSError, UnicodeError) as error:
+        if getattr(error, "errno", None) == errno.EADDRINUSE and _own_cluster(address):
+            raise InvalidConfig(
+                f"server.grpc: a Moorage cluster serves at {address} already; stop it with `runtime stop --address "
+                f"{address}`, or choose another port"
+            ) from None
+        reason = error.strerror if isinstance(error, OSError) else "no such host name"
+        raise InvalidConfig(
+            f"server.grpc: {address} can't be bound ({reason}); free it or choose another address"
+        ) from None
+
+
+def _own_cluster(address: str) -> bool:
+    """Whether a cluster of this user listens there."""
+    return any(record.address == address for record in registry.running())

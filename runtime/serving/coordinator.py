@@ -1,0 +1,191 @@
+"""Takes requests, checks and admits them, and tells what the cluster does. It never touches a tensor."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from moorage.runtime.planning.trained_length import Reach
+from moorage.runtime.serving.capacity import Ledger
+from moorage.runtime.serving.event_stream import EventStream
+from moorage.runtime.serving.health import ClusterHealth
+from moorage.runtime.serving.jobs import Job, Limits
+from moorage.runtime.serving.protocol import (
+    ClusterStatus,
+    GenerateParams,
+    KvActorStatus,
+    ModelInfo,
+    ScoreParams,
+)
+from moorage.runtime.serving.request import Request
+from moorage.runtime.serving.step_loop import StepLoop
+from moorage.runtime.serving.stop_strings import StopMatcher
+from moorage.runtime.serving.waits import waiting_requests
+from moorage.runtime.serving.worker_client import WorkerHandle
+from moorage.runtime.text.decoder import IncrementalDecoder
+from moorage.runtime.text.jobs import Text
+from moorage.runtime.text.tokenizer import TextTokenizer
+from moorage.workers.counting import counted
+from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
+from moorage.workers.spec import MemorySpec, SamplingSpec
+from moorage.workers.token_ids import TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the coordinator works with: the model's facts, the room, and ways to the processes."""
+
+    model: ModelInfo
+    eos_token_ids: frozenset[int]
+    tokenizer: TextTokenizer | None
+    """For generated tokens, one at a time."""
+    limits: Limits
+    ledger: Ledger
+    worker: WorkerHandle
+    resolve_memory: Callable[[str | None], MemorySpec]
+    """A request's preset (None is the cluster's own) to axes; raises InvalidRequest for an unknown one."""
+    kv_status: Callable[[], Awaitable[tuple[KvActorStatus, ...]]]
+    shutdown: Callable[[], Awaitable[None]]
+    """Stops every process that was started for the cluster."""
+    health: ClusterHealth = field(default_factory=ClusterHealth)
+    text: Text | None = None
+    """The tokenizer in a process of its own, for what clients send."""
+    reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
+    """How far the positions of a request hold."""
+
+
+class Coordinator:
+    """Takes requests, packs steps, hands results on. Everything happens on one event loop."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._loop = StepLoop(
+            cluster.limits,
+            cluster.ledger,
+            cluster.worker,
+            cluster.eos_token_ids,
+            cluster.health,
+            cluster.resolve_memory(None),
+        )
+        self._request_ids = itertools.count(1)
+        self._started_s = time.monotonic()
+
+    @property
+    def text(self) -> Text:
+        """The model's tokenizer and chat template. Raises InvalidRequest when the model directory has none."""
+        if self._cluster.text is None:
+            raise InvalidRequest("the model has no tokenizer.json; send token ids instead of text")
+        return self._cluster.text
+
+    @property
+    def health(self) -> ClusterHealth:
+        """What keeps the cluster from serving."""
+        return self._cluster.health
+
+    def model_info(self) -> ModelInfo:
+        """The served model."""
+        return self._cluster.model
+
+    def generate(self, params: GenerateParams) -> EventStream:
+        """Admits a generation, or raises why it can't be served; its events end at the next step boundary
+        after the stream is closed."""
+        request = self._request(
+            params.prompt,
+            params.preset,
+            params.sampling,
+            params.max_new_tokens,
+            params.request_id,
+            session=params.session,
+        )
+        request.ignore_eos = params.ignore_eos
+        request.matcher = StopMatcher(params.stop)
+        return self._loop.add(request)
+
+    def score(self, params: ScoreParams) -> EventStream:
+        """As `generate`: log-probabilities of a text, in order, then Finished."""
+        return self._loop.add(
+            self._request(params.tokens, params.preset, SamplingSpec(), 0, params.request_id)
+        )
+
+    async def status(self) -> ClusterStatus:
+        """A snapshot of the cluster."""
+        kv_actors = await self._cluster.kv_status()
+        loop, now_s = self._loop, time.monotonic()
+        scheduler, totals, problem = loop.scheduler, loop.totals, self.health.problem
+        return ClusterStatus(
+            model=self._cluster.model,
+            state="serving" if problem is None else "failed" if problem.fatal else "not serving",
+            uptime_s=now_s - self._started_s,
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            prefilling=sum(not job.decoding for job in scheduler.running.values()),
+            kv_actors=kv_actors,
+            worker_pids=(self._cluster.worker.pid,),
+            prompt_tokens_total=totals.prompt_tokens,
+            generated_tokens_total=totals.generated_tokens,
+            cache_hit_rate=totals.cache_hit_rate,
+            recall=totals.recall,
+            step_part_s=dict(totals.part_s),
+            failure="" if problem is None else problem.message,
+            waiting_requests=waiting_requests(
+                scheduler, loop.requests, self._cluster.ledger, loop.expected_waits(), now_s
+            ),
+            idle_sessions=len(scheduler.idle),
+            failed_steps_total=loop.failures.total,
+        )
+
+    def fail_requests(self, error: MoorageError) -> None:
+        """Ends all requests with an error. Conversations keep their KV, and the cluster itself may go on."""
+        self._loop.fail_requests(error)
+
+    async def close(self) -> None:
+        """Ends all requests, and stops the workers. Safe to call twice."""
+        await self._loop.close()
+        self.fail_requests(Unavailable("the server is stopping"))
+        if self._cluster.text is not None:
+            await self._cluster.text.close()
+        await self._cluster.shutdown()
+
+    def _request(
+        self,
+        prompt: Sequence[int],
+        preset: str | None,
+        sampling: SamplingSpec,
+        max_new_tokens: int,
+        public_id: str,
+        session: str | None = None,
+    ) -> Request:
+        """The record of a request. Raises what can never be served."""
+        limit = self._cluster.model.max_seq_len
+        if not len(prompt):
+            raise InvalidRequest("prompt is empty; send at least one token")
+        if len(prompt) + min(max_new_tokens, 1) > limit:
+            raise InvalidRequest(
+                f"prompt has {counted(len(prompt), 'token')} and long_context.max_seq_len is {limit}; "
+                "shorten the prompt or raise max_seq_len"
+            )
+        tokenizer, ledger = self._cluster.tokenizer, self._cluster.ledger
+        memory = self._cluster.resolve_memory(preset)
+        max_new_tokens = min(max_new_tokens, limit - len(prompt))
+        need = ledger.need(len(prompt) + max_new_tokens, memory)
+        ledger.check(need, len(prompt) + max_new_tokens)
+        request_id = next(self._request_ids)
+        return Request(
+            request_id=request_id,
+            prompt=TokenIds(prompt),
+            memory=memory,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            block_size=ledger.layout.block_size,
+            arrived_s=time.monotonic(),
+            decoder=IncrementalDecoder(tokenizer, prompt) if tokenizer else None,
+            job=Job(request_id, len(prompt), need, max(1, memory.exc_block_size), session),
+            public_id=public_id or secrets.token_hex(6),
+            conversation=session,
+            dram_bytes=ledger.bytes_of(need),
+            session_id=request_id,
+            reach=self._cluster.reach(memory),
+        )

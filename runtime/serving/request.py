@@ -1,0 +1,137 @@
+"""The record of one request while the coordinator works on it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from moorage.runtime.planning.trained_length import Reach
+from moorage.runtime.serving.jobs import Job
+from moorage.runtime.serving.protocol import Event, Usage
+from moorage.runtime.serving.stop_strings import StopMatcher
+from moorage.runtime.text.decoder import IncrementalDecoder
+from moorage.workers.spec import MemorySpec, SamplingSpec
+from moorage.workers.token_ids import TokenIds
+
+
+@dataclass(slots=True)
+class Request:
+    """Mutable state of one request; times are of one monotonic clock, in seconds."""
+
+    request_id: int
+    prompt: TokenIds
+    memory: MemorySpec
+    sampling: SamplingSpec
+    max_new_tokens: int
+    """0 asks for the prompt's log-probabilities instead of new tokens."""
+    block_size: int
+    arrived_s: float
+    decoder: IncrementalDecoder | None
+    job: Job
+    """The request as the scheduler sees it."""
+    public_id: str
+    """Names the request to its client, in the log and in the status."""
+    reach: Reach = Reach(None, "")
+    """How far the positions of this request hold."""
+    matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
+    ignore_eos: bool = False
+    conversation: str | None = None
+    cached_tokens: int = 0
+    dram_bytes: int = 0
+    session_id: int = 0
+    generated: list[int] = field(default_factory=list)
+    events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
+    finished: bool = False
+    failed: bool = False
+    """Its KV can't be trusted, so that its session is dropped even when it has a name."""
+    outcome: str = "cancelled"
+    """How it ended: stop, length, cancelled, or failed with the kind of error."""
+    admitted_s: float | None = None
+    prefilled_s: float | None = None
+    token_s: list[float] = field(default_factory=list)
+    chosen_blocks: list[float] = field(default_factory=list)
+    recall: list[float] = field(default_factory=list)
+    prompt_scored: int = 1
+    """Position of the next prompt log-probability."""
+
+    @property
+    def is_score(self) -> bool:
+        """Whether the prompt's own log-probabilities are asked for."""
+        return self.max_new_tokens == 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and room for all generated tokens."""
+        return len(self.prompt) + self.max_new_tokens
+
+    @property
+    def budget_tokens(self) -> int:
+        """Most tokens attended per layer and decode step by selection; 0 stands for all."""
+        memory = self.memory
+        if memory.topk is None:
+            return 0
+        return memory.n_init + memory.local_windows_len + memory.topk * self.block_size
+
+    @property
+    def remaining_tokens(self) -> tuple[int, int]:
+        """Tokens of the prompt that are still to be read, and tokens that may yet be generated."""
+        prompt = self.job.prompt_tokens - self.job.prefilled_tokens
+        return max(0, prompt), self.max_new_tokens - len(self.generated)
+
+    def fail(self, error: Exception) -> None:
+        """Tells the client, and marks the KV as lost."""
+        self.failed = True
+        self.end(error)
+
+    def end(self, error: Exception) -> None:
+        """Tells the client; the KV is still good."""
+        self.outcome = f"failed: {type(error).__name__}"
+        self.events.put_nowait(error)
+
+    def stored_tokens(self, prefilled_tokens: int) -> TokenIds:
+        """Ids whose K and V the worker holds after its last step: the newest token has none yet."""
+        return self.prompt[:prefilled_tokens].plus(self.generated[:-1])
+
+    def text_of(self, token_id: int) -> str:
+        """New text that is complete and can't become a stop string."""
+        if self.decoder is None:
+            return ""
+        return self.matcher.push(self.decoder.push(token_id))
+
+    def rest_of_text(self) -> str:
+        """What was held back, at the end."""
+        if self.decoder is None:
+            return ""
+        return self.matcher.push(self.decoder.flush()) + self.matcher.flush()
+
+    def usage(self, now_s: float) -> Usage:
+        """The final record."""
+        first = self.token_s[0] if self.token_s else None
+        gaps = np.diff(self.token_s)
+        admitted = self.admitted_s if self.admitted_s is not None else now_s
+        prefill_s = (self.prefilled_s if self.prefilled_s is not None else now_s) - admitted
+        return Usage(
+            prompt_tokens=len(self.prompt),
+            cached_tokens=self.cached_tokens,
+            completion_tokens=len(self.generated),
+            queue_s=admitted - self.arrived_s,
+            time_to_first_token_s=first - self.arrived_s if first is not None else None,
+            prefill_tokens_per_s=(len(self.prompt) - self.cached_tokens) / prefill_s
+            if prefill_s > 0
+            else None,
+            decode_tokens_per_s=float(1 / gaps.mean()) if len(gaps) and gaps.mean() > 0 else None,
+            total_s=now_s - self.arrived_s,
+            dram_bytes=self.dram_bytes,
+            chosen_blocks=_mean(self.chosen_blocks),
+            budget_tokens=self.budget_tokens,
+            recall=_mean(self.recall),
+            inter_token_p50_s=float(np.quantile(gaps, 0.5)) if len(gaps) else None,
+            inter_token_p99_s=float(np.quantile(gaps, 0.99)) if len(gaps) else None,
+            beyond_tokens=self.reach.beyond(len(self.prompt) + len(self.generated)),
+        )
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None

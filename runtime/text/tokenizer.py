@@ -1,0 +1,149 @@
+"""Text to token ids and back, as the model's own tokenizer.json says, and conversations by its chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from tokenizers import Tokenizer
+
+from moorage.runtime.text.chat_encoding import ChatEncoder
+from moorage.runtime.text.chat_template import ChatTemplate
+from moorage.runtime.text.tokenizer_files import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_tokenizer_files
+from moorage.workers.errors import InvalidModel, InvalidRequest
+from moorage.workers.spec import ModelSpec
+
+TOKENIZER_FILE = "tokenizer.json"
+_LEAST_BYTES_PER_TOKEN = 16
+_TOOL_TEMPLATE = "tool_use"
+
+
+class TextTokenizer:
+    """A tokenizer and its chat templates. Encoding adds what the post-processor adds, such as BOS."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, directory: Path, chats: Mapping[str, ChatEncoder], ends: Sequence[str]
+    ) -> None:
+        self._tokenizer, self._directory, self._chats = tokenizer, directory, chats
+        self.special_ids = frozenset(
+            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+        ids = (tokenizer.token_to_id(end) for end in ends)
+        self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
+        """Ids of the `eos_token` that tokenizer_config.json and special_tokens_map.json name."""
+
+    @classmethod
+    def load(cls, model_dir: str | Path) -> Self:
+        """From tokenizer.json and the files beside it: see `read_tokenizer_files`.
+
+        Raises InvalidModel with the file that is missing or can't be read.
+        """
+        directory = Path(model_dir)
+        path = directory / TOKENIZER_FILE
+        if not path.is_file():
+            raise InvalidModel(
+                f"{path}: missing; add the model's tokenizer.json, or send token ids instead of text"
+            )
+        try:
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises no narrower class
+            raise InvalidModel(f"{path}: not a tokenizer ({_brief(error)}); download it again") from error
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        files = read_tokenizer_files(directory)
+        templates = {
+            name: ChatTemplate(source, files.special_tokens) for name, source in files.templates.items()
+        }
+        try:
+            chats = {name: ChatEncoder(tokenizer, template) for name, template in templates.items()}
+        except RecursionError:
+            raise InvalidModel(f"{path}: its added tokens are too many and too alike; remove some") from None
+        return cls(tokenizer, directory, chats, files.eos_tokens)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the tokenizer knows, special ones included."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`, in which special tokens may be spelled.
+
+        Raises InvalidRequest for text that is not valid Unicode.
+        """
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InvalidRequest("the text has lone surrogates; send valid UTF-8") from error
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`; ids that the tokenizer does not know are left out."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    @property
+    def max_bytes_per_token(self) -> int:
+        """More bytes a token than any real text has: twice what all but a hundredth of the vocabulary keeps to.
+
+        Only long runs of one character, which have tokens of their own, come over it.
+        """
+        lengths = sorted(len(token.encode("utf-8", "replace")) for token in self._tokenizer.get_vocab())
+        return max(_LEAST_BYTES_PER_TOKEN, 2 * lengths[len(lengths) * 99 // 100] if lengths else 0)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether conversations can be encoded."""
+        return DEFAULT_TEMPLATE in self._chats
+
+    @property
+    def chat_template_source(self) -> str:
+        """The file that holds the chat template, or would."""
+        chat = self._chats.get(DEFAULT_TEMPLATE)
+        return chat.template.path.name if chat else TEMPLATE_FILE
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False, **extra: Any
+    ) -> list[int]:
+        """Token ids of the model's prompt for a conversation; `extra` goes to the template, as `tools` does.
+
+        Special tokens that the contents spell stay plain text unless `parse_special` is set. Raises InvalidRequest
+        when the model has no chat template, or the template does not know a role, refuses the messages or fails.
+        """
+        chat = self._chat(extra)
+        for place, message in enumerate(messages, start=1):
+            chat.template.check_role(message.get("role"), place)
+        if parse_special:
+            return self.encode(chat.template.render(messages, **extra), add_special_tokens=False)
+        return chat.encode(messages, **extra)
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], **extra: Any) -> str:
+        """The text of the model's prompt for a conversation. Raises InvalidRequest as `encode_chat` does."""
+        return self._chat(extra).template.render(messages, **extra)
+
+    def prepare_chat(self) -> None:
+        """Builds now what else the first conversation that spells a special token waits for."""
+        for chat in self._chats.values():
+            chat.prepare()
+
+    def _chat(self, extra: Mapping[str, Any]) -> ChatEncoder:
+        name = _TOOL_TEMPLATE if extra.get("tools") is not None else DEFAULT_TEMPLATE
+        chat = self._chats.get(name) or self._chats.get(DEFAULT_TEMPLATE)
+        if chat is None:
+            others = f"; it only has the named ones {', '.join(sorted(self._chats))}" if self._chats else ""
+            raise InvalidRequest(
+                f"{self._directory.name} has no chat template (in chat_template.jinja or "
+                f"tokenizer_config.json){others}; send a plain prompt instead"
+            )
+        return chat
+
+
+def stop_token_ids(spec: ModelSpec, tokenizer: TextTokenizer | None) -> tuple[int, ...]:
+    """Every id that ends a generation: those of the model's configuration files and the tokenizer's `eos_token`.
+
+    Fine-tunes often change only one of the three.
+    """
+    own = tokenizer.eos_token_ids if tokenizer is not None else ()
+    return tuple(dict.fromkeys((*spec.eos_token_ids, *own)))
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

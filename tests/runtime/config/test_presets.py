@@ -1,0 +1,123 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from moorage.runtime.config import ClusterConfig
+from moorage.runtime.config.presets import PRESETS, kv_layout, resolve_memory, resolve_preset
+from moorage.runtime.planning.known_models import MODEL_PRESETS
+from moorage.workers.errors import InvalidRequest
+from moorage.workers.spec import (
+    AnchorSpace,
+    AnchorType,
+    HeadSelectMode,
+    KvType,
+    ModelSpec,
+    Positions,
+    Preselect,
+    RopeSpec,
+)
+
+
+def config(**sections: dict[str, Any]) -> ClusterConfig:
+    return ClusterConfig.model_validate({"model": {"path": "m"}, **sections})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_alone_gives_its_own_axes(name: str) -> None:
+    memory = resolve_memory(config(memory={"preset": name}))
+    for axis, value in PRESETS[name].axes().items():
+        if hasattr(memory, axis):
+            assert getattr(memory, axis) == value
+    assert memory.preset == name
+
+
+def test_published_values() -> None:
+    full, kt, inf = (PRESETS[name] for name in ("full", "ktransformers", "inf-llm"))
+    assert (full.topk, full.positions, full.exc_block_size) == (None, Positions.ROPE, 0)
+    assert (kt.block_size, kt.local_windows_len, kt.topk, kt.n_init) == (128, 4096, 96, 128)
+    assert (kt.anchor_type, kt.anchor_space, kt.head_select_mode, kt.preselect_block, kt.exc_block_size) == (
+        AnchorType.DYNAMIC, AnchorSpace.ROTATED, HeadSelectMode.SHARED, Preselect.OFF, 0,
+    )  # fmt: skip
+    assert (inf.positions, inf.n_init, inf.local_windows_len, inf.topk) == (Positions.CLAMPED, 128, 4096, 16)
+    assert (inf.exc_block_size, inf.block_size, inf.anchor_type) == (512, 128, AnchorType.REPR_TOPK)
+
+
+def test_own_axes_stand_above_the_preset() -> None:
+    chosen = config(
+        memory={"preset": "ktransformers", "positions": "clamped", "exc_block_size": 128, "n_init": 0},
+        long_context={"second_select_num": 24, "block_size": 32, "local_windows_len": 256, "kv_type": "FP32"},
+    )
+    memory = resolve_memory(chosen)
+    assert (memory.positions, memory.exc_block_size, memory.n_init) == (Positions.CLAMPED, 128, 0)
+    assert (memory.topk, memory.local_windows_len) == (24, 256)
+    layout = kv_layout(chosen, MODEL_PRESETS["llama-3-8b"])
+    assert (layout.block_size, layout.kv_type, layout.anchor_type) == (32, KvType.FP32, AnchorType.DYNAMIC)
+    assert (layout.num_layers, layout.num_kv_heads, layout.head_dim) == (32, 8, 128)
+
+
+def test_topk_and_second_select_num_are_one_axis() -> None:
+    for sections in ({"memory": {"topk": 7}}, {"long_context": {"second_select_num": 7}}):
+        assert resolve_memory(config(**sections)).topk == 7
+
+
+def test_another_preset_of_a_request_leaves_the_clusters_axes_behind() -> None:
+    chosen = config(
+        memory={"preset": "ktransformers", "positions": "clamped", "topk": 24, "recall_every": 5},
+        long_context={"local_windows_len": 256, "layer_step": 2},
+    )
+    full = resolve_memory(chosen, "full")
+    assert (full.preset, full.positions, full.topk, full.layer_step) == ("full", Positions.ROPE, None, 1)
+    assert (full.local_windows_len, full.recall_every) == (256, 5)
+    assert resolve_memory(chosen, "ktransformers") == resolve_memory(chosen, None)
+
+
+@pytest.mark.parametrize("name", ["kvquant", "ful", ""])
+def test_a_preset_that_there_is_not(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="available: full, ktransformers, inf-llm"):
+        resolve_memory(config(), name)
+
+
+def test_clamped_positions_take_plain_anchors_unless_told_otherwise() -> None:
+    def space(**memory: str) -> AnchorSpace:
+        return resolve_preset(config(memory={"preset": "ktransformers", **memory})).anchor_space
+
+    assert space() is AnchorSpace.ROTATED
+    assert space(positions="clamped") is AnchorSpace.PLAIN
+    assert space(positions="clamped", anchor_space="rotated") is AnchorSpace.ROTATED
+
+
+def trained_on(trained: int) -> ModelSpec:
+    rope = RopeSpec(rotary_dim=128, max_position_embeddings=trained)
+    return replace(MODEL_PRESETS["llama-3-8b"], rope=rope, max_position_embeddings=trained)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("trained", [512, 2048, 8192])
+def test_no_preset_attends_more_keys_at_once_than_the_model_was_trained_on(name: str, trained: int) -> None:
+    chosen = config(memory={"preset": name})
+    memory = resolve_memory(chosen, model=trained_on(trained))
+    size = resolve_preset(chosen).block_size
+    sinks = -(-memory.n_init // size) * size
+    assert memory.dense_until <= trained
+    assert memory.local_windows_len <= trained
+    if memory.topk is not None:
+        assert sinks + memory.local_windows_len + memory.topk * size <= trained
+        assert memory.topk > 0 or PRESETS[name].topk == 0
+    asked = resolve_memory(config(memory={"preset": "full"}), name, trained_on(trained))
+    if memory.topk is not None:
+        assert 32 * (asked.topk or 0) + asked.local_windows_len + asked.n_init <= trained
+
+
+def test_a_long_trained_model_keeps_the_published_budgets() -> None:
+    for name, preset in PRESETS.items():
+        memory = resolve_memory(config(memory={"preset": name}), model=trained_on(131072))
+        assert (memory.topk, memory.local_windows_len, memory.dense_until) == (
+            preset.topk, preset.local_windows_len, preset.dense_until,
+        )  # fmt: skip
+
+
+def test_axes_of_the_configuration_do_not_follow_the_trained_length() -> None:
+    own = {"memory": {"topk": 300, "dense_until": 4096}, "long_context": {"local_windows_len": 2048}}
+    memory = resolve_memory(config(**own), model=trained_on(512))
+    assert (memory.topk, memory.dense_until, memory.local_windows_len) == (300, 4096, 2048)

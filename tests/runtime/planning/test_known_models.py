@@ -1,0 +1,34 @@
+import pytest
+
+from moorage.runtime.planning.known_models import MODEL_PRESETS, find_model
+from moorage.runtime.planning.memory import num_parameters
+from moorage.workers.errors import InvalidModel
+
+PARAMETERS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "mistral-7b": 7_241_732_096,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-32b": 32_762_123_264,
+    "internlm2.5-7b-1m": 7_737_708_544,
+    "yi-9b-200k": 8_829_407_232,
+}
+"""As published in the checkpoints' indices."""
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_figures_give_the_published_parameter_count(name: str) -> None:
+    assert num_parameters(MODEL_PRESETS[name]) == PARAMETERS[name]
+
+
+def test_names_in_any_case_and_a_hint_for_others() -> None:
+    assert find_model("InternLM2.5-7B-1M") is MODEL_PRESETS["internlm2.5-7b-1m"]
+    with pytest.raises(InvalidModel, match=r"did you mean llama-3\.1-8b\?"):
+        find_model("lama-3.1-8b")

@@ -1,0 +1,261 @@
+"""The sizing formula: the published table, the arena's own sizes, and the limits that follow."""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from moorage.runtime.config import ClusterConfig
+from moorage.runtime.config.presets import PRESETS, resolve_memory
+from moorage.runtime.planning.host import Host, check_memory, deployment_of, read_host
+from moorage.runtime.planning.known_models import MODEL_PRESETS
+from moorage.runtime.planning.memory import (
+    Deployment,
+    context_sizes,
+    device_sizes,
+    fixed_dram_bytes,
+    largest_context_tokens,
+    most_sessions,
+    num_parameters,
+    num_slots,
+    pages_per_actor,
+    spare_device_bytes,
+    token_bytes,
+)
+from moorage.runtime.serving.capacity import Ledger
+from moorage.runtime.serving.jobs import Job, Limits
+from moorage.runtime.serving.room import Room
+from moorage.runtime.serving.scheduler import Scheduler
+from moorage.workers.errors import InvalidConfig
+from moorage.workers.hf_config import read_model_spec
+from moorage.workers.sizes import slots_per_layer
+from moorage.workers.spec import KvType, MemorySpec
+
+PILOT = Path(__file__).resolve().parents[3] / "deploy" / "models" / "moorage-pilot"
+GIB = 2**30
+INTERNLM = MODEL_PRESETS["internlm2.5-7b-1m"]
+
+
+def cluster(**sections: dict[str, object]) -> ClusterConfig:
+    return ClusterConfig.model_validate({"model": {"path": "m"}, **sections})
+
+
+def deployment(**sections: dict[str, object]) -> Deployment:
+    return deployment_of(cluster(gpu_workers={"device": "cuda"}, **sections), INTERNLM)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "gigabytes"),
+    [
+        (4096, 0.54),
+        (32768, 4.29),
+        (65536, 8.59),
+        (131072, 17.18),
+        (524288, 68.72),
+        (2**20, 137.44),
+        (1110000, 145.49),
+    ],
+)
+def test_published_table(tokens: int, gigabytes: float) -> None:
+    row = context_sizes(deployment(), tokens)
+    assert row.kv_bytes == tokens * 131072
+    assert round(row.kv_bytes / 1e9, 2) == gigabytes
+
+
+def test_storage_type_and_anchors_scale() -> None:
+    plan = deployment()
+    plan = replace(plan, layout=replace(plan.layout, anchor_codes=False))
+    wide = replace(plan, layout=replace(plan.layout, kv_type=KvType.FP32, anchor_num=4))
+    assert token_bytes(wide.layout) == 2 * token_bytes(plan.layout)
+    assert context_sizes(wide, 1000).anchors_bytes == 8 * context_sizes(plan, 1000).anchors_bytes
+
+
+def test_codes_take_a_quarter_of_half_precision_anchors() -> None:
+    plan = deployment()
+    coded, plain = (
+        context_sizes(replace(plan, layout=replace(plan.layout, anchor_codes=codes)), 1000).anchors_bytes
+        for codes in (True, False)
+    )
+    assert coded == plain * 5 // 4
+
+
+@pytest.mark.parametrize(
+    ("shards", "stripe", "tokens"), list(product((1, 2, 3), (1, 8), (1, 127, 128, 129, 99_999)))
+)
+def test_reserved_is_what_admission_reserves(shards: int, stripe: int, tokens: int) -> None:
+    plan = replace(deployment(), shards=shards, stripe_blocks=stripe)
+    ledger = Ledger(plan.layout, Room((10**6,) * shards, 10**9), stripe, None)
+    need = ledger.need(tokens, plan.memory)
+    row = context_sizes(plan, tokens)
+    assert row.reserved_bytes == ledger.bytes_of(need)
+    assert row.largest_shard_bytes == max(need.pages) * plan.layout.page_bytes
+    assert row.kv_bytes + row.anchors_bytes <= row.reserved_bytes
+
+
+@pytest.mark.parametrize(("shards", "stripe", "sessions"), list(product((1, 2, 3), (1, 8), (1, 3))))
+def test_largest_context_fits_and_one_more_block_does_not(shards: int, stripe: int, sessions: int) -> None:
+    plan = replace(deployment(), shards=shards, stripe_blocks=stripe)
+    for dram in (0, 100 * 2**20, 3 * GIB + 12345):
+        room = dram // shards
+        largest = largest_context_tokens(plan, dram, sessions)
+        assert context_sizes(plan, largest, sessions).largest_shard_bytes <= room
+        assert context_sizes(plan, largest + 1, sessions).largest_shard_bytes > room
+
+
+@pytest.mark.parametrize(
+    ("shards", "stripe", "tokens"), list(product((1, 2, 3), (1, 8), (1, 129, 1000, 3000)))
+)
+def test_admission_takes_as_many_sessions_as_are_promised(shards: int, stripe: int, tokens: int) -> None:
+    """No more and no fewer, however their ends lie in the actors."""
+    plan = replace(deployment(), shards=shards, stripe_blocks=stripe)
+    pages, capacity = 40, 40 * shards * plan.layout.page_bytes
+    promised = most_sessions(plan, capacity, tokens)
+    ledger = Ledger(plan.layout, Room((pages,) * shards, 10**9), stripe, None)
+    limits = Limits(ledger.capacity, 10**6, 10**6, max_running=10**6, max_waiting=10**6)
+    scheduler = Scheduler(limits, lambda *_: 0)
+    for job_id in range(promised + 1):
+        scheduler.add(Job(job_id, tokens, ledger.need(tokens, plan.memory)))
+    assert len(scheduler.next_step().admitted) == promised
+    if promised:
+        assert context_sizes(plan, tokens, promised).largest_shard_bytes <= pages * plan.layout.page_bytes
+        assert largest_context_tokens(plan, capacity, promised) >= tokens
+
+
+def test_short_sessions_use_all_shards() -> None:
+    plan = replace(deployment(), shards=3, stripe_blocks=8)
+    assert most_sessions(plan, 3 * 16 * plan.layout.page_bytes, 8 * plan.layout.block_size) == 6
+
+
+def test_total_adds_up() -> None:
+    plan = deployment()
+    row = context_sizes(plan, 32768, sessions=2)
+    assert row.total_dram_bytes == row.reserved_bytes + row.staging_bytes + row.ray_bytes
+    on_cpu = context_sizes(replace(plan, on_cpu=True), 32768, sessions=2)
+    in_dram = on_cpu.reserved_bytes + on_cpu.staging_bytes + on_cpu.ray_bytes
+    assert on_cpu.total_dram_bytes == in_dram + on_cpu.device.total_bytes
+    assert on_cpu.device.reserve_bytes == 0
+    device = row.device
+    assert device.reserve_bytes > 0
+    assert device.total_bytes == (
+        device.weights_bytes
+        + device.slots_bytes
+        + device.workspace_bytes
+        + device.staging_bytes
+        + device.reserve_bytes
+    )
+    assert device.weights_bytes == 2 * num_parameters(INTERNLM)
+
+
+def test_slots_hold_what_a_step_attends() -> None:
+    layout = deployment().layout
+    for name in PRESETS:
+        memory = resolve_memory(cluster(memory={"preset": name}))
+        for size, window, topk, step in product(
+            (1, 32, 128), (1, 127, 128, 129, 4096), (None, 1, 24), (1, 2, 500)
+        ):
+            spec = replace(memory, local_windows_len=window, topk=topk, token_step=step)
+            for lag in (0, 1) if step == 1 else (0,):
+                lagged = replace(spec, lag=lag)
+                slots = slots_per_layer(lagged, replace(layout, block_size=size), 1)
+                assert slots >= _most_attended(lagged, size)
+    memory = resolve_memory(cluster(memory={"preset": "inf-llm"}))
+    layout = replace(layout, block_size=128)
+    spec = replace(memory, local_windows_len=4096, topk=16, n_init=128, token_step=1, dense_until=0)
+    assert slots_per_layer(spec, layout, None) == (33 + 2) + 1 + 32
+    assert slots_per_layer(spec, layout, 100) == (33 + 2) + 1 + 100
+    assert slots_per_layer(replace(spec, dense_until=8192), layout, None) == (33 + 2) + 1 + 64
+
+
+def _most_attended(memory: MemorySpec, size: int) -> int:
+    """Blocks of sinks, window, choice, and those that left the window since a choice, at the worst position."""
+    most = 0
+    for position in range(20_000, 20_000 + 2 * size):
+        near = position // size - (position - memory.local_windows_len + 1) // size + 1
+        then = position - memory.token_step + 1 - memory.lag
+        aged = (position - memory.local_windows_len + 1) // size - (
+            then - memory.local_windows_len + 1
+        ) // size
+        most = max(most, near + (aged if memory.topk else 0))
+    return most + -(-memory.n_init // size) + (memory.topk or 0)
+
+
+def test_slots_for_all_sessions_or_for_one_of_any_preset() -> None:
+    plan = deployment(memory={"preset": "full"})
+    one = slots_per_layer(plan.memory, plan.layout, None) * 32
+    assert num_slots(replace(plan, max_running=100)) == 100 * one
+    alone = max(slots_per_layer(m, plan.layout, None) for m in plan.other_memories) * 32
+    assert num_slots(replace(plan, max_running=1)) == alone > one
+
+
+def test_device_memory_limits_the_slots() -> None:
+    plan = replace(deployment(), max_running=64)
+    full = device_sizes(plan)
+    limited = device_sizes(replace(plan, device_memory=full.total_bytes - 1))
+    assert limited.num_slots == full.num_slots - 1
+    with pytest.raises(
+        InvalidConfig, match=r"gpu_workers\.device_memory: 15\.00 GiB is too little.*raise it"
+    ):
+        num_slots(replace(plan, device_memory=15 * GIB))
+
+
+def test_what_device_memory_leaves_goes_to_anchors() -> None:
+    plan = deployment()
+    total = device_sizes(plan).total_bytes
+    assert spare_device_bytes(plan) is None
+    assert spare_device_bytes(replace(plan, device_memory=total + 12345)) == 12345
+    tight = replace(plan, device_memory=total - 1)
+    assert spare_device_bytes(tight) == tight.device_memory - device_sizes(tight).total_bytes
+
+
+def test_pages_per_actor() -> None:
+    layout = deployment().layout
+    assert pages_per_actor(2 * layout.page_bytes, 2, layout) == 1
+    with pytest.raises(InvalidConfig, match=r"kv_store\.dram: .* no room for one block"):
+        pages_per_actor(2 * layout.page_bytes - 1, 2, layout)
+
+
+def test_memory_of_the_host() -> None:
+    config = cluster(kv_store={"dram": "8GiB"}, gpu_workers={"device": "cuda"})
+    fixed = fixed_dram_bytes(deployment_of(config, INTERNLM))
+    host = Host(100 * GIB, 8 * GIB + fixed + 2 * GIB)
+    check_memory(config, INTERNLM, host)
+    with pytest.raises(InvalidConfig, match=r"^kv_store\.dram: 8\.00 GiB.*use \d+MiB or less$") as caught:
+        check_memory(config, INTERNLM, replace(host, available_bytes=host.available_bytes - 1))
+    fits = str(caught.value).split("use ")[1].split(" ")[0]
+    smaller = cluster(kv_store={"dram": fits}, gpu_workers={"device": "cuda"})
+    check_memory(smaller, INTERNLM, replace(host, available_bytes=host.available_bytes - 1))
+    with pytest.raises(InvalidConfig, match="larger host"):
+        check_memory(config, INTERNLM, Host(GIB, GIB))
+    check_memory(cluster(kv_store={"dram": "999TiB"}, ray={"address": "auto"}), INTERNLM, host)
+
+
+def test_this_host_can_be_read() -> None:
+    host = read_host()
+    assert 0 <= host.usable_bytes < host.available_bytes <= host.total_bytes
+
+
+def test_parameters_of_the_embedded_model() -> None:
+    header = 8 + int.from_bytes((PILOT / "model.safetensors").read_bytes()[:8], "little")
+    tensors = (PILOT / "model.safetensors").stat().st_size - header
+    assert 2 * num_parameters(read_model_spec(PILOT)) == tensors
+
+
+def test_an_automatic_chunk_costs_no_slot() -> None:
+    auto: dict[str, object] = {"chunk_size": "auto"}
+
+    def steps(**sections: dict[str, object]) -> int:
+        return deployment_of(cluster(**{"long_context": auto, **sections}), INTERNLM).max_step_tokens
+
+    def needed(chunk: int) -> int:
+        plan = deployment(long_context={"chunk_size": chunk})
+        return device_sizes(plan).total_bytes
+
+    cuda: dict[str, object] = {"device": "cuda"}
+    assert steps(gpu_workers={"device": "cpu"}) == 4096
+    assert steps(gpu_workers=cuda) == 8192
+    assert steps(gpu_workers=cuda, scheduler={"max_step_tokens": 3000}) == 3000
+    for chunk in (8192, 4096):
+        assert steps(gpu_workers={**cuda, "device_memory": needed(chunk)}) == chunk
+        assert steps(gpu_workers={**cuda, "device_memory": needed(chunk) - 1}) == chunk // 2
+    assert steps(gpu_workers={**cuda, "device_memory": needed(2048) // 2}) == 2048
