@@ -17,7 +17,8 @@ from pathlib import Path
 
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.server import ApiServer
-from moorage.runtime.cluster.server import Hooks, Launch, serve
+from moorage.runtime.cluster.hooks import Hooks
+from moorage.runtime.cluster.server import Launch, serve
 from moorage.runtime.config import ClusterConfig, load_cluster_config
 from tests.toy_engine import ToyEngine
 

@@ -14,7 +14,6 @@ from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_note, print_text
 from moorage.runtime.config import ClusterConfig, load_cluster_config
-from moorage.runtime.config.presets import resolve_preset
 from moorage.runtime.config.reference import (
     KeyReference,
     explained,
@@ -23,6 +22,7 @@ from moorage.runtime.config.reference import (
     resolved,
     section_words,
 )
+from moorage.runtime.config.resolve import resolve_preset
 from moorage.runtime.planning.preflight import check_host
 from moorage.workers.hf_config import read_model_spec
 

@@ -77,7 +77,8 @@ def launch(
         announce(ready)
         return
     configure_logs()
-    from moorage.runtime.cluster.server import Hooks, Launch, serve
+    from moorage.runtime.cluster.hooks import Hooks
+    from moorage.runtime.cluster.server import Launch, serve
 
     with start_view() as view:
         hooks = Hooks(announce, view.status, view.loading, view.stage)

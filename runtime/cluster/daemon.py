@@ -120,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--notify-fd", type=int, required=True)
     options = parser.parse_args(arguments)
     configure_logs()
-    from moorage.runtime.cluster.server import Hooks, Launch, serve
+    from moorage.runtime.cluster.hooks import Hooks
+    from moorage.runtime.cluster.server import Launch, serve
 
     launcher = LauncherPipe(options.notify_fd)
     try:

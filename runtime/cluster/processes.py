@@ -6,16 +6,17 @@ import asyncio
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
 from moorage.runtime.cluster import ray_environment
 from moorage.runtime.cluster.actor_figures import ActorFigures
+from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.os_processes import ProcessId
 from moorage.runtime.cluster.process_watch import ProcessWatch, Watched
 from moorage.runtime.cluster.ray_cluster import RayCluster
-from moorage.runtime.cluster.server import Hooks
+from moorage.runtime.cluster.shape import Shape
 from moorage.runtime.cluster.start_errors import start_error
 from moorage.runtime.planning.ray_join import check_resources, ray_nodes
 from moorage.runtime.serving.health import ClusterHealth
@@ -24,9 +25,6 @@ from moorage.workers.errors import Unavailable
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.process import ProcessFacts, host_key
 from moorage.workers.stages import StartStage
-
-if TYPE_CHECKING:
-    from moorage.runtime.cluster.bringup import Shape
 
 log = structlog.get_logger()
 

@@ -17,36 +17,21 @@ from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.server import ApiServer
 from moorage.runtime.cluster import os_processes, registry
 from moorage.runtime.cluster.heap import LOOK_EVERY_S, HeapTrimmer
+from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.os_processes import ProcessId
 from moorage.runtime.config import ClusterConfig
 from moorage.runtime.planning.exposure import exposure_warning
 from moorage.runtime.serving.protocol import ClusterStatus
 from moorage.runtime.serving.tasks import essential, log_stray_errors, repeated
 from moorage.workers.errors import Unavailable
-from moorage.workers.stages import StartStage
 
 log = structlog.get_logger()
-
-OnLoading = Callable[[int, int], None]
-"""Hears the bytes of the weights that are read, and all, while the model loads."""
-OnStage = Callable[[StartStage], None]
-"""Hears each stage of a start as it begins."""
 
 DRAIN_S = 3.0
 """How long requests that are being answered may go on after the first signal."""
 _WATCH_S = 2.0
 _SIGNALS_S = 0.1
 _SWEEP_GRACE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """Who is told: once, when ready, what the ready file holds; and the cluster's state as it loads and serves."""
-
-    on_ready: Callable[[dict[str, Any]], None]
-    on_status: Callable[[str, ClusterStatus], None] = lambda _address, _status: None
-    on_loading: OnLoading = lambda _read, _total: None
-    on_stage: OnStage = lambda _stage: None
 
 
 StartEngine = Callable[[ClusterConfig, Hooks], Coroutine[Any, Any, Engine]]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from moorage.runtime.config.position_checks import position_complaints
-from moorage.runtime.config.presets import Preset, resolve_preset
+from moorage.runtime.config.presets import Preset
+from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.workers.counting import counted
 from moorage.workers.sizes import LEAST_CHUNK
 from moorage.workers.spec import (
@@ -18,9 +19,6 @@ from moorage.workers.spec import (
     Preselect,
     Scorer,
 )
-
-if TYPE_CHECKING:
-    from moorage.runtime.config.schema import ClusterConfig
 
 Complaint = tuple[str, str, str]
 """Section, key, and what is wrong with it beside which other key, with the fix."""

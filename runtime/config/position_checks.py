@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from moorage.runtime.config.presets import resolve_preset
+from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.workers.spec import Positions
-
-if TYPE_CHECKING:
-    from moorage.runtime.config.schema import ClusterConfig
 
 Complaint = tuple[str, str, str]
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from moorage.runtime.config.errors import keys_of
+from moorage.runtime.config.load import build_config
 from moorage.runtime.config.presets import (
     MEMORY_AXES,
     POSITION_AXES,
     PRESET_KEYS,
     SELECT_AXES,
     STORE_AXES,
-    resolve_preset,
 )
-from moorage.runtime.config.schema import ClusterConfig, build_config
+from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.shown import shown_value
 from moorage.runtime.config.source import Source
 

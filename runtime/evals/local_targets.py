@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage.runtime.config import ClusterConfig, build_config
-from moorage.runtime.config.presets import kv_layout, resolve_memory
+from moorage.runtime.config.resolve import kv_layout, resolve_memory
 from moorage.runtime.config.source import Source, read_source
 from moorage.runtime.evals.attended import attended_keys, same_keys
 from moorage.runtime.evals.local_engine import LocalEngine

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moorage.runtime.config import load_cluster_config
-from moorage.runtime.config.presets import PRESETS, check_preset_name, resolve_preset
+from moorage.runtime.config.presets import PRESETS, check_preset_name
+from moorage.runtime.config.resolve import resolve_preset
 from moorage.runtime.evals.haystack import Haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
 from moorage.runtime.evals.recall import table_of
