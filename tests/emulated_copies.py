@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.copy_engine import Copies
-from moorage.workers.gpu.staging_ring import StagingRing
+from moorage.workers.gpu.transfer.copy_engine import Copies
+from moorage.workers.gpu.transfer.staging_ring import StagingRing
 from moorage.workers.kv.shards import ShardedKv
 
 Int32 = NDArray[np.int32]

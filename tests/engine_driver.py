@@ -10,8 +10,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from moorage.workers.gpu.copy_engine import CopyEngine
 from moorage.workers.gpu.settings import AttendOn, CacheStrategy, EngineSettings, ScoreOn, WorkerSettings
+from moorage.workers.gpu.transfer.copy_engine import CopyEngine
 from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.messages import SelectReply, SelectRequest

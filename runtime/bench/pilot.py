@@ -11,7 +11,7 @@ import torch
 
 from moorage.runtime.bench.stores import fill, mailbox_store
 from moorage.runtime.packaged import DEPLOY
-from moorage.workers.gpu.engine import Engine
+from moorage.workers.gpu.engine.engine import Engine
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.hf_config import read_model_spec

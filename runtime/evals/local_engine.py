@@ -26,7 +26,7 @@ from moorage.workers.spec import (
 )
 
 if TYPE_CHECKING:
-    from moorage.workers.gpu.recall import RecallProbe
+    from moorage.workers.gpu.attention.recall_probe import RecallProbe
 
 _SESSION = 1
 
@@ -76,7 +76,7 @@ class LocalEngine:
 
     def probe(self, every: int = 1) -> RecallProbe:
         """Measures recall and the oracle on each layer of every so-many-th step from now on."""
-        from moorage.workers.gpu.recall import RecallProbe
+        from moorage.workers.gpu.attention.recall_probe import RecallProbe
 
         decode = self._worker.engine.decode
         probe = RecallProbe(decode, every)

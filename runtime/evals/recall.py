@@ -12,7 +12,7 @@ import numpy as np
 from moorage.workers.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from moorage.workers.gpu.recall import RecallSample
+    from moorage.workers.gpu.attention.recall_probe import RecallSample
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from moorage.workers.gpu.cuda_copies import CudaCopies
+from moorage.workers.gpu.transfer.cuda_copies import CudaCopies
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore

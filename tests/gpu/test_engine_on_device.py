@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from moorage.workers.gpu.copy_engine import Copies, CopyEngine
-from moorage.workers.gpu.cuda_copies import CudaCopies, Int32
+from moorage.workers.gpu.transfer.copy_engine import Copies, CopyEngine
+from moorage.workers.gpu.transfer.cuda_copies import CudaCopies, Int32
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import HeadSelectMode, KvType, MemorySpec, Positions, Segment
 from tests.engine_driver import FULL, Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
-from tests.workers.gpu.test_engine import prompt_of
+from tests.workers.gpu.engine.test_engine import prompt_of
 
 SELECTED = memory(topk=3, exc_block_size=32, n_init=16)
 AXES = {

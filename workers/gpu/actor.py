@@ -11,8 +11,8 @@ from typing import Any
 import ray
 import torch
 
+from moorage.workers.gpu.engine.warm_up import warm_up
 from moorage.workers.gpu.settings import WorkerSettings
-from moorage.workers.gpu.warm_up import warm_up
 from moorage.workers.gpu.worker import GpuWorker, pick_device
 from moorage.workers.kv.actor import connect
 from moorage.workers.process import ProcessFacts, own_facts, take_asked_priority

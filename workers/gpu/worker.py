@@ -8,14 +8,14 @@ from collections.abc import Callable
 import torch
 
 from moorage.workers.errors import InvalidConfig
-from moorage.workers.gpu.copy_engine import CopyEngine
-from moorage.workers.gpu.device_warm_up import warm_up_device
-from moorage.workers.gpu.engine import Engine
-from moorage.workers.gpu.hiding_chunk import measured_chunk
+from moorage.workers.gpu.engine.chunk_size import measured_chunk
+from moorage.workers.gpu.engine.device_warm_up import warm_up_device
+from moorage.workers.gpu.engine.engine import Engine
+from moorage.workers.gpu.engine.warm_up import warm_up
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.weights import Progress
 from moorage.workers.gpu.settings import WorkerSettings
-from moorage.workers.gpu.warm_up import warm_up
+from moorage.workers.gpu.transfer.copy_engine import CopyEngine
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import StepPlan, StepResult

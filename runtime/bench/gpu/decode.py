@@ -13,7 +13,7 @@ from moorage.runtime.bench.gpu.cases import Case, cached_blocks
 from moorage.runtime.bench.gpu.rig import Rig
 from moorage.runtime.bench.report import Row
 from moorage.workers.errors import ResourceExhausted
-from moorage.workers.gpu.engine import Engine
+from moorage.workers.gpu.engine.engine import Engine
 from moorage.workers.spec import Segment, StepPlan, StepResult
 
 PARTS = ("linear", "select", "gather", "attend", "append", "importance", "sample")

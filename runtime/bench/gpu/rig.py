@@ -11,9 +11,9 @@ from moorage.runtime.bench.gpu.ceilings import Ceilings, synchronize
 from moorage.runtime.bench.gpu.model import PastStore, WalkingDecoder
 from moorage.runtime.bench.gpu.options import Options
 from moorage.runtime.planning.memory import CUDA_RESERVE_BYTES, Deployment, workspace_bytes
-from moorage.workers.gpu.copy_engine import CopyEngine
-from moorage.workers.gpu.engine import Engine
+from moorage.workers.gpu.engine.engine import Engine
 from moorage.workers.gpu.settings import EngineSettings
+from moorage.workers.gpu.transfer.copy_engine import CopyEngine
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import ModelSpec, OpenSession, SamplingSpec, StepPlan, StepResult

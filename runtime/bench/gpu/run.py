@@ -20,7 +20,7 @@ from moorage.runtime.bench.gpu.rig import OWN_TOKENS, Rig
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import use_threads
 from moorage.workers.errors import MoorageError
-from moorage.workers.gpu.copy_factory import copy_engine
+from moorage.workers.gpu.transfer.factory import copy_engine
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import piece_blocks

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine_driver import Driver
-from tests.workers.gpu import test_engine
+from tests.workers.gpu.engine import test_engine
 from tests.workers.gpu.test_overlap import emulated
 
 BY_BITS = "test_what_stays_in_the_cache_never_changes_a_result"

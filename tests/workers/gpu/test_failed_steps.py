@@ -14,7 +14,7 @@ from moorage.workers.gpu.model import decoder
 from moorage.workers.spec import AnchorType, ContinueSession, SamplingSpec, Segment, SegmentResult, StepPlan
 from tests.engine_driver import FULL, Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
-from tests.workers.gpu.test_engine import prompt_of
+from tests.workers.gpu.engine.test_engine import prompt_of
 
 NO_HOST_MEMORY = RuntimeError(
     "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from moorage.workers.errors import ResourceExhausted
-from moorage.workers.gpu import decode_attention, prefill_attention
+from moorage.workers.gpu.attention import decode, prefill
 from moorage.workers.gpu.model import decoder
 from moorage.workers.spec import AnchorType, HeadSelectMode, Segment, StepPlan
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
-from tests.workers.gpu.test_engine import prompt_of
+from tests.workers.gpu.engine.test_engine import prompt_of
 from tests.workers.gpu.test_overlap import emulated
 
 CHOSEN = memory(topk=3, exc_block_size=32, n_init=16)
 PLACES = {
-    "decode attention": (decode_attention, "attend_blocks"),
-    "prefill attention": (prefill_attention, "attend_dense"),
+    "decode attention": (decode, "attend_blocks"),
+    "prefill attention": (prefill, "attend_dense"),
     "linear layers": (decoder, "linear"),
 }
 Exhaust = Callable[[str, set[int]], list[int]]

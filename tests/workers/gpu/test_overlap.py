@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from moorage.workers.errors import MoorageError
-from moorage.workers.gpu.reader import storage_dtype
-from moorage.workers.gpu.staging_ring import StagingRing
+from moorage.workers.gpu.transfer.block_loader import storage_dtype
+from moorage.workers.gpu.transfer.staging_ring import StagingRing
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
@@ -19,7 +19,7 @@ from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, MemorySpec,
 from tests.emulated_copies import EmulatedCopies, Forgotten
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
-from tests.workers.gpu.test_engine import oracle_greedy, prompt_of
+from tests.workers.gpu.engine.test_engine import oracle_greedy, prompt_of
 
 CHOSEN = memory(topk=3, exc_block_size=32, n_init=16)
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.session import WorkerSession
 from moorage.workers.spec import (
     AnchorSpace,
     AnchorType,

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moorage.workers.gpu.hand_over import HandOver, on_device
 from moorage.workers.gpu.model.gumbel import gumbel_noise, noise_stream
+from moorage.workers.gpu.transfer.host_copy import HandOver, on_device
 from moorage.workers.spec import SamplingSpec
 
 GREEDY_BELOW = 1e-5

@@ -11,7 +11,7 @@ from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.graphs import MAX_TOKENS, PieceGraphs
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
-from tests.workers.gpu.test_engine import prompt_of
+from tests.workers.gpu.engine.test_engine import prompt_of
 
 
 def record(run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:

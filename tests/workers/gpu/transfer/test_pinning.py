@@ -1,0 +1,91 @@
+"""Pinning in slices, with a runtime that counts instead of CUDA's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moorage.workers.errors import ResourceExhausted
+from moorage.workers.gpu.transfer.pinning import PAGE_BYTES, PinnedBlocks
+from moorage.workers.kv.arena import Arena
+from moorage.workers.spec import AnchorType, KvLayout, KvType
+
+
+class CountingMemory:
+    """Keeps what is registered; refuses what goes over `limit` bytes in all."""
+
+    def __init__(self, limit: int = 1 << 40) -> None:
+        self.limit = limit
+        self.held: dict[int, int] = {}
+        self.released: list[int] = []
+        self.errors = 0
+
+    def register(self, address: int, num_bytes: int) -> int:
+        if sum(self.held.values()) + num_bytes > self.limit:
+            self.errors += 1
+            return 2
+        self.held[address] = num_bytes
+        return 0
+
+    def unregister(self, address: int) -> int:
+        del self.held[address]
+        self.released.append(address)
+        return 0
+
+    def clear_error(self) -> None:
+        self.errors -= 1
+
+
+@pytest.fixture(params=[(16, 64), (5, 24)], ids=["pages", "odd"])
+def arena(request: pytest.FixtureRequest) -> Arena:
+    """Blocks of 8 KiB, and blocks of 1920 bytes, which fill no page of memory."""
+    block_size, head_dim = request.param
+    layout = KvLayout(3, 2, head_dim, block_size, KvType.FP16, AnchorType.QUEST, 1)
+    return Arena(layout, 257)
+
+
+@pytest.mark.parametrize("slice_bytes", [1, 100_000, 1 << 30])
+def test_slices_cover_the_arena_without_overlap(arena: Arena, slice_bytes: int) -> None:
+    memory, seen = CountingMemory(), []
+    pinned = PinnedBlocks(arena, memory, lambda done, total: seen.append((done, total)), slice_bytes)
+    start = pinned.blocks.data_ptr()
+    for address, num_bytes in sorted(memory.held.items()):
+        assert address == start
+        assert (address - pinned.blocks.data_ptr()) % PAGE_BYTES == 0
+        start += num_bytes
+    assert start == pinned.blocks.data_ptr() + pinned.blocks.nbytes
+    assert seen[-1] == (pinned.blocks.nbytes,) * 2
+    order = list(memory.held)
+    pinned.close()
+    pinned.close()
+    assert memory.held == {}
+    assert memory.released == order[::-1]
+
+
+def test_a_refusal_leaves_nothing_pinned_and_no_error_behind(arena: Arena) -> None:
+    memory = CountingMemory(limit=arena.kv.nbytes // 2)
+    with pytest.raises(ResourceExhausted, match="ulimit -l"):
+        PinnedBlocks(arena, memory, slice_bytes=100_000)
+    assert memory.held == {}
+    assert memory.errors == 0
+
+
+@pytest.mark.parametrize("slice_bytes", [1, 100_000, 1 << 30])
+def test_no_copy_crosses_a_slice_and_every_block_is_copied_once(
+    arena: Arena, rng: np.random.Generator, slice_bytes: int
+) -> None:
+    memory = CountingMemory()
+    pinned = PinnedBlocks(arena, memory, slice_bytes=slice_bytes)
+    starts = np.array(sorted(memory.held))
+    for layer in range(arena.layout.num_layers):
+        pages = np.sort(rng.permutation(arena.num_pages)[:200]).astype(np.int32)
+        into = np.arange(200, dtype=np.int32)
+        copied = []
+        for page, target, count in pinned.runs(layer, pages, into):
+            assert count > 0
+            copied += [(page + i, target + i) for i in range(count)]
+            run = pinned.blocks[layer, page : page + count]
+            first, last = run.data_ptr(), run.data_ptr() + run.nbytes - 1
+            assert np.searchsorted(starts, first, "right") == np.searchsorted(starts, last, "right")
+        assert copied == list(zip(pages.tolist(), into.tolist(), strict=True))
+    pinned.close()

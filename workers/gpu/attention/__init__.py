@@ -1,0 +1,1 @@
+"""Attention of one layer: prefill, decode, by the device or by the host."""

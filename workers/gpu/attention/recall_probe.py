@@ -1,0 +1,98 @@
+"""How much of the exact attention a choice of blocks holds, beside the best choice of the same size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.workers.gpu.attention.decode import DecodeAttention
+from moorage.workers.gpu.engine.session_state import WorkerSession
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class RecallSample:
+    """One layer of one decode step. Shares are of the exact attention mass, one for each query head."""
+
+    step: int
+    layer: int
+    recall: Float32
+    """[Hq] on the attended keys: exp(lse_chosen - lse_all)."""
+    oracle: Float32
+    """[Hq] on sinks, window and the distant blocks of most mass, as many as were chosen and shared alike."""
+    blocks: tuple[int, ...]
+    """Distant blocks that any head attended."""
+    masses: Float32
+    """[len(blocks)] exact mass of each, the mean over heads."""
+    num_keys: int
+    """Keys that one head attended: sinks, its chosen blocks, and everything from the first near block on."""
+
+
+class RecallProbe:
+    """Measures every attention of decode steps whose index divides by `every`; an observer of DecodeAttention.
+
+    Slow: each distant block is attended on its own, so that every scheme of positions is measured as it is.
+    """
+
+    def __init__(self, decode: DecodeAttention, every: int = 1) -> None:
+        self._decode = decode
+        self._every = every
+        self.samples: list[RecallSample] = []
+
+    def __call__(
+        self,
+        session: WorkerSession,
+        layer: int,
+        query: torch.Tensor,
+        chosen: Int32 | None,
+        lse: torch.Tensor,
+    ) -> None:
+        """Takes one sample, see `decode_attention.Observer`."""
+        assert session.decode_step is not None
+        if session.decode_index % self._every:
+            return
+        exact = session.rotations.exact()
+        if exact is None:
+            return
+        span = session.decode_step.span
+        _, lse_all = self._decode.attend_all(session, layer, query, exact)
+        block_lse = self._decode.block_lse(session, layer, query, span.candidates, exact)
+        masses = torch.exp(block_lse - lse_all)
+        recall = torch.exp(lse - lse_all)
+        ids = span.candidates[None] if chosen is None else chosen
+        blocks = np.unique(ids[ids >= 0])
+        size, chosen_per_row = self._decode.block_size, int(np.count_nonzero(ids >= 0)) // len(ids)
+        num_near = span.position + 1 - span.near_block * size
+        self.samples.append(
+            RecallSample(
+                session.decode_index,
+                layer,
+                recall.cpu().numpy(),
+                _oracle(masses, ids).cpu().numpy(),
+                tuple(blocks.tolist()),
+                masses.mean(dim=1).cpu().numpy()[blocks - span.num_sinks],
+                (span.num_sinks + chosen_per_row) * size + num_near,
+            )
+        )
+
+
+def _oracle(masses: torch.Tensor, chosen: Int32) -> torch.Tensor:
+    """[Hq]: the best share that choices like `chosen` [S, k] can hold, given masses [n, Hq] of the candidates.
+
+    Without a candidate (n = 0), sinks and window hold everything.
+    """
+    num_choices = len(chosen)
+    num_blocks, num_heads = masses.shape
+    always = 1 - masses.sum(dim=0)
+    groups = masses.view(num_blocks, num_choices, num_heads // num_choices)
+    best = masses.new_zeros(groups.shape[1:])
+    for choice in range(num_choices):
+        count = min(int((chosen[choice] >= 0).sum()), num_blocks)
+        top = groups[:, choice].mean(dim=1).topk(count).indices
+        best[choice] = groups[top, choice].sum(dim=0)
+    return always + best.reshape(num_heads)

@@ -1,0 +1,1 @@
+"""Steps: sessions and their slots, the forward pass, and what comes out."""

@@ -1,0 +1,119 @@
+"""From hidden states to sampled tokens and prompt log-probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.engine.timing import PartTimer
+from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.model.sampler import NOT_FINITE, Sampled, SampleRow, sample
+from moorage.workers.gpu.transfer.host_copy import on_device
+from moorage.workers.spec import Segment
+
+LOGIT_ROWS = 256
+"""Positions whose logits are held at once while a prompt is scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentOutput:
+    """Sampled token and prompt log-probabilities of one segment."""
+
+    sampled: Sampled | None
+    prompt_logprobs: tuple[float, ...]
+    error: str | None = None
+    """Why there is neither; then the other fields mean nothing."""
+
+
+class OutputStage:
+    """The last part of a step: logits only for the positions that need them, then one batched draw.
+
+    Temperature, top-k, top-p and the draw are torch operations on the device, see `sampler`; the chosen tokens of all
+    sessions reach the host in one hand-over.
+    """
+
+    def __init__(self, decoder: Decoder, vocab_size: int, timer: PartTimer) -> None:
+        self._decoder = decoder
+        self._vocab_size = vocab_size
+        self._timer = timer
+
+    def count_tokens(self, session: WorkerSession, token_ids: Sequence[int], device: torch.device) -> None:
+        """Keeps the counts that penalties read, when the session has any penalty."""
+        if not session.sampling.counts_tokens:
+            return
+        if session.prompt_counts is None or session.generated_counts is None:
+            session.prompt_counts = torch.zeros(self._vocab_size, dtype=torch.int32, device=device)
+            session.generated_counts = torch.zeros_like(session.prompt_counts)
+        generated = session.num_tokens >= session.prompt_tokens
+        counts = session.generated_counts if generated else session.prompt_counts
+        ids = torch.tensor(list(token_ids), dtype=torch.long, device=device)
+        counts += torch.bincount(ids, minlength=self._vocab_size).to(torch.int32)
+
+    def __call__(
+        self, hidden: torch.Tensor, segments: Sequence[Segment], sessions: Sequence[WorkerSession]
+    ) -> list[SegmentOutput]:
+        """`hidden` is [T, hidden], the segments' tokens one after the other."""
+        with self._timer("sample"):
+            ends = list(accumulate(len(s.token_ids) for s in segments))
+            starts = [0, *ends[:-1]]
+            scored = [
+                self._prompt_logprobs(hidden[a:b], segment, session) if segment.prompt_logprobs else ()
+                for a, b, segment, session in zip(starts, ends, segments, sessions, strict=True)
+            ]
+            drawn = self._draw(hidden, ends, segments, sessions)
+        return [self._output(s, p) for s, p in zip(drawn, scored, strict=True)]
+
+    def _output(self, sampled: Sampled | None, logprobs: tuple[float, ...]) -> SegmentOutput:
+        error = None if sampled is None else sampled.error
+        if error is None and not all(map(math.isfinite, logprobs)):
+            error = NOT_FINITE
+        if error is not None:
+            single = self._decoder.dtype is torch.float32
+            error += "; check the weights" if single else "; set model.dtype to float32"
+        return SegmentOutput(sampled, logprobs, error)
+
+    def _draw(
+        self,
+        hidden: torch.Tensor,
+        ends: Sequence[int],
+        segments: Sequence[Segment],
+        sessions: Sequence[WorkerSession],
+    ) -> list[Sampled | None]:
+        sampling = [i for i, segment in enumerate(segments) if segment.sample]
+        drawn: list[Sampled | None] = [None] * len(segments)
+        if not sampling:
+            return drawn
+        last = [ends[i] - 1 for i in sampling]
+        logits = self._decoder.logits(
+            hidden
+            if len(last) == len(hidden)
+            else hidden.index_select(0, on_device(last, torch.long, hidden.device))
+        )
+        rows = [
+            SampleRow(s.sampling, s.num_generated, s.prompt_counts, s.generated_counts)
+            for s in (sessions[i] for i in sampling)
+        ]
+        for i, sampled in zip(sampling, sample(logits, rows), strict=True):
+            drawn[i] = sampled
+            sessions[i].num_generated += 1
+        return drawn
+
+    def _prompt_logprobs(
+        self, hidden: torch.Tensor, segment: Segment, session: WorkerSession
+    ) -> tuple[float, ...]:
+        """Log-probability of each token of the segment given those before it (none for position 0)."""
+        found: list[float] = []
+        ids = torch.tensor(list(segment.token_ids), dtype=torch.long, device=hidden.device)
+        if session.last_logprobs is not None:
+            found.append(float(session.last_logprobs[ids[0]]))
+        for start in range(0, len(ids), LOGIT_ROWS):
+            rows = torch.log_softmax(self._decoder.logits(hidden[start : start + LOGIT_ROWS]), dim=-1)
+            following = ids[start + 1 : start + 1 + len(rows)]
+            found += rows[: len(following)].gather(1, following[:, None])[:, 0].tolist()
+        session.last_logprobs = rows[-1].clone()
+        return tuple(found)

@@ -1,0 +1,193 @@
+"""What a GPU worker holds for one session beside its slots. All of it can be rebuilt from tokens and DRAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.workers.gpu.model.rope import RopeView
+from moorage.workers.gpu.positions.entries import Entries
+from moorage.workers.gpu.positions.rotary import Rotations, Span
+from moorage.workers.gpu.transfer.block_cache import BlockCache
+from moorage.workers.gpu.transfer.copy_engine import Copies
+from moorage.workers.kv.resident import Resident
+from moorage.workers.spec import MemorySpec, SamplingSpec
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class Choice:
+    """Blocks chosen in one layer, and when."""
+
+    ids: Int32
+    """[S, k] with S = 1 (shared) or one row for each KV head."""
+    decode_step: int
+    near_block: int
+    """First near block at that step; blocks that left the window since are attended as well."""
+    query: Float32 | None = None
+    """[1, Hq, D] that scored, kept where the next step's is compared with it."""
+
+
+@dataclass(slots=True)
+class ReceivedAttention:
+    """Attention that the keys of one layer's window have received so far."""
+
+    first_block: int
+    tokens: torch.Tensor | None = None
+    """[Hkv, n] from the first block's first token on."""
+
+    def copy(self) -> ReceivedAttention:
+        """The same counts, which go on by themselves."""
+        return ReceivedAttention(self.first_block, None if self.tokens is None else self.tokens.clone())
+
+    def make_room(self, num_heads: int, num_tokens: int, device: torch.device) -> None:
+        """Makes it at least `num_tokens` long."""
+        held = torch.zeros((num_heads, 0), device=device) if self.tokens is None else self.tokens
+        missing = num_tokens - held.shape[1]
+        if missing > 0:
+            held = torch.cat((held, held.new_zeros((num_heads, missing))), dim=1)
+        self.tokens = held
+
+    def add(self, first: int, found: torch.Tensor) -> None:
+        """Adds `found` [Hkv, n] from the `first`-th token on."""
+        assert self.tokens is not None
+        self.tokens[:, first : first + found.shape[1]] += found
+
+    def take_until(self, block: int, block_size: int) -> tuple[int, torch.Tensor] | None:
+        """(first block, [Hkv, n * B]) of the blocks before `block`, which are forgotten here; None without any."""
+        count = block - self.first_block
+        if count <= 0 or self.tokens is None:
+            return None
+        first, taken = self.first_block, self.tokens[:, : count * block_size]
+        self.first_block, self.tokens = block, self.tokens[:, count * block_size :].clone()
+        return first, taken
+
+
+@dataclass(slots=True)
+class DecodeStep:
+    """Geometry of the current decode step, the same for all layers."""
+
+    span: Span
+    near: Entries
+    always: Entries
+    """Sinks, then the near blocks."""
+    limits: Int32
+    """[1]: the first near block, as a selection takes it."""
+    resident: Resident | None = None
+    """The session's blocks in memory, where the host attends all of them."""
+    aside: Resident | None = None
+    """The same, where the host attends those alone that the device does not hold."""
+    with_distant: dict[int, Entries] = field(default_factory=dict)
+    """By number of chosen blocks: entries of whole distant blocks, whose ids are put in by layer, then `always`.
+
+    Kept under clamped positions only, where every distant block is seen alike."""
+    chosen: dict[int, Int32] = field(default_factory=dict)
+    """By layer, with `lag` only: ids [S, k] that this step attends."""
+    behind: dict[int, Callable[[], Float32]] = field(default_factory=dict)
+    """By layer: scoring queries [1, Hq, D] by which the next step's blocks are still to be chosen."""
+
+    @classmethod
+    def of(
+        cls,
+        span: Span,
+        rotations: Rotations,
+        num_distant: int,
+        resident: Resident | None,
+        aside: Resident | None = None,
+    ) -> DecodeStep:
+        """The step of the query of `span`, which will probably attend `num_distant` blocks."""
+        known: dict[int, Entries] = {}
+        if rotations.clamped and num_distant:
+            known[num_distant] = rotations.clamped_entries(span, num_distant)
+            always = known[num_distant].after(num_distant)
+        else:
+            always = rotations.distant_entries(span, span.sinks).joined(rotations.near_entries(span))
+        limits = np.array([span.near_block], np.int32)
+        return cls(span, always.after(span.num_sinks), always, limits, resident, aside, known)
+
+
+@dataclass(slots=True)
+class SessionStats:
+    """Sums over the layers of one step; the worker resets them at its start."""
+
+    num_chosen: int = 0
+    num_choices: int = 0
+    num_corrected: int = 0
+    recall: list[float] = field(default_factory=list)
+
+    def add_choice(self, num_blocks: int) -> None:
+        """Counts the distant blocks attended in one layer."""
+        self.num_chosen += num_blocks
+        self.num_choices += 1
+
+
+@dataclass(slots=True)
+class WorkerSession:
+    """One session on one worker."""
+
+    session_id: int
+    memory: MemorySpec
+    sampling: SamplingSpec
+    prompt_tokens: int
+    max_tokens: int
+    cache: BlockCache
+    rotations: Rotations
+    num_tokens: int = 0
+    """Tokens whose K and V are stored in all layers."""
+    kept_tokens: int = 0
+    """The first of them, which an earlier prompt left."""
+    num_generated: int = 0
+    idle: bool = False
+    """No request uses it: it holds no slots, and its KV lies in DRAM alone."""
+    choices: dict[int, Choice] = field(default_factory=dict)
+    decode_step: DecodeStep | None = None
+    stats: SessionStats = field(default_factory=SessionStats)
+    tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Queries of the last prompt tokens by layer, [n, Hq, D]; kept only where they decide something."""
+    ahead: dict[int, Copies] = field(default_factory=dict)
+    """By layer: blocks on their way into slots before the layer asks for them."""
+    received: dict[int, ReceivedAttention] = field(default_factory=dict)
+    """By layer; kept only for anchors that are made of it."""
+    received_at_resume: dict[int, ReceivedAttention] = field(default_factory=dict)
+    """By layer: `received` as it was at the prompt's resume point."""
+    anchor_view: RopeView | None = None
+    """The view of RoPE under which rotated anchors were made."""
+    prompt_counts: torch.Tensor | None = None
+    generated_counts: torch.Tensor | None = None
+    """[vocab] int32 counts, kept only when a penalty is on."""
+    last_logprobs: torch.Tensor | None = None
+    """[vocab] of the last position, kept while prompt log-probabilities are asked for."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a step that failed half-way can run again: it counted no attention that would count twice."""
+        return not self.received and not self.tail_queries
+
+    @property
+    def resume_point(self) -> int:
+        """See MemorySpec.resume_point."""
+        return self.memory.resume_point(self.prompt_tokens)
+
+    def received_by(self, num_tokens: int) -> dict[int, ReceivedAttention]:
+        """What the first `num_tokens` counted, by layer, if it is remembered; of use to one session only."""
+        if num_tokens != self.resume_point:
+            return {}
+        return {layer: received.copy() for layer, received in self.received_at_resume.items()}
+
+    def await_ahead(self, layer: int | None = None) -> None:
+        """Waits for what was fetched ahead for `layer`, or for all layers."""
+        for each in (layer,) if layer is not None else tuple(self.ahead):
+            copies = self.ahead.pop(each, None)
+            if copies is not None:
+                copies.wait()
+
+    @property
+    def decode_index(self) -> int:
+        """How many decode steps came before the current token's."""
+        return self.num_tokens - self.prompt_tokens

@@ -1,0 +1,97 @@
+"""Compiles, or loads from the disk cache, what a worker computes with on the CPU, by the types that serving has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from moorage.kernels.block_attention import attend_blocks
+from moorage.kernels.block_attention.resident import attend_resident
+from moorage.kernels.block_gather import gather_blocks
+from moorage.kernels.block_write import write_rows
+from moorage.kernels.compile_lock import one_at_a_time
+from moorage.kernels.merge_top import merge_top
+from moorage.kernels.numba_flags import always_parallel
+from moorage.kernels.rms_norm import add_rms_norm
+from moorage.kernels.rotation import rotate_heads
+from moorage.workers.gpu.settings import WorkerSettings
+from moorage.workers.gpu.transfer.block_loader import storage_dtype
+from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.warm_up import LOCK
+from moorage.workers.spec import KvLayout
+
+
+def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> None:
+    """All of it, for a worker on `device`.
+
+    What the KV actors of this host compile as well comes last, when they have done it.
+    """
+    spec, layout = settings.spec, settings.layout
+    if device.type == "cpu" or settings.engine.attend_on == "cpu":
+        with one_at_a_time("worker-kernels"):
+            _attend(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
+    with one_at_a_time(LOCK):
+        _use_stores(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
+
+
+def _use_stores(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
+    """Turns a query, joins what several shards chose, writes rows into a store's memory and copies blocks from it."""
+    arena, first = Arena(layout, 1), np.zeros(1, np.int32)
+    pages, angles = arena.kv[0], np.zeros(rotary_dim // 2, np.float32)
+    query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
+
+    def use() -> None:
+        rotate_heads(query, angles, angles)
+        for dtype in (pages.dtype, np.dtype(np.float32)):
+            row = np.zeros((1, layout.num_kv_heads, layout.head_dim), dtype)
+            write_rows(pages, first, 0, row, row)
+        gather_blocks(pages, first, pages.copy(), first)
+        if num_shards > 1:
+            merge_top(np.zeros((num_shards, 1, 1), np.int32), np.zeros((num_shards, 1, 1), np.float32), 1, 1)
+
+    _in_both_ways(use)
+    arena.close()
+
+
+def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
+    """Norms, and attends a block where it lies, and a copied one, as exact attention does."""
+    arena, half = Arena(layout, 1), rotary_dim // 2
+    shape = layout.num_kv_heads, layout.block_size, layout.head_dim
+    copied = torch.zeros((1, 2, *shape), dtype=storage_dtype(layout.kv_type))
+    query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
+    memories, none = (arena.kv.reshape(-1),) * num_shards, np.zeros(1, np.int32)
+    sizes, rows = np.zeros(num_shards, np.int64), torch.zeros((2, layout.head_dim))
+    angles, offsets = np.zeros((1, half), np.float32), np.zeros((layout.block_size, half), np.float32)
+    rotations = angles, angles, np.ones(1, np.uint8), offsets, offsets
+
+    def use() -> None:
+        attend_resident(
+            query, memories, (none,) * num_shards, sizes, 0, 1, shape, none, (none, none), rotations, 1.0
+        )
+        cos, sin, rotate_keys, offset_cos, offset_sin = rotations
+        attend_blocks(
+            torch.from_numpy(query),
+            copied,
+            slot=none,
+            begin=none,
+            end=none,
+            angle_cos=cos,
+            angle_sin=sin,
+            rotate_keys=rotate_keys,
+            offset_cos=offset_cos,
+            offset_sin=offset_sin,
+            scale=1.0,
+        )
+        add_rms_norm(rows, rows, rows[0], 1.0)
+
+    _in_both_ways(use)
+    arena.close()
+
+
+def _in_both_ways(use: Callable[[], None]) -> None:
+    """On one thread, and in parallel."""
+    use()
+    with always_parallel():
+        use()

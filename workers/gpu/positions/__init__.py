@@ -1,0 +1,1 @@
+"""Where queries see keys, and the rotations that follow."""

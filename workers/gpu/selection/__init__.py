@@ -1,0 +1,1 @@
+"""Which blocks are attended: scores, reuse, and the importance of keys."""
