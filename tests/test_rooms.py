@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +19,13 @@ import moorage
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("kernels", "proto", "runtime", "workers")
 HEAVY = ("numba", "ray", "torch", "transformers")
+IMPORTS_AS_JSON = """
+import json
+import grimp
+graph = grimp.build_graph("moorage", cache_dir=None, exclude_type_checking_imports=False)
+imports = {module: sorted(graph.find_modules_directly_imported_by(module)) for module in graph.modules}
+print(json.dumps(imports))
+"""
 SHOW_HELP = """
 from moorage.runtime.cli import main
 try:
@@ -69,6 +78,42 @@ def test_light_imports_stay_light(code: str) -> None:
     assert _heavy_modules_after(code) == set()
 
 
+def test_no_module_imports_itself_through_others() -> None:
+    """Imports for type checkers count as well."""
+    command = [sys.executable, "-c", IMPORTS_AS_JSON]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / ".types")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    imports = {module: set(found) for module, found in json.loads(done.stdout).items()}
+    assert len(imports) > 300
+    assert _circles(imports) == []
+
+
+def test_a_circle_is_noticed() -> None:
+    assert _circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
+
+
+def _circles(imports: Mapping[str, set[str]]) -> list[list[str]]:
+    """Modules that reach themselves, in groups that reach one another."""
+    reached = {module: _reached_from(module, imports) for module in imports}
+    found = {
+        tuple(sorted(other for other in reached[module] if module in reached[other]))
+        for module in imports
+        if module in reached[module]
+    }
+    return [list(group) for group in sorted(found)]
+
+
+def _reached_from(module: str, imports: Mapping[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    ahead = list(imports[module])
+    while ahead:
+        found = ahead.pop()
+        if found not in seen:
+            seen.add(found)
+            ahead += imports[found]
+    return seen
+
+
 def test_a_heavy_import_is_noticed() -> None:
     assert "numba" in _heavy_modules_after("import moorage.client, numba")
 
@@ -80,14 +125,26 @@ def test_imports_go_one_way() -> None:
 
 def test_an_import_the_wrong_way_is_noticed(tmp_path: Path) -> None:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for package in (*ROOMS, "client", "workers/gpu", "workers/kv"):
-        (tmp_path / ".types" / "moorage" / package).mkdir(parents=True, exist_ok=True)
-        (tmp_path / ".types" / "moorage" / package / "part.py").write_text("", encoding="utf-8")
+    for module in _modules_of_contracts():
+        folder = tmp_path.joinpath(".types", *module.split("."))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "part.py").write_text("", encoding="utf-8")
     before = _lint_imports(tmp_path)
     assert before.returncode == 0, before.stdout
     upward = tmp_path / ".types" / "moorage" / "kernels" / "part.py"
     upward.write_text("import moorage.workers.part\n", encoding="utf-8")
     assert _lint_imports(tmp_path).returncode == 1
+
+
+def _modules_of_contracts() -> set[str]:
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    keys = ("layers", "source_modules", "forbidden_modules")
+    return {
+        module
+        for contract in tools["importlinter"]["contracts"]
+        for key in keys
+        for module in contract.get(key, ())
+    }
 
 
 def _folder_of(package: str, folders: dict[str, str]) -> str:
