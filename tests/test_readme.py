@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
+    "runtime/README.md",
+    "workers/README.md",
     "deploy/models/moorage-pilot/README.md",
     "deploy/models/moorage-ref/README.md",
 )
