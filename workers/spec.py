@@ -1,6 +1,6 @@
-"""Values that cross between rooms and processes. Frozen, typed, and free of torch, ray and numba.
+"""Values that cross between packages and processes. Frozen, typed, and free of torch, ray and numba.
 
-The lower room owns the contract: `runtime` builds these from configuration and requests, `workers` obey them.
+The lower package owns the contract: `runtime` builds these from configuration and requests, `workers` obey them.
 """
 
 from __future__ import annotations

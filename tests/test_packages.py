@@ -1,4 +1,4 @@
-"""The four rooms: what is packaged, what may import what, and what a light import leaves out."""
+"""The four packages: what is packaged, what may import what, and what a light import leaves out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import moorage
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("kernels", "proto", "runtime", "workers")
+PACKAGES = ("kernels", "proto", "runtime", "workers")
 HEAVY = ("numba", "ray", "torch", "transformers")
 IMPORTS_AS_JSON = """
 import json
@@ -41,18 +41,20 @@ def test_every_folder_with_python_is_packaged() -> None:
     folders = setuptools["package-dir"]
     listed = {_folder_of(package, folders) for package in setuptools["packages"]}
     found = {
-        path.parent.relative_to(ROOT).as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")
+        path.parent.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
     }
     assert found - listed == set(), "folders with Python that pyproject.toml does not list"
     assert {folder for folder in listed if not (ROOT / folder).is_dir()} == set(), "listed without a folder"
     assert setuptools["packages"] == sorted(setuptools["packages"])
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_room_roots_are_not_packages_of_their_own(room: str) -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_root_folders_have_no_init(package: str) -> None:
     """With an `__init__.py` there, `kernels` and `proto` would shadow others' packages in Ray's workers."""
-    assert not (ROOT / room / "__init__.py").exists()
-    assert (ROOT / room / "py.typed").exists()
+    assert not (ROOT / package / "__init__.py").exists()
+    assert (ROOT / package / "py.typed").exists()
 
 
 @pytest.mark.parametrize("folder", ["runtime/client", "runtime/package"])
