@@ -72,7 +72,9 @@ def test_the_package_has_its_installed_version() -> None:
         pytest.param("import moorage", id="package"),
         pytest.param("import moorage.client", id="client"),
         pytest.param("import moorage.runtime.cli", id="cli"),
-        pytest.param("import moorage.runtime.config, moorage.runtime.planning.memory", id="config-sizing"),
+        pytest.param(
+            "import moorage.runtime.config.load, moorage.runtime.planning.memory", id="config-sizing"
+        ),
         pytest.param(SHOW_HELP, id="help-of-all-commands"),
     ],
 )

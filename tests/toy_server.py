@@ -19,7 +19,8 @@ from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.server import ApiServer
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.server import Launch, serve
-from moorage.runtime.config import ClusterConfig, load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
+from moorage.runtime.config.schema import ClusterConfig
 from tests.toy_engine import ToyEngine
 
 

@@ -13,7 +13,7 @@ import yaml
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_note, print_text
-from moorage.runtime.config import ClusterConfig, load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.reference import (
     KeyReference,
     explained,
@@ -23,6 +23,7 @@ from moorage.runtime.config.reference import (
     section_words,
 )
 from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.preflight import check_host
 from moorage.workers.hf_config import read_model_spec
 

@@ -19,7 +19,7 @@ from moorage.runtime.cli.stop import end_cluster
 from moorage.runtime.cli.streaming import stream_text
 from moorage.runtime.cluster import registry
 from moorage.runtime.cluster.daemon import launch_detached
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_sample
 from moorage.runtime.evals.targets import ServerCoder

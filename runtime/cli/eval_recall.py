@@ -14,7 +14,8 @@ from moorage.runtime.cli.eval import eval_app
 from moorage.runtime.cli.loading import loading_bar
 from moorage.runtime.cli.options import AsJson
 from moorage.runtime.cli.output import print_json, print_note, print_table
-from moorage.runtime.config import ClusterConfig, load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.evals.recall import draw_heatmap, table_of
 from moorage.runtime.packaged import DEPLOY
 from moorage.workers.counting import counted

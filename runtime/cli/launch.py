@@ -16,7 +16,7 @@ from moorage.runtime.cli.loading import start_view
 from moorage.runtime.cli.output import print_json, print_note
 from moorage.runtime.cluster.daemon import launch_detached
 from moorage.runtime.cluster.logs import configure_logs
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.planning.preflight import check_host
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.processes import ClusterProcesses
 from moorage.runtime.cluster.shape import Shape, shape_of
-from moorage.runtime.config import ClusterConfig
 from moorage.runtime.config.resolve import resolve_memory
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.trained_length import reach
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
 from moorage.runtime.serving.jobs import Limits

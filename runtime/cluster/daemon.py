@@ -18,7 +18,7 @@ from typing import Any
 from moorage.runtime.cluster import registry
 from moorage.runtime.cluster.launcher_pipe import LauncherPipe
 from moorage.runtime.cluster.logs import configure_logs
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.workers.errors import MoorageError, Unavailable
 
 

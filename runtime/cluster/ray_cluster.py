@@ -23,7 +23,7 @@ from moorage.runtime.cluster.os_processes import ProcessId, ProcessState
 from moorage.runtime.cluster.owner_thread import OwnerThread
 from moorage.runtime.cluster.private_directory import PrivateDirectory, remove_leftovers
 from moorage.runtime.cluster.process_watch import Watched
-from moorage.runtime.config import ClusterConfig
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.workers.errors import Unavailable
 
 log = structlog.get_logger()

@@ -19,7 +19,7 @@ from moorage.runtime.cluster import os_processes, registry
 from moorage.runtime.cluster.heap import LOOK_EVERY_S, HeapTrimmer
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.os_processes import ProcessId
-from moorage.runtime.config import ClusterConfig
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.exposure import exposure_warning
 from moorage.runtime.serving.protocol import ClusterStatus
 from moorage.runtime.serving.tasks import essential, log_stray_errors, repeated

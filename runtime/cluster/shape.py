@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage.runtime.config import ClusterConfig
 from moorage.runtime.config.resolve import check_positions, kv_layout
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.host import check_memory, deployment_of
 from moorage.runtime.planning.memory import num_slots, pages_per_actor, spare_device_bytes
 from moorage.runtime.planning.session_limit import SessionLimit, session_limit

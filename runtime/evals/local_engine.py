@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moorage.runtime.config import ClusterConfig
 from moorage.runtime.config.resolve import kv_layout, resolve_memory
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.session_limit import check_window
 from moorage.runtime.text.tokenizer import TextTokenizer, stop_token_ids
 from moorage.workers.counting import counted

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moorage.runtime.config import ClusterConfig, build_config
+from moorage.runtime.config.load import build_config
 from moorage.runtime.config.resolve import kv_layout, resolve_memory
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.source import Source, read_source
 from moorage.runtime.evals.attended import attended_keys, same_keys
 from moorage.runtime.evals.local_engine import LocalEngine

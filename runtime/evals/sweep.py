@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.presets import PRESETS, check_preset_name
 from moorage.runtime.config.resolve import resolve_preset
 from moorage.runtime.evals.haystack import Haystack

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 
-from moorage.runtime.config import ClusterConfig
 from moorage.runtime.config.presets import PRESETS
 from moorage.runtime.config.resolve import kv_layout, resolve_axes
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.gpu_presence import why_no_gpu
 from moorage.runtime.planning.memory import Deployment, device_sizes, fixed_dram_bytes, ray_bytes

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage.runtime.config import ClusterConfig, build_config
 from moorage.runtime.config.addresses import DEFAULT_ADDRESS
+from moorage.runtime.config.load import build_config
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.source import read_source
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.host import Host, deployment_of, read_host

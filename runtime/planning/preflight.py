@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from moorage.runtime.cluster import registry
-from moorage.runtime.config import ClusterConfig
 from moorage.runtime.config.resolve import check_positions, kv_layout
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.exposure import exposure_warning
 from moorage.runtime.planning.gpu_presence import why_no_gpu
 from moorage.runtime.planning.host import check_memory, deployment_of

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moorage.runtime.config import ClusterConfig
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.units import format_bytes
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig, Unavailable

@@ -11,7 +11,7 @@ from moorage.workers.errors import InvalidConfig
 from moorage.workers.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from moorage.runtime.config import ClusterConfig
+    from moorage.runtime.config.schema import ClusterConfig
 
 EXTENDED_TOKENS = 131072
 """Default of a session whose positions reach further than the model was trained; memory is reserved by it."""

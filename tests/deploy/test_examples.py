@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.workers.hf_config import read_model_spec
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

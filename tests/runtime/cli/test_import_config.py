@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from moorage.runtime.cli import main
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 
 
 def test_the_printed_file_can_be_loaded_and_notes_go_to_stderr(

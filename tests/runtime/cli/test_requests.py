@@ -163,7 +163,7 @@ def test_status(server: ToyServer, cli: Cli) -> None:
     assert "8.59 of 17.18 GB, 3 sessions, pid 11" in table
     rows = [line.replace("│", " ").split() for line in table.splitlines()]
     assert ["default", "sampling", "greedy"] in rows
-    assert ["end", "tokens", str(BOS)] in rows
+    assert ["end", "token", "ids", str(BOS)] in rows
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moorage.runtime.config import build_config
 from moorage.runtime.config.import_rules import Imported
 from moorage.runtime.config.importers import import_config
+from moorage.runtime.config.load import build_config
 from moorage.runtime.config.resolve import resolve_memory
 from moorage.runtime.config.source import Source
 from moorage.workers.errors import InvalidConfig

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from moorage.runtime.config import build_config
+from moorage.runtime.config.load import build_config
 from moorage.runtime.config.resolve import check_positions, resolve_memory
 from moorage.runtime.config.source import Source
 from moorage.runtime.planning.known_models import MODEL_PRESETS

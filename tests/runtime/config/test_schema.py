@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from moorage.runtime.config import ClusterConfig, load_cluster_config
 from moorage.runtime.config.errors import keys_of
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.reference import json_schema, reference
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.spec import AnchorType, KvType, Positions
 

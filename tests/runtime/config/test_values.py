@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from moorage.runtime.config import ClusterConfig, build_config
 from moorage.runtime.config.errors import keys_of
+from moorage.runtime.config.load import build_config
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.source import Source
 from moorage.workers.errors import InvalidConfig
 

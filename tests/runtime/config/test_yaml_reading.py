@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.yaml_reading import MAX_BYTES, MAX_NODES, parse_value
 from moorage.workers.errors import InvalidConfig
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moorage.runtime.cli import main
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.recall import table_of

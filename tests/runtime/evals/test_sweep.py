@@ -9,7 +9,7 @@ import pytest
 
 from moorage.runtime.cli import main
 from moorage.runtime.cli.eval_recall import DEFAULT_CONFIG as LOCAL
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.resolve import resolve_preset
 from moorage.runtime.evals.sweep import points, points_of_presets
 

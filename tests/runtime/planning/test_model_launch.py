@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moorage.runtime.config import load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.planning.host import Host
 from moorage.runtime.planning.model_launch import adjustments
 from moorage.workers.errors import InvalidConfig

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from moorage.runtime.cluster import registry
 from moorage.runtime.cluster.os_processes import ProcessId
-from moorage.runtime.config import ClusterConfig, load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.preflight import check_host
 from moorage.workers.errors import InvalidConfig, InvalidModel
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from moorage.runtime.config import ClusterConfig, load_cluster_config
+from moorage.runtime.config.load import load_cluster_config
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning import ray_join
 from moorage.runtime.planning.preflight import check_host
 from moorage.runtime.planning.ray_join import RayNode, check_joined_ray, check_resources

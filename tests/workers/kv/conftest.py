@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 
@@ -15,6 +18,7 @@ from moorage.kernels.hadamard import hadamard_matrix
 from moorage.workers.kv.messages import SelectRequest
 from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
 
+RAY_ATTEMPTS = 3
 Array = NDArray[np.float32]
 
 SERVE = """
@@ -201,12 +205,36 @@ def local_ray() -> Iterator[None]:
     """A private Ray of two CPUs."""
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        configure_logging=False,
-    )
+    for attempt in range(1, RAY_ATTEMPTS + 1):
+        if _start_ray(last=attempt == RAY_ATTEMPTS):
+            break
+        with warnings.catch_warnings():
+            # What Ray left behind when it gave up would be told in the middle of some later test.
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
     yield
     ray.shutdown()
+
+
+def _start_ray(*, last: bool) -> bool:
+    """Whether Ray has started; on a busy machine its processes may take longer than Ray waits for them."""
+    import ray
+
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            configure_logging=False,
+        )
+    except Exception as error:
+        if last or "timed out" not in str(error):
+            raise
+        started = set(psutil.Process().children(recursive=True)) - before
+        for process in started:
+            process.kill()
+        psutil.wait_procs(started, timeout=10)
+        return False
+    return True
