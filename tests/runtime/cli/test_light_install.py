@@ -8,15 +8,28 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from moorage.runtime.cli.failures import SERVER_PACKAGES
 from tests.toy_server import ToyServer
 
 ROOT = Path(__file__).resolve().parents[3]
 LIGHT = f"import sys; sys.modules.update(dict.fromkeys({SERVER_PACKAGES!r})); "
+LOADED_FILES = """
+import sys
+import moorage.client
+from moorage.runtime.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+sys.stdout.write("\\n".join(str(getattr(module, "__file__", "")) for module in list(sys.modules.values())))
+"""
 COMMAND = LIGHT + "from moorage.runtime.cli import main; main()"
 Light = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -47,6 +60,36 @@ def test_the_extra_holds_what_commands_call_missing() -> None:
     # llvmlite comes with numba; numpy is in both, with an upper bound in the extra.
     assert server - {"numpy"} == set(SERVER_PACKAGES) - {"llvmlite"}
     assert not light & set(SERVER_PACKAGES)
+
+
+def test_what_the_client_and_commands_load_is_installed_with_them(light: Light) -> None:
+    """Blocking the server's packages alone would miss one that comes with them, as google.rpc does."""
+    done = light(LIGHT + LOADED_FILES)
+    assert done.returncode == 0, done.stderr
+    files = set(done.stdout.split("\n"))
+    loaded = {
+        canonicalize_name(found.metadata["Name"])
+        for found in metadata.distributions()
+        if any(str(found.locate_file(path)) in files for path in found.files or ())
+    }
+    assert {"grpcio", "googleapis-common-protos", "typer"} <= loaded
+    # grpc and rich import these by themselves where they happen to be installed.
+    optional = {"attrs", "grpcio-tools"}
+    assert loaded - {"moorage"} - optional <= _installed_with("moorage")
+
+
+def _installed_with(name: str) -> set[str]:
+    """A distribution's dependencies, theirs included, without extras."""
+    found: set[str] = set()
+    ahead = [name]
+    while ahead:
+        for text in metadata.requires(ahead.pop()) or ():
+            need = Requirement(text)
+            needed = canonicalize_name(need.name)
+            if needed not in found and (need.marker is None or need.marker.evaluate({"extra": ""})):
+                found.add(needed)
+                ahead.append(needed)
+    return found
 
 
 def test_the_client_generates(light: Light, server: ToyServer) -> None:
