@@ -75,20 +75,20 @@ def test_what_the_client_and_commands_load_is_installed_with_them(light: Light) 
     assert {"grpcio", "googleapis-common-protos", "typer"} <= loaded
     # grpc and rich import these by themselves where they happen to be installed.
     optional = {"attrs", "grpcio-tools"}
-    assert loaded - {"moorage"} - optional <= _installed_with("moorage")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert loaded - {"moorage"} - optional <= _installed_with(project["dependencies"])
 
 
-def _installed_with(name: str) -> set[str]:
-    """A distribution's dependencies, theirs included, without extras."""
+def _installed_with(requirements: Sequence[str]) -> set[str]:
+    """The distributions that `requirements` bring, what those need included, without extras."""
     found: set[str] = set()
-    ahead = [name]
+    ahead = list(requirements)
     while ahead:
-        for text in metadata.requires(ahead.pop()) or ():
-            need = Requirement(text)
-            needed = canonicalize_name(need.name)
-            if needed not in found and (need.marker is None or need.marker.evaluate({"extra": ""})):
-                found.add(needed)
-                ahead.append(needed)
+        need = Requirement(ahead.pop())
+        name = canonicalize_name(need.name)
+        if name not in found and (need.marker is None or need.marker.evaluate({"extra": ""})):
+            found.add(name)
+            ahead += metadata.requires(name) or ()
     return found
 
 
