@@ -22,13 +22,15 @@ ROOT = Path(__file__).resolve().parents[3]
 LIGHT = f"import sys; sys.modules.update(dict.fromkeys({SERVER_PACKAGES!r})); "
 LOADED_FILES = """
 import sys
+before = set(sys.modules)
 import moorage.client
 from moorage.runtime.cli import main
 try:
     main(["--help"])
 except SystemExit:
     pass
-sys.stdout.write("\\n".join(str(getattr(module, "__file__", "")) for module in list(sys.modules.values())))
+loaded = [module for name, module in list(sys.modules.items()) if name not in before]
+sys.stdout.write("\\n".join(str(getattr(module, "__file__", "")) for module in loaded))
 """
 COMMAND = LIGHT + "from moorage.runtime.cli import main; main()"
 Light = Callable[..., subprocess.CompletedProcess[str]]
