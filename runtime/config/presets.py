@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from moorage.workers.spec import (
+    CODE_ELEMENTS,
     AnchorPool,
     AnchorSpace,
     AnchorType,
@@ -161,6 +162,12 @@ STORE_AXES = ("block_size", "anchor_type", "anchor_num")
 """Axes of the store, fixed for the cluster's life, that the `long_context` section sets."""
 PRESET_KEYS = frozenset((*MEMORY_AXES, *SELECT_AXES, *STORE_AXES, "second_select_num"))
 """Keys of `memory` and `long_context` that a preset gives where they are left out."""
+
+
+def codes_apply(preset: Preset, head_dim: int) -> bool:
+    """Whether a block's score is one sum of products that four-bit codes can stand in for."""
+    one_vector = preset.anchor_num == 1 and preset.head_pool is HeadPool.SUM
+    return one_vector and preset.anchor_type.vectors * head_dim % CODE_ELEMENTS == 0
 
 
 def check_preset_name(name: str) -> str:

@@ -20,15 +20,14 @@ from moorage.runtime.config.presets import (
     STORE_AXES,
     Preset,
     check_preset_name,
+    codes_apply,
 )
 from moorage.runtime.config.rope import RopeChoice, settle_positions
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.trained_length import trained_length
 from moorage.workers.errors import InvalidConfig, InvalidRequest
 from moorage.workers.spec import (
-    CODE_ELEMENTS,
     AnchorSpace,
-    HeadPool,
     KvLayout,
     MemorySpec,
     ModelSpec,
@@ -188,12 +187,9 @@ def kv_layout(config: ClusterConfig, model: ModelSpec) -> KvLayout:
         anchor_space=preset.anchor_space,
         repr_topk=preset.repr_topk,
         scorer=config.memory.scorer,
-        anchor_codes=config.memory.anchor_codes and _codes_apply(config, preset, model),
+        anchor_codes=(
+            config.memory.anchor_codes
+            and config.memory.scorer is Scorer.NUMBA
+            and codes_apply(preset, model.head_dim)
+        ),
     )
-
-
-def _codes_apply(config: ClusterConfig, preset: Preset, model: ModelSpec) -> bool:
-    """Whether a block's score is one sum of products that four-bit codes can stand in for."""
-    one_vector = preset.anchor_num == 1 and preset.head_pool is HeadPool.SUM
-    fits = preset.anchor_type.vectors * model.head_dim % CODE_ELEMENTS == 0
-    return one_vector and fits and config.memory.scorer is Scorer.NUMBA

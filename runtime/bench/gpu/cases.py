@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields, replace
 from enum import Enum
 
 from moorage.runtime.bench.gpu.options import Options
-from moorage.runtime.config.presets import PRESETS, Preset
+from moorage.runtime.config.presets import PRESETS, Preset, codes_apply
 from moorage.workers.gpu.settings import AttendOn, ScoreOn
 from moorage.workers.sizes import slots_per_layer
-from moorage.workers.spec import CODE_ELEMENTS, HeadPool, KvLayout, KvType, MemorySpec, ModelSpec
+from moorage.workers.spec import KvLayout, KvType, MemorySpec, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
             preset.anchor_num,
             preset.anchor_space,
             preset.repr_topk,
-            anchor_codes=_coded(preset, model),
+            anchor_codes=codes_apply(preset, model.head_dim),
         )
         found.append(Group(layout, tuple(methods)))
     return found
@@ -114,12 +114,6 @@ def _smaller(memory: MemorySpec, scale: int) -> MemorySpec:
         local_windows_len=memory.local_windows_len // scale,
         topk=None if memory.topk is None else max(1, memory.topk // scale),
     )
-
-
-def _coded(preset: Preset, model: ModelSpec) -> bool:
-    """Whether a deployment keeps four-bit codes of the anchors, as it does by default where they apply."""
-    one_vector = preset.anchor_num == 1 and preset.head_pool is HeadPool.SUM
-    return one_vector and preset.anchor_type.vectors * model.head_dim % CODE_ELEMENTS == 0
 
 
 def cases_of(group: Group, options: Options) -> list[Case]:

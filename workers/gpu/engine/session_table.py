@@ -113,8 +113,7 @@ class SessionTable:
             # Anchors that followed an earlier prompt's end would choose for this prompt's execution blocks.
             self._kv.reseal(session.session_id, keep)
         del self.sessions[opening.session_id]
-        session.await_ahead()
-        self._pool.give(session.cache.slots.reshape(-1))
+        self._release_slots(session)
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
             opening.memory,
@@ -167,13 +166,17 @@ class SessionTable:
         session = self.sessions.get(session_id)
         if session is None or session.idle:
             return
-        session.await_ahead()
-        self._pool.give(session.cache.slots.reshape(-1))
+        self._release_slots(session)
         session.cache = self._no_cache()
         session.idle = True
         if self._scorer is not None:
             self._scorer.drop(session_id)
         self._kv.trim(session_id, session.num_tokens)
+
+    def _release_slots(self, session: WorkerSession) -> None:
+        """Returns a session's slots to the pool, once no copy is on its way into them."""
+        session.await_ahead()
+        self._pool.give(session.cache.slots.reshape(-1))
 
     def _no_cache(self) -> BlockCache:
         slots = np.empty(0, np.int32)
@@ -183,8 +186,7 @@ class SessionTable:
         """Ends a session and frees all that it holds. Does nothing for one that is not known to the table."""
         session = self.sessions.pop(session_id, None)
         if session is not None:
-            session.await_ahead()
-            self._pool.give(session.cache.slots.reshape(-1))
+            self._release_slots(session)
         if self._scorer is not None:
             self._scorer.drop(session_id)
         self._kv.drop(session_id)
