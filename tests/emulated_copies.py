@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.transfer.copy_engine import Copies
+from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 from moorage.workers.gpu.transfer.staging_ring import StagingRing
 from moorage.workers.kv.shards import ShardedKv
 
@@ -51,7 +51,7 @@ class EmulatedCopies:
         dtype: torch.dtype,
         seed: int = 0,
         delay_s: float = 2e-3,
-        handle: Callable[[list[Future[None]]], Copies] = UnderWay,
+        handle: Callable[[list[Future[None]]], CopyHandle] = UnderWay,
         staging_blocks: int = 3,
     ) -> None:
         self._kv = kv
@@ -67,7 +67,7 @@ class EmulatedCopies:
     def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
         """Nothing to do."""
 
-    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
+    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         out[torch.from_numpy(into).long()] = torch.nan
         jobs: list[tuple[torch.Tensor, torch.Tensor]] = []
         futures: list[Future[None]] = []

@@ -20,7 +20,7 @@ from moorage.kernels.top_blocks import top_blocks
 from moorage.runtime.bench.measure import Subject, installed, interleave
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import Pieces, stream_read, use_threads
-from moorage.workers.kv.coarse import KEPT_PER_CHOSEN
+from moorage.workers.kv.quantized_anchors import KEPT_PER_CHOSEN
 
 Float32 = NDArray[np.float32]
 

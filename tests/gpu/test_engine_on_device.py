@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from moorage.workers.gpu.transfer.copy_engine import Copies, CopyEngine
+from moorage.workers.gpu.transfer.copy_engine import CopyEngine, CopyHandle
 from moorage.workers.gpu.transfer.cuda_copies import CudaCopies, Int32
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import HeadSelectMode, KvType, MemorySpec, Positions, Segment
@@ -94,7 +94,7 @@ class LatePoisonedCopies:
     def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
         self._copies.prepare(pinned)
 
-    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
+    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         stream = self._copies._stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -124,10 +124,10 @@ class KvActor:
         with self._lock:
             self._store.keep(session_id, layer, _own(blocks), limit)
 
-    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
-        """As `KvStore.reanchor`."""
+    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """As `KvStore.rebuild_anchors`."""
         with self._lock:
-            self._store.reanchor(session_id, layer, first, _own(importance))
+            self._store.rebuild_anchors(session_id, layer, first, _own(importance))
 
     def gather(self, session_id: int, layer: int, blocks: Int32) -> Storage:
         """[n, 2, Hkv, B, D]: copies of `blocks`."""

@@ -62,7 +62,7 @@ class Link(Protocol):
     def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """Restricts later selections with `use_preselected`: of the blocks before `limit`, to `blocks`."""
 
-    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
         """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
@@ -96,7 +96,7 @@ class LocalLink:
         self.commit = store.commit
         self.truncate = store.truncate
         self.keep = store.keep
-        self.reanchor = store.reanchor
+        self.rebuild_anchors = store.rebuild_anchors
         self.gather = store.gather
         self.locate = store.locate
         self.pages = store.pages

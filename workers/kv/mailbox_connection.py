@@ -158,10 +158,10 @@ class Connection:
         self._store.keep(request.session_id, request.layer, blocks, request.start)
         return _DONE
 
-    def _reanchor(self, request: Request, window: Window) -> bytes:
+    def _rebuild_anchors(self, request: Request, window: Window) -> bytes:
         layout = self._store.layout
         importance = window.floats(0, request.num_rows, layout.num_kv_heads, layout.block_size)
-        self._store.reanchor(request.session_id, request.layer, request.start, importance)
+        self._store.rebuild_anchors(request.session_id, request.layer, request.start, importance)
         return _DONE
 
     def _drop(self, request: Request, _: Window) -> bytes:
@@ -193,7 +193,7 @@ _HANDLERS: dict[int, Callable[[Connection, Request, Window], bytes]] = {
     Op.KEEP: Connection._keep,
     Op.DROP: Connection._drop,
     Op.STATS: Connection._stats,
-    Op.REANCHOR: Connection._reanchor,
+    Op.REBUILD_ANCHORS: Connection._rebuild_anchors,
 }
 
 

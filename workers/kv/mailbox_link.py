@@ -129,12 +129,14 @@ class MailboxLink:
         request = Request(Op.KEEP, layer=layer, session_id=session_id, start=limit, end=len(blocks))
         self._channel.call(request, 0)
 
-    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
-        """As `KvStore.reanchor`."""
+    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """As `KvStore.rebuild_anchors`."""
         shape = importance.shape
         self._channel.reserve(span(*shape))
         self._channel.window.floats(0, *shape)[:] = importance
-        request = Request(Op.REANCHOR, layer=layer, session_id=session_id, start=first, num_rows=shape[0])
+        request = Request(
+            Op.REBUILD_ANCHORS, layer=layer, session_id=session_id, start=first, num_rows=shape[0]
+        )
         self._channel.call(request, 0)
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:

@@ -78,10 +78,10 @@ class RayLink:
         """As `KvStore.keep`."""
         self._get(session_id, self._handle.keep.remote(session_id, layer, blocks, limit))
 
-    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
-        """As `KvStore.reanchor`."""
+    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+        """As `KvStore.rebuild_anchors`."""
         rows = np.ascontiguousarray(importance)
-        self._get(session_id, self._handle.reanchor.remote(session_id, layer, first, rows))
+        self._get(session_id, self._handle.rebuild_anchors.remote(session_id, layer, first, rows))
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """As `KvStore.gather`."""

@@ -15,14 +15,14 @@ from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
-from moorage.workers.kv.coarse import CoarseAnchors
 from moorage.workers.kv.faiss_scorer import FaissScorer
 from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
+from moorage.workers.kv.quantized_anchors import QuantizedAnchors
 from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, Scorer
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class Preselection:
     """A preselection: some of the blocks before `limit`, and every block from there on."""
 
     blocks: Int32
@@ -42,7 +42,7 @@ class Asked(NamedTuple):
     request: SelectRequest
     pages: Int32
     num_sealed: int
-    kept: Kept | None
+    kept: Preselection | None
 
 
 @dataclass(slots=True)
@@ -72,10 +72,12 @@ class Selector:
         self._spare: list[Float32] = []
         self._scratch: Float32 = np.empty(0, np.float32)
         """Scores of choices that one call makes."""
-        self._coarse = CoarseAnchors(arena) if arena.layout.anchor_codes else None
+        self._coarse = QuantizedAnchors(arena) if arena.layout.anchor_codes else None
         self._faiss = None if arena.layout.scorer is Scorer.NUMBA else FaissScorer(arena)
 
-    def select(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> SelectReply:
+    def select(
+        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Preselection | None
+    ) -> SelectReply:
         """The best candidates of this arena alone."""
         if self._faiss is not None:
             self._check(request)
@@ -154,7 +156,7 @@ class Selector:
         return SeveralCoded(self._arena.codes[first.layer], steps, num_kept)
 
     def _select_linear(
-        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None
+        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Preselection | None
     ) -> SelectReply:
         """Scores, pools and chooses in one pass over the anchors, or over their codes."""
         rows, _ = self._check(request)
@@ -189,7 +191,9 @@ class Selector:
         if self._coarse is not None:
             self._coarse.forget(session_id, layer, first_block)
 
-    def score(self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None) -> Scoring:
+    def score(
+        self, request: SelectRequest, pages: Int32, num_sealed: int, kept: Preselection | None
+    ) -> Scoring:
         """Logits of the candidates; the session holds `pages`, of which `num_sealed` are sealed."""
         rows, heads = self._check(request)
         candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
@@ -283,7 +287,7 @@ class Selector:
 
 
 def _candidates(
-    request: SelectRequest, pages: Int32, num_sealed: int, kept: Kept | None
+    request: SelectRequest, pages: Int32, num_sealed: int, kept: Preselection | None
 ) -> tuple[Int32 | None, Int32, Int32]:
     """(candidates as in Scoring, their pages, how many of them each row may choose among)."""
     first = request.first

@@ -224,13 +224,13 @@ class ShardedKv:
         for shard, link in enumerate(self._links_of(session_id)):
             link.keep(session_id, layer, local[shards == shard], self._blocks.count(limit, shard))
 
-    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
         """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
         shards, local = self._blocks.split(np.arange(first, first + len(importance), dtype=np.int32))
         for shard, link in enumerate(self._links_of(session_id)):
             here = shards == shard
             if here.any():
-                link.reanchor(session_id, layer, int(local[here][0]), importance[here])
+                link.rebuild_anchors(session_id, layer, int(local[here][0]), importance[here])
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""

@@ -22,7 +22,7 @@ from moorage.workers.kv.messages import (
     Storage,
     StoreStats,
 )
-from moorage.workers.kv.selector import Asked, Kept, Scoring, Selector
+from moorage.workers.kv.selector import Asked, Preselection, Scoring, Selector
 from moorage.workers.spec import AnchorSpace, KvLayout
 
 
@@ -33,7 +33,7 @@ class StoredSession:
     table: BlockTable
     num_sealed: list[int]
     """By layer: the first blocks, full and with anchors."""
-    kept: dict[int, Kept] = field(default_factory=dict)
+    kept: dict[int, Preselection] = field(default_factory=dict)
     """By layer: the preselected blocks."""
     rotation: AnchorRotation | None = None
     """Set when anchors summarise rotated keys."""
@@ -124,7 +124,7 @@ class KvStore:
         end = self._session(session_id).table.write(self.arena, layer, start, keys, values)
         self.commit(session_id, layer, start, end)
 
-    def reanchor(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
+    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
         """Makes the anchors of sealed blocks [first, first + n) from their most important keys.
 
         `importance` [n, Hkv, B] says how much attention each key received.
@@ -193,7 +193,7 @@ class KvStore:
         session.table.pages_of(layer, blocks, self.layout.block_size)
         if len(blocks) > 1 and not (blocks[1:] > blocks[:-1]).all():
             raise InvalidRequest(f"session {session_id}: preselected blocks are not ascending; sort them")
-        session.kept[layer] = Kept(np.array(blocks, np.int32), limit)
+        session.kept[layer] = Preselection(np.array(blocks, np.int32), limit)
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
@@ -257,7 +257,7 @@ class KvStore:
         self._sessions.clear()
         self.arena.close()
 
-    def _candidates(self, request: SelectRequest) -> tuple[Int32, int, Kept | None]:
+    def _candidates(self, request: SelectRequest) -> tuple[Int32, int, Preselection | None]:
         """(pages, sealed blocks, preselected blocks or None) of what `request` is about."""
         session = self._session(request.session_id)
         session.table.check_layer(request.layer)

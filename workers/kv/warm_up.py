@@ -9,8 +9,8 @@ import numpy as np
 
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.numba_flags import always_parallel
-from moorage.workers.kv.coarse import KEPT_PER_CHOSEN, MIN_SHARE
 from moorage.workers.kv.messages import AnchorRotation, SelectRequest
+from moorage.workers.kv.quantized_anchors import KEPT_PER_CHOSEN, MIN_SHARE
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import HeadPool, KvLayout, Scorer
 
@@ -39,7 +39,7 @@ def _run_each(layout: KvLayout) -> None:
         rows = np.zeros(shape, dtype)
         store.append(0, 0, 0, rows, rows)
     if layout.anchor_type.needs_importance:
-        store.reanchor(0, 0, 0, np.zeros((1, layout.num_kv_heads, layout.block_size), np.float32))
+        store.rebuild_anchors(0, 0, 0, np.zeros((1, layout.num_kv_heads, layout.block_size), np.float32))
     # Two rows, so that a batch of choices is made in parallel whatever the number of heads.
     limits = np.full(2, NUM_BLOCKS, np.int32)
     queries = np.zeros((2, *shape[1:]), np.float32)

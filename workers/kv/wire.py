@@ -56,7 +56,7 @@ class Op(IntEnum):
     KEEP = 9
     DROP = 10
     STATS = 11
-    REANCHOR = 12
+    REBUILD_ANCHORS = 12
 
 
 class Request(NamedTuple):

@@ -66,7 +66,7 @@ class ReferenceStore:
             if (owner, at) == (session_id, layer) and block >= num_tokens // self.layout.block_size:
                 del self.importance[owner, at, block]
 
-    def reanchor(self, session_id: int, layer: int, first: int, importance: Array) -> None:
+    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Array) -> None:
         for i, part in enumerate(importance):
             self.importance[session_id, layer, first + i] = part
 

@@ -79,8 +79,8 @@ def test_every_anchor_equals_its_definition(
         if anchor_type.needs_importance:
             for first, end in [(0, 1), (2, 9), (5, NUM_BLOCKS)]:
                 importance = rng.random((end - first, 2, SIZE)).astype(np.float32)
-                kv.reanchor(1, 0, first, importance)
-                expected.reanchor(1, 0, first, importance)
+                kv.rebuild_anchors(1, 0, first, importance)
+                expected.rebuild_anchors(1, 0, first, importance)
             check(kv, expected, rng)
 
 
@@ -90,7 +90,7 @@ def test_refuses_importance_that_does_not_fit(make_kv: MakeKv) -> None:
     kv.open(1, 4)
     kv.append(1, 0, 0, *(np.zeros((2 * SIZE, 2, DIM), np.float32) for _ in "kv"))
     with pytest.raises(InvalidRequest, match="sealed"):
-        kv.reanchor(1, 0, 1, np.zeros((2, 2, SIZE), np.float32))
+        kv.rebuild_anchors(1, 0, 1, np.zeros((2, 2, SIZE), np.float32))
 
 
 def test_anchors_of_rotated_keys_need_angles(make_kv: MakeKv) -> None:

@@ -52,7 +52,7 @@ def test_the_same_choices(anchor_type: AnchorType, anchor_num: int, scorer: Scor
     if anchor_type.needs_importance:
         importance = rng.random((4, 2, SIZE)).astype(np.float32)
         for store in pair:
-            store.reanchor(1, 1, 3, importance)
+            store.rebuild_anchors(1, 1, 3, importance)
         check(pair, rng)
     for store in pair:
         store.truncate(1, 37)

@@ -16,13 +16,13 @@ from moorage.kernels.triton_support import upload
 from moorage.workers.gpu.attention.host import Partial, attend_on_host
 from moorage.workers.gpu.engine.session_state import DecodeStep, WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
-from moorage.workers.gpu.positions.entries import Entries
-from moorage.workers.gpu.positions.rotary import Rotations
+from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
+from moorage.workers.gpu.positions.rotary import RotaryCache
 from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
-from moorage.workers.gpu.selection.block_selector import Chooser
-from moorage.workers.gpu.selection.key_importance import Importance
-from moorage.workers.gpu.transfer.block_loader import BlockReader
-from moorage.workers.gpu.transfer.copy_engine import Copies
+from moorage.workers.gpu.selection.block_selector import BlockSelector
+from moorage.workers.gpu.selection.key_importance import KeyImportance
+from moorage.workers.gpu.transfer.block_loader import BlockLoader
+from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import KvLayout
 
@@ -36,9 +36,9 @@ class DecodeAttention:
 
     def __init__(
         self,
-        reader: BlockReader,
-        chooser: Chooser,
-        importance: Importance,
+        reader: BlockLoader,
+        chooser: BlockSelector,
+        importance: KeyImportance,
         layout: KvLayout,
         timer: PartTimer,
         prefetch: bool = False,
@@ -101,9 +101,9 @@ class DecodeAttention:
         session: WorkerSession,
         layer: int,
         query: DecodeQuery,
-        entries: Entries,
+        entries: AttentionBlocks,
         kv_head: int | None = None,
-        rotations: Rotations | None = None,
+        rotations: RotaryCache | None = None,
     ) -> Partial:
         """Attention over blocks in slots, and by the host over those that it attends where they lie."""
         step = session.decode_step
@@ -128,11 +128,11 @@ class DecodeAttention:
         session: WorkerSession,
         layer: int,
         query: DecodeQuery,
-        entries: Entries,
+        entries: AttentionBlocks,
         left: NDArray[np.bool_],
         aside: Resident,
         kv_head: int | None,
-        rotations: Rotations | None,
+        rotations: RotaryCache | None,
     ) -> Partial:
         """The device attends what it holds; the host attends meanwhile the entries that are `left` to it."""
         assert session.decode_step is not None
@@ -151,9 +151,9 @@ class DecodeAttention:
         session: WorkerSession,
         layer: int,
         query: DecodeQuery,
-        entries: Entries,
+        entries: AttentionBlocks,
         kv_head: int | None,
-        rotations: Rotations | None,
+        rotations: RotaryCache | None,
     ) -> Partial:
         """Attention over blocks in slots; while those that are missing come, the others are attended."""
         assert session.decode_step is not None
@@ -194,11 +194,11 @@ class DecodeAttention:
         session: WorkerSession,
         query: DecodeQuery,
         slots: Int32,
-        entries: Entries,
+        entries: AttentionBlocks,
         late: NDArray[np.bool_],
-        copies: Copies,
+        copies: CopyHandle,
         kv_head: int | None,
-        rotations: Rotations | None,
+        rotations: RotaryCache | None,
     ) -> Partial:
         """First what is there, then, once the copies are waited for, the `late` entries."""
         parts = []
@@ -222,7 +222,7 @@ class DecodeAttention:
         session: WorkerSession,
         layer: int,
         query: DecodeQuery,
-        entries: Entries,
+        entries: AttentionBlocks,
         slots: Int32,
         kv_head: int | None,
         lse: torch.Tensor,
@@ -253,33 +253,33 @@ class DecodeAttention:
         return torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts])
 
     def attend_all(
-        self, session: WorkerSession, layer: int, query: torch.Tensor, rotations: Rotations | None = None
+        self, session: WorkerSession, layer: int, query: torch.Tensor, rotations: RotaryCache | None = None
     ) -> Partial:
         """Exact attention of `query` f32 [Hq, D]: near blocks from slots, all others streamed and merged.
 
-        `rotations` are those of `Rotations.exact`, or the session's own.
+        `rotations` are those of `RotaryCache.exact`, or the session's own.
         """
         return self._attend_all(session, layer, DecodeQuery(query), rotations)
 
     def _attend_all(
-        self, session: WorkerSession, layer: int, query: DecodeQuery, rotations: Rotations | None = None
+        self, session: WorkerSession, layer: int, query: DecodeQuery, rotations: RotaryCache | None = None
     ) -> Partial:
         assert session.decode_step is not None
         span, near = session.decode_step.span, session.decode_step.near
         rotations = rotations or session.rotations
         if rotations is not session.rotations:
-            near = rotations.near_entries(span)
+            near = rotations.window_blocks(span)
         parts = [self._attend_slots(session, layer, query, near, rotations=rotations)]
         everything = np.arange(span.near_block, dtype=np.int32)
         for piece, staged in self._reader.stream(session.session_id, layer, everything):
-            entries = rotations.distant_entries(span, piece)
+            entries = rotations.distant_blocks(span, piece)
             slots = np.arange(len(piece), dtype=np.int32)
             parts.append(self._attend(session, query, staged, slots, entries, rotations=rotations))
         outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
         return merge_lse(outs, lses)
 
     def block_lse(
-        self, session: WorkerSession, layer: int, query: torch.Tensor, blocks: Int32, rotations: Rotations
+        self, session: WorkerSession, layer: int, query: torch.Tensor, blocks: Int32, rotations: RotaryCache
     ) -> torch.Tensor:
         """[n, Hq] log-sum-exp of the logits of each of the distant `blocks` alone, as `rotations` see them."""
         assert session.decode_step is not None
@@ -287,7 +287,7 @@ class DecodeAttention:
         for piece, staged in self._reader.stream(session.session_id, layer, blocks):
             # One by one: a block that two variants of the query meet has two entries.
             for slot in range(len(piece)):
-                entries = rotations.distant_entries(span, piece[slot : slot + 1])
+                entries = rotations.distant_blocks(span, piece[slot : slot + 1])
                 slots = np.full(len(entries.blocks), slot, np.int32)
                 parts = entry_lse(query, staged, **self._arguments(session, slots, entries))
                 found.append(torch.logsumexp(parts, dim=0))
@@ -299,9 +299,9 @@ class DecodeAttention:
         query: DecodeQuery,
         blocks: torch.Tensor,
         slots: Int32,
-        entries: Entries,
+        entries: AttentionBlocks,
         kv_head: int | None = None,
-        rotations: Rotations | None = None,
+        rotations: RotaryCache | None = None,
     ) -> Partial:
         """`entries` are those of `rotations`, or of the session's own."""
         assert session.decode_step is not None
@@ -316,7 +316,7 @@ class DecodeAttention:
                 turned = rotations.tables.turn(query.plain, session.decode_step.span.position)
             return rotations.tables.attend(turned, blocks, slots, entries, self._scale(session))
 
-    def _arguments(self, session: WorkerSession, slots: Int32, entries: Entries) -> dict[str, Any]:
+    def _arguments(self, session: WorkerSession, slots: Int32, entries: AttentionBlocks) -> dict[str, Any]:
         """Of the kernels in `kernels.block_attention`, beside the query and the blocks."""
         assert session.decode_step is not None
         rotations = session.rotations
@@ -360,14 +360,14 @@ def _present(chosen: Int32) -> Int32:
     return chosen if not chosen.size or chosen[-1] >= 0 else chosen[chosen >= 0]
 
 
-def _entries(rotations: Rotations, step: DecodeStep, chosen: Int32) -> Entries:
+def _entries(rotations: RotaryCache, step: DecodeStep, chosen: Int32) -> AttentionBlocks:
     """Entries of `chosen`, the sinks and the near blocks."""
     if not len(chosen):
         return step.always
     if not rotations.clamped:
-        return rotations.distant_entries(step.span, chosen).joined(step.always)
+        return rotations.distant_blocks(step.span, chosen).joined(step.always)
     kept = step.with_distant.get(len(chosen))
     if kept is None:
-        kept = rotations.clamped_entries(step.span, len(chosen))
+        kept = rotations.clamped_blocks(step.span, len(chosen))
         step.with_distant[len(chosen)] = kept
     return kept.with_blocks(np.concatenate((chosen, step.always.blocks)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from moorage.kernels.block_attention.resident import attend_resident
-from moorage.workers.gpu.positions.entries import Entries
-from moorage.workers.gpu.positions.rotary import Rotations
+from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
+from moorage.workers.gpu.positions.rotary import RotaryCache
 from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import KvLayout
 
@@ -19,8 +19,8 @@ def attend_on_host(
     resident: Resident,
     layer: int,
     layout: KvLayout,
-    entries: Entries,
-    rotations: Rotations,
+    entries: AttentionBlocks,
+    rotations: RotaryCache,
     scale: float,
     kv_head: int | None = None,
 ) -> Partial:

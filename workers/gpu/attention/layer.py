@@ -10,9 +10,9 @@ from moorage.workers.gpu.attention.prefill import PrefillAttention
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
-from moorage.workers.gpu.selection.key_importance import Importance
-from moorage.workers.gpu.transfer.block_loader import BlockReader, storage_dtype
-from moorage.workers.gpu.transfer.host_copy import HandOver
+from moorage.workers.gpu.selection.key_importance import KeyImportance
+from moorage.workers.gpu.transfer.block_loader import BlockLoader, storage_dtype
+from moorage.workers.gpu.transfer.host_copy import HostCopy
 from moorage.workers.kv.block_table import beyond_storage
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import KvLayout, KvType
@@ -25,8 +25,8 @@ class SessionAttention:
         self,
         kv: ShardedKv,
         layout: KvLayout,
-        reader: BlockReader,
-        importance: Importance,
+        reader: BlockLoader,
+        importance: KeyImportance,
         decode: DecodeAttention,
         prefill: PrefillAttention,
         timer: PartTimer,
@@ -62,7 +62,7 @@ class SessionAttention:
         keys, values = k.to(self._storage), v.to(self._storage)
         # A chunk that selects may choose blocks of its own, which must be sealed.
         exact = session.memory.exc_block_size == 0 or not session.memory.topk
-        rows, behind = HandOver(keys, values), self._stores_behind and exact
+        rows, behind = HostCopy(keys, values), self._stores_behind and exact
         if not behind:
             self._append(session, layer, *rows())
         self._forget(session, layer, session.num_tokens, session.num_tokens + len(keys))
@@ -87,14 +87,14 @@ class SessionAttention:
         self, session: WorkerSession, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
         """Stores the new row, key and value [Hkv, D], and attends; query and output are [Hq, D]."""
-        asked = HandOver(query)
+        asked = HostCopy(query)
         block, row = divmod(session.num_tokens, self._layout.block_size)
         # A row that is written while its block is still on the way would be lost.
         session.await_ahead(layer)
         slot = session.cache.slot_of(layer, block)
         with self._timer("append"):
             start, stored = self._start(session, query, key, value, slot, row)
-        rows = HandOver(stored)
+        rows = HostCopy(stored)
         behind = slot >= 0 and self._stores_behind
         if not behind:
             self._append(session, layer, *rows()[0][:, None])

@@ -15,11 +15,11 @@ from moorage.kernels.prefill_attention import attend_dense
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.rope import rotate
-from moorage.workers.gpu.positions.rotary import Rotations, Span
+from moorage.workers.gpu.positions.rotary import BlockRanges, RotaryCache
 from moorage.workers.gpu.positions.schemes import FOREVER, Part, Variant
-from moorage.workers.gpu.selection.block_selector import Chooser
-from moorage.workers.gpu.selection.key_importance import Importance
-from moorage.workers.gpu.transfer.block_loader import BlockReader
+from moorage.workers.gpu.selection.block_selector import BlockSelector
+from moorage.workers.gpu.selection.key_importance import KeyImportance
+from moorage.workers.gpu.transfer.block_loader import BlockLoader
 from moorage.workers.spec import KvLayout
 
 Int32 = NDArray[np.int32]
@@ -64,9 +64,9 @@ class PrefillAttention:
 
     def __init__(
         self,
-        reader: BlockReader,
-        chooser: Chooser,
-        importance: Importance,
+        reader: BlockLoader,
+        chooser: BlockSelector,
+        importance: KeyImportance,
         layout: KvLayout,
         timer: PartTimer,
     ) -> None:
@@ -90,7 +90,7 @@ class PrefillAttention:
         count = len(queries)
         dense = session.prompt_tokens <= memory.dense_until
         if not memory.topk or memory.exc_block_size == 0 or dense:
-            span = Span.at(chunk.start, memory, self._layout.block_size)
+            span = BlockRanges.at(chunk.start, memory, self._layout.block_size)
             blocks = span.sinks if memory.topk == 0 else np.arange(span.near_block, dtype=np.int32)
             out = self._attend(session, layer, chunk, 0, count, blocks[None])
         else:
@@ -106,7 +106,7 @@ class PrefillAttention:
         values: torch.Tensor,
     ) -> Chunk:
         start, size = session.num_tokens, self._layout.block_size
-        near_block = Span.at(start, session.memory, size).near_block
+        near_block = BlockRanges.at(start, session.memory, size).near_block
         past_keys, past_values = self._reader.rows(session.session_id, layer, near_block, start)
         dtype = self._reader.compute_dtype
         new_keys, new_values, new_queries = (t.to(dtype).transpose(0, 1) for t in (keys, values, queries))
@@ -122,7 +122,9 @@ class PrefillAttention:
             torch.cat((past_values, new_values), dim=1),
         )
 
-    def _turned(self, rotations: Rotations, queries: torch.Tensor, start: int) -> dict[Variant, torch.Tensor]:
+    def _turned(
+        self, rotations: RotaryCache, queries: torch.Tensor, start: int
+    ) -> dict[Variant, torch.Tensor]:
         """The queries from position `start` on in every variant that some part asks for."""
         scheme, end = rotations.scheme, start + queries.shape[1]
         wanted = {part.variant for group in scheme.groups(start, end) for part in scheme.parts(*group)}
@@ -144,7 +146,7 @@ class PrefillAttention:
         if memory.exc_last_alone and end == session.prompt_tokens:
             edges.add(end - 1)
         rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(sorted(edges))]
-        spans = [Span.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
+        spans = [BlockRanges.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
         scoring = self._chooser.scoring_queries(session, chunk.queries.transpose(0, 1), chunk.start)
         means = torch.stack([scoring[a:b].mean(dim=0) for a, b in rows])
         outs = []
@@ -164,7 +166,7 @@ class PrefillAttention:
     ) -> torch.Tensor:
         """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [Hq, rows, D]."""
         scheme, start = session.rotations.scheme, chunk.start
-        near_block = Span.at(start + first, session.memory, self._layout.block_size).near_block
+        near_block = BlockRanges.at(start + first, session.memory, self._layout.block_size).near_block
         rows = [
             Rows(a - start, b - start, scheme.parts(a, b), [])
             for a, b in scheme.groups(start + first, start + end)
@@ -262,7 +264,7 @@ class PrefillAttention:
             full_out[rows], full_lse[rows] = out, lse
             return full_out, full_lse
 
-    def _rotated(self, rotations: Rotations, keys: torch.Tensor, blocks: Int32) -> torch.Tensor:
+    def _rotated(self, rotations: RotaryCache, keys: torch.Tensor, blocks: Int32) -> torch.Tensor:
         """K [Hkv, n, D] of the first n tokens of `blocks`, each key at its own position."""
         with self._timer("attend"):
             cos, sin = self._on_device(rotations.keys(blocks))

@@ -29,13 +29,13 @@ from moorage.workers.gpu.engine.session_table import SessionTable
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.graphs import PieceGraphs, cuda_capture
-from moorage.workers.gpu.positions.rotary import Span
-from moorage.workers.gpu.selection.block_selector import Chooser
+from moorage.workers.gpu.positions.rotary import BlockRanges
+from moorage.workers.gpu.selection.block_selector import BlockSelector
 from moorage.workers.gpu.selection.device_scorer import Trial, device_scorer
-from moorage.workers.gpu.selection.key_importance import Importance
+from moorage.workers.gpu.selection.key_importance import KeyImportance
 from moorage.workers.gpu.settings import EngineSettings
-from moorage.workers.gpu.transfer.block_loader import BlockReader
-from moorage.workers.gpu.transfer.copy_engine import CopyEngine, DirectCopies
+from moorage.workers.gpu.transfer.block_loader import BlockLoader
+from moorage.workers.gpu.transfer.copy_engine import CopyEngine, DirectCopyEngine
 from moorage.workers.gpu.transfer.factory import copy_engine
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import piece_blocks
@@ -76,14 +76,14 @@ class Engine:
         compute = decoder.dtype if device.type == "cuda" else torch.float32
         piece = settings.piece_blocks or piece_blocks(layout, device.type != "cuda")
         self.copies = copies or copy_engine(kv, layout, device, piece, settings.dma_bytes)
-        self._in_place = settings.in_place and isinstance(self.copies, DirectCopies)
-        self._reader = BlockReader(
+        self._in_place = settings.in_place and isinstance(self.copies, DirectCopyEngine)
+        self._reader = BlockLoader(
             self.copies, layout, settings.num_slots, piece, device, compute, self._timer
         )
         self._scorer = device_scorer(kv, layout, device, settings)
         trial = Trial() if settings.score_on == "auto" else None
-        self._chooser = Chooser(kv, layout, self._timer, self._scorer, trial)
-        self._importance = Importance(self._reader, kv, layout, self._timer, self._scorer)
+        self._chooser = BlockSelector(kv, layout, self._timer, self._scorer, trial)
+        self._importance = KeyImportance(self._reader, kv, layout, self._timer, self._scorer)
         attention = (self._reader, self._chooser, self._importance, layout, self._timer)
         self.decode = DecodeAttention(*attention, prefetch=settings.prefetch)
         prefill = PrefillAttention(*attention)
@@ -259,7 +259,7 @@ class Engine:
             session.decode_step = None
             return
         self._follow_length(session)
-        span = Span.at(session.num_tokens, session.memory, self._layout.block_size)
+        span = BlockRanges.at(session.num_tokens, session.memory, self._layout.block_size)
         resident = aside = None
         if self._in_place:
             resident = self._kv.resident(session.session_id)

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.model.rope import RopeView
-from moorage.workers.gpu.positions.entries import Entries
-from moorage.workers.gpu.positions.rotary import Rotations, Span
+from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
+from moorage.workers.gpu.positions.rotary import BlockRanges, RotaryCache
 from moorage.workers.gpu.transfer.block_cache import BlockCache
-from moorage.workers.gpu.transfer.copy_engine import Copies
+from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
@@ -73,9 +73,9 @@ class ReceivedAttention:
 class DecodeStep:
     """Geometry of the current decode step, the same for all layers."""
 
-    span: Span
-    near: Entries
-    always: Entries
+    span: BlockRanges
+    near: AttentionBlocks
+    always: AttentionBlocks
     """Sinks, then the near blocks."""
     limits: Int32
     """[1]: the first near block, as a selection takes it."""
@@ -83,7 +83,7 @@ class DecodeStep:
     """The session's blocks in memory, where the host attends all of them."""
     aside: Resident | None = None
     """The same, where the host attends those alone that the device does not hold."""
-    with_distant: dict[int, Entries] = field(default_factory=dict)
+    with_distant: dict[int, AttentionBlocks] = field(default_factory=dict)
     """By number of chosen blocks: entries of whole distant blocks, whose ids are put in by layer, then `always`.
 
     Kept under clamped positions only, where every distant block is seen alike."""
@@ -95,19 +95,19 @@ class DecodeStep:
     @classmethod
     def of(
         cls,
-        span: Span,
-        rotations: Rotations,
+        span: BlockRanges,
+        rotations: RotaryCache,
         num_distant: int,
         resident: Resident | None,
         aside: Resident | None = None,
     ) -> DecodeStep:
         """The step of the query of `span`, which will probably attend `num_distant` blocks."""
-        known: dict[int, Entries] = {}
+        known: dict[int, AttentionBlocks] = {}
         if rotations.clamped and num_distant:
-            known[num_distant] = rotations.clamped_entries(span, num_distant)
+            known[num_distant] = rotations.clamped_blocks(span, num_distant)
             always = known[num_distant].after(num_distant)
         else:
-            always = rotations.distant_entries(span, span.sinks).joined(rotations.near_entries(span))
+            always = rotations.distant_blocks(span, span.sinks).joined(rotations.window_blocks(span))
         limits = np.array([span.near_block], np.int32)
         return cls(span, always.after(span.num_sinks), always, limits, resident, aside, known)
 
@@ -137,7 +137,7 @@ class WorkerSession:
     prompt_tokens: int
     max_tokens: int
     cache: BlockCache
-    rotations: Rotations
+    rotations: RotaryCache
     num_tokens: int = 0
     """Tokens whose K and V are stored in all layers."""
     kept_tokens: int = 0
@@ -150,7 +150,7 @@ class WorkerSession:
     stats: SessionStats = field(default_factory=SessionStats)
     tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
     """Queries of the last prompt tokens by layer, [n, Hq, D]; kept only where they decide something."""
-    ahead: dict[int, Copies] = field(default_factory=dict)
+    ahead: dict[int, CopyHandle] = field(default_factory=dict)
     """By layer: blocks on their way into slots before the layer asks for them."""
     received: dict[int, ReceivedAttention] = field(default_factory=dict)
     """By layer; kept only for anchors that are made of it."""

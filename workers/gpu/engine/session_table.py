@@ -11,11 +11,11 @@ from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.gpu.engine.output import OutputStage
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.model.rope import session_view
-from moorage.workers.gpu.positions.rotary import Rotations
+from moorage.workers.gpu.positions.rotary import RotaryCache
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.transfer.block_cache import BlockCache, SlotPool
-from moorage.workers.gpu.transfer.block_loader import BlockReader
+from moorage.workers.gpu.transfer.block_loader import BlockLoader
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import (
@@ -39,7 +39,7 @@ class SessionTable:
         kv: ShardedKv,
         device: torch.device,
         settings: EngineSettings,
-        reader: BlockReader,
+        reader: BlockLoader,
         scorer: DeviceScorer | None,
         output: OutputStage,
     ) -> None:
@@ -191,10 +191,10 @@ class SessionTable:
             self._scorer.drop(session_id)
         self._kv.drop(session_id)
 
-    def rotations(self, memory: MemorySpec, seq_len: int) -> Rotations:
+    def rotations(self, memory: MemorySpec, seq_len: int) -> RotaryCache:
         """The rotary view of a session whose length is `seq_len`."""
         view = session_view(self._spec.rope, memory, seq_len)
-        return Rotations(view, memory, self._layout.block_size, self._device)
+        return RotaryCache(view, memory, self._layout.block_size, self._device)
 
     def make_room(self) -> bool:
         """Leaves each session the slots that one of its steps needs, and gives the rest of them back to the device.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from moorage.workers.gpu.model.gumbel import gumbel_noise, noise_stream
-from moorage.workers.gpu.transfer.host_copy import HandOver, on_device
+from moorage.workers.gpu.transfer.host_copy import HostCopy, on_device
 from moorage.workers.spec import SamplingSpec
 
 GREEDY_BELOW = 1e-5
@@ -70,7 +70,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     if num_top:
         top = logits.topk(num_top, dim=-1)
         found += [top.indices, top.values - log_mass[:, None]]
-    columns = [tensor.tolist() for tensor in HandOver(*found)()]
+    columns = [tensor.tolist() for tensor in HostCopy(*found)()]
     columns += [] if num_top else [[()] * len(rows)] * 2
     return [_sampled(row, *column) for row, column in zip(rows, zip(*columns, strict=True), strict=True)]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.positions import rotary_tables
-from moorage.workers.gpu.positions.entries import Entries
+from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
 from moorage.workers.gpu.positions.schemes import Variant, scheme_of
 from moorage.workers.sizes import near_block, sink_blocks
 from moorage.workers.spec import MemorySpec, Positions
@@ -30,7 +30,7 @@ Int32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class BlockRanges:
     """Block ranges around the query at `position` (or the first query of an execution block)."""
 
     position: int
@@ -40,7 +40,7 @@ class Span:
     """First near block; candidates are blocks [num_sinks, near_block)."""
 
     @classmethod
-    def at(cls, position: int, memory: MemorySpec, block_size: int) -> Span:
+    def at(cls, position: int, memory: MemorySpec, block_size: int) -> BlockRanges:
         """The span of the query at `position`."""
         near = near_block(position, memory, block_size)
         return cls(position, min(sink_blocks(memory, block_size), near), near)
@@ -61,7 +61,7 @@ class Span:
         return np.arange(self.num_sinks, self.near_block, dtype=np.int32)
 
 
-class Rotations:
+class RotaryCache:
     """Rotations of one session under one view of RoPE, in fp64 and re-based by block.
 
     A block's first position is subtracted from the query's before any rounding to fp32, and keys are rotated
@@ -86,9 +86,9 @@ class Rotations:
         self._clamp = _split(self._turns(np.array([memory.local_windows_len - 1])))
         self._device = device
         on_device = device is not None and rotary_tables.uses_tables(device)
-        self.tables = rotary_tables.DeviceTurns(self, device) if device is not None and on_device else None
+        self.tables = rotary_tables.RotaryTables(self, device) if device is not None and on_device else None
 
-    def exact(self) -> Rotations | None:
+    def exact(self) -> RotaryCache | None:
         """The same positions over every key, which recall is measured against; themselves unless topk is 0.
 
         None for the rolling window, whose positions leave none for a key beyond it.
@@ -97,7 +97,7 @@ class Rotations:
             return self
         if self._memory.positions is Positions.ROLLING:
             return None
-        return Rotations(self.view, replace(self._memory, topk=None), self.block_size, self._device)
+        return RotaryCache(self.view, replace(self._memory, topk=None), self.block_size, self._device)
 
     @property
     def clamp(self) -> tuple[Float32, Float32]:
@@ -114,7 +114,7 @@ class Rotations:
         turns = self.bases[rows][:, None] * self._offsets
         return _split(turns.reshape(-1, turns.shape[-1]))
 
-    def entries(self, position: int, blocks: Int32) -> Entries:
+    def entries(self, position: int, blocks: Int32) -> AttentionBlocks:
         """What the query at `position` sees of `blocks`, in the order of the scheme's parts."""
         found = [self._empty]
         first = blocks.astype(np.int64) * self.block_size
@@ -128,7 +128,7 @@ class Rotations:
             count = int(np.count_nonzero(seen))
             base = self._base_rows(blocks[seen]) if rotated else np.zeros(count, np.int32)
             found.append(
-                Entries(
+                AttentionBlocks(
                     blocks[seen],
                     begin[seen].astype(np.int32),
                     end[seen].astype(np.int32),
@@ -142,9 +142,9 @@ class Rotations:
                     base,
                 )
             )
-        return Entries.of(found)
+        return AttentionBlocks.of(found)
 
-    def with_angles(self, position: int, entries: Entries) -> Entries:
+    def with_angles(self, position: int, entries: AttentionBlocks) -> AttentionBlocks:
         """Entries of the query at `position`, with the angles that a device would multiply itself."""
         if self.tables is None:
             return entries
@@ -162,16 +162,16 @@ class Rotations:
         none = np.empty((count, 0), np.float32)
         return none, none
 
-    def distant_entries(self, span: Span, blocks: Int32) -> Entries:
+    def distant_blocks(self, span: BlockRanges, blocks: Int32) -> AttentionBlocks:
         """Blocks before the near ones, as the query of `span` sees them."""
         return self.entries(span.position, blocks)
 
-    def near_entries(self, span: Span) -> Entries:
+    def window_blocks(self, span: BlockRanges) -> AttentionBlocks:
         """The near blocks up to the query itself."""
         last_block = span.position // self.block_size
         return self.entries(span.position, np.arange(span.near_block, last_block + 1, dtype=np.int32))
 
-    def clamped_entries(self, span: Span, num_distant: int) -> Entries:
+    def clamped_blocks(self, span: BlockRanges, num_distant: int) -> AttentionBlocks:
         """Some whole distant blocks, whose ids are left out (-1), then sinks and near blocks, as `entries` has them.
 
         Under clamped positions all angles are known beforehand: of distances in the window, and the clamped one.
@@ -199,7 +199,7 @@ class Rotations:
         variant[:far] = Variant.FAR
         if self.tables is not None:
             base[far:] = self._base_rows(blocks[far:])
-        return Entries(blocks, begin, end, angles[0], angles[1], rotate_keys, variant, base)
+        return AttentionBlocks(blocks, begin, end, angles[0], angles[1], rotate_keys, variant, base)
 
     def _near_turns(self) -> tuple[Float32, Float32]:
         """(cos, sin), each [window + block size, rotary_dim / 2], of queries by distance from a block's start."""
@@ -222,10 +222,10 @@ class Rotations:
         return rows
 
     @property
-    def _empty(self) -> Entries:
+    def _empty(self) -> AttentionBlocks:
         none = np.empty(0, np.int32)
         angles = np.empty((0, 0 if self.tables else len(self._inv_freq)), np.float32)
-        return Entries(none, none, none, angles, angles, np.empty(0, np.uint8), none, none)
+        return AttentionBlocks(none, none, none, angles, angles, np.empty(0, np.uint8), none, none)
 
 
 def _split(values: NDArray[np.complex128]) -> tuple[Float32, Float32]:

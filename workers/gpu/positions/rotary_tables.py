@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.triton_support import has_triton, upload
-from moorage.workers.gpu.positions.entries import Entries
+from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
 from moorage.workers.gpu.positions.schemes import Variant
 
 Float32 = NDArray[np.float32]
@@ -51,7 +51,7 @@ class DecodeQuery:
 
 
 class BlockRotations(Protocol):
-    """What the tables are made of; `positions.Rotations` says what the numbers mean."""
+    """What the tables are made of; `positions.RotaryCache` says what the numbers mean."""
 
     offset_cos: Float32
     offset_sin: Float32
@@ -61,7 +61,7 @@ class BlockRotations(Protocol):
         """(cos, sin), each [end - first, rotary_dim / 2], of queries at positions [first, end)."""
 
 
-class DeviceTurns:
+class RotaryTables:
     """Tables of one session's rotations."""
 
     def __init__(self, rotations: BlockRotations, device: torch.device) -> None:
@@ -100,7 +100,12 @@ class DeviceTurns:
         return turn_query(query, cos, sin)
 
     def attend(
-        self, queries: torch.Tensor, blocks: torch.Tensor, slots: Int32, entries: Entries, scale: float
+        self,
+        queries: torch.Tensor,
+        blocks: torch.Tensor,
+        slots: Int32,
+        entries: AttentionBlocks,
+        scale: float,
     ) -> Partial:
         """As `kernels.block_attention.attend_blocks`, for `queries` that `turn` made; launches and returns."""
         from moorage.kernels.block_attention import triton

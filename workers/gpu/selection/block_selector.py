@@ -16,7 +16,7 @@ from moorage.workers.errors import MoorageError
 from moorage.workers.gpu.engine.session_state import Choice, WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.rope import cos_sin, rotate
-from moorage.workers.gpu.positions.rotary import Span
+from moorage.workers.gpu.positions.rotary import BlockRanges
 from moorage.workers.gpu.selection.asynchronous import last_choice, moved_rows, replace_rows, waits_for_query
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer, Trial
 from moorage.workers.kv.messages import SelectRequest
@@ -27,7 +27,7 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 
-class Chooser:
+class BlockSelector:
     """Chooses blocks for decode steps and for execution blocks of prefill."""
 
     def __init__(
@@ -223,7 +223,7 @@ class Chooser:
         self,
         session: WorkerSession,
         layer: int,
-        span: Span,
+        span: BlockRanges,
         query: torch.Tensor,
         on_host: Callable[[], torch.Tensor],
     ) -> Int32:
@@ -243,7 +243,9 @@ class Chooser:
         chosen: Int32 = self._select(session, self._request(session, layer, scoring))[0]
         return chosen
 
-    def _on_device(self, session: WorkerSession, layer: int, span: Span, query: torch.Tensor) -> Int32 | None:
+    def _on_device(
+        self, session: WorkerSession, layer: int, span: BlockRanges, query: torch.Tensor
+    ) -> Int32 | None:
         assert self.scorer is not None
         with self._timer("select"):
             return self.scorer.select(
@@ -281,7 +283,7 @@ class Chooser:
         return kept if session.decode_index - kept.decode_step < memory.token_step else None
 
     def for_prefill(
-        self, session: WorkerSession, layer: int, queries: torch.Tensor, spans: list[Span]
+        self, session: WorkerSession, layer: int, queries: torch.Tensor, spans: list[BlockRanges]
     ) -> list[Int32]:
         """Ids [S, k] for each execution block; `queries` [R, Hq, D] are the means of their scoring queries."""
         memory = session.memory
@@ -308,7 +310,7 @@ class Chooser:
         return session.rotations.view.attention_scale**2 / math.sqrt(self._layout.head_dim)
 
 
-def _chooses(session: WorkerSession, layer: int, span: Span) -> bool:
+def _chooses(session: WorkerSession, layer: int, span: BlockRanges) -> bool:
     """Whether some of the candidates are chosen; otherwise all of them are attended."""
     memory = session.memory
     if not memory.topk or layer < memory.dense_layer_num or span.num_candidates <= memory.topk:
@@ -322,7 +324,7 @@ def _behind(session: WorkerSession, until: int | None) -> list[int]:
     return [layer for layer in behind if until is None or layer < until]
 
 
-def _with_aged_blocks(kept: Choice, span: Span) -> Int32:
+def _with_aged_blocks(kept: Choice, span: BlockRanges) -> Int32:
     """The kept ids and the blocks that have left the window since, so that no token falls between the two.
 
     Those come first, since ids may be padded at their end.

@@ -14,10 +14,10 @@ from moorage.kernels.block_importance import attention_lse, token_importance
 from moorage.workers.gpu.engine.session_state import ReceivedAttention, WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.rope import rotate
-from moorage.workers.gpu.positions.rotary import Span
+from moorage.workers.gpu.positions.rotary import BlockRanges
 from moorage.workers.gpu.positions.schemes import FOREVER
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
-from moorage.workers.gpu.transfer.block_loader import BlockReader
+from moorage.workers.gpu.transfer.block_loader import BlockLoader
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import AnchorType, KvLayout, Preselect
 
@@ -39,12 +39,12 @@ class _View:
     k_start: int
 
 
-class Importance:
+class KeyImportance:
     """Attention received by keys of one worker's sessions, sent to the store that makes anchors of it."""
 
     def __init__(
         self,
-        reader: BlockReader,
+        reader: BlockLoader,
         kv: ShardedKv,
         layout: KvLayout,
         timer: PartTimer,
@@ -88,13 +88,15 @@ class Importance:
         with self._timer("importance"):
             received = session.received.get(layer)
             if received is None:
-                near = Span.at(start, session.memory, self._layout.block_size).near_block
+                near = BlockRanges.at(start, session.memory, self._layout.block_size).near_block
                 received = session.received[layer] = ReceivedAttention(max(near, first))
             self._count_window(session, layer, start, queries, lse, received)
-            after = Span.at(start + queries.shape[1], session.memory, self._layout.block_size).near_block
+            after = BlockRanges.at(
+                start + queries.shape[1], session.memory, self._layout.block_size
+            ).near_block
             leaving = received.take_until(after, self._layout.block_size)
             if leaving is not None:
-                self._reanchor(session, layer, *leaving)
+                self._rebuild_anchors(session, layer, *leaving)
             if self.in_prefill and start + queries.shape[1] == session.resume_point:
                 session.received_at_resume[layer] = received.copy()
 
@@ -145,11 +147,13 @@ class Importance:
         with self._timer("importance"):
             received = self._from_all(session, layer, queries.transpose(0, 1), end)
             if self._type is AnchorType.DYNAMIC:
-                self._reanchor(session, layer, 0, received[:, : end // size * size])
+                self._rebuild_anchors(session, layer, 0, received[:, : end // size * size])
             if session.memory.preselect_block is Preselect.PROMPT:
-                self._preselect(session, layer, received, Span.at(end - 1, session.memory, size))
+                self._preselect(session, layer, received, BlockRanges.at(end - 1, session.memory, size))
 
-    def _preselect(self, session: WorkerSession, layer: int, received: torch.Tensor, span: Span) -> None:
+    def _preselect(
+        self, session: WorkerSession, layer: int, received: torch.Tensor, span: BlockRanges
+    ) -> None:
         """Keeps the blocks of most mass; the nearest quarters of both neighbours count too (ktransformers)."""
         tokens = received.mean(dim=0).view(-1, self._layout.block_size)
         quarter = self._layout.block_size // 4
@@ -161,13 +165,15 @@ class Importance:
         kept = np.sort(best + span.num_sinks).astype(np.int32)
         self._kv.keep(session.session_id, layer, kept, span.near_block)
 
-    def _reanchor(self, session: WorkerSession, layer: int, first: int, received: torch.Tensor) -> None:
+    def _rebuild_anchors(
+        self, session: WorkerSession, layer: int, first: int, received: torch.Tensor
+    ) -> None:
         """Sends the importance [Hkv, n * B] of blocks from `first` on."""
         heads, size = self._layout.num_kv_heads, self._layout.block_size
         blocks = received.view(heads, -1, size).transpose(0, 1).contiguous().cpu().numpy()
         for start in range(0, len(blocks), REANCHOR_BLOCKS):
             part = blocks[start : start + REANCHOR_BLOCKS]
-            self._kv.reanchor(session.session_id, layer, first + start, part)
+            self._kv.rebuild_anchors(session.session_id, layer, first + start, part)
         if self._scorer is not None:
             self._scorer.forget(session.session_id, layer, first)
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.engine.timing import PartTimer
-from moorage.workers.gpu.transfer.copy_engine import DONE, Copies, CopyEngine
+from moorage.workers.gpu.transfer.copy_engine import DONE, CopyEngine, CopyHandle
 from moorage.workers.spec import KvLayout, KvType
 
 Int32 = NDArray[np.int32]
@@ -20,7 +20,7 @@ def storage_dtype(kv_type: KvType) -> torch.dtype:
     return torch.float16 if kv_type is KvType.FP16 else torch.float32
 
 
-class BlockReader:
+class BlockLoader:
     """The slot pool and the buffers of streamed pieces of one worker, and the ways into them.
 
     `slots` is [num_slots, 2, Hkv, B, D] in storage type on the device; the two piece buffers are of the same shape,
@@ -47,7 +47,7 @@ class BlockReader:
         self._dtype = storage_dtype(layout.kv_type)
         self.slots = self._blocks(num_slots)
         self._pieces = tuple(self._blocks(piece_blocks) for _ in range(2))
-        self._under_way: Copies = DONE
+        self._under_way: CopyHandle = DONE
 
     def resize(self, num_slots: int) -> None:
         """Takes another number of slots, all empty; whoever held some must ask for them anew."""
@@ -64,7 +64,7 @@ class BlockReader:
         """Whether copies go on beside computation."""
         return self._copies.overlaps
 
-    def fetch(self, session_id: int, layer: int, blocks: Int32, slots: Int32) -> Copies:
+    def fetch(self, session_id: int, layer: int, blocks: Int32, slots: Int32) -> CopyHandle:
         """Begins to read `blocks` from DRAM into `slots`, which hold anything until the copies are waited for."""
         if not len(blocks):
             return DONE

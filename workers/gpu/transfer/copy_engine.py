@@ -14,7 +14,7 @@ from moorage.workers.kv.shards import ShardedKv
 Int32 = NDArray[np.int32]
 
 
-class Copies(Protocol):
+class CopyHandle(Protocol):
     """Copies under way. Between their submission and `wait` their targets hold anything."""
 
     @property
@@ -39,7 +39,7 @@ class CopyEngine(Protocol):
         the system refuses.
         """
 
-    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
+    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         """Begins to copy `blocks` into `out[into]`, [S, 2, Hkv, B, D] in storage type on the device.
 
         What was asked of the device before may still read the targets: it is not disturbed.
@@ -67,7 +67,7 @@ def as_storage_array(blocks: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.fl
     return array.view(np.uint16) if array.dtype == np.float16 else array
 
 
-class DirectCopies:
+class DirectCopyEngine:
     """On a CPU the store's memory and the device's are one: the calling thread copies at once."""
 
     overlaps = False
@@ -78,7 +78,7 @@ class DirectCopies:
     def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
         """Nothing to do."""
 
-    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
+    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         """See CopyEngine."""
         self._kv.gather(session_id, layer, blocks, as_storage_array(out), into)
         return DONE

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.triton_support import has_triton, upload
-from moorage.workers.gpu.transfer.copy_engine import Copies
+from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 from moorage.workers.gpu.transfer.dma_threshold import measure_threshold
 from moorage.workers.gpu.transfer.pinning import CudaHostMemory, Pinned, PinnedBlocks
 from moorage.workers.gpu.transfer.runs import runs_of
@@ -80,7 +80,7 @@ class CudaCopies:
             if arena is not None:
                 self._blocks_of(arena, pinned)
 
-    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> Copies:
+    def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         """See CopyEngine."""
         # Slots may still be read by what was launched before.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from moorage.workers.gpu.transfer.copy_engine import CopyEngine, DirectCopies
+from moorage.workers.gpu.transfer.copy_engine import CopyEngine, DirectCopyEngine
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import KvLayout
 
@@ -14,7 +14,7 @@ def copy_engine(
 ) -> CopyEngine:
     """The one that suits the device; `dma_bytes` as EngineSettings has it."""
     if device.type != "cuda":
-        return DirectCopies(kv)
+        return DirectCopyEngine(kv)
     from moorage.workers.gpu.transfer.cuda_copies import CudaCopies
 
     return CudaCopies.make(kv, layout, device, piece_blocks, dma_bytes)

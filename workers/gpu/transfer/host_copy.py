@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-class HandOver:
+class HostCopy:
     """Copies of tensors of one device that begin at once and are waited for when first looked at."""
 
     def __init__(self, *tensors: torch.Tensor) -> None:

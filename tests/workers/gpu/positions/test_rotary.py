@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moorage.workers.gpu.model.rope import RopeView
-from moorage.workers.gpu.positions.entries import Entries
+from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
 from moorage.workers.gpu.positions.reference import pair_positions
-from moorage.workers.gpu.positions.rotary import Rotations, Span
+from moorage.workers.gpu.positions.rotary import BlockRanges, RotaryCache
 from moorage.workers.gpu.positions.schemes import Variant, scheme_of
 from moorage.workers.spec import MemorySpec, Positions
 from tests.engine_driver import memory
@@ -21,7 +21,7 @@ VIEW = RopeView(torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64), 1.0)
 EDGES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 30, 31, 32, 33, 100]
 
 
-def seen_turns(rotations: Rotations, entries: Entries) -> dict[int, np.ndarray]:
+def seen_turns(rotations: RotaryCache, entries: AttentionBlocks) -> dict[int, np.ndarray]:
     """Token -> the turn between query and key, as complex numbers; fails when one is attended twice."""
     seen: dict[int, np.ndarray] = {}
     for e, block in enumerate(entries.blocks):
@@ -35,10 +35,10 @@ def seen_turns(rotations: Rotations, entries: Entries) -> dict[int, np.ndarray]:
 
 def assert_entries_follow_the_reference(axes: MemorySpec, position: int) -> None:
     """With all candidates chosen (or none, with a topk of 0), every key is met once, at its defined distance."""
-    rotations = Rotations(VIEW, axes, BLOCK)
-    span = Span.at(position, axes, BLOCK)
+    rotations = RotaryCache(VIEW, axes, BLOCK)
+    span = BlockRanges.at(position, axes, BLOCK)
     distant = span.sinks if axes.topk == 0 else np.concatenate((span.sinks, span.candidates))
-    entries = rotations.distant_entries(span, distant).joined(rotations.near_entries(span))
+    entries = rotations.distant_blocks(span, distant).joined(rotations.window_blocks(span))
     seen = seen_turns(rotations, entries)
     expected = {key: pair_positions(axes, BLOCK, position, key) for key in range(position + 1)}
     assert sorted(seen) == [key for key, pair in expected.items() if pair is not None]
@@ -140,7 +140,7 @@ def test_the_parts_of_a_run_of_queries_equal_those_of_each_query(
 
 @pytest.mark.parametrize("position", EDGES)
 def test_sinks_candidates_and_near_blocks_follow_each_other(position: int) -> None:
-    span = Span.at(position, memory(local_windows_len=8, n_init=6), BLOCK)
+    span = BlockRanges.at(position, memory(local_windows_len=8, n_init=6), BLOCK)
     blocks = [*span.sinks, *span.candidates]
     assert blocks == list(range(span.near_block))
     assert span.near_block * BLOCK <= max(0, position - 7) < (span.near_block + 1) * BLOCK
@@ -152,7 +152,7 @@ def test_sinks_candidates_and_near_blocks_follow_each_other(position: int) -> No
 def test_far_positions_are_as_exact_as_near_ones(position: int) -> None:
     """Relative angles have fp32 rounding only, wherever the query stands."""
     inv_freq = torch.tensor([1.0, 0.731, 0.0113], dtype=torch.float64)
-    rotations = Rotations(RopeView(inv_freq, 1.0), memory(), BLOCK)
+    rotations = RotaryCache(RopeView(inv_freq, 1.0), memory(), BLOCK)
     block = position // BLOCK - 1
     entries = rotations.entries(position, np.array([block], np.int32))
     distance = position - block * BLOCK
@@ -171,11 +171,11 @@ def test_far_positions_are_as_exact_as_near_ones(position: int) -> None:
 @pytest.mark.parametrize("n_init", [0, 1, 5])
 def test_clamped_entries_are_those_of_each_part(window: int, position: int, n_init: int) -> None:
     axes = memory(local_windows_len=window, n_init=n_init, positions=Positions.CLAMPED, topk=3)
-    rotations, span = Rotations(VIEW, axes, BLOCK), Span.at(position, axes, BLOCK)
+    rotations, span = RotaryCache(VIEW, axes, BLOCK), BlockRanges.at(position, axes, BLOCK)
     distant = span.candidates[:3]
-    always = rotations.distant_entries(span, span.sinks).joined(rotations.near_entries(span))
-    expected = rotations.distant_entries(span, distant).joined(always)
-    found = rotations.clamped_entries(span, len(distant))
+    always = rotations.distant_blocks(span, span.sinks).joined(rotations.window_blocks(span))
+    expected = rotations.distant_blocks(span, distant).joined(always)
+    found = rotations.clamped_blocks(span, len(distant))
     found = found.with_blocks(np.concatenate((distant, found.blocks[len(distant) :])))
     for name in ("blocks", "begin", "end", "rotate_keys"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

@@ -8,7 +8,7 @@ import torch
 
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.positions import rotary_tables
-from moorage.workers.gpu.positions.rotary import Rotations, Span
+from moorage.workers.gpu.positions.rotary import BlockRanges, RotaryCache
 from moorage.workers.spec import HeadSelectMode, KvType, MemorySpec, Positions
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
@@ -68,10 +68,10 @@ def test_half_slots(llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tables_hold_the_angles_of_the_entries(axes: MemorySpec, position: int) -> None:
     """Also far out, where an angle computed in fp32 would be nonsense."""
     view = RopeView(torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64), 1.0)
-    rotations = Rotations(view, axes, 4, torch.device("cpu"))
-    span = Span.at(position, axes, 4)
-    entries = rotations.near_entries(span).joined(
-        rotations.distant_entries(span, np.arange(2, dtype=np.int32))
+    rotations = RotaryCache(view, axes, 4, torch.device("cpu"))
+    span = BlockRanges.at(position, axes, 4)
+    entries = rotations.window_blocks(span).joined(
+        rotations.distant_blocks(span, np.arange(2, dtype=np.int32))
     )
     assert entries.angle_cos.shape[1] == 0
     tables = rotations.tables

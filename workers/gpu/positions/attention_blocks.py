@@ -12,7 +12,7 @@ Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 
-class Entries(NamedTuple):
+class AttentionBlocks(NamedTuple):
     """Rows of blocks that one query attends, as `kernels.block_attention` takes them; n entries."""
 
     blocks: Int32
@@ -24,28 +24,28 @@ class Entries(NamedTuple):
     rotate_keys: NDArray[np.uint8]
     variant: Int32
     base: Int32
-    """Row of `Rotations.bases`; 0, the turn of position 0, where keys are used as stored, and where the angles of
+    """Row of `RotaryCache.bases`; 0, the turn of position 0, where keys are used as stored, and where the angles of
     clamped entries are given."""
 
     @classmethod
-    def of(cls, parts: Sequence[Entries]) -> Entries:
+    def of(cls, parts: Sequence[AttentionBlocks]) -> AttentionBlocks:
         """All entries of `parts`, at least one, in their order."""
         if len(parts) == 1:
             return parts[0]
         return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
-    def joined(self, other: Entries) -> Entries:
+    def joined(self, other: AttentionBlocks) -> AttentionBlocks:
         """These entries, then the others."""
-        return Entries.of((self, other))
+        return AttentionBlocks.of((self, other))
 
-    def only(self, chosen: NDArray[np.bool_]) -> Entries:
+    def only(self, chosen: NDArray[np.bool_]) -> AttentionBlocks:
         """Those of the entries."""
-        return Entries._make(array[chosen] for array in self)
+        return AttentionBlocks._make(array[chosen] for array in self)
 
-    def after(self, count: int) -> Entries:
+    def after(self, count: int) -> AttentionBlocks:
         """All but the first `count`, which lie in the same memory."""
-        return Entries._make(array[count:] for array in self)
+        return AttentionBlocks._make(array[count:] for array in self)
 
-    def with_blocks(self, blocks: Int32) -> Entries:
+    def with_blocks(self, blocks: Int32) -> AttentionBlocks:
         """The same rows and rotations of other blocks, as many."""
         return self._replace(blocks=blocks)

@@ -29,7 +29,7 @@ class CodedLayer:
     """Whether all anchors are; others have no codes."""
 
 
-class CoarseAnchors:
+class QuantizedAnchors:
     """Codes of one arena's anchors, brought up to date when a selection asks.
 
     Ranges are those of a session's own anchors, by element. An anchor that lies more than a step outside moves the
