@@ -10,9 +10,9 @@ from pathlib import Path
 
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.processes import ClusterProcesses
-from moorage.runtime.cluster.shape import Shape, shape_of
 from moorage.runtime.config.resolve import resolve_memory
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.trained_length import reach
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
 from moorage.runtime.serving.jobs import Limits
@@ -23,8 +23,8 @@ from moorage.runtime.text.process import TextProcess
 
 async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
     """A serving coordinator. If anything fails on the way, what was started is stopped again."""
-    shape = shape_of(config)
-    processes, text = ClusterProcesses(shape, hooks), _text(shape)
+    plan = plan_launch(config)
+    processes, text = ClusterProcesses(plan, hooks), _text(plan)
     try:
         await processes.start()
         if text is not None:
@@ -34,48 +34,48 @@ async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
             await text.close()
         await processes.stop()
         raise
-    return Coordinator(_cluster(shape, processes, text))
+    return Coordinator(_cluster(plan, processes, text))
 
 
-def _text(shape: Shape) -> TextProcess | None:
-    if shape.tokenizer is None:
+def _text(plan: LaunchPlan) -> TextProcess | None:
+    if plan.tokenizer is None:
         return None
-    return TextProcess(Path(shape.config.model.path), shape.tokenizer.max_bytes_per_token)
+    return TextProcess(Path(plan.config.model.path), plan.tokenizer.max_bytes_per_token)
 
 
-def _cluster(shape: Shape, processes: ClusterProcesses, text: TextProcess | None) -> Cluster:
-    config = shape.config
+def _cluster(plan: LaunchPlan, processes: ClusterProcesses, text: TextProcess | None) -> Cluster:
+    config = plan.config
     step_tokens = processes.step_tokens
     return Cluster(
         model=ModelInfo(
             name=Path(config.model.path).name,
-            family=shape.spec.family,
-            dtype=shape.spec.dtype if config.model.dtype == "auto" else config.model.dtype,
-            vocab_size=shape.spec.vocab_size,
-            max_seq_len=shape.limit.max_seq_len,
+            family=plan.spec.family,
+            dtype=plan.spec.dtype if config.model.dtype == "auto" else config.model.dtype,
+            vocab_size=plan.spec.vocab_size,
+            max_seq_len=plan.limit.max_seq_len,
             preset=config.memory.preset,
-            has_chat_template=shape.tokenizer is not None and shape.tokenizer.has_chat_template,
-            eos_token_ids=shape.eos_token_ids,
-            default_sampling=shape.default_sampling,
-            trained_tokens=shape.limit.trained_tokens,
-            reach_tokens=shape.limit.reach.tokens,
-            warnings=shape.limit.warnings,
+            has_chat_template=plan.tokenizer is not None and plan.tokenizer.has_chat_template,
+            eos_token_ids=plan.eos_token_ids,
+            default_sampling=plan.default_sampling,
+            trained_tokens=plan.limit.trained_tokens,
+            reach_tokens=plan.limit.reach.tokens,
+            warnings=plan.limit.warnings,
         ),
-        eos_token_ids=frozenset(shape.eos_token_ids),
-        tokenizer=shape.tokenizer,
+        eos_token_ids=frozenset(plan.eos_token_ids),
+        tokenizer=plan.tokenizer,
         text=text,
         limits=Limits(
-            room=shape.ledger.capacity,
+            room=plan.ledger.capacity,
             max_step_tokens=step_tokens,
             decode_prefill_tokens=min(config.scheduler.decode_prefill_tokens, step_tokens),
             max_running=config.server.max_running,
             max_waiting=config.server.max_queued_requests,
         ),
-        ledger=shape.ledger,
+        ledger=plan.ledger,
         worker=RayWorker(processes.worker, processes.worker_pid),
-        resolve_memory=partial(resolve_memory, config, model=shape.spec),
+        resolve_memory=partial(resolve_memory, config, model=plan.spec),
         kv_status=processes.kv_status,
         shutdown=processes.stop,
         health=processes.health,
-        reach=partial(reach, model=shape.spec),
+        reach=partial(reach, model=plan.spec),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -16,13 +15,13 @@ from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.os_processes import ProcessId
 from moorage.runtime.cluster.process_watch import ProcessWatch, Watched
 from moorage.runtime.cluster.ray_cluster import RayCluster
-from moorage.runtime.cluster.shape import Shape
 from moorage.runtime.cluster.start_errors import start_error
+from moorage.runtime.planning.launch_plan import LaunchPlan
 from moorage.runtime.planning.ray_join import check_resources, ray_nodes
+from moorage.runtime.planning.worker_settings import worker_settings
 from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.protocol import KvActorStatus
 from moorage.workers.errors import Unavailable
-from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.process import ProcessFacts, host_key
 from moorage.workers.stages import StartStage
 
@@ -36,16 +35,16 @@ LOADING_LOOK_S = 0.25
 class ClusterProcesses:
     """Started once, watched while they run, stopped once."""
 
-    def __init__(self, shape: Shape, hooks: Hooks) -> None:
-        self._shape, self._hooks = shape, hooks
-        self._ray = RayCluster(shape.config)
+    def __init__(self, plan: LaunchPlan, hooks: Hooks) -> None:
+        self._plan, self._hooks = plan, hooks
+        self._ray = RayCluster(plan.config)
         tag = secrets.token_hex(3)
-        self._kv_names = [f"kv-{tag}-{i}" for i in range(shape.config.kv_store.actors)]
+        self._kv_names = [f"kv-{tag}-{i}" for i in range(plan.config.kv_store.actors)]
         self._worker_name = f"worker-{tag}"
         self._kv_actors: list[Any] = []
         self.worker: Any = None
         self.worker_pid = 0
-        self.step_tokens = shape.step_tokens
+        self.step_tokens = plan.step_tokens
         self.health = ClusterHealth()
         self._actor_processes: list[Watched] = []
         self._figures: ActorFigures | None = None
@@ -57,17 +56,12 @@ class ClusterProcesses:
         """What actors are given. A private Ray cluster inherits all, and has processes of that kind in store."""
         return {} if self._ray.private else ray_environment.of_actors()
 
-    @property
-    def _actor_bytes(self) -> int:
-        """Memory of one KV actor's arena."""
-        return self._shape.pages_per_actor * self._shape.layout.page_bytes
-
     async def start(self) -> None:
         """Ray first, then the actors, which load side by side."""
         self._hooks.on_stage(StartStage.RAY)
         await self._ray.start()
         if not self._ray.private:
-            check_resources(self._shape.config, self._actor_bytes, ray_nodes())
+            check_resources(self._plan.config, self._plan.actor_bytes, ray_nodes())
         self._start_kv_actors()
         self._start_worker()
         try:
@@ -76,7 +70,7 @@ class ClusterProcesses:
                 kv_facts, _ = await asyncio.gather(facts, self._watch_loading())
                 self.worker_pid = await self.worker.pid.remote()
                 worker_facts = await self.worker.facts.remote()
-                if self._shape.config.long_context.chunk_size == "auto":
+                if self._plan.config.long_context.chunk_size == "auto":
                     self.step_tokens = await self.worker.chunk_tokens.remote(self.step_tokens)
         except TimeoutError as error:
             raise Unavailable(f"the workers did not start within {START_TIMEOUT_S:.0f} s") from error
@@ -150,7 +144,7 @@ class ClusterProcesses:
     def _start_kv_actors(self) -> None:
         from moorage.workers.kv.actor import start_kv_actor
 
-        shape, config = self._shape, self._shape.config
+        plan, config = self._plan, self._plan.config
         threads = config.long_context.threads_num or os.cpu_count() or 1
         cpus = config.kv_store.cpus or [()] * len(self._kv_names)
         for name, bound in zip(self._kv_names, cpus, strict=True):
@@ -158,12 +152,12 @@ class ClusterProcesses:
                 start_kv_actor(
                     name=name,
                     namespace=config.ray.namespace,
-                    layout=shape.layout,
-                    num_pages=shape.pages_per_actor,
+                    layout=plan.layout,
+                    num_pages=plan.pages_per_actor,
                     num_threads=max(1, threads // config.kv_store.actors),
                     num_cpus=1,
                     cpus=tuple(bound),
-                    memory_bytes=0 if self._ray.private else self._actor_bytes,
+                    memory_bytes=0 if self._ray.private else self._plan.actor_bytes,
                     lifetime=None,
                     environment=self._environment,
                 )
@@ -172,40 +166,16 @@ class ClusterProcesses:
     def _start_worker(self) -> None:
         from moorage.workers.gpu.actor import start_gpu_worker
 
-        config = self._shape.config
+        config = self._plan.config
         self.worker = start_gpu_worker(
             name=self._worker_name,
             namespace=config.ray.namespace,
-            settings=_worker_settings(self._shape),
+            settings=worker_settings(config, self._plan.deployment),
             kv_actors=self._kv_names,
             num_cpus=1,
             num_gpus=1 if _has_gpu(config.gpu_workers.device) else 0,
             environment=self._environment,
         )
-
-
-def _worker_settings(shape: Shape) -> WorkerSettings:
-    config = shape.config
-    return WorkerSettings(
-        model_dir=Path(config.model.path),
-        spec=shape.spec,
-        dtype=config.model.dtype,
-        device=config.gpu_workers.device,
-        layout=shape.layout,
-        stripe_blocks=config.kv_store.stripe_blocks,
-        engine=EngineSettings(
-            num_slots=shape.ledger.capacity.slots,
-            max_cached_block=config.memory.max_cached_block,
-            cache_strategy=config.memory.cache_strategy,
-            score_decay=config.memory.score_decay,
-            score_on=config.gpu_workers.score_on,
-            anchor_bytes=shape.anchor_bytes,
-            attend_on=config.gpu_workers.attend_on,
-            dma_bytes=config.gpu_workers.dma_bytes,
-            prefetch=config.gpu_workers.prefetch,
-        ),
-        num_threads=config.gpu_workers.num_threads,
-    )
 
 
 def _has_gpu(device: str) -> bool:

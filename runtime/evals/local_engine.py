@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moorage.runtime.config.resolve import kv_layout, resolve_memory
+from moorage.runtime.config.resolve import resolve_memory
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.planning.host import deployment_of
 from moorage.runtime.planning.session_limit import check_window
+from moorage.runtime.planning.worker_settings import for_one_session, worker_settings
 from moorage.runtime.text.tokenizer import TextTokenizer, stop_token_ids
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
-from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
+from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.hf_config import read_model_spec
-from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import (
     MemorySpec,
-    ModelSpec,
     OpenSession,
     SamplingSpec,
     Segment,
@@ -53,24 +53,25 @@ class LocalEngine:
         self.config, self.max_tokens = config, max_tokens
         self.model = read_model_spec(config.model.path)
         check_window(self.model, max_tokens)
-        self.layout = kv_layout(config, self.model)
         self.memory = memory or resolve_memory(config, preset, self.model)
         self.tokenizer = TextTokenizer.load(config.model.path)
         self.eos_token_ids = stop_token_ids(self.model, self.tokenizer)
         self.recalls: list[float] = []
         """Sampled while the latest prompt was answered."""
+        self._settings = self._worker_settings(config, self.memory)
+        self.layout = self._settings.layout
         self._store = KvStore(self.layout, self.layout.num_blocks(max_tokens))
-        self._settings = worker_settings(config, self.model, self.memory)
         self._worker = GpuWorker(self._settings, [LocalLink(self._store)], progress=on_loading)
         self._steps = 0
 
     def serves(self, config: ClusterConfig, memory: MemorySpec) -> bool:
-        """Whether a choice of memory can be made on this engine as it stands: same model, store and slots."""
-        other, own = worker_settings(config, self.model, memory), self._settings
-        same_slots = replace(other, engine=replace(other.engine, num_slots=own.engine.num_slots))
+        """Whether this engine can run `memory` as it stands: same model, store and chunks, and slots enough."""
+        other, own = self._worker_settings(config, memory), self._settings
+        slots, anchor_bytes = own.engine.num_slots, own.engine.anchor_bytes
+        engine = replace(other.engine, num_slots=slots, anchor_bytes=anchor_bytes)
         return (
-            same_slots == own
-            and other.engine.num_slots <= own.engine.num_slots
+            replace(other, engine=engine) == own
+            and other.engine.num_slots <= slots
             and config.max_step_tokens == self.config.max_step_tokens
         )
 
@@ -107,6 +108,9 @@ class LocalEngine:
             ]
         finally:
             self._step(drops=(_SESSION,))
+
+    def _worker_settings(self, config: ClusterConfig, memory: MemorySpec) -> WorkerSettings:
+        return worker_settings(config, for_one_session(deployment_of(config, self.model), memory))
 
     def _opening(self, prompt: Sequence[int], max_new_tokens: int, memory: MemorySpec | None) -> OpenSession:
         total = len(prompt) + max_new_tokens
@@ -167,23 +171,3 @@ class LocalEngine:
         """Gives the store's memory back."""
         self._worker.close()
         self._store.close()
-
-
-def worker_settings(config: ClusterConfig, model: ModelSpec, memory: MemorySpec) -> WorkerSettings:
-    """The worker that `config` asks for, with slots for one session under `memory`."""
-    layout, cached = kv_layout(config, model), config.memory.max_cached_block
-    return WorkerSettings(
-        config.model.path,
-        model,
-        config.model.dtype,
-        config.gpu_workers.device,
-        layout,
-        config.kv_store.stripe_blocks,
-        EngineSettings(
-            slots_per_layer(memory, layout, cached) * model.num_layers,
-            max_cached_block=cached,
-            cache_strategy=config.memory.cache_strategy,
-            score_decay=config.memory.score_decay,
-        ),
-        config.gpu_workers.num_threads,
-    )

@@ -82,7 +82,7 @@ def runs_on_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and why_no_gpu() is not None)
 
 
-def check_memory(config: ClusterConfig, model: ModelSpec, host: Host | None = None) -> None:
+def check_memory(config: ClusterConfig, plan: Deployment, host: Host | None = None) -> None:
     """Raises InvalidConfig when a private cluster of this configuration does not fit the host's free memory.
 
     A joined Ray cluster places its actors itself, so nothing is checked for it here.
@@ -90,7 +90,6 @@ def check_memory(config: ClusterConfig, model: ModelSpec, host: Host | None = No
     if config.ray.address != "local":
         return
     host = host or read_host()
-    plan = deployment_of(config, model)
     fixed = fixed_dram_bytes(plan)
     room = host.usable_bytes - fixed
     if config.kv_store.dram <= room:

@@ -1,4 +1,4 @@
-"""What can be checked before Ray or a weight is loaded, so that a mistake is told within a second."""
+"""Every check that needs no Ray and no weight, so that a mistake is reported within a second."""
 
 from __future__ import annotations
 
@@ -7,52 +7,39 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
 from moorage.runtime.cluster import registry
-from moorage.runtime.config.resolve import check_positions, kv_layout
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.exposure import exposure_warning
 from moorage.runtime.planning.gpu_presence import why_no_gpu
-from moorage.runtime.planning.host import check_memory, deployment_of
-from moorage.runtime.planning.memory import num_slots, pages_per_actor
+from moorage.runtime.planning.launch_plan import plan_launch
 from moorage.runtime.planning.ray_join import check_joined_ray
-from moorage.runtime.planning.session_limit import SessionLimit, session_limit
+from moorage.runtime.planning.session_limit import SessionLimit
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig
-from moorage.workers.hf_config import read_model_spec
-from moorage.workers.hf_generation import read_sampling_defaults
-from moorage.workers.hf_weights import check_weights
 from moorage.workers.spec import Scorer
 
 
 def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line: None) -> SessionLimit:
-    """Every check that `runtime config` and `runtime launch` make before anything starts, the cheap ones first.
+    """Makes every check that `runtime config` and `runtime launch` make before anything starts, cheap ones first.
 
     Raises InvalidConfig, InvalidModel or Unavailable, in one line, for a model, device, memory, port or Ray cluster
-    that can't serve. Returns what sessions are limited to, with the warnings that users should see. `say` hears a
-    line before a wait, and warnings about what can reach the server and what it can't take.
+    that can't serve. Returns the limits of a session, with warnings for the user. `say` gets a line before a wait,
+    and warnings about the server's address and about a missing tokenizer.
     """
     check_threads(config)
     _check_device(config)
     _check_scorer(config)
-    directory = Path(config.model.path)
-    spec = read_model_spec(directory)
-    check_positions(config, spec)
-    limit = session_limit(config, spec)
-    check_weights(directory, spec)
-    _check_tokenizer(directory, say)
-    read_sampling_defaults(directory)
-    layout = kv_layout(config, spec)
-    actor_bytes = layout.page_bytes * pages_per_actor(config.kv_store.dram, config.kv_store.actors, layout)
-    num_slots(deployment_of(config, spec))
-    check_memory(config, spec)
+    plan = plan_launch(config)
+    if plan.tokenizer is None:
+        file = config.model.path / "tokenizer.json"
+        say(f"warning: {file}: missing; requests can send token ids, but neither text nor chat messages")
     _check_port(config.server.grpc)
     if (warning := exposure_warning(config.server.grpc)) is not None:
         say(f"warning: {warning}")
     if config.ray.address != "local":
-        check_joined_ray(config, actor_bytes, say)
-    return limit
+        check_joined_ray(config, plan.actor_bytes, say)
+    return plan.limit
 
 
 def check_threads(config: ClusterConfig) -> None:
@@ -85,17 +72,6 @@ def _check_scorer(config: ClusterConfig) -> None:
         raise InvalidConfig(
             f"memory.scorer: {scorer.value} needs faiss, which is not installed; install moorage[faiss] or use numba"
         )
-
-
-def _check_tokenizer(directory: Path, say: Callable[[str], None]) -> None:
-    """A model without tokenizer.json can still be served token ids; `say` hears of it."""
-    file = directory / "tokenizer.json"
-    if not file.exists():
-        say(f"warning: {file}: missing; requests can send token ids, but neither text nor chat messages")
-        return
-    from moorage.runtime.text.tokenizer import TextTokenizer
-
-    TextTokenizer.load(directory)
 
 
 def _ranges(cpus: Sequence[int]) -> str:

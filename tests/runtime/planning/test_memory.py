@@ -42,6 +42,10 @@ def cluster(**sections: dict[str, object]) -> ClusterConfig:
     return ClusterConfig.model_validate({"model": {"path": "m"}, **sections})
 
 
+def check_fits(config: ClusterConfig, host: Host) -> None:
+    check_memory(config, deployment_of(config, INTERNLM), host)
+
+
 def deployment(**sections: dict[str, object]) -> Deployment:
     return deployment_of(cluster(gpu_workers={"device": "cuda"}, **sections), INTERNLM)
 
@@ -220,15 +224,15 @@ def test_memory_of_the_host() -> None:
     config = cluster(kv_store={"dram": "8GiB"}, gpu_workers={"device": "cuda"})
     fixed = fixed_dram_bytes(deployment_of(config, INTERNLM))
     host = Host(100 * GIB, 8 * GIB + fixed + 2 * GIB)
-    check_memory(config, INTERNLM, host)
+    check_fits(config, host)
     with pytest.raises(InvalidConfig, match=r"^kv_store\.dram: 8\.00 GiB.*use \d+MiB or less$") as caught:
-        check_memory(config, INTERNLM, replace(host, available_bytes=host.available_bytes - 1))
+        check_fits(config, replace(host, available_bytes=host.available_bytes - 1))
     fits = str(caught.value).split("use ")[1].split(" ")[0]
     smaller = cluster(kv_store={"dram": fits}, gpu_workers={"device": "cuda"})
-    check_memory(smaller, INTERNLM, replace(host, available_bytes=host.available_bytes - 1))
+    check_fits(smaller, replace(host, available_bytes=host.available_bytes - 1))
     with pytest.raises(InvalidConfig, match="larger host"):
-        check_memory(config, INTERNLM, Host(GIB, GIB))
-    check_memory(cluster(kv_store={"dram": "999TiB"}, ray={"address": "auto"}), INTERNLM, host)
+        check_fits(config, Host(GIB, GIB))
+    check_fits(cluster(kv_store={"dram": "999TiB"}, ray={"address": "auto"}), host)
 
 
 def test_this_host_can_be_read() -> None:

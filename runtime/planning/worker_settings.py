@@ -1,0 +1,43 @@
+"""The GPU worker that a configuration asks for: the same for a launch and for an evaluation in one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.planning.memory import Deployment, num_slots, spare_device_bytes
+from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
+from moorage.workers.spec import MemorySpec
+
+
+def worker_settings(config: ClusterConfig, deployment: Deployment) -> WorkerSettings:
+    """All that the worker must know to start, with the device slots that `deployment` has.
+
+    Raises InvalidConfig when `gpu_workers.device_memory` does not hold one session.
+    """
+    workers, memory = config.gpu_workers, config.memory
+    return WorkerSettings(
+        model_dir=config.model.path,
+        spec=deployment.model,
+        dtype=deployment.dtype,
+        device=workers.device,
+        layout=deployment.layout,
+        stripe_blocks=deployment.stripe_blocks,
+        engine=EngineSettings(
+            num_slots=num_slots(deployment),
+            max_cached_block=deployment.max_cached_block,
+            cache_strategy=memory.cache_strategy,
+            score_decay=memory.score_decay,
+            score_on=workers.score_on,
+            anchor_bytes=spare_device_bytes(deployment),
+            attend_on=workers.attend_on,
+            dma_bytes=workers.dma_bytes,
+            prefetch=workers.prefetch,
+        ),
+        num_threads=workers.num_threads,
+    )
+
+
+def for_one_session(deployment: Deployment, memory: MemorySpec) -> Deployment:
+    """The deployment with device slots for one session of `memory` and for nothing else."""
+    return replace(deployment, memory=memory, max_running=1, other_memories=())
