@@ -1,0 +1,25 @@
+"""One layer of decode for all sessions at once: new rows written, blocks chosen, blocks attended."""
+
+from moorage.kernels.decode_layer.records import (
+    FINE,
+    MAX_PARTS,
+    MISFIT,
+    NOT_FINITE_ROW,
+    Attended,
+    Choices,
+    LayerMemory,
+    LayerShape,
+    SessionBatch,
+)
+
+__all__ = [
+    "FINE",
+    "MAX_PARTS",
+    "MISFIT",
+    "NOT_FINITE_ROW",
+    "Attended",
+    "Choices",
+    "LayerMemory",
+    "LayerShape",
+    "SessionBatch",
+]
