@@ -74,6 +74,16 @@ class BlockTable:
                 "reserved; grow the session first"
             )
 
+    def check_row(self, position: int, block_size: int) -> None:
+        """`check_rows` of one row in all layers."""
+        layer = self.num_tokens.index(min(self.num_tokens))
+        self.check_rows(layer, position, position + 1, block_size)
+
+    def begin_row(self, position: int, block_size: int) -> None:
+        """From now on the row at `position`, which is yet to be written, counts as the last in all layers."""
+        self.check_row(position, block_size)
+        self.num_tokens = [position + 1] * len(self.num_tokens)
+
     def pages_of(self, layer: int, blocks: Int32, block_size: int) -> Int32:
         """Pages of written `blocks`; raises InvalidRequest for a block without a token in `layer`."""
         self.check_layer(layer)

@@ -7,7 +7,9 @@ from typing import Protocol
 
 from numpy.typing import ArrayLike
 
+from moorage.workers.errors import MoorageError
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import (
     AnchorRotation,
     Float32,
@@ -29,6 +31,13 @@ class Link(Protocol):
     PeerDead when the store's process is gone.
     """
 
+    scores_here: bool
+    """Whether selections run in this process where it maps the store's memory; set before the first session."""
+
+    @property
+    def shard(self) -> MappedShard | None:
+        """The sessions in this process's own view of the store's memory; None where it maps none."""
+
     def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
         """Reserves pages. If StoreFull or InvalidRequest is raised, nothing has changed."""
 
@@ -43,6 +52,15 @@ class Link(Protocol):
 
     def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
         """Rows [start, end) are complete. Takes effect before anything that this link asks later."""
+
+    def commit_rows(self, rows: Sequence[tuple[int, int]]) -> dict[int, MoorageError]:
+        """The rows (session, position) are complete in all layers.
+
+        Where that fills a block, it waits until the store has sealed it, and returns by session why commits failed.
+        """
+
+    def confirm(self, session_id: int) -> None:
+        """Waits until all that was committed is sealed. Raises what a commit of the session failed with."""
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`."""
@@ -91,7 +109,8 @@ class LocalLink:
     """A store in the same process and thread."""
 
     def __init__(self, store: KvStore) -> None:
-        self._store = store
+        self._store, self.shard = store, store.shard
+        self.scores_here = False
         self.write = store.write
         self.commit = store.commit
         self.truncate = store.truncate
@@ -118,6 +137,19 @@ class LocalLink:
     def attach(self, session_id: int) -> int:
         """As `KvStore.attach`."""
         return min(self._store.attach(session_id)[1])
+
+    def commit_rows(self, rows: Sequence[tuple[int, int]]) -> dict[int, MoorageError]:
+        """As `Link.commit_rows`."""
+        failed: dict[int, MoorageError] = {}
+        for session_id, position in rows:
+            try:
+                self._store.commit_row(session_id, position)
+            except MoorageError as error:
+                failed[session_id] = error
+        return failed
+
+    def confirm(self, session_id: int) -> None:
+        """Nothing is under way."""
 
     def submit_select(self, request: SelectRequest) -> Callable[[], SelectReply]:
         """Computes at once."""

@@ -17,6 +17,7 @@ from moorage.workers.kv.window import Window, span
 from moorage.workers.kv.wire import (
     MAX_PACKET_BYTES,
     REPLY,
+    REPLY_WANTED,
     REQUEST,
     STATS,
     Op,
@@ -46,8 +47,11 @@ class Connection:
             return False
         request, *more = map(Request._make, REQUEST.iter_unpack(packet))
         if request.op == Op.COMMIT:
-            self._commit(request)
+            self._record(request, self._store.commit, request.layer, request.start, request.end)
             return not more
+        if request.op == Op.COMMIT_ROW:
+            self._commit_rows((request, *more))
+            return True
         # A worker waits for each reply before it asks again, so a full socket means a broken worker.
         reply = self._answer_together((request, *more)) if more else self._answer(request)
         self._sock.send(reply, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
@@ -70,13 +74,22 @@ class Connection:
             return False
         return True
 
-    def _commit(self, request: Request) -> None:
+    def _record(self, request: Request, act: Callable[..., None], *what: int) -> None:
+        """Does what has no reply; an error is kept for the next reply for its session."""
         try:
-            self._store.commit(request.session_id, request.layer, request.start, request.end)
+            act(request.session_id, *what)
         except MoorageError as error:
             self._failures.setdefault(request.session_id, error)
         except Exception as error:  # noqa: BLE001 - as for requests that are answered
             self._failures.setdefault(request.session_id, _unexpected(error, request))
+
+    def _commit_rows(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._record(request, self._store.commit_row, request.start)
+        if requests[0].flags & REPLY_WANTED:
+            failed = [each.session_id for each in requests if each.session_id in self._failures]
+            reply = REPLY.pack(0, len(failed)) + np.array(failed, np.int64).tobytes()
+            self._sock.send(reply, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def _answer(self, request: Request) -> bytes:
         failure = self._failures.pop(request.session_id, None)
@@ -164,6 +177,9 @@ class Connection:
         self._store.rebuild_anchors(request.session_id, request.layer, request.start, importance)
         return _DONE
 
+    def _confirm(self, _request: Request, _window: Window) -> bytes:
+        return _DONE
+
     def _drop(self, request: Request, _: Window) -> bytes:
         self._store.drop(request.session_id)
         return _DONE
@@ -194,6 +210,7 @@ _HANDLERS: dict[int, Callable[[Connection, Request, Window], bytes]] = {
     Op.DROP: Connection._drop,
     Op.STATS: Connection._stats,
     Op.REBUILD_ANCHORS: Connection._rebuild_anchors,
+    Op.CONFIRM: Connection._confirm,
 }
 
 

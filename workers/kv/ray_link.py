@@ -28,8 +28,12 @@ _MAX_UNCONFIRMED = 64
 class RayLink:
     """A `Link` over the methods of a KvActor handle. Ray keeps the calls of one link in order."""
 
+    shard = None
+    """The store's memory lies on another host."""
+
     def __init__(self, handle: Any, layout: KvLayout, *, timeout_s: float = 60.0) -> None:
         self._handle, self.layout, self._timeout_s = handle, layout, timeout_s
+        self.scores_here = False
         self._unconfirmed: dict[int, list[Any]] = {}
 
     def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
@@ -52,6 +56,17 @@ class RayLink:
     def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
         """As `KvStore.commit`, without waiting; its error comes with a later call for the session."""
         self._begin(session_id, self._handle.commit.remote(session_id, layer, start, end))
+
+    def commit_rows(self, rows: Sequence[tuple[int, int]]) -> dict[int, MoorageError]:
+        """As `Link.commit_rows`, without waiting; errors come with later calls for the sessions."""
+        for session_id, position in rows:
+            for layer in range(self.layout.num_layers):
+                self.commit(session_id, layer, position, position + 1)
+        return {}
+
+    def confirm(self, session_id: int) -> None:
+        """As `Link.confirm`."""
+        self._confirm(session_id)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """As `KvStore.truncate`."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moorage.kernels.block_score import score_blocks, score_keys
-from moorage.kernels.block_select import SeveralCoded, select_blocks, select_blocks_together
+from moorage.kernels.block_select import Coded, SeveralCoded, select_blocks, select_blocks_together
 from moorage.kernels.hadamard import turn_heads
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
@@ -150,7 +150,7 @@ class Selector:
         if self._coarse is None:
             return SeveralCoded(np.empty((0, size // 2), np.uint8), steps, num_kept)
         for i, (request, pages, num_sealed, _) in enumerate(asked):
-            coded = self._coarse.of(request.session_id, request.layer, pages[:num_sealed], request.k)
+            coded = self.codes(request.session_id, request.layer, pages[:num_sealed], request.k)
             if coded is not None:
                 steps[i], num_kept[i] = coded.step, coded.num_kept
         return SeveralCoded(self._arena.codes[first.layer], steps, num_kept)
@@ -161,9 +161,7 @@ class Selector:
         """Scores, pools and chooses in one pass over the anchors, or over their codes."""
         rows, _ = self._check(request)
         candidates, candidate_pages, limits = _candidates(request, pages, num_sealed, kept)
-        coded = None
-        if self._coarse is not None:
-            coded = self._coarse.of(request.session_id, request.layer, pages[:num_sealed], request.k)
+        coded = self.codes(request.session_id, request.layer, pages[:num_sealed], request.k)
         num_choices = request.num_choices(self._arena.layout.num_kv_heads)
         ids = np.empty((rows, num_choices, request.k), np.int32)
         scores = np.empty(ids.shape, np.float32)
@@ -183,6 +181,10 @@ class Selector:
         if candidates is not None and len(candidates):
             ids = np.where(ids >= 0, candidates[ids], np.int32(-1))
         return SelectReply(ids, scores)
+
+    def codes(self, session_id: int, layer: int, pages: Int32, num_wanted: int) -> Coded | None:
+        """Codes of the sealed blocks on `pages` for a choice of `num_wanted`; None where they would not help."""
+        return None if self._coarse is None else self._coarse.of(session_id, layer, pages, num_wanted)
 
     def forget(self, session_id: int, layer: int | None = None, first_block: int = 0) -> None:
         """Anchors of a session, or of one layer of it, are gone or have changed from `first_block` on."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moorage.workers.errors import MoorageError
+from moorage.workers.kv.host_memory import HostMemory
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.merge import merge_choices
 from moorage.workers.kv.messages import (
@@ -23,7 +24,7 @@ from moorage.workers.kv.messages import (
 )
 from moorage.workers.kv.resident import Resident
 from moorage.workers.kv.stripes import Stripes
-from moorage.workers.spec import HeadPool, KvLayout
+from moorage.workers.spec import HeadPool, KvLayout, Scorer
 
 T = TypeVar("T")
 
@@ -36,10 +37,16 @@ class ShardedKv:
     translated. Selections equal those of one store that held everything.
     """
 
-    def __init__(self, links: Sequence[Link], layout: KvLayout, stripe_blocks: int = 8) -> None:
+    def __init__(
+        self, links: Sequence[Link], layout: KvLayout, stripe_blocks: int = 8, score_here: bool = False
+    ) -> None:
+        """With `score_here`, selections run in this process wherever it maps a store's memory; then no other worker
+        may ask these stores for any."""
         if not links or stripe_blocks < 1:
             raise ValueError(f"{len(links)} links and stripes of {stripe_blocks} blocks; at least 1 each")
         self.links = tuple(links)
+        for link in self.links:
+            link.scores_here = score_here and layout.scorer is Scorer.NUMBA
         self._turns = [self.links[first:] + self.links[:first] for first in range(len(links))]
         self.layout = layout
         self._blocks = Stripes(len(links), stripe_blocks)
@@ -247,6 +254,13 @@ class ShardedKv:
             places = np.flatnonzero(shards == shard).astype(np.int32)
             if len(places):
                 yield link, local[places], places
+
+    def host_memory(self) -> HostMemory | None:
+        """The stores' memory, where this process maps all of it."""
+        shards = [link.shard for link in self.links if link.shard is not None]
+        if len(shards) < len(self.links):
+            return None
+        return HostMemory(self.links, shards, self._tokens, self.first_shard)
 
     def resident(self, session_id: int) -> Resident | None:
         """A session's blocks as this process maps them, until it grows; None when a shard is on another host."""

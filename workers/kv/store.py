@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moorage.kernels.block_gather import gather_blocks
-from moorage.workers.errors import InvalidRequest, NotFound
+from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.anchors import AnchorBuilder
 from moorage.workers.kv.arena import Arena
-from moorage.workers.kv.block_table import BlockTable, PageAllocator
+from moorage.workers.kv.block_table import PageAllocator
+from moorage.workers.kv.mapped_shard import MappedShard, ShardSession
 from moorage.workers.kv.messages import (
     AnchorRotation,
     Float32,
@@ -22,23 +21,7 @@ from moorage.workers.kv.messages import (
     Storage,
     StoreStats,
 )
-from moorage.workers.kv.selector import Asked, Preselection, Scoring, Selector
 from moorage.workers.spec import AnchorSpace, KvLayout
-
-
-@dataclass(slots=True)
-class StoredSession:
-    """What the store knows of one session."""
-
-    table: BlockTable
-    num_sealed: list[int]
-    """By layer: the first blocks, full and with anchors."""
-    kept: dict[int, Preselection] = field(default_factory=dict)
-    """By layer: the preselected blocks."""
-    rotation: AnchorRotation | None = None
-    """Set when anchors summarise rotated keys."""
-    scoring: Scoring | None = None
-    """A scored request that waits for its `choose`."""
 
 
 class KvStore:
@@ -51,8 +34,7 @@ class KvStore:
         self.layout = layout
         self.arena = Arena(layout, num_pages)
         self._pages = PageAllocator(num_pages)
-        self._sessions: dict[int, StoredSession] = {}
-        self._selector = Selector(self.arena)
+        self.shard = MappedShard(self.arena, "in this KV store; open it first")
         self._anchors = AnchorBuilder(self.arena)
 
     def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> Int32:
@@ -60,7 +42,7 @@ class KvStore:
 
         `rotation` is needed where anchors summarise rotated keys, and ignored elsewhere.
         """
-        if session_id in self._sessions:
+        if session_id in self.shard.sessions:
             raise InvalidRequest(f"session {session_id} is open already; drop it first or attach to it")
         if num_blocks < 0:
             raise InvalidRequest(f"session {session_id}: {num_blocks} blocks; ask for none or more")
@@ -71,8 +53,7 @@ class KvStore:
                 f"session {session_id}: anchors of rotated keys need angles; open it with them"
             )
         pages = self._pages.take(num_blocks, session_id)
-        table = BlockTable(session_id, pages, [0] * self.layout.num_layers)
-        self._sessions[session_id] = StoredSession(table, [0] * self.layout.num_layers, rotation=rotation)
+        self.shard.open(session_id, pages, rotation=rotation)
         return pages
 
     def resize(self, session_id: int, num_blocks: int) -> Int32:
@@ -80,7 +61,7 @@ class KvStore:
 
         If StoreFull or InvalidRequest is raised, nothing has changed.
         """
-        table = self._session(session_id).table
+        table = self.shard.session(session_id).table
         written = self.layout.num_blocks(max(table.num_tokens))
         if num_blocks < written:
             raise InvalidRequest(
@@ -97,31 +78,34 @@ class KvStore:
 
     def attach(self, session_id: int) -> tuple[Int32, list[int]]:
         """(pages, tokens by layer) of an open session, for a worker that takes it over."""
-        table = self._session(session_id).table
+        table = self.shard.session(session_id).table
         return table.pages, list(table.num_tokens)
 
     def write(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
         """Stores rows [T, Hkv, D] from token `start` on; they count once they are committed."""
-        self._session(session_id).table.write(self.arena, layer, start, keys, values)
+        self.shard.write(session_id, layer, start, keys, values)
 
     def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
         """Rows [start, end) of `layer` lie in the arena; what was stored after them is gone.
 
         Seals the blocks that are now full: builds their anchors.
         """
-        session = self._session(session_id)
-        size = self.layout.block_size
-        session.table.check_rows(layer, start, end, size)
-        self._cut(session, layer, start)
-        session.table.num_tokens[layer] = end
-        sealed, full = session.num_sealed[layer], end // size
-        if full > sealed:
-            self._anchors.build(layer, session.table.pages[sealed:full], sealed, session.rotation)
-            session.num_sealed[layer] = full
+        full = self.shard.commit(session_id, layer, start, end)
+        if full:
+            session = self.shard.session(session_id)
+            pages = session.table.pages[full.start : full.stop]
+            self._anchors.build(layer, pages, full.start, session.rotation)
+            self.shard.seal(session_id, layer, full.stop)
+
+    def commit_row(self, session_id: int, position: int) -> None:
+        """`commit` of the row at `position` in all layers."""
+        if not self.shard.extend(session_id, position):
+            for layer in range(self.layout.num_layers):
+                self.commit(session_id, layer, position, position + 1)
 
     def append(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
         """Writes and commits rows [T, Hkv, D]."""
-        end = self._session(session_id).table.write(self.arena, layer, start, keys, values)
+        end = self.shard.write(session_id, layer, start, keys, values)
         self.commit(session_id, layer, start, end)
 
     def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
@@ -129,7 +113,7 @@ class KvStore:
 
         `importance` [n, Hkv, B] says how much attention each key received.
         """
-        session = self._session(session_id)
+        session = self.shard.session(session_id)
         session.table.check_layer(layer)
         layout, end = self.layout, first + len(importance)
         if importance.shape[1:] != (layout.num_kv_heads, layout.block_size):
@@ -143,78 +127,51 @@ class KvStore:
                 f"{session.num_sealed[layer]} sealed, {layout.anchor_type} anchors; send it for sealed blocks only"
             )
         self._anchors.build(layer, session.table.pages[first:end], first, session.rotation, importance)
-        self._selector.forget(session_id, layer, first)
+        self.shard.invalidate(session_id, layer, first)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`; the pages stay reserved."""
         if num_tokens < 0:
             raise InvalidRequest(f"session {session_id}: truncate to {num_tokens} tokens; keep none or more")
-        session = self._session(session_id)
-        for layer, held in enumerate(session.table.num_tokens):
-            if held > num_tokens:
-                self._cut(session, layer, num_tokens)
-                session.table.num_tokens[layer] = num_tokens
-        # Codes follow the range of all anchors that were ever there; a shorter session must not remember them.
-        self._selector.forget(session_id)
-
-    def _cut(self, session: StoredSession, layer: int, num_tokens: int) -> None:
-        full = num_tokens // self.layout.block_size
-        if session.num_sealed[layer] > full:
-            session.num_sealed[layer] = full
-            session.kept.pop(layer, None)
-            self._selector.forget(session.table.session_id, layer, full)
+        self.shard.truncate(session_id, num_tokens)
 
     def select(self, request: SelectRequest) -> SelectReply:
-        """The best blocks of this shard alone; exact with several shards unless the pooling is SOFTMAX."""
-        return self._selector.select(request, *self._candidates(request))
+        """As `MappedShard.select`."""
+        return self.shard.select(request)
 
     def select_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
-        """`select` for each of some sessions, at least one, in one call where it can be one."""
-        return self._selector.select_together(
-            [Asked(request, *self._candidates(request)) for request in requests]
-        )
+        """As `MappedShard.select_together`."""
+        return self.shard.select_together(requests)
 
     def score(self, request: SelectRequest) -> Float32:
-        """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `choose`."""
-        scoring = self._selector.score(request, *self._candidates(request))
-        self._session(request.session_id).scoring = scoring
-        return self._selector.lse(scoring)
+        """As `MappedShard.score`."""
+        return self.shard.score(request)
 
     def choose(self, session_id: int, lse: Float32) -> SelectReply:
-        """Ends what `score` began; `lse` [R, Hq] is that of all shards together."""
-        scoring = self._take_scoring(session_id, lse)
-        reply = self._selector.choose(scoring, lse)
-        self._selector.release(scoring)
-        return reply
+        """As `MappedShard.choose`."""
+        return self.shard.choose(session_id, lse)
 
     def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
-        """Restricts selections of `layer` with `use_preselected`: of the blocks before `limit`, to `blocks`."""
-        session = self._session(session_id)
-        session.table.pages_of(layer, blocks, self.layout.block_size)
-        if len(blocks) > 1 and not (blocks[1:] > blocks[:-1]).all():
-            raise InvalidRequest(f"session {session_id}: preselected blocks are not ascending; sort them")
-        session.kept[layer] = Preselection(np.array(blocks, np.int32), limit)
+        """As `MappedShard.preselect`."""
+        self.shard.preselect(session_id, layer, blocks, limit)
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
-        """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
-        arena, pages = self.locate(session_id, layer, blocks)
-        gather_blocks(arena.kv[layer], pages, out, slots)
+        """As `MappedShard.gather`."""
+        self.shard.gather(session_id, layer, blocks, out, slots)
 
     def locate(self, session_id: int, layer: int, blocks: Int32) -> tuple[Arena, Int32]:
         """The arena and the pages of `blocks` in it."""
-        table = self._session(session_id).table
-        return self.arena, table.pages_of(layer, blocks, self.layout.block_size)
+        return self.arena, self.shard.pages_of(session_id, layer, blocks)
 
     def pages(self, session_id: int) -> tuple[Arena, Int32]:
         """The arena and all pages of a session in it."""
-        return self.arena, self._session(session_id).table.pages
+        return self.arena, self.shard.session(session_id).table.pages
 
     def drop(self, session_id: int) -> None:
         """Frees a session's pages. Idempotent."""
-        session = self._sessions.pop(session_id, None)
+        session = self.shard.drop(session_id)
         if session is not None:
             self._pages.give(session.table.pages)
-            self._selector.forget(session_id)
 
     def stats(self) -> StoreStats:
         """Counts and bytes."""
@@ -222,8 +179,8 @@ class KvStore:
         return StoreStats(
             num_pages=self._pages.num_pages,
             free_pages=self._pages.num_free,
-            num_sessions=len(self._sessions),
-            num_sealed=sum(min(session.num_sealed) for session in self._sessions.values()),
+            num_sessions=len(self.shard.sessions),
+            num_sealed=sum(min(session.num_sealed) for session in self.shard.sessions.values()),
             used_bytes=held * self.layout.page_bytes,
             capacity_bytes=self.arena.num_bytes,
             anchor_bytes=self._pages.num_pages * self.layout.page_anchor_bytes,
@@ -231,7 +188,7 @@ class KvStore:
 
     def check_integrity(self) -> None:
         """Raises RuntimeError if the free list, the page tables and the sealed counts disagree."""
-        tables = [session.table for session in self._sessions.values()]
+        tables = [session.table for session in self.shard.sessions.values()]
         held = np.concatenate([np.empty(0, np.int32), *(table.pages for table in tables)])
         if len(np.unique(held)) != len(held):
             raise RuntimeError("KV store: two sessions hold the same page")
@@ -240,10 +197,10 @@ class KvStore:
             raise RuntimeError("KV store: a held page is on the free list")
         if len(held) + self._pages.num_free != self._pages.num_pages:
             raise RuntimeError("KV store: a page is neither held nor free")
-        for session in self._sessions.values():
+        for session in self.shard.sessions.values():
             self._check_session(session)
 
-    def _check_session(self, session: StoredSession) -> None:
+    def _check_session(self, session: ShardSession) -> None:
         table, size = session.table, self.layout.block_size
         for layer, (tokens, sealed) in enumerate(zip(table.num_tokens, session.num_sealed, strict=True)):
             if not (sealed <= tokens // size and tokens <= len(table.pages) * size):
@@ -253,26 +210,5 @@ class KvStore:
                 )
 
     def close(self) -> None:
-        """Forgets all sessions and gives the memory back. Idempotent."""
-        self._sessions.clear()
-        self.arena.close()
-
-    def _candidates(self, request: SelectRequest) -> tuple[Int32, int, Preselection | None]:
-        """(pages, sealed blocks, preselected blocks or None) of what `request` is about."""
-        session = self._session(request.session_id)
-        session.table.check_layer(request.layer)
-        kept = session.kept.get(request.layer) if request.use_preselected else None
-        return session.table.pages, session.num_sealed[request.layer], kept
-
-    def _take_scoring(self, session_id: int, lse: Float32) -> Scoring:
-        session = self._session(session_id)
-        scoring, session.scoring = session.scoring, None
-        if scoring is None or lse.shape != scoring.logits.shape[:2]:
-            raise InvalidRequest(f"session {session_id}: no scored request fits lse {lse.shape}; score first")
-        return scoring
-
-    def _session(self, session_id: int) -> StoredSession:
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise NotFound(f"session {session_id} is not in this KV store; open it first")
-        return session
+        """Removes all sessions and gives the memory back. Idempotent."""
+        self.shard.close()

@@ -6,6 +6,7 @@
     reply:     the server writes the arrays at `reply_offset` of the window, then sends one REPLY
     several SELECT in one packet, one behind the other, have one REPLY
     COMMIT has no reply; its error is the status of the next reply for its session, except DROP's.
+    several COMMIT_ROW in one packet have a reply if the first asks for one: the sessions that have failed
 
 Packets of a Unix SOCK_SEQPACKET socket stay whole and in order, and an end that dies closes it at once.
 """
@@ -25,6 +26,8 @@ REQUEST = struct.Struct("<HHiqqqiiiidqq")
 REPLY = struct.Struct("<ii")
 """Status, and a count that depends on the op; STATS and errors go on with bytes of their own."""
 STATS = struct.Struct("<7q")
+REPLY_WANTED = 1
+"""The flag of a COMMIT_ROW that has a reply."""
 _HELLO = struct.Struct("<4iq16s16si16si16s?q")
 MAX_PACKET_BYTES = 4096
 MAX_TOGETHER = MAX_PACKET_BYTES // REQUEST.size
@@ -57,6 +60,8 @@ class Op(IntEnum):
     DROP = 10
     STATS = 11
     REBUILD_ANCHORS = 12
+    COMMIT_ROW = 13
+    CONFIRM = 14
 
 
 class Request(NamedTuple):
@@ -67,7 +72,8 @@ class Request(NamedTuple):
     layer: int = 0
     session_id: int = 0
     start: int = 0
-    """First token of COMMIT, first block of SELECT, SCORE and REANCHOR; limit of KEEP; angles of OPEN."""
+    """First token of COMMIT and COMMIT_ROW, first block of SELECT, SCORE and REANCHOR; limit of KEEP; angles of
+    OPEN."""
     end: int = 0
     """End of COMMIT; blocks of OPEN and RESIZE; tokens of TRUNCATE; number of ids of KEEP; offset of the arrays of
     SELECT and SCORE."""

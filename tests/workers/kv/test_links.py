@@ -25,7 +25,7 @@ LAYOUTS = [
     KvLayout(2, 3, 48, 16, KvType.FP16, AnchorType.BLOCK_MEAN, 4),
 ]
 CASES = [
-    *itertools.product(("local", "mailbox-thread", "mailbox-process"), LAYOUTS),
+    *itertools.product(("local", "mailbox-thread", "mailbox-process", "mailbox-scores-here"), LAYOUTS),
     pytest.param(("ray", LAYOUTS[0]), marks=pytest.mark.ray),
 ]
 GROUP = 2
@@ -77,6 +77,7 @@ def case(request: pytest.FixtureRequest) -> Iterator[tuple[Link, KvLayout]]:
     else:
         server = MailboxServer(store)
         link = MailboxLink(server.address)
+        link.scores_here = kind == "mailbox-scores-here"
         yield link, layout
         link.close()
         server.close()

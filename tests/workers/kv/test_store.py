@@ -43,9 +43,9 @@ def test_integrity_names_what_is_broken(damage: str) -> None:
         store.open(session_id, 2)
         store.append(session_id, 0, 0, rows(6), rows(6))
     store.check_integrity()
-    session = store._sessions[1]
+    session = store.shard.sessions[1]
     if damage == "shared page":
-        session.table.pages = store._sessions[2].table.pages
+        session.table.pages = store.shard.sessions[2].table.pages
     elif damage == "free list":
         store._pages.give(session.table.pages)
     elif damage == "lost page":

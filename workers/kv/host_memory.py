@@ -1,0 +1,147 @@
+"""The stores' memory as one worker of the same host reads and writes it, without asking for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.workers.errors import MoorageError
+from moorage.workers.kv.link import Link
+from moorage.workers.kv.mapped_shard import MappedShard
+from moorage.workers.kv.messages import Float32, Int32, Storage
+from moorage.workers.kv.stripes import Stripes
+
+Failures = dict[int, MoorageError]
+"""By session."""
+
+
+class HostLayer(NamedTuple):
+    """One layer of every link's arena, in the order of the links."""
+
+    kv: tuple[Storage, ...]
+    """[P, 2, Hkv, B, D] each, in storage type."""
+    anchors: tuple[Storage, ...]
+    """[P, Hkv, A, D] each."""
+    codes: tuple[NDArray[np.uint8], ...]
+    """[P, bytes] each; no bytes where the layout has no codes."""
+
+
+class HostTables(NamedTuple):
+    """Where one session's blocks lie; valid until it grows or shrinks."""
+
+    pages: tuple[Int32, ...]
+    """By link, of the session's blocks there."""
+    first_link: int
+    """The link of the first stripe; the others follow in turn."""
+
+
+class HostCodes(NamedTuple):
+    """How the codes of one session's anchors are read."""
+
+    steps: Float32
+    """[L, M, Hkv * A * D] by layer and link; [L, M, 0] where the layout has no codes."""
+    num_kept: Int32
+    """[L, M]: blocks that get exact scores after codes; 0 where all do."""
+
+
+class HostMemory:
+    """All arenas of a worker, where it maps every one of them.
+
+    `begin` and `commit` stand around the rows that a step writes itself, one of a session in all layers.
+    """
+
+    def __init__(
+        self,
+        links: Sequence[Link],
+        shards: Sequence[MappedShard],
+        tokens: Stripes,
+        first_link: Callable[[int], int],
+    ) -> None:
+        """`tokens` deals tokens to the shards of a session, of which shard 0 lies at `first_link(session_id)`."""
+        self._links, self._shards = tuple(links), tuple(shards)
+        self._tokens, self._first_link = tokens, first_link
+        self.layout = shards[0].layout
+        arenas = [shard.arena for shard in shards]
+        self.layers = tuple(
+            HostLayer(
+                tuple(arena.kv[layer] for arena in arenas),
+                tuple(arena.anchors[layer] for arena in arenas),
+                tuple(arena.codes[layer] for arena in arenas),
+            )
+            for layer in range(self.layout.num_layers)
+        )
+        self._codes: dict[tuple[int, int], tuple[list[int], HostCodes]] = {}
+        """By session and wanted blocks: what `num_changes` was in each shard, and the codes of then."""
+
+    def tables(self, session_id: int) -> HostTables:
+        """The pages of an open session."""
+        pages = tuple(shard.session(session_id).table.pages for shard in self._shards)
+        return HostTables(pages, self._first_link(session_id))
+
+    def codes(self, session_id: int, num_wanted: int) -> HostCodes:
+        """The codes for choices of `num_wanted` blocks, brought up to date where blocks were sealed since.
+
+        The same object as before where nothing has changed. Raises what a commit of the session failed with.
+        """
+        key = session_id, num_wanted
+        changes = [shard.session(session_id).num_changes for shard in self._shards]
+        known = self._codes.get(key)
+        if known is not None and known[0] == changes:
+            return known[1]
+        for link in self._links:
+            link.confirm(session_id)
+        codes = self._read_codes(session_id, num_wanted)
+        self._codes = {
+            other: kept for other, kept in self._codes.items() if other[0] in self._shards[0].sessions
+        }
+        self._codes[key] = changes, codes
+        return codes
+
+    def _read_codes(self, session_id: int, num_wanted: int) -> HostCodes:
+        size = self._shards[0].arena.anchors[0, 0].size if self.layout.anchor_codes else 0
+        shape = len(self.layers), len(self._shards)
+        codes = HostCodes(np.zeros((*shape, size), np.float32), np.zeros(shape, np.int32))
+        if size:
+            for layer, at in np.ndindex(shape):
+                found = self._shards[at].codes(session_id, layer, num_wanted)
+                if found is not None:
+                    codes.steps[layer, at], codes.num_kept[layer, at] = found.step, found.num_kept
+        return codes
+
+    def begin(self, rows: Iterable[tuple[int, int]]) -> Failures:
+        """Rows (session, position) are about to be written in all layers: from now on their blocks may be read.
+
+        Returns why some may not be written.
+        """
+        failed: Failures = {}
+        for session_id, position in rows:
+            try:
+                at, local = self._place(session_id, position)
+                self._shards[at].session(session_id).table.begin_row(local, self.layout.block_size)
+            except MoorageError as error:
+                failed[session_id] = error
+        return failed
+
+    def commit(self, rows: Iterable[tuple[int, int]]) -> Failures:
+        """Rows (session, position) are complete in all layers.
+
+        Waits where they fill a block, until it is sealed. Returns by session why commits failed, which may be
+        earlier ones.
+        """
+        parts: list[list[tuple[int, int]]] = [[] for _ in self._links]
+        for session_id, position in rows:
+            at, local = self._place(session_id, position)
+            parts[at].append((session_id, local))
+        failed: Failures = {}
+        for link, part in zip(self._links, parts, strict=True):
+            if part:
+                failed |= link.commit_rows(part)
+        return failed
+
+    def _place(self, session_id: int, position: int) -> tuple[int, int]:
+        """(link, position in its store) of a token."""
+        shard, local = self._tokens.place(position)
+        return (self._first_link(session_id) + shard) % len(self._links), local

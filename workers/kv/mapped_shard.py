@@ -1,0 +1,193 @@
+"""One shard as a process that maps its arena sees it: the sessions' blocks, and selections over their anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from moorage.kernels.block_gather import gather_blocks
+from moorage.kernels.block_select import Coded
+from moorage.workers.errors import InvalidRequest, NotFound
+from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.block_table import BlockTable
+from moorage.workers.kv.messages import AnchorRotation, Float32, Int32, SelectReply, SelectRequest, Storage
+from moorage.workers.kv.selector import Asked, Preselection, Scoring, Selector
+
+
+@dataclass(slots=True)
+class ShardSession:
+    """What is known of one session in one shard."""
+
+    table: BlockTable
+    num_sealed: list[int]
+    """By layer: the first blocks, full and with anchors."""
+    preselections: dict[int, Preselection] = field(default_factory=dict)
+    """By layer."""
+    rotation: AnchorRotation | None = None
+    """Set in the store when anchors summarise rotated keys."""
+    scoring: Scoring | None = None
+    """A scored request that waits for its `choose`."""
+    num_changes: int = 0
+    """Counts what may change codes: sealed blocks, blocks that are gone, rebuilt anchors."""
+
+
+class MappedShard:
+    """The sessions of one arena. Token positions and block ids are those of this shard alone.
+
+    The store owns one. A worker of the same host has one of its own, which follows what it asks of the store.
+    Selections are the same in both. Codes of anchors lie in the arena, so only one of them may select.
+    """
+
+    def __init__(self, arena: Arena, where: str) -> None:
+        """`where` says in messages what a session that is missing should be in."""
+        self.arena, self.layout = arena, arena.layout
+        self.sessions: dict[int, ShardSession] = {}
+        self._selector = Selector(arena)
+        self._where = where
+
+    def session(self, session_id: int) -> ShardSession:
+        """Raises NotFound for a session that is not open."""
+        session = self.sessions.get(session_id)
+        if session is None:
+            raise NotFound(f"session {session_id} is not {self._where}")
+        return session
+
+    def open(
+        self,
+        session_id: int,
+        pages: Int32,
+        num_tokens: Sequence[int] | None = None,
+        num_sealed: Sequence[int] | None = None,
+        rotation: AnchorRotation | None = None,
+    ) -> None:
+        """Records a session with its pages, and by layer its tokens and sealed blocks, none by default."""
+        none = (0,) * self.layout.num_layers
+        table = BlockTable(session_id, pages, list(num_tokens or none))
+        self.sessions[session_id] = ShardSession(table, list(num_sealed or none), rotation=rotation)
+        self._selector.forget(session_id)
+
+    def drop(self, session_id: int) -> ShardSession | None:
+        """Removes a session; returns it if it was open."""
+        session = self.sessions.pop(session_id, None)
+        if session is not None:
+            self._selector.forget(session_id)
+        return session
+
+    def write(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> int:
+        """Stores rows [T, Hkv, D] from token `start` on; returns the token after the last.
+
+        Rows count once they are committed.
+        """
+        return self.session(session_id).table.write(self.arena, layer, start, keys, values)
+
+    def commit(self, session_id: int, layer: int, start: int, end: int) -> range:
+        """Records that rows [start, end) of `layer` are complete; returns the blocks that are full and not sealed.
+
+        What was stored after these rows is gone.
+        """
+        session, size = self.session(session_id), self.layout.block_size
+        session.table.check_rows(layer, start, end, size)
+        self._cut(session, layer, start)
+        session.table.num_tokens[layer] = end
+        return range(session.num_sealed[layer], end // size)
+
+    def extend(self, session_id: int, position: int) -> bool:
+        """Records that the row at `position` is complete in all layers, if it neither fills nor replaces a block.
+
+        False where it does; then nothing has changed, and `commit` is to be asked for each layer.
+        """
+        session, size = self.session(session_id), self.layout.block_size
+        table, end = session.table, position + 1
+        table.check_row(position, size)
+        if end % size == 0 or max(table.num_tokens) > end or max(session.num_sealed) > position // size:
+            return False
+        table.num_tokens = [end] * self.layout.num_layers
+        return True
+
+    def seal(self, session_id: int, layer: int, num_blocks: int) -> None:
+        """Records that the first `num_blocks` blocks of `layer` have their anchors."""
+        session = self.session(session_id)
+        session.num_sealed[layer] = num_blocks
+        session.num_changes += 1
+
+    def truncate(self, session_id: int, num_tokens: int) -> None:
+        """Removes the tokens after the first `num_tokens`; the pages stay."""
+        session = self.session(session_id)
+        for layer, held in enumerate(session.table.num_tokens):
+            if held > num_tokens:
+                self._cut(session, layer, num_tokens)
+                session.table.num_tokens[layer] = num_tokens
+        # Codes follow the range of all anchors that were ever there; a shorter session must not remember them.
+        self._selector.forget(session_id)
+        session.num_changes += 1
+
+    def invalidate(self, session_id: int, layer: int, first_block: int) -> None:
+        """The anchors of `layer` from `first_block` on have changed."""
+        self._selector.forget(session_id, layer, first_block)
+        self.session(session_id).num_changes += 1
+
+    def _cut(self, session: ShardSession, layer: int, num_tokens: int) -> None:
+        full = num_tokens // self.layout.block_size
+        if session.num_sealed[layer] > full:
+            session.num_sealed[layer] = full
+            session.preselections.pop(layer, None)
+            self.invalidate(session.table.session_id, layer, full)
+
+    def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
+        """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
+        gather_blocks(self.arena.kv[layer], self.pages_of(session_id, layer, blocks), out, slots)
+
+    def pages_of(self, session_id: int, layer: int, blocks: Int32) -> Int32:
+        """The pages of written `blocks` in the arena."""
+        return self.session(session_id).table.pages_of(layer, blocks, self.layout.block_size)
+
+    def select(self, request: SelectRequest) -> SelectReply:
+        """The best blocks of this shard alone; exact with several shards unless the pooling is SOFTMAX."""
+        return self._selector.select(*self._asked(request))
+
+    def select_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
+        """`select` for each of some sessions, at least one, in one call where it can be one."""
+        return self._selector.select_together([self._asked(request) for request in requests])
+
+    def score(self, request: SelectRequest) -> Float32:
+        """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `choose`."""
+        scoring = self._selector.score(*self._asked(request))
+        self.session(request.session_id).scoring = scoring
+        return self._selector.lse(scoring)
+
+    def choose(self, session_id: int, lse: Float32) -> SelectReply:
+        """Ends what `score` began; `lse` [R, Hq] is that of all shards together."""
+        session = self.session(session_id)
+        scoring, session.scoring = session.scoring, None
+        if scoring is None or lse.shape != scoring.logits.shape[:2]:
+            raise InvalidRequest(f"session {session_id}: no scored request fits lse {lse.shape}; score first")
+        reply = self._selector.choose(scoring, lse)
+        self._selector.release(scoring)
+        return reply
+
+    def preselect(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
+        """Restricts selections of `layer` with `use_preselected`: of the blocks before `limit`, to `blocks`."""
+        self.pages_of(session_id, layer, blocks)
+        if len(blocks) > 1 and not (blocks[1:] > blocks[:-1]).all():
+            raise InvalidRequest(f"session {session_id}: preselected blocks are not ascending; sort them")
+        self.session(session_id).preselections[layer] = Preselection(np.array(blocks, np.int32), limit)
+
+    def codes(self, session_id: int, layer: int, num_wanted: int) -> Coded | None:
+        """Codes of the sealed blocks for a choice of `num_wanted`, brought up to date; None where there are none."""
+        session = self.session(session_id)
+        sealed = session.table.pages[: session.num_sealed[layer]]
+        return self._selector.codes(session_id, layer, sealed, num_wanted)
+
+    def _asked(self, request: SelectRequest) -> Asked:
+        session = self.session(request.session_id)
+        session.table.check_layer(request.layer)
+        preselection = session.preselections.get(request.layer) if request.use_preselected else None
+        return Asked(request, session.table.pages, session.num_sealed[request.layer], preselection)
+
+    def close(self) -> None:
+        """Removes all sessions and unmaps the arena. Idempotent."""
+        self.sessions.clear()
+        self.arena.close()
