@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from statistics import median
 
 from moorage.runtime.bench.measure import WARM_ROUNDS, Sample, median_s, sample, undisturbed
-from moorage.runtime.bench.pilot import FULL, LAGGED, Pilot, Setup, open_pilot
+from moorage.runtime.bench.pilot import FULL, LAGGED, SELECTED, Pilot, Setup, open_pilot
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import use_threads
 from moorage.runtime.bench.transformers_peer import CachedModel, fits
@@ -37,10 +37,9 @@ def run_decode(
     use_threads(setup.threads)
     room = (1 + lag) * (steps + WARM_ROUNDS) + full_steps + WARM_ROUNDS + 8
     with open_pilot(contexts, room, setup) as pilot:
-        chosen, *lagged = _measure(
-            contexts, steps, pilot.decode, *([partial(_decode_under, pilot, LAGGED)] if lag else [])
-        )
-        (full,) = _measure(contexts, full_steps, partial(_decode_under, pilot, FULL))
+        choices = (SELECTED, LAGGED) if lag else (SELECTED,)
+        chosen, *lagged = _measure(pilot, contexts, steps, choices)
+        (full,) = _measure(pilot, contexts, full_steps, (FULL,))
         peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
     peers = _peer_seconds(peer_contexts, full_steps)
     seconds = {context: median_s(results) for context, results in chosen.items()}
@@ -52,32 +51,32 @@ def run_decode(
         if context in peers:
             ratio_to["transformers"] = peers[context] / own
         yield Row("decode", own, context, setup.threads, ratio_to=ratio_to)
-        yield from _parts("decode", context, setup.threads, chosen[context])
+        yield from part_rows("decode", context, setup.threads, chosen[context])
         for behind in lagged:
             late = median_s(behind[context])
             yield Row("decode-lag", late, context, setup.threads, ratio_to={"decode": own / late})
-            yield from _parts("decode-lag", context, setup.threads, behind[context])
+            yield from part_rows("decode-lag", context, setup.threads, behind[context])
         yield Row("decode-full", whole, context, setup.threads)
         if context in peers:
             yield Row("decode-transformers", peers[context], context, setup.threads)
 
 
-def _decode_under(pilot: Pilot, memory: MemorySpec, context: int) -> StepResult:
-    return pilot.decode(context, memory)
-
-
-def _measure(contexts: Sequence[int], steps: int, *ways: Callable[[int], StepResult]) -> list[Times]:
-    """One step of each context a round, in each of some ways, whose order rotates; the times of each way."""
-    times: list[Times] = [defaultdict(list) for _ in ways]
+def _measure(
+    pilot: Pilot, contexts: Sequence[int], steps: int, memories: Sequence[MemorySpec]
+) -> list[Times]:
+    """Times under each of `memories`: a round is one step of each context under each, in an order that rotates."""
+    times: list[Times] = [defaultdict(list) for _ in memories]
     for number in range(steps + WARM_ROUNDS):
-        for context in contexts:
-            for turn in range(number, number + len(ways)):
-                way = turn % len(ways)
-                times[way][context].append(sample(partial(ways[way], context)))
+        for session_id, context in enumerate(contexts):
+            for turn in range(number, number + len(memories)):
+                way = turn % len(memories)
+                run = partial(pilot.decode, (session_id,), memories[way])
+                times[way][context].append(sample(run))
     return [{context: taken[WARM_ROUNDS:] for context, taken in found.items()} for found in times]
 
 
-def _parts(name: str, context: int, threads: int, samples: Sequence[Sample[StepResult]]) -> Iterator[Row]:
+def part_rows(name: str, context: int, threads: int, samples: Sequence[Sample[StepResult]]) -> Iterator[Row]:
+    """Median seconds of each part of a step."""
     results = [taken.value for taken in undisturbed(samples)]
     for part, shown in PARTS.items():
         yield Row(f"{name}-{shown}", median(r.part_s.get(part, 0.0) for r in results), context, threads)

@@ -70,7 +70,7 @@ class Setup:
 
 
 class Pilot:
-    """One engine; a session of each context, named by its length."""
+    """One engine with sessions whose keys and values are made up."""
 
     def __init__(self, spec: ModelSpec, layout: KvLayout, kv: ShardedKv, num_sessions: int) -> None:
         device = torch.device("cpu")
@@ -82,24 +82,25 @@ class Pilot:
         self._random = random.Random(0)
         self._step = 0
 
-    def open(self, context_tokens: int, room_tokens: int) -> None:
+    def open(self, session_id: int, context_tokens: int, room_tokens: int) -> None:
         """Opens a session that already holds `context_tokens`; its next token is the first generated."""
         total = context_tokens + room_tokens
-        opening = OpenSession(context_tokens, total, context_tokens, SELECTED, SamplingSpec())
+        opening = OpenSession(session_id, total, context_tokens, SELECTED, SamplingSpec())
         self._run(StepPlan(self._next(), opens=(opening,)))
-        fill(self._kv, self._layout, context_tokens, context_tokens, seed=context_tokens % 9973)
-        self.engine.sessions[context_tokens].num_tokens = context_tokens
+        fill(self._kv, self._layout, session_id, context_tokens, seed=(context_tokens + session_id) % 9973)
+        self.engine.sessions[session_id].num_tokens = context_tokens
 
-    def decode(self, session_id: int, memory: MemorySpec = SELECTED) -> StepResult:
-        """One decode step under `memory`."""
-        session = self.engine.sessions[session_id]
-        session.memory = memory
-        token = (self._token(),)
-        segment = Segment(session_id, session.num_tokens, token, sample=True)
-        return self._run(StepPlan(self._next(), segments=(segment,)))
+    def decode(self, session_ids: Sequence[int], memory: MemorySpec = SELECTED) -> StepResult:
+        """One decode step of the sessions together, each under `memory`."""
+        segments = []
+        for session_id in session_ids:
+            session = self.engine.sessions[session_id]
+            session.memory = memory
+            segments.append(Segment(session_id, session.num_tokens, (self._token(),), sample=True))
+        return self._run(StepPlan(self._next(), segments=tuple(segments)))
 
     def prefill(self, session_id: int, num_tokens: int, memory: MemorySpec) -> StepResult:
-        """Prefills `num_tokens` more tokens after the session's context, and forgets them again."""
+        """Prefills `num_tokens` more tokens after the session's context, and truncates the session again."""
         session = self.engine.sessions[session_id]
         session.memory = memory
         session.prompt_tokens = session.num_tokens + num_tokens + 1
@@ -140,7 +141,7 @@ def pilot_layout(spec: ModelSpec) -> KvLayout:
 
 @contextmanager
 def open_pilot(contexts: Sequence[int], room_tokens: int, setup: Setup) -> Iterator[Pilot]:
-    """An engine with a filled session of each of `contexts`; everything ends with the block."""
+    """An engine with a filled session of each of `contexts`, whose id is its index; all ends with the block."""
     spec = read_model_spec(PILOT)
     layout = pilot_layout(spec)
     blocks = Stripes(setup.shards, STRIPE_BLOCKS)
@@ -148,9 +149,15 @@ def open_pilot(contexts: Sequence[int], room_tokens: int, setup: Setup) -> Itera
     with ExitStack() as stack:
         links = [_link(stack, layout, pages, setup) for _ in range(setup.shards)]
         pilot = Pilot(spec, layout, ShardedKv(links, layout, STRIPE_BLOCKS), len(contexts))
-        for context in contexts:
-            pilot.open(context, room_tokens)
+        for session_id, context in enumerate(contexts):
+            pilot.open(session_id, context, room_tokens)
         yield pilot
+
+
+def pilot_bytes(context_tokens: int, sessions: int) -> int:
+    """DRAM that the KV of so many filled sessions takes."""
+    layout = pilot_layout(read_model_spec(PILOT))
+    return sessions * layout.num_blocks(context_tokens) * layout.page_bytes
 
 
 def _link(stack: ExitStack, layout: KvLayout, num_pages: int, setup: Setup) -> Link:

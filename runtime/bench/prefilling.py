@@ -37,10 +37,10 @@ def run_prefill(
     }
     with open_pilot(contexts, chunk_tokens + 2, setup) as pilot:
         for _ in range(rounds + 1):
-            for context in contexts:
-                selected[context].append(sample(partial(pilot.prefill, context, chunk_tokens, SELECTED)))
+            for session_id, context in enumerate(contexts):
+                selected[context].append(sample(partial(pilot.prefill, session_id, chunk_tokens, SELECTED)))
                 if context in exact:
-                    exact[context].append(sample(partial(pilot.prefill, context, chunk_tokens, FULL)))
+                    exact[context].append(sample(partial(pilot.prefill, session_id, chunk_tokens, FULL)))
         peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
     peers = {context: _peer_s(context, chunk_tokens, rounds) for context in peer_contexts}
     own = {context: _token_s(results, chunk_tokens) for context, results in selected.items()}

@@ -29,7 +29,7 @@ class Row:
     ratio_to_limit: float | None = None
     ratio_to: dict[str, float] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
-    """Other figures by name, with their unit in it; only in the JSON form."""
+    """Other figures by name, with their unit in it; of these the table shows `tokens_per_s`."""
 
     @property
     def key(self) -> Key:
@@ -83,21 +83,30 @@ class Report:
 
     def print(self, title: str) -> None:
         """Prints the table and, below it, the notes."""
-        columns = ("name", "context", "threads", "median", "GB/s", "of limit", "times as fast as")
+        columns = ("name", "context", "threads", "median", "tokens/s", "GB/s", "of limit", "times as fast as")
         cells = [
             (
                 row.name,
                 "" if row.context_tokens is None else format_tokens(row.context_tokens),
                 "" if row.threads is None else str(row.threads),
                 format_seconds(row.median_s),
+                f"{row.values['tokens_per_s']:.0f}" if "tokens_per_s" in row.values else "",
                 "" if row.gb_per_s is None else f"{row.gb_per_s:.1f}",
                 "" if row.ratio_to_limit is None else f"{row.ratio_to_limit:.0%}",
                 ", ".join(f"{peer} {ratio:.2f}" for peer, ratio in row.ratio_to.items()),
             )
             for row in self.rows
         ]
+        used = [i for i, _ in enumerate(columns) if i == 0 or any(row[i] for row in cells)]
+        shown = [columns[i] for i in used]
         machine = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        print_table(columns, cells, title=title, right=columns[1:6], notes=[*self.notes, machine])
+        print_table(
+            shown,
+            [[row[i] for i in used] for row in cells],
+            title=title,
+            right=[column for column in shown if column in columns[1:-1]],
+            notes=[*self.notes, machine],
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,11 @@ NO_PEER = "transformers is not installed, so its rows are missing: pip install t
 
 
 @bench_app.command(
-    epilog=examples("runtime bench decode", "runtime bench decode --context 32K,1M --mailbox --shards 2")
+    epilog=examples(
+        "runtime bench decode",
+        "runtime bench decode --context 32K,1M --mailbox --shards 2",
+        "runtime bench decode --context 32K --batch 8",
+    )
 )
 def decode(
     context: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens before the new one.")] = (
@@ -163,17 +167,30 @@ def decode(
     full_steps: Annotated[int, typer.Option(min=1, help="Of them with attention over all keys.")] = 3,
     peer_context: PeerContext = "128K",
     lag: Annotated[bool, typer.Option("--lag", help="Also with choices by the last step's query.")] = False,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,…",
+            help="Instead, decode so many sessions together, beside one; full attention and transformers are left "
+            "out.",
+        ),
+    ] = None,
     shards: Shards = 1,
     mailbox: Mailbox = False,
     threads: EngineThreads = 1,
     json_file: JsonFile = None,
 ) -> None:
     """Generate tokens on the embedded model with the same budget at every length."""
+    from moorage.runtime.bench.batching import run_batches
     from moorage.runtime.bench.decoding import run_decode
     from moorage.runtime.bench.pilot import Setup
 
     report = Report(describe_machine())
     setup = Setup(shards, mailbox, threads)
+    if batch is not None:
+        report.add(run_batches(parse_counts(context), parse_counts(batch), steps, setup))
+        finish(report, "decode of several sessions: seconds a step and its parts", json_file)
+        return
     rows = run_decode(parse_counts(context), steps, full_steps, setup, parse_counts(peer_context)[0], lag)
     report.add(rows, () if installed("transformers") else (NO_PEER,))
     finish(report, "decode: seconds a token and its parts", json_file)

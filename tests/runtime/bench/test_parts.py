@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moorage.runtime.bench.batching import run_batches
 from moorage.runtime.bench.decoding import run_decode
 from moorage.runtime.bench.gathering import SHAPES, run_gather
 from moorage.runtime.bench.measure import installed
@@ -15,6 +16,7 @@ from moorage.runtime.bench.prefilling import run_prefill
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.selecting import run_link, run_select
 from moorage.runtime.cli import main
+from moorage.workers.errors import InvalidRequest
 
 
 def names(rows: list[Row]) -> set[str]:
@@ -49,6 +51,25 @@ def test_decode_over_a_made_up_past(setup: Setup, lag: bool) -> None:
     assert set(decode) == {1500, 4096}
     assert ("transformers" in decode[1500].ratio_to) == installed("transformers")
     assert "transformers" not in decode[4096].ratio_to
+
+
+@pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True)])
+def test_decode_of_several_sessions_stands_beside_one(setup: Setup) -> None:
+    rows = list(run_batches([1500, 2048], [3], 2, setup))
+    assert {"decode-batch-1", "decode-batch-3", "decode-batch-3-score", "decode-batch-3-attend"} <= names(
+        rows
+    )
+    whole = {(row.name, row.context_tokens): row for row in rows if "tokens_per_s" in row.values}
+    assert set(whole) == {(f"decode-batch-{n}", context) for n in (1, 3) for context in (1500, 2048)}
+    for context in (1500, 2048):
+        one, three = whole["decode-batch-1", context], whole["decode-batch-3", context]
+        assert three.values["tokens_per_s"] == pytest.approx(3 / three.median_s)
+        assert three.ratio_to == {"decode-batch-1": pytest.approx(3 * one.median_s / three.median_s)}
+
+
+def test_more_sessions_than_the_host_has_memory_for_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"sessions of 1M tokens take .* lower --batch or --context"):
+        list(run_batches([2**20], [100_000], 2, Setup()))
 
 
 def test_prefill_behind_a_made_up_past() -> None:
