@@ -9,11 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from moorage.runtime.planning.trained_length import Reach
-from moorage.runtime.serving.capacity import Ledger
+from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
-from moorage.runtime.serving.jobs import Limits
 from moorage.runtime.serving.protocol import Event, GenerateParams, ModelInfo, Token
-from moorage.runtime.serving.room import Room
+from moorage.runtime.serving.scheduled_request import Limits
 from moorage.workers.errors import StoreFull, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
@@ -107,9 +106,9 @@ def cluster(
     eos: frozenset[int],
     pages: int = 64,
     max_seq_len: int = 200,
-    room: Room | None = None,
+    resources: Resources | None = None,
 ) -> Cluster:
-    room = room or Room((pages,), 10_000)
+    resources = resources or Resources((pages,), 10_000)
 
     async def nothing() -> None: ...
 
@@ -120,8 +119,8 @@ def cluster(
         model=ModelInfo("toy", "llama", "float32", 10, max_seq_len, "full"),
         eos_token_ids=eos,
         tokenizer=None,
-        limits=Limits(room, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
-        ledger=Ledger(LAYOUT, room, 1, None),
+        limits=Limits(resources, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
+        capacity=Capacity(LAYOUT, resources, 1, None),
         worker=worker,
         resolve_memory=lambda preset: FULL if preset is None else memory(positions=Positions.CLAMPED),
         kv_status=no_actors,

@@ -15,8 +15,8 @@ from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.trained_length import reach
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
-from moorage.runtime.serving.jobs import Limits
 from moorage.runtime.serving.protocol import ModelInfo
+from moorage.runtime.serving.scheduled_request import Limits
 from moorage.runtime.serving.worker_client import RayWorker
 from moorage.runtime.text.process import TextProcess
 
@@ -65,13 +65,13 @@ def _cluster(plan: LaunchPlan, processes: ClusterProcesses, text: TextProcess | 
         tokenizer=plan.tokenizer,
         text=text,
         limits=Limits(
-            room=plan.ledger.capacity,
+            resources=plan.capacity.total,
             max_step_tokens=step_tokens,
             decode_prefill_tokens=min(config.scheduler.decode_prefill_tokens, step_tokens),
             max_running=config.server.max_running,
             max_waiting=config.server.max_queued_requests,
         ),
-        ledger=plan.ledger,
+        capacity=plan.capacity,
         worker=RayWorker(processes.worker, processes.worker_pid),
         resolve_memory=partial(resolve_memory, config, model=plan.spec),
         kv_status=processes.kv_status,

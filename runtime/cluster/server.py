@@ -16,13 +16,13 @@ import structlog
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.server import ApiServer
 from moorage.runtime.cluster import os_processes, registry
+from moorage.runtime.cluster.background_tasks import essential, log_stray_errors, repeated
 from moorage.runtime.cluster.heap import LOOK_EVERY_S, HeapTrimmer
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.os_processes import ProcessId
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.exposure import exposure_warning
 from moorage.runtime.serving.protocol import ClusterStatus
-from moorage.runtime.serving.tasks import essential, log_stray_errors, repeated
 from moorage.workers.errors import Unavailable
 
 log = structlog.get_logger()

@@ -11,8 +11,7 @@ from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.host import check_memory, deployment_of
 from moorage.runtime.planning.memory import Deployment, num_slots, pages_per_actor
 from moorage.runtime.planning.session_limit import SessionLimit, session_limit
-from moorage.runtime.serving.capacity import Ledger
-from moorage.runtime.serving.room import Room
+from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.hf_generation import SamplingDefaults, read_sampling_defaults
 from moorage.workers.hf_weights import check_weights
@@ -29,7 +28,7 @@ class LaunchPlan:
     config: ClusterConfig
     deployment: Deployment
     pages_per_actor: int
-    ledger: Ledger
+    capacity: Capacity
     tokenizer: TextTokenizer | None
     """None when there is no tokenizer.json: token ids can still be served."""
     eos_token_ids: tuple[int, ...]
@@ -75,14 +74,14 @@ def plan_launch(config: ClusterConfig) -> LaunchPlan:
     sampling = read_sampling_defaults(directory)
     deployment = deployment_of(config, spec)
     pages = pages_per_actor(config.kv_store.dram, config.kv_store.actors, deployment.layout)
-    capacity = Room((pages,) * config.kv_store.actors, num_slots(deployment))
+    total = Resources((pages,) * config.kv_store.actors, num_slots(deployment))
     check_memory(config, deployment)
     return LaunchPlan(
         config=config,
         deployment=deployment,
         pages_per_actor=pages,
-        ledger=Ledger(
-            deployment.layout, capacity, config.kv_store.stripe_blocks, config.memory.max_cached_block
+        capacity=Capacity(
+            deployment.layout, total, config.kv_store.stripe_blocks, config.memory.max_cached_block
         ),
         tokenizer=tokenizer,
         eos_token_ids=stop_token_ids(spec, tokenizer),

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from moorage.runtime.config.units import format_bytes
-from moorage.runtime.serving.room import Room, spread
+from moorage.runtime.serving.capacity import Resources, spread
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.stripes import Stripes
@@ -268,7 +268,7 @@ def _largest_shard(deployment: Deployment, num_blocks: int, sessions: int) -> in
     """Blocks of the fullest shard. Sessions start at the emptiest one, as they do when they are admitted."""
     stripes = Stripes(deployment.shards, deployment.stripe_blocks)
     counts = tuple(stripes.count(num_blocks, shard) for shard in range(deployment.shards))
-    return max(spread(Room(counts, 0), sessions))
+    return max(spread(Resources(counts, 0), sessions))
 
 
 def _slots(deployment: Deployment, memory: MemorySpec) -> int:

@@ -1,7 +1,8 @@
-"""Which waiting requests may start: room is reserved for all of a request's tokens before its first step. Pure.
+"""Which waiting requests may start: all that a request needs is reserved before its first step. Pure.
 
-A waiting request reserves nothing. The KV of an idle session is room that can be had, also when a request for that
-session waits: it then begins anew. So whenever nothing runs, the first of the waiting requests can start.
+A waiting request reserves nothing. The resources of an idle session count as available, also when a request for that
+session waits: that request then begins the session anew. So whenever nothing runs, the first of the waiting requests
+can start.
 """
 
 from __future__ import annotations
@@ -10,183 +11,187 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moorage.runtime.serving.jobs import Job, Limits, Wait
-from moorage.runtime.serving.room import Room, first_actor
-from moorage.runtime.serving.session_cache import Conversation, Conversations
+from moorage.runtime.serving.capacity import Resources, first_actor
+from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest, Wait
+from moorage.runtime.serving.session_cache import IdleSession, SessionCache
 
-Reusable = Callable[[int, Conversation], int]
-"""How many prompt tokens of a job an idle session's KV saves; with 0 the job begins the session anew."""
+Reusable = Callable[[int, IdleSession], int]
+"""How many prompt tokens of a request an idle session's KV saves; with 0 the request begins the session anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How a job can start now."""
+    """How a request can start now."""
 
-    room: Room
+    reservation: Resources
     first_actor: int
-    continues: Conversation | None
+    continues: IdleSession | None
     cached_tokens: int
-    evicted: tuple[Conversation, ...]
+    evicted: tuple[IdleSession, ...]
 
 
 @dataclass(slots=True)
 class Admission:
-    """Waiting jobs in order of arrival, idle sessions, and the room that nobody holds."""
+    """Waiting requests in order of arrival, idle sessions, and free resources."""
 
     limits: Limits
     reusable: Reusable
-    free: Room = field(init=False)
-    waiting: deque[Job] = field(default_factory=deque)
-    idle: Conversations = field(default_factory=Conversations)
+    free: Resources = field(init=False)
+    waiting: deque[ScheduledRequest] = field(default_factory=deque)
+    idle: SessionCache = field(default_factory=SessionCache)
 
     def __post_init__(self) -> None:
-        self.free = self.limits.room
+        self.free = self.limits.resources
 
-    def admit(self, running: Mapping[int, Job]) -> tuple[list[Job], list[Conversation]]:
+    def admit(
+        self, running: Mapping[int, ScheduledRequest]
+    ) -> tuple[list[ScheduledRequest], list[IdleSession]]:
         """Starts what fits beside `running`, in order of arrival; returns it and the sessions evicted for it.
 
-        A job whose session is in use is passed over. No job passes another that waits for room.
+        A request whose session is in use is passed over. No request passes another that waits for resources.
         """
-        admitted: list[Job] = []
-        evicted: list[Conversation] = []
-        busy = _sessions(running.values())
-        for job in tuple(self.waiting):
+        admitted: list[ScheduledRequest] = []
+        evicted: list[IdleSession] = []
+        busy = _session_names(running.values())
+        for request in tuple(self.waiting):
             if len(running) + len(admitted) >= self.limits.max_running:
                 break
-            if job.session in busy:
+            if request.session_name in busy:
                 continue
-            start = self._start_of(job)
+            start = self._start_of(request)
             if start is None:
                 break
-            self._begin(job, start)
-            admitted.append(job)
+            self._begin(request, start)
+            admitted.append(request)
             evicted += start.evicted
-            busy |= _sessions((job,))
+            busy |= _session_names((request,))
         return admitted, evicted
 
-    def withdraw(self, job_id: int) -> None:
-        """Forgets a waiting job."""
-        self.waiting = deque(job for job in self.waiting if job.job_id != job_id)
+    def withdraw(self, request_id: int) -> None:
+        """Removes a waiting request."""
+        self.waiting = deque(request for request in self.waiting if request.request_id != request_id)
 
-    def give(self, room: Room) -> None:
-        """A job no longer holds this room."""
-        self.free = self.free.plus(room)
+    def release(self, reservation: Resources) -> None:
+        """Frees what a request had reserved."""
+        self.free = self.free.plus(reservation)
 
-    def keep(self, room: Room, conversation: Conversation) -> None:
-        """A job that held `room` leaves KV behind; what it held beyond that is free again."""
-        self.free = self.free.plus(room).minus(conversation.room)
-        self.idle.keep(conversation)
+    def keep(self, reservation: Resources, session: IdleSession) -> None:
+        """Frees what a request had reserved, except for the session that it leaves idle."""
+        self.free = self.free.plus(reservation).minus(session.resources)
+        self.idle.add(session)
 
-    def waits(self, running: Mapping[int, Job]) -> list[Wait]:
-        """Why each waiting job waits, in order."""
-        busy, blocked, found = _sessions(running.values()), False, []
-        for place, job in enumerate(self.waiting):
-            if job.session in busy:
-                found.append(Wait(job, "session", place))
+    def waits(self, running: Mapping[int, ScheduledRequest]) -> list[Wait]:
+        """Why each waiting request waits, in order."""
+        busy, blocked, found = _session_names(running.values()), False, []
+        for place, request in enumerate(self.waiting):
+            if request.session_name in busy:
+                found.append(Wait(request, "session", place))
                 continue
-            wait = Wait(job, "queue", place) if blocked else self._wait_of(job, place, len(running))
+            wait = Wait(request, "queue", place) if blocked else self._wait_of(request, place, len(running))
             blocked |= wait.waits_for != "queue"
             found.append(wait)
         return found
 
-    def _wait_of(self, job: Job, place: int, num_running: int) -> Wait:
-        """Of a job that is passed over for nothing but room; "queue" when the next step admits it."""
+    def _wait_of(self, request: ScheduledRequest, place: int, num_running: int) -> Wait:
+        """Of the first request whose session is not in use; "queue" when the next step admits it."""
         if num_running >= self.limits.max_running:
-            return Wait(job, "running", place)
-        if job.need.slots > self.free.slots:
-            return Wait(job, "device_slots", place)
-        if self._start_of(job) is None:
-            held, _ = self._continued(job)
-            return Wait(job, "memory", place, job.need if held is None else _beyond(job, held))
-        return Wait(job, "queue", place)
+            return Wait(request, "running", place)
+        if request.need.slots > self.free.slots:
+            return Wait(request, "device_slots", place)
+        if self._start_of(request) is None:
+            held, _ = self._continued(request)
+            return Wait(request, "memory", place, request.need if held is None else _beyond(request, held))
+        return Wait(request, "queue", place)
 
-    def _begin(self, job: Job, start: Start) -> None:
-        self.waiting.remove(job)
-        for conversation in start.evicted:
-            self.idle.remove(conversation)
-            self.free = self.free.plus(conversation.room)
+    def _begin(self, request: ScheduledRequest, start: Start) -> None:
+        self.waiting.remove(request)
+        for session in start.evicted:
+            self.idle.remove(session)
+            self.free = self.free.plus(session.resources)
         if start.continues is not None:
             self.idle.remove(start.continues)
-            self.free = self.free.plus(start.continues.room)
-        self.free = self.free.minus(start.room)
-        job.room, job.first_actor, job.continues = start.room, start.first_actor, start.continues
-        job.prefilled_tokens = start.cached_tokens
+            self.free = self.free.plus(start.continues.resources)
+        self.free = self.free.minus(start.reservation)
+        request.reservation, request.first_actor = start.reservation, start.first_actor
+        request.continues, request.prefilled_tokens = start.continues, start.cached_tokens
 
-    def _start_of(self, job: Job) -> Start | None:
-        """How a job can start now, evicting idle sessions where that makes it fit; None if it can't."""
-        if job.need.slots > self.free.slots:
+    def _start_of(self, request: ScheduledRequest) -> Start | None:
+        """How a request can start now, evicting idle sessions where that makes it fit; None if it can't."""
+        if request.need.slots > self.free.slots:
             return None
-        held, cached_tokens = self._continued(job)
+        held, cached_tokens = self._continued(request)
         if held is None:
-            return self._anew(job)
-        lacking = _beyond(job, held)
-        evicted = self._evictions(job, self.free, lambda free: free.holds(lacking))
+            return self._anew(request)
+        lacking = _beyond(request, held)
+        evicted = self._evictions(request, self.free, lambda free: free.holds(lacking))
         if evicted is None:
             return None
-        return Start(held.room.plus(lacking), held.first_actor, held, cached_tokens, tuple(evicted))
+        return Start(held.resources.plus(lacking), held.first_actor, held, cached_tokens, tuple(evicted))
 
-    def _anew(self, job: Job) -> Start | None:
-        """A start without KV; what is idle under the session's name goes, since it can't be used."""
-        own = self.idle.get(job.session)
-        free = self.free if own is None else self.free.plus(own.room)
-        evicted = self._evictions(job, free, lambda room: first_actor(job.need, room) is not None)
+    def _anew(self, request: ScheduledRequest) -> Start | None:
+        """A start without KV. An idle session of the request's name is evicted, since its KV can't be used."""
+        own = self.idle.get(request.session_name)
+        free = self.free if own is None else self.free.plus(own.resources)
+        evicted = self._evictions(request, free, lambda found: first_actor(request.need, found) is not None)
         if evicted is None:
             return None
-        actor = first_actor(job.need, _with(free, evicted))
+        actor = first_actor(request.need, _with(free, evicted))
         assert actor is not None
         gone = evicted if own is None else [own, *evicted]
-        return Start(job.need.starting_at(actor), actor, None, 0, tuple(gone))
+        return Start(request.need.starting_at(actor), actor, None, 0, tuple(gone))
 
-    def _continued(self, job: Job) -> tuple[Conversation | None, int]:
-        """The idle session that a job can go on with, and the prompt tokens that it saves."""
-        held = self.idle.get(job.session)
+    def _continued(self, request: ScheduledRequest) -> tuple[IdleSession | None, int]:
+        """The idle session that a request can go on with, and the prompt tokens that it saves."""
+        held = self.idle.get(request.session_name)
         if held is None:
             return None, 0
-        if job.reuse is None or job.reuse[0] is not held:
-            job.reuse = held, self.reusable(job.job_id, held)
-        cached_tokens = job.reuse[1]
+        if request.reuse is None or request.reuse[0] is not held:
+            request.reuse = held, self.reusable(request.request_id, held)
+        cached_tokens = request.reuse[1]
         return (held, cached_tokens) if cached_tokens else (None, 0)
 
-    def _evictions(self, job: Job, free: Room, fits: Callable[[Room], bool]) -> list[Conversation] | None:
-        """Of the idle sessions of other names, those that must go until it `fits`; None if all of them don't do.
+    def _evictions(
+        self, request: ScheduledRequest, free: Resources, fits: Callable[[Resources], bool]
+    ) -> list[IdleSession] | None:
+        """Which idle sessions of other names to evict until it `fits`; None if evicting all of them is not enough.
 
-        Sessions that no waiting request asks for go first, the longest unused before others, and none that
+        Sessions that no waiting request names go first, the longest unused before others, and none that
         makes no difference.
         """
         if fits(free):
             return []
-        own = self.idle.get(job.session)
-        if self.idle.room is None:
+        own = self.idle.get(request.session_name)
+        if self.idle.resources is None:
             return None
-        room = self.idle.room if own is None else self.idle.room.minus(own.room)
-        if not fits(free.plus(room)):
+        evictable = self.idle.resources if own is None else self.idle.resources.minus(own.resources)
+        if not fits(free.plus(evictable)):
             return None
-        evicted: list[Conversation] = []
-        awaited = _sessions(self.waiting)
+        evicted: list[IdleSession] = []
+        awaited = _session_names(self.waiting)
         others = [held for held in self.idle if held is not own]
         for victim in sorted(others, key=lambda held: held.name in awaited):
             evicted.append(victim)
-            free = free.plus(victim.room)
+            free = free.plus(victim.resources)
             if fits(free):
                 break
         for victim in evicted[::-1]:
-            if fits(free.minus(victim.room)):
-                free = free.minus(victim.room)
+            if fits(free.minus(victim.resources)):
+                free = free.minus(victim.resources)
                 evicted.remove(victim)
         return evicted
 
 
-def _sessions(jobs: Iterable[Job]) -> set[str]:
-    return {job.session for job in jobs if job.session is not None}
+def _session_names(requests: Iterable[ScheduledRequest]) -> set[str]:
+    return {request.session_name for request in requests if request.session_name is not None}
 
 
-def _beyond(job: Job, held: Conversation) -> Room:
-    """What a job must get to go on with `held`."""
-    return job.need.starting_at(held.first_actor).beyond(held.room)
+def _beyond(request: ScheduledRequest, held: IdleSession) -> Resources:
+    """What a request must reserve beside the resources of `held` to go on with it."""
+    return request.need.starting_at(held.first_actor).beyond(held.resources)
 
 
-def _with(free: Room, evicted: Sequence[Conversation]) -> Room:
-    """What is free once these are gone."""
-    for conversation in evicted:
-        free = free.plus(conversation.room)
+def _with(free: Resources, evicted: Sequence[IdleSession]) -> Resources:
+    """What is free once these are evicted."""
+    for session in evicted:
+        free = free.plus(session.resources)
     return free

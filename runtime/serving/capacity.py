@@ -1,10 +1,11 @@
-"""What a request needs, in the units that admission counts: pages in each KV actor, and device slots."""
+"""What requests need and what the cluster has, as admission counts it: pages in each KV actor, and device slots."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moorage.runtime.serving.room import Room
+from moorage.runtime.config.units import format_bytes
 from moorage.workers.counting import counted
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.kv.stripes import Stripes
@@ -13,49 +14,99 @@ from moorage.workers.spec import KvLayout, MemorySpec
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
-    """Turns tokens into room. `capacity` is the whole cluster's."""
+class Resources:
+    """What is free, reserved or needed. Pages are counted by KV actor."""
+
+    pages: tuple[int, ...]
+    slots: int
+
+    def holds(self, need: Resources) -> bool:
+        """Whether `need` fits."""
+        return need.slots <= self.slots and all(n <= h for n, h in zip(need.pages, self.pages, strict=True))
+
+    def plus(self, other: Resources) -> Resources:
+        """The sum."""
+        pages = tuple(a + b for a, b in zip(self.pages, other.pages, strict=True))
+        return Resources(pages, self.slots + other.slots)
+
+    def beyond(self, held: Resources) -> Resources:
+        """What must be added to `held` to have all of this."""
+        pages = tuple(max(0, a - b) for a, b in zip(self.pages, held.pages, strict=True))
+        return Resources(pages, max(0, self.slots - held.slots))
+
+    def minus(self, other: Resources) -> Resources:
+        """The difference."""
+        pages = tuple(a - b for a, b in zip(self.pages, other.pages, strict=True))
+        return Resources(pages, self.slots - other.slots)
+
+    def starting_at(self, actor: int) -> Resources:
+        """The same need for a session whose first stripe lies in `actor` and not in actor 0."""
+        num_actors = len(self.pages)
+        return Resources(tuple(self.pages[(i - actor) % num_actors] for i in range(num_actors)), self.slots)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Resources of the whole cluster, and how many of them a session of a given length needs."""
 
     layout: KvLayout
-    capacity: Room
+    total: Resources
     stripe_blocks: int
     max_cached_block: int | None
 
-    def need(self, num_tokens: int, memory: MemorySpec) -> Room:
-        """Room for a session of `num_tokens`, prompt and generated together, that starts at actor 0."""
+    def need(self, num_tokens: int, memory: MemorySpec) -> Resources:
+        """For a session of `num_tokens`, prompt and generated together, that starts at actor 0."""
         pages = self.idle(num_tokens).pages
         slots = slots_per_layer(memory, self.layout, self.max_cached_block) * self.layout.num_layers
-        return Room(pages, slots)
+        return Resources(pages, slots)
 
-    def idle(self, num_tokens: int) -> Room:
-        """Room for the KV alone of a session of `num_tokens` that starts at actor 0."""
+    def idle(self, num_tokens: int) -> Resources:
+        """For the KV alone of a session of `num_tokens` that starts at actor 0."""
         blocks, stripes = self.layout.num_blocks(num_tokens), self._stripes
-        return Room(tuple(stripes.count(blocks, shard) for shard in range(stripes.num_shards)), 0)
+        return Resources(tuple(stripes.count(blocks, shard) for shard in range(stripes.num_shards)), 0)
 
-    def check(self, need: Room, num_tokens: int) -> None:
+    def check(self, need: Resources, num_tokens: int) -> None:
         """Raises ResourceExhausted when the request could not run even alone."""
-        if not self.capacity.holds(Room(need.pages, 0)):
-            have, longest = sum(self.capacity.pages), self._stripes.held(list(self.capacity.pages))
+        if not self.total.holds(Resources(need.pages, 0)):
+            have, longest = sum(self.total.pages), self._stripes.held(list(self.total.pages))
             raise ResourceExhausted(
-                f"{counted(num_tokens, 'token')} of context take {_gib(self.bytes_of(need))} of KV memory and "
-                f"kv_store.dram holds {_gib(have * self.layout.page_bytes)}, enough for "
+                f"{counted(num_tokens, 'token')} of context take {format_bytes(self.bytes_of(need))} of KV memory "
+                f"and kv_store.dram holds {format_bytes(have * self.layout.page_bytes)}, enough for "
                 f"{counted(longest * self.layout.block_size, 'token')}; shorten the prompt, lower "
                 "max_new_tokens or raise kv_store.dram"
             )
-        if need.slots > self.capacity.slots:
+        if need.slots > self.total.slots:
             raise ResourceExhausted(
-                f"the preset needs {counted(need.slots, 'device slot')} and the device has {self.capacity.slots}; "
+                f"the preset needs {counted(need.slots, 'device slot')} and the device has {self.total.slots}; "
                 "lower memory.topk or long_context.local_windows_len"
             )
 
-    def bytes_of(self, room: Room) -> int:
+    def bytes_of(self, resources: Resources) -> int:
         """Bytes in the KV actors."""
-        return sum(room.pages) * self.layout.page_bytes
+        return sum(resources.pages) * self.layout.page_bytes
 
     @property
     def _stripes(self) -> Stripes:
-        return Stripes(len(self.capacity.pages), self.stripe_blocks)
+        return Stripes(len(self.total.pages), self.stripe_blocks)
 
 
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
+def first_actor(need: Resources, free: Resources) -> int | None:
+    """The actor at which a session that needs `need` starts, so that all of it fits `free`; None if none does.
+
+    The emptiest actor comes first, so that sessions spread evenly; among equals the lowest.
+    """
+    emptiest_first: Sequence[int] = sorted(range(len(free.pages)), key=lambda actor: -free.pages[actor])
+    return next((actor for actor in emptiest_first if free.holds(need.starting_at(actor))), None)
+
+
+def spread(need: Resources, sessions: int) -> tuple[int, ...]:
+    """Pages in each actor once `sessions` that need `need` have started, one after the other, in empty actors."""
+    empty = Resources((0,) * len(need.pages), 0)
+    used, count = empty, 0
+    while count < sessions:
+        actor = min(range(len(used.pages)), key=used.pages.__getitem__)
+        used, count = used.plus(need.starting_at(actor)), count + 1
+        if count < sessions and len(set(used.pages)) == 1:  # from here on it goes round
+            rest = spread(need, sessions % count)
+            return tuple(sessions // count * used.pages[0] + pages for pages in rest)
+    return used.pages

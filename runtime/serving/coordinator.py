@@ -1,4 +1,4 @@
-"""Takes requests, checks and admits them, and tells what the cluster does. It never touches a tensor."""
+"""Checks requests, queues them for the step loop, and reports the state of the cluster. It touches no tensor."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from moorage.runtime.planning.trained_length import Reach
-from moorage.runtime.serving.capacity import Ledger
-from moorage.runtime.serving.event_stream import EventStream
+from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.health import ClusterHealth
-from moorage.runtime.serving.jobs import Job, Limits
+from moorage.runtime.serving.output_processor import EventStream
 from moorage.runtime.serving.protocol import (
     ClusterStatus,
     GenerateParams,
@@ -20,13 +19,14 @@ from moorage.runtime.serving.protocol import (
     ModelInfo,
     ScoreParams,
 )
+from moorage.runtime.serving.queue_status import waiting_requests
 from moorage.runtime.serving.request import Request
+from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.step_loop import StepLoop
-from moorage.runtime.serving.stop_strings import StopMatcher
-from moorage.runtime.serving.waits import waiting_requests
 from moorage.runtime.serving.worker_client import WorkerHandle
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.jobs import Text
+from moorage.runtime.text.stop_strings import StopMatcher
 from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
@@ -36,17 +36,17 @@ from moorage.workers.token_ids import TokenIds
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the coordinator works with: the model's facts, the room, and ways to the processes."""
+    """What the coordinator works with: facts of the model, capacity, and access to the processes."""
 
     model: ModelInfo
     eos_token_ids: frozenset[int]
     tokenizer: TextTokenizer | None
     """For generated tokens, one at a time."""
     limits: Limits
-    ledger: Ledger
+    capacity: Capacity
     worker: WorkerHandle
     resolve_memory: Callable[[str | None], MemorySpec]
-    """A request's preset (None is the cluster's own) to axes; raises InvalidRequest for an unknown one."""
+    """Axes of a request's preset; None is the cluster's own. Raises InvalidRequest for an unknown one."""
     kv_status: Callable[[], Awaitable[tuple[KvActorStatus, ...]]]
     shutdown: Callable[[], Awaitable[None]]
     """Stops every process that was started for the cluster."""
@@ -58,13 +58,13 @@ class Cluster:
 
 
 class Coordinator:
-    """Takes requests, packs steps, hands results on. Everything happens on one event loop."""
+    """Serves requests. Everything happens on one event loop."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._loop = StepLoop(
             cluster.limits,
-            cluster.ledger,
+            cluster.capacity,
             cluster.worker,
             cluster.eos_token_ids,
             cluster.health,
@@ -121,7 +121,7 @@ class Coordinator:
             uptime_s=now_s - self._started_s,
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            prefilling=sum(not job.decoding for job in scheduler.running.values()),
+            prefilling=sum(not running.decoding for running in scheduler.running.values()),
             kv_actors=kv_actors,
             worker_pids=(self._cluster.worker.pid,),
             prompt_tokens_total=totals.prompt_tokens,
@@ -131,14 +131,14 @@ class Coordinator:
             step_part_s=dict(totals.part_s),
             failure="" if problem is None else problem.message,
             waiting_requests=waiting_requests(
-                scheduler, loop.requests, self._cluster.ledger, loop.expected_waits(), now_s
+                scheduler, loop.requests, self._cluster.capacity, loop.expected_waits(), now_s
             ),
             idle_sessions=len(scheduler.idle),
             failed_steps_total=loop.failures.total,
         )
 
     def fail_requests(self, error: MoorageError) -> None:
-        """Ends all requests with an error. Conversations keep their KV, and the cluster itself may go on."""
+        """Ends all requests with an error. Named sessions keep their KV, and the cluster itself may go on."""
         self._loop.fail_requests(error)
 
     async def close(self) -> None:
@@ -167,11 +167,11 @@ class Coordinator:
                 f"prompt has {counted(len(prompt), 'token')} and long_context.max_seq_len is {limit}; "
                 "shorten the prompt or raise max_seq_len"
             )
-        tokenizer, ledger = self._cluster.tokenizer, self._cluster.ledger
+        tokenizer, capacity = self._cluster.tokenizer, self._cluster.capacity
         memory = self._cluster.resolve_memory(preset)
         max_new_tokens = min(max_new_tokens, limit - len(prompt))
-        need = ledger.need(len(prompt) + max_new_tokens, memory)
-        ledger.check(need, len(prompt) + max_new_tokens)
+        need = capacity.need(len(prompt) + max_new_tokens, memory)
+        capacity.check(need, len(prompt) + max_new_tokens)
         request_id = next(self._request_ids)
         return Request(
             request_id=request_id,
@@ -179,13 +179,13 @@ class Coordinator:
             memory=memory,
             sampling=sampling,
             max_new_tokens=max_new_tokens,
-            block_size=ledger.layout.block_size,
+            block_size=capacity.layout.block_size,
             arrived_s=time.monotonic(),
             decoder=IncrementalDecoder(tokenizer, prompt) if tokenizer else None,
-            job=Job(request_id, len(prompt), need, max(1, memory.exc_block_size), session),
+            scheduled=ScheduledRequest(request_id, len(prompt), need, max(1, memory.exc_block_size), session),
             public_id=public_id or secrets.token_hex(6),
-            conversation=session,
-            dram_bytes=ledger.bytes_of(need),
+            session_name=session,
+            dram_bytes=capacity.bytes_of(need),
             session_id=request_id,
             reach=self._cluster.reach(memory),
         )

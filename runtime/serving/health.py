@@ -1,14 +1,25 @@
-"""What keeps a cluster from serving, told by whoever finds it and heard by whoever must act.
+"""Problems that keep a cluster from serving, and failures of single steps.
 
-A problem stands until its source takes it back. A fatal problem stays, and the server ends with it.
+A problem stands until its source clears it. A fatal problem stays, and the server ends with it. A failed step is no
+problem of the cluster: it is logged with its traceback, and its requests end with an error.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
+import traceback
 from dataclasses import dataclass
 
-from moorage.workers.errors import Unavailable
+import structlog
+
+from moorage.workers.errors import Internal, MoorageError, Unavailable
+
+log = structlog.get_logger()
+
+MOST_IN_A_ROW = 5
+"""Failed steps, with none between that succeeded, after which the worker must show that it still answers."""
+_MAX_REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +34,7 @@ class Problem:
 
     @property
     def severity(self) -> int:
-        """Of two problems, that with the larger one is told."""
+        """Of several problems, the one with the largest severity is reported."""
         return 2 * self.fatal + self.fails_requests
 
 
@@ -40,7 +51,7 @@ class ClusterHealth:
         return max(self._problems.values(), key=lambda problem: problem.severity, default=None)
 
     def report(self, source: str, message: str, *, fatal: bool = False, fails_requests: bool = False) -> None:
-        """Notes a problem, in place of an earlier one of the same source that is not fatal."""
+        """Records a problem, in place of an earlier one of the same source that is not fatal."""
         before, problem = self._problems.get(source), Problem(message, fatal, fails_requests)
         if before == problem or (before is not None and before.fatal):
             return
@@ -48,7 +59,7 @@ class ClusterHealth:
         self._changed.set()
 
     def clear(self, source: str) -> None:
-        """Takes a problem back, unless it is fatal."""
+        """Removes the problem of a source, unless it is fatal."""
         before = self._problems.get(source)
         if before is not None and not before.fatal:
             del self._problems[source]
@@ -64,3 +75,65 @@ class ClusterHealth:
         await self._changed.wait()
         self._changed.clear()
         return self.problem
+
+
+class StepFailures:
+    """Logs failures of steps and counts them."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._in_a_row = 0
+
+    def succeeded(self) -> None:
+        """Records that a step with work in it has run."""
+        self._in_a_row = 0
+
+    def record(self, error: Exception, doing: str) -> MoorageError:
+        """Counts `error`, raised while `doing`, and logs it; returns the error for the requests concerned."""
+        self.total += 1
+        self._in_a_row += 1
+        return logged(error, doing)
+
+    @property
+    def many_in_a_row(self) -> bool:
+        """Whether the loop should check that the worker still answers."""
+        return self._in_a_row >= MOST_IN_A_ROW
+
+    def hopeless(self, error: Exception) -> Unavailable:
+        """Logs that a step without any request failed as well; returns why the cluster has failed."""
+        self.record(error, "a step without a request")
+        return Unavailable(
+            f"{self._in_a_row} steps in a row failed, the last one, without any request, with {_reason(error)}; "
+            "look in the log and launch the cluster again"
+        )
+
+
+def logged(error: Exception, doing: str, *, show_message: bool = True) -> MoorageError:
+    """Logs `error` with its traceback under an id; returns the error for the client.
+
+    That is the error itself where it has a message of ours. `show_message` is False where messages may hold what a
+    user wrote.
+    """
+    error_id = secrets.token_hex(4)
+    log.error(
+        f"{doing} failed",
+        error_id=error_id,
+        reason=_reason(error) if show_message else type(error).__name__,
+        exception=error.trace if isinstance(error, Internal) else places(error),
+    )
+    if isinstance(error, MoorageError) and not isinstance(error, Internal):
+        return error
+    return MoorageError(f"internal error {error_id}; the server's log explains it")
+
+
+def places(error: BaseException) -> str:
+    """The traceback without the exception's own message, one place a line."""
+    lines = [
+        f"  {frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    return "\n".join([*lines, type(error).__name__])
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_REASON_CHARACTERS]

@@ -1,18 +1,65 @@
-"""From a step's result to each request's events."""
+"""From a step's result to each request's events, and the stream on which a client reads them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from moorage.runtime.serving.event_stream import MOST_UNREAD
-from moorage.runtime.serving.jobs import Step
-from moorage.runtime.serving.protocol import Finished, Progress, PromptLogprobs, Token
+from moorage.runtime.serving.health import logged
+from moorage.runtime.serving.protocol import Event, Finished, Progress, PromptLogprobs, Token
 from moorage.runtime.serving.request import Request
-from moorage.runtime.serving.step_failures import logged
+from moorage.runtime.serving.scheduled_request import Step
 from moorage.workers.errors import Internal
 from moorage.workers.spec import SegmentResult, StepResult
+
+MOST_UNREAD = 256
+"""Events of a request that may wait for their reader; with more of them it is paused until half are read."""
+
+
+class EventStream:
+    """Events of one request, the last one Finished. The request ends when the stream does or is closed.
+
+    A request whose events nobody reads is paused after `MOST_UNREAD` of them, and keeps its reservation. The request
+    runs already, so the owner of a stream must iterate it to its end or close it.
+    """
+
+    def __init__(
+        self,
+        events: asyncio.Queue[Event | Exception],
+        on_close: Callable[[], None],
+        on_read: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_close` ends the request; `on_read` is called when the stream can take more events again."""
+        self._events, self._on_close, self._on_read = events, on_close, on_read
+        self._closed = False
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event. Raises the error that the request failed with."""
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+            if self._events.qsize() == MOST_UNREAD // 2:
+                self._on_read()
+            if isinstance(event, Exception):
+                raise event
+        except BaseException:
+            await self.aclose()
+            raise
+        if isinstance(event, Finished):
+            await self.aclose()
+        return event
+
+    async def aclose(self) -> None:
+        """Ends the request's work at the next step boundary. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._on_close()
 
 
 @dataclass(slots=True)
@@ -38,36 +85,48 @@ class Totals:
         """Mean of the sampled recalls."""
         return self.recall_sum / self.recall_count if self.recall_count else None
 
+    def count(self, step: Step, result: StepResult) -> None:
+        """Adds one step."""
+        self.prompt_tokens += step.prompt_tokens
+        self.generated_tokens += sum(r.token_id is not None for r in result.segments)
+        self.cache_hits += result.cache_hits
+        self.cache_misses += result.cache_misses
+        for recall in (r.recall for r in result.segments if r.recall is not None):
+            self.recall_sum += recall
+            self.recall_count += 1
+        for part, seconds in result.part_s.items():
+            self.part_s[part] += seconds
 
-class Delivery:
-    """Hands tokens, progress and the final record to requests, and says which are done."""
+
+class OutputProcessor:
+    """Puts tokens, progress and the final record into the requests' events, and says which requests ended."""
 
     def __init__(self, eos_token_ids: frozenset[int], totals: Totals, clock: Callable[[], float]) -> None:
         self._eos_token_ids = eos_token_ids
         self._totals = totals
         self._clock = clock
 
-    def __call__(self, step: Step, result: StepResult, requests: Mapping[int, Request]) -> list[Request]:
-        """Delivers one step's results and returns the requests that ended with it."""
-        self._count(step, result)
+    def process(self, step: Step, result: StepResult, requests: Mapping[int, Request]) -> list[Request]:
+        """Processes one step's results and returns the requests that ended with it."""
+        self._totals.count(step, result)
         ended = []
         by_session = {r.session_id: r for r in result.segments}
-        chunk_ends = {c.job_id: c.start + c.count for c in step.prefills}
-        for job_id in step.job_ids:
-            request = requests.get(job_id)
+        chunk_ends = {chunk.request_id: chunk.end for chunk in step.prefills}
+        for request_id in step.request_ids:
+            request = requests.get(request_id)
             outcome = by_session.get(request.session_id) if request else None
             if request is None or outcome is None:
                 continue
             try:
-                self._deliver(request, outcome, chunk_ends.get(job_id))
+                self._segment(request, outcome, chunk_ends.get(request_id))
             except Exception as error:  # noqa: BLE001  one request must not end another
-                request.fail(logged(error, "delivery", show_message=False))
-            request.job.paused = request.events.qsize() >= MOST_UNREAD
+                request.fail(logged(error, "processing a request's output", show_message=False))
+            request.scheduled.paused = request.events.qsize() >= MOST_UNREAD
             if request.finished or request.failed:
                 ended.append(request)
         return ended
 
-    def _deliver(self, request: Request, outcome: SegmentResult, chunk_end: int | None) -> None:
+    def _segment(self, request: Request, outcome: SegmentResult, chunk_end: int | None) -> None:
         if outcome.error is not None:
             unexpected = isinstance(outcome.error, Internal)
             request.fail(logged(outcome.error, "a session's step") if unexpected else outcome.error)
@@ -75,19 +134,7 @@ class Delivery:
         if chunk_end is not None:
             self._progress(request, outcome, chunk_end)
         if outcome.token_id is not None:
-            self._token(request, outcome, decoding=chunk_end is None)
-
-    def _count(self, step: Step, result: StepResult) -> None:
-        totals = self._totals
-        totals.prompt_tokens += sum(c.count for c in step.prefills)
-        totals.generated_tokens += sum(r.token_id is not None for r in result.segments)
-        totals.cache_hits += result.cache_hits
-        totals.cache_misses += result.cache_misses
-        for recall in (r.recall for r in result.segments if r.recall is not None):
-            totals.recall_sum += recall
-            totals.recall_count += 1
-        for part, seconds in result.part_s.items():
-            totals.part_s[part] += seconds
+            self._token(request, outcome, outcome.token_id, decoding=chunk_end is None)
 
     def _progress(self, request: Request, outcome: SegmentResult, end: int) -> None:
         request.events.put_nowait(Progress(end, len(request.prompt)))
@@ -99,25 +146,22 @@ class Delivery:
             if request.is_score:
                 self._finish(request, "length")
 
-    def _token(self, request: Request, outcome: SegmentResult, decoding: bool) -> None:
-        assert outcome.token_id is not None
+    def _token(self, request: Request, outcome: SegmentResult, token_id: int, decoding: bool) -> None:
         request.token_s.append(self._clock())
         if decoding:
             request.chosen_blocks.append(outcome.num_chosen_blocks)
         if outcome.recall is not None:
             request.recall.append(outcome.recall)
-        request.generated.append(outcome.token_id)
-        is_eos = outcome.token_id in self._eos_token_ids and not request.ignore_eos
-        at_limit = len(request.generated) >= request.max_new_tokens
-        text = "" if is_eos else request.text_of(outcome.token_id)
+        request.generated.append(token_id)
+        is_eos = token_id in self._eos_token_ids and not request.ignore_eos
+        at_limit = request.remaining_new_tokens <= 0
+        text = "" if is_eos else request.text_of(token_id)
         stopped = request.matcher.stopped
         if (is_eos or at_limit) and not stopped:
             text += request.rest_of_text()
             stopped = request.matcher.stopped
         index = len(request.generated) - 1
-        request.events.put_nowait(
-            Token(index, outcome.token_id, text, outcome.logprob or 0.0, outcome.top_logprobs)
-        )
+        request.events.put_nowait(Token(index, token_id, text, outcome.logprob or 0.0, outcome.top_logprobs))
         if is_eos or stopped:
             self._finish(request, "stop")
         elif at_limit:

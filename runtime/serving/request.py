@@ -1,19 +1,35 @@
-"""The record of one request while the coordinator works on it."""
+"""One request while the coordinator works on it: its state, its part of a step's plan, and its final record."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
+import structlog
 
 from moorage.runtime.planning.trained_length import Reach
-from moorage.runtime.serving.jobs import Job
 from moorage.runtime.serving.protocol import Event, Usage
-from moorage.runtime.serving.stop_strings import StopMatcher
+from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledRequest
 from moorage.runtime.text.decoder import IncrementalDecoder
-from moorage.workers.spec import MemorySpec, SamplingSpec
+from moorage.runtime.text.stop_strings import StopMatcher
+from moorage.workers.spec import ContinueSession, MemorySpec, OpenSession, SamplingSpec, Segment
 from moorage.workers.token_ids import TokenIds
+
+log = structlog.get_logger()
+
+_LOGGED = (
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "queue_s",
+    "time_to_first_token_s",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "total_s",
+    "recall",
+)
+"""Fields of the usage record that the log shows."""
 
 
 @dataclass(slots=True)
@@ -29,7 +45,7 @@ class Request:
     block_size: int
     arrived_s: float
     decoder: IncrementalDecoder | None
-    job: Job
+    scheduled: ScheduledRequest
     """The request as the scheduler sees it."""
     public_id: str
     """Names the request to its client, in the log and in the status."""
@@ -37,7 +53,7 @@ class Request:
     """How far the positions of this request hold."""
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
     ignore_eos: bool = False
-    conversation: str | None = None
+    session_name: str | None = None
     cached_tokens: int = 0
     dram_bytes: int = 0
     session_id: int = 0
@@ -45,7 +61,7 @@ class Request:
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
     finished: bool = False
     failed: bool = False
-    """Its KV can't be trusted, so that its session is dropped even when it has a name."""
+    """Whether its KV can't be trusted. Its session is then dropped even when it has a name."""
     outcome: str = "cancelled"
     """How it ended: stop, length, cancelled, or failed with the kind of error."""
     admitted_s: float | None = None
@@ -63,7 +79,7 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and room for all generated tokens."""
+        """Tokens of the prompt and most generated tokens."""
         return len(self.prompt) + self.max_new_tokens
 
     @property
@@ -75,24 +91,62 @@ class Request:
         return memory.n_init + memory.local_windows_len + memory.topk * self.block_size
 
     @property
-    def remaining_tokens(self) -> tuple[int, int]:
-        """Tokens of the prompt that are still to be read, and tokens that may yet be generated."""
-        prompt = self.job.prompt_tokens - self.job.prefilled_tokens
-        return max(0, prompt), self.max_new_tokens - len(self.generated)
+    def remaining_new_tokens(self) -> int:
+        """Tokens that may yet be generated."""
+        return self.max_new_tokens - len(self.generated)
+
+    def open_session(self, now_s: float) -> OpenSession | ContinueSession:
+        """What the worker must do before the first segment. It marks the request as admitted now."""
+        self.admitted_s = now_s
+        held = self.scheduled.continues
+        if held is None:
+            return OpenSession(
+                self.session_id,
+                self.num_tokens,
+                len(self.prompt),
+                self.memory,
+                self.sampling,
+                self.scheduled.first_actor,
+            )
+        self.session_id, self.cached_tokens = held.session_id, self.scheduled.prefilled_tokens
+        return ContinueSession(
+            self.session_id,
+            self.cached_tokens,
+            self.num_tokens,
+            len(self.prompt),
+            self.memory,
+            self.sampling,
+            self.prompt[: self.cached_tokens] if self.sampling.counts_tokens else (),
+        )
+
+    def decode_segment(self) -> Segment:
+        """The newest token, which gives the next one."""
+        start = len(self.prompt) + len(self.generated) - 1
+        return Segment(self.session_id, start, (self.generated[-1],), sample=True)
+
+    def prefill_segment(self, chunk: PrefillChunk) -> Segment:
+        """The prompt tokens of a chunk; the last chunk gives the first new token."""
+        return Segment(
+            self.session_id,
+            chunk.start,
+            self.prompt[chunk.start : chunk.end],
+            sample=chunk.end == len(self.prompt) and not self.is_score,
+            prompt_logprobs=self.is_score,
+        )
 
     def fail(self, error: Exception) -> None:
-        """Tells the client, and marks the KV as lost."""
+        """Ends the request with an error, and marks its KV as lost."""
         self.failed = True
         self.end(error)
 
     def end(self, error: Exception) -> None:
-        """Tells the client; the KV is still good."""
+        """Ends the request with an error; its KV is still good."""
         self.outcome = f"failed: {type(error).__name__}"
         self.events.put_nowait(error)
 
-    def stored_tokens(self, prefilled_tokens: int) -> TokenIds:
+    def stored_tokens(self) -> TokenIds:
         """Ids whose K and V the worker holds after its last step: the newest token has none yet."""
-        return self.prompt[:prefilled_tokens].plus(self.generated[:-1])
+        return self.prompt[: self.scheduled.prefilled_tokens].plus(self.generated[:-1])
 
     def text_of(self, token_id: int) -> str:
         """New text that is complete and can't become a stop string."""
@@ -101,7 +155,7 @@ class Request:
         return self.matcher.push(self.decoder.push(token_id))
 
     def rest_of_text(self) -> str:
-        """What was held back, at the end."""
+        """Text that was held back, at the end."""
         if self.decoder is None:
             return ""
         return self.matcher.push(self.decoder.flush()) + self.matcher.flush()
@@ -130,6 +184,22 @@ class Request:
             inter_token_p50_s=float(np.quantile(gaps, 0.5)) if len(gaps) else None,
             inter_token_p99_s=float(np.quantile(gaps, 0.99)) if len(gaps) else None,
             beyond_tokens=self.reach.beyond(len(self.prompt) + len(self.generated)),
+        )
+
+    def log_end(self, now_s: float) -> None:
+        """Writes one line of the log: what the request took and how it ended, never what it said."""
+        usage = asdict(self.usage(now_s))
+        figures = {name: usage[name] for name in _LOGGED if usage[name] is not None}
+        log.info(
+            "request finished",
+            request_id=self.public_id,
+            method="score" if self.is_score else "generate",
+            outcome=self.outcome,
+            preset=self.memory.preset,
+            **{
+                name: round(value, 3) if isinstance(value, float) else value
+                for name, value in figures.items()
+            },
         )
 
 

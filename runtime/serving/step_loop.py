@@ -1,9 +1,10 @@
-"""The loop that drives the GPU worker: settle, schedule, step, deliver.
+"""The loop that drives the workers: settle, schedule, execute, process the output.
 
-When a step raises, its sessions are failed and dropped everywhere, and the others go on; when the scheduler itself
-raises, it starts anew, without sessions. Either is in the log with its traceback. After some failures in a row the
-worker is asked for a token of its own: a server whose every request is odd goes on, and one that can't answer that
-either counts as failed, as it does when the worker is gone. The server then ends.
+When a step raises, its requests fail and their sessions are dropped everywhere, and the others go on; when the
+scheduler itself raises, a new one takes its place, without sessions. Either is logged with its traceback. After some
+failures in a row the worker must generate a token in a session of the loop's own. A server goes on while that works,
+though every request may fail for itself; it counts as failed when that raises too, or when the worker is gone. The
+server then ends.
 """
 
 from __future__ import annotations
@@ -15,19 +16,15 @@ from collections.abc import Iterable
 
 import structlog
 
-from moorage.runtime.serving.capacity import Ledger
-from moorage.runtime.serving.event_stream import EventStream
-from moorage.runtime.serving.health import ClusterHealth
-from moorage.runtime.serving.jobs import Limits, Step
-from moorage.runtime.serving.output_processor import Delivery, Totals
+from moorage.runtime.serving.capacity import Capacity
+from moorage.runtime.serving.health import ClusterHealth, StepFailures
+from moorage.runtime.serving.output_processor import EventStream, OutputProcessor, Totals
+from moorage.runtime.serving.queue_status import Throughput, retry_after_s, waits_s
 from moorage.runtime.serving.request import Request
-from moorage.runtime.serving.request_log import log_end
 from moorage.runtime.serving.reuse import StoredKv, reusable_tokens
+from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
-from moorage.runtime.serving.session_cache import Conversation
-from moorage.runtime.serving.step_failures import StepFailures
-from moorage.runtime.serving.step_plans import openings, segments
-from moorage.runtime.serving.throughput import Throughput, retry_after_s, waits_s
+from moorage.runtime.serving.session_cache import IdleSession
 from moorage.runtime.serving.worker_client import WorkerHandle
 from moorage.workers.errors import MoorageError, Unavailable
 from moorage.workers.spec import MemorySpec, OpenSession, SamplingSpec, Segment, StepPlan, StepResult
@@ -35,16 +32,16 @@ from moorage.workers.spec import MemorySpec, OpenSession, SamplingSpec, Segment,
 log = structlog.get_logger()
 
 PROBE_SESSION = 0
-"""The worker's session by which the loop sees whether it still answers; requests count from 1."""
+"""The session in which the loop checks that the worker still answers; those of requests count from 1."""
 
 
 class StepLoop:
-    """Admitted requests, and the task that runs their steps. It owns the scheduler and what the worker holds."""
+    """Accepted requests, and the task that runs their steps. It owns the scheduler and the worker's sessions."""
 
     def __init__(
         self,
         limits: Limits,
-        ledger: Ledger,
+        capacity: Capacity,
         worker: WorkerHandle,
         eos_token_ids: frozenset[int],
         health: ClusterHealth,
@@ -52,21 +49,21 @@ class StepLoop:
     ) -> None:
         """`memory` is that of a request which names no preset."""
         self._memory = memory
-        self._limits, self._ledger, self._worker, self._health = limits, ledger, worker, health
+        self._limits, self._capacity, self._worker, self._health = limits, capacity, worker, health
         self.scheduler = Scheduler(limits, self._reusable)
         self.requests: dict[int, Request] = {}
         self.totals = Totals()
         self.failures = StepFailures()
-        self._leaving: list[Request] = []
-        """Requests whose client is done or gone; settled between two steps."""
+        self._ended_requests: list[Request] = []
+        """Requests that ended, or whose client closed the stream; settled between two steps."""
         self._drops: list[int] = []
         """Worker sessions to drop with the next step that succeeds."""
         self._idles: list[int] = []
-        """Worker sessions that keep their KV alone, from the next step that succeeds on."""
+        """Worker sessions that are idle from the next step that succeeds on."""
         self._step_ids = itertools.count(1)
         self._wake = asyncio.Event()
         self._throughput = Throughput()
-        self._delivery = Delivery(eos_token_ids, self.totals, time.monotonic)
+        self._output = OutputProcessor(eos_token_ids, self.totals, time.monotonic)
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
 
@@ -74,23 +71,23 @@ class StepLoop:
         """Queues a request. Raises, changing nothing, what can't be served now."""
         self._health.check()
         starts = self.expected_waits()
-        self.scheduler.add(request.job, retry_after_s(starts) if starts else None)
+        self.scheduler.add(request.scheduled, retry_after_s(starts) if starts else None)
         self.requests[request.request_id] = request
         self._wake.set()
 
-        def leave() -> None:
-            self._leaving.append(request)
+        def on_close() -> None:
+            self._ended_requests.append(request)
             self._wake.set()
 
-        def go_on() -> None:
-            if request.job.paused:
-                request.job.paused = False
+        def on_read() -> None:
+            if request.scheduled.paused:
+                request.scheduled.paused = False
                 self._wake.set()
 
-        return EventStream(request.events, leave, go_on)
+        return EventStream(request.events, on_close, on_read)
 
     def fail_requests(self, error: MoorageError) -> None:
-        """Ends all requests with an error. Conversations keep their KV, and the loop goes on."""
+        """Ends all requests with an error. Named sessions keep their KV, and the loop goes on."""
         for request in self.requests.values():
             request.end(error)
 
@@ -98,33 +95,33 @@ class StepLoop:
         """When each waiting request will start, from now on; None until the throughput was measured."""
         works: dict[int, float] = {}
         for request in self.requests.values():
-            work_s = self._throughput.work_s(*request.remaining_tokens)
+            work_s = self._throughput.work_s(request.scheduled.remaining_tokens, request.remaining_new_tokens)
             if work_s is None:
                 return None
             works[request.request_id] = work_s
-        running = [works.get(job_id, 0.0) for job_id in self.scheduler.running]
-        return waits_s(running, [works[job.job_id] for job in self.scheduler.waiting])
+        running = [works.get(request_id, 0.0) for request_id in self.scheduler.running]
+        return waits_s(running, [works[waiting.request_id] for waiting in self.scheduler.waiting])
 
     async def close(self) -> None:
         """Ends the task. Safe to call twice."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def _reusable(self, request_id: int, held: Conversation) -> int:
+    def _reusable(self, request_id: int, held: IdleSession) -> int:
         """How many tokens of a request's prompt need no prefill when it goes on with `held`."""
         request = self.requests[request_id]
-        return reusable_tokens(held.stored, request.prompt, request.memory, self._ledger.layout)
+        return reusable_tokens(held.stored, request.prompt, request.memory, self._capacity.layout)
 
     async def _run(self) -> None:
-        """The loop: settle, schedule, step, deliver."""
+        """The loop: settle, schedule, execute, process the output."""
         while True:
             try:
-                idle = not await self._turn()
+                idle = not await self._next_step()
             except Unavailable as error:
                 self._fail("the worker is lost", error)
                 return
-            except Exception as error:  # noqa: BLE001  the loop must not end without a word
-                self._start_anew(error)
+            except Exception as error:  # noqa: BLE001  the loop must not end unnoticed
+                self._restart(error)
                 idle = False
             if self.failures.many_in_a_row and (hopeless := await self._probe()) is not None:
                 self._fail("the step loop", hopeless)
@@ -133,7 +130,7 @@ class StepLoop:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def _turn(self) -> bool:
+    async def _next_step(self) -> bool:
         """One step with all that belongs to it; False when there is nothing to do."""
         self._settle()
         step = self.scheduler.next_step()
@@ -143,7 +140,7 @@ class StepLoop:
         try:
             result = await self._run_step(step)
             self.scheduler.prefilled(step.prefills)
-            self._leaving += self._delivery(step, result, self.requests)
+            self._ended_requests += self._output.process(step, result, self.requests)
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001  whatever it was, the others go on
@@ -156,21 +153,17 @@ class StepLoop:
     async def _run_step(self, step: Step) -> StepResult:
         now_s = time.monotonic()
         drops, idles = tuple(self._drops), tuple(self._idles)
-        plan = StepPlan(
-            next(self._step_ids),
-            drops,
-            openings(step, self.requests, now_s),
-            segments(step, self.requests),
-            idles,
-        )
+        opens = tuple(self.requests[request_id].open_session(now_s) for request_id in step.admitted)
+        segments = [self.requests[request_id].decode_segment() for request_id in step.decodes]
+        segments += [self.requests[chunk.request_id].prefill_segment(chunk) for chunk in step.prefills]
+        plan = StepPlan(next(self._step_ids), drops, opens, tuple(segments), idles)
         result = await self._worker.step(plan)
         del self._drops[: len(drops)], self._idles[: len(idles)]
-        prompt_tokens = sum(chunk.count for chunk in step.prefills)
-        self._throughput.note_step(prompt_tokens, len(step.decodes), result.elapsed_s)
+        self._throughput.record_step(step.prompt_tokens, len(step.decodes), result.elapsed_s)
         return result
 
     async def _probe(self) -> Unavailable | None:
-        """Asks the worker for one token, and for what was left to do; why the cluster has failed if that raises."""
+        """Generates a token without any request, and repeats failed drops. Returns why the cluster failed."""
         opening = OpenSession(PROBE_SESSION, 2, 1, self._memory, SamplingSpec())
         segment = Segment(PROBE_SESSION, 0, (0,), sample=True)
         drops, idles = tuple(self._drops), tuple(self._idles)
@@ -187,53 +180,54 @@ class StepLoop:
         return None
 
     def _settle(self) -> None:
-        """Between two steps: forgets requests that ended."""
-        leaving, self._leaving = self._leaving, []
-        for request in leaving:
-            self._forget(request)
+        """Between two steps: removes requests that ended."""
+        ended, self._ended_requests = self._ended_requests, []
+        for request in ended:
+            self._remove(request)
 
-    def _forget(self, request: Request) -> None:
-        """Frees a request's room and drops its KV, or leaves the KV to its conversation."""
+    def _remove(self, request: Request) -> None:
+        """Frees a request's reservation and drops its KV, or keeps the KV as an idle session."""
         if self.requests.pop(request.request_id, None) is None:
             return
-        log_end(request, time.monotonic())
+        request.log_end(time.monotonic())
         if request.finished and not request.is_score:
-            self._throughput.note_end(len(request.generated), request.max_new_tokens)
-        job, tokens = request.job, request.stored_tokens(request.job.prefilled_tokens)
-        if job.room is None:  # it waited
-            self.scheduler.release(job.job_id)
-        elif request.conversation is None or request.failed or not tokens:
-            self.scheduler.release(job.job_id)
+            self._throughput.record_end(len(request.generated), request.max_new_tokens)
+        tokens, first_actor = request.stored_tokens(), request.scheduled.first_actor
+        if request.scheduled.reservation is None:  # it waited
+            self.scheduler.release(request.request_id)
+        elif request.session_name is None or request.failed or not tokens:
+            self.scheduler.release(request.request_id)
             self._drops.append(request.session_id)
         else:
-            room = self._ledger.idle(len(tokens)).starting_at(job.first_actor)
+            resources = self._capacity.idle(len(tokens)).starting_at(first_actor)
             stored = StoredKv(tokens, len(request.prompt), request.memory)
-            held = Conversation(request.conversation, request.session_id, stored, room, job.first_actor)
-            self.scheduler.keep(job.job_id, held)
+            session = IdleSession(request.session_name, request.session_id, stored, resources, first_actor)
+            self.scheduler.keep(request.request_id, session)
             self._idles.append(request.session_id)
 
     def _fail_step(self, step: Step, error: Exception) -> None:
-        """A step raised: its requests end, and the worker drops their sessions with the next step."""
-        told = self.failures.note(error, "step")
-        self._fail_all([self.requests[job_id] for job_id in step.job_ids if job_id in self.requests], told)
+        """A step raised: its requests fail, and the worker drops their sessions with the next step."""
+        reported = self.failures.record(error, "step")
+        running = [self.requests[one] for one in step.request_ids if one in self.requests]
+        self._fail_all(running, reported)
 
-    def _start_anew(self, error: Exception) -> None:
-        """What is scheduled can't be trusted: all requests end, and no session is left."""
-        told = self.failures.note(error, "scheduling")
-        held = [conversation.session_id for conversation in self.scheduler.idle]
+    def _restart(self, error: Exception) -> None:
+        """The scheduler's state can't be trusted: all requests end, and no session is left."""
+        reported = self.failures.record(error, "scheduling")
+        held = [session.session_id for session in self.scheduler.idle]
         started = [request for request in self.requests.values() if request.admitted_s is not None]
         self._drops = [*dict.fromkeys((*self._drops, *held, *(request.session_id for request in started)))]
         self._idles = []
-        self._fail_all(self.requests.values(), told)
+        self._fail_all(self.requests.values(), reported)
         for request in self.requests.values():
-            log_end(request, time.monotonic())
+            request.log_end(time.monotonic())
         self.requests.clear()
         self.scheduler = Scheduler(self._limits, self._reusable)
 
     def _fail_all(self, requests: Iterable[Request], error: Exception) -> None:
         for request in requests:
             request.fail(error)
-            self._leaving.append(request)
+            self._ended_requests.append(request)
 
     def _fail(self, source: str, error: Unavailable) -> None:
         """The cluster can't go on."""

@@ -24,9 +24,8 @@ from moorage.runtime.planning.memory import (
     spare_device_bytes,
     token_bytes,
 )
-from moorage.runtime.serving.capacity import Ledger
-from moorage.runtime.serving.jobs import Job, Limits
-from moorage.runtime.serving.room import Room
+from moorage.runtime.serving.capacity import Capacity, Resources
+from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.hf_config import read_model_spec
@@ -90,10 +89,10 @@ def test_codes_take_a_quarter_of_half_precision_anchors() -> None:
 )
 def test_reserved_is_what_admission_reserves(shards: int, stripe: int, tokens: int) -> None:
     plan = replace(deployment(), shards=shards, stripe_blocks=stripe)
-    ledger = Ledger(plan.layout, Room((10**6,) * shards, 10**9), stripe, None)
-    need = ledger.need(tokens, plan.memory)
+    capacity = Capacity(plan.layout, Resources((10**6,) * shards, 10**9), stripe, None)
+    need = capacity.need(tokens, plan.memory)
     row = context_sizes(plan, tokens)
-    assert row.reserved_bytes == ledger.bytes_of(need)
+    assert row.reserved_bytes == capacity.bytes_of(need)
     assert row.largest_shard_bytes == max(need.pages) * plan.layout.page_bytes
     assert row.kv_bytes + row.anchors_bytes <= row.reserved_bytes
 
@@ -114,17 +113,17 @@ def test_largest_context_fits_and_one_more_block_does_not(shards: int, stripe: i
 def test_admission_takes_as_many_sessions_as_are_promised(shards: int, stripe: int, tokens: int) -> None:
     """No more and no fewer, however their ends lie in the actors."""
     plan = replace(deployment(), shards=shards, stripe_blocks=stripe)
-    pages, capacity = 40, 40 * shards * plan.layout.page_bytes
-    promised = most_sessions(plan, capacity, tokens)
-    ledger = Ledger(plan.layout, Room((pages,) * shards, 10**9), stripe, None)
-    limits = Limits(ledger.capacity, 10**6, 10**6, max_running=10**6, max_waiting=10**6)
+    pages, dram_bytes = 40, 40 * shards * plan.layout.page_bytes
+    promised = most_sessions(plan, dram_bytes, tokens)
+    capacity = Capacity(plan.layout, Resources((pages,) * shards, 10**9), stripe, None)
+    limits = Limits(capacity.total, 10**6, 10**6, max_running=10**6, max_waiting=10**6)
     scheduler = Scheduler(limits, lambda *_: 0)
-    for job_id in range(promised + 1):
-        scheduler.add(Job(job_id, tokens, ledger.need(tokens, plan.memory)))
+    for request_id in range(promised + 1):
+        scheduler.add(ScheduledRequest(request_id, tokens, capacity.need(tokens, plan.memory)))
     assert len(scheduler.next_step().admitted) == promised
     if promised:
         assert context_sizes(plan, tokens, promised).largest_shard_bytes <= pages * plan.layout.page_bytes
-        assert largest_context_tokens(plan, capacity, promised) >= tokens
+        assert largest_context_tokens(plan, dram_bytes, promised) >= tokens
 
 
 def test_short_sessions_use_all_shards() -> None:

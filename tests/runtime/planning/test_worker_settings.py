@@ -70,7 +70,7 @@ def test_every_setting_of_the_worker_is_the_configurations(
     settings = launched_settings(plan, monkeypatch)
     assert (settings.stripe_blocks, settings.num_threads, settings.device) == (4, 1, "cpu")
     engine = settings.engine
-    assert engine.num_slots == plan.ledger.capacity.slots
+    assert engine.num_slots == plan.capacity.total.slots
     assert (engine.cache_strategy, engine.score_decay, engine.max_cached_block) == ("lru-s", 0.3, 40)
     assert (engine.score_on, engine.attend_on) == ("cpu", "cpu")
     assert (engine.dma_bytes, engine.prefetch) == (64 * 1024, True)

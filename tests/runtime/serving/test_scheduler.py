@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from moorage.runtime.serving.jobs import Job, Limits
+from moorage.runtime.serving.capacity import Resources
 from moorage.runtime.serving.reuse import StoredKv
-from moorage.runtime.serving.room import Room
+from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.scheduler import Scheduler
-from moorage.runtime.serving.session_cache import Conversation
+from moorage.runtime.serving.session_cache import IdleSession
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import FULL
@@ -31,67 +31,69 @@ def scheduler(**changes: int) -> Scheduler:
         "max_waiting": 16,
         "reused_tokens": 0,
     } | changes
-    room = Room((values.pop("pages"),), values.pop("slots"))
+    resources = Resources((values.pop("pages"),), values.pop("slots"))
     reused = values.pop("reused_tokens")
-    return Scheduler(Limits(room=room, **values), lambda _job_id, _held: reused)
+    return Scheduler(Limits(resources=resources, **values), lambda _request_id, _held: reused)
 
 
-def job(job_id: int, prompt_tokens: int, pages: int = 1, quantum: int = 1, session: str | None = None) -> Job:
-    return Job(job_id, prompt_tokens, Room((pages,), 1), quantum, session)
+def request(
+    request_id: int, prompt_tokens: int, pages: int = 1, chunk_alignment: int = 1, session: str | None = None
+) -> ScheduledRequest:
+    return ScheduledRequest(request_id, prompt_tokens, Resources((pages,), 1), chunk_alignment, session)
 
 
 def hold_idle(sched: Scheduler, name: str, pages: int) -> None:
     """A finished request of session `name` left `pages` of KV."""
-    job_id = -len(sched.idle) - 1
-    sched.add(job(job_id, 1, pages, session=name))
+    request_id = -len(sched.idle) - 1
+    sched.add(request(request_id, 1, pages, session=name))
     run_prefill(sched)
-    keep(sched, job_id)
+    keep(sched, request_id)
 
 
-def keep(sched: Scheduler, job_id: int) -> None:
-    """Ends a running job whose KV stays, all of it."""
-    ended = sched.running[job_id]
-    assert ended.room is not None
-    assert ended.session is not None
-    room = Room(ended.room.pages, 0)
-    sched.keep(job_id, Conversation(ended.session, job_id, NOTHING, room, ended.first_actor))
+def keep(sched: Scheduler, request_id: int) -> None:
+    """Ends a running request whose KV stays, all of it."""
+    ended = sched.running[request_id]
+    assert ended.reservation is not None
+    assert ended.session_name is not None
+    resources = Resources(ended.reservation.pages, 0)
+    sched.keep(request_id, IdleSession(ended.session_name, request_id, NOTHING, resources, ended.first_actor))
 
 
 def run_prefill(sched: Scheduler) -> dict[int, int]:
-    """One step; returns prompt tokens by job."""
+    """One step; returns prompt tokens by request."""
     step = sched.next_step()
     sched.prefilled(step.prefills)
-    return {chunk.job_id: chunk.count for chunk in step.prefills}
+    return {chunk.request_id: chunk.count for chunk in step.prefills}
 
 
 def test_a_prompt_is_cut_into_chunks_of_the_token_budget() -> None:
     sched = scheduler()
-    sched.add(job(1, 150))
+    sched.add(request(1, 150))
     assert [run_prefill(sched) for _ in range(3)] == [{1: 64}, {1: 64}, {1: 22}]
     assert sched.next_step().decodes == (1,)
 
 
 def test_decodes_come_first_and_limit_the_prompt_tokens_beside_them() -> None:
     sched = scheduler()
-    sched.add(job(1, 5))
+    sched.add(request(1, 5))
     run_prefill(sched)
-    sched.add(job(2, 150))
+    sched.add(request(2, 150))
     step = sched.next_step()
     assert step.decodes == (1,)
-    assert [(c.job_id, c.count) for c in step.prefills] == [(2, 16)]
+    assert [(c.request_id, c.count) for c in step.prefills] == [(2, 16)]
 
 
 def test_two_prompts_share_a_step_and_a_short_one_passes_its_rest_on() -> None:
     sched = scheduler()
-    sched.add(job(1, 1000))
-    sched.add(job(2, 10))
+    sched.add(request(1, 1000))
+    sched.add(request(2, 10))
     assert run_prefill(sched) == {1: 54, 2: 10}
 
 
 def test_a_prompt_with_a_large_quantum_is_not_starved_by_others() -> None:
     sched = scheduler(max_step_tokens=24)
-    sched.add(job(1, 1000, quantum=16))
-    sched.add(job(2, 1000))
+    sched.add(request(1, 1000, chunk_alignment=16))
+    sched.add(request(2, 1000))
     moved = [run_prefill(sched) for _ in range(4)]
     assert sum(step.get(1, 0) for step in moved) >= 32
     assert sum(step.get(2, 0) for step in moved) >= 24
@@ -99,41 +101,41 @@ def test_a_prompt_with_a_large_quantum_is_not_starved_by_others() -> None:
 
 def test_chunks_end_at_the_quantum_or_at_the_end_of_the_prompt() -> None:
     sched = scheduler(max_step_tokens=50)
-    sched.add(job(1, 100, quantum=16))
+    sched.add(request(1, 100, chunk_alignment=16))
     assert [run_prefill(sched)[1] for _ in range(3)] == [48, 48, 4]
 
 
 def test_a_continued_prompt_first_goes_to_the_next_boundary() -> None:
     sched = scheduler(max_step_tokens=10, reused_tokens=5)
     hold_idle(sched, "talk", pages=1)
-    continued = job(1, 100, quantum=16, session="talk")
+    continued = request(1, 100, chunk_alignment=16, session="talk")
     sched.add(continued)
     assert run_prefill(sched) == {1: 11}
 
 
 def test_a_job_without_room_waits_until_another_leaves() -> None:
     sched = scheduler(pages=10)
-    sched.add(job(1, 5, pages=8))
-    sched.add(job(2, 5, pages=4))
+    sched.add(request(1, 5, pages=8))
+    sched.add(request(2, 5, pages=4))
     assert sched.next_step().admitted == (1,)
     (wait,) = sched.waits()
-    assert (wait.job.job_id, wait.waits_for) == (2, "memory")
+    assert (wait.request.request_id, wait.waits_for) == (2, "memory")
     sched.release(1)
     assert sched.next_step().admitted == (2,)
 
 
 def test_a_full_queue_refuses_and_changes_nothing() -> None:
     sched = scheduler(max_waiting=1)
-    sched.add(job(1, 5))
+    sched.add(request(1, 5))
     with pytest.raises(ResourceExhausted, match="queue is full") as refused:
-        sched.add(job(2, 5), retry_after_s=1.5)
+        sched.add(request(2, 5), retry_after_s=1.5)
     assert refused.value.retry_after_s == 1.5
-    assert [j.job_id for j in sched.waiting] == [1]
+    assert [j.request_id for j in sched.waiting] == [1]
 
 
 def test_a_waiting_job_can_leave() -> None:
     sched = scheduler()
-    sched.add(job(1, 5))
+    sched.add(request(1, 5))
     sched.release(1)
     assert not sched.waiting
     assert sched.next_step().is_empty
@@ -141,10 +143,10 @@ def test_a_waiting_job_can_leave() -> None:
 
 def test_no_job_passes_one_that_waits_for_room() -> None:
     sched = scheduler(pages=10)
-    for job_id, pages in [(1, 8), (2, 4), (3, 1)]:
-        sched.add(job(job_id, 5, pages))
+    for request_id, pages in [(1, 8), (2, 4), (3, 1)]:
+        sched.add(request(request_id, 5, pages))
     assert sched.next_step().admitted == (1,)
-    assert [(w.job.job_id, w.waits_for) for w in sched.waits()] == [(2, "memory"), (3, "queue")]
+    assert [(w.request.request_id, w.waits_for) for w in sched.waits()] == [(2, "memory"), (3, "queue")]
     assert sched.next_step().admitted == ()
     sched.release(1)
     assert sched.next_step().admitted == (2, 3)
@@ -152,10 +154,10 @@ def test_no_job_passes_one_that_waits_for_room() -> None:
 
 def test_a_job_waits_while_its_session_is_in_use_and_lets_others_pass() -> None:
     sched = scheduler()
-    for job_id, session in [(1, "talk"), (2, "talk"), (3, None), (4, "talk")]:
-        sched.add(job(job_id, 5, session=session))
+    for request_id, session in [(1, "talk"), (2, "talk"), (3, None), (4, "talk")]:
+        sched.add(request(request_id, 5, session=session))
     assert sched.next_step().admitted == (1, 3)
-    assert [(w.job.job_id, w.waits_for) for w in sched.waits()] == [(2, "session"), (4, "session")]
+    assert [(w.request.request_id, w.waits_for) for w in sched.waits()] == [(2, "session"), (4, "session")]
     keep(sched, 1)
     assert sched.next_step().admitted == (2,)
 
@@ -165,8 +167,8 @@ def test_as_many_run_as_may_and_idle_sessions_do_not_count() -> None:
     for place in range(40):
         hold_idle(sched, f"talk {place}", pages=1)
     assert len(sched.idle) == 40
-    for job_id in (1, 2, 3):
-        sched.add(job(job_id, 5))
+    for request_id in (1, 2, 3):
+        sched.add(request(request_id, 5))
     assert sched.next_step().admitted == (1, 2)
     assert [w.waits_for for w in sched.waits()] == ["running"]
 
@@ -174,8 +176,8 @@ def test_as_many_run_as_may_and_idle_sessions_do_not_count() -> None:
 def test_device_slots_are_waited_for_without_evicting_anything() -> None:
     sched = scheduler(pages=10, slots=1)
     hold_idle(sched, "talk", pages=8)
-    sched.add(job(1, 5))
-    sched.add(job(2, 5, pages=9))
+    sched.add(request(1, 5))
+    sched.add(request(2, 5, pages=9))
     step = sched.next_step()
     assert (step.admitted, step.evicted) == ((1,), ())
     assert [w.waits_for for w in sched.waits()] == ["device_slots"]
@@ -185,9 +187,9 @@ def test_idle_sessions_are_evicted_oldest_first_and_only_as_many_as_help() -> No
     sched = scheduler(pages=10)
     for name, pages in [("old", 3), ("middle", 3), ("young", 3)]:
         hold_idle(sched, name, pages)
-    sched.add(job(1, 5, pages=4))
+    sched.add(request(1, 5, pages=4))
     assert [held.name for held in sched.next_step().evicted] == ["old"]
-    sched.add(job(2, 5, pages=7))
+    sched.add(request(2, 5, pages=7))
     assert sched.next_step().evicted == ()
     assert [held.name for held in sched.idle] == ["middle", "young"]
     sched.release(1)
@@ -198,8 +200,8 @@ def test_a_session_that_a_request_waits_for_is_evicted_last() -> None:
     sched = scheduler(pages=10, reused_tokens=1)
     hold_idle(sched, "awaited", 4)
     hold_idle(sched, "young", 4)
-    sched.add(job(1, 5, pages=6))
-    sched.add(job(2, 5, pages=4, session="awaited"))
+    sched.add(request(1, 5, pages=6))
+    sched.add(request(2, 5, pages=4, session="awaited"))
     assert [held.name for held in sched.next_step().evicted] == ["young"]
 
 
@@ -208,10 +210,10 @@ def test_two_sessions_that_grow_beside_a_third_all_end() -> None:
     sched = scheduler(pages=100, reused_tokens=3)
     for name in ("a", "b"):
         hold_idle(sched, name, 35)
-    sched.add(job(1, 5, pages=30))
+    sched.add(request(1, 5, pages=30))
     assert sched.next_step().admitted == (1,)
-    sched.add(job(2, 5, pages=70, session="a"))
-    sched.add(job(3, 5, pages=70, session="b"))
+    sched.add(request(2, 5, pages=70, session="a"))
+    sched.add(request(3, 5, pages=70, session="b"))
     step = sched.next_step()
     assert (step.admitted, [held.name for held in step.evicted]) == ((2,), ["b"])
     assert sched.running[2].prefilled_tokens == 3
@@ -225,7 +227,7 @@ def test_two_sessions_that_grow_beside_a_third_all_end() -> None:
 def test_a_session_whose_kv_is_of_no_use_begins_anew() -> None:
     sched = scheduler(pages=10)
     hold_idle(sched, "talk", 8)
-    sched.add(job(1, 5, pages=5, session="talk"))
+    sched.add(request(1, 5, pages=5, session="talk"))
     step = sched.next_step()
     assert [held.name for held in step.evicted] == ["talk"]
     assert sched.running[1].continues is None
@@ -233,13 +235,13 @@ def test_a_session_whose_kv_is_of_no_use_begins_anew() -> None:
 
 
 def test_short_sessions_start_at_the_emptiest_actor() -> None:
-    room = Room((4, 4, 4), 100)
-    sched = Scheduler(Limits(room, 64, 16, max_running=20, max_waiting=20), lambda *_: 0)
-    for job_id in range(12):
-        sched.add(Job(job_id, 5, Room((1, 0, 0), 1)))
+    resources = Resources((4, 4, 4), 100)
+    sched = Scheduler(Limits(resources, 64, 16, max_running=20, max_waiting=20), lambda *_: 0)
+    for request_id in range(12):
+        sched.add(ScheduledRequest(request_id, 5, Resources((1, 0, 0), 1)))
     assert len(sched.next_step().admitted) == 12
     assert sched.free.pages == (0, 0, 0)
-    assert [sched.running[job_id].first_actor for job_id in range(4)] == [0, 1, 2, 0]
+    assert [sched.running[request_id].first_actor for request_id in range(4)] == [0, 1, 2, 0]
 
 
 @settings(max_examples=200, deadline=None)
@@ -255,27 +257,30 @@ def test_short_sessions_start_at_the_emptiest_actor() -> None:
 def test_every_job_ends_and_room_and_budget_are_never_exceeded(
     jobs: list[tuple[int, int, int]], max_step_tokens: int, decode_prefill_tokens: int
 ) -> None:
-    """Random jobs run to the end: each decodes three tokens, then leaves; all room comes back."""
+    """Random requests run to the end: each decodes three tokens, then leaves; all resources are free again."""
     sched = scheduler(
         pages=40, max_step_tokens=max_step_tokens, decode_prefill_tokens=decode_prefill_tokens, max_running=4
     )
-    for place, (prompt, pages, quantum) in enumerate(jobs):
-        sched.add(job(place, prompt, pages, quantum))
+    for place, (prompt, pages, chunk_alignment) in enumerate(jobs):
+        sched.add(request(place, prompt, pages, chunk_alignment))
     decoded = dict.fromkeys(range(len(jobs)), 0)
     for _ in range(5000):
         step = sched.next_step()
         if step.is_empty:
             break
         assert min(sched.free.pages) >= 0
-        quantum = max(j.quantum for j in sched.running.values())
-        assert len(step.decodes) + sum(c.count for c in step.prefills) <= max(max_step_tokens, quantum) + 16
+        chunk_alignment = max(j.chunk_alignment for j in sched.running.values())
+        assert (
+            len(step.decodes) + sum(c.count for c in step.prefills)
+            <= max(max_step_tokens, chunk_alignment) + 16
+        )
         sched.prefilled(step.prefills)
-        for job_id in step.decodes:
-            decoded[job_id] += 1
-            if decoded[job_id] == 3:
-                sched.release(job_id)
+        for request_id in step.decodes:
+            decoded[request_id] += 1
+            if decoded[request_id] == 3:
+                sched.release(request_id)
     assert set(decoded.values()) == {3}
-    assert sched.free == sched.limits.room
+    assert sched.free == sched.limits.resources
 
 
 @given(st.integers(2, 6))
@@ -283,7 +288,7 @@ def test_prompts_of_equal_length_finish_together(count: int) -> None:
     """No prompt waits for another of its size: after any step their progress differs by one chunk at most."""
     sched = scheduler(max_step_tokens=60)
     for place in range(count):
-        sched.add(job(place, 200))
+        sched.add(request(place, 200))
     while not sched.next_step().is_empty and all(not j.decoding for j in sched.running.values()):
         run_prefill(sched)
         done = [j.prefilled_tokens for j in sched.running.values()]
@@ -299,12 +304,14 @@ class Life(RuleBasedStateMachine):
         max_running=st.integers(1, 3),
     )
     def start(self, pages: list[int], slots: int, max_running: int) -> None:
-        self.capacity = Room(tuple(pages), slots)
+        self.capacity = Resources(tuple(pages), slots)
         limits = Limits(self.capacity, 32, 8, max_running, max_waiting=6)
-        self.sched = Scheduler(limits, lambda job_id, held: 0 if (job_id + held.session_id) % 5 == 0 else 1)
+        self.sched = Scheduler(
+            limits, lambda request_id, held: 0 if (request_id + held.session_id) % 5 == 0 else 1
+        )
         self.ids = itertools.count(1)
         self.order: list[int] = []
-        """Jobs in order of arrival, until they are admitted or leave."""
+        """Requests in order of arrival, until they are admitted or leave."""
 
     @rule(
         prompt=st.integers(2, 60),
@@ -314,30 +321,30 @@ class Life(RuleBasedStateMachine):
     )
     def arrives(self, prompt: int, blocks: int, slots: int, session: str | None) -> None:
         actors = len(self.capacity.pages)
-        need = Room(tuple((blocks + actors - 1 - actor) // actors for actor in range(actors)), slots)
-        new = Job(next(self.ids), prompt, need, quantum=4, session=session)
-        if not self.capacity.holds(need):  # refused by the ledger
+        need = Resources(tuple((blocks + actors - 1 - actor) // actors for actor in range(actors)), slots)
+        new = ScheduledRequest(next(self.ids), prompt, need, chunk_alignment=4, session_name=session)
+        if not self.capacity.holds(need):  # refused by the capacity
             return
         if len(self.sched.waiting) == self.sched.limits.max_waiting:
             with pytest.raises(ResourceExhausted):
                 self.sched.add(new)
             return
         self.sched.add(new)
-        self.order.append(new.job_id)
+        self.order.append(new.request_id)
 
     @rule()
     def steps(self) -> None:
-        busy = {job.session for job in self.sched.running.values()} - {None}
-        waiting = {job.job_id: job for job in self.sched.waiting}
+        busy = {one.session_name for one in self.sched.running.values()} - {None}
+        waiting = {one.request_id: one for one in self.sched.waiting}
         idle_run = not self.sched.running
         step = self.sched.next_step()
         assert not (idle_run and waiting and not step.admitted), "nothing runs and something waits"
-        for job_id in step.admitted:
+        for request_id in step.admitted:
             # Whoever came earlier and still waits, waits for its session.
-            earlier = [waiting[other] for other in self.order[: self.order.index(job_id)]]
-            assert all(other.session in busy for other in earlier)
-            busy |= {waiting[job_id].session} - {None}
-            self.order.remove(job_id)
+            earlier = [waiting[other] for other in self.order[: self.order.index(request_id)]]
+            assert all(other.session_name in busy for other in earlier)
+            busy |= {waiting[request_id].session_name} - {None}
+            self.order.remove(request_id)
         assert bool(self.sched.running) == (not step.is_empty)
         self.sched.prefilled(step.prefills)
 
@@ -345,41 +352,45 @@ class Life(RuleBasedStateMachine):
     def ends(self, data: st.DataObject, kept: bool) -> None:
         if not self.sched.running:
             return
-        job_id = data.draw(st.sampled_from(sorted(self.sched.running)))
-        ended = self.sched.running[job_id]
-        if not kept or ended.session is None:
-            self.sched.release(job_id)
+        request_id = data.draw(st.sampled_from(sorted(self.sched.running)))
+        ended = self.sched.running[request_id]
+        if not kept or ended.session_name is None:
+            self.sched.release(request_id)
             return
-        assert ended.room is not None
-        room = Room(tuple(-(-pages // 2) for pages in ended.room.pages), 0)
-        self.sched.keep(job_id, Conversation(ended.session, job_id, NOTHING, room, ended.first_actor))
+        assert ended.reservation is not None
+        resources = Resources(tuple(-(-pages // 2) for pages in ended.reservation.pages), 0)
+        self.sched.keep(
+            request_id, IdleSession(ended.session_name, request_id, NOTHING, resources, ended.first_actor)
+        )
 
     @rule(data=st.data())
     def leaves_the_queue(self, data: st.DataObject) -> None:
         if self.order:
-            job_id = data.draw(st.sampled_from(self.order))
-            self.sched.release(job_id)
-            self.order.remove(job_id)
+            request_id = data.draw(st.sampled_from(self.order))
+            self.sched.release(request_id)
+            self.order.remove(request_id)
 
     @invariant()
     def all_room_is_accounted_for(self) -> None:
-        held = [job.room for job in self.sched.running.values()] + [each.room for each in self.sched.idle]
+        held = [one.reservation for one in self.sched.running.values()] + [
+            each.resources for each in self.sched.idle
+        ]
         total = self.sched.free
-        for room in held:
-            assert room is not None
-            assert all(pages >= 0 for pages in room.pages)
-            total = total.plus(room)
+        for resources in held:
+            assert resources is not None
+            assert all(pages >= 0 for pages in resources.pages)
+            total = total.plus(resources)
         assert total == self.capacity
-        idle = [each.room for each in self.sched.idle]
-        if self.sched.idle.room is not None:
+        idle = [each.resources for each in self.sched.idle]
+        if self.sched.idle.resources is not None:
             pages = (sum(each.pages[actor] for each in idle) for actor in range(len(total.pages)))
-            assert self.sched.idle.room.pages == tuple(pages)
+            assert self.sched.idle.resources.pages == tuple(pages)
         assert self.sched.free.slots >= 0
         assert all(pages >= 0 for pages in self.sched.free.pages)
 
     @invariant()
     def a_session_is_used_once(self) -> None:
-        used = [job.session for job in self.sched.running.values() if job.session is not None]
+        used = [one.session_name for one in self.sched.running.values() if one.session_name is not None]
         used += [held.name for held in self.sched.idle]
         assert len(used) == len(set(used))
         assert len(self.sched.running) <= self.sched.limits.max_running
@@ -397,8 +408,8 @@ class Life(RuleBasedStateMachine):
         for _ in range(200):
             step = self.sched.next_step()
             self.sched.prefilled(step.prefills)
-            for job_id in step.decodes:
-                self.sched.release(job_id)
+            for request_id in step.decodes:
+                self.sched.release(request_id)
         assert not self.sched.waiting
         assert not self.sched.running
 

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import structlog
 
-from moorage.runtime.serving import step_loop
-from moorage.runtime.serving.capacity import Ledger
+from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.coordinator import Coordinator
+from moorage.runtime.serving.health import MOST_IN_A_ROW
 from moorage.runtime.serving.protocol import Finished, GenerateParams
-from moorage.runtime.serving.room import Room
-from moorage.runtime.serving.step_failures import MOST_IN_A_ROW
+from moorage.runtime.serving.request import Request
 from moorage.workers.errors import Internal, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.spec import StepPlan, StepResult
 from tests.counting_worker import collect, expected, running, token_ids, until
@@ -25,13 +24,13 @@ from tests.tiny_models import TinyModel, build_tiny_checkpoint
 SECRET = "a user's words"
 
 
-def whole_room_is_free(coordinator: Coordinator) -> bool:
+def all_resources_are_free(coordinator: Coordinator) -> bool:
     scheduler = coordinator._loop.scheduler
-    held = [conversation.room for conversation in scheduler.idle]
+    held = [session.resources for session in scheduler.idle]
     free = scheduler.free
-    for room in held:
-        free = free.plus(room)
-    return free == scheduler.limits.room
+    for resources in held:
+        free = free.plus(resources)
+    return free == scheduler.limits.resources
 
 
 async def test_a_step_that_raises_ends_its_requests_and_the_others_go_on() -> None:
@@ -49,7 +48,7 @@ async def test_a_step_that_raises_ends_its_requests_and_the_others_go_on() -> No
             await until(lambda: len(worker.sessions) == 1)
             kept = await collect(coordinator, prompt=[1, 2, 3, *expected([1, 2, 3], 4)], session="idle")
             status = await coordinator.status()
-            await until(lambda: whole_room_is_free(coordinator))
+            await until(lambda: all_resources_are_free(coordinator))
     assert all(type(end) is MoorageError for end in ends)
     failure = next(entry for entry in logs if entry["event"] == "step failed")
     assert failure["error_id"] in str(ends[0])
@@ -78,7 +77,7 @@ async def test_drops_of_a_step_that_failed_come_again() -> None:
         worker.drops_fail = False
         await until(lambda: not worker.sessions)
         assert token_ids(await collect(coordinator, prompt=[2], max_new_tokens=2)) == expected([2], 2)
-        await until(lambda: whole_room_is_free(coordinator))
+        await until(lambda: all_resources_are_free(coordinator))
 
 
 class OddTokenizer:
@@ -106,8 +105,8 @@ async def test_text_that_can_not_be_made_ends_its_request_alone() -> None:
                 await collect(coordinator, prompt=[2, 2], max_new_tokens=3, session="talk")
             assert token_ids(await good) == [0] * 50
             await until(lambda: not worker.sessions)
-            assert whole_room_is_free(coordinator)
-    failure = next(entry for entry in logs if entry["event"] == "delivery failed")
+            assert all_resources_are_free(coordinator)
+    failure = next(entry for entry in logs if entry["event"] == "processing a request's output failed")
     assert "in _token" in failure["exception"]
     assert SECRET not in str(logs)
 
@@ -115,12 +114,12 @@ async def test_text_that_can_not_be_made_ends_its_request_alone() -> None:
 async def test_planning_that_raises_ends_the_requests_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running() as (coordinator, worker):
         with monkeypatch.context() as broken:
-            broken.setattr(step_loop, "segments", lambda step, _: (1 // 0,) if step.admitted else ())
+            broken.setattr(Request, "prefill_segment", lambda _request, _chunk: 1 // 0)
             with pytest.raises(MoorageError, match="internal error"):
                 await collect(coordinator, prompt=[1], max_new_tokens=2)
         assert token_ids(await collect(coordinator, prompt=[1], max_new_tokens=2)) == expected([1], 2)
         await until(lambda: not worker.sessions)
-        assert whole_room_is_free(coordinator)
+        assert all_resources_are_free(coordinator)
 
 
 async def test_a_scheduler_that_raises_starts_anew_without_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +135,7 @@ async def test_a_scheduler_that_raises_starts_anew_without_sessions(monkeypatch:
                 await running_one
             again = await collect(coordinator, prompt=[1, 2], max_new_tokens=2, session="idle")
             await until(lambda: len(worker.idle) == len(worker.sessions) == 1)
-            assert whole_room_is_free(coordinator)
+            assert all_resources_are_free(coordinator)
     assert isinstance(again[-1], Finished)
     assert again[-1].usage.cached_tokens == 0
     assert "scheduling failed" in [entry["event"] for entry in logs]
@@ -228,8 +227,11 @@ async def test_with_a_real_engine_the_session_that_raises_fails_and_all_its_kv_c
 ) -> None:
     driver = Driver(Path(llama.directory), llama.spec)
     engine, layout = driver.worker.engine, driver.stores[0].layout
-    room = Room((128, 128), 4096)
-    replaced: dict[str, Any] = {"worker": EngineWorker(driver), "ledger": Ledger(layout, room, 2, None)}
+    resources = Resources((128, 128), 4096)
+    replaced: dict[str, Any] = {
+        "worker": EngineWorker(driver),
+        "capacity": Capacity(layout, resources, 2, None),
+    }
     attention, fail = engine._attention, False
 
     def broken(session: Any, layer: int, *tensors: Any) -> Any:
@@ -239,7 +241,7 @@ async def test_with_a_real_engine_the_session_that_raises_fails_and_all_its_kv_c
 
     monkeypatch.setattr(engine, "_attention", broken)
     with structlog.testing.capture_logs() as logs:
-        async with running(replaced=replaced, room=room) as (coordinator, _):
+        async with running(replaced=replaced, resources=resources) as (coordinator, _):
             want = token_ids(await collect(coordinator, prompt=[5, 6, 7], max_new_tokens=40, ignore_eos=True))
             bad = coordinator.generate(GenerateParams([1, 2], max_new_tokens=90, ignore_eos=True))
             await anext(bad)
@@ -252,7 +254,7 @@ async def test_with_a_real_engine_the_session_that_raises_fails_and_all_its_kv_c
                 _ = [event async for event in bad]
             assert token_ids(await good) == want
             await until(lambda: not engine.sessions)
-            assert whole_room_is_free(coordinator)
+            assert all_resources_are_free(coordinator)
     engine.check_integrity()
     assert engine.num_free_slots == engine.num_slots
     assert [store.stats().free_pages for store in driver.stores] == [128, 128]

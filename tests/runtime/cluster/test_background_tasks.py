@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import structlog
 
-from moorage.runtime.serving.tasks import essential, log_stray_errors, repeated
+from moorage.runtime.cluster.background_tasks import essential, log_stray_errors, repeated
 from moorage.workers.errors import PeerDead, Unavailable
 
 

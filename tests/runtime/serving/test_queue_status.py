@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import pytest
 
-from moorage.runtime.serving.throughput import Throughput, retry_after_s, waits_s
+from moorage.runtime.serving.queue_status import Throughput, retry_after_s, waits_s
 
 
 def test_nothing_is_estimated_before_a_prompt_was_read() -> None:
     throughput = Throughput()
     assert throughput.work_s(10, 10) is None
-    throughput.note_step(0, 1, 0.5)
+    throughput.record_step(0, 1, 0.5)
     assert throughput.work_s(10, 10) is None
 
 
 def test_work_is_counted_by_what_tokens_of_each_kind_took() -> None:
     throughput = Throughput()
-    throughput.note_step(100, 0, 1.0)
-    throughput.note_step(0, 2, 0.1)
+    throughput.record_step(100, 0, 1.0)
+    throughput.record_step(0, 2, 0.1)
     assert throughput.work_s(1000, 40) == pytest.approx(10 + 2)
-    throughput.note_step(100, 2, 1.1)  # what a prompt's tokens took is what the generated ones leave
+    throughput.record_step(100, 2, 1.1)  # what a prompt's tokens took is what the generated ones leave
     assert throughput.work_s(1000, 0) == pytest.approx(10)
 
 
 def test_answers_that_end_early_shorten_the_estimate() -> None:
     throughput = Throughput()
-    throughput.note_step(1, 0, 1.0)
-    throughput.note_end(25, 100)
+    throughput.record_step(1, 0, 1.0)
+    throughput.record_end(25, 100)
     assert throughput.work_s(0, 100) == pytest.approx(25)
 
 

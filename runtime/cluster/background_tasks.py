@@ -1,4 +1,4 @@
-"""Background tasks whose end is noticed: what they raise is in the log, with its traceback, and never lost."""
+"""Background tasks of the server. What they raise is logged with its traceback and never lost."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 
 import structlog
 
-from moorage.runtime.serving.step_failures import places
+from moorage.runtime.serving.health import places
 from moorage.workers.errors import MoorageError, Unavailable
 
 log = structlog.get_logger()
 
 
 def log_stray_errors(loop: asyncio.AbstractEventLoop) -> None:
-    """Logs what tasks and callbacks raise that nobody waits for, in place of asyncio's own report."""
+    """Logs what tasks and callbacks raise that nothing awaits, in place of asyncio's own report."""
     loop.set_exception_handler(_stray)
 
 
 async def repeated(name: str, action: Callable[[], Awaitable[None]], every_s: float) -> None:
-    """Does `action` again and again. When it raises, that is logged, once for each kind, and it goes on."""
-    told: set[type[Exception]] = set()
+    """Runs `action` again and again. When it raises, that is logged once for each kind, and the loop goes on."""
+    logged: set[type[Exception]] = set()
     while True:
         try:
             await action()
         except Exception as error:  # noqa: BLE001  the task must go on
-            if type(error) not in told:
-                told.add(type(error))
+            if type(error) not in logged:
+                logged.add(type(error))
                 log.error(f"{name} failed", kind=type(error).__name__, exception=places(error))
         await asyncio.sleep(every_s)
 
 
 async def essential(name: str, work: Awaitable[None]) -> None:
-    """Waits for work that the server can't be without. Raises Unavailable when it ends in any way but ours."""
+    """Awaits work that the server needs for as long as it serves. Raises Unavailable when the work ends."""
     try:
         await work
     except MoorageError:
