@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gpu.model.families import FAMILIES
+from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_directory import NO_GGUF
 from moorage.workers.hf_fields import Fields
-from moorage.workers.hf_tensors import decoder_name, is_redundant, tensor_names, tensor_shapes
+from moorage.workers.hf_tensors import is_redundant, present_name, tensor_shapes
 from moorage.workers.safetensors_header import TensorHeader, read_header
 from moorage.workers.spec import ModelSpec
 
@@ -18,15 +20,15 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PIECE_BYTES = 4 << 20
 
 
-def read_headers(directory: Path) -> dict[str, TensorHeader]:
-    """Headers of all tensors by the decoder's name for them; no weights are read.
+def read_headers(directory: Path, family: str) -> dict[str, TensorHeader]:
+    """Headers of all tensors by the name that `family` has for them; no weights are read.
 
     Raises InvalidModel for a bad or missing file, and for a tensor that stands in two files.
     """
     headers: dict[str, TensorHeader] = {}
     for file in weight_files(directory):
         for header in read_header(file):
-            name = decoder_name(header.name)
+            name = present_name(header.name, family)
             if name in headers:
                 raise InvalidModel(
                     f"{file}: tensor {name} stands in {headers[name].file.name} too; remove the file that is not "
@@ -65,7 +67,7 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
 
     Raises InvalidModel naming the file and the tensor.
     """
-    headers, expected = read_headers(directory), tensor_shapes(spec)
+    headers, expected = read_headers(directory, spec.family), tensor_shapes(spec)
     for name, shape in expected.items():
         if name not in headers:
             raise InvalidModel(
@@ -91,8 +93,8 @@ def has_own_head(directory: Path, family: str) -> bool:
     transformers 5 then keeps the file's, whatever `tie_word_embeddings` says. Equal bytes count as tied; two types of
     the same values count as different, which costs memory alone. Raises InvalidModel for bad files.
     """
-    names, headers = tensor_names(family), read_headers(directory)
-    head, embed = (headers.get(f"{name}.weight") for name in (names.lm_head, names.embed))
+    names, headers = FAMILIES[family].tensors, read_headers(directory, family)
+    head, embed = (headers.get(f"{names.name_of(part)}.weight") for part in (Part.LM_HEAD, Part.EMBED))
     if head is None or embed is None:
         return False
     if (head.dtype, head.shape) != (embed.dtype, embed.shape):

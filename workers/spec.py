@@ -192,7 +192,7 @@ class ModelSpec:
     """The shape of a decoder, read from a Hugging Face `config.json`."""
 
     family: str
-    """llama, mistral, qwen2, qwen3 or internlm2."""
+    """Its name in `workers/gpu/model/families`."""
     num_layers: int
     hidden_size: int
     intermediate_size: int

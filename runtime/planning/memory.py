@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.serving.capacity import Resources, spread
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig
+from moorage.workers.hf_tensors import tensor_shapes
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
@@ -107,14 +109,7 @@ class ContextSizes:
 
 def num_parameters(model: ModelSpec) -> int:
     """Parameters of the decoder, embeddings and head included."""
-    query, key_value = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    attention = model.hidden_size * (2 * query + 2 * key_value)
-    attention += (query + 2 * key_value) * model.qkv_bias + model.hidden_size * model.output_bias
-    attention += 2 * model.head_dim * model.qk_norm
-    mlp = 3 * model.hidden_size * model.intermediate_size
-    mlp += (2 * model.intermediate_size + model.hidden_size) * model.mlp_bias
-    embeddings = model.vocab_size * model.hidden_size * (1 if model.tie_word_embeddings else 2)
-    return model.num_layers * (attention + mlp + 2 * model.hidden_size) + model.hidden_size + embeddings
+    return sum(prod(shape) for shape in tensor_shapes(model).values())
 
 
 def token_bytes(layout: KvLayout) -> int:

@@ -1,4 +1,4 @@
-"""Weights of a decoder: room for them, and their way there from safetensors files."""
+"""The weights of a decoder: their allocation, and how they are read from safetensors files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moorage.workers.errors import InvalidModel, ResourceExhausted
 from moorage.workers.gpu.model.checkpoint import read_tensors
 from moorage.workers.gpu.model.naming import is_finite, slots
 from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights
-from moorage.workers.hf_tensors import decoder_name
+from moorage.workers.hf_tensors import present_name
 from moorage.workers.hf_weights import check_weights
 from moorage.workers.safetensors_header import TensorHeader
 from moorage.workers.spec import ModelSpec
@@ -50,7 +50,7 @@ def load_weights(
     filled = slots(spec, weights)
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     for header, tensor in read_tensors(wanted):
-        slot = filled[decoder_name(header.name)]
+        slot = filled[present_name(header.name, spec.family)]
         slot.fill(tensor)
         if not slot.is_finite():
             raise _not_finite(header, tensor, dtype)

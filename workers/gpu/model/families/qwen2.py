@@ -1,0 +1,63 @@
+"""Qwen2 and Qwen2.5: a Llama whose queries, keys and values have biases. Long-context ones name dual chunks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from moorage.workers.gpu.model.families.llama import TENSORS
+from moorage.workers.gpu.model.family import Family, PublishedModel, read_sliding_window
+from moorage.workers.hf_fields import Fields
+from moorage.workers.spec import DualChunkSpec, ModelSpec
+
+
+def qwen_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
+    """`spec` with what Qwen2 and Qwen3 have in common: a sliding window that few models use, and dual chunks."""
+    slides = config.flag("use_sliding_window") and _some_layer_slides(config)
+    return replace(
+        spec,
+        sliding_window=read_sliding_window(config) if slides else None,
+        dual_chunk=_dual_chunk(config),
+    )
+
+
+def _some_layer_slides(config: Fields) -> bool:
+    layer_types = config.get("layer_types")
+    if isinstance(layer_types, list):
+        return any(name != "full_attention" for name in layer_types)
+    num_full_layers = config.get("max_window_layers")
+    if not isinstance(num_full_layers, int):
+        num_full_layers = 28
+    return num_full_layers < config.positive_int("num_hidden_layers")
+
+
+def _dual_chunk(config: Fields) -> DualChunkSpec | None:
+    """Qwen2.5-1M's key. Its chunk_size is the largest position, so the paper's c is one more."""
+    values = config.child("dual_chunk_attention_config")
+    if values is None:
+        return None
+    largest, local = values.positive_int("chunk_size", 8192), values.positive_int("local_size", 1024)
+    if 2 * local > largest:
+        # The last `local` keys would lie in more than two chunks, and only two keep their distances.
+        raise values.wrong("local_size", f"at most half of chunk_size {largest}")
+    original = values.get("original_max_position_embeddings") or None
+    if original is not None:
+        original = values.positive_int("original_max_position_embeddings")
+    return DualChunkSpec(largest + 1, largest - local, original)
+
+
+def _own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
+    return replace(qwen_keys(spec, config), qkv_bias=True)
+
+
+FAMILY = Family(
+    name="qwen2",
+    architectures=("Qwen2ForCausalLM",),
+    tensors=TENSORS,
+    own_keys=_own_keys,
+    published={
+        "qwen2.5-7b": PublishedModel(28, 3584, 18944, 28, 4, 152064, 32768),
+        "qwen2.5-14b": PublishedModel(48, 5120, 13824, 40, 8, 152064, 32768),
+        "qwen2.5-32b": PublishedModel(64, 5120, 27648, 40, 8, 152064, 32768),
+        "qwen2.5-72b": PublishedModel(80, 8192, 29568, 64, 8, 152064, 32768),
+    },
+)

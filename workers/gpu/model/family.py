@@ -1,0 +1,109 @@
+"""What a model family is: all that its checkpoints have and other families' do not; free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from moorage.workers.gpu.model.parts import Part
+from moorage.workers.hf_fields import Fields
+from moorage.workers.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PackedByKvHead:
+    """One tensor with the rows of several parts: for each KV head, its rows of the first part, then of the next."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorNames:
+    """The tensors of a checkpoint, named without `.weight` and `.bias`, and the parts that they hold."""
+
+    model: Mapping[str, Part]
+    layer: Mapping[str, Part | PackedByKvHead]
+    """Those of one layer, named without `model.layers.0.`. A part that a model lacks may stand here."""
+    older_names: Mapping[str, str] = field(default_factory=dict)
+    """Pieces of names in older checkpoints, and what stands for them in `layer`."""
+
+    def name_of(self, wanted: Part) -> str:
+        """The name of a part outside the layers."""
+        return next(name for name, part in self.model.items() if part is wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The values that a key of config.json may have, beside null; the decoder does not compute the others."""
+
+    key: str
+    values: tuple[object, ...]
+    expected: str
+    """What the key must be, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedModel:
+    """The keys of a published config.json that sizes depend on."""
+
+    num_hidden_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    max_position_embeddings: int
+    other_keys: Mapping[str, object] = field(default_factory=dict)
+
+    def config(self) -> dict[str, object]:
+        """As config.json has them; the type is bfloat16 unless `other_keys` says another one."""
+        return {
+            "num_hidden_layers": self.num_hidden_layers,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "dtype": "bfloat16",
+            **self.other_keys,
+        }
+
+
+ACCEPTED = (
+    Accepted("hidden_act", ("silu", "swish"), "silu, the only supported activation"),
+    Accepted("is_causal", (True,), "true: a model that generates attends no later token"),
+)
+"""What the decoder computes in every family that says nothing else."""
+
+
+def _no_own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
+    del config
+    return spec
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A model family. Its file in `families` is the only one that names it."""
+
+    name: str
+    """As `model_type` and `ModelSpec.family` have it."""
+    architectures: tuple[str, ...]
+    """The classes that config.json may name."""
+    tensors: TensorNames
+    own_keys: Callable[[ModelSpec, Fields], ModelSpec] = _no_own_keys
+    """Completes what the keys of all families say with what this family's keys say. Raises InvalidModel."""
+    model_types: tuple[str, ...] = ()
+    """What `model_type` may say beside `name`."""
+    head_dim: int | None = None
+    """Channels of a head where config.json names none; None is the hidden size by the number of heads."""
+    accepted: tuple[Accepted, ...] = ACCEPTED
+    published: Mapping[str, PublishedModel] = field(default_factory=dict)
+    """Models that can be sized by name, without their files."""
+
+
+def read_sliding_window(config: Fields, default: int = 4096) -> int | None:
+    """`sliding_window` of a family whose layers attend no further unless the key is null."""
+    if config.values.get("sliding_window", default) is None:
+        return None
+    return config.positive_int("sliding_window", default)
