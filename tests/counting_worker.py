@@ -122,7 +122,7 @@ def cluster(
         limits=Limits(resources, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
         capacity=Capacity(LAYOUT, resources, 1, None),
         worker=worker,
-        resolve_memory=lambda preset: FULL if preset is None else memory(positions=Positions.CLAMPED),
+        resolve_memory=lambda preset: FULL if preset is None else memory(scheme=Positions.CLAMPED),
         kv_status=no_actors,
         shutdown=nothing,
         reach=lambda _memory: Reach(42, "plain RoPE"),

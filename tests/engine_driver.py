@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -21,40 +21,24 @@ from moorage.workers.spec import (
     AnchorSpace,
     AnchorType,
     ContinueSession,
-    HeadSelectMode,
     KvLayout,
     KvType,
     MemorySpec,
     ModelSpec,
     OpenSession,
-    Positions,
-    Preselect,
+    RetentionSpec,
     SamplingSpec,
     Segment,
     SegmentResult,
     StepPlan,
 )
 
-FULL = MemorySpec(
-    preset="full",
-    positions=Positions.ROPE,
-    n_init=0,
-    local_windows_len=32,
-    topk=None,
-    exc_block_size=0,
-    preselect_block=Preselect.OFF,
-    preselect_block_count=0,
-    head_select_mode=HeadSelectMode.SHARED,
-    layer_step=1,
-    token_step=1,
-    dense_layer_num=0,
-    recall_every=0,
-)
+FULL = MemorySpec(preset="full", retention=RetentionSpec(window=32))
 
 
-def memory(**changes: object) -> MemorySpec:
+def memory(**changes: Any) -> MemorySpec:
     """The `full` axes with some of them changed."""
-    return replace(FULL, **changes)  # type: ignore[arg-type]
+    return FULL.replace(**changes)
 
 
 @dataclass

@@ -19,12 +19,12 @@ def piece_blocks(layout: KvLayout, on_cpu: bool) -> int:
 
 def near_block(position: int, memory: MemorySpec, block_size: int) -> int:
     """First block that the local window of the query at `position` reaches."""
-    return max(0, position - memory.local_windows_len + 1) // block_size
+    return max(0, position - memory.retention.window + 1) // block_size
 
 
 def sink_blocks(memory: MemorySpec, block_size: int) -> int:
     """Blocks that hold the sinks."""
-    return -(-memory.n_init // block_size)
+    return -(-memory.retention.sinks // block_size)
 
 
 def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int | None) -> int:
@@ -34,11 +34,15 @@ def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int 
     blocks that the next step chooses again, or as many as a context of `dense_until` tokens has. The room is
     never smaller than what one step attends.
     """
-    near = -(-(memory.local_windows_len + 1) // layout.block_size) + 2
+    near = -(-(memory.retention.window + 1) // layout.block_size) + 2
     sinks = sink_blocks(memory, layout.block_size)
-    chosen = memory.topk or 0
+    chosen = memory.selection.topk or 0
     # blocks that left the window since the choice they are attended with was made
-    aged = -(-(memory.token_step - 1 + memory.lag) // layout.block_size) if chosen else 0
-    wanted = max(2 * chosen, layout.num_blocks(memory.dense_until) if chosen else 0)
+    aged = (
+        -(-(memory.selection.token_step - 1 + memory.selection.asynchronous) // layout.block_size)
+        if chosen
+        else 0
+    )
+    wanted = max(2 * chosen, layout.num_blocks(memory.selection.dense_until) if chosen else 0)
     cached = max(wanted if max_cached_block is None else max_cached_block, chosen)
     return near + sinks + cached + aged

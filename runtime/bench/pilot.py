@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -22,15 +22,16 @@ from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import (
     AnchorType,
-    HeadSelectMode,
     KvLayout,
     MemorySpec,
     ModelSpec,
     OpenSession,
     Positions,
-    Preselect,
+    PositionSpec,
+    RetentionSpec,
     SamplingSpec,
     Segment,
+    SelectionSpec,
     StepPlan,
     StepResult,
 )
@@ -39,23 +40,14 @@ PILOT = DEPLOY / "models" / "moorage-pilot"
 BLOCK_SIZE, STRIPE_BLOCKS = 32, 8
 SELECTED = MemorySpec(
     preset="ktransformers",
-    positions=Positions.CLAMPED,
-    n_init=32,
-    local_windows_len=256,
-    topk=24,
-    exc_block_size=128,
-    preselect_block=Preselect.OFF,
-    preselect_block_count=0,
-    head_select_mode=HeadSelectMode.SHARED,
-    layer_step=1,
-    token_step=1,
-    dense_layer_num=0,
-    recall_every=0,
+    retention=RetentionSpec(sinks=32, window=256),
+    selection=SelectionSpec(topk=24, execution_block=128),
+    positions=PositionSpec(scheme=Positions.CLAMPED),
 )
 """The budget of deploy/local.yaml: 24 chosen blocks of 32 tokens, 32 sinks, a window of 256."""
-LAGGED = replace(SELECTED, lag=1, lag_cosine=-1.0)
+LAGGED = SELECTED.replace(asynchronous=True, asynchronous_cosine=-1.0)
 """The same budget by the last step's query; nothing is corrected, since made-up tokens ask made-up questions."""
-FULL = replace(SELECTED, topk=None, exc_block_size=0)
+FULL = SELECTED.replace(topk=None, execution_block=0)
 """The same positions over every key."""
 
 

@@ -13,8 +13,12 @@ from moorage.workers.spec import (
     AnchorType,
     HeadPool,
     HeadSelectMode,
+    MemorySpec,
     Positions,
+    PositionSpec,
     Preselect,
+    RetentionSpec,
+    SelectionSpec,
 )
 
 
@@ -55,6 +59,31 @@ class Preset:
     session_len: int | None = None
     base: float | None = None
     distance_scale: float = 1.0
+
+    def memory(self) -> MemorySpec:
+        """The settings of a session under this preset; those that no preset gives are at their defaults."""
+        return MemorySpec(
+            preset=self.name,
+            retention=RetentionSpec(sinks=self.n_init, window=self.local_windows_len),
+            selection=SelectionSpec(
+                topk=self.topk,
+                execution_block=self.exc_block_size,
+                last_token_alone=self.exc_last_alone,
+                preselect=self.preselect_block,
+                preselect_blocks=self.preselect_block_count,
+                head_select_mode=self.head_select_mode,
+                layer_step=self.layer_step,
+                token_step=self.token_step,
+                dense_layers=self.dense_layer_num,
+                dense_until=self.dense_until,
+                head_pool=self.head_pool,
+                anchor_pool=self.anchor_pool,
+                importance_queries=self.importance_queries,
+                asynchronous=bool(self.lag),
+                asynchronous_cosine=self.lag_cosine,
+            ),
+            positions=PositionSpec(scheme=self.positions, dca_chunk=self.dca_chunk, mscale=self.mscale),
+        )
 
     def axes(self) -> dict[str, Any]:
         """Every axis by name, without `name` and `source`."""

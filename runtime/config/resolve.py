@@ -126,31 +126,10 @@ def _asked_preset(config: ClusterConfig, preset_override: str | None, model: Mod
 
 
 def _axes_of(config: ClusterConfig, preset: Preset) -> MemorySpec:
-    return MemorySpec(
-        preset=preset.name,
-        positions=preset.positions,
-        n_init=preset.n_init,
-        local_windows_len=preset.local_windows_len,
-        topk=preset.topk,
-        exc_block_size=preset.exc_block_size,
-        exc_last_alone=preset.exc_last_alone,
-        preselect_block=preset.preselect_block,
-        preselect_block_count=preset.preselect_block_count,
-        head_select_mode=preset.head_select_mode,
-        layer_step=preset.layer_step,
-        token_step=preset.token_step,
-        dense_layer_num=preset.dense_layer_num,
+    return preset.memory().replace(
         recall_every=config.memory.recall_every,
-        head_pool=preset.head_pool,
-        anchor_pool=preset.anchor_pool,
-        dense_until=preset.dense_until,
-        importance_queries=preset.importance_queries,
         pretraining_length=config.memory.pretraining_length,
-        dca_chunk=preset.dca_chunk,
-        mscale=preset.mscale,
         rebase_every=config.memory.rebase_every,
-        lag=preset.lag,
-        lag_cosine=preset.lag_cosine,
     )
 
 

@@ -9,7 +9,7 @@ from moorage.runtime.planning.trained_length import trained_length
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
-from moorage.workers.spec import MemorySpec, ModelSpec, Positions, RopeSpec
+from moorage.workers.spec import MemorySpec, ModelSpec, Positions, PositionSpec, RopeSpec
 
 QWEN_MSCALE = 0.1
 """Growth of attention of checkpoints that name a `dual_chunk_attention_config` with an original length."""
@@ -30,8 +30,11 @@ class RopeChoice:
 
 def settle_positions(memory: MemorySpec, choice: RopeChoice, model: ModelSpec, block_size: int) -> MemorySpec:
     """`memory` with its rotary embedding and dca's sizes in place. Raises ValueError with key, fault and fix."""
-    memory = replace(memory, rope=_rope(choice, memory.pretraining_length, model))
-    return _dual_chunk(memory, model, block_size) if memory.positions is Positions.DCA else memory
+    positions = memory.positions
+    positions = replace(positions, rope=_rope(choice, positions.pretraining_length, model))
+    if positions.scheme is Positions.DCA:
+        positions = _dual_chunk(positions, model, block_size)
+    return replace(memory, positions=positions)
 
 
 def _rope(choice: RopeChoice, trained: int | None, model: ModelSpec) -> RopeSpec:
@@ -63,21 +66,21 @@ def _scaled(scaling: dict[str, Any], trained: int | None, model: ModelSpec) -> R
         raise ValueError(str(error).replace("memory: ", "memory.")) from error
 
 
-def _dual_chunk(memory: MemorySpec, model: ModelSpec, block_size: int) -> MemorySpec:
+def _dual_chunk(positions: PositionSpec, model: ModelSpec, block_size: int) -> PositionSpec:
     """Sizes from the configuration, else from the checkpoint, else a chunk of three quarters of the length."""
-    own = model.dual_chunk if memory.pretraining_length is None else None
+    own = model.dual_chunk if positions.pretraining_length is None else None
     if own is not None:
         length = own.length
     else:
-        length = memory.pretraining_length or trained_length(model)
-    chunk = memory.dca_chunk or (own.chunk if own else length * 3 // 4 // block_size * block_size)
+        length = positions.pretraining_length or trained_length(model)
+    chunk = positions.dca_chunk or (own.chunk if own else length * 3 // 4 // block_size * block_size)
     _check_dual_chunk(length, chunk, block_size)
     original = own.original_length if own else None
     return replace(
-        memory,
+        positions,
         pretraining_length=length,
         dca_chunk=chunk,
-        mscale=(QWEN_MSCALE if original else 0.0) if memory.mscale is None else memory.mscale,
+        mscale=(QWEN_MSCALE if original else 0.0) if positions.mscale is None else positions.mscale,
         mscale_length=original or length,
     )
 

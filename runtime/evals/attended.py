@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from moorage.runtime.config.units import format_tokens
 from moorage.workers.spec import KvLayout, MemorySpec, Positions, RopeSpec
 
-_NOT_ATTENTION = {"preset": "", "recall_every": 0, "rebase_every": 1, "dense_until": 0}
+_NOT_ATTENTION: dict[str, Any] = {"preset": "", "recall_every": 0, "rebase_every": 1, "dense_until": 0}
 
 
 def attended_keys(memory: MemorySpec, layout: KvLayout, num_tokens: int) -> Hashable:
@@ -19,7 +20,7 @@ def attended_keys(memory: MemorySpec, layout: KvLayout, num_tokens: int) -> Hash
     positions = _positions(memory, layout.block_size, num_tokens)
     if _attends_all(memory, layout.block_size, num_tokens):
         return ("every key", positions)
-    chosen = replace(memory, **_NOT_ATTENTION)  # type: ignore[arg-type]
+    chosen = memory.replace(**_NOT_ATTENTION)
     return (chosen, layout, positions)
 
 
@@ -41,22 +42,28 @@ def same_keys(choices: Mapping[str, Sequence[Hashable]], lengths: Sequence[int])
 
 
 def _attends_all(memory: MemorySpec, block_size: int, num_tokens: int) -> bool:
-    if memory.topk is None:
+    if memory.selection.topk is None:
         return True
-    budget = _sinks(memory, block_size) + memory.local_windows_len + memory.topk * block_size
-    return num_tokens <= max(budget, memory.dense_until if memory.topk else 0)
+    budget = _sinks(memory, block_size) + memory.retention.window + memory.selection.topk * block_size
+    return num_tokens <= max(budget, memory.selection.dense_until if memory.selection.topk else 0)
 
 
 def _positions(memory: MemorySpec, block_size: int, num_tokens: int) -> Hashable:
     """The scheme, or plain RoPE where a session is too short for it to differ."""
-    rope = _rope(memory.rope, num_tokens)
-    match memory.positions:
-        case Positions.CLAMPED if num_tokens > memory.local_windows_len:
-            return ("clamped", memory.local_windows_len, rope)
-        case Positions.ROLLING if num_tokens > _sinks(memory, block_size) + memory.local_windows_len:
-            return ("rolling", _sinks(memory, block_size), memory.local_windows_len, rope)
-        case Positions.DCA if num_tokens > (memory.dca_chunk or 0):
-            return ("dca", memory.pretraining_length, memory.dca_chunk, memory.mscale, rope)
+    rope = _rope(memory.positions.rope, num_tokens)
+    match memory.positions.scheme:
+        case Positions.CLAMPED if num_tokens > memory.retention.window:
+            return ("clamped", memory.retention.window, rope)
+        case Positions.ROLLING if num_tokens > _sinks(memory, block_size) + memory.retention.window:
+            return ("rolling", _sinks(memory, block_size), memory.retention.window, rope)
+        case Positions.DCA if num_tokens > (memory.positions.dca_chunk or 0):
+            return (
+                "dca",
+                memory.positions.pretraining_length,
+                memory.positions.dca_chunk,
+                memory.positions.mscale,
+                rope,
+            )
     return ("rope", rope)
 
 
@@ -70,7 +77,7 @@ def _rope(rope: RopeSpec | None, num_tokens: int) -> RopeSpec | None:
 
 
 def _sinks(memory: MemorySpec, block_size: int) -> int:
-    return -(-memory.n_init // block_size) * block_size
+    return -(-memory.retention.sinks // block_size) * block_size
 
 
 def _joined(words: Sequence[str]) -> str:

@@ -82,7 +82,7 @@ class LocalTargets:
             "preset": variant.preset,
             "overrides": list(variant.overrides),
             "dtype": config.model.dtype,
-            "memory": asdict(memory),
+            "memory": memory.settings() | {"rope": asdict(memory.positions.rope or self._spec.rope)},
             "store": asdict(kv_layout(config, self._spec)),
             **({"chat": True} if self._chat else {}),
         }
@@ -163,4 +163,8 @@ class LocalTarget:
 
     def _budget(self) -> int:
         memory, size = self._memory, self._engine.layout.block_size
-        return memory.n_init + memory.local_windows_len + memory.topk * size if memory.topk is not None else 0
+        return (
+            memory.retention.sinks + memory.retention.window + memory.selection.topk * size
+            if memory.selection.topk is not None
+            else 0
+        )

@@ -155,7 +155,7 @@ def workspace_bytes(deployment: Deployment) -> int:
     item = DTYPE_BYTES[deployment.weight_dtype]
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     linear = tokens * (3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads) * item
-    near_tokens = deployment.memory.local_windows_len + deployment.layout.block_size + tokens
+    near_tokens = deployment.memory.retention.window + deployment.layout.block_size + tokens
     near = 3 * near_tokens * model.num_kv_heads * model.head_dim * item
     partials = 2 * (_MERGED_PARTS + 1) * tokens * model.num_heads * (model.head_dim + 1) * 4
     logits = 3 * deployment.max_running * model.vocab_size * 4
@@ -171,7 +171,7 @@ def device_sizes(deployment: Deployment) -> DeviceSizes:
     """Memory of the device; it does not depend on the context."""
     layout, memory = deployment.layout, deployment.memory
     slots = num_slots(deployment)
-    near = -(-(memory.local_windows_len + 1) // layout.block_size) + 2
+    near = -(-(memory.retention.window + 1) // layout.block_size) + 2
     windows = min(slots, deployment.max_running * layout.num_layers * near)
     return DeviceSizes(
         weights_bytes=weights_bytes(deployment),

@@ -57,13 +57,13 @@ def reach(memory: MemorySpec, model: ModelSpec) -> Reach:
 def _reach_of_positions(memory: MemorySpec, model: ModelSpec) -> Reach:
     rope = _reach_of_rope(memory, model)
     assert rope.tokens is not None
-    match memory.positions:
+    match memory.positions.scheme:
         case Positions.ROPE:
             return rope
         case Positions.CLAMPED:
-            largest, name = memory.local_windows_len, "clamped"
+            largest, name = memory.retention.window, "clamped"
         case Positions.ROLLING:
-            largest, name = memory.n_init + memory.local_windows_len, "rolling"
+            largest, name = memory.retention.sinks + memory.retention.window, "rolling"
         case Positions.DCA:
             return _reach_of_chunks(memory, model)
     if largest > rope.tokens:
@@ -73,7 +73,7 @@ def _reach_of_positions(memory: MemorySpec, model: ModelSpec) -> Reach:
 
 def _reach_of_chunks(memory: MemorySpec, model: ModelSpec) -> Reach:
     own = model.dual_chunk
-    length = memory.pretraining_length or trained_length(model)
+    length = memory.positions.pretraining_length or trained_length(model)
     if own is not None and length == own.length:
         return Reach(max(length, model.rope.max_position_embeddings), "the checkpoint's dual chunks")
     reason = f"dual chunks, up to {DUAL_CHUNK_FACTOR} times the trained {length:,} tokens"
@@ -81,9 +81,9 @@ def _reach_of_chunks(memory: MemorySpec, model: ModelSpec) -> Reach:
 
 
 def _reach_of_rope(memory: MemorySpec, model: ModelSpec) -> Reach:
-    rope = memory.rope or model.rope
-    trained = memory.pretraining_length or trained_length(model)
-    start = memory.pretraining_length or _unscaled_length(model)
+    rope = memory.positions.rope or model.rope
+    trained = memory.positions.pretraining_length or trained_length(model)
+    start = memory.positions.pretraining_length or _unscaled_length(model)
     if rope.rope_type == "dynamic":
         factor = max(rope.factor, DYNAMIC_FACTOR)
         found = Reach(_times(rope.max_position_embeddings, factor), _scaled("dynamic NTK", factor, rope))

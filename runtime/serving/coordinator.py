@@ -182,7 +182,9 @@ class Coordinator:
             block_size=capacity.layout.block_size,
             arrived_s=time.monotonic(),
             decoder=IncrementalDecoder(tokenizer, prompt) if tokenizer else None,
-            scheduled=ScheduledRequest(request_id, len(prompt), need, max(1, memory.exc_block_size), session),
+            scheduled=ScheduledRequest(
+                request_id, len(prompt), need, max(1, memory.selection.execution_block), session
+            ),
             public_id=public_id or secrets.token_hex(6),
             session_name=session,
             dram_bytes=capacity.bytes_of(need),

@@ -86,9 +86,9 @@ class Request:
     def budget_tokens(self) -> int:
         """Most tokens attended per layer and decode step by selection; 0 stands for all."""
         memory = self.memory
-        if memory.topk is None:
+        if memory.selection.topk is None:
             return 0
-        return memory.n_init + memory.local_windows_len + memory.topk * self.block_size
+        return memory.retention.sinks + memory.retention.window + memory.selection.topk * self.block_size
 
     @property
     def remaining_new_tokens(self) -> int:

@@ -53,8 +53,8 @@ def reusable_tokens(
     if held_shape != attention_shape(memory, layout, length, model_rope):
         return 0
     alike = min(_whole_until(stored, memory, layout, length, model_rope), length - 1)
-    if memory.topk and _needs_last_queries(memory, layout):
-        alike = min(alike, max(0, length - memory.importance_queries))
+    if memory.selection.topk and _needs_last_queries(memory, layout):
+        alike = min(alike, max(0, length - memory.selection.importance_queries))
     shared = stored.token_ids.shared(prompt, alike)
     return _aligned(shared, stored, memory, layout, length)
 
@@ -63,38 +63,38 @@ def attention_shape(
     memory: MemorySpec, layout: KvLayout, num_tokens: int, model_rope: RopeSpec | None = None
 ) -> Shape:
     """What shapes the KV of a prompt of `num_tokens` where every key is attended, and anchors made of attention."""
-    rope = memory.rope or model_rope or RopeSpec()
-    window, sinks = memory.local_windows_len, sink_blocks(memory, layout.block_size)
+    rope = memory.positions.rope or model_rope or RopeSpec()
+    window, sinks = memory.retention.window, sink_blocks(memory, layout.block_size)
     geometry: Shape = ()
-    if memory.topk == 0 or memory.positions is Positions.ROLLING:
+    if memory.selection.topk == 0 or memory.positions.scheme is Positions.ROLLING:
         geometry = (window, sinks)
-    elif memory.positions is Positions.CLAMPED:
+    elif memory.positions.scheme is Positions.CLAMPED:
         geometry = (window,)
-    if memory.positions is Positions.DCA:
-        geometry += (memory.pretraining_length, memory.dca_chunk)
+    if memory.positions.scheme is Positions.DCA:
+        geometry += (memory.positions.pretraining_length, memory.positions.dca_chunk)
     counted = window if layout.anchor_type is AnchorType.REPR_TOPK else None
-    view = (rope, rope.length_class(num_tokens), memory.attention_growth(num_tokens))
-    return (memory.positions, memory.topk == 0, geometry, view, counted)
+    view = (rope, rope.length_class(num_tokens), memory.positions.attention_growth(num_tokens))
+    return (memory.positions.scheme, memory.selection.topk == 0, geometry, view, counted)
 
 
 def selection_shape(memory: MemorySpec, layout: KvLayout) -> Shape:
     """What beside `attention_shape` shapes the KV of tokens whose execution block chose what it attends."""
-    coarse = memory.preselect_block_count if memory.preselect_block is Preselect.STEP else None
+    coarse = memory.selection.preselect_blocks if memory.selection.preselect is Preselect.STEP else None
     return (
-        memory.topk,
-        memory.exc_block_size,
+        memory.selection.topk,
+        memory.selection.execution_block,
         sink_blocks(memory, layout.block_size),
-        memory.local_windows_len,
-        memory.head_select_mode,
-        memory.head_pool,
-        memory.anchor_pool,
+        memory.retention.window,
+        memory.selection.head_select_mode,
+        memory.selection.head_pool,
+        memory.selection.anchor_pool,
         coarse,
     )
 
 
 def _needs_last_queries(memory: MemorySpec, layout: KvLayout) -> bool:
     """Whether the prompt's last queries decide which blocks generated tokens attend."""
-    return layout.anchor_type is AnchorType.DYNAMIC or memory.preselect_block is Preselect.PROMPT
+    return layout.anchor_type is AnchorType.DYNAMIC or memory.selection.preselect is Preselect.PROMPT
 
 
 def _whole_until(
@@ -106,27 +106,27 @@ def _whole_until(
     if until == stored.prompt_tokens:
         until = _exact_generated(stored, layout, model_rope)
     exact = min(until, _exact_prompt(memory, layout, length))
-    both_select = old.selects_in_prefill(stored.prompt_tokens) and memory.selects_in_prefill(length)
+    both_select = old.selection.in_prefill(stored.prompt_tokens) and memory.selection.in_prefill(length)
     if both_select and selection_shape(old, layout) == selection_shape(memory, layout):
-        return max(exact, min(old.resume_point(stored.prompt_tokens), held))
+        return max(exact, min(old.selection.resume_point(stored.prompt_tokens), held))
     return exact
 
 
 def _exact_prompt(memory: MemorySpec, layout: KvLayout, num_tokens: int) -> int:
     """First tokens of a prompt of `num_tokens` that attend every key."""
-    if not memory.selects_in_prefill(num_tokens):
+    if not memory.selection.in_prefill(num_tokens):
         return num_tokens
-    size, first = memory.exc_block_size, _first_choice(memory, layout)
+    size, first = memory.selection.execution_block, _first_choice(memory, layout)
     exact = min(-(-first // size) * size, num_tokens)
-    return exact - 1 if memory.exc_last_alone and exact == num_tokens > first else exact
+    return exact - 1 if memory.selection.last_token_alone and exact == num_tokens > first else exact
 
 
 def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | None) -> int:
     """End of the stored tokens whose decode steps attended every key as prefill would have."""
     memory, prompt = stored.memory, stored.prompt_tokens
     end = len(stored.token_ids)
-    if memory.topk and memory.dense_layer_num < layout.num_layers:
-        end = min(end, max(_first_choice(memory, layout), memory.dense_until, prompt))
+    if memory.selection.topk and memory.selection.dense_layers < layout.num_layers:
+        end = min(end, max(_first_choice(memory, layout), memory.selection.dense_until, prompt))
     shape = attention_shape(memory, layout, prompt, model_rope)
     changed = (
         place
@@ -138,19 +138,19 @@ def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | 
 
 def _first_choice(memory: MemorySpec, layout: KvLayout) -> int:
     """First position whose query has more candidates than it may choose."""
-    assert memory.topk
-    blocks = sink_blocks(memory, layout.block_size) + memory.topk + 1
-    return blocks * layout.block_size + memory.local_windows_len - 1
+    assert memory.selection.topk
+    blocks = sink_blocks(memory, layout.block_size) + memory.selection.topk + 1
+    return blocks * layout.block_size + memory.retention.window - 1
 
 
 def _aligned(shared: int, stored: StoredKv, memory: MemorySpec, layout: KvLayout, length: int) -> int:
     """The last point at or before `shared` from which prefill goes on as a fresh one would."""
-    step = memory.exc_block_size if memory.selects_in_prefill(length) else 1
+    step = memory.selection.execution_block if memory.selection.in_prefill(length) else 1
     if layout.anchor_type is not AnchorType.REPR_TOPK:
         return shared // step * step
     # A block's anchors count all queries that had it in their window. The worker remembers the counts of one point;
     # from any other the whole window runs again.
     size = layout.block_size
     rerun = near_block(shared, memory, size) * size // math.lcm(step, size) * math.lcm(step, size)
-    remembered = stored.memory.resume_point(stored.prompt_tokens)
+    remembered = stored.memory.selection.resume_point(stored.prompt_tokens)
     return remembered if rerun < remembered <= shared and remembered % step == 0 else rerun

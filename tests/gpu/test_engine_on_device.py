@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,13 +17,13 @@ from tests.engine_driver import FULL, Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.engine.test_engine import prompt_of
 
-SELECTED = memory(topk=3, exc_block_size=32, n_init=16)
+SELECTED = memory(topk=3, execution_block=32, sinks=16)
 AXES = {
     "full": FULL,
     "selected": SELECTED,
-    "clamped": replace(SELECTED, positions=Positions.CLAMPED),
-    "dca": replace(SELECTED, positions=Positions.DCA, pretraining_length=60, dca_chunk=48),
-    "separate": replace(SELECTED, head_select_mode=HeadSelectMode.SEPARATE),
+    "clamped": SELECTED.replace(scheme=Positions.CLAMPED),
+    "dca": SELECTED.replace(scheme=Positions.DCA, pretraining_length=60, dca_chunk=48),
+    "separate": SELECTED.replace(head_select_mode=HeadSelectMode.SEPARATE),
 }
 WAYS: dict[str, dict[str, object]] = {
     "plain": {},

@@ -94,7 +94,7 @@ def test_sessions_of_a_store_leave_nothing(rng: np.random.Generator, count: int)
 def test_sessions_of_an_engine_leave_nothing(tmp_path: Path, count: int) -> None:
     model = build_tiny_checkpoint("llama3", tmp_path)
     driver = Driver(model.directory, model.spec, num_pages=32)
-    axes = memory(topk=2, exc_block_size=16, positions=Positions.CLAMPED)
+    axes = memory(topk=2, execution_block=16, scheme=Positions.CLAMPED)
     prompt = list(range(2, 92))
     check_flat(lambda session_id: driver.generate(prompt, axes, (64,), 4, session_id), count, [os.getpid()])
     assert not driver.worker.engine.sessions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from enum import Enum
 
 from moorage.runtime.bench.gpu.options import Options
@@ -65,14 +65,12 @@ class Case:
     @property
     def exact(self) -> bool:
         """Whether a prompt's tokens attend all keys."""
-        return not self.method.memory.exc_block_size
+        return not self.method.memory.selection.execution_block
 
 
 def memory_of(preset: Preset) -> MemorySpec:
     """The axes of a session under `preset`, without samples of recall."""
-    axes = preset.axes()
-    known = {field.name: axes[field.name] for field in fields(MemorySpec) if field.name in axes}
-    return MemorySpec(preset=preset.name, recall_every=0, **(known | {"rope": None, "dense_until": 0}))
+    return preset.memory().replace(recall_every=0, dense_until=0)
 
 
 def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
@@ -88,7 +86,7 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
             methods += [
                 Method("moorage-device-scored", memory, score_on="device"),
                 Method("moorage-misses-on-cpu", memory, attend_on="cpu"),
-                Method("moorage-lagged", replace(memory, lag=1, lag_cosine=-1.0)),
+                Method("moorage-lagged", memory.replace(asynchronous=True, asynchronous_cosine=-1.0)),
                 Method("full-resident", exact, resident=True),
                 Method("full-streamed", exact),
             ]
@@ -109,10 +107,9 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
 
 
 def _smaller(memory: MemorySpec, scale: int) -> MemorySpec:
-    return replace(
-        memory,
-        local_windows_len=memory.local_windows_len // scale,
-        topk=None if memory.topk is None else max(1, memory.topk // scale),
+    return memory.replace(
+        window=memory.retention.window // scale,
+        topk=None if memory.selection.topk is None else max(1, memory.selection.topk // scale),
     )
 
 
@@ -137,18 +134,18 @@ def cases_of(group: Group, options: Options) -> list[Case]:
                 _decode(method, context, batch) for method in group.methods if batch == 1 or _batched(method)
             ]
     if leading:
-        selected = replace(by_name["moorage"].memory, exc_block_size=512)
+        selected = by_name["moorage"].memory.replace(execution_block=512)
         cases += _prefills(Method("prefill-selected", selected), options)
     return list(dict.fromkeys(cases))
 
 
 def _batched(method: Method) -> bool:
     """Whether larger batches tell anything: full attention costs the same for each session."""
-    return method.memory.topk is not None and not method.resident
+    return method.memory.selection.topk is not None and not method.resident
 
 
 def _decode(method: Method, context: int, batch: int) -> Case:
-    streamed = method.memory.topk is None and not method.resident
+    streamed = method.memory.selection.topk is None and not method.resident
     return Case(Kind.STREAM if streamed else Kind.DECODE, method, context, batch)
 
 
@@ -163,7 +160,7 @@ def cached_blocks(method: Method, layout: KvLayout, context: int, batch: int, ro
 
     All blocks where there is room, and never less than what one step attends.
     """
-    least = method.memory.topk or 0
+    least = method.memory.selection.topk or 0
     wanted = layout.num_blocks(context) + 2 if method.resident or least else 0
     per_session = room_slots // batch // layout.num_layers
     fixed = slots_per_layer(method.memory, layout, 0) - least

@@ -35,7 +35,7 @@ def measure_decode(rig: Rig, case: Case) -> Row:
         )
         if cached is None:
             raise ResourceExhausted(f"{batch} sessions do not fit the device")
-        cached = min(cached, 2 * (method.memory.topk or 0))
+        cached = min(cached, 2 * (method.memory.selection.topk or 0))
     engine = rig.engine(method, batch, cached)
     rig.open(engine, method, case.context, batch)
     try:

@@ -19,7 +19,7 @@ def measure_chunks(rig: Rig, case: Case) -> float:
     """Median seconds of the same chunk behind `case.context` tokens, after one that warms up."""
     chunk, vocab_size = rig.options.chunk_tokens, rig.model.vocab_size
     ids = tuple(2 + i % (vocab_size - 2) for i in range(chunk))
-    engine = rig.engine(case.method, 1, case.method.memory.topk or 0)
+    engine = rig.engine(case.method, 1, case.method.memory.selection.topk or 0)
     seconds = []
     for _ in range(ROUNDS + 1):
         rig.open(engine, case.method, case.context, 1, prompt_tokens=case.context + chunk + 1)

@@ -193,11 +193,11 @@ def test_queries_walk() -> None:
 def test_slots_fit_the_room_that_is_asked_for(batch: int) -> None:
     group = groups(TINY)[0]
     method, layout = group.methods[0], group.layout
-    assert method.memory.topk is not None
+    assert method.memory.selection.topk is not None
     for room in (0, 2000, 12000, 40000, 10**6):
         cached = cached_blocks(method, layout, 10**5, batch, room)
         if cached is not None:
-            assert method.memory.topk <= cached <= layout.num_blocks(10**5) + 2
+            assert method.memory.selection.topk <= cached <= layout.num_blocks(10**5) + 2
             assert batch * layout.num_layers * slots_per_layer(method.memory, layout, cached) <= room
     assert cached_blocks(method, layout, 10**5, batch, 0) is None
     resident = Method("all", method.memory, resident=True)

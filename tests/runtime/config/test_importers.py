@@ -77,9 +77,13 @@ def test_a_shipped_ktransformers_file(tmp_path: Path) -> None:
     assert is_valid(found)
     config = build_config(Source(Path("result"), {**found.sections, "model": {"path": "m"}}))
     memory = resolve_memory(config)
-    assert (memory.topk, memory.dense_layer_num, memory.preselect_block_count) == (32, 2, 32)
-    assert memory.head_select_mode is HeadSelectMode.SHARED
-    assert memory.preselect_block is Preselect.PROMPT
+    assert (memory.selection.topk, memory.selection.dense_layers, memory.selection.preselect_blocks) == (
+        32,
+        2,
+        32,
+    )
+    assert memory.selection.head_select_mode is HeadSelectMode.SHARED
+    assert memory.selection.preselect is Preselect.PROMPT
     assert config.long_context.anchor_type is AnchorType.DYNAMIC
     assert config.long_context.threads_num == 10
     notes = "\n".join(found.notes)
@@ -95,10 +99,14 @@ def test_an_infllm_file(tmp_path: Path) -> None:
     assert found.system == "InfLLM"
     assert is_valid(found)
     memory = resolve_memory(build_config(Source(Path("result"), found.sections)))
-    assert (memory.positions, memory.topk, memory.exc_block_size) == (Positions.CLAMPED, 16, 512)
+    assert (memory.positions.scheme, memory.selection.topk, memory.selection.execution_block) == (
+        Positions.CLAMPED,
+        16,
+        512,
+    )
     assert found.sections["memory"]["base"] == 1000000
     assert found.sections["memory"]["repr_topk"] == 4
-    assert memory.head_select_mode is HeadSelectMode.SHARED
+    assert memory.selection.head_select_mode is HeadSelectMode.SHARED
     per_head = imported(tmp_path, INFLLM.replace("perhead: false", "perhead: true"))
     assert per_head.sections["long_context"]["head_select_mode"] == "PERHEAD"
     notes = "\n".join(found.notes)

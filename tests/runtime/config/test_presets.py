@@ -27,9 +27,7 @@ def config(**sections: dict[str, Any]) -> ClusterConfig:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_alone_gives_its_own_axes(name: str) -> None:
     memory = resolve_memory(config(memory={"preset": name}))
-    for axis, value in PRESETS[name].axes().items():
-        if hasattr(memory, axis):
-            assert getattr(memory, axis) == value
+    assert memory == PRESETS[name].memory().replace(recall_every=32, rebase_every=16)
     assert memory.preset == name
 
 
@@ -50,8 +48,12 @@ def test_own_axes_stand_above_the_preset() -> None:
         long_context={"second_select_num": 24, "block_size": 32, "local_windows_len": 256, "kv_type": "FP32"},
     )
     memory = resolve_memory(chosen)
-    assert (memory.positions, memory.exc_block_size, memory.n_init) == (Positions.CLAMPED, 128, 0)
-    assert (memory.topk, memory.local_windows_len) == (24, 256)
+    assert (memory.positions.scheme, memory.selection.execution_block, memory.retention.sinks) == (
+        Positions.CLAMPED,
+        128,
+        0,
+    )
+    assert (memory.selection.topk, memory.retention.window) == (24, 256)
     layout = kv_layout(chosen, MODEL_PRESETS["llama-3-8b"])
     assert (layout.block_size, layout.kv_type, layout.anchor_type) == (32, KvType.FP32, AnchorType.DYNAMIC)
     assert (layout.num_layers, layout.num_kv_heads, layout.head_dim) == (32, 8, 128)
@@ -59,7 +61,7 @@ def test_own_axes_stand_above_the_preset() -> None:
 
 def test_topk_and_second_select_num_are_one_axis() -> None:
     for sections in ({"memory": {"topk": 7}}, {"long_context": {"second_select_num": 7}}):
-        assert resolve_memory(config(**sections)).topk == 7
+        assert resolve_memory(config(**sections)).selection.topk == 7
 
 
 def test_another_preset_of_a_request_leaves_the_clusters_axes_behind() -> None:
@@ -68,8 +70,13 @@ def test_another_preset_of_a_request_leaves_the_clusters_axes_behind() -> None:
         long_context={"local_windows_len": 256, "layer_step": 2},
     )
     full = resolve_memory(chosen, "full")
-    assert (full.preset, full.positions, full.topk, full.layer_step) == ("full", Positions.ROPE, None, 1)
-    assert (full.local_windows_len, full.recall_every) == (256, 5)
+    assert (full.preset, full.positions.scheme, full.selection.topk, full.selection.layer_step) == (
+        "full",
+        Positions.ROPE,
+        None,
+        1,
+    )
+    assert (full.retention.window, full.recall_every) == (256, 5)
     assert resolve_memory(chosen, "ktransformers") == resolve_memory(chosen, None)
 
 
@@ -99,21 +106,21 @@ def test_no_preset_attends_more_keys_at_once_than_the_model_was_trained_on(name:
     chosen = config(memory={"preset": name})
     memory = resolve_memory(chosen, model=trained_on(trained))
     size = resolve_preset(chosen).block_size
-    sinks = -(-memory.n_init // size) * size
-    assert memory.dense_until <= trained
-    assert memory.local_windows_len <= trained
-    if memory.topk is not None:
-        assert sinks + memory.local_windows_len + memory.topk * size <= trained
-        assert memory.topk > 0 or PRESETS[name].topk == 0
+    sinks = -(-memory.retention.sinks // size) * size
+    assert memory.selection.dense_until <= trained
+    assert memory.retention.window <= trained
+    if memory.selection.topk is not None:
+        assert sinks + memory.retention.window + memory.selection.topk * size <= trained
+        assert memory.selection.topk > 0 or PRESETS[name].topk == 0
     asked = resolve_memory(config(memory={"preset": "full"}), name, trained_on(trained))
-    if memory.topk is not None:
-        assert 32 * (asked.topk or 0) + asked.local_windows_len + asked.n_init <= trained
+    if memory.selection.topk is not None:
+        assert 32 * (asked.selection.topk or 0) + asked.retention.window + asked.retention.sinks <= trained
 
 
 def test_a_long_trained_model_keeps_the_published_budgets() -> None:
     for name, preset in PRESETS.items():
         memory = resolve_memory(config(memory={"preset": name}), model=trained_on(131072))
-        assert (memory.topk, memory.local_windows_len, memory.dense_until) == (
+        assert (memory.selection.topk, memory.retention.window, memory.selection.dense_until) == (
             preset.topk, preset.local_windows_len, preset.dense_until,
         )  # fmt: skip
 
@@ -121,4 +128,4 @@ def test_a_long_trained_model_keeps_the_published_budgets() -> None:
 def test_axes_of_the_configuration_do_not_follow_the_trained_length() -> None:
     own = {"memory": {"topk": 300, "dense_until": 4096}, "long_context": {"local_windows_len": 2048}}
     memory = resolve_memory(config(**own), model=trained_on(512))
-    assert (memory.topk, memory.dense_until, memory.local_windows_len) == (300, 4096, 2048)
+    assert (memory.selection.topk, memory.selection.dense_until, memory.retention.window) == (300, 4096, 2048)

@@ -29,7 +29,7 @@ def settled(model: ModelSpec = PLAIN, preset: str | None = None, **memory: Any) 
 
 
 def rope_of(model: ModelSpec = PLAIN, preset: str | None = None, **memory: Any) -> RopeSpec:
-    rope = settled(model, preset, **memory).rope
+    rope = settled(model, preset, **memory).positions.rope
     assert rope is not None
     return rope
 
@@ -40,23 +40,31 @@ def test_without_any_key_the_model_keeps_its_rotary_embedding() -> None:
 
 def test_dca_takes_three_quarters_of_the_trained_length() -> None:
     memory = settled(preset="chunkllama")
-    assert (memory.positions, memory.pretraining_length, memory.dca_chunk) == (Positions.DCA, 4096, 3072)
-    assert not memory.mscale
+    assert (memory.positions.scheme, memory.positions.pretraining_length, memory.positions.dca_chunk) == (
+        Positions.DCA,
+        4096,
+        3072,
+    )
+    assert not memory.positions.mscale
     memory = settled(preset="chunkllama", pretraining_length=1000)
-    assert (memory.pretraining_length, memory.dca_chunk) == (1000, 736)
+    assert (memory.positions.pretraining_length, memory.positions.dca_chunk) == (1000, 736)
     memory = settled(positions="dca", dca_chunk=2048, pretraining_length=2560, mscale=0.05)
-    assert (memory.pretraining_length, memory.dca_chunk, memory.mscale) == (2560, 2048, 0.05)
-    assert memory.mscale_length == 2560
+    assert (memory.positions.pretraining_length, memory.positions.dca_chunk, memory.positions.mscale) == (
+        2560,
+        2048,
+        0.05,
+    )
+    assert memory.positions.mscale_length == 2560
 
 
 def test_a_checkpoint_names_its_own_dual_chunks() -> None:
     qwen = replace(PLAIN, dual_chunk=DualChunkSpec(262145, 253952, 262144))
     memory = settled(qwen, positions="dca")
-    assert (memory.pretraining_length, memory.dca_chunk) == (262145, 253952)
-    assert (memory.mscale, memory.mscale_length) == (0.1, 262144)
-    assert settled(qwen, positions="dca", mscale=0).mscale == 0
-    assert settled(qwen, positions="dca", pretraining_length=4096).dca_chunk == 3072
-    assert settled(qwen).dca_chunk is None
+    assert (memory.positions.pretraining_length, memory.positions.dca_chunk) == (262145, 253952)
+    assert (memory.positions.mscale, memory.positions.mscale_length) == (0.1, 262144)
+    assert settled(qwen, positions="dca", mscale=0).positions.mscale == 0
+    assert settled(qwen, positions="dca", pretraining_length=4096).positions.dca_chunk == 3072
+    assert settled(qwen).positions.dca_chunk is None
 
 
 def test_the_key_of_qwen_checkpoints_is_read(tmp_path: Path) -> None:
@@ -117,8 +125,8 @@ def test_a_general_override_reads_transformers_words() -> None:
 def test_another_preset_leaves_the_clusters_scaling_behind() -> None:
     chosen = {"rope_scaling_factor": 2.5, "pretraining_length": 2048, "base": 1e6, "rebase_every": 3}
     memory = settled(preset="chunkllama", **chosen)
-    assert memory.rope == PLAIN.rope
-    assert (memory.pretraining_length, memory.rebase_every) == (2048, 3)
+    assert memory.positions.rope == PLAIN.rope
+    assert (memory.positions.pretraining_length, memory.positions.rebase_every) == (2048, 3)
 
 
 @pytest.mark.parametrize(

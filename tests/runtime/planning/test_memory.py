@@ -158,30 +158,28 @@ def test_slots_hold_what_a_step_attends() -> None:
         for size, window, topk, step in product(
             (1, 32, 128), (1, 127, 128, 129, 4096), (None, 1, 24), (1, 2, 500)
         ):
-            spec = replace(memory, local_windows_len=window, topk=topk, token_step=step)
-            for lag in (0, 1) if step == 1 else (0,):
-                lagged = replace(spec, lag=lag)
+            spec = memory.replace(window=window, topk=topk, token_step=step)
+            for asynchronous in (False, True) if step == 1 else (False,):
+                lagged = spec.replace(asynchronous=asynchronous)
                 slots = slots_per_layer(lagged, replace(layout, block_size=size), 1)
                 assert slots >= _most_attended(lagged, size)
     memory = resolve_memory(cluster(memory={"preset": "inf-llm"}))
     layout = replace(layout, block_size=128)
-    spec = replace(memory, local_windows_len=4096, topk=16, n_init=128, token_step=1, dense_until=0)
+    spec = memory.replace(window=4096, topk=16, sinks=128, token_step=1, dense_until=0)
     assert slots_per_layer(spec, layout, None) == (33 + 2) + 1 + 32
     assert slots_per_layer(spec, layout, 100) == (33 + 2) + 1 + 100
-    assert slots_per_layer(replace(spec, dense_until=8192), layout, None) == (33 + 2) + 1 + 64
+    assert slots_per_layer(spec.replace(dense_until=8192), layout, None) == (33 + 2) + 1 + 64
 
 
 def _most_attended(memory: MemorySpec, size: int) -> int:
     """Blocks of sinks, window, choice, and those that left the window since a choice, at the worst position."""
     most = 0
     for position in range(20_000, 20_000 + 2 * size):
-        near = position // size - (position - memory.local_windows_len + 1) // size + 1
-        then = position - memory.token_step + 1 - memory.lag
-        aged = (position - memory.local_windows_len + 1) // size - (
-            then - memory.local_windows_len + 1
-        ) // size
-        most = max(most, near + (aged if memory.topk else 0))
-    return most + -(-memory.n_init // size) + (memory.topk or 0)
+        near = position // size - (position - memory.retention.window + 1) // size + 1
+        then = position - memory.selection.token_step + 1 - memory.selection.asynchronous
+        aged = (position - memory.retention.window + 1) // size - (then - memory.retention.window + 1) // size
+        most = max(most, near + (aged if memory.selection.topk else 0))
+    return most + -(-memory.retention.sinks // size) + (memory.selection.topk or 0)
 
 
 def test_slots_for_all_sessions_or_for_one_of_any_preset() -> None:

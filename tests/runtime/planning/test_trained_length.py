@@ -92,7 +92,7 @@ def test_dual_chunks_hold_to_sixteen_times_the_trained_length() -> None:
 def test_dual_chunks_follow_the_trained_length_and_not_the_one_before_scaling() -> None:
     """Llama 3.1: 131 072 tokens trained, `original_max_position_embeddings` 8 192."""
     memory = resolve_memory(config(memory={"preset": "chunkllama"}), model=LLAMA_3_1)
-    assert (memory.pretraining_length, memory.dca_chunk) == (131072, 98304)
+    assert (memory.positions.pretraining_length, memory.positions.dca_chunk) == (131072, 98304)
 
 
 @pytest.mark.parametrize(

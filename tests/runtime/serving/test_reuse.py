@@ -15,9 +15,9 @@ from tests.engine_driver import memory
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=1, head_dim=16, block_size=4)
 DYNAMIC = replace(LAYOUT, anchor_type=AnchorType.DYNAMIC)
 REPRESENTATIVES = replace(LAYOUT, anchor_type=AnchorType.REPR_TOPK)
-EXACT = memory(local_windows_len=8)
-CHOOSING = memory(local_windows_len=8, n_init=4, topk=2)
-SELECTED = replace(CHOOSING, exc_block_size=12)
+EXACT = memory(window=8)
+CHOOSING = memory(window=8, sinks=4, topk=2)
+SELECTED = CHOOSING.replace(execution_block=12)
 FIRST_CHOICE = (1 + 2 + 1) * 4 + 8 - 1
 """The first position that sees three candidates and may choose two."""
 
@@ -50,25 +50,25 @@ def test_under_full_attention_all_that_is_shared_serves_but_the_last_token() -> 
 def test_tokens_generated_over_chosen_blocks_are_prefilled_anew() -> None:
     assert reused(CHOOSING) == 60
     assert reused(CHOOSING, prompt=15, generated=20) == FIRST_CHOICE
-    assert reused(replace(CHOOSING, dense_until=64)) == 64
-    assert reused(replace(CHOOSING, dense_layer_num=2)) == 70
-    assert reused(replace(CHOOSING, dense_layer_num=1)) == 60
+    assert reused(CHOOSING.replace(dense_until=64)) == 64
+    assert reused(CHOOSING.replace(dense_layers=2)) == 70
+    assert reused(CHOOSING.replace(dense_layers=1)) == 60
     assert reused(CHOOSING, EXACT) == reused(EXACT, CHOOSING, generated=0) == 60
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"positions": Positions.CLAMPED},
-        {"positions": Positions.ROLLING, "topk": 0},
-        {"positions": Positions.DCA, "pretraining_length": 60, "dca_chunk": 48},
+        {"scheme": Positions.CLAMPED},
+        {"scheme": Positions.ROLLING, "topk": 0},
+        {"scheme": Positions.DCA, "pretraining_length": 60, "dca_chunk": 48},
         {"topk": 0},
         {"rope": RopeSpec(theta=5e5)},
         {"rope": RopeSpec("linear", factor=2.0)},
     ],
 )
 def test_nothing_serves_under_other_positions(changes: dict[str, Any]) -> None:
-    other = replace(EXACT, **changes)
+    other = EXACT.replace(**changes)
     assert reused(EXACT, other) == reused(other, EXACT) == 0
     assert reused(other) == 70
 
@@ -77,19 +77,19 @@ def test_selected_prefill_goes_on_at_an_execution_block_that_was_whole() -> None
     assert reused(SELECTED, prompt=65, generated=0) == 60
     assert reused(SELECTED, prompt=65, generated=30) == 60
     assert reused(SELECTED, prompt=60, generated=0) == 60
-    assert reused(replace(SELECTED, exc_last_alone=True), prompt=60, generated=0) == 48
-    assert reused(replace(SELECTED, exc_last_alone=True), prompt=61, generated=0) == 60
+    assert reused(SELECTED.replace(last_token_alone=True), prompt=60, generated=0) == 48
+    assert reused(SELECTED.replace(last_token_alone=True), prompt=61, generated=0) == 60
     assert reused(SELECTED, shared=47) == 36
 
 
 def test_what_attended_every_key_serves_another_way_to_select() -> None:
     """The first execution block with a choice begins at 24, the first multiple of 12 after position 23."""
-    assert reused(SELECTED, replace(SELECTED, exc_block_size=6)) == 24
-    assert reused(SELECTED, replace(SELECTED, topk=3)) == 24
+    assert reused(SELECTED, SELECTED.replace(execution_block=6)) == 24
+    assert reused(SELECTED, SELECTED.replace(topk=3)) == 24
     assert reused(SELECTED, EXACT) == 24
     assert reused(EXACT, SELECTED) == 24
-    assert reused(SELECTED, replace(SELECTED, layer_step=2, token_step=4, lag_cosine=0.5)) == 60
-    short = replace(SELECTED, dense_until=80)
+    assert reused(SELECTED, SELECTED.replace(layer_step=2, token_step=4, asynchronous_cosine=0.5)) == 60
+    short = SELECTED.replace(dense_until=80)
     assert reused(short, prompt=60, length=80) == 70
     assert reused(short, prompt=60, length=81) == 24
 
@@ -113,14 +113,14 @@ def test_positions_that_follow_the_length_serve_only_the_same_length_class() -> 
 
 
 def test_the_last_queries_run_again_where_they_decide_on_blocks() -> None:
-    axes = replace(CHOOSING, importance_queries=16)
+    axes = CHOOSING.replace(importance_queries=16)
     assert reused(axes, prompt=100, generated=0, layout=DYNAMIC) == 84
     assert reused(axes, prompt=100, generated=0) == 99
     assert reused(axes, prompt=10, generated=0, length=12, layout=DYNAMIC) == 0
-    assert reused(replace(axes, topk=None), prompt=100, generated=0, layout=DYNAMIC) == 99
-    preselecting = replace(axes, preselect_block=Preselect.PROMPT, preselect_block_count=4)
+    assert reused(axes.replace(topk=None), prompt=100, generated=0, layout=DYNAMIC) == 99
+    preselecting = axes.replace(preselect=Preselect.PROMPT, preselect_blocks=4)
     assert reused(preselecting, prompt=100, generated=0) == 84
-    assert reused(replace(preselecting, exc_block_size=12), prompt=100, generated=0) == 84
+    assert reused(preselecting.replace(execution_block=12), prompt=100, generated=0) == 84
 
 
 def test_a_window_runs_again_where_anchors_count_the_attention_of_its_queries() -> None:
@@ -133,8 +133,8 @@ def test_a_window_runs_again_where_anchors_count_the_attention_of_its_queries() 
     assert reused(SELECTED, prompt=59, layout=REPRESENTATIVES) == 48
     assert reused(SELECTED, shared=59, layout=REPRESENTATIVES) == 48
     assert reused(SELECTED, shared=47, layout=REPRESENTATIVES) == 36
-    assert reused(replace(SELECTED, exc_block_size=10), shared=59, layout=REPRESENTATIVES) == 40
-    assert reused(EXACT, replace(EXACT, local_windows_len=12), layout=REPRESENTATIVES) == 0
+    assert reused(SELECTED.replace(execution_block=10), shared=59, layout=REPRESENTATIVES) == 40
+    assert reused(EXACT, EXACT.replace(window=12), layout=REPRESENTATIVES) == 0
 
 
 def test_a_prompt_that_was_cut_off_serves_as_far_as_it_came() -> None:

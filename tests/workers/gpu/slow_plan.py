@@ -57,28 +57,28 @@ class SlowPlan:
             for i in range(first, stop):
                 out[i - start] = self._one(layer, queries[i - start], i, first, choice)
         if start < self.prompt_tokens <= end:
-            self._finish_prompt(layer, queries[-self.memory.importance_queries :], end)
+            self._finish_prompt(layer, queries[-self.memory.selection.importance_queries :], end)
         return torch.from_numpy(out).float()
 
     def _runs(self, start: int, end: int) -> list[tuple[int, int]]:
-        size = self.memory.exc_block_size or end
-        alone = self.prompt_tokens - 1 if self.memory.exc_last_alone else 0
+        size = self.memory.selection.execution_block or end
+        alone = self.prompt_tokens - 1 if self.memory.selection.last_token_alone else 0
         cuts = [start, *(i for i in range(start + 1, end) if i % size == 0 or i == alone), end]
         return list(pairwise(cuts))
 
     def _near_block(self, position: int) -> int:
-        return max(0, position - self.memory.local_windows_len + 1) // self.block_size
+        return max(0, position - self.memory.retention.window + 1) // self.block_size
 
     def _choose(self, layer: int, queries: Array, first: int) -> list[list[int]]:
         """Ids of each choice for queries from position `first` on."""
         near = self._near_block(first)
-        sinks = min(-(-self.memory.n_init // self.block_size), near)
+        sinks = min(-(-self.memory.retention.sinks // self.block_size), near)
         decoding = first >= self.prompt_tokens
-        mode, candidates = self.memory.head_select_mode, list(range(sinks, near))
+        mode, candidates = self.memory.selection.head_select_mode, list(range(sinks, near))
         num_choices = mode.num_choices(self.spec.num_heads, self.spec.num_kv_heads)
-        exact = not decoding and not self.memory.exc_block_size
-        assert self.memory.topk is not None
-        if exact or len(candidates) <= self.memory.topk:
+        exact = not decoding and not self.memory.selection.execution_block
+        assert self.memory.selection.topk is not None
+        if exact or len(candidates) <= self.memory.selection.topk:
             return [candidates] * num_choices
         if decoding and layer in self.kept:
             limit = self._near_block(self.prompt_tokens - 1)
@@ -86,8 +86,10 @@ class SlowPlan:
         scoring = np.mean([self._scoring(query, first + i) for i, query in enumerate(queries)], axis=0)
         logits = np.array([self._logits(layer, scoring, block) for block in candidates])  # [n, Hq]
         groups = logits.reshape(len(candidates), num_choices, -1)
-        pooled = groups.max(2) if self.memory.head_pool is HeadPool.MAX else groups.mean(2)
-        best = [np.argsort(-pooled[:, c], kind="stable")[: self.memory.topk] for c in range(num_choices)]
+        pooled = groups.max(2) if self.memory.selection.head_pool is HeadPool.MAX else groups.mean(2)
+        best = [
+            np.argsort(-pooled[:, c], kind="stable")[: self.memory.selection.topk] for c in range(num_choices)
+        ]
         ids = [sorted(candidates[i] for i in row) for row in best]
         if decoding:
             self.chosen.append((first, layer, ids))
@@ -96,8 +98,8 @@ class SlowPlan:
     def _scoring(self, query: Array, position: int) -> Array:
         if self.rotated_anchors:
             return self._turn(query, position)
-        if self.memory.positions is Positions.CLAMPED:
-            return self._turn(query, self.memory.local_windows_len - 1)
+        if self.memory.positions.scheme is Positions.CLAMPED:
+            return self._turn(query, self.memory.retention.window - 1)
         return query
 
     def _logits(self, layer: int, query: Array, block: int) -> Array:
@@ -130,9 +132,9 @@ class SlowPlan:
 
     def _one(self, layer: int, query: Array, i: int, first: int, choice: list[list[int]]) -> Array:
         """The output [Hq, D] of the query at i, whose run begins at `first`."""
-        heads, group, window = self.spec.num_heads, self.spec.group_size, self.memory.local_windows_len
+        heads, group, window = self.spec.num_heads, self.spec.group_size, self.memory.retention.window
         out, near = np.zeros_like(query), self._near_block(first)
-        sinks = min(-(-self.memory.n_init // self.block_size), near)
+        sinks = min(-(-self.memory.retention.sinks // self.block_size), near)
         for head in range(heads):
             kv, ids = head // group, choice[head * len(choice) // heads]
             blocks = {*range(sinks), *ids, *range(near, i // self.block_size + 1)}
@@ -157,25 +159,25 @@ class SlowPlan:
                 )
                 weights = np.exp(logits - logits.max())
                 self.tail[layer][kv, : i + 1] += weights / weights.sum()
-        if self.memory.preselect_block is Preselect.PROMPT:
+        if self.memory.selection.preselect is Preselect.PROMPT:
             self._preselect(layer, end)
 
     def _preselect(self, layer: int, end: int) -> None:
         """Mass of [last quarter of the block before | block | first quarter of the next]."""
         size, mass = self.block_size, self.tail[layer].sum(0)
         near = self._near_block(end - 1)
-        sinks = min(-(-self.memory.n_init // size), near)
+        sinks = min(-(-self.memory.retention.sinks // size), near)
         scores = {
             b: mass[max(0, b * size - size // 4) : (b + 1) * size + size // 4].sum()
             for b in range(sinks, near)
         }
         ranked = sorted(scores, key=lambda b: -scores[b])
-        self.kept[layer] = set(ranked[: self.memory.preselect_block_count])
+        self.kept[layer] = set(ranked[: self.memory.selection.preselect_blocks])
 
     def _logit(self, query: Array, key: Array, i: int, j: int) -> float:
         distance = i - j
-        if self.memory.positions is Positions.CLAMPED:
-            distance = min(distance, self.memory.local_windows_len - 1)
+        if self.memory.positions.scheme is Positions.CLAMPED:
+            distance = min(distance, self.memory.retention.window - 1)
         return float(self._turn(query, distance) @ key) / math.sqrt(len(key))
 
     def _turn(self, vector: Array, position: int) -> Array:

@@ -6,7 +6,6 @@ The coordinator's own rule (`runtime.reuse`) says how much of the stored KV the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -34,27 +33,25 @@ from tests.engine_driver import Driver, memory, spans
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 
 BLOCK, CHUNK = 8, 96
-CHOOSING = {"topk": 2, "n_init": 8, "local_windows_len": 24}
+CHOOSING = {"topk": 2, "sinks": 8, "window": 24}
 DYNAMIC_NTK = RopeSpec("dynamic", 10000.0, 64, 160, factor=2.0)
 
 PRESETS: dict[str, MemorySpec] = {
     "full": memory(),
     "ktransformers": memory(**CHOOSING, importance_queries=20),
-    "inf-llm": memory(**CHOOSING, positions=Positions.CLAMPED, exc_block_size=24),
+    "inf-llm": memory(**CHOOSING, scheme=Positions.CLAMPED, execution_block=24),
     "chunkllama": memory(
-        positions=Positions.DCA, pretraining_length=60, dca_chunk=48, mscale=0.1, mscale_length=60
+        scheme=Positions.DCA, pretraining_length=60, dca_chunk=48, mscale=0.1, mscale_length=60
     ),
-    "chunkllama-plain": memory(positions=Positions.DCA, pretraining_length=60, dca_chunk=48),
+    "chunkllama-plain": memory(scheme=Positions.DCA, pretraining_length=60, dca_chunk=48),
     "lmdeploy": memory(rope=DYNAMIC_NTK),
-    "stream-llm": memory(positions=Positions.ROLLING, topk=0, n_init=4, local_windows_len=24),
-    "infinite-lm": memory(positions=Positions.CLAMPED, topk=0, n_init=10, local_windows_len=24),
-    "moorage": memory(**CHOOSING, exc_last_alone=True),
-    "moorage, selected": memory(**CHOOSING, exc_block_size=24, exc_last_alone=True, dense_until=70),
-    "preselected": memory(
-        **CHOOSING, preselect_block=Preselect.PROMPT, preselect_block_count=6, importance_queries=20
-    ),
+    "stream-llm": memory(scheme=Positions.ROLLING, topk=0, sinks=4, window=24),
+    "infinite-lm": memory(scheme=Positions.CLAMPED, topk=0, sinks=10, window=24),
+    "moorage": memory(**CHOOSING, last_token_alone=True),
+    "moorage, selected": memory(**CHOOSING, execution_block=24, last_token_alone=True, dense_until=70),
+    "preselected": memory(**CHOOSING, preselect=Preselect.PROMPT, preselect_blocks=6, importance_queries=20),
     "reusing": memory(**CHOOSING, layer_step=2, token_step=3, head_select_mode=HeadSelectMode.SEPARATE),
-    "short": memory(topk=2, n_init=8, local_windows_len=24, dense_until=400),
+    "short": memory(topk=2, sinks=8, window=24, dense_until=400),
 }
 
 
@@ -133,7 +130,11 @@ def follow_ups(model: TinyModel, first: list[int], answer: tuple[int, ...], seed
 
 ANCHORS = (AnchorType.QUEST, AnchorType.DYNAMIC, AnchorType.REPR_TOPK)
 CASES = [
-    *((name, anchor_type) for name in PRESETS for anchor_type in ANCHORS[:: 1 if PRESETS[name].topk else 2]),
+    *(
+        (name, anchor_type)
+        for name in PRESETS
+        for anchor_type in ANCHORS[:: 1 if PRESETS[name].selection.topk else 2]
+    ),
     *(("moorage, selected", anchor_type) for anchor_type in AnchorType if anchor_type not in ANCHORS),
 ]
 """Every preset by anchors of keys and by those of attention; what chooses, by all of them."""
@@ -204,43 +205,43 @@ def test_penalties_and_seeds_do_not_see_what_was_cached(
             assert name != "full" or talk.cached >= len(first)
 
 
-SELECTED = memory(**CHOOSING, exc_block_size=24)
+SELECTED = memory(**CHOOSING, execution_block=24)
 DUAL = PRESETS["chunkllama"]
 FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "preset": (SELECTED, "another", False),
-    "positions": (SELECTED, Positions.CLAMPED, True),
-    "n_init": (SELECTED, 24, True),
-    "local_windows_len": (SELECTED, 40, True),
+    "recall_every": (SELECTED, 1, False),
+    "sinks": (SELECTED, 24, True),
+    "window": (SELECTED, 40, True),
     "topk": (SELECTED, 5, True),
-    "exc_block_size": (SELECTED, 48, True),
-    "preselect_block": (replace(SELECTED, preselect_block_count=6), Preselect.STEP, True),
-    "preselect_block_count": (
-        replace(SELECTED, preselect_block=Preselect.STEP, preselect_block_count=4), 9, True,
+    "execution_block": (SELECTED, 48, True),
+    "last_token_alone": (SELECTED, True, False),
+    "preselect": (SELECTED.replace(preselect_blocks=6), Preselect.STEP, True),
+    "preselect_blocks": (
+        SELECTED.replace(preselect=Preselect.STEP, preselect_blocks=4), 9, True,
     ),
     "head_select_mode": (SELECTED, HeadSelectMode.SEPARATE, True),
     "layer_step": (SELECTED, 2, False),
     "token_step": (SELECTED, 3, False),
-    "dense_layer_num": (SELECTED, 2, False),
-    "recall_every": (SELECTED, 1, False),
+    "dense_layers": (SELECTED, 2, False),
+    "dense_until": (SELECTED, 400, True),
     "head_pool": (SELECTED, HeadPool.SOFTMAX, True),
     "anchor_pool": (SELECTED, AnchorPool.SUM, True),
-    "dense_until": (SELECTED, 400, True),
     "importance_queries": (SELECTED, 9, False),
+    "asynchronous": (SELECTED, True, False),
+    "asynchronous_cosine": (SELECTED, 0.1, False),
+    "scheme": (SELECTED, Positions.CLAMPED, True),
     "rope": (SELECTED, RopeSpec("linear", 10000.0, 64, factor=3.0), True),
     "pretraining_length": (DUAL, 56, True),
     "dca_chunk": (DUAL, 40, True),
     "mscale": (DUAL, 0.2, True),
     "mscale_length": (DUAL, 30, True),
     "rebase_every": (memory(rope=DYNAMIC_NTK), 9, False),
-    "lag": (SELECTED, 1, False),
-    "lag_cosine": (SELECTED, 0.1, False),
-    "exc_last_alone": (SELECTED, True, False),
 }  # fmt: skip
 """(a choice of memory, another value of the field, whether that changes what a prompt stores)."""
 
 
 def test_every_field_of_memory_is_looked_at() -> None:
-    assert list(FIELDS) == [field.name for field in fields(MemorySpec)]
+    assert list(FIELDS) == list(SELECTED.settings())
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -250,7 +251,7 @@ def test_kv_is_reused_just_where_another_choice_of_memory_stores_the_same(
     axes, value, shapes = FIELDS[name]
     driver = Driver(llama.directory, llama.spec, block_size=BLOCK, anchor_num=2, num_shards=1)
     prompt = ids_of(llama, 145, 3)  # its last token is run again in any case
-    other = replace(axes, **{name: value})  # type: ignore[arg-type]
+    other = axes.replace(**{name: value})
     made, wanted = (stored_kv(driver, prompt, each) for each in (axes, other))
     kept = reusable_tokens(
         StoredKv(TokenIds(prompt), len(prompt), axes), prompt, other, driver.stores[0].layout, llama.spec.rope

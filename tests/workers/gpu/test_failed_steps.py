@@ -90,7 +90,7 @@ def test_a_session_that_can_not_be_run_again_fails_with_the_step(
     llama: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver(llama.directory, llama.spec, anchor_type=AnchorType.DYNAMIC)
-    axes = memory(topk=2, exc_block_size=0)
+    axes = memory(topk=2, execution_block=0)
     counted, plain = prompt_of(llama, 200), prompt_of(llama, 30)
     opens = (driver.open(1, counted, axes), driver.open(2, plain, FULL), driver.open(3, plain, FULL))
     driver.step(opens=opens, segments=(Segment(1, 0, tuple(counted[:150]), False),))
@@ -177,7 +177,7 @@ def test_an_idle_session_holds_its_blocks_in_dram_alone_and_goes_on_with_the_sam
 
 @pytest.mark.parametrize("anchor_type", [AnchorType.QUEST, AnchorType.DYNAMIC, AnchorType.REPR_TOPK])
 def test_being_idle_between_two_prompts_changes_no_token(llama: TinyModel, anchor_type: AnchorType) -> None:
-    prompt, axes = prompt_of(llama, 200), memory(topk=3, exc_block_size=32, n_init=16)
+    prompt, axes = prompt_of(llama, 200), memory(topk=3, execution_block=32, sinks=16)
     answers = []
     for idles in ((), (1,)):
         driver = Driver(llama.directory, llama.spec, anchor_type=anchor_type)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.engine.test_engine import prompt_of
 from tests.workers.gpu.test_overlap import emulated
 
-CHOSEN = memory(topk=3, exc_block_size=32, n_init=16)
+CHOSEN = memory(topk=3, execution_block=32, sinks=16)
 PLACES = {
     "decode attention": (decode, "attend_blocks"),
     "prefill attention": (prefill, "attend_dense"),
@@ -76,7 +75,9 @@ def test_a_lagged_step_tried_again_attends_the_same(
     llama: TinyModel, exhaust: Exhaust, place: str, before_end: int
 ) -> None:
     prompt = prompt_of(llama, 180)
-    axes = replace(CHOSEN, lag=1, lag_cosine=0.0, head_select_mode=HeadSelectMode.SEPARATE)
+    axes = CHOSEN.replace(
+        asynchronous=True, asynchronous_cosine=0.0, head_select_mode=HeadSelectMode.SEPARATE
+    )
     seen = exhaust(place, set())
     want = drive(llama).generate(prompt, axes, (64,), 12)
     exhaust(place, {len(seen) - before_end})

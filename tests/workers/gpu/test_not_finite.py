@@ -73,7 +73,7 @@ def test_a_generated_token_that_overflows_fails_alone(tmp_path: Path, in_place: 
     large, small = int(peaks.argmax()), peaks.argsort()[:30].tolist()
     change_weights(tmp_path, {layer + "self_attn.v_proj.weight": 65504 / float(peaks.max()) * 1.01})
     driver = Driver(tmp_path, model.spec, kv_type=KvType.FP16, in_place=in_place)
-    opens = tuple(driver.open(i, small, memory(topk=0, n_init=0, local_windows_len=8)) for i in (1, 2))
+    opens = tuple(driver.open(i, small, memory(topk=0, sinks=0, window=8)) for i in (1, 2))
     driver.step(opens=opens, segments=[Segment(i, 0, tuple(small), sample=True) for i in (1, 2)])
     tokens = (Segment(1, 30, (large,), sample=True), Segment(2, 30, (small[0],), sample=True))
     first, second = sorted(

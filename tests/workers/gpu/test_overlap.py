@@ -21,16 +21,16 @@ from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.engine.test_engine import oracle_greedy, prompt_of
 
-CHOSEN = memory(topk=3, exc_block_size=32, n_init=16)
+CHOSEN = memory(topk=3, execution_block=32, sinks=16)
 
 
 def chosen_at(positions: Positions, mode: HeadSelectMode = HeadSelectMode.SHARED) -> MemorySpec:
     """Three chosen blocks, in the prompt as well, under any positions."""
     return memory(
         topk=3,
-        exc_block_size=32,
-        n_init=16,
-        positions=positions,
+        execution_block=32,
+        sinks=16,
+        scheme=positions,
         head_select_mode=mode,
         pretraining_length=60,
         dca_chunk=48,
@@ -133,7 +133,7 @@ def test_chunks_that_choose_blocks_of_their_own(llama: TinyModel, chunks: tuple[
 def test_blocks_that_travel_ahead_of_their_layer(
     llama: TinyModel, mode: HeadSelectMode, max_cached_block: int | None
 ) -> None:
-    axes = memory(topk=3, exc_block_size=32, n_init=16, head_select_mode=mode)
+    axes = memory(topk=3, execution_block=32, sinks=16, head_select_mode=mode)
     options = {"max_cached_block": max_cached_block}
     driver = Driver(llama.directory, llama.spec, prefetch=True, copies=emulated, **options)  # type: ignore[arg-type]
     check_same(driver, Driver(llama.directory, llama.spec, **options), prompt_of(llama, 180), axes, 36)  # type: ignore[arg-type]

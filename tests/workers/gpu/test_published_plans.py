@@ -123,7 +123,7 @@ def read(
 @pytest.mark.parametrize(("anchor_num", "repr_topk"), [(1, 4), (2, 4), (3, 3)])
 @pytest.mark.parametrize("chunks", [(150,), (24, 48)])
 def test_inf_llm(llama: TinyModel, chunks: tuple[int, ...], anchor_num: int, repr_topk: int) -> None:
-    axes = memory(positions=Positions.CLAMPED, local_windows_len=24, n_init=8, topk=3, exc_block_size=24)
+    axes = memory(scheme=Positions.CLAMPED, window=24, sinks=8, topk=3, execution_block=24)
     plan = check(
         llama,
         axes,
@@ -142,12 +142,12 @@ def test_inf_llm(llama: TinyModel, chunks: tuple[int, ...], anchor_num: int, rep
 @pytest.mark.parametrize("mode", list(HeadSelectMode))
 def test_ktransformers(llama: TinyModel, mode: HeadSelectMode, preselect: Preselect) -> None:
     axes = memory(
-        local_windows_len=16,
-        n_init=8,
+        window=16,
+        sinks=8,
         topk=3,
         head_select_mode=mode,
-        preselect_block=preselect,
-        preselect_block_count=6,
+        preselect=preselect,
+        preselect_blocks=6,
         importance_queries=16,
     )
     plan = check(llama, axes, 130, 30, 8, AnchorType.DYNAMIC, rotated=True, chunks=(64,))
@@ -166,16 +166,16 @@ def test_plans_around_every_boundary(models: dict[tuple[int, int], TinyModel], d
     length = data.draw(st.sampled_from(around), "prompt")
     dynamic = data.draw(st.booleans(), "dynamic")
     axes = memory(
-        positions=data.draw(st.sampled_from([Positions.ROPE, Positions.CLAMPED]), "positions"),
-        local_windows_len=window,
-        n_init=data.draw(st.sampled_from([0, 1, size]), "sinks"),
+        scheme=data.draw(st.sampled_from([Positions.ROPE, Positions.CLAMPED]), "positions"),
+        window=window,
+        sinks=data.draw(st.sampled_from([0, 1, size]), "sinks"),
         topk=data.draw(st.sampled_from([1, 2, 5]), "topk"),
-        exc_block_size=execution,
-        exc_last_alone=data.draw(st.booleans(), "last alone"),
+        execution_block=execution,
+        last_token_alone=data.draw(st.booleans(), "last alone"),
         head_select_mode=data.draw(st.sampled_from(list(HeadSelectMode)), "mode"),
         head_pool=data.draw(st.sampled_from([HeadPool.SUM, HeadPool.MAX]), "pool"),
-        preselect_block=data.draw(st.sampled_from([Preselect.OFF, Preselect.PROMPT]), "preselect"),
-        preselect_block_count=3,
+        preselect=data.draw(st.sampled_from([Preselect.OFF, Preselect.PROMPT]), "preselect"),
+        preselect_blocks=3,
         importance_queries=data.draw(st.sampled_from([1, 5, 128]), "importance queries"),
     )
     # A DYNAMIC prompt that selects before its end is known has provisional anchors, which no paper defines.

@@ -60,7 +60,7 @@ class DecodeAttention:
         """Output [Hq, D] in fp32 for `query`."""
         assert session.decode_step is not None
         span = session.decode_step.span
-        if session.memory.topk == 0:
+        if session.memory.selection.topk == 0:
             chosen: Int32 | None = np.empty((1, 0), np.int32)
         else:
             chosen = self._chooser.for_decode(session, layer, query.plain, query.on_host)

@@ -61,7 +61,7 @@ class SessionAttention:
         # Rounded once to the stored type, so that results do not depend on where a chunk ends.
         keys, values = k.to(self._storage), v.to(self._storage)
         # A chunk that selects may choose blocks of its own, which must be sealed.
-        exact = session.memory.exc_block_size == 0 or not session.memory.topk
+        exact = session.memory.selection.execution_block == 0 or not session.memory.selection.topk
         rows, behind = HostCopy(keys, values), self._stores_behind and exact
         if not behind:
             self._append(session, layer, *rows())
@@ -139,6 +139,6 @@ class SessionAttention:
         """Keeps the prompt's last queries; after the last chunk they tell which keys matter."""
         kept = session.tail_queries.get(layer)
         joined = queries if kept is None else torch.cat((kept, queries))
-        session.tail_queries[layer] = joined[-session.memory.importance_queries :].float()
+        session.tail_queries[layer] = joined[-session.memory.selection.importance_queries :].float()
         if session.num_tokens + len(queries) >= session.prompt_tokens:
             self._importance.finish_prompt(session, layer, session.tail_queries.pop(layer))

@@ -88,10 +88,10 @@ class PrefillAttention:
         memory = session.memory
         chunk = self._chunk(session, layer, queries, keys, values)
         count = len(queries)
-        dense = session.prompt_tokens <= memory.dense_until
-        if not memory.topk or memory.exc_block_size == 0 or dense:
+        dense = session.prompt_tokens <= memory.selection.dense_until
+        if not memory.selection.topk or memory.selection.execution_block == 0 or dense:
             span = BlockRanges.at(chunk.start, memory, self._layout.block_size)
-            blocks = span.sinks if memory.topk == 0 else np.arange(span.near_block, dtype=np.int32)
+            blocks = span.sinks if memory.selection.topk == 0 else np.arange(span.near_block, dtype=np.int32)
             out = self._attend(session, layer, chunk, 0, count, blocks[None])
         else:
             out = self._selected(session, layer, chunk, count)
@@ -140,10 +140,10 @@ class PrefillAttention:
 
     def _selected(self, session: WorkerSession, layer: int, chunk: Chunk, count: int) -> torch.Tensor:
         """One choice per execution block; blocks are aligned to the prompt, so chunking changes nothing."""
-        memory, size = session.memory, session.memory.exc_block_size
+        memory, size = session.memory, session.memory.selection.execution_block
         end = chunk.start + count
         edges = {chunk.start, *range((chunk.start // size + 1) * size, end, size), end}
-        if memory.exc_last_alone and end == session.prompt_tokens:
+        if memory.selection.last_token_alone and end == session.prompt_tokens:
             edges.add(end - 1)
         rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(sorted(edges))]
         spans = [BlockRanges.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]

@@ -7,15 +7,14 @@ import torch
 from moorage.kernels.triton_support import has_triton
 from moorage.workers.gpu.engine.engine import Engine
 from moorage.workers.spec import (
-    HeadSelectMode,
     KvLayout,
     MemorySpec,
     ModelSpec,
     OpenSession,
-    Positions,
-    Preselect,
+    RetentionSpec,
     SamplingSpec,
     Segment,
+    SelectionSpec,
     StepPlan,
 )
 
@@ -60,18 +59,8 @@ def _run(engine: Engine, layout: KvLayout, batch: int) -> bool:
 def _memory(layout: KvLayout) -> MemorySpec:
     return MemorySpec(
         preset="warm-up",
-        positions=Positions.ROPE,
-        n_init=layout.block_size,
-        local_windows_len=layout.block_size,
-        topk=1,
-        exc_block_size=0,
-        preselect_block=Preselect.OFF,
-        preselect_block_count=0,
-        head_select_mode=HeadSelectMode.SHARED,
-        layer_step=1,
-        token_step=1,
-        dense_layer_num=0,
-        recall_every=0,
+        retention=RetentionSpec(sinks=layout.block_size, window=layout.block_size),
+        selection=SelectionSpec(topk=1),
     )
 
 

@@ -265,14 +265,14 @@ class Engine:
             resident = self._kv.resident(session.session_id)
         elif self._settings.attend_on == "cpu":
             aside = self._kv.resident(session.session_id)
-        num_distant = session.memory.topk or 0
+        num_distant = session.memory.selection.topk or 0
         session.decode_step = DecodeStep.of(span, session.rotations, num_distant, resident, aside)
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
-        memory, rope = session.memory, session.memory.rope or self._spec.rope
-        due = session.decode_index % memory.rebase_every == 0 or rope.rope_type == "longrope"
-        if due and (memory.mscale or rope.follows_length):
+        memory, rope = session.memory, session.memory.positions.rope or self._spec.rope
+        due = session.decode_index % memory.positions.rebase_every == 0 or rope.rope_type == "longrope"
+        if due and (memory.positions.mscale or rope.follows_length):
             session.rotations = self._table.rotations(memory, session.num_tokens + 1)
 
     def _forward(

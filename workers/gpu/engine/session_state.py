@@ -172,7 +172,7 @@ class WorkerSession:
     @property
     def resume_point(self) -> int:
         """See MemorySpec.resume_point."""
-        return self.memory.resume_point(self.prompt_tokens)
+        return self.memory.selection.resume_point(self.prompt_tokens)
 
     def received_by(self, num_tokens: int) -> dict[int, ReceivedAttention]:
         """What the first `num_tokens` counted, by layer, if it is remembered; of use to one session only."""

@@ -33,8 +33,8 @@ def rope_view(spec: RopeSpec, seq_len: int) -> RopeView:
 
 def session_view(spec: RopeSpec, memory: MemorySpec, seq_len: int) -> RopeView:
     """The view of a session: its own rotary embedding, or the model's, and its growth of attention."""
-    view = rope_view(memory.rope or spec, seq_len)
-    return RopeView(view.inv_freq, view.attention_scale * memory.attention_growth(seq_len))
+    view = rope_view(memory.positions.rope or spec, seq_len)
+    return RopeView(view.inv_freq, view.attention_scale * memory.positions.attention_growth(seq_len))
 
 
 def _scaled_view(spec: RopeSpec, seq_len: int) -> RopeView:

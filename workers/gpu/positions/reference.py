@@ -15,12 +15,12 @@ def pair_positions(memory: MemorySpec, block_size: int, query: int, key: int) ->
 
     Chosen blocks are not considered: with `topk` None every key is seen, with 0 the sinks and the window.
     """
-    window = memory.local_windows_len
-    sinks = -(-memory.n_init // block_size) * block_size
+    window = memory.retention.window
+    sinks = -(-memory.retention.sinks // block_size) * block_size
     in_window = query - key < window
-    if memory.topk == 0 and not in_window and key >= sinks:
+    if memory.selection.topk == 0 and not in_window and key >= sinks:
         return None
-    match memory.positions:
+    match memory.positions.scheme:
         case Positions.ROPE:
             return query, key
         case Positions.CLAMPED:
@@ -30,9 +30,9 @@ def pair_positions(memory: MemorySpec, block_size: int, query: int, key: int) ->
             dropped = max(0, query + 1 - sinks - window)
             return query - dropped, key if key < sinks else key - dropped
         case Positions.DCA:
-            assert memory.pretraining_length is not None
-            assert memory.dca_chunk is not None
-            return _dual_chunk(memory.pretraining_length, memory.dca_chunk, query, key)
+            assert memory.positions.pretraining_length is not None
+            assert memory.positions.dca_chunk is not None
+            return _dual_chunk(memory.positions.pretraining_length, memory.positions.dca_chunk, query, key)
 
 
 def _dual_chunk(c: int, s: int, query: int, key: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ A block that two parts of a scheme cut, such as the first near block under clamp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -76,14 +76,14 @@ class RotaryCache:
         self._memory = memory
         self.block_size = block_size
         self.scheme = scheme_of(memory, block_size)
-        self.clamped = memory.positions is Positions.CLAMPED
+        self.clamped = memory.positions.scheme is Positions.CLAMPED
         self._inv_freq = view.inv_freq.numpy()
         self._offsets = self._turns(np.arange(block_size))
         self.offset_cos, self.offset_sin = _split(self._offsets)
         self.bases = self._turns(np.zeros(1, np.int64))
         """[n, rotary_dim / 2] turns of position i * block_size; it grows on demand."""
         self._near: tuple[Float32, Float32] | None = None
-        self._clamp = _split(self._turns(np.array([memory.local_windows_len - 1])))
+        self._clamp = _split(self._turns(np.array([memory.retention.window - 1])))
         self._device = device
         on_device = device is not None and rotary_tables.uses_tables(device)
         self.tables = rotary_tables.RotaryTables(self, device) if device is not None and on_device else None
@@ -93,11 +93,11 @@ class RotaryCache:
 
         None for the rolling window, whose positions leave none for a key beyond it.
         """
-        if self._memory.topk != 0:
+        if self._memory.selection.topk != 0:
             return self
-        if self._memory.positions is Positions.ROLLING:
+        if self._memory.positions.scheme is Positions.ROLLING:
             return None
-        return RotaryCache(self.view, replace(self._memory, topk=None), self.block_size, self._device)
+        return RotaryCache(self.view, self._memory.replace(topk=None), self.block_size, self._device)
 
     @property
     def clamp(self) -> tuple[Float32, Float32]:
@@ -176,7 +176,7 @@ class RotaryCache:
 
         Under clamped positions all angles are known beforehand: of distances in the window, and the clamped one.
         """
-        size, window = self.block_size, self._memory.local_windows_len
+        size, window = self.block_size, self._memory.retention.window
         back = span.position - span.near_block * size
         num_near, cut = back // size + 1, max(0, back - window + 1)
         far = num_distant + span.num_sinks + (cut > 0)
@@ -204,7 +204,7 @@ class RotaryCache:
     def _near_turns(self) -> tuple[Float32, Float32]:
         """(cos, sin), each [window + block size, rotary_dim / 2], of queries by distance from a block's start."""
         if self._near is None:
-            self._near = _split(self._turns(np.arange(self._memory.local_windows_len + self.block_size)))
+            self._near = _split(self._turns(np.arange(self._memory.retention.window + self.block_size)))
         return self._near
 
     def _turns(self, positions: NDArray[np.int64]) -> NDArray[np.complex128]:

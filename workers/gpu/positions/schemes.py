@@ -147,17 +147,17 @@ class DualChunk:
 
 def scheme_of(memory: MemorySpec, block_size: int) -> Scheme:
     """The scheme of one session. A topk of 0 attends nothing but the sinks and exactly the window."""
-    window = memory.local_windows_len
-    num_sinks = -(-memory.n_init // block_size) * block_size
-    num_kept = num_sinks if memory.topk == 0 else FOREVER
-    match memory.positions:
+    window = memory.retention.window
+    num_sinks = -(-memory.retention.sinks // block_size) * block_size
+    num_kept = num_sinks if memory.selection.topk == 0 else FOREVER
+    match memory.positions.scheme:
         case Positions.ROPE:
-            return Windowed(window if memory.topk == 0 else FOREVER, num_kept, FOREVER, True)
+            return Windowed(window if memory.selection.topk == 0 else FOREVER, num_kept, FOREVER, True)
         case Positions.CLAMPED:
             return Windowed(window, num_kept, window - 1, False)
         case Positions.ROLLING:
             return Windowed(window, num_sinks, num_sinks + window - 1, True)
         case Positions.DCA:
-            assert memory.pretraining_length is not None
-            assert memory.dca_chunk is not None
-            return DualChunk(memory.pretraining_length, memory.dca_chunk)
+            assert memory.positions.pretraining_length is not None
+            assert memory.positions.dca_chunk is not None
+            return DualChunk(memory.positions.pretraining_length, memory.positions.dca_chunk)

@@ -1,4 +1,4 @@
-"""Choices by the last step's query: which of them still stand, and which are made anew (`memory.lag`)."""
+"""Choices by the last step's query: which of them still stand, which are made anew (`selection.asynchronous`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def last_choice(session: WorkerSession, layer: int) -> Choice | None:
 
 def waits_for_query(session: WorkerSession, layer: int) -> bool:
     """Whether this step's query has a say in what this step attends."""
-    return session.memory.lag_cosine > NEVER or last_choice(session, layer) is None
+    return session.memory.selection.asynchronous_cosine > NEVER or last_choice(session, layer) is None
 
 
 def moved_rows(last: Choice, query: Float32, cosine: float) -> NDArray[np.bool_]:

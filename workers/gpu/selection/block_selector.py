@@ -74,7 +74,7 @@ class BlockSelector:
         span = step.span
         if not _chooses(session, layer, span):
             return None
-        if session.memory.lag:
+        if session.memory.selection.asynchronous:
             if layer not in step.chosen:
                 self._choose_lagged(session, layer, on_host)
             return step.chosen[layer]
@@ -98,7 +98,7 @@ class BlockSelector:
         asking = []
         for row, query in zip(rows, queries[rows].cpu(), strict=True):
             session, known = sessions[row], cache(partial(self._scoring, sessions[row], query))
-            if not (session.memory.lag and self._stays(session, layer, known)):
+            if not (session.memory.selection.asynchronous and self._stays(session, layer, known)):
                 asking.append((session, layer, known()))
         if len(asking) < 2:
             return
@@ -156,7 +156,8 @@ class BlockSelector:
 
     def _stays(self, session: WorkerSession, layer: int, scoring: Callable[[], Float32]) -> bool:
         """Whether the last step's choice is attended as it is; the next step's is then made behind."""
-        last, step, cosine = last_choice(session, layer), session.decode_step, session.memory.lag_cosine
+        last, step = last_choice(session, layer), session.decode_step
+        cosine = session.memory.selection.asynchronous_cosine
         assert step is not None
         if last is None:
             return False
@@ -170,18 +171,19 @@ class BlockSelector:
         """Takes a choice [S, k] by this step's query: for heads that moved, or for all of them."""
         step, memory = session.decode_step, session.memory
         assert step is not None
-        if memory.lag:
+        if memory.selection.asynchronous:
             last = last_choice(session, layer)
             step.chosen[layer] = ids
             if last is not None:
-                moved = moved_rows(last, scoring, memory.lag_cosine)
+                moved = moved_rows(last, scoring, memory.selection.asynchronous_cosine)
                 step.chosen[layer] = replace_rows(_with_aged_blocks(last, step.span), ids, moved)
                 session.stats.num_corrected += 1
         self._keep(session, layer, scoring, ids)
 
     def _keep(self, session: WorkerSession, layer: int, scoring: Float32, ids: Int32) -> None:
         assert session.decode_step is not None
-        query = scoring.copy() if session.memory.lag else None  # not a view of all that a layer computed
+        # a copy, not a view of all that a layer computed
+        query = scoring.copy() if session.memory.selection.asynchronous else None
         near_block = session.decode_step.span.near_block
         session.choices[layer] = Choice(ids, session.decode_index, near_block, query)
 
@@ -189,17 +191,17 @@ class BlockSelector:
         """Whether the next token of a session needs a choice in one pass that the shards make."""
         if session.decode_step is None or not _chooses(session, layer, session.decode_step.span):
             return False
-        if session.memory.lag:
+        if session.memory.selection.asynchronous:
             return layer not in session.decode_step.chosen and waits_for_query(session, layer)
         on_device = self.scorer is not None and self.scorer.holds(session.session_id)
-        two_passes = session.memory.preselect_block is Preselect.STEP
+        two_passes = session.memory.selection.preselect is Preselect.STEP
         return not (on_device or two_passes) and self._kept_choice(session, layer) is None
 
     def _request(self, session: WorkerSession, layer: int, scoring: Float32) -> SelectRequest:
         """That of the current decode step."""
         step = session.decode_step
         assert step is not None
-        preselected = session.memory.preselect_block is Preselect.PROMPT
+        preselected = session.memory.selection.preselect is Preselect.PROMPT
         return self._asked(session, layer, scoring, step.span.num_sinks, step.limits, preselected)
 
     def _asked(
@@ -211,12 +213,13 @@ class BlockSelector:
         limits: Int32,
         preselected: bool,
     ) -> SelectRequest:
-        memory = session.memory
-        assert memory.topk is not None
-        shared = memory.head_select_mode is HeadSelectMode.SHARED
+        selection = session.memory.selection
+        assert selection.topk is not None
+        mode = selection.head_select_mode
+        shared = mode is HeadSelectMode.SHARED
         return SelectRequest(
-            session.session_id, layer, queries, first, limits, memory.topk, shared, self._scale(session),
-            preselected, memory.head_pool, memory.anchor_pool, memory.head_select_mode is HeadSelectMode.PERHEAD,
+            session.session_id, layer, queries, first, limits, selection.topk, shared, self._scale(session),
+            preselected, selection.head_pool, selection.anchor_pool, mode is HeadSelectMode.PERHEAD,
         )  # fmt: skip
 
     def _choose(
@@ -273,24 +276,24 @@ class BlockSelector:
     def _kept_choice(self, session: WorkerSession, layer: int) -> Choice | None:
         """The choice that `layer_step` and `token_step` say to use again, if there is one."""
         memory = session.memory
-        offset = (layer - memory.dense_layer_num) % memory.layer_step
+        offset = (layer - memory.selection.dense_layers) % memory.selection.layer_step
         kept = session.choices.get(layer - offset)
         if kept is None:
             return None
         if offset:
             session.choices[layer] = kept
             return kept
-        return kept if session.decode_index - kept.decode_step < memory.token_step else None
+        return kept if session.decode_index - kept.decode_step < memory.selection.token_step else None
 
     def for_prefill(
         self, session: WorkerSession, layer: int, queries: torch.Tensor, spans: list[BlockRanges]
     ) -> list[Int32]:
         """Ids [S, k] for each execution block; `queries` [R, Hq, D] are the means of their scoring queries."""
         memory = session.memory
-        assert memory.topk is not None
-        num_rows = memory.head_select_mode.num_choices(queries.shape[1], self._layout.num_kv_heads)
+        assert memory.selection.topk is not None
+        num_rows = memory.selection.head_select_mode.num_choices(queries.shape[1], self._layout.num_kv_heads)
         chosen: list[Int32] = [np.tile(span.candidates, (num_rows, 1)) for span in spans]
-        rows = [r for r, span in enumerate(spans) if span.num_candidates > memory.topk]
+        rows = [r for r, span in enumerate(spans) if span.num_candidates > memory.selection.topk]
         if rows:
             limits = np.array([spans[r].near_block for r in rows], np.int32)
             means = queries[rows].cpu().numpy()
@@ -302,7 +305,7 @@ class BlockSelector:
 
     def _select(self, session: WorkerSession, request: SelectRequest) -> Int32:
         memory = session.memory
-        coarse = memory.preselect_block_count if memory.preselect_block is Preselect.STEP else 0
+        coarse = memory.selection.preselect_blocks if memory.selection.preselect is Preselect.STEP else 0
         with self._timer("select"):
             return self._kv.select(request, coarse).ids
 
@@ -313,9 +316,13 @@ class BlockSelector:
 def _chooses(session: WorkerSession, layer: int, span: BlockRanges) -> bool:
     """Whether some of the candidates are chosen; otherwise all of them are attended."""
     memory = session.memory
-    if not memory.topk or layer < memory.dense_layer_num or span.num_candidates <= memory.topk:
+    if (
+        not memory.selection.topk
+        or layer < memory.selection.dense_layers
+        or span.num_candidates <= memory.selection.topk
+    ):
         return False
-    return session.num_tokens >= memory.dense_until
+    return session.num_tokens >= memory.selection.dense_until
 
 
 def _behind(session: WorkerSession, until: int | None) -> list[int]:

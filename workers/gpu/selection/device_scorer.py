@@ -51,7 +51,11 @@ class DeviceScorer:
         layout = self._layout
         shape = (layout.num_layers, num_blocks, layout.num_kv_heads, layout.anchor_vectors, layout.head_dim)
         size = num_blocks * layout.page_anchor_bytes
-        if not memory.topk or memory.preselect_block is not Preselect.OFF or memory.lag:
+        if (
+            not memory.selection.topk
+            or memory.selection.preselect is not Preselect.OFF
+            or memory.selection.asynchronous
+        ):
             return
         if self._room_bytes is not None and size > self._room_bytes:
             return
@@ -99,16 +103,16 @@ class DeviceScorer:
         if limit > mirror.num_blocks[layer] and not self._update(session_id, mirror, layer, limit):
             self.drop(session_id)
             return None
-        assert memory.topk is not None
+        assert memory.selection.topk is not None
         pages = torch.arange(first, limit, dtype=torch.int32, device=self._device)
-        queries, add = query.float()[None], memory.anchor_pool is AnchorPool.SUM
+        queries, add = query.float()[None], memory.selection.anchor_pool is AnchorPool.SUM
         if self._turn is not None:
             queries = queries @ self._turn
         quest = layout.anchor_type.bounds
         logits = scale * score_tensors(mirror.anchors[layer], pages, queries, quest, add=add)[0]
-        num_choices = memory.head_select_mode.num_choices(len(query), layout.num_kv_heads)
-        pooled = _pool(logits, num_choices, memory.head_pool)
-        ids = pooled.topk(memory.topk, dim=1, sorted=False).indices.sort(dim=1).values + first
+        num_choices = memory.selection.head_select_mode.num_choices(len(query), layout.num_kv_heads)
+        pooled = _pool(logits, num_choices, memory.selection.head_pool)
+        ids = pooled.topk(memory.selection.topk, dim=1, sorted=False).indices.sort(dim=1).values + first
         return ids.to(torch.int32).cpu().numpy()
 
     def _update(self, session_id: int, mirror: Mirror, layer: int, limit: int) -> bool:

@@ -67,7 +67,7 @@ class KeyImportance:
 
     def wants_tail(self, session: WorkerSession) -> bool:
         """Whether the prompt's last queries decide something."""
-        return self._type is AnchorType.DYNAMIC or session.memory.preselect_block is Preselect.PROMPT
+        return self._type is AnchorType.DYNAMIC or session.memory.selection.preselect is Preselect.PROMPT
 
     def add(
         self, session: WorkerSession, layer: int, start: int, queries: torch.Tensor, lse: torch.Tensor
@@ -117,7 +117,7 @@ class KeyImportance:
         received: ReceivedAttention,
     ) -> None:
         end, size = start + queries.shape[1], self._layout.block_size
-        first, window = received.first_block * size, session.memory.local_windows_len
+        first, window = received.first_block * size, session.memory.retention.window
         keys = self._window_keys(session, layer, received.first_block, end)
         received.make_room(
             self._layout.num_kv_heads, self._layout.num_blocks(end) * size - first, keys.device
@@ -148,7 +148,7 @@ class KeyImportance:
             received = self._from_all(session, layer, queries.transpose(0, 1), end)
             if self._type is AnchorType.DYNAMIC:
                 self._rebuild_anchors(session, layer, 0, received[:, : end // size * size])
-            if session.memory.preselect_block is Preselect.PROMPT:
+            if session.memory.selection.preselect is Preselect.PROMPT:
                 self._preselect(session, layer, received, BlockRanges.at(end - 1, session.memory, size))
 
     def _preselect(
@@ -161,7 +161,7 @@ class KeyImportance:
         scores[1:] += tokens[:-1, self._layout.block_size - quarter :].sum(dim=1)
         scores[:-1] += tokens[1:, :quarter].sum(dim=1)
         masses = scores[span.num_sinks : span.near_block].cpu().numpy()
-        best = np.argsort(-masses, kind="stable")[: session.memory.preselect_block_count]
+        best = np.argsort(-masses, kind="stable")[: session.memory.selection.preselect_blocks]
         kept = np.sort(best + span.num_sinks).astype(np.int32)
         self._kv.keep(session.session_id, layer, kept, span.near_block)
 

@@ -65,7 +65,7 @@ def test_without_copies_under_way(llama: TinyModel, attended: list[int], kv_type
 
 def test_every_block_beyond_the_window(llama: TinyModel, attended: list[int]) -> None:
     """A budget that covers them all: the first step leaves them to the host, the second has them in slots."""
-    axes = memory(topk=64, exc_block_size=32, n_init=16)
+    axes = memory(topk=64, execution_block=32, sinks=16)
     new = partial(Driver, llama.directory, llama.spec, max_cached_block=64, copies=emulated)
     check_same(new(attend_on="cpu"), new(), prompt_of(llama, 180), axes, 6)
     assert len(attended) < 6 * llama.spec.num_layers
@@ -88,7 +88,7 @@ def test_blocks_of_another_host_are_fetched(llama: TinyModel, attended: list[int
 
 def test_what_is_chosen_once_never_travels(llama: TinyModel) -> None:
     """Fewer blocks are copied than when every missing one is."""
-    axes, copied = memory(topk=2, exc_block_size=32, n_init=16), []
+    axes, copied = memory(topk=2, execution_block=32, sinks=16), []
     for attend_on in ("cpu", "device"):
         driver = Driver(
             llama.directory,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -162,8 +161,8 @@ def test_a_budget_that_covers_every_block_equals_full(
 ) -> None:
     driver = Driver(llama.directory, llama.spec, anchor_type=anchor_type)
     prompt = prompt_of(llama, 230)
-    full = memory(positions=positions, pretraining_length=60, dca_chunk=48)
-    chosen = replace(full, head_select_mode=mode, topk=13, exc_block_size=24, n_init=16)
+    full = memory(scheme=positions, pretraining_length=60, dca_chunk=48)
+    chosen = full.replace(head_select_mode=mode, topk=13, execution_block=24, sinks=16)
     want = driver.prompt_logprobs(prompt, full, (64,))
     got = driver.prompt_logprobs(prompt, chosen, (72, 48))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
@@ -176,7 +175,7 @@ def test_a_budget_that_covers_every_block_equals_full(
 def test_sessions_in_one_batch_get_what_each_gets_alone(
     llama: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    axes = memory(topk=2, exc_block_size=16, positions=Positions.CLAMPED)
+    axes = memory(topk=2, execution_block=16, scheme=Positions.CLAMPED)
     prompts = [prompt_of(llama, length, seed) for seed, length in enumerate((150, 33, 90))]
     driver = Driver(llama.directory, llama.spec)
     alone = [driver.generate(p, axes, (len(p) - 1, 1), 10) for p in prompts]
@@ -202,7 +201,7 @@ def test_sessions_in_one_batch_get_what_each_gets_alone(
 
 
 def test_a_second_turn_equals_a_prompt_from_scratch(llama: TinyModel) -> None:
-    for axes in (memory(), memory(topk=2, exc_block_size=16, positions=Positions.CLAMPED)):
+    for axes in (memory(), memory(topk=2, execution_block=16, scheme=Positions.CLAMPED)):
         driver = Driver(llama.directory, llama.spec)
         first = prompt_of(llama, 90)
         tokens = [r.token_id for r in driver.generate(first, axes, (48,), 7, keep=True)]
@@ -211,7 +210,7 @@ def test_a_second_turn_equals_a_prompt_from_scratch(llama: TinyModel) -> None:
         kept = len(first) + 4
         continued = driver.generate(second, axes, (48 - kept % 48, 48), 7, continued=kept)
         scratch = driver.generate(second, axes, (48,), 7)
-        if axes.topk is None:
+        if axes.selection.topk is None:
             assert [r.token_id for r in continued] == [r.token_id for r in scratch]
         else:
             assert continued[0].token_id is not None
@@ -223,12 +222,12 @@ def test_a_second_turn_equals_a_prompt_from_scratch(llama: TinyModel) -> None:
         {"layer_step": 2},
         {"token_step": 3},
         {"token_step": 40, "layer_step": 3},
-        {"dense_layer_num": 1},
-        {"preselect_block": Preselect.PROMPT, "preselect_block_count": 4},
-        {"preselect_block": Preselect.STEP, "preselect_block_count": 4},
-        {"head_select_mode": HeadSelectMode.PERHEAD, "exc_block_size": 32},
+        {"dense_layers": 1},
+        {"preselect": Preselect.PROMPT, "preselect_blocks": 4},
+        {"preselect": Preselect.STEP, "preselect_blocks": 4},
+        {"head_select_mode": HeadSelectMode.PERHEAD, "execution_block": 32},
         {"dense_until": 100},
-        {"preselect_block": Preselect.PROMPT, "preselect_block_count": 4, "layer_step": 2, "token_step": 5},
+        {"preselect": Preselect.PROMPT, "preselect_blocks": 4, "layer_step": 2, "token_step": 5},
     ],
     ids=str,
 )
@@ -239,7 +238,7 @@ def test_reuse_and_restriction_of_choices_run_and_cover_everything_when_they_may
     prompt = prompt_of(llama, 150)
     driver = Driver(llama.directory, llama.spec)
     assert len(driver.generate(prompt, memory(topk=2, **changes), (64,), 50)) == 50
-    if "preselect_block" not in changes:
+    if "preselect" not in changes:
         wide = driver.generate(prompt, memory(topk=30, **changes), (64,), 20)
         full = driver.generate(prompt, memory(), (64,), 20)
         assert [r.token_id for r in wide] == [r.token_id for r in full]
@@ -255,19 +254,19 @@ def recalls(model: TinyModel, axes: MemorySpec) -> list[float]:
 def test_recall_grows_with_the_budget_to_one(llama: TinyModel, positions: Positions) -> None:
     means = []
     for topk in (0, 1, 4, 9):
-        found = recalls(llama, memory(positions=positions, topk=topk, recall_every=1))
+        found = recalls(llama, memory(scheme=positions, topk=topk, recall_every=1))
         assert len(found) == 11
         means.append(float(np.mean(found)))
     assert 0 < means[0] < means[1] < means[2] < means[3] <= 1 + 1e-5
 
 
 def test_sinks_and_window_that_hold_every_key_have_recall_one(llama: TinyModel) -> None:
-    found = recalls(llama, memory(topk=0, recall_every=1, local_windows_len=300))
+    found = recalls(llama, memory(topk=0, recall_every=1, window=300))
     assert found == pytest.approx([1.0] * 11, abs=1e-5)
 
 
 def test_a_rolling_window_has_no_exact_pass_to_be_measured_by(llama: TinyModel) -> None:
-    axes = memory(positions=Positions.ROLLING, topk=0, recall_every=1)
+    axes = memory(scheme=Positions.ROLLING, topk=0, recall_every=1)
     assert recalls(llama, axes) == []
 
 
@@ -294,7 +293,7 @@ def test_what_stays_in_the_cache_never_changes_a_result(llama: TinyModel, mode: 
         driver = Driver(
             llama.directory, llama.spec, max_cached_block=4, cache_strategy=strategy, in_place=False
         )
-        axes = memory(topk=3, head_select_mode=mode, dense_layer_num=1)
+        axes = memory(topk=3, head_select_mode=mode, dense_layers=1)
         found.append([r.logprob for r in driver.generate(prompt, axes, (64,), 12)])
     assert found[0] == found[1] == found[2]
 
@@ -306,8 +305,8 @@ def test_attending_in_place_gives_what_slots_give(
 ) -> None:
     prompt, found = prompt_of(llama, 180), []
     axes = memory(
-        positions=positions, topk=0 if positions is Positions.ROLLING else 3, head_select_mode=mode, n_init=16,
-        pretraining_length=60, dca_chunk=48, recall_every=2, dense_layer_num=1,
+        scheme=positions, topk=0 if positions is Positions.ROLLING else 3, head_select_mode=mode, sinks=16,
+        pretraining_length=60, dca_chunk=48, recall_every=2, dense_layers=1,
     )  # fmt: skip
     for in_place in (True, False):
         driver = Driver(llama.directory, llama.spec, in_place=in_place, num_shards=3)
@@ -324,8 +323,8 @@ def test_short_contexts_attend_everything(
     """From slots where they have the room, else streamed; a longer context starts to choose."""
     driver = Driver(llama.directory, llama.spec, max_cached_block=max_cached_block)
     prompt = prompt_of(llama, 150)
-    full = memory(positions=positions, n_init=16)
-    chosen = memory(positions=positions, n_init=16, topk=2, exc_block_size=16, dense_until=160)
+    full = memory(scheme=positions, sinks=16)
+    chosen = memory(scheme=positions, sinks=16, topk=2, execution_block=16, dense_until=160)
     want = driver.prompt_logprobs(prompt, full, (64,))
     torch.testing.assert_close(driver.prompt_logprobs(prompt, chosen, (64,)), want, atol=1e-4, rtol=1e-4)
     dense, choosing = (driver.generate(prompt, axes, (64,), 16) for axes in (full, chosen))

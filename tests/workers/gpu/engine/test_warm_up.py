@@ -30,12 +30,12 @@ from moorage.workers.spec import (
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import build_tiny_checkpoint
 
-CHOOSING = {"exc_block_size": 16, "n_init": 16, "recall_every": 3}
+CHOOSING = {"execution_block": 16, "sinks": 16, "recall_every": 3}
 SERVED = [
     memory(),
     memory(**CHOOSING, topk=1),  # few enough to be chosen by codes
-    memory(**CHOOSING, topk=4, positions=Positions.CLAMPED),
-    memory(**CHOOSING, topk=4, preselect_block=Preselect.STEP, preselect_block_count=8),
+    memory(**CHOOSING, topk=4, scheme=Positions.CLAMPED),
+    memory(**CHOOSING, topk=4, preselect=Preselect.STEP, preselect_blocks=8),
     memory(**CHOOSING, topk=4, head_select_mode=HeadSelectMode.SEPARATE, head_pool=HeadPool.MAX),
     memory(**CHOOSING, topk=4, head_pool=HeadPool.SOFTMAX),
 ]

@@ -37,7 +37,7 @@ def assert_entries_follow_the_reference(axes: MemorySpec, position: int) -> None
     """With all candidates chosen (or none, with a topk of 0), every key is met once, at its defined distance."""
     rotations = RotaryCache(VIEW, axes, BLOCK)
     span = BlockRanges.at(position, axes, BLOCK)
-    distant = span.sinks if axes.topk == 0 else np.concatenate((span.sinks, span.candidates))
+    distant = span.sinks if axes.selection.topk == 0 else np.concatenate((span.sinks, span.candidates))
     entries = rotations.distant_blocks(span, distant).joined(rotations.window_blocks(span))
     seen = seen_turns(rotations, entries)
     expected = {key: pair_positions(axes, BLOCK, position, key) for key in range(position + 1)}
@@ -56,7 +56,7 @@ def assert_entries_follow_the_reference(axes: MemorySpec, position: int) -> None
 def test_every_past_token_is_attended_once_at_its_defined_position(
     window: int, position: int, n_init: int, positions: Positions
 ) -> None:
-    axes = memory(local_windows_len=window, n_init=n_init, positions=positions)
+    axes = memory(window=window, sinks=n_init, scheme=positions)
     assert_entries_follow_the_reference(axes, position)
 
 
@@ -70,7 +70,7 @@ def test_every_past_token_is_attended_once_at_its_defined_position(
 def test_a_budget_of_none_sees_exactly_sinks_and_window(
     positions: Positions, window: int, n_init: int, position: int
 ) -> None:
-    axes = memory(positions=positions, local_windows_len=window, n_init=n_init, topk=0)
+    axes = memory(scheme=positions, window=window, sinks=n_init, topk=0)
     assert_entries_follow_the_reference(axes, position)
 
 
@@ -89,11 +89,11 @@ def test_dual_chunk_entries_around_every_boundary(
     """Query positions around multiples of the chunk; trained lengths from chunk + 1 to more than two chunks."""
     chunk = blocks * BLOCK
     axes = memory(
-        positions=Positions.DCA,
+        scheme=Positions.DCA,
         pretraining_length=chunk + slack,
         dca_chunk=chunk,
-        local_windows_len=window,
-        n_init=n_init,
+        window=window,
+        sinks=n_init,
     )
     assert_entries_follow_the_reference(axes, max(0, near * chunk + offset))
 
@@ -111,9 +111,9 @@ def test_the_parts_of_a_run_of_queries_equal_those_of_each_query(
 ) -> None:
     """What prefill masks by bands is, pair by pair, what the reference says."""
     axes = memory(
-        positions=positions,
-        local_windows_len=window,
-        n_init=n_init,
+        scheme=positions,
+        window=window,
+        sinks=n_init,
         topk=0 if positions is Positions.ROLLING else None,
         pretraining_length=17,
         dca_chunk=12,
@@ -140,7 +140,7 @@ def test_the_parts_of_a_run_of_queries_equal_those_of_each_query(
 
 @pytest.mark.parametrize("position", EDGES)
 def test_sinks_candidates_and_near_blocks_follow_each_other(position: int) -> None:
-    span = BlockRanges.at(position, memory(local_windows_len=8, n_init=6), BLOCK)
+    span = BlockRanges.at(position, memory(window=8, sinks=6), BLOCK)
     blocks = [*span.sinks, *span.candidates]
     assert blocks == list(range(span.near_block))
     assert span.near_block * BLOCK <= max(0, position - 7) < (span.near_block + 1) * BLOCK
@@ -170,7 +170,7 @@ def test_far_positions_are_as_exact_as_near_ones(position: int) -> None:
 @pytest.mark.parametrize("position", [*EDGES, 41, 42, 43])
 @pytest.mark.parametrize("n_init", [0, 1, 5])
 def test_clamped_entries_are_those_of_each_part(window: int, position: int, n_init: int) -> None:
-    axes = memory(local_windows_len=window, n_init=n_init, positions=Positions.CLAMPED, topk=3)
+    axes = memory(window=window, sinks=n_init, scheme=Positions.CLAMPED, topk=3)
     rotations, span = RotaryCache(VIEW, axes, BLOCK), BlockRanges.at(position, axes, BLOCK)
     distant = span.candidates[:3]
     always = rotations.distant_blocks(span, span.sinks).joined(rotations.window_blocks(span))

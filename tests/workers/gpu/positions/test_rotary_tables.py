@@ -18,10 +18,10 @@ from tests.workers.gpu.test_overlap import emulated
 pytest.importorskip("triton")
 
 SCHEMES = {
-    "rope": memory(topk=2, exc_block_size=32),
-    "clamped": memory(topk=2, exc_block_size=32, n_init=16, positions=Positions.CLAMPED),
-    "dca": memory(topk=2, positions=Positions.DCA, pretraining_length=60, dca_chunk=48),
-    "rolling": memory(topk=0, n_init=4, positions=Positions.ROLLING),
+    "rope": memory(topk=2, execution_block=32),
+    "clamped": memory(topk=2, execution_block=32, sinks=16, scheme=Positions.CLAMPED),
+    "dca": memory(topk=2, scheme=Positions.DCA, pretraining_length=60, dca_chunk=48),
+    "rolling": memory(topk=0, sinks=4, scheme=Positions.ROLLING),
     "per head": memory(topk=2, head_select_mode=HeadSelectMode.SEPARATE),
     "streamed": memory(),
 }

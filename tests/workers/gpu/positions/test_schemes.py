@@ -20,27 +20,27 @@ from tests.tiny_models import TinyModel, build_tiny_checkpoint
 BLOCK = 16
 LENGTH = 120
 SPLITS = [(LENGTH,), (40, 7), (1, 16, 33)]
-DCA = memory(positions=Positions.DCA, pretraining_length=40, dca_chunk=32)
+DCA = memory(scheme=Positions.DCA, pretraining_length=40, dca_chunk=32)
 YARN = RopeSpec("yarn", 10000.0, 64, 160, original_max_position_embeddings=40, factor=4.0)
 SCHEMES: dict[str, MemorySpec] = {
-    "clamped-1": memory(positions=Positions.CLAMPED, local_windows_len=1),
-    "clamped-block": memory(positions=Positions.CLAMPED, local_windows_len=16),
-    "clamped-20": memory(positions=Positions.CLAMPED, local_windows_len=20),
-    "clamped-45": memory(positions=Positions.CLAMPED, local_windows_len=45),
+    "clamped-1": memory(scheme=Positions.CLAMPED, window=1),
+    "clamped-block": memory(scheme=Positions.CLAMPED, window=16),
+    "clamped-20": memory(scheme=Positions.CLAMPED, window=20),
+    "clamped-45": memory(scheme=Positions.CLAMPED, window=45),
     "dca": DCA,
-    "dca-chunk-is-block": replace(DCA, dca_chunk=16, pretraining_length=17),
-    "dca-long-successive": replace(DCA, pretraining_length=200, dca_chunk=48),
-    "dca-small-window": replace(DCA, local_windows_len=5),
-    "dca-linear": replace(DCA, rope=RopeSpec("linear", 10000.0, 64, 40, factor=2.0)),
-    "dca-dynamic": replace(DCA, rope=RopeSpec("dynamic", 10000.0, 64, 40, factor=2.0, fixed_length=128)),
-    "dca-yarn": replace(DCA, rope=YARN),
-    "dca-partial": replace(DCA, rope=RopeSpec("default", 10000.0, 32, 40)),
-    "dca-mscale": replace(DCA, mscale=0.1, mscale_length=16),
-    "stream": memory(positions=Positions.ROLLING, topk=0, n_init=16, local_windows_len=24),
-    "stream-no-sinks": memory(positions=Positions.ROLLING, topk=0, local_windows_len=17),
-    "stream-two-sink-blocks": memory(positions=Positions.ROLLING, topk=0, n_init=17, local_windows_len=31),
-    "infinite": memory(positions=Positions.CLAMPED, topk=0, n_init=16, local_windows_len=24),
-    "window-alone": memory(topk=0, local_windows_len=33),
+    "dca-chunk-is-block": DCA.replace(dca_chunk=16, pretraining_length=17),
+    "dca-long-successive": DCA.replace(pretraining_length=200, dca_chunk=48),
+    "dca-small-window": DCA.replace(window=5),
+    "dca-linear": DCA.replace(rope=RopeSpec("linear", 10000.0, 64, 40, factor=2.0)),
+    "dca-dynamic": DCA.replace(rope=RopeSpec("dynamic", 10000.0, 64, 40, factor=2.0, fixed_length=128)),
+    "dca-yarn": DCA.replace(rope=YARN),
+    "dca-partial": DCA.replace(rope=RopeSpec("default", 10000.0, 32, 40)),
+    "dca-mscale": DCA.replace(mscale=0.1, mscale_length=16),
+    "stream": memory(scheme=Positions.ROLLING, topk=0, sinks=16, window=24),
+    "stream-no-sinks": memory(scheme=Positions.ROLLING, topk=0, window=17),
+    "stream-two-sink-blocks": memory(scheme=Positions.ROLLING, topk=0, sinks=17, window=31),
+    "infinite": memory(scheme=Positions.CLAMPED, topk=0, sinks=16, window=24),
+    "window-alone": memory(topk=0, window=33),
     "partial": memory(rope=RopeSpec("default", 10000.0, 16, 40)),
 }
 
@@ -95,7 +95,7 @@ def test_prefill_decode_and_a_second_turn_equal_the_reference(llama: TinyModel, 
     for chunks in SPLITS:
         got = driver.prompt_logprobs(prompt, axes, chunks)
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
-    if not axes.mscale:
+    if not axes.positions.mscale:
         got = decoded_logprobs(driver, prompt, LENGTH - 25, axes)
         torch.testing.assert_close(got, want[-len(got) :], atol=1e-4, rtol=1e-4)
     keep = 70

@@ -31,8 +31,8 @@ from tests.workers.gpu.slow_plan import Array, SlowPlan
 from tests.workers.gpu.test_overlap import emulated
 from tests.workers.gpu.test_published_plans import check, read
 
-chosen = partial(memory, topk=3, n_init=16)
-lagged = partial(chosen, lag=1, lag_cosine=-1.0)
+chosen = partial(memory, topk=3, sinks=16)
+lagged = partial(chosen, asynchronous=True, asynchronous_cosine=-1.0)
 Sets = list[tuple[int, int, list[list[int]], bool]]
 """(decode step, layer, ids of each choice, whether it was made at once) of each choice that was attended."""
 
@@ -66,7 +66,7 @@ class LaggedPlan(SlowPlan):
                     query[h] @ old_query[h] / np.linalg.norm(query[h]) / np.linalg.norm(old_query[h])
                     for h in heads
                 ]
-                moves = min(cosines) < self.memory.lag_cosine
+                moves = min(cosines) < self.memory.selection.asynchronous_cosine
                 self.moved, self.stayed = self.moved + moves, self.stayed + (not moves)
                 attended.append(ids[row] if moves else [*old_ids[row], *range(old_near, near)])
         self.last[layer] = (ids, near, query)
@@ -79,11 +79,11 @@ class LaggedPlan(SlowPlan):
     ("changes", "kind", "rotated"),
     [
         ({}, AnchorType.DYNAMIC, True),
-        ({"positions": Positions.CLAMPED, "exc_block_size": 24}, AnchorType.REPR_TOPK, False),
+        ({"scheme": Positions.CLAMPED, "execution_block": 24}, AnchorType.REPR_TOPK, False),
         ({"head_select_mode": HeadSelectMode.SEPARATE, "head_pool": HeadPool.MAX}, AnchorType.DYNAMIC, False),
         ({"head_select_mode": HeadSelectMode.PERHEAD}, AnchorType.DYNAMIC, True),
         (
-            {"preselect_block": Preselect.PROMPT, "preselect_block_count": 1, "positions": Positions.CLAMPED},
+            {"preselect": Preselect.PROMPT, "preselect_blocks": 1, "scheme": Positions.CLAMPED},
             AnchorType.DYNAMIC,
             False,
         ),
@@ -94,7 +94,13 @@ def test_chosen_sets_equal_those_of_the_slow_plan(
     llama: TinyModel, changes: dict[str, Any], kind: AnchorType, rotated: bool, cosine: float
 ) -> None:
     axes = memory(
-        topk=3, local_windows_len=16, n_init=8, importance_queries=16, lag=1, lag_cosine=cosine, **changes
+        topk=3,
+        window=16,
+        sinks=8,
+        importance_queries=16,
+        asynchronous=True,
+        asynchronous_cosine=cosine,
+        **changes,
     )
     size = 12 if kind is AnchorType.REPR_TOPK else 8
     plan = check(llama, axes, 130, 30, size, kind, rotated=rotated, chunks=(72,), slow=LaggedPlan)
@@ -125,12 +131,12 @@ def test_a_threshold_that_every_head_is_under_equals_choosing_at_once(
     assert all(tokens[i] != tokens[i + 1] for i in range(180, 199)), (
         "a token again asks the same in the first layer"
     )
-    for axes in (chosen(head_select_mode=mode), lagged(head_select_mode=mode, lag_cosine=1.0)):
+    for axes in (chosen(head_select_mode=mode), lagged(head_select_mode=mode, asynchronous_cosine=1.0)):
         driver = Driver(llama.directory, llama.spec)
         sets = watch(driver)
         results = read(driver, axes, tokens, 180, (64,))
         found.append(([(r.token_id, r.logprob) for r in results], sets))
-        corrected = llama.spec.num_layers if axes.lag else 0
+        corrected = llama.spec.num_layers if axes.selection.asynchronous else 0
         assert [r.num_corrected for r in results] == [0, 0] + [corrected] * 19
     assert found[0] == found[1]
 
@@ -152,7 +158,7 @@ def test_where_blocks_and_anchors_lie_changes_nothing(
     for each in ({}, options):
         driver = Driver(llama.directory, llama.spec, **each)
         sets = watch(driver)
-        driver.generate(prompt, lagged(head_select_mode=mode, lag_cosine=0.0), (64,), 40)
+        driver.generate(prompt, lagged(head_select_mode=mode, asynchronous_cosine=0.0), (64,), 40)
         found.append(sets)
     assert found[0] == found[1]
 
@@ -166,7 +172,7 @@ def test_sessions_in_one_batch_choose_what_each_chooses_alone(
         for length, axes in (
             (150, chosen(topk=2)),
             (140, lagged(topk=2)),
-            (160, lagged(topk=2, lag_cosine=0.0)),
+            (160, lagged(topk=2, asynchronous_cosine=0.0)),
             (40, lagged(topk=2)),
         )
     ]

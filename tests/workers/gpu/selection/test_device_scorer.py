@@ -35,7 +35,7 @@ def generate(llama: TinyModel, axes: Any, num_tokens: int = 40, **options: Any) 
 def test_the_same_blocks(
     llama: TinyModel, anchor_type: AnchorType, mode: HeadSelectMode, pool: HeadPool
 ) -> None:
-    axes = memory(topk=3, n_init=16, head_select_mode=mode, head_pool=pool)
+    axes = memory(topk=3, sinks=16, head_select_mode=mode, head_pool=pool)
     options = {"anchor_type": anchor_type, "anchor_num": 2}
     want, _ = generate(llama, axes, **options)
     got, driver = generate(llama, axes, score_on="device", **options)
@@ -47,7 +47,7 @@ def test_the_same_blocks(
     ("options", "changes"),
     [
         ({"anchor_type": AnchorType.DYNAMIC, "anchor_space": AnchorSpace.ROTATED}, {}),
-        ({"anchor_type": AnchorType.REPR_TOPK}, {"positions": Positions.CLAMPED, "exc_block_size": 32}),
+        ({"anchor_type": AnchorType.REPR_TOPK}, {"scheme": Positions.CLAMPED, "execution_block": 32}),
         ({"anchor_num": 2}, {"anchor_pool": AnchorPool.SUM, "token_step": 3, "layer_step": 2}),
         ({"copies": emulated, "num_shards": 3}, {}),
     ],
@@ -56,7 +56,7 @@ def test_the_same_blocks(
 def test_anchors_that_are_made_anew_and_choices_that_are_kept(
     llama: TinyModel, options: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    axes = memory(topk=3, n_init=16, **changes)
+    axes = memory(topk=3, sinks=16, **changes)
     want, _ = generate(llama, axes, 60, **options)
     got, _ = generate(llama, axes, 60, score_on="device", **options)
     assert got == want
@@ -66,14 +66,14 @@ def test_anchors_that_are_made_anew_and_choices_that_are_kept(
 def test_what_cannot_be_scored_there_is_scored_by_the_stores(
     llama: TinyModel, options: dict[str, Any]
 ) -> None:
-    axes = memory(topk=3, n_init=16)
+    axes = memory(topk=3, sinks=16)
     want, _ = generate(llama, axes, 10)
     got, _ = generate(llama, axes, 10, score_on="device", **options)
     assert got == want
 
 
 def test_a_second_turn_forgets_the_anchors_of_what_was_cut(llama: TinyModel) -> None:
-    axes = memory(topk=2, n_init=16)
+    axes = memory(topk=2, sinks=16)
     results = []
     for score_on in ("cpu", "device"):
         driver = Driver(llama.directory, llama.spec, score_on=score_on)  # type: ignore[arg-type]

@@ -1,0 +1,126 @@
+"""The named choices of each axis, as a configuration writes them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class KvType(StrEnum):
+    """How keys and values are stored."""
+
+    FP16 = "FP16"
+    FP32 = "FP32"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return 2 if self is KvType.FP16 else 4
+
+
+class AnchorType(StrEnum):
+    """How a sealed block is summarised for scoring, in `anchor_num` parts."""
+
+    BLOCK_MEAN = "BLOCK_MEAN"
+    """Mean key of each sub-block."""
+    BLOCK_MAX = "BLOCK_MAX"
+    """Largest value of each channel in each sub-block."""
+    QUEST = "QUEST"
+    """Per-channel maximum and minimum of each sub-block; the score is an upper bound (Quest, ICML 2024)."""
+    QUEST_HADAMARD = "QUEST_HADAMARD"
+    """QUEST of Hadamard-transformed keys and queries: no single channel can make the bound of a block loose."""
+    FIXED = "FIXED"
+    """First key of each sub-block (ktransformers)."""
+    DYNAMIC = "DYNAMIC"
+    """The keys that received most attention from the prompt's last queries (ktransformers)."""
+    REPR_TOPK = "REPR_TOPK"
+    """The `repr_topk` keys that received most attention while in the window, as means of their ranks (InfLLM)."""
+
+    @property
+    def vectors(self) -> int:
+        """Stored vectors per sub-block."""
+        return 2 if self.bounds else 1
+
+    @property
+    def bounds(self) -> bool:
+        """Whether anchors are a maximum and a minimum of each channel."""
+        return self in (AnchorType.QUEST, AnchorType.QUEST_HADAMARD)
+
+    @property
+    def needs_importance(self) -> bool:
+        """Whether the worker must tell the store how much attention each key received."""
+        return self in (AnchorType.DYNAMIC, AnchorType.REPR_TOPK)
+
+
+class AnchorSpace(StrEnum):
+    """Which keys are summarised."""
+
+    PLAIN = "plain"
+    """Keys as stored, met by the un-rotated query (InfLLM)."""
+    ROTATED = "rotated"
+    """Keys rotated at their own positions, met by the rotated query (ktransformers)."""
+
+
+class AnchorPool(StrEnum):
+    """How a block's several anchors become one score."""
+
+    MAX = "max"
+    SUM = "sum"
+
+
+class HeadPool(StrEnum):
+    """How the scaled logits of the query heads that share a choice become one score per block."""
+
+    SUM = "sum"
+    """Mean of the logits over the heads (InfLLM, ktransformers)."""
+    SOFTMAX = "softmax"
+    """Mean over the heads of each head's softmax over the candidates."""
+    MAX = "max"
+    """Largest logit of any head."""
+
+
+class Scorer(StrEnum):
+    """What scores anchors in the KV actors."""
+
+    NUMBA = "numba"
+    FAISS = "faiss"
+    """Faiss's exact inner-product index (InfLLM)."""
+    FAISS_FP16 = "faiss-fp16"
+    """The same, scalar-quantised to half."""
+
+
+class Preselect(StrEnum):
+    """A coarse choice that limits the choice of each step."""
+
+    OFF = "off"
+    PROMPT = "prompt"
+    """Once, by the attention that blocks received from the prompt's last queries (ktransformers)."""
+    STEP = "step"
+    """Each step by the anchors; then the best single keys decide among those blocks."""
+
+
+class Positions(StrEnum):
+    """Where a query sees a key."""
+
+    ROPE = "rope"
+    """Every key at its own position."""
+    CLAMPED = "clamped"
+    """Keys outside the local window at one distance, `local_windows_len - 1` (InfLLM)."""
+    ROLLING = "rolling"
+    """Sinks right before the local window, whatever lies between; nothing else is attended (StreamingLLM)."""
+    DCA = "dca"
+    """Every key within its chunk, the query once for each relation of chunks (Dual Chunk Attention)."""
+
+
+class HeadSelectMode(StrEnum):
+    """Which heads share one choice of blocks."""
+
+    SHARED = "SHARED"
+    """One choice for all heads."""
+    SEPARATE = "SEPARATE"
+    """One choice for each KV head."""
+    PERHEAD = "PERHEAD"
+    """One choice for each query head; for research, since a KV head's keys are read once for each."""
+
+    def num_choices(self, num_heads: int, num_kv_heads: int) -> int:
+        """Choices of one layer and step."""
+        return {"SHARED": 1, "SEPARATE": num_kv_heads, "PERHEAD": num_heads}[self.value]

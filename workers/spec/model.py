@@ -1,0 +1,95 @@
+"""The shape of a model and its rotary embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary embedding of a model, as its configuration names it (transformers' `rope_parameters`)."""
+
+    rope_type: str = "default"
+    """default, linear, dynamic, yarn, longrope or llama3."""
+    theta: float = 10000.0
+    rotary_dim: int = 0
+    """Rotated channels of a head; the rest pass through."""
+    max_position_embeddings: int = 2048
+    original_max_position_embeddings: int | None = None
+    factor: float = 1.0
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    fixed_length: int | None = None
+    """Length that dynamic and longrope assume; None takes the sequence's own."""
+    distance_scale: float = 1.0
+    """Factor on every position (InfLLM's name for linear interpolation)."""
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether frequencies depend on the sequence's length."""
+        return self.rope_type in ("dynamic", "longrope") and self.fixed_length is None
+
+    def length_class(self, seq_len: int) -> int:
+        """Sequences of the same class have the same frequencies; it never falls as `seq_len` grows."""
+        if not self.follows_length:
+            return 0
+        if self.rope_type == "longrope":
+            return int(seq_len > (self.original_max_position_embeddings or self.max_position_embeddings))
+        return max(seq_len, self.max_position_embeddings)
+
+
+@dataclass(frozen=True, slots=True)
+class DualChunkSpec:
+    """A checkpoint's `dual_chunk_attention_config`, in the terms of its paper."""
+
+    length: int
+    """c: no position reaches it."""
+    chunk: int
+    """s: tokens of one chunk."""
+    original_length: int | None = None
+    """Length beyond which attention is scaled; None never scales."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The shape of a decoder, read from a Hugging Face `config.json`."""
+
+    family: str
+    """Its name in `workers/gpu/model/families`."""
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope: RopeSpec
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    dtype: str = "float16"
+    """Storage type of the checkpoint: float32, bfloat16 or float16."""
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    dual_chunk: DualChunkSpec | None = None
+    sliding_window: int | None = None
+    """Tokens that the reference attends at most; sessions must not outgrow it. None is all."""
+    notes: tuple[str, ...] = ()
+    """Where the directory disagrees with itself: what was taken, one line each."""
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share a KV head."""
+        return self.num_heads // self.num_kv_heads

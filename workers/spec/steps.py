@@ -1,0 +1,121 @@
+"""What a session asks for, the plan of one step, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from moorage.workers.errors import MoorageError
+from moorage.workers.spec.memory import MemorySpec
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """How the next token is drawn. temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+    num_logprobs: int = 0
+    """Alternatives to report beside each sampled token."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a penalty needs to know how often each token came before."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Reserve room for a session before its first segment."""
+
+    session_id: int
+    max_tokens: int
+    """Prompt and generated tokens together."""
+    prompt_tokens: int
+    memory: MemorySpec
+    sampling: SamplingSpec
+    first_shard: int = 0
+    """The KV actor of its first stripe of blocks; the others follow in turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueSession:
+    """Reuse an open session for another prompt that shares its first `keep_tokens`."""
+
+    session_id: int
+    keep_tokens: int
+    max_tokens: int
+    """Prompt, kept tokens included, and generated tokens together."""
+    prompt_tokens: int
+    memory: MemorySpec
+    sampling: SamplingSpec
+    kept_ids: Sequence[int] = ()
+    """Ids of the kept tokens, needed where `sampling` counts tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one session that go through the model in one step."""
+
+    session_id: int
+    start: int
+    """Position of the first token; equals the tokens already held."""
+    token_ids: Sequence[int]
+    sample: bool
+    """Draw the next token from the last position."""
+    prompt_logprobs: bool = False
+    """Report the log-probability of every token of the segment, given those before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass of a batch. Drops come first, then idles, then opens, then the segments.
+
+    Drops and idles may come again, and of sessions that do not exist: a plan that failed is repeated in part.
+    """
+
+    step_id: int
+    drops: tuple[int, ...] = ()
+    opens: tuple[OpenSession | ContinueSession, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    idles: tuple[int, ...] = ()
+    """Sessions that no request uses now: their KV stays in DRAM, in the blocks that hold tokens, and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentResult:
+    """What one segment brought."""
+
+    session_id: int
+    token_id: int | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    prompt_logprobs: tuple[float, ...] = ()
+    """One for each token of the segment but the prompt's first."""
+    num_chosen_blocks: float = 0.0
+    """Mean over layers of the distant blocks attended in this segment."""
+    num_corrected: int = 0
+    """Layers whose choice by the last step's query was corrected, since a head's query moved."""
+    recall: float | None = None
+    """Share of the exact attention mass on the attended keys, when sampled in this step."""
+    error: MoorageError | None = None
+    """Why this session alone failed; the others go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step brought, and where its time went."""
+
+    step_id: int
+    segments: tuple[SegmentResult, ...]
+    elapsed_s: float
+    part_s: dict[str, float] = field(default_factory=dict)
+    """Seconds by part: linear, select, gather, attend, sample."""
+    cache_hits: int = 0
+    cache_misses: int = 0

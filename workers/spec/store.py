@@ -1,0 +1,85 @@
+"""How KV is stored: the settings of a cluster's store, and the sizes that follow from them and the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moorage.workers.spec.kinds import AnchorSpace, AnchorType, KvType, Scorer
+
+CODE_ELEMENTS = 64
+"""Four-bit codes come in runs of this many; the anchors of one KV head must fill whole runs."""
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """The settings of a store, fixed for the life of a cluster."""
+
+    block_size: int
+    """Tokens of one block."""
+    kv_type: KvType = KvType.FP16
+    anchor_type: AnchorType = AnchorType.QUEST
+    anchor_num: int = 1
+    anchor_space: AnchorSpace = AnchorSpace.PLAIN
+    repr_topk: int = 4
+    """Keys per block that REPR_TOPK anchors are made of; a multiple of `anchor_num`."""
+    scorer: Scorer = Scorer.NUMBA
+    anchor_codes: bool = False
+    """Whether the arena has room for four-bit codes of the anchors, by which long contexts are scored first."""
+
+
+@dataclass(frozen=True)
+class KvShape:
+    """What the model says about the size of its KV."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class KvLayout(StoreSpec, KvShape):
+    """Sizes of stored blocks and anchors; the one source of bytes for the arena and for `runtime size`.
+
+    A *page* is one token block across all layers, so a session's pages are one list for every layer. The fields of
+    KvShape come first, then those of StoreSpec.
+    """
+
+    @property
+    def block_bytes(self) -> int:
+        """K and V of one block of one layer."""
+        return 2 * self.num_kv_heads * self.block_size * self.head_dim * self.kv_type.itemsize
+
+    @property
+    def anchor_vectors(self) -> int:
+        """Anchor vectors per block and KV head."""
+        return self.anchor_type.vectors * self.anchor_num
+
+    @property
+    def anchor_bytes(self) -> int:
+        """Anchors of one block of one layer."""
+        return self.num_kv_heads * self.anchor_vectors * self.head_dim * self.kv_type.itemsize
+
+    @property
+    def code_bytes(self) -> int:
+        """Four-bit codes of the anchors of one block of one layer."""
+        elements = self.num_kv_heads * self.anchor_vectors * self.head_dim
+        return elements // 2 if self.anchor_codes else 0
+
+    @property
+    def page_kv_bytes(self) -> int:
+        """K and V of one block in all layers."""
+        return self.num_layers * self.block_bytes
+
+    @property
+    def page_anchor_bytes(self) -> int:
+        """Anchors of one block in all layers, and their codes."""
+        return self.num_layers * (self.anchor_bytes + self.code_bytes)
+
+    @property
+    def page_bytes(self) -> int:
+        """All that one page takes in the arena."""
+        return self.page_kv_bytes + self.page_anchor_bytes
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens`, the last one possibly partial."""
+        return -(-num_tokens // self.block_size)
