@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from moorage.runtime.cli.failures import failure_line, missing_server_line
+from moorage.runtime.cli.metavars import App
 from moorage.runtime.cli.output import print_error
 from moorage.workers.errors import MoorageError
 
@@ -48,7 +49,7 @@ _INTERRUPTED = 130
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """Typer's base of every fault of a command line; Typer exports only some of the classes below it."""
 
-app = typer.Typer(
+app = App(
     name="runtime",
     help="Serve very long prompts with the KV cache in CPU memory.",
     no_args_is_help=True,

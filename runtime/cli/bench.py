@@ -12,11 +12,12 @@ from moorage.runtime.bench.gpu.arguments import DEFAULTS, HELP, Arguments
 from moorage.runtime.bench.measure import describe_machine, installed
 from moorage.runtime.bench.report import Report, compare, print_falls
 from moorage.runtime.cli.app import app, examples
+from moorage.runtime.cli.metavars import App
 from moorage.runtime.cli.output import print_note
 from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.packaged import DEPLOY
 
-bench_app = typer.Typer(
+bench_app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     invoke_without_command=True,
@@ -91,7 +92,7 @@ def every_part(
     epilog=examples("runtime bench scoring", "runtime bench scoring --threads 1 --json scoring.json")
 )
 def scoring(
-    context: Annotated[str, typer.Option(help="Tokens that the anchors stand for.")] = "1M",
+    context: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens that the anchors stand for.")] = "1M",
     threads: Threads = EVERY_CORE,
     rounds: Rounds = 15,
     json_file: JsonFile = None,
@@ -232,8 +233,8 @@ def prefill(
     )
 )
 def gpu(
-    shape: Annotated[str, typer.Option(help=HELP["shape"])] = DEFAULTS.shape,
-    device: Annotated[str, typer.Option(help=HELP["device"])] = DEFAULTS.device,
+    shape: Annotated[str, typer.Option(metavar="NAME", help=HELP["shape"])] = DEFAULTS.shape,
+    device: Annotated[str, typer.Option(metavar="NAME", help=HELP["device"])] = DEFAULTS.device,
     device_memory: Annotated[
         str, typer.Option(metavar="SIZE", help=HELP["device_memory"])
     ] = DEFAULTS.device_memory,

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
-
 from moorage.runtime.cli.app import app, examples
+from moorage.runtime.cli.metavars import App
 from moorage.runtime.config.units import format_bytes
 from moorage.workers.counting import counted
 
-cache_app = typer.Typer(
+cache_app = App(
     context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None, no_args_is_help=True
 )
 app.add_typer(cache_app, name="cache", help="Show or remove the kernels compiled on this machine.")

@@ -47,8 +47,9 @@ def chat(
     session: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="Keep the conversation under this name, in a private file below ~/.local/state/moorage, and "
-            "go on from it. Without a name nothing is kept."
+            "go on from it. Without a name nothing is kept.",
         ),
     ] = None,
     max_new_tokens: o.MaxNewTokens = None,

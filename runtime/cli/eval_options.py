@@ -29,6 +29,7 @@ Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same sam
 Document = Annotated[
     Path,
     typer.Option(
+        metavar="FILE|DIR",
         help="The text to hide facts in: a file, or a folder of .txt, .md and .rst files.",
         show_default="the shipped Python reference",
     ),

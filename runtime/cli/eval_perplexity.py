@@ -39,6 +39,7 @@ def perplexity(
     data: Annotated[
         Path,
         typer.Option(
+            metavar="FILE|DIR",
             help="A text file, a folder of .txt, .md and .rst files, or token ids in a .bin file.",
             show_default="the shipped Python reference",
         ),

@@ -52,7 +52,10 @@ def sweep_command(
     samples: Annotated[int, typer.Option(min=1, help="Prompts for each point.")] = 4,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same prompts.")] = 0,
     document: Annotated[
-        Path, typer.Option(help="The text to hide keys in.", show_default="the shipped Python reference")
+        Path,
+        typer.Option(
+            metavar="FILE|DIR", help="The text to hide keys in.", show_default="the shipped Python reference"
+        ),
     ] = DEFAULT_DOCUMENT,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the rows as JSON too, as they come.")

@@ -71,7 +71,8 @@ def generate(
     ignore_eos: o.IgnoreEos = False,
     preset: o.Preset = None,
     session: Annotated[
-        str | None, typer.Option(help="Keep the KV under this name and go on from what it shares.")
+        str | None,
+        typer.Option(metavar="NAME", help="Keep the KV under this name and go on from what it shares."),
     ] = None,
     num_logprobs: Annotated[
         int | None, typer.Option("--logprobs", help="Alternatives beside each token, in the JSON.")

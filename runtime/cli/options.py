@@ -36,7 +36,7 @@ PromptFile = Annotated[
 TokenIdsFile = Annotated[
     Path | None, typer.Option(help="Read token ids from a file: a JSON list.", exists=True, dir_okay=False)
 ]
-Preset = Annotated[str | None, typer.Option(help="A memory preset other than the cluster's.")]
+Preset = Annotated[str | None, typer.Option(metavar="NAME", help="A memory preset other than the cluster's.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate; default 256.")]
 Temperature = Annotated[
     float | None, typer.Option(help="0 is greedy. Default is the model's own, see `status`.")

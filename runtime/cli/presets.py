@@ -34,7 +34,7 @@ _SHARED = Preset("", "")
 )
 def presets(
     name: Annotated[
-        str | None, typer.Argument(help="Show every axis of this preset.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Show every axis of this preset.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -57,10 +57,14 @@ def size(
     context: Annotated[
         str, typer.Option(help="Context lengths in tokens; K is 1024 and M is 1024².", metavar="N,N,…")
     ] = _DEFAULT_CONTEXTS,
-    kv_type: Annotated[str | None, typer.Option(help="Storage of keys and values: FP16 or FP32.")] = None,
+    kv_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Storage of keys and values: FP16 or FP32.")
+    ] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens of a KV block.")] = None,
     anchors: Annotated[int | None, typer.Option(help="Summarised parts of each block.")] = None,
-    anchor_type: Annotated[str | None, typer.Option(help="BLOCK_MEAN, QUEST, QUEST_HADAMARD …")] = None,
+    anchor_type: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="BLOCK_MEAN, QUEST, QUEST_HADAMARD …")
+    ] = None,
     shards: Annotated[int | None, typer.Option(help="KV actors that share the cache.")] = None,
     sessions: Annotated[
         int | None,
@@ -70,9 +74,13 @@ def size(
             "of the cluster file's server.max_running.",
         ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Memory preset; see `runtime presets`.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or auto.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cuda or cpu.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Memory preset; see `runtime presets`.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="float32, bfloat16, float16 or auto.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cuda or cpu.")] = None,
     config: Annotated[Path | None, typer.Option(help="Take everything else from a cluster file.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Set any other key.")

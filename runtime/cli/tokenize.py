@@ -43,7 +43,9 @@ def tokenize(
     )
 )
 def detokenize(
-    token_ids: Annotated[list[int] | None, typer.Argument(help="Token ids.", show_default=False)] = None,
+    token_ids: Annotated[
+        list[int] | None, typer.Argument(metavar="ID", help="Token ids.", show_default=False)
+    ] = None,
     token_ids_file: o.TokenIdsFile = None,
     address: o.Address = None,
     as_json: o.AsJson = False,

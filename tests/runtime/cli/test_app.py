@@ -61,6 +61,30 @@ def test_every_command_has_help_with_examples(capsys: pytest.CaptureFixture[str]
     assert is_group or f"runtime {name}" in out.split("Examples:")[1]
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_values_as_people_do(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """No Python type is shown: `--seed N`, not `--seed <int range>`."""
+    out = run(capsys, name, "--help")[1]
+    commands = re.findall(r"^  ([a-z-]+)", out.partition("\nCommands:\n")[2], re.MULTILINE)
+    shown = out + "".join(run(capsys, name, command, "--help")[1] for command in commands)
+    assert re.findall(r"<[\w\[\]| ]+>", shown) == []
+    assert re.findall(r"\b(?:INTEGER|PATH|list\[\w+\])", shown) == []
+
+
+def test_values_are_named_by_their_type(capsys: pytest.CaptureFixture[str]) -> None:
+    out = run(capsys, "generate", "--help")[1]
+    for shown in (
+        "--seed N ",
+        "--top-p X ",
+        "--stop TEXT ",
+        "--messages FILE ",
+        "--session NAME ",
+        "\n  TEXT ",
+    ):
+        assert shown in out
+    assert "--style text|garbage|" in run(capsys, "eval", "passkey", "--help")[1]
+
+
 @pytest.mark.parametrize(
     "arguments", [("nope",), ("size", "--nope"), ("size", "--sessions", "0", "--model", "x")]
 )
