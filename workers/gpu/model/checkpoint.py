@@ -1,4 +1,4 @@
-"""The tensors of safetensors files, one by one."""
+"""Reads the tensors of safetensors files one by one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from moorage.workers.errors import InvalidModel
 from moorage.workers.safetensors_header import TensorHeader
 
 MAPPED_BYTES = 2**30
-"""Of a file that is read through one mapping: what it has read counts as this process's memory until it is closed."""
+"""Most bytes that are read through one mapping of a file; they count as this process's memory until it is closed."""
 
 
 def read_tensors(headers: Iterable[TensorHeader]) -> Iterator[tuple[TensorHeader, Tensor]]:
-    """The tensors of `headers` on the CPU, file by file, one at a time; drop each before the next.
+    """The tensors of `headers` on the CPU, file by file. The caller drops each before it takes the next.
 
-    They are views of a mapped file, of which never more than about MAPPED_BYTES stay. Raises InvalidModel.
+    They are views of a mapped file, of which no more than about MAPPED_BYTES stay in memory. Raises InvalidModel.
     """
     by_file: dict[Path, list[TensorHeader]] = {}
     for header in headers:

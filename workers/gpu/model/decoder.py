@@ -1,10 +1,10 @@
-"""The decoder: everything of a Llama-like transformer but attention itself, which the caller supplies."""
+"""The decoder: all of a Llama-like transformer except attention, which the caller supplies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,30 +16,38 @@ from moorage.workers.gpu.model.weights import Progress, load_weights, resolve_dt
 from moorage.workers.spec import ModelSpec
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]; un-rotated, and possibly views."""
+"""(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]. q and k are un-rotated; all may be views."""
 
 MLP_WORKSPACE_BYTES = 128 * 2**20
-"""Most memory of the feed-forward part's intermediate values; longer inputs go through it in pieces."""
+"""Most memory that the intermediate values of the feed-forward part take; longer inputs pass through it in pieces."""
+
+
+class Heads(NamedTuple):
+    """What one layer attends with: q [T, Hq, D], k and v [T, Hkv, D], un-rotated."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
 
 
 class StepGraphs(Protocol):
-    """Recorded pieces of the forward pass."""
+    """CUDA graphs of the forward pass."""
 
     def takes(self, num_tokens: int) -> bool:
-        """Whether a step of `num_tokens` runs from them."""
+        """Whether a step of `num_tokens` runs from the graphs."""
 
     def forward(self, token_ids: Tensor, attend: Attend) -> Tensor:
         """See Decoder.forward."""
 
 
 class Decoder:
-    """Weights of a model and their forward pass, over the tokens of any sessions laid end to end."""
+    """Weights of a model and their forward pass over the tokens of several sessions, laid end to end."""
 
     def __init__(self, spec: ModelSpec, weights: DecoderWeights) -> None:
         self.spec = spec
         self.weights = weights
         self.graphs: StepGraphs | None = None
-        """Launches the pieces between two attentions at once, for few tokens; an engine on a GPU sets it."""
+        """Launch all that lies between two attentions at once, for few tokens. An engine on a GPU sets them."""
 
     @classmethod
     def load(
@@ -50,21 +58,21 @@ class Decoder:
         device: torch.device | str,
         progress: Progress | None = None,
     ) -> Decoder:
-        """The decoder of a Hugging Face directory. dtype: auto, float32, bfloat16 or float16.
+        """The decoder of a Hugging Face directory, in float32, bfloat16, float16 or, as auto, the checkpoint's type.
 
-        Raises InvalidModel for a directory that does not match `spec`, ResourceExhausted for want of room.
+        Raises InvalidModel for a directory that does not match `spec`, ResourceExhausted for lack of memory.
         """
         torch_dtype = resolve_dtype(dtype, spec)
         return cls(spec, load_weights(directory, spec, torch_dtype, torch.device(device), progress))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of weights and hidden states."""
+        """The type of weights and hidden states."""
         return self.weights.embed.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where weights and hidden states lie."""
+        """The device of weights and hidden states."""
         return self.weights.embed.device
 
     def forward(self, token_ids: Tensor, attend: Attend) -> Tensor:
@@ -79,17 +87,16 @@ class Decoder:
             return heads
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """[T, hidden]"""
+        """Embeddings [T, hidden] of `token_ids`."""
         return embedding(token_ids, self.weights.embed)
 
-    def split(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v of `heads` [T, Hq + 2 Hkv, D], as views."""
+    def split(self, heads: Tensor) -> Heads:
+        """Views of `heads` [T, Hq + 2 Hkv, D]."""
         spec = self.spec
-        q, k, v = heads.split_with_sizes([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
-        return q, k, v
+        return Heads(*heads.split_with_sizes([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1))
 
     def inputs(self, index: int, hidden: Tensor) -> Tensor:
-        """What layer `index` attends with: q, k, v [T, Hq + 2 Hkv, D]."""
+        """Queries, keys and values of layer `index` in one tensor [T, Hq + 2 Hkv, D]."""
         spec, layer = self.spec, self.weights.layers[index]
         normed = rms_norm(hidden, layer.input_norm, spec.rms_norm_eps)
         num_heads = spec.num_heads + 2 * spec.num_kv_heads
@@ -99,9 +106,9 @@ class Decoder:
         return heads
 
     def between(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
-        """All that lies between the attention of layer `index`, [T, Hq, D], and that of the next.
+        """Runs all that lies between the attention of layer `index`, whose output is `attended`, and the next one.
 
-        Adds to `hidden` in place; returns the next layer's inputs, or the final norm's output after the last.
+        Adds to `hidden` in place. Returns the next layer's inputs or, after the last layer, the final norm's output.
         """
         layer, eps = self.weights.layers[index], self.spec.rms_norm_eps
         self._add_mlp(
@@ -112,12 +119,12 @@ class Decoder:
         return rms_norm(hidden, self.weights.norm, eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits f32 [n, vocab] of `hidden` [n, hidden], rows that `forward` returned."""
+        """Logits f32 [n, vocab] of `hidden` [n, hidden], which are rows that `forward` returned."""
         with torch.inference_mode():
             return linear(hidden, self.weights.lm_head).float()
 
     def _add_mlp(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
-        """Adds `added`, then the feed-forward part, to `hidden` in place, in pieces whose workspace is bounded."""
+        """Adds `added` and then the feed-forward part to `hidden` in place, in pieces of bounded workspace."""
         bytes_per_token = 3 * self.spec.intermediate_size * hidden.element_size()
         at_once = max(1, MLP_WORKSPACE_BYTES // bytes_per_token)
         whole = hidden.shape[0] <= at_once

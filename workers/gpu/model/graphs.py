@@ -1,6 +1,6 @@
-"""The decoder's pieces between two attentions as CUDA graphs: one launch in place of some ten, for few tokens.
+"""Piecewise CUDA graphs: all that the decoder runs between two attentions is one launch instead of about ten.
 
-Attention itself stays outside, since its hand-over to the host decides what it attends.
+Attention stays outside the graphs, because the host decides what it attends.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from moorage.workers.gpu.model.decoder import Attend, Decoder
 
 Run = Callable[[], Tensor]
 Capture = Callable[[Run], tuple[Callable[[], None], Tensor]]
-"""Records what a function does: (does it again, the tensor that it returns each time)."""
+"""Records the kernels that a function launches. Returns their replay, and the tensor that each replay fills."""
 
 MAX_TOKENS = 64
-"""More tokens keep the device busy for longer than their launches take."""
+"""Steps of more tokens run without graphs: they keep the device busy for longer than their launches take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Recorded pieces for one number of tokens, and the tensors that they read and write."""
+    """The graphs for one number of rows, and the tensors that they read and write."""
 
     hidden: Tensor
     attended: Tensor
     replays: tuple[Callable[[], None], ...]
-    """The first layer's inputs; then, after each layer's attention, the next one's inputs or the last norm."""
+    """One makes the first layer's inputs; then one a layer makes the next layer's inputs, or the final norm."""
     results: tuple[Tensor, ...]
 
 
 class PieceGraphs:
-    """Recorded on first use for 1, 2, 4, 8, ... tokens; fewer are filled up with rows that nobody reads."""
+    """Graphs for 1, 2, 4, 8, ... rows, recorded on first use. A step of another size is padded to the next one."""
 
     def __init__(self, decoder: Decoder, capture: Capture) -> None:
         self._decoder = decoder
@@ -43,7 +43,7 @@ class PieceGraphs:
         self._refused = False
 
     def takes(self, num_tokens: int) -> bool:
-        """Whether a step of `num_tokens` runs from graphs; records them if it is the first."""
+        """Whether a step of `num_tokens` runs from graphs; records them where there are none yet."""
         if self._refused or not 0 < num_tokens <= MAX_TOKENS:
             return False
         rows = _rows_for(num_tokens)
@@ -87,15 +87,15 @@ class PieceGraphs:
 
 
 def cuda_capture() -> Capture:
-    """Records CUDA graphs, all in one pool of memory, since they run in the order in which they are recorded.
+    """Records CUDA graphs in one pool of memory, which they can share because they run in the order of recording.
 
-    All are recorded on one stream: cuBLAS keeps a workspace, 32 MiB on Hopper, for every stream that it meets.
+    All are recorded on one stream, because cuBLAS keeps a workspace, 32 MiB on Hopper, for every stream.
     """
     pool = torch.cuda.graph_pool_handle()
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def capture(run: Run) -> tuple[Callable[[], None], Tensor]:
-        # A run before it loads and compiles what must not happen while recording.
+        # Modules are loaded and kernels compiled by this first run; a recording allows neither.
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             run()

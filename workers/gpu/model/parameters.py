@@ -1,4 +1,4 @@
-"""The tensors of a decoder, by layer."""
+"""The weights of a decoder, as tensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. Matrices are [out, in]; q, k, v lie in one matrix in this order, as do gate and up."""
+    """One layer. Matrices are [out, in]. Query, key and value are one matrix in this order; so are gate and up."""
 
     input_norm: Tensor
     qkv: Tensor
@@ -28,7 +28,7 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """A whole decoder. With tied embeddings `lm_head` is `embed` itself."""
+    """The whole decoder. With tied embeddings `lm_head` is the same tensor as `embed`."""
 
     embed: Tensor
     layers: tuple[LayerWeights, ...]
@@ -37,11 +37,11 @@ class DecoderWeights:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all tensors, each counted once."""
+        """Bytes of all tensors; a tensor that stands twice counts once."""
         return sum({id(tensor): tensor.nbytes for tensor in self.tensors()}.values())
 
     def tensors(self) -> Iterator[Tensor]:
-        """All of them."""
+        """All tensors; those of tied embeddings stand twice."""
         yield from (self.embed, self.norm, self.lm_head)
         for layer in self.layers:
             for field in fields(layer):

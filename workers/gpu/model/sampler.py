@@ -1,14 +1,14 @@
 """Draws the next token of each session of a batch.
 
-Order, as in vLLM: penalties, temperature, min-p, top-k, top-p. Reported log-probabilities are the model's,
-before all of these. A row's draw depends on its logits, seed and step alone, never on its neighbours.
+Order, as in vLLM: penalties, temperature, min-p, top-k, top-p. Reported log-probabilities are the model's
+own, before any of these. A row's draw depends on its logits, seed and step alone, never on its neighbours.
 
 The draw is the largest of logit plus Gumbel noise, which follows the softmax of the logits exactly. Where rounding
 changes the logits a little, as products in another batch do, another token is drawn only if two sums are as close as
 that. A draw from the cumulative sum would shift every token behind the change.
 
-All of it runs on the logits' device and can be asked for before they are there: what the host gives travels from
-pinned memory, and the one wait is for the tokens at the end.
+Everything runs on the logits' device, and can be launched before the logits are computed: the host's values are
+copied from pinned memory, and the only wait is for the tokens at the end.
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ from moorage.workers.safetensors_header import TensorHeader
 from moorage.workers.spec import ModelSpec
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes read so far and in all."""
+"""A function that is called with the bytes that are read so far, and the bytes of all tensors."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_dtype(name: str, spec: ModelSpec) -> torch.dtype:
-    """Torch's float32, bfloat16 or float16; auto is the checkpoint's own type. Raises InvalidModel."""
+    """The torch type of float32, bfloat16, float16 or auto, the checkpoint's own. Raises InvalidModel for others."""
     dtype = _DTYPES.get(spec.dtype if name == "auto" else name)
     if dtype is None:
         raise InvalidModel(f"model.dtype is {name!r}; use auto, {', '.join(_DTYPES)}")
@@ -39,11 +39,11 @@ def load_weights(
     device: torch.device,
     progress: Progress | None = None,
 ) -> DecoderWeights:
-    """Read a checkpoint's safetensors onto `device`, tensor by tensor, shard by shard.
+    """Reads a checkpoint's safetensors onto `device`, tensor by tensor.
 
-    The host never holds a second copy of the model, nor a first one of what goes to a GPU. Names and shapes are
-    checked before anything is read, values while they are copied: NaN and infinity count as damage. Raises
-    InvalidModel naming the file and the tensor, and ResourceExhausted when the device has no room.
+    The host never holds a second copy of the model, nor any copy of one that goes to a GPU. Names and shapes are
+    checked before anything is read, and values while they are copied: NaN and infinity count as damage. Raises
+    InvalidModel with the file and the tensor, and ResourceExhausted when the device has too little memory.
     """
     wanted = list(check_weights(Path(directory), spec).values())
     weights = _allocate(spec, dtype, device)
@@ -54,7 +54,7 @@ def load_weights(
         slot.fill(tensor)
         if not slot.is_finite():
             raise _not_finite(header, tensor, dtype)
-        del tensor  # else the next file would be mapped beside this one
+        del tensor  # otherwise this file stays mapped beside the next one
         done_bytes += header.num_bytes
         if progress is not None:
             progress(done_bytes, total_bytes)
@@ -76,7 +76,7 @@ def _not_finite(header: TensorHeader, tensor: Tensor, dtype: torch.dtype) -> Inv
 
 
 def random_weights(spec: ModelSpec, device: torch.device, seed: int = 0) -> DecoderWeights:
-    """Weights of that shape in its own type, normal with a deviation of 0.02 and norms of 1: for measurements."""
+    """Weights for measurements: normal with a deviation of 0.02, norms of 1, in the type of `spec`."""
     weights = _allocate(spec, resolve_dtype("auto", spec), device)
     generator = torch.Generator(device=device).manual_seed(seed)
     for tensor in weights.tensors():

@@ -32,7 +32,7 @@ def smallest(family: str) -> ModelSpec:
 
 def test_every_module_is_the_family_of_its_name() -> None:
     modules = {path.stem for path in Path(families.__path__[0]).glob("*.py")} - {"__init__"}
-    assert modules == set(FAMILIES) == {"internlm2", "llama", "mistral", "qwen2", "qwen3"}
+    assert modules == set(FAMILIES) >= {"internlm2", "llama", "mistral", "qwen2", "qwen3"}
 
 
 def test_no_two_families_claim_one_architecture_or_one_published_name() -> None:
