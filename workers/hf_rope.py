@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_fields import Fields
 from moorage.workers.spec import RopeSpec
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 MOST_THETA = 1e15
 _OLD_NAMES = {"su": "longrope"}
 _LAYER_TYPES = ("full_attention", "sliding_attention")
@@ -19,26 +21,16 @@ def read_rope(config: Fields, head_dim: int) -> RopeSpec:
     `rope_scaling` wins where both are given. Raises InvalidModel for an unknown type or a bad field.
     """
     rope = _rope_fields(config)
-    rope_type = _rope_type(rope)
-    max_positions = config.positive_int("max_position_embeddings")
-    rotary_dim = _rotary_dim(rope, head_dim)
     theta = rope.positive_float("rope_theta", 10000.0, most=MOST_THETA)
     if theta <= 1:
         raise rope.wrong("rope_theta", "a number above 1")
-    base = {
-        "rope_type": rope_type,
-        "theta": theta,
-        "rotary_dim": rotary_dim,
-        "max_position_embeddings": max_positions,
-    }
-    if rope_type == "default":
-        return RopeSpec(**base)  # type: ignore[arg-type]
-    if rope_type in ("linear", "dynamic"):
-        return RopeSpec(**base, factor=rope.positive_float("factor"))  # type: ignore[arg-type]
-    original = rope.positive_int("original_max_position_embeddings", max_positions)
-    read = {"yarn": _yarn, "longrope": _longrope, "llama3": _llama3}[rope_type]
-    special = read(rope, max_positions / original, rotary_dim)
-    return RopeSpec(**base, original_max_position_embeddings=original, **special)  # type: ignore[arg-type]
+    plain = RopeSpec(
+        rope_type=_rope_type(rope),
+        theta=theta,
+        rotary_dim=_rotary_dim(rope, head_dim),
+        max_position_embeddings=config.positive_int("max_position_embeddings"),
+    )
+    return _READERS[plain.rope_type](plain, rope)
 
 
 def _rope_fields(config: Fields) -> Fields:
@@ -82,17 +74,37 @@ def _rotary_dim(rope: Fields, head_dim: int) -> int:
     return rotary_dim
 
 
-def _yarn(rope: Fields, ratio: float, rotary_dim: int) -> dict[str, object]:
-    del rotary_dim
-    return {
-        "factor": rope.positive_float("factor", ratio),
-        "attention_factor": rope.optional_positive_float("attention_factor"),
-        "beta_fast": _or_none(rope, "beta_fast") or 32.0,
-        "beta_slow": _or_none(rope, "beta_slow") or 1.0,
-        "mscale": _or_none(rope, "mscale"),
-        "mscale_all_dim": _or_none(rope, "mscale_all_dim"),
-        "truncate": rope.flag("truncate", True),
-    }
+def _plain(spec: RopeSpec, rope: Fields) -> RopeSpec:
+    del rope
+    return spec
+
+
+def _factor(spec: RopeSpec, rope: Fields) -> RopeSpec:
+    """Of the types linear and dynamic."""
+    return replace(spec, factor=rope.positive_float("factor"))
+
+
+def _from_original(spec: RopeSpec, rope: Fields) -> RopeSpec:
+    """`spec` with the length before its scaling; the factor is the growth since then, where none is given."""
+    longest = spec.max_position_embeddings
+    original = rope.positive_int("original_max_position_embeddings", longest)
+    return replace(
+        spec,
+        original_max_position_embeddings=original,
+        factor=rope.positive_float("factor", longest / original),
+        attention_factor=rope.optional_positive_float("attention_factor"),
+    )
+
+
+def _yarn(spec: RopeSpec, rope: Fields) -> RopeSpec:
+    return replace(
+        _from_original(spec, rope),
+        beta_fast=_or_none(rope, "beta_fast") or 32.0,
+        beta_slow=_or_none(rope, "beta_slow") or 1.0,
+        mscale=_or_none(rope, "mscale"),
+        mscale_all_dim=_or_none(rope, "mscale_all_dim"),
+        truncate=rope.flag("truncate", True),
+    )
 
 
 def _or_none(rope: Fields, name: str) -> float | None:
@@ -101,18 +113,34 @@ def _or_none(rope: Fields, name: str) -> float | None:
     return None if value == 0 and not isinstance(value, bool) else rope.optional_positive_float(name)
 
 
-def _longrope(rope: Fields, ratio: float, rotary_dim: int) -> dict[str, object]:
-    return {
-        "factor": rope.positive_float("factor", ratio),
-        "attention_factor": rope.optional_positive_float("attention_factor"),
-        "short_factor": rope.positive_floats("short_factor", rotary_dim // 2),
-        "long_factor": rope.positive_floats("long_factor", rotary_dim // 2),
-    }
+def _longrope(spec: RopeSpec, rope: Fields) -> RopeSpec:
+    return replace(
+        _from_original(spec, rope),
+        short_factor=rope.positive_floats("short_factor", spec.rotary_dim // 2),
+        long_factor=rope.positive_floats("long_factor", spec.rotary_dim // 2),
+    )
 
 
-def _llama3(rope: Fields, ratio: float, rotary_dim: int) -> dict[str, object]:
-    del ratio, rotary_dim
+def _llama3(spec: RopeSpec, rope: Fields) -> RopeSpec:
     low, high = rope.positive_float("low_freq_factor"), rope.positive_float("high_freq_factor")
     if high <= low:
         raise rope.wrong("high_freq_factor", f"above low_freq_factor {low:g}")
-    return {"factor": rope.positive_float("factor"), "low_freq_factor": low, "high_freq_factor": high}
+    original = rope.positive_int("original_max_position_embeddings", spec.max_position_embeddings)
+    return replace(
+        _factor(spec, rope),
+        original_max_position_embeddings=original,
+        low_freq_factor=low,
+        high_freq_factor=high,
+    )
+
+
+_READERS: Mapping[str, Callable[[RopeSpec, Fields], RopeSpec]] = {
+    "default": _plain,
+    "linear": _factor,
+    "dynamic": _factor,
+    "yarn": _yarn,
+    "longrope": _longrope,
+    "llama3": _llama3,
+}
+"""Reads what each type has beside its name, its base and its dimension."""
+ROPE_TYPES = tuple(_READERS)
