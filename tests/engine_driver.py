@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,7 +103,9 @@ class Driver:
             self.directory, spec, self.dtype, self.device, layout, stripe_blocks=2, engine=engine
         )
         self.worker = GpuWorker(
-            settings, [self.link(store) for store in self.stores], self.copies or type(self).default_copies
+            settings,
+            [partial(self.link, store) for store in self.stores],
+            self.copies or type(self).default_copies,
         )
         self._step = 0
 

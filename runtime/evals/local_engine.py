@@ -61,7 +61,7 @@ class LocalEngine:
         self._settings = self._worker_settings(config, self.memory)
         self.layout = self._settings.layout
         self._store = KvStore(self.layout, self.layout.num_blocks(max_tokens))
-        self._worker = GpuWorker(self._settings, [LocalLink(self._store)], progress=on_loading)
+        self._worker = GpuWorker(self._settings, [lambda: LocalLink(self._store)], progress=on_loading)
         self._steps = 0
 
     def serves(self, config: ClusterConfig, memory: MemorySpec) -> bool:

@@ -6,15 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
 import torch
 
-from moorage.workers.gpu.engine.warm_up import warm_up
 from moorage.workers.gpu.settings import WorkerSettings
-from moorage.workers.gpu.worker import GpuWorker, pick_device
+from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.actor import connect
+from moorage.workers.kv.link import Link
 from moorage.workers.process import ProcessFacts, own_facts, take_asked_priority
 from moorage.workers.spec import StepPlan, StepResult
 from moorage.workers.stages import StartStage
@@ -46,17 +47,16 @@ class GpuWorkerShell:
         self._load = ThreadPoolExecutor(1).submit(self._start, settings, kv_actors, namespace)
 
     def _start(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> GpuWorker:
-        # Before it waits for the actors, which compile kernels of their own when they start for the first time.
-        warm_up(settings, pick_device(settings.device), len(kv_actors))
+        connectors = [partial(self._connect, name, namespace) for name in kv_actors]
+        return GpuWorker(settings, connectors, progress=self._note)
+
+    def _connect(self, name: str, namespace: str) -> Link:
         self._stage = StartStage.KV_ACTORS
-        links = [connect(name, namespace=namespace) for name in kv_actors]
-        self._stage = StartStage.WEIGHTS
-        return GpuWorker(settings, links, progress=self._note)
+        return connect(name, namespace=namespace)
 
     def _note(self, read_bytes: int, total_bytes: int) -> None:
         self._read = read_bytes, total_bytes
-        if read_bytes == total_bytes:
-            self._stage = StartStage.ENGINE
+        self._stage = StartStage.WEIGHTS if read_bytes < total_bytes else StartStage.ENGINE
 
     def facts(self) -> ProcessFacts:
         """Where it runs."""

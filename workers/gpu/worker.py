@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -36,17 +36,22 @@ class GpuWorker:
     def __init__(
         self,
         settings: WorkerSettings,
-        links: list[Link],
+        connectors: Sequence[Callable[[], Link]],
         copies: Callable[[ShardedKv], CopyEngine] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """`copies` makes the copy engine; None takes what suits the device. `progress` is for `load_weights`."""
+        """Compiles the kernels, calls `connectors`, one for each KV actor, and loads the model, in this order.
+
+        The KV actors compile kernels of their own meanwhile. `copies` makes the copy engine; None takes what suits
+        the device. `progress` is for `load_weights`.
+        """
         self._settings = settings
         if settings.num_threads:
             torch.set_num_threads(settings.num_threads)
         self.device = pick_device(settings.device)
+        warm_up(settings, self.device, len(connectors))
+        links = [connect() for connect in connectors]
         self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks)
-        warm_up(settings, self.device, len(links))
         self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device, progress)
         self.engine = Engine(
             self.decoder,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from moorage.workers.errors import Unavailable
-from moorage.workers.gpu import actor
+from moorage.workers.gpu import actor, worker
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.store import KvStore
@@ -45,6 +46,24 @@ def test_steps_run_on_as_many_threads_as_asked_or_on_every_core(
     shell = actor.GpuWorkerShell(settings, ("kv",), "namespace")
     assert shell.pid() == os.getpid()
     assert torch.get_num_threads() == (asked or len(os.sched_getaffinity(0)))
+
+
+def test_a_worker_warms_up_once_and_connects_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, seen = settings_of(tmp_path), []
+    store, compile_kernels = KvStore(settings.layout, 8), worker.warm_up
+
+    def warm_up(*arguments: Any) -> None:
+        seen.append("kernels")
+        compile_kernels(*arguments)
+
+    def connect(name: str, **_: str) -> LocalLink:
+        seen.append(name)
+        return LocalLink(store)
+
+    monkeypatch.setattr(worker, "warm_up", warm_up)
+    monkeypatch.setattr(actor, "connect", connect)
+    assert actor.GpuWorkerShell(settings, ("kv",), "namespace").pid() == os.getpid()
+    assert seen == ["kernels", "kv"]
 
 
 def test_what_keeps_it_from_connecting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,8 @@ def load_weights(
     weights = _allocate(spec, dtype, device)
     filled = slots(spec, weights)
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
+    if progress is not None:
+        progress(0, total_bytes)
     for header, tensor in read_tensors(wanted):
         slot = filled[present_name(header.name, spec.family)]
         slot.fill(tensor)
