@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperArgument, TyperCommand
@@ -49,12 +49,9 @@ def name_values(function: Callable[..., Any]) -> None:
     """
     function.__annotations__ = get_type_hints(function, include_extras=True)
     for hint in function.__annotations__.values():
-        if get_origin(hint) is not Annotated:
-            continue
-        value_type, *infos = get_args(hint)
-        for info in infos:
+        for info in getattr(hint, "__metadata__", ()):
             if isinstance(info, ParameterInfo) and info.metavar is None:
-                info.metavar = metavar_of(value_type, info)
+                info.metavar = metavar_of(hint.__origin__, info)
 
 
 def metavar_of(value_type: Any, info: ParameterInfo) -> str | None:

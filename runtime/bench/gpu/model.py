@@ -120,7 +120,7 @@ class PastStore(KvStore):
     def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> Int32:
         """See KvStore."""
         pages = super().open(session_id, num_blocks - self._shared, rotation)
-        session, past = self._sessions[session_id], self._sessions[self.PAST]
+        session, past = self.shard.sessions[session_id], self.shard.sessions[self.PAST]
         stretch = np.roll(past.table.pages, -self._num_opened * self._stride)[: self._shared]
         self._num_opened += 1
         pages = np.concatenate((stretch, pages))
@@ -134,7 +134,7 @@ class PastStore(KvStore):
         """See KvStore."""
         shared = self._sharing.pop(session_id, 0)
         if shared:
-            table = self._sessions[session_id].table
+            table = self.shard.sessions[session_id].table
             table.pages = table.pages[shared:]
         super().drop(session_id)
 
