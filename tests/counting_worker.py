@@ -1,4 +1,4 @@
-"""A small deterministic worker, and a coordinator that drives it."""
+"""A small deterministic executor, and a coordinator that drives it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 from moorage.runtime.planning.trained_length import Reach
 from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
-from moorage.runtime.serving.protocol import Event, GenerateParams, ModelInfo, Token
+from moorage.runtime.serving.health import ClusterHealth
+from moorage.runtime.serving.protocol import Event, GenerateParams, KvActorStatus, ModelInfo, Token
 from moorage.runtime.serving.scheduled_request import Limits
 from moorage.workers.errors import StoreFull, Unavailable
 from moorage.workers.spec import (
@@ -35,9 +36,10 @@ class CountingWorker:
     It refuses what the engine would refuse, and more blocks than there are pages.
     """
 
-    pid = 1
+    worker_pids = (1,)
 
     def __init__(self, pages: int) -> None:
+        self.health = ClusterHealth()
         self.pages = pages
         self.elapsed_s = 0.001
         self.sessions: dict[int, list[int]] = {}
@@ -50,7 +52,7 @@ class CountingWorker:
         self.fail_session: int | None = None
         self.gone = False
 
-    async def step(self, plan: StepPlan) -> StepResult:
+    async def execute(self, plan: StepPlan) -> StepResult:
         """Checks the plan against what is held, as the engine does."""
         await asyncio.sleep(0)
         if self.gone:
@@ -94,6 +96,13 @@ class CountingWorker:
             results.append(SegmentResult(segment.session_id, token_id, -1.0, prompt_logprobs=scored))
         return StepResult(plan.step_id, tuple(results), self.elapsed_s)
 
+    async def kv_actors(self) -> tuple[KvActorStatus, ...]:
+        """It has none."""
+        return ()
+
+    async def close(self) -> None:
+        """There is nothing to end."""
+
     def drop(self, session_id: int) -> None:
         """Forgets a session, if there is one."""
         self.sessions.pop(session_id, None)
@@ -110,21 +119,14 @@ def cluster(
 ) -> Cluster:
     resources = resources or Resources((pages,), 10_000)
 
-    async def nothing() -> None: ...
-
-    async def no_actors() -> tuple[()]:
-        return ()
-
     return Cluster(
         model=ModelInfo("toy", "llama", "float32", 10, max_seq_len, "full"),
         eos_token_ids=eos,
         tokenizer=None,
         limits=Limits(resources, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
         capacity=Capacity(LAYOUT, resources, 1, None),
-        worker=worker,
+        executor=worker,
         resolve_memory=lambda preset: FULL if preset is None else memory(scheme=Positions.CLAMPED),
-        kv_status=no_actors,
-        shutdown=nothing,
         reach=lambda _memory: Reach(42, "plain RoPE"),
     )
 

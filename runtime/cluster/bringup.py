@@ -10,14 +10,15 @@ from pathlib import Path
 
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.processes import ClusterProcesses
+from moorage.runtime.cluster.ray_executor import RayExecutor
 from moorage.runtime.config.resolve import resolve_memory
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.trained_length import reach
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
+from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.protocol import ModelInfo
 from moorage.runtime.serving.scheduled_request import Limits
-from moorage.runtime.serving.worker_client import RayWorker
 from moorage.runtime.text.process import TextProcess
 
 
@@ -34,33 +35,16 @@ async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
             await text.close()
         await processes.stop()
         raise
-    return Coordinator(_cluster(plan, processes, text))
+    return Coordinator(cluster_of(plan, RayExecutor(processes), processes.step_tokens, text))
 
 
-def _text(plan: LaunchPlan) -> TextProcess | None:
-    if plan.tokenizer is None:
-        return None
-    return TextProcess(Path(plan.config.model.path), plan.tokenizer.max_bytes_per_token)
-
-
-def _cluster(plan: LaunchPlan, processes: ClusterProcesses, text: TextProcess | None) -> Cluster:
+def cluster_of(
+    plan: LaunchPlan, executor: Executor, step_tokens: int, text: TextProcess | None = None
+) -> Cluster:
+    """What a coordinator needs to serve `plan` on the workers of `executor`, in steps of `step_tokens` at most."""
     config = plan.config
-    step_tokens = processes.step_tokens
     return Cluster(
-        model=ModelInfo(
-            name=Path(config.model.path).name,
-            family=plan.spec.family,
-            dtype=plan.spec.dtype if config.model.dtype == "auto" else config.model.dtype,
-            vocab_size=plan.spec.vocab_size,
-            max_seq_len=plan.limit.max_seq_len,
-            preset=config.memory.preset,
-            has_chat_template=plan.tokenizer is not None and plan.tokenizer.has_chat_template,
-            eos_token_ids=plan.eos_token_ids,
-            default_sampling=plan.default_sampling,
-            trained_tokens=plan.limit.trained_tokens,
-            reach_tokens=plan.limit.reach.tokens,
-            warnings=plan.limit.warnings,
-        ),
+        model=_model_info(plan),
         eos_token_ids=frozenset(plan.eos_token_ids),
         tokenizer=plan.tokenizer,
         text=text,
@@ -72,10 +56,31 @@ def _cluster(plan: LaunchPlan, processes: ClusterProcesses, text: TextProcess | 
             max_waiting=config.server.max_queued_requests,
         ),
         capacity=plan.capacity,
-        worker=RayWorker(processes.worker, processes.worker_pid),
+        executor=executor,
         resolve_memory=partial(resolve_memory, config, model=plan.spec),
-        kv_status=processes.kv_status,
-        shutdown=processes.stop,
-        health=processes.health,
         reach=partial(reach, model=plan.spec),
     )
+
+
+def _model_info(plan: LaunchPlan) -> ModelInfo:
+    config = plan.config
+    return ModelInfo(
+        name=Path(config.model.path).name,
+        family=plan.spec.family,
+        dtype=plan.spec.dtype if config.model.dtype == "auto" else config.model.dtype,
+        vocab_size=plan.spec.vocab_size,
+        max_seq_len=plan.limit.max_seq_len,
+        preset=config.memory.preset,
+        has_chat_template=plan.tokenizer is not None and plan.tokenizer.has_chat_template,
+        eos_token_ids=plan.eos_token_ids,
+        default_sampling=plan.default_sampling,
+        trained_tokens=plan.limit.trained_tokens,
+        reach_tokens=plan.limit.reach.tokens,
+        warnings=plan.limit.warnings,
+    )
+
+
+def _text(plan: LaunchPlan) -> TextProcess | None:
+    if plan.tokenizer is None:
+        return None
+    return TextProcess(Path(plan.config.model.path), plan.tokenizer.max_bytes_per_token)

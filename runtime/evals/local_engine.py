@@ -11,6 +11,7 @@ from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.host import deployment_of
 from moorage.runtime.planning.session_limit import check_window
 from moorage.runtime.planning.worker_settings import for_one_session, worker_settings
+from moorage.runtime.serving.executor import LocalExecutor
 from moorage.runtime.text.tokenizer import TextTokenizer, stop_token_ids
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
@@ -46,10 +47,6 @@ class LocalEngine:
 
         `on_loading` hears the bytes of the weights that are read, and all.
         """
-        from moorage.workers.gpu.worker import GpuWorker
-        from moorage.workers.kv.link import LocalLink
-        from moorage.workers.kv.store import KvStore
-
         self.config, self.max_tokens = config, max_tokens
         self.model = read_model_spec(config.model.path)
         check_window(self.model, max_tokens)
@@ -60,8 +57,9 @@ class LocalEngine:
         """Sampled while the latest prompt was answered."""
         self._settings = self._worker_settings(config, self.memory)
         self.layout = self._settings.layout
-        self._store = KvStore(self.layout, self.layout.num_blocks(max_tokens))
-        self._worker = GpuWorker(self._settings, [lambda: LocalLink(self._store)], progress=on_loading)
+        self._executor = LocalExecutor.start(
+            self._settings, [self.layout.num_blocks(max_tokens)], progress=on_loading
+        )
         self._steps = 0
 
     def serves(self, config: ClusterConfig, memory: MemorySpec) -> bool:
@@ -79,7 +77,7 @@ class LocalEngine:
         """Measures recall and the oracle on each layer of every so-many-th step from now on."""
         from moorage.workers.gpu.attention.recall_probe import RecallProbe
 
-        decode = self._worker.engine.decode
+        decode = self._executor.worker.engine.decode
         probe = RecallProbe(decode, every)
         decode.observer = probe
         return probe
@@ -161,7 +159,7 @@ class LocalEngine:
         drops: tuple[int, ...] = (),
     ) -> SegmentResult | None:
         self._steps += 1
-        results = self._worker.step(StepPlan(self._steps, drops, opens, segments)).segments
+        results = self._executor.step(StepPlan(self._steps, drops, opens, segments)).segments
         for result in results:
             if result.error is not None:
                 raise result.error
@@ -169,5 +167,4 @@ class LocalEngine:
 
     def close(self) -> None:
         """Gives the store's memory back."""
-        self._worker.close()
-        self._store.close()
+        self._executor.release()

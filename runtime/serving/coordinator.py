@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from moorage.runtime.planning.trained_length import Reach
 from moorage.runtime.serving.capacity import Capacity
+from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.output_processor import EventStream
 from moorage.runtime.serving.protocol import (
     ClusterStatus,
     GenerateParams,
-    KvActorStatus,
     ModelInfo,
     ScoreParams,
 )
@@ -23,7 +23,6 @@ from moorage.runtime.serving.queue_status import waiting_requests
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.step_loop import StepLoop
-from moorage.runtime.serving.worker_client import WorkerHandle
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.jobs import Text
 from moorage.runtime.text.stop_strings import StopMatcher
@@ -36,7 +35,7 @@ from moorage.workers.token_ids import TokenIds
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the coordinator works with: facts of the model, capacity, and access to the processes."""
+    """What the coordinator works with: facts of the model, capacity, and the executor."""
 
     model: ModelInfo
     eos_token_ids: frozenset[int]
@@ -44,13 +43,9 @@ class Cluster:
     """For generated tokens, one at a time."""
     limits: Limits
     capacity: Capacity
-    worker: WorkerHandle
+    executor: Executor
     resolve_memory: Callable[[str | None], MemorySpec]
     """Axes of a request's preset; None is the cluster's own. Raises InvalidRequest for an unknown one."""
-    kv_status: Callable[[], Awaitable[tuple[KvActorStatus, ...]]]
-    shutdown: Callable[[], Awaitable[None]]
-    """Stops every process that was started for the cluster."""
-    health: ClusterHealth = field(default_factory=ClusterHealth)
     text: Text | None = None
     """The tokenizer in a process of its own, for what clients send."""
     reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
@@ -65,9 +60,8 @@ class Coordinator:
         self._loop = StepLoop(
             cluster.limits,
             cluster.capacity,
-            cluster.worker,
+            cluster.executor,
             cluster.eos_token_ids,
-            cluster.health,
             cluster.resolve_memory(None),
         )
         self._request_ids = itertools.count(1)
@@ -83,7 +77,7 @@ class Coordinator:
     @property
     def health(self) -> ClusterHealth:
         """What keeps the cluster from serving."""
-        return self._cluster.health
+        return self._cluster.executor.health
 
     def model_info(self) -> ModelInfo:
         """The served model."""
@@ -112,7 +106,7 @@ class Coordinator:
 
     async def status(self) -> ClusterStatus:
         """A snapshot of the cluster."""
-        kv_actors = await self._cluster.kv_status()
+        kv_actors = await self._cluster.executor.kv_actors()
         loop, now_s = self._loop, time.monotonic()
         scheduler, totals, problem = loop.scheduler, loop.totals, self.health.problem
         return ClusterStatus(
@@ -123,7 +117,7 @@ class Coordinator:
             waiting=len(scheduler.waiting),
             prefilling=sum(not running.decoding for running in scheduler.running.values()),
             kv_actors=kv_actors,
-            worker_pids=(self._cluster.worker.pid,),
+            worker_pids=self._cluster.executor.worker_pids,
             prompt_tokens_total=totals.prompt_tokens,
             generated_tokens_total=totals.generated_tokens,
             cache_hit_rate=totals.cache_hit_rate,
@@ -147,7 +141,7 @@ class Coordinator:
         self.fail_requests(Unavailable("the server is stopping"))
         if self._cluster.text is not None:
             await self._cluster.text.close()
-        await self._cluster.shutdown()
+        await self._cluster.executor.close()
 
     def _request(
         self,

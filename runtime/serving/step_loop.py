@@ -17,7 +17,8 @@ from collections.abc import Iterable
 import structlog
 
 from moorage.runtime.serving.capacity import Capacity
-from moorage.runtime.serving.health import ClusterHealth, StepFailures
+from moorage.runtime.serving.executor import Executor
+from moorage.runtime.serving.health import StepFailures
 from moorage.runtime.serving.output_processor import EventStream, OutputProcessor, Totals
 from moorage.runtime.serving.queue_status import Throughput, retry_after_s, waits_s
 from moorage.runtime.serving.request import Request
@@ -25,7 +26,6 @@ from moorage.runtime.serving.reuse import StoredKv, reusable_tokens
 from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.runtime.serving.session_cache import IdleSession
-from moorage.runtime.serving.worker_client import WorkerHandle
 from moorage.workers.errors import MoorageError, Unavailable
 from moorage.workers.spec import MemorySpec, OpenSession, SamplingSpec, Segment, StepPlan, StepResult
 
@@ -42,14 +42,13 @@ class StepLoop:
         self,
         limits: Limits,
         capacity: Capacity,
-        worker: WorkerHandle,
+        executor: Executor,
         eos_token_ids: frozenset[int],
-        health: ClusterHealth,
         memory: MemorySpec,
     ) -> None:
         """`memory` is that of a request which names no preset."""
         self._memory = memory
-        self._limits, self._capacity, self._worker, self._health = limits, capacity, worker, health
+        self._limits, self._capacity, self._executor = limits, capacity, executor
         self.scheduler = Scheduler(limits, self._reusable)
         self.requests: dict[int, Request] = {}
         self.totals = Totals()
@@ -69,7 +68,7 @@ class StepLoop:
 
     def add(self, request: Request) -> EventStream:
         """Queues a request. Raises, changing nothing, what can't be served now."""
-        self._health.check()
+        self._executor.health.check()
         starts = self.expected_waits()
         self.scheduler.add(request.scheduled, retry_after_s(starts) if starts else None)
         self.requests[request.request_id] = request
@@ -157,7 +156,7 @@ class StepLoop:
         segments = [self.requests[request_id].decode_segment() for request_id in step.decodes]
         segments += [self.requests[chunk.request_id].prefill_segment(chunk) for chunk in step.prefills]
         plan = StepPlan(next(self._step_ids), drops, opens, tuple(segments), idles)
-        result = await self._worker.step(plan)
+        result = await self._executor.execute(plan)
         del self._drops[: len(drops)], self._idles[: len(idles)]
         self._throughput.record_step(step.prompt_tokens, len(step.decodes), result.elapsed_s)
         return result
@@ -170,7 +169,7 @@ class StepLoop:
         plan = StepPlan(next(self._step_ids), (*drops, PROBE_SESSION), (opening,), (segment,), idles)
         self._drops.append(PROBE_SESSION)
         try:
-            await self._worker.step(plan)
+            await self._executor.execute(plan)
             del self._drops[: len(drops)], self._idles[: len(idles)]
         except Unavailable as error:
             return error
@@ -231,7 +230,7 @@ class StepLoop:
 
     def _fail(self, source: str, error: Unavailable) -> None:
         """The cluster can't go on."""
-        self._health.report(source, str(error), fatal=True)
+        self._executor.health.report(source, str(error), fatal=True)
         self.fail_requests(error)
         log.error("the cluster has failed", reason=str(error))
 

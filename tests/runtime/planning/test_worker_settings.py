@@ -53,7 +53,7 @@ def test_evaluation_in_process_starts_the_worker_of_a_launch(
     """Only the number of slots differs, with the device memory that they leave for anchors."""
     launched = launched_settings(plan, monkeypatch)
     engine = LocalEngine(plan.config, 64)
-    own = engine._worker._settings
+    own = engine._settings
     engine.close()
     assert own.engine.num_slots < launched.engine.num_slots
     assert own.engine.anchor_bytes is not None

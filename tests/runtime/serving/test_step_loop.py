@@ -12,6 +12,7 @@ import structlog
 
 from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.coordinator import Coordinator
+from moorage.runtime.serving.executor import LocalExecutor
 from moorage.runtime.serving.health import MOST_IN_A_ROW
 from moorage.runtime.serving.protocol import Finished, GenerateParams
 from moorage.runtime.serving.request import Request
@@ -164,14 +165,14 @@ async def test_a_session_that_can_not_become_idle_ends_the_cluster_with_a_last_w
 ) -> None:
     """What every step repeats and no step can do would fail all requests for ever."""
     async with running() as (coordinator, worker):
-        step = worker.step
+        step = worker.execute
 
         async def failing(plan: StepPlan) -> StepResult:
             if plan.idles:
                 raise RuntimeError("never")
             return await step(plan)
 
-        monkeypatch.setattr(worker, "step", failing)
+        monkeypatch.setattr(worker, "execute", failing)
         await collect(coordinator, prompt=[1], max_new_tokens=2, session="poisoned")
         await until(lambda: coordinator.health.problem is not None)
         with pytest.raises(Unavailable, match=f"{MOST_IN_A_ROW + 1} steps in a row failed"):
@@ -204,19 +205,6 @@ async def test_the_end_of_the_loop_itself_is_noticed() -> None:
         assert (await coordinator.status()).state == "failed"
 
 
-class EngineWorker:
-    """A real engine over real stores, as the coordinator's worker."""
-
-    pid = 1
-
-    def __init__(self, driver: Driver) -> None:
-        self.driver = driver
-
-    async def step(self, plan: StepPlan) -> StepResult:
-        await asyncio.sleep(0)
-        return self.driver.worker.step(plan)
-
-
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return build_tiny_checkpoint("llama3", tmp_path_factory.mktemp("llama3"))
@@ -229,7 +217,7 @@ async def test_with_a_real_engine_the_session_that_raises_fails_and_all_its_kv_c
     engine, layout = driver.worker.engine, driver.stores[0].layout
     resources = Resources((128, 128), 4096)
     replaced: dict[str, Any] = {
-        "worker": EngineWorker(driver),
+        "executor": LocalExecutor(driver.worker, driver.stores),
         "capacity": Capacity(layout, resources, 2, None),
     }
     attention, fail = engine._attention, False
@@ -255,8 +243,8 @@ async def test_with_a_real_engine_the_session_that_raises_fails_and_all_its_kv_c
             assert token_ids(await good) == want
             await until(lambda: not engine.sessions)
             assert all_resources_are_free(coordinator)
-    engine.check_integrity()
-    assert engine.num_free_slots == engine.num_slots
-    assert [store.stats().free_pages for store in driver.stores] == [128, 128]
+            engine.check_integrity()
+            assert engine.num_free_slots == engine.num_slots
+            assert [store.stats().free_pages for store in driver.stores] == [128, 128]
     failure = next(entry for entry in logs if entry["event"] == "a session's step failed")
     assert "in broken" in failure["exception"]

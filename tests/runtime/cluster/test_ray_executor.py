@@ -1,4 +1,4 @@
-"""What the coordinator hears of a worker behind Ray, whatever Ray makes of it."""
+"""The errors of a worker behind Ray, as the coordinator gets them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import ray.exceptions
 import structlog
 
-from moorage.runtime.serving import worker_client
-from moorage.runtime.serving.worker_client import RayWorker
+from moorage.runtime.cluster import ray_executor
+from moorage.runtime.cluster.ray_executor import RayWorker
 from moorage.workers.errors import Internal, MoorageError, PeerDead, ResourceExhausted, Unavailable
 from moorage.workers.spec import StepPlan, StepResult
 
@@ -59,7 +59,7 @@ async def test_a_dead_worker_is_told_with_its_pid() -> None:
 
 
 async def test_a_step_that_takes_long_is_in_the_log_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_client, "LONG_STEP_S", 0.01)
+    monkeypatch.setattr(ray_executor, "LONG_STEP_S", 0.01)
     answer: asyncio.Future[StepResult] = asyncio.get_running_loop().create_future()
 
     class Step:
