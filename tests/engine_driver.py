@@ -11,6 +11,9 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.engine.batch import DecodeStep
+from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.settings import AttendOn, CacheStrategy, EngineSettings, ScoreOn, WorkerSettings
 from moorage.workers.gpu.transfer.copy_engine import CopyEngine
 from moorage.workers.gpu.worker import GpuWorker
@@ -132,6 +135,14 @@ class Driver:
         """The opening of a session; give it to `step`."""
         total = len(prompt) + max_new_tokens
         return OpenSession(session_id, total, len(prompt), axes, sampling or SamplingSpec())
+
+    def observe(self, observer: Callable[[WorkerSession, int, Any, torch.Tensor], None]) -> None:
+        """Tells (session, layer, selected ids or None for all, lse [Hq]) of each attention of a generated token."""
+
+        def told(step: DecodeStep, layer: int, attended: Attended) -> None:
+            observer(step.session, layer, attended.selected[step.row], attended.lse[step.row])
+
+        self.worker.engine.observe(told)
 
     def note_questions(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """How many sessions each question for several at once is about, as the first store hears them from now on."""

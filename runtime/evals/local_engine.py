@@ -77,9 +77,9 @@ class LocalEngine:
         """Measures recall and the oracle on each layer of every so-many-th step from now on."""
         from moorage.workers.gpu.attention.recall_probe import RecallProbe
 
-        decode = self._executor.worker.engine.decode
-        probe = RecallProbe(decode, every)
-        decode.observer = probe
+        engine = self._executor.worker.engine
+        probe = RecallProbe(engine.exact, self.layout.block_size, every)
+        engine.observe(probe)
         return probe
 
     def generate(

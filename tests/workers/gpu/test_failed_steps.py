@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from moorage.workers.errors import Internal, ResourceExhausted, Unavailable
+from moorage.workers.gpu.attention.chunk import ChunkAttention
+from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.gpu.model import decoder
 from moorage.workers.spec import AnchorType, ContinueSession, SamplingSpec, Segment, SegmentResult, StepPlan
 from tests.engine_driver import FULL, Driver, memory
@@ -40,14 +42,20 @@ def begin(driver: Driver, prompts: dict[int, list[int]]) -> StepPlan:
 
 def attention_fails(driver: Driver, monkeypatch: pytest.MonkeyPatch, session_id: int) -> None:
     """From now on the attention of one session divides by zero in its second layer."""
-    attention = driver.worker.engine._attention
+    attend = ChunkAttention.__call__
 
-    def broken(session: Any, layer: int, *tensors: torch.Tensor) -> torch.Tensor:
+    def broken(self: ChunkAttention, session: Any, layer: int, *tensors: torch.Tensor) -> torch.Tensor:
         if session.session_id == session_id and layer == 1:
             raise ZeroDivisionError("in attention")
-        return attention(session, layer, *tensors)
+        return attend(self, session, layer, *tensors)
 
-    monkeypatch.setattr(driver.worker.engine, "_attention", broken)
+    monkeypatch.setattr(ChunkAttention, "__call__", broken)
+
+    def fail(step: DecodeStep, layer: int, _attended: object) -> None:
+        if step.session.session_id == session_id and layer == 1:
+            raise ZeroDivisionError("in attention")
+
+    driver.worker.engine.observe(fail)
 
 
 def fail_with(error: Exception) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moorage.workers.errors import ResourceExhausted
-from moorage.workers.gpu.attention import decode, prefill
+from moorage.workers.gpu.attention import chunk, stored_blocks
 from moorage.workers.gpu.model import decoder
 from moorage.workers.spec import AnchorType, HeadSelectMode, Segment, StepPlan
 from tests.engine_driver import Driver, memory
@@ -19,8 +19,8 @@ from tests.workers.gpu.test_overlap import emulated
 
 CHOSEN = memory(topk=3, execution_block=32, sinks=16)
 PLACES = {
-    "decode attention": (decode, "attend_blocks"),
-    "prefill attention": (prefill, "attend_dense"),
+    "decode attention": (stored_blocks, "attend_blocks"),
+    "prefill attention": (chunk, "attend_dense"),
     "linear layers": (decoder, "linear"),
 }
 Exhaust = Callable[[str, set[int]], list[int]]

@@ -77,14 +77,12 @@ def check(
     )
     found: list[tuple[int, int, list[list[int]]]] = []
 
-    def observe(
-        session: WorkerSession, layer: int, _query: torch.Tensor, ids: Any, _lse: torch.Tensor
-    ) -> None:
+    def observe(session: WorkerSession, layer: int, ids: Any, _lse: torch.Tensor) -> None:
         if ids is not None:
             rows = [sorted(int(block) for block in row if block >= 0) for row in ids]
             found.append((session.num_tokens, layer, rows))
 
-    driver.worker.engine.decode.observer = observe
+    driver.observe(observe)
     tokens = np.random.default_rng(prompt_tokens).integers(
         2, model.spec.vocab_size, prompt_tokens + num_tokens
     )

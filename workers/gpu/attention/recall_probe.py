@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.attention.decode import DecodeAttention
-from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.exact import ExactAttention
+from moorage.workers.gpu.engine.batch import DecodeStep
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -34,40 +35,32 @@ class RecallSample:
 
 
 class RecallProbe:
-    """Measures every attention of decode steps whose index divides by `every`; an observer of DecodeAttention.
+    """Measures every attention of decode steps whose index divides by `every`; an `Observer` for evaluations.
 
     Slow: each distant block is attended on its own, so that every scheme of positions is measured as it is.
     """
 
-    def __init__(self, decode: DecodeAttention, every: int = 1) -> None:
-        self._decode = decode
-        self._every = every
+    def __init__(self, exact: ExactAttention, block_size: int, every: int = 1) -> None:
+        self._exact, self._block_size, self._every = exact, block_size, every
         self.samples: list[RecallSample] = []
 
-    def __call__(
-        self,
-        session: WorkerSession,
-        layer: int,
-        query: torch.Tensor,
-        chosen: Int32 | None,
-        lse: torch.Tensor,
-    ) -> None:
-        """Takes one sample, see `decode_attention.Observer`."""
-        assert session.decode_step is not None
+    def __call__(self, step: DecodeStep, layer: int, attended: Attended) -> None:
+        """Takes one sample."""
+        session, ranges = step.session, step.ranges
         if session.decode_index % self._every:
             return
-        exact = session.rotations.exact()
-        if exact is None:
+        rotary = session.rotations.exact()
+        if rotary is None:
             return
-        span = session.decode_step.span
-        _, lse_all = self._decode.attend_all(session, layer, query, exact)
-        block_lse = self._decode.block_lse(session, layer, query, span.candidates, exact)
-        masses = torch.exp(block_lse - lse_all)
-        recall = torch.exp(lse - lse_all)
-        ids = span.candidates[None] if chosen is None else chosen
+        query = self._exact.query(step, layer, attended.queries.plain[step.row], rotary)
+        lse_all = self._exact(query).lse
+        masses = torch.exp(self._exact.lse_by_block(query, ranges.candidates) - lse_all)
+        recall = torch.exp(attended.lse[step.row] - lse_all)
+        selected = attended.selected[step.row]
+        ids = ranges.candidates[None] if selected is None else selected
         blocks = np.unique(ids[ids >= 0])
-        size, chosen_per_row = self._decode.block_size, int(np.count_nonzero(ids >= 0)) // len(ids)
-        num_near = span.position + 1 - span.near_block * size
+        size, selected_per_row = self._block_size, int(np.count_nonzero(ids >= 0)) // len(ids)
+        num_near = ranges.position + 1 - ranges.near_block * size
         self.samples.append(
             RecallSample(
                 session.decode_index,
@@ -75,8 +68,8 @@ class RecallProbe:
                 recall.cpu().numpy(),
                 _oracle(masses, ids).cpu().numpy(),
                 tuple(blocks.tolist()),
-                masses.mean(dim=1).cpu().numpy()[blocks - span.num_sinks],
-                (span.num_sinks + chosen_per_row) * size + num_near,
+                masses.mean(dim=1).cpu().numpy()[blocks - ranges.num_sinks],
+                (ranges.num_sinks + selected_per_row) * size + num_near,
             )
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,11 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.model.rope import RopeView
-from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
-from moorage.workers.gpu.positions.rotary import BlockRanges, RotaryCache
+from moorage.workers.gpu.positions.rotary import RotaryCache
 from moorage.workers.gpu.transfer.block_cache import BlockCache
 from moorage.workers.gpu.transfer.copy_engine import CopyHandle
-from moorage.workers.kv.resident import Resident
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
 Float32 = NDArray[np.float32]
@@ -70,49 +67,6 @@ class ReceivedAttention:
 
 
 @dataclass(slots=True)
-class DecodeStep:
-    """Geometry of the current decode step, the same for all layers."""
-
-    span: BlockRanges
-    near: AttentionBlocks
-    always: AttentionBlocks
-    """Sinks, then the near blocks."""
-    limits: Int32
-    """[1]: the first near block, as a selection takes it."""
-    resident: Resident | None = None
-    """The session's blocks in memory, where the host attends all of them."""
-    aside: Resident | None = None
-    """The same, where the host attends those alone that the device does not hold."""
-    with_distant: dict[int, AttentionBlocks] = field(default_factory=dict)
-    """By number of chosen blocks: entries of whole distant blocks, whose ids are put in by layer, then `always`.
-
-    Kept under clamped positions only, where every distant block is seen alike."""
-    chosen: dict[int, Int32] = field(default_factory=dict)
-    """By layer, with `lag` only: ids [S, k] that this step attends."""
-    behind: dict[int, Callable[[], Float32]] = field(default_factory=dict)
-    """By layer: scoring queries [1, Hq, D] by which the next step's blocks are still to be chosen."""
-
-    @classmethod
-    def of(
-        cls,
-        span: BlockRanges,
-        rotations: RotaryCache,
-        num_distant: int,
-        resident: Resident | None,
-        aside: Resident | None = None,
-    ) -> DecodeStep:
-        """The step of the query of `span`, which will probably attend `num_distant` blocks."""
-        known: dict[int, AttentionBlocks] = {}
-        if rotations.clamped and num_distant:
-            known[num_distant] = rotations.clamped_blocks(span, num_distant)
-            always = known[num_distant].after(num_distant)
-        else:
-            always = rotations.distant_blocks(span, span.sinks).joined(rotations.window_blocks(span))
-        limits = np.array([span.near_block], np.int32)
-        return cls(span, always.after(span.num_sinks), always, limits, resident, aside, known)
-
-
-@dataclass(slots=True)
 class SessionStats:
     """Sums over the layers of one step; the worker resets them at its start."""
 
@@ -146,7 +100,6 @@ class WorkerSession:
     idle: bool = False
     """No request uses it: it holds no slots, and its KV lies in DRAM alone."""
     choices: dict[int, Choice] = field(default_factory=dict)
-    decode_step: DecodeStep | None = None
     stats: SessionStats = field(default_factory=SessionStats)
     tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
     """Queries of the last prompt tokens by layer, [n, Hq, D]; kept only where they decide something."""

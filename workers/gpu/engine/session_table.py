@@ -74,7 +74,7 @@ class SessionTable:
         try:
             self._kv.open(opening.session_id, blocks, inv_freq, opening.first_shard)
         except MoorageError:
-            self._pool.give(cache.slots.reshape(-1))
+            self._pool.free(cache.slots.reshape(-1))
             raise
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
@@ -152,7 +152,7 @@ class SessionTable:
         layout, settings = self._layout, self._settings
         max_cached = 0 if self._least_slots else settings.max_cached_block
         per_layer = slots_per_layer(memory, layout, max_cached)
-        slots = self._pool.take(per_layer * layout.num_layers)
+        slots = self._pool.allocate(per_layer * layout.num_layers)
         return BlockCache(
             slots,
             layout.num_layers,
@@ -176,7 +176,7 @@ class SessionTable:
     def _release_slots(self, session: WorkerSession) -> None:
         """Returns a session's slots to the pool, once no copy is on its way into them."""
         session.await_ahead()
-        self._pool.give(session.cache.slots.reshape(-1))
+        self._pool.free(session.cache.slots.reshape(-1))
 
     def _no_cache(self) -> BlockCache:
         slots = np.empty(0, np.int32)

@@ -1,17 +1,116 @@
-"""Choices by the last step's query: which of them still stand, which are made anew (`selection.asynchronous`)."""
+"""Asynchronous selection: a step attends what the last step's query selected (`selection.asynchronous`)."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
 from moorage.workers.gpu.engine.session_state import Choice, WorkerSession
+from moorage.workers.gpu.selection.queries import LayerQueries, scoring_query
+from moorage.workers.gpu.selection.reuse import with_aged_blocks
+from moorage.workers.gpu.selection.selector import Selection, StoreSelector
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 NEVER = -1.0
 """The threshold that no cosine is under, so that nobody waits for the query that would be compared."""
+
+
+class AsynchronousSelector:
+    """Puts off the selections of sessions that select asynchronously; `stores` makes them and all others.
+
+    While the device computes a step, the stores make the selections of the next one. A head whose query has moved far
+    from the last step's gets a selection by its own query at once.
+    """
+
+    def __init__(self, stores: StoreSelector) -> None:
+        self._stores = stores
+
+    def select(
+        self, layer: int, queries: LayerQueries, steps: Sequence[DecodeStep], guard: SessionGuard
+    ) -> list[Selection]:
+        """See BlockSelector."""
+        if not any(step.selection.asynchronous for step in steps):
+            return self._stores.select(layer, queries, steps, guard)
+        found: list[Selection] = [None] * len(steps)
+        asking = []
+        for i, step in enumerate(steps):
+            if not step.selection.asynchronous or not self._keeps_last(step, layer, queries):
+                query = scoring_query(step.session, queries.on_host()[step.row], step.ranges.position)
+                asking.append((i, query))
+        asked = [(steps[i], layer, query) for i, query in asking]
+        for (i, query), ids in zip(asking, self._stores.by_queries(asked, guard), strict=True):
+            found[i] = ids
+            if ids is not None and steps[i].selection.asynchronous:
+                _adopt(steps[i], layer, query, ids)
+        return [
+            step.selected.get(layer) if step.selection.asynchronous else found[i]
+            for i, step in enumerate(steps)
+        ]
+
+    def make_deferred(
+        self, steps: Sequence[DecodeStep], guard: SessionGuard, until: int | None = None
+    ) -> None:
+        """Makes the selections for the next step that are still to be made, of layers before `until` or of all.
+
+        Where several sessions ask and one fails, none of them is kept: the next step then selects at once.
+        """
+        asking = []
+        for step in steps:
+            for layer in [each for each in step.deferred if until is None or each < until]:
+                query = step.deferred.pop(layer)
+                if step.session.session_id not in guard.failed:
+                    asking.append((step, layer, query()))
+        if len({step.session.session_id for step, _, _ in asking}) > 1:
+            found: Mapping[int, Selection] = self._stores.together(asking)
+        else:
+            found = dict(enumerate(self._stores.by_queries(asking, guard)))
+        for i, ids in found.items():
+            if ids is not None:
+                _keep(*asking[i], ids)
+
+    def _keeps_last(self, step: DecodeStep, layer: int, queries: LayerQueries) -> bool:
+        """Whether the step attends the last step's selection as it is; that of the next step is then put off."""
+        if layer in step.selected:
+            return True
+
+        @cache
+        def query() -> Float32:
+            return scoring_query(step.session, queries.on_host()[step.row], step.ranges.position)
+
+        last = last_choice(step.session, layer)
+        if last is None:
+            return False
+        if (
+            waits_for_query(step.session, layer)
+            and moved_rows(last, query(), step.selection.asynchronous_cosine).any()
+        ):
+            return False
+        step.selected[layer] = with_aged_blocks(last, step.ranges)
+        step.deferred[layer] = query
+        return True
+
+
+def _adopt(step: DecodeStep, layer: int, query: Float32, ids: Int32) -> None:
+    """Attends `ids` [S, k], selected by this step's query, with the heads that moved, or with all of them."""
+    last = last_choice(step.session, layer)
+    step.selected[layer] = ids
+    if last is not None:
+        moved = moved_rows(last, query, step.selection.asynchronous_cosine)
+        step.selected[layer] = replace_rows(with_aged_blocks(last, step.ranges), ids, moved)
+        step.session.stats.num_corrected += 1
+    _keep(step, layer, query, ids)
+
+
+def _keep(step: DecodeStep, layer: int, query: Float32, ids: Int32) -> None:
+    # A copy of the query, which may be a view of all that a layer computed.
+    choice = Choice(ids, step.session.decode_index, step.ranges.near_block, query.copy())
+    step.session.choices[layer] = choice
 
 
 def last_choice(session: WorkerSession, layer: int) -> Choice | None:

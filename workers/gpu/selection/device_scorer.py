@@ -7,7 +7,6 @@ blocks than it has, which is once in `block_size` tokens, or when the stores mad
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_score.tensors import score_tensors
 from moorage.kernels.hadamard import hadamard_matrix
-from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, KvLayout, KvType, MemorySpec, Preselect
 
@@ -74,7 +72,7 @@ class DeviceScorer:
         if mirror is not None and self._room_bytes is not None:
             self._room_bytes += mirror.anchors.nbytes
 
-    def forget(self, session_id: int, layer: int, first: int) -> None:
+    def invalidate(self, session_id: int, layer: int, first: int) -> None:
         """The stores made the anchors of blocks from `first` on anew."""
         mirror = self._mirrors.get(session_id)
         if mirror is not None:
@@ -133,14 +131,6 @@ class DeviceScorer:
         return True
 
 
-def device_scorer(
-    kv: ShardedKv, layout: KvLayout, device: torch.device, settings: EngineSettings
-) -> DeviceScorer | None:
-    """The one that the settings ask for; None scores on the host."""
-    wanted = settings.score_on == "device" or (settings.score_on == "auto" and device.type == "cuda")
-    return DeviceScorer(kv, layout, device, settings.anchor_bytes) if wanted else None
-
-
 def _pool(logits: torch.Tensor, num_choices: int, pooling: HeadPool) -> torch.Tensor:
     """[S, n] of scaled logits [Hq, n]; see `kernels.pool_scores`."""
     groups = logits.view(num_choices, -1, logits.shape[1])
@@ -149,29 +139,3 @@ def _pool(logits: torch.Tensor, num_choices: int, pooling: HeadPool) -> torch.Te
     if pooling is HeadPool.SOFTMAX:
         groups = torch.softmax(groups, dim=2)
     return groups.mean(dim=1)
-
-
-class Trial:
-    """Which of two ways is faster here: both in turn for a while, then the better one for good."""
-
-    ROUNDS = 64
-    WARM_ROUNDS = 8
-
-    def __init__(self) -> None:
-        self._seconds: tuple[list[float], list[float]] = ([], [])
-        self._better: int | None = None
-
-    def turn(self) -> int:
-        """The way to take now, 0 or 1."""
-        if self._better is not None:
-            return self._better
-        return int(len(self._seconds[1]) < len(self._seconds[0]))
-
-    def note(self, way: int, seconds: float) -> None:
-        """How long it took."""
-        if self._better is not None:
-            return
-        self._seconds[way].append(seconds)
-        if min(len(taken) for taken in self._seconds) >= self.ROUNDS:
-            first, second = (median(taken[self.WARM_ROUNDS :]) for taken in self._seconds)
-            self._better = int(second < first)

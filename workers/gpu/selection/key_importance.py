@@ -100,13 +100,6 @@ class KeyImportance:
             if self.in_prefill and start + queries.shape[1] == session.resume_point:
                 session.received_at_resume[layer] = received.copy()
 
-    def add_one(
-        self, session: WorkerSession, layer: int, position: int, query: torch.Tensor, lse: torch.Tensor
-    ) -> None:
-        """`add` of a generated token's `query` [Hq, D] and `lse` [Hq]."""
-        if self.reads_rows:
-            self.add(session, layer, position, query[:, None], lse[:, None])
-
     def _count_window(
         self,
         session: WorkerSession,
@@ -175,7 +168,7 @@ class KeyImportance:
             part = blocks[start : start + REANCHOR_BLOCKS]
             self._kv.rebuild_anchors(session.session_id, layer, first + start, part)
         if self._scorer is not None:
-            self._scorer.forget(session.session_id, layer, first)
+            self._scorer.invalidate(session.session_id, layer, first)
 
     def _from_all(self, session: WorkerSession, layer: int, queries: torch.Tensor, end: int) -> torch.Tensor:
         """[Hkv, n * B]: what all keys receive from `queries` [Hq, R, D] at the end; causal softmax per head.

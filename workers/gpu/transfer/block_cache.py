@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ class SlotPool:
         """Slots that no session holds."""
         return self._num_free
 
-    def take(self, count: int) -> Int32:
+    def allocate(self, count: int) -> Int32:
         """`count` slots. If ResourceExhausted is raised, nothing has changed."""
         if count > self._num_free:
             raise ResourceExhausted(
@@ -43,10 +45,21 @@ class SlotPool:
         self._num_free -= count
         return self._free[self._num_free : self._num_free + count].copy()
 
-    def give(self, slots: Int32) -> None:
-        """Takes back slots that `take` handed out."""
+    def free(self, slots: Int32) -> None:
+        """Takes back slots that `allocate` handed out."""
         self._free[self._num_free : self._num_free + len(slots)] = slots
         self._num_free += len(slots)
+
+
+class SlotsFound(NamedTuple):
+    """Where blocks lie on the device."""
+
+    slots: Int32
+    """Of all blocks."""
+    missing: Int32
+    """Blocks that must be fetched."""
+    into: Int32
+    """The slots to fetch them into."""
 
 
 class BlockCache:
@@ -71,9 +84,9 @@ class BlockCache:
         self._place = np.full((num_layers, max_blocks), -1, np.int32)
         self._refresh_on_hit = strategy == "lru"
         self.scores_blocks = strategy == "lru-s"
-        """Whether `note` decides what leaves."""
+        """Whether `record` decides what leaves."""
         self._decay = score_decay
-        self._noted = np.full(num_layers, -1, np.int64)
+        self._recorded = np.full(num_layers, -1, np.int64)
         self._left: dict[tuple[int, int], Int32] = {}
         """By layer and KV head: blocks that the host attended in place of the device when these were last asked."""
         self._tick = 0
@@ -82,12 +95,11 @@ class BlockCache:
         self.num_left = 0
         """Of the misses, those that the host attended: they did not travel."""
 
-    def ensure(self, layer: int, blocks: Int32, *, ahead: bool = False) -> tuple[Int32, Int32, Int32]:
-        """Gives every block of `blocks` (distinct ids) a slot.
+    def look_up(self, layer: int, blocks: Int32, *, ahead: bool = False) -> SlotsFound:
+        """Slots of all `blocks` (distinct ids); those that have none get one.
 
-        Returns (slots of all blocks, blocks that must be fetched, the slots to fetch them into). The caller
-        fetches at once: from here on the cache counts them as present. What is fetched `ahead` of its use is neither
-        hit nor miss yet.
+        The caller fetches the missing blocks at once: from here on the cache counts them as present. What is fetched
+        `ahead` of its use is neither hit nor miss yet.
         """
         self._tick += 1
         place = self._place[layer, blocks]
@@ -100,12 +112,14 @@ class BlockCache:
         if self._refresh_on_hit:
             self._worth[layer, place] = self._tick
         slots = self.slots[layer, place]
-        return slots, blocks[missing], slots[missing]
+        return SlotsFound(slots, blocks[missing], slots[missing])
 
-    def leave(self, layer: int, blocks: Int32, may: NDArray[np.bool_], kv_head: int = 0) -> NDArray[np.bool_]:
-        """Which of `blocks` the host attends where they lie: those that `may` and have no slot.
+    def leave_to_host(
+        self, layer: int, blocks: Int32, may: NDArray[np.bool_], kv_head: int = 0
+    ) -> NDArray[np.bool_]:
+        """Which of `blocks` the host attends in its memory: those that `may` be, and have no slot.
 
-        What was left the last time and is asked for again is not left, so that it gets a slot.
+        A block that the host attended the last time gets a slot instead.
         """
         left: NDArray[np.bool_] = may & (self._place[layer, blocks] < 0)
         before = self._left.get((layer, kv_head))
@@ -129,12 +143,12 @@ class BlockCache:
         self._worth[layer, victims] = 0 if self.scores_blocks else self._tick
         return victims
 
-    def note(self, layer: int, step: int, blocks: Int32, received: NDArray[np.float32]) -> None:
+    def record(self, layer: int, step: int, blocks: Int32, received: NDArray[np.float32]) -> None:
         """Adds the attention that `blocks`, all present, received in `step`; scores decay once a step (InfLLM)."""
-        if step != self._noted[layer]:
+        if step != self._recorded[layer]:
             held = self._owner[layer] >= 0
             self._worth[layer, held] *= self._decay
-            self._noted[layer] = step
+            self._recorded[layer] = step
         np.add.at(self._worth[layer], self._place[layer, blocks], received)
 
     def slot_of(self, layer: int, block: int) -> int:
@@ -147,7 +161,7 @@ class BlockCache:
         places = self._place[layer, first_block:end_block]
         return self.slots[layer, places] if (places >= 0).all() else None
 
-    def forget(self, layer: int, first_block: int, end_block: int) -> None:
+    def invalidate(self, layer: int, first_block: int, end_block: int) -> None:
         """Drops blocks [first_block, end_block) of one layer: their rows in DRAM have changed."""
         places = self._place[layer, first_block:end_block]
         held = places[places >= 0]

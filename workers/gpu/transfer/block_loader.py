@@ -37,7 +37,7 @@ class BlockLoader:
         compute_dtype: torch.dtype,
         timer: PartTimer,
     ) -> None:
-        self._copies = copies
+        self.copies = copies
         self._layout = layout
         self._timer = timer
         self.compute_dtype = compute_dtype
@@ -62,14 +62,14 @@ class BlockLoader:
     @property
     def overlaps(self) -> bool:
         """Whether copies go on beside computation."""
-        return self._copies.overlaps
+        return self.copies.overlaps
 
     def fetch(self, session_id: int, layer: int, blocks: Int32, slots: Int32) -> CopyHandle:
         """Begins to read `blocks` from DRAM into `slots`, which hold anything until the copies are waited for."""
         if not len(blocks):
             return DONE
         with self._timer("gather"):
-            return self._copies.copy(session_id, layer, blocks, self.slots, slots)
+            return self.copies.copy(session_id, layer, blocks, self.slots, slots)
 
     def stream(self, session_id: int, layer: int, blocks: Int32) -> Iterator[tuple[Int32, torch.Tensor]]:
         """(blocks, [n, 2, Hkv, B, D] in storage type on the device) piece by piece.
@@ -93,7 +93,7 @@ class BlockLoader:
             # A stream that its reader gave up may have left copies behind.
             self._under_way.wait()
             into = np.arange(len(part), dtype=np.int32)
-            self._under_way = self._copies.copy(session_id, layer, part, self._pieces[number % 2], into)
+            self._under_way = self.copies.copy(session_id, layer, part, self._pieces[number % 2], into)
 
     def pieces(
         self, session_id: int, layer: int, blocks: Int32

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moorage.workers.errors import StoreFull
-from moorage.workers.gpu.attention import host
+from moorage.workers.gpu.attention import host_blocks
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.messages import SelectReply, SelectRequest
@@ -113,13 +113,13 @@ def watch(driver: Driver) -> Sets:
     """What decode steps attend from now on."""
     sets: Sets = []
 
-    def observe(session: WorkerSession, layer: int, _query: object, ids: Any, _lse: object) -> None:
+    def observe(session: WorkerSession, layer: int, ids: Any, _lse: object) -> None:
         if ids is not None:
             rows = [sorted(int(block) for block in row if block >= 0) for row in ids]
             at_once = session.choices[layer].decode_step == session.decode_index
             sets.append((session.decode_index, layer, rows, at_once))
 
-    driver.worker.engine.decode.observer = observe
+    driver.observe(observe)
     return sets
 
 
@@ -203,7 +203,7 @@ def test_a_choice_is_made_while_the_next_layer_attends(
     driver = Driver(llama.directory, llama.spec, num_shards=1)
     results = driver.generate(prompt_of(llama, 150), lagged(), (150,), 3, keep=True)
     order: list[tuple[str, int]] = []
-    select, attend = driver.stores[0].select, host.attend_resident
+    select, attend = driver.stores[0].select, host_blocks.attend_resident
 
     def noted_select(request: SelectRequest) -> SelectReply:
         order.append(("select", request.layer))
@@ -214,7 +214,7 @@ def test_a_choice_is_made_while_the_next_layer_attends(
         return attend(*args)
 
     monkeypatch.setattr(driver.stores[0], "select", noted_select)
-    monkeypatch.setattr(host, "attend_resident", noted_attend)
+    monkeypatch.setattr(host_blocks, "attend_resident", noted_attend)
     assert results[-1].token_id is not None
     driver.step(segments=(Segment(1, 152, (results[-1].token_id,), sample=True),))
     layers = llama.spec.num_layers
@@ -316,7 +316,4 @@ def test_a_step_that_failed_leaves_nothing_behind(llama: TinyModel, monkeypatch:
     sets.clear()
     (again,) = driver.step(segments=(segment,))
     assert again.token_id is not None
-    step = driver.worker.engine.sessions[1].decode_step
-    assert step is not None
-    assert not step.behind
     assert [at_once for _, _, _, at_once in sets] == [True] * (last_layer - 1) + [False] * 2

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from moorage.workers.gpu.selection.device_scorer import Trial
-from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, HeadSelectMode, Positions
+from moorage.workers.gpu.selection import device_selector
+from moorage.workers.kv.link import LocalLink
+from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.kv.store import KvStore
+from moorage.workers.spec import (
+    AnchorPool,
+    AnchorSpace,
+    AnchorType,
+    HeadPool,
+    HeadSelectMode,
+    KvLayout,
+    KvType,
+    Positions,
+)
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.engine.test_engine import prompt_of
@@ -22,8 +36,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 def generate(llama: TinyModel, axes: Any, num_tokens: int = 40, **options: Any) -> tuple[list[Any], Driver]:
     driver = Driver(llama.directory, llama.spec, **options)
     chosen: list[Any] = []
-    driver.worker.engine.decode.observer = lambda _session, layer, _query, ids, _lse: chosen.append(
-        (layer, None if ids is None else ids.tolist())
+    driver.observe(
+        lambda _session, layer, ids, _lse: chosen.append((layer, None if ids is None else ids.tolist()))
     )
     tokens = [r.token_id for r in driver.generate(prompt_of(llama, 150), axes, (64,), num_tokens)]
     return [tokens, chosen], driver
@@ -84,12 +98,17 @@ def test_a_second_turn_forgets_the_anchors_of_what_was_cut(llama: TinyModel) -> 
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("slower", [0, 1])
-def test_the_trial_keeps_the_faster_way(slower: int) -> None:
-    trial, taken = Trial(), [0, 0]
-    for _ in range(2 * Trial.ROUNDS):
-        way = trial.turn()
-        taken[way] += 1
-        trial.note(way, 2.0 if way == slower else 1.0)
-    assert taken == [Trial.ROUNDS, Trial.ROUNDS]
-    assert {trial.turn() for _ in range(5)} == {1 - slower}
+@pytest.mark.parametrize("kv_type", list(KvType))
+def test_both_places_are_measured_at_the_start(kv_type: KvType, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = KvLayout(1, 2, 32, 128, kv_type)
+    store = KvStore(layout, 1)
+    kv, taken = ShardedKv([LocalLink(store)], layout), iter((2.0, 1.0, 1.0, 2.0))
+
+    def timed(run: Callable[[], object], _device: torch.device) -> float:
+        run()
+        return next(taken)
+
+    monkeypatch.setattr(device_selector, "least_seconds", timed)
+    found = [device_selector.scores_on_device(kv, layout, 2, torch.device("cpu")) for _ in range(2)]
+    assert found == [False, True]
+    store.close()

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from moorage.workers.gpu.attention import decode
-from moorage.workers.gpu.attention.host import attend_on_host
+from moorage.workers.gpu.attention import hybrid
+from moorage.workers.gpu.attention.host_blocks import attend_on_host
 from moorage.workers.gpu.positions import rotary_tables
 from moorage.workers.gpu.settings import CacheStrategy
 from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, Positions
@@ -33,7 +33,7 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(arguments[4].blocks))  # type: ignore[attr-defined]
         return attend_on_host(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decode, "attend_on_host", count)
+    monkeypatch.setattr(hybrid, "attend_on_host", count)
     return counts
 
 

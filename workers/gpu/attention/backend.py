@@ -1,0 +1,77 @@
+"""The interface of attention: a batch is prepared once a step, and attends once a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from moorage.workers.gpu.attention.row_writer import RowWriter
+from moorage.workers.gpu.engine.batch import DecodeBatch
+from moorage.workers.gpu.engine.timing import PartTimer
+from moorage.workers.gpu.selection.asynchronous import AsynchronousSelector
+from moorage.workers.gpu.selection.queries import LayerQueries
+from moorage.workers.gpu.selection.selector import BlockSelector, Selection
+from moorage.workers.gpu.transfer.block_loader import BlockLoader
+from moorage.workers.spec import KvLayout
+
+BatchT = TypeVar("BatchT", contravariant=True)
+MetadataT = TypeVar("MetadataT")
+
+
+class AttentionBackend(Protocol[BatchT, MetadataT]):
+    """Attention of some sessions, and the storage of their new keys and values.
+
+    A failure of one session is recorded in the batch's guard; the others go on.
+    """
+
+    def prepare(self, batch: BatchT) -> MetadataT:
+        """What all layers of one step share."""
+
+    def forward(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: MetadataT
+    ) -> torch.Tensor:
+        """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], all un-rotated, of all sessions of the batch.
+
+        Rows of a session that has failed are 0.
+        """
+
+    def finish(self, metadata: MetadataT) -> None:
+        """Ends the step: its work that the layers left open, and its counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeParts:
+    """What every backend of decode works with."""
+
+    loader: BlockLoader
+    selector: BlockSelector
+    deferring: AsynchronousSelector
+    """Makes the selections that `selector` puts off."""
+    writer: RowWriter
+    layout: KvLayout
+    timer: PartTimer
+
+
+@dataclass(slots=True)
+class Attended:
+    """What one layer of decode attended; a row for each session of the batch."""
+
+    queries: LayerQueries
+    selected: list[Selection]
+    lse: torch.Tensor
+    """[N, Hq] fp32; what a row of a failed session holds means nothing."""
+
+
+@dataclass(slots=True)
+class DecodeMetadata:
+    """What the layers of one decode step share."""
+
+    batch: DecodeBatch
+    attended: dict[int, Attended] = field(default_factory=dict)
+    """The latest layer alone, by its index; kept for those who measure."""
+
+
+DecodeBackend = AttentionBackend[DecodeBatch, Any]
+"""A backend of generated tokens; its metadata is a DecodeMetadata of its own kind."""

@@ -1,0 +1,272 @@
+"""Attention of a prompt chunk over its past: exact over everything, or over blocks chosen per execution block."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.kernels.merge_lse import merge_lse
+from moorage.kernels.prefill_attention import attend_dense
+from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.engine.timing import PartTimer
+from moorage.workers.gpu.model.rope import rotate
+from moorage.workers.gpu.positions.rotary import BlockRanges, RotaryCache
+from moorage.workers.gpu.positions.schemes import FOREVER, Part, Variant
+from moorage.workers.gpu.selection.key_importance import KeyImportance
+from moorage.workers.gpu.selection.queries import attention_scale, scoring_queries
+from moorage.workers.gpu.selection.selector import StoreSelector
+from moorage.workers.gpu.transfer.block_loader import BlockLoader
+from moorage.workers.spec import KvLayout
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+Partial = tuple[torch.Tensor, torch.Tensor]
+"""(out [Hq, T, D], lse [Hq, T]) in fp32."""
+
+MOST_PARTS = 8
+"""Partial results held before they are merged, so that memory does not grow with the context."""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """One layer of a chunk: its queries in every variant, and the near keys before and in it.
+
+    Tensors are [heads, tokens, D]; `near_start` is the position of the first near key.
+    """
+
+    start: int
+    queries: torch.Tensor
+    """Un-rotated."""
+    turned: dict[Variant, torch.Tensor]
+    near_start: int
+    keys: torch.Tensor
+    """Un-rotated."""
+    rotated_keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(slots=True)
+class Rows:
+    """Rows [first, end) of a chunk that share their parts, and their results so far."""
+
+    first: int
+    end: int
+    parts: tuple[Part, ...]
+    held: list[Partial]
+
+
+class ChunkAttention:
+    """A chunk of one session in one layer. Its K and V must already be stored."""
+
+    def __init__(
+        self,
+        reader: BlockLoader,
+        selector: StoreSelector,
+        importance: KeyImportance,
+        layout: KvLayout,
+        timer: PartTimer,
+    ) -> None:
+        self._importance = importance
+        self._reader = reader
+        self._selector = selector
+        self._layout = layout
+        self._timer = timer
+
+    def __call__(
+        self,
+        session: WorkerSession,
+        layer: int,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], all un-rotated, from the session's end on."""
+        memory = session.memory
+        chunk = self._chunk(session, layer, queries, keys, values)
+        count = len(queries)
+        dense = session.prompt_tokens <= memory.selection.dense_until
+        if not memory.selection.topk or memory.selection.execution_block == 0 or dense:
+            span = BlockRanges.at(chunk.start, memory, self._layout.block_size)
+            blocks = span.sinks if memory.selection.topk == 0 else np.arange(span.near_block, dtype=np.int32)
+            out = self._attend(session, layer, chunk, 0, count, blocks[None])
+        else:
+            out = self._selected(session, layer, chunk, count)
+        return out.transpose(0, 1)
+
+    def _chunk(
+        self,
+        session: WorkerSession,
+        layer: int,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> Chunk:
+        start, size = session.num_tokens, self._layout.block_size
+        near_block = BlockRanges.at(start, session.memory, size).near_block
+        past_keys, past_values = self._reader.rows(session.session_id, layer, near_block, start)
+        dtype = self._reader.compute_dtype
+        new_keys, new_values, new_queries = (t.to(dtype).transpose(0, 1) for t in (keys, values, queries))
+        near_keys = torch.cat((past_keys, new_keys), dim=1)
+        blocks = np.arange(near_block, self._layout.num_blocks(start + len(queries)), dtype=np.int32)
+        return Chunk(
+            start,
+            new_queries,
+            self._turned(session.rotations, new_queries, start),
+            near_block * size,
+            near_keys,
+            self._rotated(session.rotations, near_keys, blocks),
+            torch.cat((past_values, new_values), dim=1),
+        )
+
+    def _turned(
+        self, rotations: RotaryCache, queries: torch.Tensor, start: int
+    ) -> dict[Variant, torch.Tensor]:
+        """The queries from position `start` on in every variant that some part asks for."""
+        scheme, end = rotations.scheme, start + queries.shape[1]
+        wanted = {part.variant for group in scheme.groups(start, end) for part in scheme.parts(*group)}
+        with self._timer("attend"):
+            return {
+                variant: rotate(queries, *self._on_device(rotations.queries(variant, start, end)))
+                for variant in wanted
+            }
+
+    def _on_device(self, turns: tuple[Float32, Float32]) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = (torch.from_numpy(part).to(self._reader.device) for part in turns)
+        return cos, sin
+
+    def _selected(self, session: WorkerSession, layer: int, chunk: Chunk, count: int) -> torch.Tensor:
+        """One choice per execution block; blocks are aligned to the prompt, so chunking changes nothing."""
+        memory, size = session.memory, session.memory.selection.execution_block
+        end = chunk.start + count
+        edges = {chunk.start, *range((chunk.start // size + 1) * size, end, size), end}
+        if memory.selection.last_token_alone and end == session.prompt_tokens:
+            edges.add(end - 1)
+        rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(sorted(edges))]
+        spans = [BlockRanges.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
+        scoring = scoring_queries(session, chunk.queries.transpose(0, 1), chunk.start)
+        means = torch.stack([scoring[a:b].mean(dim=0) for a, b in rows])
+        outs = []
+        # Where anchors change with every execution block, each choice has to wait for those before it.
+        turn = 1 if self._importance.in_prefill else len(rows)
+        for first in range(0, len(rows), turn):
+            part = slice(first, first + turn)
+            choices = self._selector.prefill(session, layer, means[part], spans[part])
+            for (a, b), span, ids in zip(rows[part], spans[part], choices, strict=True):
+                session.stats.add_choice(ids.shape[1])
+                sinks = np.tile(span.sinks, (len(ids), 1))
+                outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
+        return torch.cat(outs, dim=1)
+
+    def _attend(
+        self, session: WorkerSession, layer: int, chunk: Chunk, first: int, end: int, blocks: Int32
+    ) -> torch.Tensor:
+        """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [Hq, rows, D]."""
+        scheme, start = session.rotations.scheme, chunk.start
+        near_block = BlockRanges.at(start + first, session.memory, self._layout.block_size).near_block
+        rows = [
+            Rows(a - start, b - start, scheme.parts(a, b), [])
+            for a, b in scheme.groups(start + first, start + end)
+        ]
+        for group in rows:
+            self._near(session, chunk, near_block * self._layout.block_size, group)
+        for index, ids in enumerate(blocks):
+            choice = None if len(blocks) == 1 else (index, len(blocks))
+            self._distant(session, layer, chunk, rows, ids[ids >= 0], choice)
+        merged = [self._merge(group.held) for group in rows]
+        out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
+        self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse)
+        return out
+
+    def _merge(self, parts: list[Partial]) -> Partial:
+        if len(parts) == 1:
+            return parts[0]
+        with self._timer("attend"):
+            outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
+            return merge_lse(outs, lses)
+
+    def _near(self, session: WorkerSession, chunk: Chunk, near_start: int, rows: Rows) -> None:
+        """Keys from `near_start` on up to the rows' own."""
+        first, end = chunk.start + rows.first, chunk.start + rows.end
+        for part in rows.parts:
+            low, high = part.clipped(first, end)
+            low = max(low, near_start)
+            if low >= high:
+                continue
+            rotated = session.rotations.scheme.rotates_keys(part.variant)
+            keys = slice(low - chunk.near_start, high - chunk.near_start)
+            with self._timer("attend"):
+                partial = attend_dense(
+                    chunk.turned[part.variant][:, rows.first : rows.end],
+                    (chunk.rotated_keys if rotated else chunk.keys)[:, keys],
+                    chunk.values[:, keys],
+                    attention_scale(session, self._layout.head_dim),
+                    band=(part.least, part.most),
+                    q_start=first,
+                    k_start=low,
+                )
+            rows.held.append(partial)
+
+    def _distant(
+        self,
+        session: WorkerSession,
+        layer: int,
+        chunk: Chunk,
+        rows: list[Rows],
+        blocks: Int32,
+        choice: tuple[int, int] | None,
+    ) -> None:
+        """Whole blocks before the near ones, streamed in pieces; `choice` i of n limits them to its heads."""
+        scheme, size = session.rotations.scheme, self._layout.block_size
+        # Blocks before the near ones lie beyond the window, so only parts without end reach them.
+        reaching = [(group, part) for group in rows for part in group.parts if part.most == FOREVER]
+        rotates = any(scheme.rotates_keys(part.variant) for _, part in reaching)
+        for piece, keys, values in self._reader.pieces(session.session_id, layer, blocks):
+            rotated = self._rotated(session.rotations, keys, piece) if rotates else keys
+            for group, part in reaching:
+                low, high = np.searchsorted(piece, (part.low // size, -(-part.high // size)))
+                if low < high:
+                    seen = slice(low * size, high * size)
+                    partial = self._attend_blocks(
+                        session,
+                        chunk.turned[part.variant][:, group.first : group.end],
+                        (rotated if scheme.rotates_keys(part.variant) else keys)[:, seen],
+                        values[:, seen],
+                        choice,
+                    )
+                    group.held.append(partial)
+                if len(group.held) == MOST_PARTS:
+                    group.held = [self._merge(group.held)]
+
+    def _attend_blocks(
+        self,
+        session: WorkerSession,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        choice: tuple[int, int] | None,
+    ) -> Partial:
+        """All keys for all queries, or for the heads of choice i of n; the other heads' parts then weigh nothing."""
+        scale = attention_scale(session, self._layout.head_dim)
+        with self._timer("attend"):
+            if choice is None:
+                return attend_dense(queries, keys, values, scale)
+            index, num_choices = choice
+            group = len(queries) // num_choices
+            kv_head = index * self._layout.num_kv_heads // num_choices
+            rows, head = slice(index * group, (index + 1) * group), slice(kv_head, kv_head + 1)
+            out, lse = attend_dense(queries[rows], keys[head], values[head], scale)
+            full_out = out.new_zeros((len(queries), *out.shape[1:]))
+            full_lse = lse.new_full((len(queries), *lse.shape[1:]), -math.inf)
+            full_out[rows], full_lse[rows] = out, lse
+            return full_out, full_lse
+
+    def _rotated(self, rotations: RotaryCache, keys: torch.Tensor, blocks: Int32) -> torch.Tensor:
+        """K [Hkv, n, D] of the first n tokens of `blocks`, each key at its own position."""
+        with self._timer("attend"):
+            cos, sin = self._on_device(rotations.keys(blocks))
+            return rotate(keys, cos[: keys.shape[1]], sin[: keys.shape[1]])

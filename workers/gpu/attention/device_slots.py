@@ -1,0 +1,200 @@
+"""Attention of generated tokens from device slots: blocks that are missing there are fetched first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.workers.gpu.attention.backend import Attended, DecodeMetadata, DecodeParts
+from moorage.workers.gpu.attention.exact import ExactAttention
+from moorage.workers.gpu.attention.stored_blocks import Partial, TokenQuery, merged
+from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
+from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
+from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
+from moorage.workers.gpu.positions.step_blocks import StepBlocks
+from moorage.workers.gpu.selection.queries import LayerQueries, attention_scale
+from moorage.workers.gpu.selection.selector import Selection
+from moorage.workers.gpu.transfer.copy_engine import CopyHandle
+
+Int32 = NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class SlotMetadata(DecodeMetadata):
+    """Of the sessions of a batch, by row: the blocks that each attends whatever it selects."""
+
+    blocks: list[StepBlocks] = field(default_factory=list)
+
+
+class DeviceSlotAttention:
+    """One session after the other: its new row goes to a slot and to the stores, then its query attends."""
+
+    def __init__(self, parts: DecodeParts, prefetch: bool = False) -> None:
+        """`prefetch` begins to fetch what the next layer probably attends while a layer computes."""
+        self._loader, self._writer = parts.loader, parts.writer
+        self._selector, self._deferring = parts.selector, parts.deferring
+        self._layout, self._timer, self._prefetch = parts.layout, parts.timer, prefetch
+        self._exact = ExactAttention(parts.loader, parts.layout, parts.timer)
+
+    def prepare(self, batch: DecodeBatch) -> SlotMetadata:
+        """See AttentionBackend."""
+        blocks = [
+            StepBlocks.of(step.ranges, step.session.rotations, step.selection.topk or 0)
+            for step in batch.steps
+        ]
+        return SlotMetadata(batch, blocks=blocks)
+
+    def forward(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: SlotMetadata
+    ) -> torch.Tensor:
+        """See AttentionBackend."""
+        batch, queries = metadata.batch, LayerQueries(q)
+        begun: dict[int, DecodeQuery] = {}
+        late: dict[int, Callable[[], None]] = {}
+        for step in batch.live():
+            batch.guard.run(step.session, self._writing(step, layer, (q, k, v), begun, late))
+        live = batch.live()
+        selected: list[Selection] = [None] * len(batch.steps)
+        for step, ids in zip(live, self._selector.select(layer, queries, live, batch.guard), strict=True):
+            selected[step.row] = ids
+        out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
+        for step in batch.live():
+
+            def attend(step: DecodeStep = step) -> None:
+                query = self._query(step, layer, begun[step.row])
+                found = self._attend(query, metadata.blocks[step.row], selected[step.row])
+                out[step.row], lse[step.row] = found.out.to(out.dtype), found.lse
+
+            if batch.guard.run(step.session, attend) and step.row in late:
+                batch.guard.run(step.session, late[step.row])
+        self._deferring.make_deferred(batch.live(), batch.guard, until=layer)
+        metadata.attended = {layer: Attended(queries, selected, lse)}
+        return out
+
+    def finish(self, metadata: SlotMetadata) -> None:
+        """Makes the selections of the last layers for the next step, while the device ends this one."""
+        self._deferring.make_deferred(metadata.batch.live(), metadata.batch.guard)
+
+    def _writing(
+        self,
+        step: DecodeStep,
+        layer: int,
+        heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        begun: dict[int, DecodeQuery],
+        late: dict[int, Callable[[], None]],
+    ) -> Callable[[], None]:
+        """Writes the new row, and leaves its copy to the stores to `late` where attention reads none of it."""
+
+        def write() -> None:
+            query, key, value = (each[step.row] for each in heads)
+            written = self._writer.write(step.session, layer, query, key, value)
+            begun[step.row] = written.query
+            if written.store_late is not None:
+                late[step.row] = written.store_late
+
+        return write
+
+    def _query(self, step: DecodeStep, layer: int, query: DecodeQuery) -> TokenQuery:
+        session = step.session
+        scale = attention_scale(session, self._layout.head_dim)
+        return TokenQuery(step, layer, query, session.rotations, scale)
+
+    def _attend(self, query: TokenQuery, always: StepBlocks, selected: Selection) -> Partial:
+        session, ranges = query.step.session, query.step.ranges
+        if selected is None:
+            session.stats.add_choice(ranges.num_candidates)
+            if ranges.near_block + len(always.window.blocks) > session.cache.slots.shape[1]:
+                return self._attend_all(query, always)
+            return self._attend_selected(query, always, ranges.candidates)
+        session.stats.add_choice(selected.shape[1])
+        if len(selected) == 1:
+            return self._attend_selected(query, always, selected[0])
+        return self._attend_per_head(query, always, selected)
+
+    def _attend_selected(self, query: TokenQuery, always: StepBlocks, ids: Int32) -> Partial:
+        return self._attend_blocks(query, always, always.with_selected(query.rotary, ids))
+
+    def _attend_per_head(self, query: TokenQuery, always: StepBlocks, selected: Int32) -> Partial:
+        """Every selection with its own heads, one after the other, so that a session's slots hold each in turn."""
+        num_choices, num_kv_heads = len(selected), self._layout.num_kv_heads
+        count = len(query.query.plain) // num_choices
+        parts = [
+            self._attend_selected(
+                query.of_heads(i * count, (i + 1) * count, i * num_kv_heads // num_choices),
+                always,
+                selected[i],
+            )
+            for i in range(num_choices)
+        ]
+        return Partial(torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts]))
+
+    def _attend_all(self, query: TokenQuery, always: StepBlocks) -> Partial:
+        """The window from slots, everything before it streamed and merged."""
+        near = self._attend_blocks(query, always, always.window)
+        return merged([near, *self._exact.pieces(query, query.step.ranges.near_block)])
+
+    def _attend_blocks(self, query: TokenQuery, always: StepBlocks, blocks: AttentionBlocks) -> Partial:
+        """Attention over blocks in slots; while those that are missing come, the others are attended."""
+        session, layer = query.step.session, query.layer
+        distinct, place = np.unique(blocks.blocks, return_inverse=True)
+        found = session.cache.look_up(layer, distinct)
+        copies = self._loader.fetch(session.session_id, layer, found.missing, found.into)
+        if self._prefetch and layer + 1 < self._layout.num_layers:
+            self._prefetch_layer(query.step, layer + 1, always)
+        slots = found.slots[place]
+        if copies.pending:
+            partial = self._attend_around(
+                query, slots, blocks, np.isin(found.slots, found.into)[place], copies
+            )
+        else:
+            with self._timer("attend"):
+                partial = query.attend(self._loader.slots, slots, blocks)
+        if session.cache.scores_blocks:
+            self._record_received(query, slots, blocks, partial.lse)
+        return partial
+
+    def _prefetch_layer(self, step: DecodeStep, layer: int, always: StepBlocks) -> None:
+        """Begins to fetch what `layer` will attend if it selects as it did in the last step."""
+        session = step.session
+        if layer in session.ahead:
+            return
+        kept = session.choices.get(layer)
+        ids = kept.ids[0] if kept is not None and len(kept.ids) == 1 else np.empty(0, np.int32)
+        likely = np.unique(np.concatenate((always.blocks.blocks, ids[ids >= 0])))
+        # The token's own row is not stored in that layer yet.
+        likely = likely[likely < step.ranges.position // self._layout.block_size]
+        found = session.cache.look_up(layer, likely, ahead=True)
+        if len(found.missing):
+            session.ahead[layer] = self._loader.fetch(session.session_id, layer, found.missing, found.into)
+
+    def _attend_around(
+        self,
+        query: TokenQuery,
+        slots: Int32,
+        blocks: AttentionBlocks,
+        late: NDArray[np.bool_],
+        copies: CopyHandle,
+    ) -> Partial:
+        """First what is there, then, once the copies are waited for, the `late` blocks."""
+        parts = []
+        for some in (~late, late):
+            if some is late:
+                copies.wait()
+            if some.any():
+                with self._timer("attend"):
+                    parts.append(query.attend(self._loader.slots, slots[some], blocks.only(some)))
+        with self._timer("attend"):
+            return merged(parts)
+
+    def _record_received(
+        self, query: TokenQuery, slots: Int32, blocks: AttentionBlocks, lse: torch.Tensor
+    ) -> None:
+        """Tells the cache how much attention each block has received (InfLLM's lru-s)."""
+        session = query.step.session
+        parts = query.lse_by_block(self._loader.slots, slots, blocks)
+        received = torch.exp(parts - lse).sum(dim=1).cpu().numpy()
+        session.cache.record(query.layer, session.decode_index, blocks.blocks, received)

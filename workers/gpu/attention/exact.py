@@ -1,0 +1,57 @@
+"""Exact attention of one generated token: all of its past, streamed from the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.workers.gpu.attention.stored_blocks import Partial, TokenQuery, merged
+from moorage.workers.gpu.engine.batch import DecodeStep
+from moorage.workers.gpu.engine.timing import PartTimer
+from moorage.workers.gpu.positions.rotary import RotaryCache
+from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
+from moorage.workers.gpu.selection.queries import attention_scale
+from moorage.workers.gpu.transfer.block_loader import BlockLoader
+from moorage.workers.spec import KvLayout
+
+Int32 = NDArray[np.int32]
+
+
+class ExactAttention:
+    """Attends blocks as they come, piece by piece. Every row must already be stored."""
+
+    def __init__(self, loader: BlockLoader, layout: KvLayout, timer: PartTimer) -> None:
+        self._loader, self._layout, self._timer = loader, layout, timer
+
+    def query(self, step: DecodeStep, layer: int, plain: torch.Tensor, rotary: RotaryCache) -> TokenQuery:
+        """`plain` [Hq, D] in fp32, un-rotated, as `rotary` shows it the keys."""
+        scale = attention_scale(step.session, self._layout.head_dim)
+        return TokenQuery(step, layer, DecodeQuery(plain), rotary, scale)
+
+    def __call__(self, query: TokenQuery) -> Partial:
+        """Over all keys up to the query's own."""
+        end = query.position // self._layout.block_size + 1
+        return merged(list(self.pieces(query, end)))
+
+    def pieces(self, query: TokenQuery, end: int) -> Iterator[Partial]:
+        """Over blocks [0, end), a part for each streamed piece."""
+        everything = np.arange(end, dtype=np.int32)
+        for piece, staged in self._loader.stream(query.session_id, query.layer, everything):
+            blocks = query.rotary.entries(query.position, piece)
+            with self._timer("attend"):
+                yield query.attend(staged, blocks.blocks - piece[0], blocks)
+
+    def lse_by_block(self, query: TokenQuery, wanted: Int32) -> torch.Tensor:
+        """[n, Hq] log-sum-exp of the logits of each of the `wanted` blocks alone."""
+        found = []
+        for piece, staged in self._loader.stream(query.session_id, query.layer, wanted):
+            # One by one, since a block that two variants of the query meet has two entries.
+            for slot in range(len(piece)):
+                blocks = query.rotary.entries(query.position, piece[slot : slot + 1])
+                slots = np.full(len(blocks.blocks), slot, np.int32)
+                found.append(torch.logsumexp(query.lse_by_block(staged, slots, blocks), dim=0))
+        plain = query.query.plain
+        return torch.stack(found) if found else plain.new_zeros((0, len(plain)))

@@ -1,0 +1,93 @@
+"""Backends that look at what another one attends, so that the token path itself has no hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from moorage.workers.gpu.attention.backend import Attended, DecodeBackend, DecodeMetadata
+from moorage.workers.gpu.attention.exact import ExactAttention
+from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
+from moorage.workers.gpu.selection.key_importance import KeyImportance
+
+Observer = Callable[[DecodeStep, int, Attended], None]
+"""Is told of each session's attention in each layer of decode: (step, layer, what the batch attended)."""
+
+
+class ObservedAttention:
+    """Tells `observer` of every attention of `inner`."""
+
+    def __init__(self, inner: DecodeBackend, observer: Observer) -> None:
+        self._inner, self._observer = inner, observer
+
+    def prepare(self, batch: DecodeBatch) -> DecodeMetadata:
+        """See AttentionBackend."""
+        metadata: DecodeMetadata = self._inner.prepare(batch)
+        return metadata
+
+    def forward(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: DecodeMetadata
+    ) -> torch.Tensor:
+        """See AttentionBackend."""
+        out = self._inner.forward(layer, q, k, v, metadata)
+        for step in self._observed(metadata.batch, layer):
+
+            def observe(step: DecodeStep = step) -> None:
+                self._observer(step, layer, metadata.attended[layer])
+
+            metadata.batch.guard.run(step.session, observe)
+        return out
+
+    def finish(self, metadata: DecodeMetadata) -> None:
+        """See AttentionBackend."""
+        self._inner.finish(metadata)
+
+    def _observed(self, batch: DecodeBatch, layer: int) -> list[DecodeStep]:
+        del layer
+        return batch.live()
+
+
+class RecallSampling(ObservedAttention):
+    """Measures recall on sampled steps, on one layer of each: the share of exact attention mass that was attended.
+
+    It is exp(lse of the selected - lse of all), the mean over the heads (selection is measured, not believed).
+    """
+
+    def __init__(self, inner: DecodeBackend, exact: ExactAttention, num_layers: int) -> None:
+        super().__init__(inner, self._sample)
+        self._exact, self._num_layers = exact, num_layers
+        self._due: dict[int, list[DecodeStep]] = {}
+
+    def prepare(self, batch: DecodeBatch) -> DecodeMetadata:
+        """See AttentionBackend."""
+        self._due = {}
+        for step in batch.steps:
+            every, index = step.memory.recall_every, step.session.decode_index
+            if every and not index % every:
+                self._due.setdefault(index // every % self._num_layers, []).append(step)
+        return super().prepare(batch)
+
+    def _observed(self, batch: DecodeBatch, layer: int) -> list[DecodeStep]:
+        del batch
+        return self._due.get(layer, [])
+
+    def _sample(self, step: DecodeStep, layer: int, attended: Attended) -> None:
+        exact = step.session.rotations.exact()
+        if exact is None or attended.selected[step.row] is None:
+            return
+        query = self._exact.query(step, layer, attended.queries.plain[step.row], exact)
+        recall = torch.exp(attended.lse[step.row] - self._exact(query).lse).mean()
+        step.session.stats.recall.append(float(recall))
+
+
+class ImportanceCounting(ObservedAttention):
+    """Counts the attention that keys receive from generated tokens, where anchors are made of it."""
+
+    def __init__(self, inner: DecodeBackend, importance: KeyImportance) -> None:
+        super().__init__(inner, self._count)
+        self._importance = importance
+
+    def _count(self, step: DecodeStep, layer: int, attended: Attended) -> None:
+        query, lse = attended.queries.plain[step.row], attended.lse[step.row]
+        self._importance.add(step.session, layer, step.ranges.position, query[:, None], lse[:, None])

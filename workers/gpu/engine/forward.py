@@ -1,0 +1,140 @@
+"""The forward pass of a step, and its repetition where the device has no memory left or one session fails."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from moorage.workers.errors import Internal, NotFinite
+from moorage.workers.gpu.attention.step_attention import Part, StepAttention
+from moorage.workers.gpu.engine.batch import DecodeStep, Failures, SessionGuard, no_memory
+from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
+from moorage.workers.gpu.engine.output import OutputStage, SegmentOutput
+from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.spec import Segment, SegmentResult
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one session does in a step."""
+
+    segment: Segment
+    session: WorkerSession
+    decode: DecodeStep | None
+    """None while its prompt is prefilled."""
+
+
+class ForwardPass:
+    """Runs the turns of a step through the model.
+
+    A failure of one session's attention fails that session alone; the step goes on for the others.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        attention: StepAttention,
+        output: OutputStage,
+        free_memory: Callable[[], bool],
+    ) -> None:
+        """`free_memory` frees device memory, or says that there is none to free."""
+        self._decoder, self._attention, self._output = decoder, attention, output
+        self._free_memory = free_memory
+
+    def run(self, turns: Sequence[Turn], failed: Failures) -> list[SegmentResult]:
+        """The results of all turns but the failed ones.
+
+        Where the device has no memory left, the pass runs again with fewer slots or fewer segments. Where it raises
+        what nobody foresees, each session goes alone, so that only those fail which raise again.
+        """
+        while turns:
+            try:
+                return self._once(turns, failed)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    if len(turns) == 1:
+                        raise
+                    return self._each_alone(turns, error, failed)
+            # What the failed pass held is free only now.
+            turns = self._fewer(turns, failed)
+        return []
+
+    def _fewer(self, turns: Sequence[Turn], failed: Failures) -> list[Turn]:
+        """The turns that a pass after one without memory has; the longest one fails where nothing could be freed."""
+        left = [turn for turn in turns if turn.segment.session_id not in failed]
+        freed = self._free_memory()
+        longest = max(left, key=lambda turn: len(turn.segment.token_ids), default=None)
+        for turn in left:
+            if not turn.session.repeatable or (turn is longest and not freed):
+                failed[turn.segment.session_id] = no_memory(turn.segment.session_id)
+        return [turn for turn in left if turn.segment.session_id not in failed]
+
+    def _each_alone(self, turns: Sequence[Turn], first: Exception, failed: Failures) -> list[SegmentResult]:
+        """After a pass over all that raised `first`. Raises it again when no session gets through alone."""
+        results: list[SegmentResult] = []
+        for turn in turns:
+            session_id = turn.segment.session_id
+            if session_id in failed:
+                continue
+            if not turn.session.repeatable:
+                failed[session_id] = _unexpected(first)
+                continue
+            try:
+                results += self._once((turn,), failed)
+            except Exception as error:  # noqa: BLE001  it ends this session alone
+                failed[session_id] = no_memory(session_id) if is_out_of_memory(error) else _unexpected(error)
+        if not results:
+            raise first
+        return results
+
+    def _once(self, turns: Sequence[Turn], failed: Failures) -> list[SegmentResult]:
+        token_ids = torch.tensor([t for turn in turns for t in turn.segment.token_ids], dtype=torch.long)
+        bounds = list(accumulate((len(turn.segment.token_ids) for turn in turns), initial=0))
+        parts = [
+            Part(turn.session, slice(begin, end), turn.decode)
+            for turn, begin, end in zip(turns, bounds, bounds[1:], strict=False)
+        ]
+        # A session that is alone leaves it to the whole pass to run again.
+        metadata = self._attention.prepare(
+            parts, SessionGuard(failed, self._free_memory if len(turns) > 1 else None)
+        )
+
+        def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return self._attention.forward(layer, q, k, v, metadata)
+
+        hidden = self._decoder.forward(token_ids.to(self._decoder.device), attend)
+        self._attention.finish(metadata)
+        outputs = self._output(hidden, [turn.segment for turn in turns], [turn.session for turn in turns])
+        results = []
+        for turn, output in zip(turns, outputs, strict=True):
+            if turn.segment.session_id in failed:
+                continue
+            turn.session.num_tokens += len(turn.segment.token_ids)
+            if output.error is not None:
+                failed[turn.segment.session_id] = NotFinite(output.error)
+                continue
+            results.append(_result(turn, output))
+        return results
+
+
+def _result(turn: Turn, output: SegmentOutput) -> SegmentResult:
+    stats, sampled = turn.session.stats, output.sampled
+    return SegmentResult(
+        turn.segment.session_id,
+        token_id=sampled.token_id if sampled else None,
+        logprob=sampled.logprob if sampled else None,
+        top_logprobs=sampled.top_logprobs if sampled else (),
+        prompt_logprobs=output.prompt_logprobs,
+        num_chosen_blocks=stats.num_chosen / max(stats.num_choices, 1),
+        num_corrected=stats.num_corrected,
+        recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
+    )
+
+
+def _unexpected(error: Exception) -> Internal:
+    return Internal(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))

@@ -1,0 +1,71 @@
+"""Queries as the anchors of blocks are scored with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.kernels.rotation import rotate_heads
+from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.model.rope import cos_sin, rotate
+from moorage.workers.gpu.transfer.host_copy import HostCopy
+
+Float32 = NDArray[np.float32]
+
+
+class LayerQueries:
+    """The queries of one layer of decode, a row for each session."""
+
+    def __init__(self, queries: torch.Tensor) -> None:
+        """`queries` is [N, Hq, D], un-rotated, in the model's type. Their copy to the host begins at once."""
+        self._queries = queries
+        self._copy = HostCopy(queries)
+        self._plain: torch.Tensor | None = None
+
+    @property
+    def plain(self) -> torch.Tensor:
+        """[N, Hq, D] in fp32 on the device."""
+        if self._plain is None:
+            self._plain = self._queries.float()
+        return self._plain
+
+    def on_host(self) -> torch.Tensor:
+        """[N, Hq, D] on the host in the model's type; waits for the copy."""
+        return self._copy()[0]
+
+
+def scoring_queries(session: WorkerSession, queries: torch.Tensor, start: int) -> torch.Tensor:
+    """Queries [n, Hq, D], un-rotated and from position `start` on, as anchors are scored with, in fp32.
+
+    Anchors of rotated keys are met by each query at its own position, as ktransformers does. Those of plain keys
+    are met, under clamped positions, by the query at the clamped position, which is how attention will use these
+    keys; under RoPE both sides stay un-rotated (as InfLLM scores).
+    """
+    queries = queries.float()
+    if session.anchor_view is not None:
+        positions = torch.arange(start, start + len(queries))
+        cos, sin = (part.to(queries.device) for part in cos_sin(session.anchor_view, positions))
+        return rotate(queries.transpose(0, 1), cos, sin).transpose(0, 1)
+    if not session.rotations.clamped:
+        return queries
+    cos, sin = (torch.from_numpy(part).to(queries.device) for part in session.rotations.clamp)
+    return rotate(queries, cos, sin)
+
+
+def scoring_query(session: WorkerSession, query: torch.Tensor, position: int) -> Float32:
+    """`scoring_queries` [1, Hq, D] of one query [Hq, D] of the host."""
+    if session.anchor_view is not None:
+        return np.asarray(scoring_queries(session, query[None], position).numpy())
+    heads: Float32 = query.float().numpy()
+    if session.rotations.clamped:
+        cos, sin = session.rotations.clamp
+        heads = rotate_heads(heads, cos[0], sin[0])
+    return np.ascontiguousarray(heads[None])
+
+
+def attention_scale(session: WorkerSession, head_dim: int) -> float:
+    """Factor on the logits of a session: of its rotary embedding, and 1 / sqrt(D)."""
+    return session.rotations.view.attention_scale**2 / math.sqrt(head_dim)

@@ -1,0 +1,110 @@
+"""Which layers select at all, and selections that later layers and steps use again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
+from moorage.workers.gpu.engine.session_state import Choice
+from moorage.workers.gpu.positions.rotary import BlockRanges
+from moorage.workers.gpu.selection.queries import LayerQueries
+from moorage.workers.gpu.selection.selector import BlockSelector, Selection
+
+Int32 = NDArray[np.int32]
+
+
+def selects(step: DecodeStep, layer: int) -> bool:
+    """Whether a layer attends some of the candidates; otherwise it attends all of them, or with a topk of 0 none."""
+    memory = step.memory
+    if (
+        not memory.selection.topk
+        or layer < memory.selection.dense_layers
+        or step.ranges.num_candidates <= memory.selection.topk
+    ):
+        return False
+    return step.session.num_tokens >= memory.selection.dense_until
+
+
+def unselected(step: DecodeStep) -> Selection:
+    """What a session attends where nothing is selected: all blocks, or none with a topk of 0."""
+    return np.empty((1, 0), np.int32) if step.selection.topk == 0 else None
+
+
+def with_aged_blocks(choice: Choice, ranges: BlockRanges) -> Int32:
+    """The ids of an earlier step and the blocks that have left the window since, so that no token lies between them.
+
+    Those come first, since ids may be padded at their end.
+    """
+    if choice.near_block == ranges.near_block:
+        return choice.ids
+    aged = np.arange(choice.near_block, ranges.near_block, dtype=np.int32)
+    return np.concatenate((np.tile(aged, (len(choice.ids), 1)), choice.ids), axis=1)
+
+
+class SelectiveLayers:
+    """Gives None where a session attends all blocks of a layer, and asks `inner` elsewhere."""
+
+    def __init__(self, inner: BlockSelector) -> None:
+        self._inner = inner
+
+    def select(
+        self, layer: int, queries: LayerQueries, steps: Sequence[DecodeStep], guard: SessionGuard
+    ) -> list[Selection]:
+        """See BlockSelector."""
+        return among(self._inner, layer, queries, steps, guard, [selects(step, layer) for step in steps])
+
+
+class ReusePrevious:
+    """Uses a selection again over `layer_step` layers and `token_step` steps; asynchronous ones are not its own."""
+
+    def __init__(self, inner: BlockSelector) -> None:
+        self._inner = inner
+
+    def select(
+        self, layer: int, queries: LayerQueries, steps: Sequence[DecodeStep], guard: SessionGuard
+    ) -> list[Selection]:
+        """See BlockSelector."""
+        kept = [_kept(step, layer) for step in steps]
+        found = among(self._inner, layer, queries, steps, guard, [choice is None for choice in kept])
+        for i, (step, choice) in enumerate(zip(steps, kept, strict=True)):
+            ids = found[i]
+            if choice is not None:
+                found[i] = with_aged_blocks(choice, step.ranges)
+            elif ids is not None and not step.selection.asynchronous:
+                session = step.session
+                session.choices[layer] = Choice(ids, session.decode_index, step.ranges.near_block)
+        return found
+
+
+def _kept(step: DecodeStep, layer: int) -> Choice | None:
+    """The selection that `layer_step` and `token_step` say to use again, if there is one."""
+    axes, session = step.selection, step.session
+    if axes.asynchronous:
+        return None
+    offset = (layer - axes.dense_layers) % axes.layer_step
+    kept = session.choices.get(layer - offset)
+    if kept is None:
+        return None
+    if offset:
+        session.choices[layer] = kept
+        return kept
+    return kept if session.decode_index - kept.decode_step < axes.token_step else None
+
+
+def among(
+    inner: BlockSelector,
+    layer: int,
+    queries: LayerQueries,
+    steps: Sequence[DecodeStep],
+    guard: SessionGuard,
+    asks: list[bool],
+) -> list[Selection]:
+    """Selections of those steps that ask `inner`; of the others, what they attend without a selection."""
+    if all(asks):
+        return inner.select(layer, queries, steps, guard)
+    asking = [step for step, asked in zip(steps, asks, strict=True) if asked]
+    answers = iter(inner.select(layer, queries, asking, guard) if asking else ())
+    return [next(answers) if asked else unselected(step) for step, asked in zip(steps, asks, strict=True)]

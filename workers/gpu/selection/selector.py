@@ -1,0 +1,139 @@
+"""Which distant blocks the tokens that are generated attend: the interface, and its form that asks the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.workers.errors import MoorageError
+from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
+from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.engine.timing import PartTimer
+from moorage.workers.gpu.positions.rotary import BlockRanges
+from moorage.workers.gpu.selection.queries import LayerQueries, attention_scale, scoring_query
+from moorage.workers.kv.messages import SelectRequest
+from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.spec import HeadSelectMode, KvLayout, Preselect
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+Selection = Int32 | None
+"""Ids [S, k] of the distant blocks that one session attends in a layer, padded at the end with -1; None is all."""
+
+
+class BlockSelector(Protocol):
+    """Selects blocks for all sessions of a batch. Policies wrap each other around `StoreSelector`."""
+
+    def select(
+        self, layer: int, queries: LayerQueries, steps: Sequence[DecodeStep], guard: SessionGuard
+    ) -> list[Selection]:
+        """A selection for each of `steps`; that of a session that fails, as `guard` then records, means nothing."""
+
+
+class StoreSelector:
+    """Asks the stores, in one call for all sessions where that is possible."""
+
+    def __init__(self, kv: ShardedKv, layout: KvLayout, timer: PartTimer) -> None:
+        self._kv, self._layout, self._timer = kv, layout, timer
+
+    def select(
+        self, layer: int, queries: LayerQueries, steps: Sequence[DecodeStep], guard: SessionGuard
+    ) -> list[Selection]:
+        """See BlockSelector."""
+        if not steps:
+            return []
+        rows = queries.on_host()
+        scored = [(step, scoring_query(step.session, rows[step.row], step.ranges.position)) for step in steps]
+        return self.by_queries([(step, layer, query) for step, query in scored], guard)
+
+    def by_queries(
+        self, asking: Sequence[tuple[DecodeStep, int, Float32]], guard: SessionGuard
+    ) -> list[Selection]:
+        """A selection for each (step, layer, scoring query [1, Hq, D])."""
+        found: dict[int, Selection] = dict(self.together(asking))
+        for i, (step, layer, query) in enumerate(asking):
+            if i not in found:
+                found[i] = self._alone(step, self._request(step, layer, query), guard)
+        return [found[i] for i in range(len(asking))]
+
+    def together(self, asking: Sequence[tuple[DecodeStep, int, Float32]]) -> dict[int, Int32]:
+        """Ids by place in `asking`, by one question to each store, of those that one question answers.
+
+        Empty where there are fewer than two, and where a session fails: each finds its own failure alone.
+        """
+        requests = {i: self._request(*each) for i, each in enumerate(asking)}
+        once = [i for i, request in requests.items() if self._is_one_pass(asking[i][0], request)]
+        if len(once) < 2:
+            return {}
+        try:
+            with self._timer("select"):
+                answers = self._kv.select_together([requests[i] for i in once])
+        except MoorageError:
+            return {}
+        return {i: ids[0] for i, ids in zip(once, answers, strict=True)}
+
+    def prefill(
+        self, session: WorkerSession, layer: int, queries: torch.Tensor, spans: list[BlockRanges]
+    ) -> list[Int32]:
+        """Ids [S, k] for each execution block; `queries` [R, Hq, D] are the means of their scoring queries."""
+        axes = session.memory.selection
+        num_rows = axes.head_select_mode.num_choices(queries.shape[1], self._layout.num_kv_heads)
+        selected: list[Int32] = [np.tile(span.candidates, (num_rows, 1)) for span in spans]
+        topk = axes.topk or 0
+        rows = [r for r, span in enumerate(spans) if span.num_candidates > topk]
+        if rows:
+            limits = np.array([spans[r].near_block for r in rows], np.int32)
+            means = queries[rows].cpu().numpy()
+            request = self._of(session, layer, means, spans[rows[0]].num_sinks, limits, False)
+            for row, ids in zip(rows, self._ids(session, request), strict=True):
+                selected[row] = ids
+        return selected
+
+    def _alone(self, step: DecodeStep, request: SelectRequest, guard: SessionGuard) -> Selection:
+        found: list[Int32] = []
+        guard.run(step.session, lambda: found.append(self._ids(step.session, request)[0]))
+        return found[0] if found else None
+
+    def _ids(self, session: WorkerSession, request: SelectRequest) -> Int32:
+        axes = session.memory.selection
+        coarse = axes.preselect_blocks if axes.preselect is Preselect.STEP else 0
+        with self._timer("select"):
+            return self._kv.select(request, coarse).ids
+
+    def _is_one_pass(self, step: DecodeStep, request: SelectRequest) -> bool:
+        """Whether one question to each shard answers it."""
+        two_passes = step.selection.preselect is Preselect.STEP
+        return not two_passes and self._kv.answers_together(request.pooling)
+
+    def _request(self, step: DecodeStep, layer: int, scoring: Float32) -> SelectRequest:
+        preselected = step.selection.preselect is Preselect.PROMPT
+        return self._of(step.session, layer, scoring, step.ranges.num_sinks, step.limits, preselected)
+
+    def _of(
+        self,
+        session: WorkerSession,
+        layer: int,
+        queries: Float32,
+        first: int,
+        limits: Int32,
+        preselected: bool,
+    ) -> SelectRequest:
+        axes = session.memory.selection
+        return SelectRequest(
+            session.session_id,
+            layer,
+            queries,
+            first,
+            limits,
+            axes.topk or 0,
+            axes.head_select_mode is HeadSelectMode.SHARED,
+            attention_scale(session, self._layout.head_dim),
+            preselected,
+            axes.head_pool,
+            axes.anchor_pool,
+            axes.head_select_mode is HeadSelectMode.PERHEAD,
+        )
