@@ -106,6 +106,7 @@ def ray_store(layout: KvLayout, num_pages: int, threads: int) -> Iterator[Link]:
 
     from moorage.workers.kv.actor import start_kv_actor, stop_kv_actor
     from moorage.workers.kv.ray_link import RayLink
+    from moorage.workers.ray_process import RayProcess
 
     ray.init(
         address="local",
@@ -116,15 +117,7 @@ def ray_store(layout: KvLayout, num_pages: int, threads: int) -> Iterator[Link]:
         logging_level=logging.ERROR,
     )
     try:
-        handle = start_kv_actor(
-            name="bench-kv",
-            namespace="moorage-bench",
-            layout=layout,
-            num_pages=num_pages,
-            num_threads=threads,
-            num_cpus=1,
-            memory_bytes=0,
-        )
+        handle = start_kv_actor(RayProcess("bench-kv", "moorage-bench"), layout, num_pages, threads)
         ray.get(handle.pid.remote(), timeout=START_S)
         yield RayLink(handle, layout, timeout_s=START_S)
         stop_kv_actor(handle)

@@ -23,6 +23,7 @@ from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.protocol import KvActorStatus
 from moorage.workers.errors import Unavailable
 from moorage.workers.process import ProcessFacts, host_key
+from moorage.workers.ray_process import RayProcess
 from moorage.workers.stages import StartStage
 
 log = structlog.get_logger()
@@ -148,34 +149,28 @@ class ClusterProcesses:
         threads = config.long_context.threads_num or os.cpu_count() or 1
         cpus = config.kv_store.cpus or [()] * len(self._kv_names)
         for name, bound in zip(self._kv_names, cpus, strict=True):
-            self._kv_actors.append(
-                start_kv_actor(
-                    name=name,
-                    namespace=config.ray.namespace,
-                    layout=plan.layout,
-                    num_pages=plan.pages_per_actor,
-                    num_threads=max(1, threads // config.kv_store.actors),
-                    num_cpus=1,
-                    cpus=tuple(bound),
-                    memory_bytes=0 if self._ray.private else self._plan.actor_bytes,
-                    lifetime=None,
-                    environment=self._environment,
-                )
+            process = RayProcess(
+                name,
+                config.ray.namespace,
+                memory_bytes=0 if self._ray.private else plan.actor_bytes,
+                environment=self._environment,
             )
+            num_threads = max(1, threads // config.kv_store.actors)
+            actor = start_kv_actor(process, plan.layout, plan.pages_per_actor, num_threads, tuple(bound))
+            self._kv_actors.append(actor)
 
     def _start_worker(self) -> None:
         from moorage.workers.gpu.actor import start_gpu_worker
 
         config = self._plan.config
-        self.worker = start_gpu_worker(
-            name=self._worker_name,
-            namespace=config.ray.namespace,
-            settings=worker_settings(config, self._plan.deployment),
-            kv_actors=self._kv_names,
-            num_cpus=1,
+        process = RayProcess(
+            self._worker_name,
+            config.ray.namespace,
             num_gpus=1 if _has_gpu(config.gpu_workers.device) else 0,
             environment=self._environment,
         )
+        settings = worker_settings(config, self._plan.deployment)
+        self.worker = start_gpu_worker(process=process, settings=settings, kv_actors=self._kv_names)
 
 
 def _has_gpu(device: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +17,7 @@ from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.actor import connect
 from moorage.workers.kv.link import Link
 from moorage.workers.process import ProcessFacts, own_facts, take_asked_priority
+from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import StepPlan, StepResult
 from moorage.workers.stages import StartStage
 
@@ -84,26 +85,7 @@ class GpuWorkerShell:
         return self._load.result().device.type
 
 
-def start_gpu_worker(
-    *,
-    name: str,
-    namespace: str,
-    settings: WorkerSettings,
-    kv_actors: Sequence[str],
-    num_cpus: float,
-    num_gpus: float,
-    environment: Mapping[str, str],
-) -> Any:
-    """A named worker actor, ready when its `pid` answers; it ends with the process that started it.
-
-    `environment` is set for its process.
-    """
-    remote = ray.remote(GpuWorkerShell)
-    return remote.options(
-        name=name,
-        namespace=namespace,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        max_restarts=0,
-        runtime_env={"env_vars": dict(environment)},
-    ).remote(settings, tuple(kv_actors), namespace)
+def start_gpu_worker(process: RayProcess, settings: WorkerSettings, kv_actors: Sequence[str]) -> Any:
+    """Starts a worker of the KV actors of these names as `process`; it is ready when its `pid` answers."""
+    remote = ray.remote(GpuWorkerShell).options(**process.options())
+    return remote.remote(settings, tuple(kv_actors), process.namespace)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +11,6 @@ import numba
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moorage.workers.errors import Unavailable
 from moorage.workers.kv.binding import bind_to
@@ -33,6 +31,7 @@ from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.warm_up import warm_up
 from moorage.workers.process import ProcessFacts, host_key, own_facts, take_asked_priority
+from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import KvLayout
 
 
@@ -161,40 +160,13 @@ class KvActor:
 
 
 def start_kv_actor(
-    *,
-    name: str,
-    namespace: str,
-    layout: KvLayout,
-    num_pages: int,
-    num_threads: int,
-    num_cpus: float,
-    memory_bytes: int,
-    lifetime: str | None = "detached",
-    node_id: str | None = None,
-    cpus: tuple[int, ...] = (),
-    environment: Mapping[str, str] | None = None,
+    process: RayProcess, layout: KvLayout, num_pages: int, num_threads: int, cpus: tuple[int, ...] = ()
 ) -> Any:
-    """Starts a named actor with its resources declared, on `node_id` if given, and returns its handle.
+    """Starts a KV actor as `process` and returns its handle at once; its first call waits until it is ready.
 
-    With `lifetime` None it ends with the process that started it. `environment` is set for its process. `cpus` are as
-    in KvActor. Returns at once; the first call waits until the actor is ready.
-
-    The actor is not restarted when it dies: its state would be gone, and an empty store under the old name
-    would hide the loss.
+    `cpus` are as in KvActor.
     """
-    options: dict[str, Any] = {
-        "name": name,
-        "namespace": namespace,
-        "lifetime": lifetime,
-        "num_cpus": num_cpus,
-        "memory": memory_bytes,
-        "max_restarts": 0,
-        "max_task_retries": 0,
-        "runtime_env": {"env_vars": dict(environment or {})},
-    }
-    if node_id is not None:
-        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(KvActor).options(**options).remote(layout, num_pages, num_threads, cpus)
+    return ray.remote(KvActor).options(**process.options()).remote(layout, num_pages, num_threads, cpus)
 
 
 def stop_kv_actor(handle: Any, *, timeout_s: float = 10.0) -> None:

@@ -13,6 +13,7 @@ from moorage.workers.errors import PeerDead, Unavailable
 from moorage.workers.kv.actor import connect, start_kv_actor, stop_kv_actor
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.ray_link import RayLink
+from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import KvLayout
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -20,15 +21,8 @@ LAYOUT = KvLayout(1, 1, 16, 4)
 
 
 def start(name: str) -> Any:
-    return start_kv_actor(
-        name=name,
-        namespace="test",
-        layout=LAYOUT,
-        num_pages=4,
-        num_threads=1,
-        num_cpus=0.1,
-        memory_bytes=4 * LAYOUT.page_bytes,
-    )
+    process = RayProcess(name, "test", num_cpus=0.1, memory_bytes=4 * LAYOUT.page_bytes)
+    return start_kv_actor(process, LAYOUT, num_pages=4, num_threads=1)
 
 
 def test_an_actor_is_found_by_name_and_shared_by_both_links() -> None:

@@ -37,20 +37,13 @@ session_ids = itertools.count(1)
 def ray_link(request: pytest.FixtureRequest) -> Iterator[Callable[[KvLayout], Link]]:
     from moorage.workers.kv.actor import start_kv_actor, stop_kv_actor
     from moorage.workers.kv.ray_link import RayLink
+    from moorage.workers.ray_process import RayProcess
 
     request.getfixturevalue("local_ray")
     actors = []
 
     def start(layout: KvLayout) -> Link:
-        handle = start_kv_actor(
-            name="links",
-            namespace="test",
-            layout=layout,
-            num_pages=NUM_PAGES,
-            num_threads=1,
-            num_cpus=0,
-            memory_bytes=0,
-        )
+        handle = start_kv_actor(RayProcess("links", "test", num_cpus=0), layout, NUM_PAGES, num_threads=1)
         actors.append(handle)
         return RayLink(handle, layout)
 
