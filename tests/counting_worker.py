@@ -88,7 +88,11 @@ class CountingWorker:
             assert segment.start == len(held)
             held += segment.token_ids
             if segment.session_id == self.fail_session:
-                results.append(SegmentResult(segment.session_id, error=StoreFull("its store is full")))
+                results.append(
+                    SegmentResult(
+                        segment.session_id, error=StoreFull(f"session {self.fail_session}: its store is full")
+                    )
+                )
                 continue
             first = 1 if segment.start == 0 else 0
             scored = tuple(-float(t) for t in segment.token_ids[first:]) if segment.prompt_logprobs else ()

@@ -307,7 +307,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("model", "state", "uptime_s", "running", "prefilling", "waiting", "kv_actors", "worker_pids", "prompt_tokens_total", "generated_tokens_total", "cache_hit_rate", "recall", "step_part_s", "waiting_requests", "idle_sessions", "failure", "failed_steps_total")
+    __slots__ = ("model", "state", "uptime_s", "running", "prefilling", "waiting", "kv_actors", "worker_pids", "prompt_tokens_total", "generated_tokens_total", "cache_hit_rate", "recall", "step_part_s", "waiting_requests", "idle_sessions", "failure", "failed_steps_total", "running_requests")
     class StepPartSEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -332,6 +332,7 @@ class GetStatusResponse(_message.Message):
     IDLE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     FAILED_STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     model: Model
     state: str
     uptime_s: float
@@ -349,7 +350,22 @@ class GetStatusResponse(_message.Message):
     idle_sessions: int
     failure: str
     failed_steps_total: int
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., uptime_s: _Optional[float] = ..., running: _Optional[int] = ..., prefilling: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_actors: _Optional[_Iterable[_Union[KvActor, _Mapping]]] = ..., worker_pids: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., cache_hit_rate: _Optional[float] = ..., recall: _Optional[float] = ..., step_part_s: _Optional[_Mapping[str, float]] = ..., waiting_requests: _Optional[_Iterable[_Union[WaitingRequest, _Mapping]]] = ..., idle_sessions: _Optional[int] = ..., failure: _Optional[str] = ..., failed_steps_total: _Optional[int] = ...) -> None: ...
+    running_requests: _containers.RepeatedCompositeFieldContainer[RunningRequest]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., uptime_s: _Optional[float] = ..., running: _Optional[int] = ..., prefilling: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_actors: _Optional[_Iterable[_Union[KvActor, _Mapping]]] = ..., worker_pids: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., cache_hit_rate: _Optional[float] = ..., recall: _Optional[float] = ..., step_part_s: _Optional[_Mapping[str, float]] = ..., waiting_requests: _Optional[_Iterable[_Union[WaitingRequest, _Mapping]]] = ..., idle_sessions: _Optional[int] = ..., failure: _Optional[str] = ..., failed_steps_total: _Optional[int] = ..., running_requests: _Optional[_Iterable[_Union[RunningRequest, _Mapping]]] = ...) -> None: ...
+
+class RunningRequest(_message.Message):
+    __slots__ = ("request_id", "session_id", "prompt_tokens", "prefilled_tokens", "generated_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREFILLED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    session_id: int
+    prompt_tokens: int
+    prefilled_tokens: int
+    generated_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., session_id: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., prefilled_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
 
 class WaitingRequest(_message.Message):
     __slots__ = ("request_id", "prompt_tokens", "waited_s", "waits_for", "reason", "expected_wait_s")

@@ -18,6 +18,7 @@ from moorage.runtime.serving.protocol import (
     ModelInfo,
     Progress,
     PromptLogprobs,
+    RunningRequest,
     Token,
     Usage,
     WaitingRequest,
@@ -151,8 +152,13 @@ def status_response(status: ClusterStatus) -> pb.GetStatusResponse:
     scalars = {name: getattr(status, name) for name in _STATUS_SCALARS if getattr(status, name) is not None}
     actors = [pb.KvActor(**dataclasses.asdict(actor)) for actor in status.kv_actors]
     waiting = [pb.WaitingRequest(**dataclasses.asdict(request)) for request in status.waiting_requests]
+    running = [pb.RunningRequest(**dataclasses.asdict(request)) for request in status.running_requests]
     return pb.GetStatusResponse(
-        model=model(status.model), kv_actors=actors, waiting_requests=waiting, **scalars
+        model=model(status.model),
+        kv_actors=actors,
+        waiting_requests=waiting,
+        running_requests=running,
+        **scalars,
     )
 
 
@@ -173,6 +179,7 @@ def read_status(message: pb.GetStatusResponse) -> ClusterStatus:
         recall=_optional(message, "recall"),
         step_part_s=dict(message.step_part_s),
         waiting_requests=tuple(_read_fields(WaitingRequest, one) for one in message.waiting_requests),
+        running_requests=tuple(_read_fields(RunningRequest, one) for one in message.running_requests),
         idle_sessions=message.idle_sessions,
         failure=message.failure,
         failed_steps_total=message.failed_steps_total,

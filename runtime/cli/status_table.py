@@ -8,13 +8,13 @@ from dataclasses import asdict
 from rich.markup import escape
 from rich.table import Table
 
-from moorage.client import ClusterStatus, KvActorStatus, ModelInfo, WaitingRequest
+from moorage.client import ClusterStatus, KvActorStatus, ModelInfo, RunningRequest, WaitingRequest
 from moorage.runtime.cli.output import format_gb
 from moorage.workers.counting import counted
 from moorage.workers.hf_generation import SamplingDefaults
 
-_MOST_WAITING = 5
-"""Waiting requests that a table shows, the next to be admitted first."""
+_MOST_LISTED = 5
+"""Requests of a kind that a table shows: the running ones in order of admission, then the next to be admitted."""
 
 
 def status_table(address: str, status: ClusterStatus, *, short: bool = False) -> Table:
@@ -59,14 +59,23 @@ def _requests(status: ClusterStatus) -> Iterator[tuple[str, str]]:
         "requests",
         f"{status.running} running ({status.prefilling} in prefill), {status.waiting} waiting",
     )
-    for request in status.waiting_requests[:_MOST_WAITING]:
-        yield "  waiting", _waiting(request)
-    more = len(status.waiting_requests) - _MOST_WAITING
-    if more > 0:
-        yield "", f"and {more} more"
+    yield from _listed("  running", list(map(_running, status.running_requests)))
+    yield from _listed("  waiting", list(map(_waiting, status.waiting_requests)))
     yield "idle sessions", str(status.idle_sessions)
     prompts, generated = status.prompt_tokens_total, status.generated_tokens_total
     yield "tokens so far", f"{prompts:,} of prompts, {generated:,} generated"
+
+
+def _listed(name: str, lines: list[str]) -> Iterator[tuple[str, str]]:
+    for line in lines[:_MOST_LISTED]:
+        yield name, line
+    if len(lines) > _MOST_LISTED:
+        yield "", f"and {len(lines) - _MOST_LISTED} more"
+
+
+def _running(request: RunningRequest) -> str:
+    prompt = f"{request.prefilled_tokens:,} of {counted(request.prompt_tokens, 'token', commas=True)} read"
+    return f"{request.request_id} (session {request.session_id}), {prompt}, {request.generated_tokens:,} generated"
 
 
 def _waiting(request: WaitingRequest) -> str:

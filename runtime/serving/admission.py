@@ -15,7 +15,7 @@ from moorage.runtime.serving.capacity import Resources, first_actor
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest, Wait
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
 
-Reusable = Callable[[int, IdleSession], int]
+Reusable = Callable[[str, IdleSession], int]
 """How many prompt tokens of a request an idle session's KV saves; with 0 the request begins the session anew."""
 
 
@@ -44,7 +44,7 @@ class Admission:
         self.free = self.limits.resources
 
     def admit(
-        self, running: Mapping[int, ScheduledRequest]
+        self, running: Mapping[str, ScheduledRequest]
     ) -> tuple[list[ScheduledRequest], list[IdleSession]]:
         """Starts what fits beside `running`, in order of arrival; returns it and the sessions evicted for it.
 
@@ -67,7 +67,7 @@ class Admission:
             busy |= _session_names((request,))
         return admitted, evicted
 
-    def withdraw(self, request_id: int) -> None:
+    def withdraw(self, request_id: str) -> None:
         """Removes a waiting request."""
         self.waiting = deque(request for request in self.waiting if request.request_id != request_id)
 
@@ -80,7 +80,7 @@ class Admission:
         self.free = self.free.plus(reservation).minus(session.resources)
         self.idle.add(session)
 
-    def waits(self, running: Mapping[int, ScheduledRequest]) -> list[Wait]:
+    def waits(self, running: Mapping[str, ScheduledRequest]) -> list[Wait]:
         """Why each waiting request waits, in order."""
         busy, blocked, found = _session_names(running.values()), False, []
         for place, request in enumerate(self.waiting):

@@ -19,7 +19,7 @@ from moorage.runtime.serving.protocol import (
     ModelInfo,
     ScoreParams,
 )
-from moorage.runtime.serving.queue_status import waiting_requests
+from moorage.runtime.serving.queue_status import running_requests, waiting_requests
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.step_loop import StepLoop
@@ -64,7 +64,7 @@ class Coordinator:
             cluster.eos_token_ids,
             cluster.resolve_memory(None),
         )
-        self._request_ids = itertools.count(1)
+        self._session_ids = itertools.count(1)
         self._started_s = time.monotonic()
 
     @property
@@ -127,6 +127,7 @@ class Coordinator:
             waiting_requests=waiting_requests(
                 scheduler, loop.requests, self._cluster.capacity, loop.expected_waits(), now_s
             ),
+            running_requests=running_requests(scheduler, loop.requests),
             idle_sessions=len(scheduler.idle),
             failed_steps_total=loop.failures.total,
         )
@@ -149,7 +150,7 @@ class Coordinator:
         preset: str | None,
         sampling: SamplingSpec,
         max_new_tokens: int,
-        public_id: str,
+        request_id: str,
         session: str | None = None,
     ) -> Request:
         """The record of a request. Raises what can never be served."""
@@ -166,9 +167,10 @@ class Coordinator:
         max_new_tokens = min(max_new_tokens, limit - len(prompt))
         need = capacity.need(len(prompt) + max_new_tokens, memory)
         capacity.check(need, len(prompt) + max_new_tokens)
-        request_id = next(self._request_ids)
+        request_id = request_id or secrets.token_hex(6)
         return Request(
             request_id=request_id,
+            session_id=next(self._session_ids),
             prompt=TokenIds(prompt),
             memory=memory,
             sampling=sampling,
@@ -179,9 +181,7 @@ class Coordinator:
             scheduled=ScheduledRequest(
                 request_id, len(prompt), need, max(1, memory.selection.execution_block), session
             ),
-            public_id=public_id or secrets.token_hex(6),
             session_name=session,
             dram_bytes=capacity.bytes_of(need),
-            session_id=request_id,
             reach=self._cluster.reach(memory),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -88,11 +89,11 @@ class StepFailures:
         """Records that a step with work in it has run."""
         self._in_a_row = 0
 
-    def record(self, error: Exception, doing: str) -> MoorageError:
+    def record(self, error: Exception, doing: str, requests: Mapping[str, int]) -> MoorageError:
         """Counts `error`, raised while `doing`, and logs it; returns the error for the requests concerned."""
         self.total += 1
         self._in_a_row += 1
-        return logged(error, doing)
+        return logged(error, doing, requests)
 
     @property
     def many_in_a_row(self) -> bool:
@@ -101,23 +102,26 @@ class StepFailures:
 
     def hopeless(self, error: Exception) -> Unavailable:
         """Logs that a step without any request failed as well; returns why the cluster has failed."""
-        self.record(error, "a step without a request")
+        self.record(error, "a step without a request", {})
         return Unavailable(
             f"{self._in_a_row} steps in a row failed, the last one, without any request, with {_reason(error)}; "
             "look in the log and launch the cluster again"
         )
 
 
-def logged(error: Exception, doing: str, *, show_message: bool = True) -> MoorageError:
+def logged(
+    error: Exception, doing: str, requests: Mapping[str, int], *, show_message: bool = True
+) -> MoorageError:
     """Logs `error` with its traceback under an id; returns the error for the client.
 
-    That is the error itself where it has a message of ours. `show_message` is False where messages may hold what a
-    user wrote.
+    That is the error itself where it has a message of ours. `requests` are the requests concerned, with the worker's
+    session of each. `show_message` is False where messages may hold what a user wrote.
     """
     error_id = secrets.token_hex(4)
     log.error(
         f"{doing} failed",
         error_id=error_id,
+        requests=dict(requests),
         reason=_reason(error) if show_message else type(error).__name__,
         exception=error.trace if isinstance(error, Internal) else places(error),
     )

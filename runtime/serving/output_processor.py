@@ -106,7 +106,7 @@ class OutputProcessor:
         self._totals = totals
         self._clock = clock
 
-    def process(self, step: Step, result: StepResult, requests: Mapping[int, Request]) -> list[Request]:
+    def process(self, step: Step, result: StepResult, requests: Mapping[str, Request]) -> list[Request]:
         """Processes one step's results and returns the requests that ended with it."""
         self._totals.count(step, result)
         ended = []
@@ -120,7 +120,8 @@ class OutputProcessor:
             try:
                 self._segment(request, outcome, chunk_ends.get(request_id))
             except Exception as error:  # noqa: BLE001  one request must not end another
-                request.fail(logged(error, "processing a request's output", show_message=False))
+                ids = {request_id: request.session_id}
+                request.fail(logged(error, "processing a request's output", ids, show_message=False))
             request.scheduled.paused = request.events.qsize() >= MOST_UNREAD
             if request.finished or request.failed:
                 ended.append(request)
@@ -128,8 +129,9 @@ class OutputProcessor:
 
     def _segment(self, request: Request, outcome: SegmentResult, chunk_end: int | None) -> None:
         if outcome.error is not None:
+            ids = {request.request_id: request.session_id}
             unexpected = isinstance(outcome.error, Internal)
-            request.fail(logged(outcome.error, "a session's step") if unexpected else outcome.error)
+            request.fail_step(logged(outcome.error, "a session's step", ids) if unexpected else outcome.error)
             return
         if chunk_end is not None:
             self._progress(request, outcome, chunk_end)

@@ -139,6 +139,18 @@ class KvActorStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RunningRequest:
+    """A request that was admitted and has not ended."""
+
+    request_id: str
+    session_id: int
+    """Its session in the worker, which the log of a step names."""
+    prompt_tokens: int
+    prefilled_tokens: int
+    generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class WaitingRequest:
     """A request that was accepted and has not had its first step."""
 
@@ -178,3 +190,5 @@ class ClusterStatus:
     failure: str = ""
     """What keeps the cluster from serving, in one line."""
     failed_steps_total: int = 0
+    running_requests: tuple[RunningRequest, ...] = ()
+    """In order of admission."""

@@ -1,4 +1,4 @@
-"""Why each waiting request waits, and for how long, by the throughput of the latest steps."""
+"""What running requests have done, why each waiting one waits, and for how long by the latest throughput."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.serving.capacity import Capacity
-from moorage.runtime.serving.protocol import WaitingRequest
+from moorage.runtime.serving.protocol import RunningRequest, WaitingRequest
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.scheduled_request import Wait
 from moorage.runtime.serving.scheduler import Scheduler
@@ -71,9 +71,23 @@ def retry_after_s(starts: Sequence[float]) -> float:
     return min(max(starts[len(starts) // 2], _LEAST_RETRY_S), _MOST_RETRY_S)
 
 
+def running_requests(scheduler: Scheduler, requests: Mapping[str, Request]) -> tuple[RunningRequest, ...]:
+    """In order of admission."""
+    return tuple(
+        RunningRequest(
+            request_id=request_id,
+            session_id=requests[request_id].session_id,
+            prompt_tokens=running.prompt_tokens,
+            prefilled_tokens=running.prefilled_tokens,
+            generated_tokens=len(requests[request_id].generated),
+        )
+        for request_id, running in scheduler.running.items()
+    )
+
+
 def waiting_requests(
     scheduler: Scheduler,
-    requests: Mapping[int, Request],
+    requests: Mapping[str, Request],
     capacity: Capacity,
     expected_s: Sequence[float] | None,
     now_s: float,
@@ -84,7 +98,7 @@ def waiting_requests(
         request = requests[wait.request.request_id]
         found.append(
             WaitingRequest(
-                request_id=request.public_id,
+                request_id=request.request_id,
                 prompt_tokens=len(request.prompt),
                 waited_s=now_s - request.arrived_s,
                 waits_for=wait.waits_for,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from copy import copy
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -13,6 +15,7 @@ from moorage.runtime.serving.protocol import Event, Usage
 from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledRequest
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.stop_strings import StopMatcher
+from moorage.workers.errors import MoorageError
 from moorage.workers.spec import ContinueSession, MemorySpec, OpenSession, SamplingSpec, Segment
 from moorage.workers.token_ids import TokenIds
 
@@ -36,7 +39,10 @@ _LOGGED = (
 class Request:
     """Mutable state of one request; times are of one monotonic clock, in seconds."""
 
-    request_id: int
+    request_id: str
+    """Names the request to its client, in the log and in the status."""
+    session_id: int
+    """Names the session to the worker: a new one, or that of the idle session which the request continues."""
     prompt: TokenIds
     memory: MemorySpec
     sampling: SamplingSpec
@@ -47,8 +53,6 @@ class Request:
     decoder: IncrementalDecoder | None
     scheduled: ScheduledRequest
     """The request as the scheduler sees it."""
-    public_id: str
-    """Names the request to its client, in the log and in the status."""
     reach: Reach = Reach(None, "")
     """How far the positions of this request hold."""
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
@@ -56,7 +60,6 @@ class Request:
     session_name: str | None = None
     cached_tokens: int = 0
     dram_bytes: int = 0
-    session_id: int = 0
     generated: list[int] = field(default_factory=list)
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
     finished: bool = False
@@ -139,6 +142,12 @@ class Request:
         self.failed = True
         self.end(error)
 
+    def fail_step(self, error: MoorageError) -> None:
+        """As `fail`, with an error of the worker, which names the request by its session."""
+        named = copy(error)
+        named.args = (re.sub(rf"\bsession {self.session_id}\b", f"request {self.request_id}", str(error)),)
+        self.fail(named)
+
     def end(self, error: Exception) -> None:
         """Ends the request with an error; its KV is still good."""
         self.outcome = f"failed: {type(error).__name__}"
@@ -192,7 +201,7 @@ class Request:
         figures = {name: usage[name] for name in _LOGGED if usage[name] is not None}
         log.info(
             "request finished",
-            request_id=self.public_id,
+            request_id=self.request_id,
             method="score" if self.is_score else "generate",
             outcome=self.outcome,
             preset=self.memory.preset,

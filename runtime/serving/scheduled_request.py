@@ -26,7 +26,8 @@ class Limits:
 class ScheduledRequest:
     """One request as the scheduler sees it."""
 
-    request_id: int
+    request_id: str
+    """Names the request to its client, in the log and in the status."""
     prompt_tokens: int
     need: Resources
     """For the whole session; its pages are counted for a session that starts at actor 0."""
@@ -74,7 +75,7 @@ class ScheduledRequest:
 class PrefillChunk:
     """Prompt tokens [start, start + count) of a request."""
 
-    request_id: int
+    request_id: str
     start: int
     count: int
 
@@ -88,8 +89,8 @@ class PrefillChunk:
 class Step:
     """One step's work."""
 
-    admitted: tuple[int, ...] = ()
-    decodes: tuple[int, ...] = ()
+    admitted: tuple[str, ...] = ()
+    decodes: tuple[str, ...] = ()
     prefills: tuple[PrefillChunk, ...] = ()
     evicted: tuple[IdleSession, ...] = ()
     """Idle sessions whose resources the admitted requests hold now."""
@@ -105,7 +106,7 @@ class Step:
         return sum(chunk.count for chunk in self.prefills)
 
     @property
-    def request_ids(self) -> tuple[int, ...]:
+    def request_ids(self) -> tuple[str, ...]:
         """Every request that the step is about, once."""
         return tuple(dict.fromkeys((*self.admitted, *self.decodes, *(c.request_id for c in self.prefills))))
 

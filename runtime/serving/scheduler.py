@@ -24,9 +24,9 @@ class Scheduler:
 
     limits: Limits
     reusable: InitVar[Reusable]
-    running: dict[int, ScheduledRequest] = field(default_factory=dict)
+    running: dict[str, ScheduledRequest] = field(default_factory=dict)
     _admission: Admission = field(init=False)
-    _turn: deque[int] = field(default_factory=deque)
+    _turn: deque[str] = field(default_factory=deque)
     """Prefilling requests; the first is served first, then goes to the end."""
 
     def __post_init__(self, reusable: Reusable) -> None:
@@ -57,13 +57,13 @@ class Scheduler:
             )
         self._admission.waiting.append(request)
 
-    def release(self, request_id: int) -> None:
+    def release(self, request_id: str) -> None:
         """Removes a request and frees its reservation."""
         request = self._remove(request_id)
         if request is not None and request.reservation is not None:
             self._admission.release(request.reservation)
 
-    def keep(self, request_id: int, session: IdleSession) -> None:
+    def keep(self, request_id: str, session: IdleSession) -> None:
         """Ends a running request whose KV stays; what it reserved beyond the session's resources is free again."""
         request = self._remove(request_id)
         assert request is not None
@@ -98,7 +98,7 @@ class Scheduler:
             if request.decoding:
                 self._turn.remove(request.request_id)
 
-    def _remove(self, request_id: int) -> ScheduledRequest | None:
+    def _remove(self, request_id: str) -> ScheduledRequest | None:
         """Takes a request out; returns it if it ran."""
         request = self.running.pop(request_id, None)
         if request is None:

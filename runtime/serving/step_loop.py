@@ -26,8 +26,16 @@ from moorage.runtime.serving.reuse import StoredKv, reusable_tokens
 from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.runtime.serving.session_cache import IdleSession
-from moorage.workers.errors import MoorageError, Unavailable
-from moorage.workers.spec import MemorySpec, OpenSession, SamplingSpec, Segment, StepPlan, StepResult
+from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
+from moorage.workers.spec import (
+    ContinueSession,
+    MemorySpec,
+    OpenSession,
+    SamplingSpec,
+    Segment,
+    StepPlan,
+    StepResult,
+)
 
 log = structlog.get_logger()
 
@@ -50,7 +58,7 @@ class StepLoop:
         self._memory = memory
         self._limits, self._capacity, self._executor = limits, capacity, executor
         self.scheduler = Scheduler(limits, self._reusable)
-        self.requests: dict[int, Request] = {}
+        self.requests: dict[str, Request] = {}
         self.totals = Totals()
         self.failures = StepFailures()
         self._ended_requests: list[Request] = []
@@ -69,6 +77,8 @@ class StepLoop:
     def add(self, request: Request) -> EventStream:
         """Queues a request. Raises, changing nothing, what can't be served now."""
         self._executor.health.check()
+        if request.request_id in self.requests:
+            raise InvalidRequest(f"request_id: {request.request_id!r} is in use; choose another or send none")
         starts = self.expected_waits()
         self.scheduler.add(request.scheduled, retry_after_s(starts) if starts else None)
         self.requests[request.request_id] = request
@@ -92,7 +102,7 @@ class StepLoop:
 
     def expected_waits(self) -> list[float] | None:
         """When each waiting request will start, from now on; None until the throughput was measured."""
-        works: dict[int, float] = {}
+        works: dict[str, float] = {}
         for request in self.requests.values():
             work_s = self._throughput.work_s(request.scheduled.remaining_tokens, request.remaining_new_tokens)
             if work_s is None:
@@ -106,7 +116,7 @@ class StepLoop:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    def _reusable(self, request_id: int, held: IdleSession) -> int:
+    def _reusable(self, request_id: str, held: IdleSession) -> int:
         """How many tokens of a request's prompt need no prefill when it goes on with `held`."""
         request = self.requests[request_id]
         return reusable_tokens(held.stored, request.prompt, request.memory, self._capacity.layout)
@@ -152,7 +162,7 @@ class StepLoop:
     async def _run_step(self, step: Step) -> StepResult:
         now_s = time.monotonic()
         drops, idles = tuple(self._drops), tuple(self._idles)
-        opens = tuple(self.requests[request_id].open_session(now_s) for request_id in step.admitted)
+        opens = tuple(self._open_session(self.requests[request_id], now_s) for request_id in step.admitted)
         segments = [self.requests[request_id].decode_segment() for request_id in step.decodes]
         segments += [self.requests[chunk.request_id].prefill_segment(chunk) for chunk in step.prefills]
         plan = StepPlan(next(self._step_ids), drops, opens, tuple(segments), idles)
@@ -160,6 +170,18 @@ class StepLoop:
         del self._drops[: len(drops)], self._idles[: len(idles)]
         self._throughput.record_step(step.prompt_tokens, len(step.decodes), result.elapsed_s)
         return result
+
+    def _open_session(self, request: Request, now_s: float) -> OpenSession | ContinueSession:
+        """Admits a request. The log links its id to the worker's session."""
+        opening = request.open_session(now_s)
+        log.info(
+            "request admitted",
+            request_id=request.request_id,
+            session_id=request.session_id,
+            cached_tokens=request.cached_tokens,
+            queue_s=round(now_s - request.arrived_s, 3),
+        )
+        return opening
 
     async def _probe(self) -> Unavailable | None:
         """Generates a token without any request, and repeats failed drops. Returns why the cluster failed."""
@@ -206,13 +228,12 @@ class StepLoop:
 
     def _fail_step(self, step: Step, error: Exception) -> None:
         """A step raised: its requests fail, and the worker drops their sessions with the next step."""
-        reported = self.failures.record(error, "step")
-        running = [self.requests[one] for one in step.request_ids if one in self.requests]
-        self._fail_all(running, reported)
+        concerned = [self.requests[one] for one in step.request_ids if one in self.requests]
+        self._fail_all(concerned, self.failures.record(error, "step", _ids(concerned)))
 
     def _restart(self, error: Exception) -> None:
         """The scheduler's state can't be trusted: all requests end, and no session is left."""
-        reported = self.failures.record(error, "scheduling")
+        reported = self.failures.record(error, "scheduling", _ids(self.requests.values()))
         held = [session.session_id for session in self.scheduler.idle]
         started = [request for request in self.requests.values() if request.admitted_s is not None]
         self._drops = [*dict.fromkeys((*self._drops, *held, *(request.session_id for request in started)))]
@@ -223,9 +244,9 @@ class StepLoop:
         self.requests.clear()
         self.scheduler = Scheduler(self._limits, self._reusable)
 
-    def _fail_all(self, requests: Iterable[Request], error: Exception) -> None:
+    def _fail_all(self, requests: Iterable[Request], error: MoorageError) -> None:
         for request in requests:
-            request.fail(error)
+            request.fail_step(error)
             self._ended_requests.append(request)
 
     def _fail(self, source: str, error: Unavailable) -> None:
@@ -239,3 +260,8 @@ class StepLoop:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._fail("the coordinator", Unavailable(f"the coordinator ended ({type(error).__name__})"))
+
+
+def _ids(requests: Iterable[Request]) -> dict[str, int]:
+    """The worker's session of each request."""
+    return {request.request_id: request.session_id for request in requests}

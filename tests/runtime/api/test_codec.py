@@ -15,6 +15,7 @@ from moorage.runtime.serving.protocol import (
     ModelInfo,
     Progress,
     PromptLogprobs,
+    RunningRequest,
     Token,
     Usage,
     WaitingRequest,
@@ -63,6 +64,7 @@ def test_status(rate: float | None) -> None:
         idle_sessions=3,
         failure="the worker is gone",
         failed_steps_total=4,
+        running_requests=(RunningRequest("b2", 7, 1 << 20, 1 << 19, 3),),
     )
     assert codec.read_status(codec.status_response(status)) == status
     unlimited = dataclasses.replace(MODEL, reach_tokens=None, warnings=())
@@ -74,6 +76,7 @@ def test_every_field_of_a_record_is_in_its_message() -> None:
         (Usage, pb.Usage),
         (KvActorStatus, pb.KvActor),
         (WaitingRequest, pb.WaitingRequest),
+        (RunningRequest, pb.RunningRequest),
         (ClusterStatus, pb.GetStatusResponse),
         (SamplingDefaults, pb.SamplingDefaults),
     ):

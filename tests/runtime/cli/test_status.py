@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from moorage.client import ClusterStatus, KvActorStatus, ModelInfo, WaitingRequest
+from moorage.client import ClusterStatus, KvActorStatus, ModelInfo, RunningRequest, WaitingRequest
 from moorage.runtime.cli.status_table import status_table
 from tests.runtime.cli.terminal import terminal
 from tests.toy_server import ToyServer, toy_server
@@ -35,6 +35,7 @@ BUSY = ClusterStatus(
         WaitingRequest(f"request-{number}", 1234, 65.0, "memory", REASON, 12.0 if number == 0 else None)
         for number in range(7)
     ),
+    running_requests=(RunningRequest("request-r", 9, 131_072, 65_536, 0),),
     idle_sessions=4,
     failure="kv-0 (pid 11) does not answer",
     failed_steps_total=2,
@@ -58,6 +59,7 @@ def test_who_waits_for_what_and_what_is_wrong(short: bool) -> None:
     assert all(len(line) <= 80 for line in lines)
     text = text_of(lines)
     assert f"request-0, 1,234 tokens, since 0:01:05 (about 0:00:12 left): {REASON}" in text
+    assert "request-r (session 9), 65,536 of 131,072 tokens read, 0 generated" in text
     assert "and 2 more" in text
     assert "request-5" not in text
     assert "kv-0 (pid 11) does not answer" in text

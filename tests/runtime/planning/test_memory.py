@@ -119,7 +119,7 @@ def test_admission_takes_as_many_sessions_as_are_promised(shards: int, stripe: i
     limits = Limits(capacity.total, 10**6, 10**6, max_running=10**6, max_waiting=10**6)
     scheduler = Scheduler(limits, lambda *_: 0)
     for request_id in range(promised + 1):
-        scheduler.add(ScheduledRequest(request_id, tokens, capacity.need(tokens, plan.memory)))
+        scheduler.add(ScheduledRequest(str(request_id), tokens, capacity.need(tokens, plan.memory)))
     assert len(scheduler.next_step().admitted) == promised
     if promised:
         assert context_sizes(plan, tokens, promised).largest_shard_bytes <= pages * plan.layout.page_bytes

@@ -266,6 +266,42 @@ async def test_status_says_what_each_waiting_request_waits_for() -> None:
     ]
 
 
+async def test_a_request_and_its_session_are_linked_in_the_log_and_in_the_status() -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with running() as (coordinator, worker):
+            await collect(coordinator, prompt=[1] * 20, max_new_tokens=4, session="talk", request_id="first")
+            events = coordinator.generate(
+                GenerateParams([1] * 30, max_new_tokens=90, session="talk", request_id="second")
+            )
+            async for event in events:
+                if isinstance(event, Token):
+                    break
+            (listed,) = (await coordinator.status()).running_requests
+            await events.aclose()
+    assert (listed.request_id, listed.session_id) == ("second", 1), "it goes on with the first one's session"
+    assert (listed.prompt_tokens, listed.prefilled_tokens) == (30, 30)
+    assert listed.generated_tokens >= 1
+    admitted = [entry for entry in logs if entry["event"] == "request admitted"]
+    assert [(line["request_id"], line["session_id"]) for line in admitted] == [("first", 1), ("second", 1)]
+    assert [line["cached_tokens"] for line in admitted] == [0, 20]
+    assert {one.session_id for plan in worker.plans for one in plan.opens} == {1}
+
+
+async def test_an_error_of_the_worker_names_the_request_as_its_client_knows_it() -> None:
+    async with running() as (coordinator, worker):
+        worker.fail_session = 1
+        with pytest.raises(ResourceExhausted, match=r"^request 1f6c: its store is full$"):
+            await collect(coordinator, prompt=[3], max_new_tokens=3, request_id="1f6c")
+
+
+async def test_two_requests_at_once_can_not_have_one_id() -> None:
+    async with running() as (coordinator, _):
+        events = coordinator.generate(GenerateParams([1], max_new_tokens=90, request_id="a"))
+        with pytest.raises(InvalidRequest, match=r"request_id: 'a' is in use"):
+            coordinator.generate(GenerateParams([2], max_new_tokens=1, request_id="a"))
+        await events.aclose()
+
+
 async def test_each_request_leaves_one_line_in_the_log_without_its_prompt() -> None:
     with structlog.testing.capture_logs() as logs:
         async with running(eos=2) as (coordinator, worker):

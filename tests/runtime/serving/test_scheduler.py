@@ -37,29 +37,31 @@ def scheduler(**changes: int) -> Scheduler:
 
 
 def request(
-    request_id: int, prompt_tokens: int, pages: int = 1, chunk_alignment: int = 1, session: str | None = None
+    request_id: str, prompt_tokens: int, pages: int = 1, chunk_alignment: int = 1, session: str | None = None
 ) -> ScheduledRequest:
     return ScheduledRequest(request_id, prompt_tokens, Resources((pages,), 1), chunk_alignment, session)
 
 
 def hold_idle(sched: Scheduler, name: str, pages: int) -> None:
     """A finished request of session `name` left `pages` of KV."""
-    request_id = -len(sched.idle) - 1
+    request_id = f"idle {len(sched.idle)}"
     sched.add(request(request_id, 1, pages, session=name))
     run_prefill(sched)
     keep(sched, request_id)
 
 
-def keep(sched: Scheduler, request_id: int) -> None:
+def keep(sched: Scheduler, request_id: str) -> None:
     """Ends a running request whose KV stays, all of it."""
     ended = sched.running[request_id]
     assert ended.reservation is not None
     assert ended.session_name is not None
     resources = Resources(ended.reservation.pages, 0)
-    sched.keep(request_id, IdleSession(ended.session_name, request_id, NOTHING, resources, ended.first_actor))
+    sched.keep(
+        request_id, IdleSession(ended.session_name, len(sched.idle), NOTHING, resources, ended.first_actor)
+    )
 
 
-def run_prefill(sched: Scheduler) -> dict[int, int]:
+def run_prefill(sched: Scheduler) -> dict[str, int]:
     """One step; returns prompt tokens by request."""
     step = sched.next_step()
     sched.prefilled(step.prefills)
@@ -68,98 +70,101 @@ def run_prefill(sched: Scheduler) -> dict[int, int]:
 
 def test_a_prompt_is_cut_into_chunks_of_the_token_budget() -> None:
     sched = scheduler()
-    sched.add(request(1, 150))
-    assert [run_prefill(sched) for _ in range(3)] == [{1: 64}, {1: 64}, {1: 22}]
-    assert sched.next_step().decodes == (1,)
+    sched.add(request("a", 150))
+    assert [run_prefill(sched) for _ in range(3)] == [{"a": 64}, {"a": 64}, {"a": 22}]
+    assert sched.next_step().decodes == ("a",)
 
 
 def test_decodes_come_first_and_limit_the_prompt_tokens_beside_them() -> None:
     sched = scheduler()
-    sched.add(request(1, 5))
+    sched.add(request("a", 5))
     run_prefill(sched)
-    sched.add(request(2, 150))
+    sched.add(request("b", 150))
     step = sched.next_step()
-    assert step.decodes == (1,)
-    assert [(c.request_id, c.count) for c in step.prefills] == [(2, 16)]
+    assert step.decodes == ("a",)
+    assert [(c.request_id, c.count) for c in step.prefills] == [("b", 16)]
 
 
 def test_two_prompts_share_a_step_and_a_short_one_passes_its_rest_on() -> None:
     sched = scheduler()
-    sched.add(request(1, 1000))
-    sched.add(request(2, 10))
-    assert run_prefill(sched) == {1: 54, 2: 10}
+    sched.add(request("a", 1000))
+    sched.add(request("b", 10))
+    assert run_prefill(sched) == {"a": 54, "b": 10}
 
 
-def test_a_prompt_with_a_large_quantum_is_not_starved_by_others() -> None:
+def test_a_prompt_with_a_large_alignment_is_not_starved_by_others() -> None:
     sched = scheduler(max_step_tokens=24)
-    sched.add(request(1, 1000, chunk_alignment=16))
-    sched.add(request(2, 1000))
+    sched.add(request("a", 1000, chunk_alignment=16))
+    sched.add(request("b", 1000))
     moved = [run_prefill(sched) for _ in range(4)]
-    assert sum(step.get(1, 0) for step in moved) >= 32
-    assert sum(step.get(2, 0) for step in moved) >= 24
+    assert sum(step.get("a", 0) for step in moved) >= 32
+    assert sum(step.get("b", 0) for step in moved) >= 24
 
 
-def test_chunks_end_at_the_quantum_or_at_the_end_of_the_prompt() -> None:
+def test_chunks_end_at_their_alignment_or_at_the_end_of_the_prompt() -> None:
     sched = scheduler(max_step_tokens=50)
-    sched.add(request(1, 100, chunk_alignment=16))
-    assert [run_prefill(sched)[1] for _ in range(3)] == [48, 48, 4]
+    sched.add(request("a", 100, chunk_alignment=16))
+    assert [run_prefill(sched)["a"] for _ in range(3)] == [48, 48, 4]
 
 
 def test_a_continued_prompt_first_goes_to_the_next_boundary() -> None:
     sched = scheduler(max_step_tokens=10, reused_tokens=5)
     hold_idle(sched, "talk", pages=1)
-    continued = request(1, 100, chunk_alignment=16, session="talk")
+    continued = request("a", 100, chunk_alignment=16, session="talk")
     sched.add(continued)
-    assert run_prefill(sched) == {1: 11}
+    assert run_prefill(sched) == {"a": 11}
 
 
-def test_a_job_without_room_waits_until_another_leaves() -> None:
+def test_a_request_without_resources_waits_until_another_leaves() -> None:
     sched = scheduler(pages=10)
-    sched.add(request(1, 5, pages=8))
-    sched.add(request(2, 5, pages=4))
-    assert sched.next_step().admitted == (1,)
+    sched.add(request("a", 5, pages=8))
+    sched.add(request("b", 5, pages=4))
+    assert sched.next_step().admitted == ("a",)
     (wait,) = sched.waits()
-    assert (wait.request.request_id, wait.waits_for) == (2, "memory")
-    sched.release(1)
-    assert sched.next_step().admitted == (2,)
+    assert (wait.request.request_id, wait.waits_for) == ("b", "memory")
+    sched.release("a")
+    assert sched.next_step().admitted == ("b",)
 
 
 def test_a_full_queue_refuses_and_changes_nothing() -> None:
     sched = scheduler(max_waiting=1)
-    sched.add(request(1, 5))
+    sched.add(request("a", 5))
     with pytest.raises(ResourceExhausted, match="queue is full") as refused:
-        sched.add(request(2, 5), retry_after_s=1.5)
+        sched.add(request("b", 5), retry_after_s=1.5)
     assert refused.value.retry_after_s == 1.5
-    assert [j.request_id for j in sched.waiting] == [1]
+    assert [j.request_id for j in sched.waiting] == ["a"]
 
 
-def test_a_waiting_job_can_leave() -> None:
+def test_a_waiting_request_can_leave() -> None:
     sched = scheduler()
-    sched.add(request(1, 5))
-    sched.release(1)
+    sched.add(request("a", 5))
+    sched.release("a")
     assert not sched.waiting
     assert sched.next_step().is_empty
 
 
-def test_no_job_passes_one_that_waits_for_room() -> None:
+def test_no_request_passes_one_that_waits_for_resources() -> None:
     sched = scheduler(pages=10)
-    for request_id, pages in [(1, 8), (2, 4), (3, 1)]:
+    for request_id, pages in [("a", 8), ("b", 4), ("c", 1)]:
         sched.add(request(request_id, 5, pages))
-    assert sched.next_step().admitted == (1,)
-    assert [(w.request.request_id, w.waits_for) for w in sched.waits()] == [(2, "memory"), (3, "queue")]
+    assert sched.next_step().admitted == ("a",)
+    assert [(w.request.request_id, w.waits_for) for w in sched.waits()] == [("b", "memory"), ("c", "queue")]
     assert sched.next_step().admitted == ()
-    sched.release(1)
-    assert sched.next_step().admitted == (2, 3)
+    sched.release("a")
+    assert sched.next_step().admitted == ("b", "c")
 
 
-def test_a_job_waits_while_its_session_is_in_use_and_lets_others_pass() -> None:
+def test_a_request_waits_while_its_session_is_in_use_and_lets_others_pass() -> None:
     sched = scheduler()
-    for request_id, session in [(1, "talk"), (2, "talk"), (3, None), (4, "talk")]:
+    for request_id, session in [("a", "talk"), ("b", "talk"), ("c", None), ("d", "talk")]:
         sched.add(request(request_id, 5, session=session))
-    assert sched.next_step().admitted == (1, 3)
-    assert [(w.request.request_id, w.waits_for) for w in sched.waits()] == [(2, "session"), (4, "session")]
-    keep(sched, 1)
-    assert sched.next_step().admitted == (2,)
+    assert sched.next_step().admitted == ("a", "c")
+    assert [(w.request.request_id, w.waits_for) for w in sched.waits()] == [
+        ("b", "session"),
+        ("d", "session"),
+    ]
+    keep(sched, "a")
+    assert sched.next_step().admitted == ("b",)
 
 
 def test_as_many_run_as_may_and_idle_sessions_do_not_count() -> None:
@@ -167,19 +172,19 @@ def test_as_many_run_as_may_and_idle_sessions_do_not_count() -> None:
     for place in range(40):
         hold_idle(sched, f"talk {place}", pages=1)
     assert len(sched.idle) == 40
-    for request_id in (1, 2, 3):
+    for request_id in ("a", "b", "c"):
         sched.add(request(request_id, 5))
-    assert sched.next_step().admitted == (1, 2)
+    assert sched.next_step().admitted == ("a", "b")
     assert [w.waits_for for w in sched.waits()] == ["running"]
 
 
 def test_device_slots_are_waited_for_without_evicting_anything() -> None:
     sched = scheduler(pages=10, slots=1)
     hold_idle(sched, "talk", pages=8)
-    sched.add(request(1, 5))
-    sched.add(request(2, 5, pages=9))
+    sched.add(request("a", 5))
+    sched.add(request("b", 5, pages=9))
     step = sched.next_step()
-    assert (step.admitted, step.evicted) == ((1,), ())
+    assert (step.admitted, step.evicted) == (("a",), ())
     assert [w.waits_for for w in sched.waits()] == ["device_slots"]
 
 
@@ -187,12 +192,12 @@ def test_idle_sessions_are_evicted_oldest_first_and_only_as_many_as_help() -> No
     sched = scheduler(pages=10)
     for name, pages in [("old", 3), ("middle", 3), ("young", 3)]:
         hold_idle(sched, name, pages)
-    sched.add(request(1, 5, pages=4))
+    sched.add(request("a", 5, pages=4))
     assert [held.name for held in sched.next_step().evicted] == ["old"]
-    sched.add(request(2, 5, pages=7))
+    sched.add(request("b", 5, pages=7))
     assert sched.next_step().evicted == ()
     assert [held.name for held in sched.idle] == ["middle", "young"]
-    sched.release(1)
+    sched.release("a")
     assert [held.name for held in sched.next_step().evicted] == ["middle"]
 
 
@@ -200,8 +205,8 @@ def test_a_session_that_a_request_waits_for_is_evicted_last() -> None:
     sched = scheduler(pages=10, reused_tokens=1)
     hold_idle(sched, "awaited", 4)
     hold_idle(sched, "young", 4)
-    sched.add(request(1, 5, pages=6))
-    sched.add(request(2, 5, pages=4, session="awaited"))
+    sched.add(request("a", 5, pages=6))
+    sched.add(request("b", 5, pages=4, session="awaited"))
     assert [held.name for held in sched.next_step().evicted] == ["young"]
 
 
@@ -210,27 +215,27 @@ def test_two_sessions_that_grow_beside_a_third_all_end() -> None:
     sched = scheduler(pages=100, reused_tokens=3)
     for name in ("a", "b"):
         hold_idle(sched, name, 35)
-    sched.add(request(1, 5, pages=30))
-    assert sched.next_step().admitted == (1,)
-    sched.add(request(2, 5, pages=70, session="a"))
-    sched.add(request(3, 5, pages=70, session="b"))
+    sched.add(request("a", 5, pages=30))
+    assert sched.next_step().admitted == ("a",)
+    sched.add(request("b", 5, pages=70, session="a"))
+    sched.add(request("c", 5, pages=70, session="b"))
     step = sched.next_step()
-    assert (step.admitted, [held.name for held in step.evicted]) == ((2,), ["b"])
-    assert sched.running[2].prefilled_tokens == 3
-    sched.release(1)
-    keep(sched, 2)
+    assert (step.admitted, [held.name for held in step.evicted]) == (("b",), ["b"])
+    assert sched.running["b"].prefilled_tokens == 3
+    sched.release("a")
+    keep(sched, "b")
     step = sched.next_step()
-    assert (step.admitted, [held.name for held in step.evicted]) == ((3,), ["a"])
-    assert sched.running[3].prefilled_tokens == 0
+    assert (step.admitted, [held.name for held in step.evicted]) == (("c",), ["a"])
+    assert sched.running["c"].prefilled_tokens == 0
 
 
 def test_a_session_whose_kv_is_of_no_use_begins_anew() -> None:
     sched = scheduler(pages=10)
     hold_idle(sched, "talk", 8)
-    sched.add(request(1, 5, pages=5, session="talk"))
+    sched.add(request("a", 5, pages=5, session="talk"))
     step = sched.next_step()
     assert [held.name for held in step.evicted] == ["talk"]
-    assert sched.running[1].continues is None
+    assert sched.running["a"].continues is None
     assert sched.free.pages == (5,)
 
 
@@ -238,10 +243,10 @@ def test_short_sessions_start_at_the_emptiest_actor() -> None:
     resources = Resources((4, 4, 4), 100)
     sched = Scheduler(Limits(resources, 64, 16, max_running=20, max_waiting=20), lambda *_: 0)
     for request_id in range(12):
-        sched.add(ScheduledRequest(request_id, 5, Resources((1, 0, 0), 1)))
+        sched.add(ScheduledRequest(str(request_id), 5, Resources((1, 0, 0), 1)))
     assert len(sched.next_step().admitted) == 12
     assert sched.free.pages == (0, 0, 0)
-    assert [sched.running[request_id].first_actor for request_id in range(4)] == [0, 1, 2, 0]
+    assert [sched.running[str(request_id)].first_actor for request_id in range(4)] == [0, 1, 2, 0]
 
 
 @settings(max_examples=200, deadline=None)
@@ -254,16 +259,16 @@ def test_short_sessions_start_at_the_emptiest_actor() -> None:
     st.integers(16, 80),
     st.integers(1, 40),
 )
-def test_every_job_ends_and_room_and_budget_are_never_exceeded(
-    jobs: list[tuple[int, int, int]], max_step_tokens: int, decode_prefill_tokens: int
+def test_every_request_ends_and_resources_and_budget_are_never_exceeded(
+    requests: list[tuple[int, int, int]], max_step_tokens: int, decode_prefill_tokens: int
 ) -> None:
     """Random requests run to the end: each decodes three tokens, then leaves; all resources are free again."""
     sched = scheduler(
         pages=40, max_step_tokens=max_step_tokens, decode_prefill_tokens=decode_prefill_tokens, max_running=4
     )
-    for place, (prompt, pages, chunk_alignment) in enumerate(jobs):
-        sched.add(request(place, prompt, pages, chunk_alignment))
-    decoded = dict.fromkeys(range(len(jobs)), 0)
+    for place, (prompt, pages, chunk_alignment) in enumerate(requests):
+        sched.add(request(str(place), prompt, pages, chunk_alignment))
+    decoded = dict.fromkeys(map(str, range(len(requests))), 0)
     for _ in range(5000):
         step = sched.next_step()
         if step.is_empty:
@@ -288,7 +293,7 @@ def test_prompts_of_equal_length_finish_together(count: int) -> None:
     """No prompt waits for another of its size: after any step their progress differs by one chunk at most."""
     sched = scheduler(max_step_tokens=60)
     for place in range(count):
-        sched.add(request(place, 200))
+        sched.add(request(str(place), 200))
     while not sched.next_step().is_empty and all(not j.decoding for j in sched.running.values()):
         run_prefill(sched)
         done = [j.prefilled_tokens for j in sched.running.values()]
@@ -307,10 +312,10 @@ class Life(RuleBasedStateMachine):
         self.capacity = Resources(tuple(pages), slots)
         limits = Limits(self.capacity, 32, 8, max_running, max_waiting=6)
         self.sched = Scheduler(
-            limits, lambda request_id, held: 0 if (request_id + held.session_id) % 5 == 0 else 1
+            limits, lambda request_id, held: 0 if (int(request_id) + held.session_id) % 5 == 0 else 1
         )
         self.ids = itertools.count(1)
-        self.order: list[int] = []
+        self.order: list[str] = []
         """Requests in order of arrival, until they are admitted or leave."""
 
     @rule(
@@ -322,7 +327,7 @@ class Life(RuleBasedStateMachine):
     def arrives(self, prompt: int, blocks: int, slots: int, session: str | None) -> None:
         actors = len(self.capacity.pages)
         need = Resources(tuple((blocks + actors - 1 - actor) // actors for actor in range(actors)), slots)
-        new = ScheduledRequest(next(self.ids), prompt, need, chunk_alignment=4, session_name=session)
+        new = ScheduledRequest(str(next(self.ids)), prompt, need, chunk_alignment=4, session_name=session)
         if not self.capacity.holds(need):  # refused by the capacity
             return
         if len(self.sched.waiting) == self.sched.limits.max_waiting:
@@ -360,7 +365,8 @@ class Life(RuleBasedStateMachine):
         assert ended.reservation is not None
         resources = Resources(tuple(-(-pages // 2) for pages in ended.reservation.pages), 0)
         self.sched.keep(
-            request_id, IdleSession(ended.session_name, request_id, NOTHING, resources, ended.first_actor)
+            request_id,
+            IdleSession(ended.session_name, int(request_id), NOTHING, resources, ended.first_actor),
         )
 
     @rule(data=st.data())

@@ -54,6 +54,7 @@ async def test_a_step_that_raises_ends_its_requests_and_the_others_go_on() -> No
     failure = next(entry for entry in logs if entry["event"] == "step failed")
     assert failure["error_id"] in str(ends[0])
     assert "KeyError: 'weights'" in failure["exception"]
+    assert sorted(failure["requests"].values()) == [2, 3, 4, 5], "the worker's sessions, by request id"
     assert isinstance(kept[-1], Finished)
     assert kept[-1].usage.cached_tokens == 6
     assert (status.state, status.failed_steps_total, status.running) == ("serving", 1, 0)
