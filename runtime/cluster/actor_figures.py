@@ -1,4 +1,4 @@
-"""What KV actors hold, without ever waiting long for one that does not answer."""
+"""The memory that each KV actor uses. An actor that does not answer delays it by a second at most."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from moorage.runtime.cluster.os_processes import ProcessState
 from moorage.runtime.serving.protocol import KvActorStatus
 
 ANSWER_S = 1.0
-"""A snapshot waits no longer for an actor's figures; it then tells the last known ones."""
+"""Longest wait for an actor's statistics; after that the last known ones are reported."""
 
 
 class ActorFigures:
-    """Asks each actor at most one question at a time, and none that is stopped or gone."""
+    """Calls each actor at most once at a time, and no actor whose process is stopped or has ended."""
 
     def __init__(
         self,
@@ -23,18 +23,18 @@ class ActorFigures:
         ask: Sequence[Callable[[], Awaitable[Any]]],
         state_of: Callable[[int], ProcessState],
     ) -> None:
-        """`ask[i]()` brings the StoreStats of actor i; `state_of` tells what its process does."""
+        """`ask[i]()` returns the StoreStats of actor i; `state_of` returns the state of the process of a pid."""
         self._known = [KvActorStatus(name, pid, 0, 0, 0) for name, pid in zip(names, pids, strict=True)]
         self._ask, self._state_of = ask, state_of
         self._asked: list[asyncio.Future[Any] | None] = [None] * len(self._known)
         self._closed = False
 
     async def __call__(self) -> tuple[KvActorStatus, ...]:
-        """The figures as they are now, or as they were last known."""
+        """The status of every actor, with its present statistics or the last known ones."""
         return tuple(await asyncio.gather(*map(self._of, range(len(self._known)))))
 
     def close(self) -> None:
-        """From now on the last known figures are told, and nobody is asked."""
+        """Reports the last known statistics from now on, and calls no actor."""
         self._closed = True
 
     async def _of(self, index: int) -> KvActorStatus:
@@ -43,14 +43,14 @@ class ActorFigures:
         if self._closed:
             return known
         if state is not ProcessState.RUNNING:
-            return _told(known, str(state))
+            return _in_state(known, str(state))
         asked = self._asked[index] or asyncio.ensure_future(_answer(self._ask[index]))
         done, _ = await asyncio.wait((asked,), timeout=ANSWER_S)
         self._asked[index] = None if done else asked
         if not done:
-            return _told(known, "unresponsive")
+            return _in_state(known, "unresponsive")
         if asked.exception() is not None:
-            return _told(known, str(ProcessState.GONE))
+            return _in_state(known, str(ProcessState.GONE))
         stats = asked.result()
         self._known[index] = KvActorStatus(
             known.name, known.pid, stats.used_bytes, stats.capacity_bytes, stats.num_sessions
@@ -62,7 +62,7 @@ async def _answer(ask: Callable[[], Awaitable[Any]]) -> Any:
     return await ask()
 
 
-def _told(known: KvActorStatus, state: str) -> KvActorStatus:
+def _in_state(known: KvActorStatus, state: str) -> KvActorStatus:
     return KvActorStatus(
         known.name, known.pid, known.used_bytes, known.capacity_bytes, known.num_sessions, state
     )

@@ -1,6 +1,6 @@
-"""From a configuration to a serving coordinator: what is sized, the processes, and what the coordinator works with.
+"""Starts a serving coordinator from a configuration: plans the launch, starts the processes, and joins the parts.
 
-What can be refused is refused before the first process starts.
+A configuration that can't be served is refused before the first process starts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from moorage.runtime.text.process import TextProcess
 
 
 async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
-    """A serving coordinator. If anything fails on the way, what was started is stopped again."""
+    """A serving coordinator. When anything fails, all that was started is stopped."""
     plan = plan_launch(config)
     processes, text = ClusterProcesses(plan, hooks), _text(plan)
     try:

@@ -1,4 +1,4 @@
-"""Launching in the background: the server gets a session of its own, its launcher waits for word of it."""
+"""Launches a server in the background, in a session of its own; the launcher waits until it is ready."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ def launch_detached(
     on_loading: Callable[[int, int], None],
     on_stage: Callable[[str], None] = lambda _stage: None,
 ) -> dict[str, Any]:
-    """Starts the server in a new session and waits until it is ready. Returns what the ready file holds.
+    """Starts the server in a new session and waits until it is ready. Returns the contents of the ready file.
 
-    `on_loading` hears the bytes of the weights that are read, and all; `on_stage` each stage of the start. Raises
-    Unavailable with the server's own line when it fails to start.
+    `on_loading` and `on_stage` are as in Hooks. Raises Unavailable with the server's own line when it fails to start.
     """
     log_file = registry.run_dir() / f"server-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     reader, writer = os.pipe()
@@ -50,21 +49,21 @@ def launch_detached(
             start_new_session=True,
         )
     os.close(writer)
-    with os.fdopen(reader, encoding="utf-8") as words, _signals_raise():
+    with os.fdopen(reader, encoding="utf-8") as lines, _signals_raise():
         try:
-            word = _last_word(words, on_loading, on_stage)
+            message = _last_message(lines, on_loading, on_stage)
         except (KeyboardInterrupt, _Signalled):
             child.terminate()
             child.wait()
             raise
-    if "ready" in word:
-        ready: dict[str, Any] = word["ready"]
+    if "ready" in message:
+        ready: dict[str, Any] = message["ready"]
         return ready
-    raise Unavailable(word.get("error") or f"{_how_it_ended(child.wait())}; its log is {log_file}")
+    raise Unavailable(message.get("error") or f"{_how_it_ended(child.wait())}; its log is {log_file}")
 
 
 def _how_it_ended(status: int) -> str:
-    """What to say of a server that ended with this exit status before it was ready, without an error of its own."""
+    """The error for a server that ended with this exit status before it was ready, and sent no error."""
     if status == 0:
         return "the server was stopped before it was ready"
     if status < 0:
@@ -73,12 +72,12 @@ def _how_it_ended(status: int) -> str:
 
 
 class _Signalled(BaseException):
-    """The launcher was told to end before the server was ready."""
+    """The launcher got a signal to end before the server was ready."""
 
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise; afterwards the process ends by the signal that came, as it would have."""
+    """Lets SIGTERM and SIGHUP raise _Signalled inside the block; after it the process ends by that signal."""
 
     def raise_it(number: int, _frame: object) -> None:
         came.append(number)
@@ -95,23 +94,23 @@ def _signals_raise() -> Iterator[None]:
             os.kill(os.getpid(), came[0])
 
 
-def _last_word(
-    words: Iterable[str], on_loading: Callable[[int, int], None], on_stage: Callable[[str], None]
+def _last_message(
+    lines: Iterable[str], on_loading: Callable[[int, int], None], on_stage: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Passes on what a starting server tells; returns its last word, which is empty when it died without one."""
-    for line in words:
-        word: dict[str, Any] = json.loads(line)
-        if "loading" in word:
-            on_loading(*word["loading"])
-        elif "stage" in word:
-            on_stage(word["stage"])
+    """Reads a starting server's messages. Returns the last one; it is empty when the server ended without one."""
+    for line in lines:
+        message: dict[str, Any] = json.loads(line)
+        if "loading" in message:
+            on_loading(*message["loading"])
+        elif "stage" in message:
+            on_stage(message["stage"])
         else:
-            return word
+            return message
     return {}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The background process. Sends its launcher lines: stages and loading, then {"ready": …} or {"error": …}."""
+    """Runs the server in the background; sends its launcher stages and loading, then {"ready": …} or {"error": …}."""
     parser = argparse.ArgumentParser(prog="python -m moorage.runtime.cluster.daemon")
     parser.add_argument("config_file", type=Path)
     parser.add_argument("--set", dest="overrides", action="append", default=[])
@@ -128,18 +127,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_cluster_config(options.config_file, options.overrides)
         launch = Launch(config, options.config_file, options.ready_file, options.log_file)
         hooks = Hooks(
-            on_ready=lambda ready: launcher.tell({"ready": ready}, last=True),
-            on_loading=lambda *loading: launcher.tell({"loading": loading}),
-            on_stage=lambda stage: launcher.tell({"stage": stage}),
+            on_ready=lambda ready: launcher.send({"ready": ready}, last=True),
+            on_loading=lambda *loading: launcher.send({"loading": loading}),
+            on_stage=lambda stage: launcher.send({"stage": stage}),
         )
         asyncio.run(serve(launch, hooks))
     except MoorageError as error:
         print(f"error: {error}", file=sys.stderr)
-        launcher.tell({"error": str(error)}, last=True)
+        launcher.send({"error": str(error)}, last=True)
         return 1
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        launcher.tell(
+        launcher.send(
             {"error": f"the server failed to start ({reason}); its log is {options.log_file}"}, last=True
         )
         raise

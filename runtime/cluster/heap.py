@@ -1,4 +1,4 @@
-"""What a flood of large messages took from the system is given back to it, once it is over."""
+"""Returns freed memory to the operating system after many large messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GROWTH_BYTES = 64 << 20
 
 
 class HeapTrimmer:
-    """Trims the heap of this process when it has grown: the C library keeps freed memory for later otherwise."""
+    """Trims the heap of this process when it has grown; without that the C library keeps freed memory."""
 
     def __init__(self) -> None:
         self._settled_bytes = _resident_bytes()
@@ -33,7 +33,7 @@ def _resident_bytes() -> int:
 
 
 def _trim() -> None:
-    """glibc's; another C library may have nothing of the kind."""
+    """Calls glibc's malloc_trim; does nothing where the C library has no such function."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""The pipe on which a starting server tells its launcher how far it is, and learns that the launcher is gone."""
+"""The pipe through which a starting server reports its progress to its launcher, and notices the launcher's end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ _LOOK_MS = 500
 
 
 class LauncherPipe:
-    """Lines of JSON to the launcher, until the last word.
+    """Sends lines of JSON to the launcher.
 
-    A launcher that ends before the last word, however it is killed, takes the server with it: the server then gets
-    SIGTERM, and stops as it does for any other.
+    When the launcher ends before the last message, however it is killed, the server ends too: it gets SIGTERM.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -26,20 +25,20 @@ class LauncherPipe:
         self._over = threading.Event()
         threading.Thread(target=self._watch, args=(os.dup(descriptor),), daemon=True).start()
 
-    def tell(self, word: dict[str, Any], *, last: bool = False) -> None:
-        """Sends one line. Nothing is sent after the last word, or to a launcher that is gone."""
+    def send(self, message: dict[str, Any], *, last: bool = False) -> None:
+        """Sends one line; does nothing after the last message, or when the launcher has ended."""
         if self._over.is_set():
             return
         if last:
             self._over.set()
         with suppress(BrokenPipeError):
-            os.write(self._descriptor, (json.dumps(word) + "\n").encode())
+            os.write(self._descriptor, (json.dumps(message) + "\n").encode())
         if last:
             os.close(self._descriptor)
 
     def _watch(self, descriptor: int) -> None:
         poll = select.poll()
-        poll.register(descriptor, 0)  # The kernel tells of a reader that is gone unasked.
+        poll.register(descriptor, 0)  # POLLERR, which says that the reader has ended, is always reported.
         while not self._over.is_set():
             if poll.poll(_LOOK_MS) and not self._over.is_set():
                 os.kill(os.getpid(), signal.SIGTERM)

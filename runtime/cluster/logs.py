@@ -1,4 +1,4 @@
-"""How the server's processes log: one line an event, to stderr, never with prompt text."""
+"""Logging of the server's processes: one line for each event, on stderr, without text of prompts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import structlog
 
 
 def configure_logs() -> None:
-    """Key=value lines with UTC times, coloured on a terminal.
+    """Makes structlog print key=value lines with UTC times, in colour on a terminal.
 
-    The C core of gRPC tells errors only, if this comes before grpc is imported.
+    The C core of gRPC then prints errors only, provided that grpc is not imported yet.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     structlog.configure(
@@ -20,7 +20,7 @@ def configure_logs() -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # The pretty tracebacks show local variables, which may hold what a user wrote.
+            # structlog's own tracebacks show local variables, which may hold text of a prompt.
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
             ),
@@ -31,5 +31,5 @@ def configure_logs() -> None:
 
 
 def _stderr_logger(*_: Any) -> structlog.PrintLogger:
-    """Looks stderr up anew for each line, since a live view may have put itself in its place."""
+    """Takes the present sys.stderr for each line, because a live view may have replaced it."""
     return structlog.PrintLogger(sys.stderr)

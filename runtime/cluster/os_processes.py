@@ -1,4 +1,4 @@
-"""Processes that can't be mistaken for others: a pid with its start time, and how to end them."""
+"""Processes of the operating system, identified by pid and start time, and how to end them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from enum import StrEnum
 
 import psutil
 
+from moorage.workers.errors import Internal
+
 _POLL_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 class ProcessState(StrEnum):
-    """What the kernel says of a process, as far as it matters to those who need it."""
+    """The state of a process, as the kernel reports it."""
 
     RUNNING = "running"
     """It runs or sleeps, however busy it is."""
     STOPPED = "stopped"
-    """By SIGSTOP, a terminal or a debugger; it goes on after SIGCONT."""
+    """Stopped by SIGSTOP, a terminal or a debugger; it continues after SIGCONT."""
     GONE = "gone"
-    """Ended, or a zombie."""
+    """It has ended, or is a zombie."""
 
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -36,11 +38,11 @@ _ENDED = "ZXx"
 
 @dataclass(frozen=True, slots=True)
 class ProcessId:
-    """A process, told apart from a later one of the same pid by when it started."""
+    """A process; its start time distinguishes it from a later process with the same pid."""
 
     pid: int
     started_s: float
-    """Seconds after the host's boot. Setting the clock moves every time since the epoch, and not this one."""
+    """Seconds after the host's boot, which a change of the clock does not move."""
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
@@ -48,9 +50,17 @@ class ProcessId:
         found = _look(pid)
         return None if found is None else cls(pid, found[1])
 
+    @classmethod
+    def own(cls) -> ProcessId:
+        """This process. Raises Internal where /proc does not show it."""
+        found = cls.of(os.getpid())
+        if found is None:
+            raise Internal("/proc does not show this process; mount it, as every Linux host does")
+        return found
+
     @property
     def state(self) -> ProcessState:
-        """What it does now. A later process of the same pid counts as gone."""
+        """The present state. GONE where another process has the pid."""
         found = _look(self.pid)
         if found is None or found[1] != self.started_s or found[0] in _ENDED:
             return ProcessState.GONE
@@ -58,18 +68,18 @@ class ProcessId:
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs, be it stopped; a zombie does not."""
+        """Whether it runs or is stopped."""
         return self.state is not ProcessState.GONE
 
     def send(self, number: signal.Signals) -> None:
-        """Signals it if it is still there."""
+        """Sends it a signal; does nothing when it has ended."""
         if self.alive:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
 
 def _look(pid: int) -> tuple[str, float] | None:
-    """(state letter, start in seconds after boot) of a process, as proc(5) tells them; None when there is none."""
+    """(state letter, start in seconds after boot) of a process, from proc(5); None when there is none."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -79,13 +89,13 @@ def _look(pid: int) -> tuple[str, float] | None:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of descendants whose own parent dies, so that none is lost (Linux)."""
+    """Makes this process the parent of descendants whose own parent ends, so that it can find them all (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants(pid: int) -> list[ProcessId]:
-    """All processes below `pid`; empty when it is gone."""
+    """All descendants of the process `pid`; empty when it has ended."""
     try:
         children = psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -105,7 +115,7 @@ def wait_gone(processes: Iterable[ProcessId], timeout_s: float) -> list[ProcessI
 
 
 def end(processes: Iterable[ProcessId], grace_s: float) -> list[ProcessId]:
-    """Asks all of them with SIGTERM and kills those that stay. Returns the killed ones."""
+    """Sends SIGTERM to all, and SIGKILL to those that run after `grace_s`. Returns the latter."""
     asked = list(processes)
     for process in asked:
         process.send(signal.SIGTERM)

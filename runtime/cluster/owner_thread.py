@@ -1,6 +1,6 @@
-"""A thread that makes calls for an event loop, and lasts as long as the process.
+"""A thread that runs blocking calls for an event loop, and lasts as long as the process.
 
-Ray lets its processes be killed when the thread that started them ends, so that one must not be a pool's.
+Linux kills Ray's processes when the thread that started them ends. A thread of a pool may end at any time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class OwnerThread:
-    """One call after the other. It is a daemon: a call that never returns does not keep the process from ending."""
+    """Runs one call after the other. It is a daemon thread, so a call that never returns lets the process end."""
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def call(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Starts a call; what it returns or raises comes with the future. Cancelling that does not end the call."""
+        """Queues a call. The future gets its result or its error; to cancel the future does not end the call."""
         future: Future[T] = Future()
         self._calls.put((future, work))
         return asyncio.wrap_future(future)

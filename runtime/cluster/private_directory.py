@@ -1,6 +1,6 @@
-"""A directory in the temporary one that only this user can enter, and which goes with its process.
+"""A temporary directory that only this user can enter, and that is removed with its process.
 
-Ray makes its session folder writable for everybody; inside such a directory nobody else reaches it.
+Ray makes its session folder writable for every user; inside such a directory other users can't reach it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 PREFIX = "moorage-ray-"
 _LOCK = "lock"
 _LONGEST_ROOT = 24
-"""Characters of the directory that holds it: Unix sockets of a Ray session lie below, in paths of at most 107."""
+"""Most characters of the path above it. Unix sockets of a Ray session lie inside; their paths have 107 at most."""
 
 
 class PrivateDirectory:
-    """Mode 0700. A lock in it says that its process runs, for whoever clears up after killed ones."""
+    """A directory of mode 0700. It holds a lock while its process runs; `remove_leftovers` goes by that."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_root()))
         scratch = self.path / f".{_LOCK}"
         self._lock = os.open(scratch, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        scratch.rename(self.path / _LOCK)  # Whoever finds the lock finds it taken.
+        scratch.rename(self.path / _LOCK)  # Under its final name the lock is always taken.
 
     def remove(self) -> None:
         """Removes it with all that it holds. Idempotent."""
@@ -36,7 +36,7 @@ class PrivateDirectory:
 
 
 def remove_leftovers() -> list[Path]:
-    """Removes the directories of this user's processes that were killed. Returns them."""
+    """Removes the directories that killed processes of this user have left, and returns their paths."""
     removed = []
     for path in Path(_root()).glob(f"{PREFIX}*"):
         try:

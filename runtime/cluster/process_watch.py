@@ -1,7 +1,7 @@
-"""Looks at the processes that a cluster needs, and reports those that are stopped or gone.
+"""Checks the processes that a cluster needs, and reports those that are stopped or have ended.
 
-What the kernel says of a process does not depend on how busy the process is: a step of minutes or a compilation is no
-alarm. A process is looked at twice before it counts as stopped, since a debugger stops one for moments.
+The state that the kernel reports does not depend on load: a step of minutes or a compilation raises no alarm. A
+process counts as stopped after two checks, because a debugger stops one for moments.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from moorage.runtime.serving.health import ClusterHealth
 log = structlog.get_logger()
 
 LOOK_S = 0.5
-"""Between two looks; a loss is reported within one, a stop within two of them."""
+"""Time between two checks. The end of a process is reported within one such time, a stop within two."""
 PATIENCE_S = 10.0
-"""A stop that is shorter costs no request; after it, those that run or wait are failed."""
+"""A process that is stopped for longer fails the requests that run or wait; a shorter stop costs none."""
 GIVE_UP_S = 600.0
 """A process that is stopped for longer counts as lost."""
 
 
 @dataclass(slots=True)
 class Watched:
-    """A process that the cluster can't do without."""
+    """A process that the cluster needs."""
 
     name: str
-    """As messages call it, such as "KV actor kv-3f2a-0"."""
+    """The name in messages, such as "KV actor kv-3f2a-0"."""
     process: ProcessId
     loss: str
-    """What its end takes with it, as the middle of a sentence."""
+    """The consequence of its end, as a part of a sentence."""
     in_steps: bool = True
-    """Whether each step needs it: while it is stopped, no request goes on."""
+    """Whether every step needs it, so that no request makes progress while it is stopped."""
     state: ProcessState = field(default=ProcessState.RUNNING, init=False)
     stopped_since_s: float | None = field(default=None, init=False)
 
@@ -45,7 +45,7 @@ class Watched:
 
 
 class ProcessWatch:
-    """Reports to a ClusterHealth. A loss is fatal; a stop is taken back when the process goes on."""
+    """Reports to a ClusterHealth. The end of a process is fatal; a stop is cleared when the process continues."""
 
     def __init__(
         self,
@@ -56,17 +56,17 @@ class ProcessWatch:
         self._watched, self._health, self._clock = tuple(watched), health, clock
 
     def state_of(self, pid: int) -> ProcessState:
-        """Of a watched process, as of the last look; RUNNING for any other."""
+        """State of a watched process at the last check; RUNNING for any other process."""
         return next((one.state for one in self._watched if one.process.pid == pid), ProcessState.RUNNING)
 
     async def run(self) -> None:
-        """Looks for ever."""
+        """Checks all processes every LOOK_S, without end."""
         while True:
             self.look()
             await asyncio.sleep(LOOK_S)
 
     def look(self) -> None:
-        """Looks at every process once."""
+        """Checks every process once."""
         for one in self._watched:
             if one.state is ProcessState.GONE:
                 continue
@@ -76,7 +76,7 @@ class ProcessWatch:
             elif state is ProcessState.STOPPED:
                 self._stopped(one)
             elif one.stopped_since_s is not None:
-                self._goes_on(one)
+                self._continues(one)
 
     def _gone(self, one: Watched) -> None:
         one.state = ProcessState.GONE
@@ -106,7 +106,7 @@ class ProcessWatch:
             message = f"{one} has been stopped (state T) for over {PATIENCE_S:.0f} s; {cure}"
             self._health.report(one.name, message, fails_requests=True)
 
-    def _goes_on(self, one: Watched) -> None:
+    def _continues(self, one: Watched) -> None:
         if one.state is ProcessState.STOPPED:
             stopped_s = self._clock() - (one.stopped_since_s or 0.0)
             log.info("process goes on", name=one.name, pid=one.process.pid, stopped_s=round(stopped_s, 1))

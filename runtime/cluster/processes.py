@@ -1,4 +1,4 @@
-"""The processes of one launch: Ray, the KV actors and the GPU worker, from their start to their end."""
+"""Starts, watches and stops the processes of one launch: Ray, the KV actors and the GPU worker."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from moorage.workers.stages import StartStage
 log = structlog.get_logger()
 
 START_TIMEOUT_S = 600.0
-"""Longest wait for a model to load."""
+"""Longest wait until the KV actors are ready and the model is loaded."""
 LOADING_LOOK_S = 0.25
 
 
 class ClusterProcesses:
-    """Started once, watched while they run, stopped once."""
+    """The processes of one launch; `start` and `stop` are called once."""
 
     def __init__(self, plan: LaunchPlan, hooks: Hooks) -> None:
         self._plan, self._hooks = plan, hooks
@@ -54,11 +54,11 @@ class ClusterProcesses:
 
     @property
     def _environment(self) -> dict[str, str]:
-        """What actors are given. A private Ray cluster inherits all, and has processes of that kind in store."""
+        """The variables to set for actors; none in a private Ray cluster, whose processes inherit all of them."""
         return {} if self._ray.private else ray_environment.of_actors()
 
     async def start(self) -> None:
-        """Ray first, then the actors, which load side by side."""
+        """Starts Ray, then the actors, which load at the same time. Raises the error that one of them met."""
         self._hooks.on_stage(StartStage.RAY)
         await self._ray.start()
         if not self._ray.private:
@@ -80,12 +80,11 @@ class ClusterProcesses:
         self._watch(kv_facts, worker_facts)
 
     async def kv_status(self) -> tuple[KvActorStatus, ...]:
-        """What each KV actor holds, now or as it was last known."""
-        assert self._figures is not None
-        return await self._figures()
+        """The status of each KV actor, with the last known statistics of one that does not answer."""
+        return () if self._figures is None else await self._figures()
 
     async def stop(self) -> None:
-        """Ends the actors and, if it was started here, Ray. Safe to call twice."""
+        """Ends the actors and a private Ray. A second call does nothing."""
         if self._stopped:
             return
         self._stopped = True
@@ -97,7 +96,7 @@ class ClusterProcesses:
         await self._ray.stop(actors, [one.process for one in self._actor_processes])
 
     def _watch(self, kv_facts: list[ProcessFacts], worker_facts: ProcessFacts) -> None:
-        """From now on a lost or stopped process is reported. Those of other hosts show when they are called."""
+        """Reports processes that stop or end from now on; those of other hosts are noticed when they are called."""
         loss = "and with it KV of every session"
         found = [
             *(
@@ -129,7 +128,7 @@ class ClusterProcesses:
             self.health.report("watch", f"the watch over the processes failed: {reason}", fatal=True)
 
     async def _watch_loading(self) -> None:
-        """Passes on what the worker tells of its start, each thing once."""
+        """Calls the hooks with the stages and the progress of the worker's start, until it is over."""
         stage, read = None, (0, 0)
         while True:
             loading = await self.worker.loading.remote(LOADING_LOOK_S)

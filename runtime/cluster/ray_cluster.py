@@ -1,4 +1,4 @@
-"""The Ray cluster behind a server: a private one of its own, or one that runs already and is joined."""
+"""The Ray cluster of a server: a private one, or one that runs already and is joined."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ log = structlog.get_logger()
 
 START_ATTEMPTS = 3
 GRACE_S = 5.0
-"""How long Ray's processes may take to end by themselves."""
+"""Longest wait for the end of Ray's processes before they are killed."""
 ABORT_S = 2.0
-"""How long a start of Ray that is given up may take to fail."""
+"""Longest wait for the failure of a start of Ray whose processes were killed."""
 STOP_S = 20.0
-"""After which Ray's own way of stopping is given up."""
+"""Longest wait for Ray's own shutdown."""
 _LOSS = "without which no process of the cluster can go on"
 _HEAD = {"gcs_server": "Ray's control service gcs_server", "raylet": "Ray's node manager raylet"}
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
 class RayCluster:
-    """Starts or joins Ray, and leaves nothing of it."""
+    """Starts or joins Ray; `stop` leaves no process and no file of a private cluster."""
 
     def __init__(self, config: ClusterConfig) -> None:
         self._config = config
@@ -50,21 +50,21 @@ class RayCluster:
         self._starting: asyncio.Future[None] | None = None
         self._directory: PrivateDirectory | None = None
         self._before: set[ProcessId] = set()
-        """Children of this process that are not Ray's."""
+        """Descendants of this process that are not Ray's."""
         self._processes: list[ProcessId] = []
-        """Those that a private cluster consists of, before any actor."""
+        """The processes of a private cluster without its actors."""
         self.watched: tuple[Watched, ...] = ()
-        """Its processes on this host that must not stop or end."""
+        """The processes on this host that the cluster needs."""
 
     async def start(self) -> None:
-        """Raises Unavailable when Ray does not start or can't be joined."""
+        """Starts or joins Ray. Raises Unavailable when that fails."""
         ray_environment.prepare(private=self.private)
         self._starting = self._thread.call(self._start_private if self.private else self._join)
         await asyncio.shield(self._starting)
         self.watched = tuple(self._head())
 
     async def stop(self, actors: Sequence[Any], actor_processes: Sequence[ProcessId]) -> None:
-        """Ends the actors and, if it is private, Ray. What does not end by itself is killed."""
+        """Ends the actors and a private Ray. Kills the processes that do not end."""
         if self._starting is not None and not self._starting.done():
             _kill(self._started() if self.private else ())
             done, _ = await asyncio.wait((self._starting,), timeout=ABORT_S)
@@ -79,19 +79,19 @@ class RayCluster:
             except TimeoutError:
                 log.warning("Ray does not stop; its processes are killed", waited_s=STOP_S)
         else:
-            _kill((*self._processes, *actor_processes))  # Nothing of them is worth a clean end.
+            _kill((*self._processes, *actor_processes))  # They hold nothing that a clean end would save.
             atexit.register(_exit_without_ray, 1)
         await asyncio.to_thread(self._sweep, tuple(actor_processes))
 
     def _start_private(self) -> None:
         for path in remove_leftovers():
             log.info("removed what a killed server left", path=str(path))
-        self._directory = PrivateDirectory()
-        _use_own_token(self._directory.path)
+        directory = self._directory = PrivateDirectory()
+        _use_own_token(directory.path)
         self._before = set(os_processes.descendants(os.getpid()))
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
-                self._init_private()
+                self._init_private(directory)
             except Exception as error:
                 os_processes.end(self._started(), GRACE_S)
                 # Ray gives its processes 15 to 30 s each, which a busy host may exceed.
@@ -102,14 +102,13 @@ class RayCluster:
         self._processes = self._started()
 
     def _started(self) -> list[ProcessId]:
-        """What runs below this process since Ray's start began."""
+        """The descendants of this process since the start of Ray began."""
         return [one for one in os_processes.descendants(os.getpid()) if one not in self._before]
 
-    def _init_private(self) -> None:
+    def _init_private(self, directory: PrivateDirectory) -> None:
         import ray
 
         config = self._config
-        assert self._directory is not None
         ray.init(
             address="local",
             namespace=config.ray.namespace,
@@ -118,7 +117,7 @@ class RayCluster:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(self._directory.path / "r"),
+            _temp_dir=str(directory.path / "r"),
         )
 
     def _join(self) -> None:
@@ -157,7 +156,7 @@ def _kill(targets: Iterable[ProcessId]) -> None:
 
 
 def _exit_without_ray(status: int) -> None:
-    """Ends a server whose Ray is lost. Ray's own exit handler waits up to half a minute for its dead processes."""
+    """Ends a server whose Ray has ended. Ray's exit handler would wait up to half a minute for those processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -173,7 +172,7 @@ def _leave(actors: Sequence[Any]) -> None:
 
 
 def _use_own_token(directory: Path) -> None:
-    """A secret of this cluster alone, unless the user has set one."""
+    """Sets a secret for this cluster, unless the user has set one."""
     if (
         os.environ["RAY_AUTH_MODE"] != "token"
         or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from moorage.workers.process import NICENESS
 
 _MEMORY_STOP = "0.98"
-"""Ray kills processes above this share of the host's memory; room was reserved before, so it must not."""
+"""Share of the host's memory above which Ray kills processes. All memory is reserved before, so it should not."""
 _DEFAULTS = {
-    # Idle OpenMP threads that spin would take the cores of the other processes.
+    # Idle OpenMP threads would otherwise spin on cores that other processes need.
     "OMP_WAIT_POLICY": "passive",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",
@@ -18,30 +18,30 @@ _DEFAULTS = {
 _FIXED = {
     "RAY_memory_usage_threshold": _MEMORY_STOP,
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # A call of an actor after the end of Ray would start a Ray cluster anew.
+    # Otherwise a call of an actor after the end of Ray starts another Ray cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
 }
 _PRIVATE = {
-    # Ray starts its workers at niceness 15, behind everything else on the host.
+    # Ray's default for its workers is niceness 15, below everything else on the host.
     "RAY_worker_niceness": "0",
-    # Times of 3 s that a node may be silent, so that one which was stopped can go on. Its end shows without this.
+    # How many times 3 s a node may be silent. A node that was stopped can then continue; its end is noticed at once.
     "RAY_health_check_failure_threshold": "200",
-    # Ray then takes the loopback address for this node's, and listens nowhere else.
+    # Ray then uses the loopback address as this node's, and listens on no other.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
 _THREADS = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "NUMBA_", "TORCH", "PYTORCH_", "TRITON_")
 _PASSED = (*_THREADS, "MOORAGE_", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
-"""Beginnings of the names of what actors are given."""
+"""Prefixes of the variables that are passed to actors."""
 
 
 def prepare(*, private: bool) -> None:
-    """Sets this process's variables for Ray. It must come before ray is imported."""
+    """Sets this process's variables for Ray; must be called before ray is imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     os.environ.update(_FIXED | (_PRIVATE if private else {}))
 
 
 def of_actors(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that actors need, which a Ray cluster that was started elsewhere does not give them."""
+    """The variables that actors need. In a Ray cluster that was started elsewhere they do not inherit them."""
     passed = {name: value for name, value in environment.items() if name.startswith(_PASSED)}
     return passed | {NICENESS: str(os.getpriority(os.PRIO_PROCESS, 0))}

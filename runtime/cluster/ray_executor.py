@@ -75,7 +75,7 @@ class RayWorker:
             raise Internal(f"{type(cause or error).__name__}: {cause or ''}", str(error)) from None
 
     async def _log_while_it_runs(self, call: Awaitable[StepResult]) -> StepResult:
-        """Logs that a step takes long. That is no alarm: a chunk on a slow host may take minutes."""
+        """Awaits a step, and logs that it takes long. On a slow host a chunk may take minutes."""
         loop, elapsed_s = asyncio.get_running_loop(), 0.0
         timer: asyncio.TimerHandle
 

@@ -1,4 +1,4 @@
-"""Which clusters run on this host: one small file each in the run directory."""
+"""The clusters that run on this host. Each has a small file in the run directory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from moorage.workers.errors import NotFound
 
 @dataclass(frozen=True, slots=True)
 class ClusterRecord:
-    """A cluster that was started here. `processes` are all that it runs, its server first."""
+    """A cluster that was started on this host, and all of its processes, the server first."""
 
     address: str
     phase: str
-    """starting or serving."""
+    """Either starting or serving."""
     config_file: str
     log_file: str | None
     processes: tuple[ProcessId, ...]
@@ -32,7 +32,7 @@ class ClusterRecord:
 
 
 def run_dir() -> Path:
-    """The directory of state files and logs, made for this user alone.
+    """The directory of state files and logs, which only this user can enter. It is made if need be.
 
     $MOORAGE_RUN_DIR, else $XDG_RUNTIME_DIR/moorage, else ~/.cache/moorage/run.
     """
@@ -49,7 +49,7 @@ def run_dir() -> Path:
 
 
 def state_dir() -> Path:
-    """The directory of what outlives clusters, such as conversations, made for this user alone.
+    """The directory of files that outlive clusters, such as conversations; only this user can enter it.
 
     $MOORAGE_RUN_DIR, else $XDG_STATE_HOME/moorage, else ~/.local/state/moorage.
     """
@@ -67,17 +67,17 @@ def write_atomically(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def save(record: ClusterRecord) -> None:
-    """Writes the record, over an earlier one of the same server."""
+    """Writes the record, and replaces an earlier one of the same server."""
     write_atomically(_file(record.server.pid), asdict(record))
 
 
 def remove(server_pid: int) -> None:
-    """Forgets the cluster; does nothing if it is not known."""
+    """Removes the record of a cluster; does nothing if there is none."""
     _file(server_pid).unlink(missing_ok=True)
 
 
 def running() -> list[ClusterRecord]:
-    """Every recorded cluster of which a process still runs. Forgets the others."""
+    """Every recorded cluster of which a process still runs. Removes the records of the others."""
     records = []
     for path in sorted(run_dir().glob("cluster-*.json")):
         record = _read(path)
@@ -89,7 +89,7 @@ def running() -> list[ClusterRecord]:
 
 
 def find(address: str | None) -> ClusterRecord:
-    """The cluster at an address, or the only one. Raises NotFound for none, or several to choose from."""
+    """The cluster at an address, or the only one. Raises NotFound where there is none, or no address and several."""
     records = running()
     matching = [record for record in records if address in (None, record.address)]
     known = ", ".join(record.address for record in records)
@@ -103,9 +103,9 @@ def find(address: str | None) -> ClusterRecord:
 
 
 def default_address() -> str:
-    """Where commands find the server: $MOORAGE_ADDRESS, the only running cluster, or the default.
+    """The address of the server for commands: $MOORAGE_ADDRESS, that of the only running cluster, or the default.
 
-    Raises NotFound when several run.
+    Raises NotFound when several clusters run.
     """
     return environment_address() or (find(None).address if running() else DEFAULT_ADDRESS)
 
@@ -115,7 +115,7 @@ def _file(server_pid: int) -> Path:
 
 
 def _read(path: Path) -> ClusterRecord | None:
-    """The record in a file; None if it is not one of ours or half of it is gone."""
+    """The record in a file; None if the file holds something else, or only a part of a record."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         processes = tuple(ProcessId(**process) for process in value.pop("processes"))

@@ -1,4 +1,4 @@
-"""The serving process: binds the port, starts the cluster, serves until told to stop, leaves nothing."""
+"""The serving process: binds the port, starts the cluster, serves until a signal, and ends all of its processes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from moorage.workers.errors import Unavailable
 log = structlog.get_logger()
 
 DRAIN_S = 3.0
-"""How long requests that are being answered may go on after the first signal."""
+"""Longest time that running requests may continue after the first signal."""
 _WATCH_S = 2.0
 _SIGNALS_S = 0.1
 _SWEEP_GRACE_S = 5.0
@@ -39,7 +39,7 @@ StartEngine = Callable[[ClusterConfig, Hooks], Coroutine[Any, Any, Engine]]
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to serve and where to say so."""
+    """The configuration of one launch, and its files."""
 
     config: ClusterConfig
     config_file: Path
@@ -48,7 +48,7 @@ class Launch:
 
 
 async def start_cluster(config: ClusterConfig, hooks: Hooks) -> Engine:
-    """The coordinator with everything behind it; ray and torch are loaded here and not before."""
+    """Starts the coordinator and all processes behind it. Ray and torch are imported here and not before."""
     from moorage.runtime.cluster.bringup import start_coordinator
 
     return await start_coordinator(config, hooks)
@@ -57,7 +57,7 @@ async def start_cluster(config: ClusterConfig, hooks: Hooks) -> Engine:
 async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster) -> None:
     """Serves until SIGTERM or SIGINT; a second signal ends everything at once.
 
-    Raises what keeps the cluster from starting, and Unavailable when it fails later.
+    Raises the error that keeps the cluster from starting, and Unavailable when it fails later.
     """
     os_processes.adopt_orphans()
     log_stray_errors(asyncio.get_running_loop())
@@ -82,12 +82,12 @@ async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster
 
 
 async def _started(start: Coroutine[Any, Any, Engine], stop: asyncio.Event) -> Engine | None:
-    """The engine; None when a signal came first."""
+    """The engine, or None when a signal came before it was ready."""
     starting = asyncio.create_task(start)
     signalled = asyncio.create_task(stop.wait())
     while not starting.done() and not signalled.done():
         await asyncio.wait((starting, signalled), timeout=_SIGNALS_S, return_when=asyncio.FIRST_COMPLETED)
-        _catch_signals(stop)  # Ray puts its own handlers, which print a stack, in place of ours as it starts.
+        _catch_signals(stop)  # When it starts, Ray installs handlers that print a stack.
     signalled.cancel()
     if not starting.done():
         starting.cancel()
@@ -113,7 +113,7 @@ async def _serve_engine(
 
 
 async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, stop: asyncio.Event) -> None:
-    """Looks at the cluster until it is told to stop. Raises Unavailable when the cluster can't go on."""
+    """Waits until `stop` is set. Raises Unavailable when the cluster can't serve any longer."""
 
     async def show() -> None:
         hooks.on_status(address, await engine.status())
@@ -121,7 +121,7 @@ async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, 
     stopped = asyncio.create_task(stop.wait())
     tasks = [
         stopped,
-        asyncio.create_task(essential("the watch over the cluster's health", _tell_health(engine, server))),
+        asyncio.create_task(essential("the watch over the cluster's health", _report_health(engine, server))),
         asyncio.create_task(essential("the gRPC server", server.closed())),
         asyncio.create_task(repeated("the status view", show, _WATCH_S)),
         asyncio.create_task(repeated("giving memory back", HeapTrimmer().look, LOOK_EVERY_S)),
@@ -136,21 +136,21 @@ async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _tell_health(engine: Engine, server: ApiServer) -> None:
-    """Passes the engine's problems on to health checks and the log. Raises the first fatal one as Unavailable."""
-    told = None
+async def _report_health(engine: Engine, server: ApiServer) -> None:
+    """Reports the engine's problems in health checks and the log. Raises the first fatal one as Unavailable."""
+    reported = None
     while True:
         problem = await engine.health.changed()
         await server.tell_health(serving=problem is None)
         if problem is None:
             log.info("the cluster serves again")
-        elif problem != told:
+        elif problem != reported:
             log.error("the cluster does not serve", problem=problem.message)
         if problem is not None and (problem.fatal or problem.fails_requests):
             engine.fail_requests(Unavailable(problem.message))
         if problem is not None and problem.fatal:
             raise Unavailable(f"the cluster has failed: {problem.message}")
-        told = problem
+        reported = problem
 
 
 def _catch_signals(stop: asyncio.Event) -> None:
@@ -167,15 +167,14 @@ def _catch_signals(stop: asyncio.Event) -> None:
 
 
 def _sweep() -> None:
-    """No process may outlive this one."""
+    """Ends every descendant of this process."""
     killed = os_processes.end(os_processes.descendants(os.getpid()), _SWEEP_GRACE_S)
     if killed:
         log.warning("processes had to be killed", pids=[process.pid for process in killed])
 
 
 def _record(launch: Launch, address: str, phase: str) -> None:
-    own = ProcessId.of(os.getpid())
-    assert own is not None
+    own = ProcessId.own()
     registry.save(
         registry.ClusterRecord(
             address=address,

@@ -1,4 +1,4 @@
-"""What kept a Ray actor from starting, as one line: Ray tells it inside pages of text."""
+"""The reason why a Ray actor did not start, as one line of the pages that Ray prints."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _MOST_CHARS = 300
 
 
 def start_error(error: Exception) -> Exception:
-    """The project's own error where an actor raised one, else Unavailable with the line of Ray's text that says why.
+    """The project's own error where an actor raised one; otherwise Unavailable with the telling line of Ray's text.
 
-    Of an actor that died Ray lists class, pid and namespace, each on an indented line; these say nothing.
+    Ray lists class, pid and namespace of an actor that died on indented lines, which give no reason.
     """
     cause = getattr(error, "cause", None)
     cause = cause if isinstance(cause, Exception) else error
@@ -26,6 +26,6 @@ def start_error(error: Exception) -> Exception:
         kind = getattr(errors, own[1], None) if own else None
         if own and isinstance(kind, type) and issubclass(kind, MoorageError):
             return kind(own[2])
-    told = [line for line in lines if not line[0].isspace()]
-    text = told[-1] if told else repr(cause)
+    reasons = [line for line in lines if not line[0].isspace()]
+    text = reasons[-1] if reasons else repr(cause)
     return Unavailable(f"a worker failed to start: {text[:_MOST_CHARS]}; its Ray log says more")

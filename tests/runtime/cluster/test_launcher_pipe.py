@@ -14,7 +14,7 @@ _SERVER = """
 import sys, time
 from moorage.runtime.cluster.launcher_pipe import LauncherPipe
 pipe = LauncherPipe(int(sys.argv[1]))
-pipe.tell({"stage": "first"}, last="last" in sys.argv)
+pipe.send({"stage": "first"}, last="last" in sys.argv)
 time.sleep(600 if "last" not in sys.argv else 1.5)
 """
 
@@ -44,8 +44,8 @@ def test_after_the_last_word_the_launcher_may_end() -> None:
 def test_nothing_follows_the_last_word_and_a_word_to_nobody_is_no_error() -> None:
     reader, writer = os.pipe()
     pipe = LauncherPipe(writer)
-    pipe.tell({"loading": [1, 2]})
-    pipe.tell({"error": "it failed"}, last=True)
-    pipe.tell({"ready": {}}, last=True)
+    pipe.send({"loading": [1, 2]})
+    pipe.send({"error": "it failed"}, last=True)
+    pipe.send({"ready": {}}, last=True)
     with os.fdopen(reader, encoding="utf-8") as words:
         assert [json.loads(line) for line in words] == [{"loading": [1, 2]}, {"error": "it failed"}]
