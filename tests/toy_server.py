@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from moorage.runtime.api.engine import Engine
-from moorage.runtime.api.server import ApiServer
+from moorage.runtime.api.grpc.server import ApiServer
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.server import Launch, serve
 from moorage.runtime.config.load import load_cluster_config

@@ -1,1 +1,1 @@
-"""The network APIs. `proto/v1/moorage.proto` says what the gRPC one promises."""
+"""The network side of the server: validation of what clients ask, uploads, and a package for each protocol."""

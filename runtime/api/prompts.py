@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Self
 
-from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.runtime.api import checks
+from moorage.runtime.api import validation
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.uploads import Upload
+from moorage.runtime.serving.protocol import MessagePiece, PromptPiece
 from moorage.runtime.text.body import Body, read_all
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
@@ -20,7 +20,7 @@ MAX_PIECE_BYTES = 1 << 20
 _PIECE_SLACK_BYTES = 64
 _MAX_MESSAGES = 4096
 _BYTES_PER_ID = 4
-_KINDS = {"text": "text", "token_ids": "token ids", "message": "chat messages"}
+_TEXT, _IDS, _MESSAGES = "text", "token ids", "chat messages"
 
 
 class PromptCollector:
@@ -45,40 +45,43 @@ class PromptCollector:
     def __exit__(self, *_: object) -> None:
         self._resources.close()
 
-    def add(self, piece: pb.PromptPiece) -> None:
-        """Takes the next piece. Raises InvalidRequest for one that can't belong to a valid prompt."""
-        kind = piece.WhichOneof("content")
-        if kind is None:
+    def add(self, piece: PromptPiece) -> None:
+        """Adds the next piece. Raises InvalidRequest for one that can't belong to a valid prompt."""
+        content = piece.content
+        if content is None:
             raise InvalidRequest("prompt: a piece is empty; send text, token ids or a chat message in it")
-        if piece.ByteSize() > MAX_PIECE_BYTES + _PIECE_SLACK_BYTES:
+        if piece.num_bytes > MAX_PIECE_BYTES + _PIECE_SLACK_BYTES:
             raise InvalidRequest(
-                f"prompt: a piece has {piece.ByteSize()} bytes; send pieces of at most {MAX_PIECE_BYTES}"
+                f"prompt: a piece has {piece.num_bytes} bytes; send pieces of at most {MAX_PIECE_BYTES}"
             )
-        if self._kind not in (None, kind):
-            raise InvalidRequest(
-                f"prompt: mixes {_KINDS[self._kind or kind]} and {_KINDS[kind]}; send one kind only"
-            )
-        self._kind = kind
-        if kind == "token_ids":
-            self._add_ids(piece.token_ids.ids)
-        elif kind == "text":
-            self._add_text(piece.text)
+        if isinstance(content, bytes):
+            self._set_kind(_TEXT)
+            self._add_text(content)
+        elif isinstance(content, MessagePiece):
+            self._set_kind(_MESSAGES)
+            self._add_message(content)
         else:
-            self._add_message(piece.message)
+            self._set_kind(_IDS)
+            self._add_ids(content)
 
     async def token_ids(self) -> TokenIds:
         """The whole prompt. Raises InvalidRequest if it is empty, or what the text process refuses."""
-        if not self._body.num_bytes and self._kind != "message":
+        if not self._body.num_bytes and self._kind != _MESSAGES:
             raise InvalidRequest("prompt: is empty; send at least one token")
         tokens = await self._tokenised()
         if not tokens:
             raise InvalidRequest("prompt: is empty; send at least one token")
         return tokens
 
+    def _set_kind(self, kind: str) -> None:
+        if self._kind not in (None, kind):
+            raise InvalidRequest(f"prompt: mixes {self._kind} and {kind}; send one kind only")
+        self._kind = kind
+
     async def _tokenised(self) -> TokenIds:
-        if self._kind == "text":
+        if self._kind == _TEXT:
             return TokenIds(await self._engine.text.encode("prompt", self._body))
-        if self._kind == "message":
+        if self._kind == _MESSAGES:
             messages = list(zip(self._roles, self._message_bytes, strict=True))
             ids = await self._engine.text.encode_chat(self._body, messages, parse_special=self._parse_special)
             return TokenIds(ids)
@@ -86,7 +89,7 @@ class PromptCollector:
 
     def _add_ids(self, ids: Sequence[int]) -> None:
         num_tokens = self._body.num_bytes // _BYTES_PER_ID
-        checks.token_ids(ids, self._vocab_size, first=num_tokens)
+        validation.token_ids(ids, self._vocab_size, first=num_tokens)
         if num_tokens + len(ids) > self._max_tokens:
             raise InvalidRequest(
                 f"prompt: has more than long_context.max_seq_len = {counted(self._max_tokens, 'token')}; "
@@ -98,11 +101,11 @@ class PromptCollector:
         self._check_bytes(len(text))
         self._append(text)
 
-    def _add_message(self, message: pb.ChatMessage) -> None:
+    def _add_message(self, message: MessagePiece) -> None:
         if not self._chat:
             raise InvalidRequest("prompt: chat messages can't be scored; send text or token ids")
         if message.role:
-            role = checks.name(f"message {len(self._roles) + 1}: role", message.role)
+            role = validation.name(f"message {len(self._roles) + 1}: role", message.role)
             self._roles.append(role or "")
             self._message_bytes.append(0)
         if not self._roles:

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from moorage.client.types import Accepted, GenerateEvent, GenerateOptions, Prompt, ScoreEvent
 from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.runtime.api import codec
+from moorage.runtime.api.grpc import codec
 from moorage.workers.errors import InvalidRequest, MoorageError
 
 _TEXT_PIECE_BYTES = 512 << 10

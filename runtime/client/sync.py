@@ -22,7 +22,7 @@ from moorage.client.types import (
 )
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-from moorage.runtime.api import codec
+from moorage.runtime.api.grpc import codec
 from moorage.runtime.config.addresses import client_address
 from moorage.runtime.serving.protocol import ClusterStatus, ModelInfo
 from moorage.workers.errors import DeadlineExceeded

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from moorage.runtime.api.engine import Engine
-from moorage.runtime.api.server import ApiServer
+from moorage.runtime.api.grpc.server import ApiServer
 from moorage.runtime.cluster import os_processes, registry
 from moorage.runtime.cluster.background_tasks import essential, log_stray_errors, repeated
 from moorage.runtime.cluster.heap import LOOK_EVERY_S, HeapTrimmer

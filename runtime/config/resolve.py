@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moorage.runtime.api.quoting import quoted
 from moorage.runtime.config.presets import (
     MEMORY_AXES,
     PRESETS,
@@ -25,6 +24,7 @@ from moorage.runtime.config.presets import (
 from moorage.runtime.config.rope import RopeChoice, settle_positions
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.trained_length import trained_length
+from moorage.runtime.text.quoting import quoted
 from moorage.workers.errors import InvalidConfig, InvalidRequest
 from moorage.workers.spec import (
     AnchorSpace,

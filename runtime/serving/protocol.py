@@ -1,4 +1,7 @@
-"""What a client may ask of the coordinator, and the events that come back."""
+"""Records of what clients ask, of what the coordinator gets, and of the events and the status that come back.
+
+`…Options` are what a client asked, as it was sent; `api/validation.py` makes `…Params` of them, which can be served.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,60 @@ from dataclasses import dataclass, field
 
 from moorage.workers.hf_generation import SamplingDefaults
 from moorage.workers.spec import SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How a client wants tokens drawn. None takes the model's own default, and draws a seed."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    num_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateOptions:
+    """A generation as a client asks for it. Empty names stand for the defaults of the server."""
+
+    model: str = ""
+    max_new_tokens: int | None = None
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()
+    preset: str = ""
+    session: str = ""
+    sampling: SamplingOptions = SamplingOptions()
+    parse_special: bool = False
+    """Whether special tokens that are spelled in chat messages are read as tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """A scoring as a client asks for it."""
+
+    model: str = ""
+    preset: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MessagePiece:
+    """Part of a chat message; with an empty role it goes on with the message before it."""
+
+    role: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPiece:
+    """A piece of a prompt: text in UTF-8, token ids or a chat message. None is an empty piece."""
+
+    content: bytes | Sequence[int] | MessagePiece | None
+    num_bytes: int  # as it was sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +90,6 @@ class ScoreParams:
     tokens: Sequence[int]
     preset: str | None = None
     request_id: str = ""
-    """As in GenerateParams."""
 
 
 @dataclass(frozen=True, slots=True)

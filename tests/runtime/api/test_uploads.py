@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-from moorage.runtime.api import interceptors
-from moorage.runtime.api.server import ApiServer
+from moorage.runtime.api.grpc import interceptors
+from moorage.runtime.api.grpc.server import ApiServer
 from moorage.runtime.api.uploads import UploadLimits, Uploads, client_of
 from moorage.workers.errors import ResourceExhausted
 from tests.toy_engine import ToyEngine

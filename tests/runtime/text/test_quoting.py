@@ -2,7 +2,7 @@
 
 import pytest
 
-from moorage.runtime.api.quoting import quoted
+from moorage.runtime.text.quoting import quoted
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from moorage.runtime.api.failures import read_on
+from moorage.runtime.api.grpc.failures import read_on
 
 MAX_OTHER_STREAMS = 256
 """Health watches and reflections that may be open at once; they are counted apart from everything else."""

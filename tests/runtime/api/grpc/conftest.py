@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-from moorage.runtime.api.server import ApiServer
+from moorage.runtime.api.grpc.server import ApiServer
 from tests.toy_engine import ToyEngine
 
 

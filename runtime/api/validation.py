@@ -1,4 +1,4 @@
-"""Limits of every field that a client may send. Each refusal names the field and the fix."""
+"""Judges what clients ask, on records that every protocol makes. Each refusal names the field and the fix."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import math
 import secrets
 from collections.abc import Sequence
 
-from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.runtime.api.quoting import quoted
-from moorage.runtime.serving.protocol import ModelInfo
+from moorage.runtime.serving.protocol import (
+    GenerateOptions,
+    GenerateParams,
+    ModelInfo,
+    SamplingOptions,
+    ScoreOptions,
+    ScoreParams,
+)
+from moorage.runtime.text.quoting import quoted
 from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.hf_generation import SamplingDefaults
 from moorage.workers.spec import SamplingSpec
@@ -24,22 +30,43 @@ MAX_LOGPROBS = 20
 DEFAULT_MAX_NEW_TOKENS = 256
 
 
+def generate_params(asked: GenerateOptions, served: ModelInfo, request_id: str) -> GenerateParams:
+    """The parameters of a generation, still without its prompt. Raises InvalidRequest or NotFound."""
+    model_name(asked.model, served)
+    return GenerateParams(
+        prompt=(),
+        sampling=sampling(asked.sampling, served.default_sampling),
+        max_new_tokens=max_new_tokens(asked.max_new_tokens),
+        ignore_eos=asked.ignore_eos,
+        stop=stop_strings(asked.stop),
+        preset=name("preset", asked.preset),
+        session=name("session", asked.session),
+        request_id=request_id,
+    )
+
+
+def score_params(asked: ScoreOptions, served: ModelInfo, request_id: str) -> ScoreParams:
+    """The parameters of a scoring, still without its text. Raises InvalidRequest or NotFound."""
+    model_name(asked.model, served)
+    return ScoreParams(tokens=(), preset=name("preset", asked.preset), request_id=request_id)
+
+
 def model_name(name: str, served: ModelInfo) -> None:
     """Raises NotFound unless the request asks for the served model."""
     if name and name != served.name:
         raise NotFound(f"model: {quoted(name)} is not served here; leave it empty or ask for {served.name!r}")
 
 
-def max_new_tokens(parameters: pb.GenerateParameters) -> int:
+def max_new_tokens(asked: int | None) -> int:
     """The limit asked for, or its default."""
-    if not parameters.HasField("max_new_tokens"):
+    if asked is None:
         return DEFAULT_MAX_NEW_TOKENS
-    if parameters.max_new_tokens < 1:
-        raise InvalidRequest(f"max_new_tokens: {parameters.max_new_tokens} is below 1; ask for 1 or more")
-    return parameters.max_new_tokens
+    if asked < 1:
+        raise InvalidRequest(f"max_new_tokens: {asked} is below 1; ask for 1 or more")
+    return asked
 
 
-def stop_strings(stop: list[str]) -> tuple[str, ...]:
+def stop_strings(stop: Sequence[str]) -> tuple[str, ...]:
     """The stop strings, few and short enough to be matched at every token."""
     if len(stop) > MAX_STOP_STRINGS:
         raise InvalidRequest(f"stop: {len(stop)} strings are too many; send at most {MAX_STOP_STRINGS}")
@@ -62,16 +89,14 @@ def name(field: str, value: str) -> str | None:
     return value or None
 
 
-def sampling(message: pb.Sampling, defaults: SamplingDefaults) -> SamplingSpec:
+def sampling(asked: SamplingOptions, defaults: SamplingDefaults) -> SamplingSpec:
     """The sampling options; the model's `defaults` stand for absent ones. A seed is drawn when none was sent."""
-    seed = message.seed if message.HasField("seed") else secrets.randbits(63)
-    temperature = message.temperature if message.HasField("temperature") else defaults.temperature
-    top_k = message.top_k if message.HasField("top_k") else defaults.top_k
-    top_p = message.top_p if message.HasField("top_p") else defaults.top_p
-    min_p = message.min_p if message.HasField("min_p") else defaults.min_p
-    penalty = (
-        message.repetition_penalty if message.HasField("repetition_penalty") else defaults.repetition_penalty
-    )
+    seed = secrets.randbits(63) if asked.seed is None else asked.seed
+    temperature = defaults.temperature if asked.temperature is None else asked.temperature
+    top_k = defaults.top_k if asked.top_k is None else asked.top_k
+    top_p = defaults.top_p if asked.top_p is None else asked.top_p
+    min_p = defaults.min_p if asked.min_p is None else asked.min_p
+    penalty = defaults.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty
     if not (math.isfinite(top_p) and 0 < top_p <= 1):
         raise InvalidRequest(f"top_p: {top_p} is outside (0, 1]; send 1 to keep every token")
     if not MIN_REPETITION_PENALTY <= penalty <= MAX_REPETITION_PENALTY:  # also of NaN
@@ -81,8 +106,8 @@ def sampling(message: pb.Sampling, defaults: SamplingDefaults) -> SamplingSpec:
         raise InvalidRequest(f"top_k: {top_k} is negative; send 0 to keep every token")
     if seed < 0:
         raise InvalidRequest(f"seed: {seed} is negative; send 0 or more, or leave it out")
-    if not 0 <= message.num_logprobs <= MAX_LOGPROBS:
-        raise InvalidRequest(f"num_logprobs: {message.num_logprobs} is outside 0 to {MAX_LOGPROBS}")
+    if not 0 <= asked.num_logprobs <= MAX_LOGPROBS:
+        raise InvalidRequest(f"num_logprobs: {asked.num_logprobs} is outside 0 to {MAX_LOGPROBS}")
     return SamplingSpec(
         temperature=_within("temperature", temperature, 0.0, MAX_TEMPERATURE),
         top_k=top_k,
@@ -90,13 +115,13 @@ def sampling(message: pb.Sampling, defaults: SamplingDefaults) -> SamplingSpec:
         min_p=_within("min_p", min_p, 0.0, 1.0),
         repetition_penalty=penalty,
         presence_penalty=_within(
-            "presence_penalty", message.presence_penalty, -MAX_ADDED_PENALTY, MAX_ADDED_PENALTY
+            "presence_penalty", asked.presence_penalty, -MAX_ADDED_PENALTY, MAX_ADDED_PENALTY
         ),
         frequency_penalty=_within(
-            "frequency_penalty", message.frequency_penalty, -MAX_ADDED_PENALTY, MAX_ADDED_PENALTY
+            "frequency_penalty", asked.frequency_penalty, -MAX_ADDED_PENALTY, MAX_ADDED_PENALTY
         ),
         seed=seed,
-        num_logprobs=message.num_logprobs,
+        num_logprobs=asked.num_logprobs,
     )
 
 

@@ -6,6 +6,7 @@ Server and client share it, so that a field can't be written by one and forgotte
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -14,11 +15,16 @@ from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.runtime.serving.protocol import (
     ClusterStatus,
     Finished,
+    GenerateOptions,
     KvActorStatus,
+    MessagePiece,
     ModelInfo,
     Progress,
     PromptLogprobs,
+    PromptPiece,
     RunningRequest,
+    SamplingOptions,
+    ScoreOptions,
     Token,
     Usage,
     WaitingRequest,
@@ -50,6 +56,40 @@ _STATUS_SCALARS = (
     "failure",
     "failed_steps_total",
 )
+
+
+def read_generate_options(message: pb.GenerateParameters) -> GenerateOptions:
+    """The record of a generation's parameters, as they were sent."""
+    return GenerateOptions(
+        model=message.model,
+        max_new_tokens=_optional(message, "max_new_tokens"),
+        ignore_eos=message.ignore_eos,
+        stop=tuple(message.stop),
+        preset=message.preset,
+        session=message.session,
+        sampling=_read_fields(SamplingOptions, message.sampling),
+        parse_special=message.parse_special,
+    )
+
+
+def read_score_options(message: pb.ScoreParameters) -> ScoreOptions:
+    """The record of a scoring's parameters, as they were sent."""
+    return _read_fields(ScoreOptions, message)
+
+
+def read_piece(message: pb.PromptPiece) -> PromptPiece:
+    """The record of a piece of a prompt. Token ids are not copied."""
+    content: bytes | Sequence[int] | MessagePiece | None
+    match message.WhichOneof("content"):
+        case "text":
+            content = message.text
+        case "token_ids":
+            content = message.token_ids.ids
+        case "message":
+            content = MessagePiece(message.message.role, message.message.content)
+        case _:
+            content = None
+    return PromptPiece(content, message.ByteSize())
 
 
 def generate_response(event: Progress | Token | Finished) -> pb.GenerateResponse:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.runtime.api import codec
+from moorage.runtime.api.grpc import codec
 from moorage.runtime.serving.protocol import (
     ClusterStatus,
     Finished,

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.internal import encoder
 
 from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.runtime.api.failures import carried
+from moorage.runtime.api.grpc.failures import carried
 from moorage.workers.errors import InvalidRequest
 
 Code = grpc.StatusCode
@@ -110,7 +110,7 @@ async def test_any_message_of_the_engine_reaches_the_client(
 
 
 async def test_status_has_a_time_limit(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moorage.runtime.api import service as module
+    from moorage.runtime.api.grpc import service as module
 
     async def never() -> None:
         await asyncio.Event().wait()

@@ -14,9 +14,10 @@ import structlog
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageServicer
-from moorage.runtime.api import checks, codec
+from moorage.runtime.api import validation
 from moorage.runtime.api.engine import Engine, Events
-from moorage.runtime.api.failures import reported
+from moorage.runtime.api.grpc import codec
+from moorage.runtime.api.grpc.failures import reported
 from moorage.runtime.api.prompts import PromptCollector
 from moorage.runtime.api.uploads import Upload, Uploads, client_of
 from moorage.runtime.serving.protocol import (
@@ -85,7 +86,7 @@ class MoorageService(MoorageServicer):
         """Token ids of a text."""
         async with reported(context):
             engine = self._ready()
-            checks.model_name(request.model, engine.model_info())
+            validation.model_name(request.model, engine.model_info())
             special = request.add_special_tokens if request.HasField("add_special_tokens") else True
             with self._complete_upload(context, len(request.text)), Body(request.text) as text:
                 ids = await engine.text.encode("text", text, add_special_tokens=special)
@@ -101,8 +102,8 @@ class MoorageService(MoorageServicer):
         """Text of token ids."""
         async with reported(context):
             engine = self._ready()
-            checks.model_name(request.model, engine.model_info())
-            checks.token_ids(request.token_ids, engine.model_info().vocab_size)
+            validation.model_name(request.model, engine.model_info())
+            validation.token_ids(request.token_ids, engine.model_info().vocab_size)
             with self._complete_upload(context, request.ByteSize()):
                 text = await engine.text.decode(request.token_ids)
             return pb.DetokenizeResponse(text=text)
@@ -153,29 +154,19 @@ class MoorageService(MoorageServicer):
 
 
 async def _generate_params(upload: Upload, requests: Requests, engine: Engine) -> GenerateParams:
-    sent: pb.GenerateParameters = await _parameters(upload, requests)
-    checks.model_name(sent.model, engine.model_info())
-    params = GenerateParams(
-        prompt=(),
-        sampling=checks.sampling(sent.sampling, engine.model_info().default_sampling),
-        max_new_tokens=checks.max_new_tokens(sent),
-        ignore_eos=sent.ignore_eos,
-        stop=checks.stop_strings(list(sent.stop)),
-        preset=checks.name("preset", sent.preset),
-        session=checks.name("session", sent.session),
-        request_id=_new_request_id(),
-    )
-    with PromptCollector(engine, upload, chat=True, parse_special=sent.parse_special) as prompt:
+    request_id = _new_request_id()
+    asked = codec.read_generate_options(await _parameters(upload, requests))
+    params = validation.generate_params(asked, engine.model_info(), request_id)
+    with PromptCollector(engine, upload, chat=True, parse_special=asked.parse_special) as prompt:
         return dataclasses.replace(params, prompt=await _prompt(upload, requests, prompt))
 
 
 async def _score_params(upload: Upload, requests: Requests, engine: Engine) -> ScoreParams:
-    sent: pb.ScoreParameters = await _parameters(upload, requests)
-    checks.model_name(sent.model, engine.model_info())
-    preset = checks.name("preset", sent.preset)
     request_id = _new_request_id()
+    asked = codec.read_score_options(await _parameters(upload, requests))
+    params = validation.score_params(asked, engine.model_info(), request_id)
     with PromptCollector(engine, upload, chat=False) as prompt:
-        return ScoreParams(await _prompt(upload, requests, prompt), preset, request_id)
+        return dataclasses.replace(params, tokens=await _prompt(upload, requests, prompt))
 
 
 async def _parameters(upload: Upload, requests: Requests) -> Any:
@@ -191,7 +182,7 @@ async def _prompt(upload: Upload, requests: Requests, prompt: PromptCollector) -
     while (request := await upload.next(requests)) is not None:
         if request.WhichOneof("part") != "piece":
             raise InvalidRequest("piece: is missing; after the parameters send only pieces of the prompt")
-        prompt.add(request.piece)
+        prompt.add(codec.read_piece(request.piece))
     return await prompt.token_ids()
 
 
@@ -217,7 +208,7 @@ async def _send(context: Context, response: Any, events: Events) -> None:
 
 
 def _new_request_id() -> str:
-    """Names the request in every line of the log that its handler writes."""
+    """A fresh id, which every line of the log has that this handler writes."""
     request_id = secrets.token_hex(6)
     structlog.contextvars.bind_contextvars(request_id=request_id)
     return request_id

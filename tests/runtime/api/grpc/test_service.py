@@ -14,8 +14,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-from moorage.runtime.api import service as api_service
-from moorage.runtime.api.server import ApiServer
+from moorage.runtime.api.grpc import service as api_service
+from moorage.runtime.api.grpc.server import ApiServer
 from moorage.workers.errors import Unavailable
 from moorage.workers.hf_generation import SamplingDefaults
 from tests.toy_engine import BOS, SECRET, VOCAB_SIZE, ToyEngine

@@ -13,13 +13,13 @@ import pytest
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-from moorage.runtime.api.server import ApiServer
+from moorage.runtime.api.grpc.server import ApiServer
 from moorage.runtime.text.limits import JobLimits
 from moorage.runtime.text.process import TextProcess
 from moorage.runtime.text.tokenizer import TextTokenizer
 from tests.toy_engine import VOCAB_SIZE, ToyEngine
 
-PILOT = Path(__file__).parents[3] / "deploy" / "models" / "moorage-pilot"
+PILOT = Path(__file__).parents[4] / "deploy" / "models" / "moorage-pilot"
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 CHAT = [
     pb.GenerateRequest(parameters=pb.GenerateParameters(max_new_tokens=1)),

@@ -11,8 +11,8 @@ from grpc_reflection.v1alpha import reflection
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import add_MoorageServicer_to_server
 from moorage.runtime.api.engine import Engine
-from moorage.runtime.api.interceptors import EveryMethod
-from moorage.runtime.api.service import MoorageService
+from moorage.runtime.api.grpc.interceptors import EveryMethod
+from moorage.runtime.api.grpc.service import MoorageService
 from moorage.runtime.api.uploads import UploadLimits, Uploads
 from moorage.workers.errors import Unavailable
 
