@@ -72,8 +72,7 @@ class EmulatedCopies:
         jobs: list[tuple[torch.Tensor, torch.Tensor]] = []
         futures: list[Future[None]] = []
         for link, local, places in self._kv.parts(session_id, blocks):
-            found = link.locate(session_id, layer, local)
-            if found is None:
+            if link.shard is None:
                 self.num_staged += len(local)
                 for part, staged, busy in self._ring.pass_through(link, session_id, layer, local):
                     slots = into[places][part]
@@ -81,7 +80,7 @@ class EmulatedCopies:
                     busy(UnderWay(begun).wait)
                     futures += begun
                 continue
-            arena, pages = found
+            arena, pages = link.shard.arena, link.shard.pages_of(session_id, layer, local)
             kv = arena.kv.view(np.float16) if arena.kv.dtype == np.uint16 else arena.kv
             stored = torch.from_numpy(kv)[layer]
             pairs = zip(pages.tolist(), into[places].tolist(), strict=True)

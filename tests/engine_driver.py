@@ -147,13 +147,13 @@ class Driver:
     def note_questions(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         """How many sessions each question for several at once is about, as the first store hears them from now on."""
         asked: list[int] = []
-        select = self.stores[0].select_together
+        select = self.stores[0].shard.select_together
 
         def noted(requests: Sequence[SelectRequest]) -> list[SelectReply]:
             asked.append(len(requests))
             return select(requests)
 
-        monkeypatch.setattr(self.stores[0], "select_together", noted)
+        monkeypatch.setattr(self.stores[0].shard, "select_together", noted)
         return asked
 
     def prompt_logprobs(self, prompt: Sequence[int], axes: MemorySpec, chunks: Sequence[int]) -> torch.Tensor:

@@ -17,6 +17,7 @@ from moorage.runtime.bench.stores import fill, mailbox_store, random_queries, ra
 from moorage.runtime.bench.threads import use_threads
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.messages import Float32, Int32, SelectRequest
+from moorage.workers.kv.operations import Stats
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import AnchorType, HeadPool, KvLayout
@@ -95,6 +96,6 @@ def _round_trips(link: Link) -> dict[str, float]:
     times = []
     for _ in range(CALLS):
         start = time.perf_counter()
-        link.stats()
+        link.call(Stats())
         times.append(time.perf_counter() - start)
     return {name: percentile(times, share) for name, share in SHARES.items()}

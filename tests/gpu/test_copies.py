@@ -27,7 +27,7 @@ def store() -> Iterator[KvStore]:
     for layer in range(LAYOUT.num_layers):
         store.arena.kv[layer] = rng.integers(0, 1 << 16, store.arena.kv[layer].shape, np.uint16)
     for layer in range(LAYOUT.num_layers):
-        store._sessions[1].table.num_tokens[layer] = NUM_PAGES * LAYOUT.block_size
+        store.shard.sessions[1].table.num_tokens[layer] = NUM_PAGES * LAYOUT.block_size
     yield store
     store.close()
 
@@ -53,6 +53,6 @@ def test_blocks_arrive_as_they_are(store: KvStore, device: torch.device, dma_byt
     for layer in range(LAYOUT.num_layers):
         copies.copy(1, layer, blocks, out, into).wait()
         found = out.view(torch.int16).cpu().numpy().view(np.uint16)[into]
-        want = store.arena.kv[layer][store._sessions[1].table.pages[blocks]]
+        want = store.arena.kv[layer][store.shard.sessions[1].table.pages[blocks]]
         assert np.array_equal(found, want)
     copies.close()

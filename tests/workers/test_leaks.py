@@ -20,6 +20,7 @@ from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import HeadPool, KvLayout, Positions
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import build_tiny_checkpoint
+from tests.workers.kv.asker import Asker
 
 LAYOUT = KvLayout(2, 2, 64, 2, anchor_codes=True)
 BLOCKS = 40
@@ -65,7 +66,7 @@ def test_sessions_of_a_store_leave_nothing(rng: np.random.Generator, count: int)
     process = context.Process(target=serve, args=(there,), daemon=True)
     process.start()
     there.close()
-    link = MailboxLink(here.recv())
+    link = Asker(MailboxLink(here.recv()))
     rows = rng.standard_normal((2 * BLOCKS, 2, 64)).astype(np.float16)
     queries, limits = rng.standard_normal((1, 4, 64)).astype(np.float32), np.full(1, BLOCKS, np.int32)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from moorage.workers.errors import Unavailable
 from moorage.workers.kv.binding import bind_to
@@ -18,21 +18,16 @@ from moorage.workers.kv.link import Link
 from moorage.workers.kv.mailbox_channel import Patience
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
-from moorage.workers.kv.messages import (
-    AnchorRotation,
-    Float32,
-    Int32,
-    SelectReply,
-    SelectRequest,
-    Storage,
-    StoreStats,
-)
+from moorage.workers.kv.messages import StoreStats
+from moorage.workers.kv.operations import Operation
 from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.warm_up import warm_up
 from moorage.workers.process import ProcessFacts, host_key, own_facts, take_asked_priority
 from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import KvLayout
+
+T = TypeVar("T")
 
 
 class KvActor:
@@ -68,79 +63,10 @@ class KvActor:
         """Where it runs."""
         return own_facts()
 
-    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
-        """As `KvStore.open`."""
+    def call(self, operation: Operation[T]) -> T:
+        """The reply of the store."""
         with self._lock:
-            self._store.open(session_id, num_blocks, rotation)
-
-    def resize(self, session_id: int, num_blocks: int) -> None:
-        """As `KvStore.resize`."""
-        with self._lock:
-            self._store.resize(session_id, num_blocks)
-
-    def attach(self, session_id: int) -> int:
-        """As `Link.attach`."""
-        with self._lock:
-            return min(self._store.attach(session_id)[1])
-
-    def write(self, session_id: int, layer: int, start: int, keys: Storage, values: Storage) -> None:
-        """As `KvStore.write`."""
-        with self._lock:
-            self._store.write(session_id, layer, start, _own(keys), _own(values))
-
-    def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
-        """As `KvStore.commit`."""
-        with self._lock:
-            self._store.commit(session_id, layer, start, end)
-
-    def truncate(self, session_id: int, num_tokens: int) -> None:
-        """As `KvStore.truncate`."""
-        with self._lock:
-            self._store.truncate(session_id, num_tokens)
-
-    def select(self, request: SelectRequest) -> SelectReply:
-        """As `KvStore.select`."""
-        with self._lock:
-            return self._store.select(_owned(request))
-
-    def select_together(self, requests: list[SelectRequest]) -> list[SelectReply]:
-        """As `KvStore.select_together`."""
-        with self._lock:
-            return self._store.select_together([_owned(request) for request in requests])
-
-    def score(self, request: SelectRequest) -> Float32:
-        """As `KvStore.score`."""
-        with self._lock:
-            return self._store.score(_owned(request))
-
-    def choose(self, session_id: int, lse: Float32) -> SelectReply:
-        """As `KvStore.choose`."""
-        with self._lock:
-            return self._store.choose(session_id, _own(lse))
-
-    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
-        """As `KvStore.keep`."""
-        with self._lock:
-            self._store.keep(session_id, layer, _own(blocks), limit)
-
-    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
-        """As `KvStore.rebuild_anchors`."""
-        with self._lock:
-            self._store.rebuild_anchors(session_id, layer, first, _own(importance))
-
-    def gather(self, session_id: int, layer: int, blocks: Int32) -> Storage:
-        """[n, 2, Hkv, B, D]: copies of `blocks`."""
-        layout, kv = self._store.layout, self._store.arena.kv
-        out = np.empty((len(blocks), 2, layout.num_kv_heads, layout.block_size, layout.head_dim), kv.dtype)
-        with self._lock:
-            slots = np.arange(len(blocks), dtype=np.int32)
-            self._store.gather(session_id, layer, _own(blocks), out, slots)
-        return out
-
-    def drop(self, session_id: int) -> None:
-        """As `KvStore.drop`."""
-        with self._lock:
-            self._store.drop(session_id)
+            return writable(operation).answer(self._store)
 
     def stats(self) -> StoreStats:
         """As `KvStore.stats`."""
@@ -195,14 +121,19 @@ def connect(
     return RayLink(handle, layout, timeout_s=timeout_s)
 
 
-def _own(array: NDArray[Any]) -> NDArray[Any]:
-    # Ray hands out read-only views of its object store; the kernels are compiled for writable arrays only.
-    return np.require(array, requirements=["C", "W"])
-
-
-def _owned(request: SelectRequest) -> SelectRequest:
-    refine = None if request.refine is None else _own(request.refine)
-    return request._replace(queries=_own(request.queries), limits=_own(request.limits), refine=refine)
+def writable(record: T) -> T:
+    """An operation with arrays that may be written: Ray hands out views of its object store that may not, and kernels
+    are compiled for writable arrays only."""
+    if isinstance(record, np.ndarray):
+        return cast(T, np.require(record, requirements=["C", "W"]))
+    if isinstance(record, tuple) and hasattr(record, "_fields"):
+        return cast(T, type(record)(*map(writable, record)))
+    if isinstance(record, list):
+        return cast(T, [writable(part) for part in record])
+    if is_dataclass(record) and not isinstance(record, type):
+        names = [field.name for field in fields(record)]
+        return replace(record, **{name: writable(getattr(record, name)) for name in names})
+    return record
 
 
 def _first_line(error: Exception) -> str:

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.workers.errors import MoorageError
-from moorage.workers.kv.link import Link
+from moorage.workers.errors import MoorageError, PeerDead
+from moorage.workers.kv.link import Link, confirm
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import Float32, Int32, Storage
+from moorage.workers.kv.operations import CommitRow, Confirm
 from moorage.workers.kv.stripes import Stripes
 
 Failures = dict[int, MoorageError]
@@ -92,7 +93,7 @@ class HostMemory:
         if known is not None and known[0] == changes:
             return known[1]
         for link in self._links:
-            link.confirm(session_id)
+            confirm(link, session_id)
         codes = self._read_codes(session_id, num_wanted)
         self._codes = {
             other: kept for other, kept in self._codes.items() if other[0] in self._shards[0].sessions
@@ -137,11 +138,33 @@ class HostMemory:
             parts[at].append((session_id, local))
         failed: Failures = {}
         for link, part in zip(self._links, parts, strict=True):
-            if part:
-                failed |= link.commit_rows(part)
+            if not part:
+                continue
+            link.post(*[CommitRow(session_id, local) for session_id, local in part])
+            if any((local + 1) % self.layout.block_size == 0 for _, local in part):
+                failed |= _failures(link, [session_id for session_id, _ in part])
         return failed
 
     def _place(self, session_id: int, position: int) -> tuple[int, int]:
         """(link, position in its store) of a token."""
         shard, local = self._tokens.place(position)
         return (self._first_link(session_id) + shard) % len(self._links), local
+
+
+def _failures(link: Link, session_ids: list[int]) -> Failures:
+    """Waits until all is sealed that was committed on a link; returns why commits of some sessions failed."""
+    if len(session_ids) > 1 and _failure(link, session_ids) is None:
+        return {}
+    # A failure among several is left for each session to be told alone.
+    alone = {session_id: _failure(link, [session_id]) for session_id in session_ids}
+    return {session_id: error for session_id, error in alone.items() if error is not None}
+
+
+def _failure(link: Link, session_ids: list[int]) -> MoorageError | None:
+    try:
+        link.call(Confirm(np.array(session_ids, np.int64)))
+    except PeerDead:
+        raise
+    except MoorageError as error:
+        return error
+    return None

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from moorage.workers.errors import MoorageError
-from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.dispatch import Dispatch
 from moorage.workers.kv.mapped_shard import MappedShard
-from moorage.workers.kv.messages import (
-    AnchorRotation,
-    Float32,
-    Int32,
-    SelectReply,
-    SelectRequest,
-    Storage,
-    StoreStats,
-)
+from moorage.workers.kv.messages import Int32, Storage
+from moorage.workers.kv.operations import Confirm, CopyBlocks, Operation, Write
 from moorage.workers.kv.store import KvStore
+
+T = TypeVar("T")
 
 
 class Link(Protocol):
-    """One worker's way to one KV store. Ids and positions are those of the shard; `KvStore` says more.
+    """One worker's way to one KV store.
 
-    A link serves one thread. `submit_*` return at once, so that several shards work at the same time; one
-    submission may be open on a link. An error in `commit` may come with a later call for its
-    session. Every method raises
-    PeerDead when the store's process is gone.
+    A link serves one thread, and its operations take effect in their order. Every method raises PeerDead when the
+    store's process is gone.
     """
 
     scores_here: bool
@@ -38,138 +31,71 @@ class Link(Protocol):
     def shard(self) -> MappedShard | None:
         """The sessions in this process's own view of the store's memory; None where it maps none."""
 
-    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
-        """Reserves pages. If StoreFull or InvalidRequest is raised, nothing has changed."""
+    def call(self, operation: Operation[T]) -> T:
+        """Asks and waits for the reply. May raise what an operation without a reply failed with before."""
 
-    def resize(self, session_id: int, num_blocks: int) -> None:
-        """Grows a session, or gives back its unwritten end. If StoreFull is raised, nothing has changed."""
+    def submit(self, operation: Operation[T]) -> Callable[[], T]:
+        """Asks at once; what it returns waits for the reply, so that several shards work at the same time.
 
-    def attach(self, session_id: int) -> int:
-        """Takes over a session that another link opened; returns the tokens it holds in every layer."""
-
-    def write(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
-        """Stores rows [T, Hkv, D] from token `start` on; they count once they are committed."""
-
-    def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
-        """Rows [start, end) are complete. Takes effect before anything that this link asks later."""
-
-    def commit_rows(self, rows: Sequence[tuple[int, int]]) -> dict[int, MoorageError]:
-        """The rows (session, position) are complete in all layers.
-
-        Where that fills a block, it waits until the store has sealed it, and returns by session why commits failed.
+        One submission may be open on a link.
         """
 
-    def confirm(self, session_id: int) -> None:
-        """Waits until all that was committed is sealed. Raises what a commit of the session failed with."""
-
-    def truncate(self, session_id: int, num_tokens: int) -> None:
-        """Forgets the tokens after the first `num_tokens`."""
-
-    def submit_select(self, request: SelectRequest) -> Callable[[], SelectReply]:
-        """Asks for the best blocks of this shard alone."""
-
-    def submit_together(self, requests: Sequence[SelectRequest]) -> Callable[[], list[SelectReply]]:
-        """Asks for the best blocks of at least one request each of some sessions; all fail if one does."""
-
-    def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
-        """Asks for [R, Hq] log-sum-exp; the store keeps the logits for `submit_choose`."""
-
-    def submit_choose(self, session_id: int, lse: Float32) -> Callable[[], SelectReply]:
-        """Asks for the best blocks, given the log-sum-exp over all shards."""
-
-    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
-        """Restricts later selections with `use_preselected`: of the blocks before `limit`, to `blocks`."""
-
-    def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
-        """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
-
-    def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
-        """Copies blocks into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
-
-    def locate(self, session_id: int, layer: int, blocks: Int32) -> tuple[Arena, Int32] | None:
-        """The arena in this process's memory and the pages of `blocks` in it; None where there is none."""
-
-    def pages(self, session_id: int) -> tuple[Arena, Int32] | None:
-        """The arena in this process's memory and all pages of a session; None where there is none."""
-
-    def arena(self) -> Arena | None:
-        """The store's arena in this process's memory; None where there is none."""
-
-    def drop(self, session_id: int) -> None:
-        """Frees a session. Idempotent."""
-
-    def stats(self) -> StoreStats:
-        """Counts and bytes."""
+    def post(self, *operations: Operation[Any]) -> None:
+        """Asks for operations of one type without waiting; a later call for their sessions tells what failed."""
 
     def close(self) -> None:
         """Ends the link; the sessions stay. Idempotent."""
+
+
+def confirm(link: Link, session_id: int) -> None:
+    """Waits until the store has sealed what counts as sealed in this process.
+
+    Raises what a commit of the session failed with.
+    """
+    if link.shard is not None and link.shard.session(session_id).unconfirmed:
+        link.call(Confirm(np.array([session_id], np.int64)))
+
+
+def write_rows(
+    link: Link, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike
+) -> None:
+    """Stores rows [T, Hkv, D] from token `start` on: straight in the store's memory, or by `Write`."""
+    if link.shard is not None:
+        link.shard.write(session_id, layer, start, keys, values)
+    else:
+        rows = np.ascontiguousarray(keys), np.ascontiguousarray(values)
+        link.post(Write(session_id, layer, start, *rows))
+
+
+def gather(link: Link, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
+    """Copies blocks into `out[slots]`, [num_slots, 2, Hkv, B, D] of storage type."""
+    if link.shard is not None:
+        link.shard.gather(session_id, layer, blocks, out, slots)
+    else:
+        out[slots] = link.call(CopyBlocks(session_id, layer, blocks))
 
 
 class LocalLink:
     """A store in the same process and thread."""
 
     def __init__(self, store: KvStore) -> None:
-        self._store, self.shard = store, store.shard
+        self._dispatch = Dispatch(store)
+        self.shard: MappedShard | None = store.shard
         self.scores_here = False
-        self.write = store.write
-        self.commit = store.commit
-        self.truncate = store.truncate
-        self.keep = store.keep
-        self.rebuild_anchors = store.rebuild_anchors
-        self.gather = store.gather
-        self.locate = store.locate
-        self.pages = store.pages
-        self.drop = store.drop
-        self.stats = store.stats
 
-    def arena(self) -> Arena:
-        """As `KvStore.arena`."""
-        return self._store.arena
+    def call(self, operation: Operation[T]) -> T:
+        """See Link."""
+        return self._dispatch.call(operation)
 
-    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> None:
-        """As `KvStore.open`."""
-        self._store.open(session_id, num_blocks, rotation)
-
-    def resize(self, session_id: int, num_blocks: int) -> None:
-        """As `KvStore.resize`."""
-        self._store.resize(session_id, num_blocks)
-
-    def attach(self, session_id: int) -> int:
-        """As `KvStore.attach`."""
-        return min(self._store.attach(session_id)[1])
-
-    def commit_rows(self, rows: Sequence[tuple[int, int]]) -> dict[int, MoorageError]:
-        """As `Link.commit_rows`."""
-        failed: dict[int, MoorageError] = {}
-        for session_id, position in rows:
-            try:
-                self._store.commit_row(session_id, position)
-            except MoorageError as error:
-                failed[session_id] = error
-        return failed
-
-    def confirm(self, session_id: int) -> None:
-        """Nothing is under way."""
-
-    def submit_select(self, request: SelectRequest) -> Callable[[], SelectReply]:
-        """Computes at once."""
-        reply = self._store.select(request)
+    def submit(self, operation: Operation[T]) -> Callable[[], T]:
+        """See Link; computes at once."""
+        reply = self._dispatch.call(operation)
         return lambda: reply
 
-    def submit_together(self, requests: Sequence[SelectRequest]) -> Callable[[], list[SelectReply]]:
-        """Computes at once."""
-        replies = self._store.select_together(requests)
-        return lambda: replies
-
-    def submit_score(self, request: SelectRequest) -> Callable[[], Float32]:
-        """Computes at once."""
-        lse = self._store.score(request)
-        return lambda: lse
-
-    def submit_choose(self, session_id: int, lse: Float32) -> Callable[[], SelectReply]:
-        """Computes at once."""
-        reply = self._store.choose(session_id, lse)
-        return lambda: reply
+    def post(self, *operations: Operation[Any]) -> None:
+        """See Link; acts at once."""
+        for operation in operations:
+            self._dispatch.post(operation)
 
     def close(self) -> None:
         """The store belongs to whoever made it, and stays."""

@@ -7,14 +7,26 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from moorage.workers.errors import MoorageError, PeerDead
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.codec import Codec, codec_of
+from moorage.workers.kv.operations import Operation
 from moorage.workers.kv.window import Window
-from moorage.workers.kv.wire import MAX_PACKET_BYTES, REPLY, REQUEST, Hello, Request, unpack_error
+from moorage.workers.kv.wire import (
+    MAX_PACKET_BYTES,
+    REPLY,
+    Hello,
+    get_message,
+    pack_call,
+    pack_posts,
+    put_message,
+    unpack_error,
+)
 
 _log = logging.getLogger(__name__)
 YIELD_S = 0.001
@@ -87,38 +99,38 @@ class Channel:
             raise
         return Hello.unpack(packet), fds[0]
 
-    def reserve(self, num_bytes: int) -> None:
-        """Makes the window free and large enough for a new request."""
-        self._pass_over()
-        self.window.grow(num_bytes)
+    def post(self, operations: Sequence[Operation[Any]]) -> None:
+        """Sends operations of one type that have no replies."""
+        for packet in pack_posts(operations):
+            self._send(packet)
 
-    def call(self, request: Request, room: int) -> int:
-        """Sends a request, with `room` for an answer at the window's start; returns the reply's count."""
+    def submit(self, operation: Operation[T]) -> Callable[[], T]:
+        """Sends an operation; what it returns waits for the reply."""
         self._pass_over()
-        self.window.grow(room)
-        self.send(request._replace(window_bytes=self.window.num_bytes))
-        return self.receive()
-
-    def send(self, *requests: Request) -> None:
-        """Sends requests, in one packet, whose one reply `receive` waits for."""
-        self.post(*requests)
+        placed = put_message(self.window, 0, codec_of(type(operation)), operation)
+        self._send(pack_call(operation, placed, self.window.num_bytes))
         self._waiting = True
+        return partial(self._reply, codec_of(operation.reply_type), placed.end)
 
-    def post(self, *requests: Request) -> None:
-        """Sends a one-way message."""
-        packet = b"".join(REQUEST.pack(*each) for each in requests)
+    def _reply(self, codec: Codec, begin: int) -> Any:
+        """The reply, which lies in the window from `begin` on."""
+        body_bytes, window_bytes = self._receive()
+        self.window.follow(window_bytes)
+        return get_message(self.window, begin, body_bytes, codec, copy=True)
+
+    def _send(self, packet: bytes) -> None:
         self._patiently(lambda: self._sock.send(packet, socket.MSG_NOSIGNAL))
 
-    def receive(self) -> int:
-        """Waits for the reply; returns its count, or raises the error it carries."""
+    def _receive(self) -> tuple[int, int]:
+        """Waits for the reply; returns the bytes of its body and of the window. Raises the error it carries."""
         self._waiting = False
         size = self._patiently(self._take)
         if size == 0:
             raise self._died("is gone")
-        status, count = REPLY.unpack_from(self.packet)
+        status, body_bytes, window_bytes = REPLY.unpack_from(self.packet)
         if status < 0:
             raise unpack_error(status, bytes(self.packet[REPLY.size : size]))
-        return int(count)
+        return body_bytes, window_bytes
 
     def _take(self) -> int:
         """Bytes of the next packet, which is put into `packet`."""
@@ -141,7 +153,7 @@ class Channel:
         if not self._waiting:
             return
         try:
-            self.receive()
+            self._receive()
         except PeerDead:
             raise
         except MoorageError as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from moorage.kernels.block_gather import gather_blocks
 from moorage.kernels.block_select import Coded
-from moorage.workers.errors import InvalidRequest, NotFound
+from moorage.workers.errors import InvalidRequest, MoorageError, NotFound
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import BlockTable
 from moorage.workers.kv.messages import AnchorRotation, Float32, Int32, SelectReply, SelectRequest, Storage
@@ -30,6 +31,8 @@ class ShardSession:
     """Set in the store when anchors summarise rotated keys."""
     scoring: Scoring | None = None
     """A scored request that waits for its `choose`."""
+    unconfirmed: bool = False
+    """In a worker: whether the store may not have sealed yet what counts as sealed here."""
     num_changes: int = 0
     """Counts what may change codes: sealed blocks, blocks that are gone, rebuilt anchors."""
 
@@ -107,6 +110,28 @@ class MappedShard:
         table.num_tokens = [end] * self.layout.num_layers
         return True
 
+    def follow_commit(self, session_id: int, layer: int, start: int, end: int) -> None:
+        """`commit` and `seal`, as the store does both later; what it refuses it will tell."""
+        with suppress(MoorageError):
+            full = self.commit(session_id, layer, start, end)
+            if full:
+                self.seal(session_id, layer, full.stop)
+                self.session(session_id).unconfirmed = True
+
+    def follow_row(self, session_id: int, position: int) -> None:
+        """`follow_commit` of the row at `position` in all layers."""
+        with suppress(MoorageError):
+            if self.extend(session_id, position):
+                return
+        for layer in range(self.layout.num_layers):
+            self.follow_commit(session_id, layer, position, position + 1)
+
+    def confirm(self, session_ids: Iterable[int]) -> None:
+        """A reply that comes after commits says that the store has sealed their blocks."""
+        for session_id in session_ids:
+            if session_id in self.sessions:
+                self.sessions[session_id].unconfirmed = False
+
     def seal(self, session_id: int, layer: int, num_blocks: int) -> None:
         """Records that the first `num_blocks` blocks of `layer` have their anchors."""
         session = self.session(session_id)
@@ -139,6 +164,11 @@ class MappedShard:
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
         gather_blocks(self.arena.kv[layer], self.pages_of(session_id, layer, blocks), out, slots)
+
+    def copy_blocks(self, session_id: int, layer: int, blocks: Int32) -> Storage:
+        """Copies of `blocks`, [n, 2, Hkv, B, D] of storage type."""
+        copies: Storage = self.arena.kv[layer][self.pages_of(session_id, layer, blocks)]
+        return copies
 
     def pages_of(self, session_id: int, layer: int, blocks: Int32) -> Int32:
         """The pages of written `blocks` in the arena."""

@@ -27,6 +27,16 @@ class AnchorRotation:
     stripe_blocks: int = 1
 
 
+class Attached(NamedTuple):
+    """What a store holds of a session that a worker takes over."""
+
+    pages: Int32
+    num_tokens: Int32
+    """[L]"""
+    num_sealed: Int32
+    """[L]: the first blocks of each layer, full and with anchors."""
+
+
 class SelectRequest(NamedTuple):
     """The `k` best of the sealed blocks [first, limits[r]) for each row r of `queries`."""
 
@@ -43,7 +53,7 @@ class SelectRequest(NamedTuple):
     scale: float
     """Multiplies the logits, usually 1 / sqrt(D)."""
     use_preselected: bool = False
-    """Choose among the blocks of an earlier `keep` only, when there was one."""
+    """Choose among the blocks of an earlier preselection only, when there was one."""
     pooling: HeadPool = HeadPool.SOFTMAX
     """SUM and MAX need one shard's blocks only. SOFTMAX needs the sum of exponentials over the blocks of all
     shards, so with more than one shard it takes a second round (`score`, then `choose`)."""

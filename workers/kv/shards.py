@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moorage.workers.errors import MoorageError
 from moorage.workers.kv.host_memory import HostMemory
-from moorage.workers.kv.link import Link
+from moorage.workers.kv.link import Link, gather, write_rows
 from moorage.workers.kv.merge import merge_choices
 from moorage.workers.kv.messages import (
     AnchorRotation,
@@ -21,6 +21,21 @@ from moorage.workers.kv.messages import (
     SelectRequest,
     Storage,
     StoreStats,
+)
+from moorage.workers.kv.operations import (
+    Attach,
+    Choose,
+    Commit,
+    Drop,
+    Open,
+    Preselect,
+    RebuildAnchors,
+    Resize,
+    Score,
+    Select,
+    SelectTogether,
+    Stats,
+    Truncate,
 )
 from moorage.workers.kv.resident import Resident
 from moorage.workers.kv.stripes import Stripes
@@ -72,10 +87,10 @@ class ShardedKv:
             stripes = (shard, len(self.links), self._blocks.length)
             rotation = None if inv_freq is None else AnchorRotation(inv_freq, *stripes)
             try:
-                link.open(session_id, self._blocks.count(num_blocks, shard), rotation)
+                link.call(Open(session_id, self._blocks.count(num_blocks, shard), rotation))
             except MoorageError:
                 for opened in links[:shard]:
-                    opened.drop(session_id)
+                    opened.call(Drop(session_id))
                 raise
         self._num_blocks[session_id] = num_blocks
         self._first[session_id] = first_shard % len(self.links)
@@ -92,10 +107,10 @@ class ShardedKv:
         links = self._links_of(session_id)
         for shard, link in enumerate(links):
             try:
-                link.resize(session_id, self._blocks.count(num_blocks, shard))
+                link.call(Resize(session_id, self._blocks.count(num_blocks, shard)))
             except MoorageError:
                 for grown, before in enumerate(links[:shard]):
-                    before.resize(session_id, self._blocks.count(held, grown))
+                    before.call(Resize(session_id, self._blocks.count(held, grown)))
                 raise
         self._num_blocks[session_id] = num_blocks
 
@@ -104,7 +119,7 @@ class ShardedKv:
         self.truncate(session_id, num_tokens)
         num_blocks = self.layout.num_blocks(num_tokens)
         counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
-        self._each(session_id, lambda link, shard: link.resize(session_id, counts[shard]))
+        self._each(session_id, lambda link, shard: link.call(Resize(session_id, counts[shard])))
         self._num_blocks[session_id] = num_blocks
 
     def attach(self, session_id: int, num_blocks: int, first_shard: int = 0) -> int:
@@ -113,7 +128,9 @@ class ShardedKv:
         Cuts it back to the tokens that all layers of all shards hold without a hole; returns their number.
         """
         links = self._in_turn(first_shard)
-        num_tokens = self._tokens.held([link.attach(session_id) for link in links])
+        num_tokens = self._tokens.held(
+            [int(link.call(Attach(session_id)).num_tokens.min()) for link in links]
+        )
         self._first[session_id] = first_shard % len(self.links)
         self._num_blocks[session_id] = num_blocks
         self.truncate(session_id, num_tokens)
@@ -132,30 +149,30 @@ class ShardedKv:
         committed: dict[int, tuple[int, int]] = {}
         for shard, local, begin, stop in self._tokens.runs(start, start + len(keys)):
             rows = slice(begin - start, stop - start)
-            links[shard].write(session_id, layer, local, keys[rows], values[rows])
+            write_rows(links[shard], session_id, layer, local, keys[rows], values[rows])
             first = committed[shard][0] if shard in committed else local
             committed[shard] = (first, local + stop - begin)
         for shard, (first, end) in committed.items():
-            links[shard].commit(session_id, layer, first, end)
+            links[shard].post(Commit(session_id, layer, first, end))
 
     def _append_row(
         self, session_id: int, layer: int, position: int, keys: NDArray[Any], values: NDArray[Any]
     ) -> None:
         shard, local = self._tokens.place(position)
         link = self._links_of(session_id)[shard]
-        link.write(session_id, layer, local, keys, values)
-        link.commit(session_id, layer, local, local + 1)
+        write_rows(link, session_id, layer, local, keys, values)
+        link.post(Commit(session_id, layer, local, local + 1))
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Forgets the tokens after the first `num_tokens`."""
         counts = [self._tokens.count(num_tokens, shard) for shard in range(len(self.links))]
-        self._each(session_id, lambda link, shard: link.truncate(session_id, counts[shard]))
+        self._each(session_id, lambda link, shard: link.call(Truncate(session_id, counts[shard])))
 
     def reseal(self, session_id: int, num_tokens: int) -> None:
         """Makes the anchors of the first `num_tokens` as they were when their blocks were sealed; keeps no others."""
         for layer in range(self.layout.num_layers):
             for shard, link in enumerate(self._links_of(session_id)):
-                link.commit(session_id, layer, 0, self._tokens.count(num_tokens, shard))
+                link.post(Commit(session_id, layer, 0, self._tokens.count(num_tokens, shard)))
 
     def select(self, request: SelectRequest, coarse: int = 0) -> SelectReply:
         """What one store that held everything would choose by `request`, whose blocks and limits are global ids.
@@ -186,13 +203,13 @@ class ShardedKv:
     def _choose_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
         """`_choose` for each, in one call a shard."""
         if len(self.links) == 1:
-            return self.links[0].submit_together(requests)()
+            return self.links[0].call(SelectTogether(list(requests)))
         count, first = len(self.links), [self._first.get(request.session_id, 0) for request in requests]
         parts = [
             [self._of_shard(request, (at - first[i]) % count) for i, request in enumerate(requests)]
             for at in range(count)
         ]
-        pending = [link.submit_together(part) for link, part in zip(self.links, parts, strict=True)]
+        pending = [link.submit(SelectTogether(part)) for link, part in zip(self.links, parts, strict=True)]
         replies = _all(pending)
         return [
             merge_choices(
@@ -203,15 +220,15 @@ class ShardedKv:
 
     def _choose(self, request: SelectRequest) -> SelectReply:
         if len(self.links) == 1:
-            return self.links[0].submit_select(request)()
+            return self.links[0].call(Select(request))
         session_id, links = request.session_id, self._links_of(request.session_id)
         requests = [self._of_shard(request, shard) for shard in range(len(links))]
         if request.pooling is HeadPool.SOFTMAX:
-            parts = _all([link.submit_score(one) for link, one in zip(links, requests, strict=True)])
+            parts = _all([link.submit(Score(one)) for link, one in zip(links, requests, strict=True)])
             lse: Float32 = np.asarray(np.logaddexp.reduce(parts, axis=0), np.float32)
-            replies = _all([link.submit_choose(session_id, lse) for link in links])
+            replies = _all([link.submit(Choose(session_id, lse)) for link in links])
         else:
-            replies = _all([link.submit_select(one) for link, one in zip(links, requests, strict=True)])
+            replies = _all([link.submit(Select(one)) for link, one in zip(links, requests, strict=True)])
         return merge_choices(replies, self._blocks, request.k)
 
     def _of_shard(self, request: SelectRequest, shard: int) -> SelectRequest:
@@ -229,7 +246,7 @@ class ShardedKv:
         """Restricts later selections with `use_preselected`: of the blocks before `limit`, to ascending `blocks`."""
         shards, local = self._blocks.split(blocks)
         for shard, link in enumerate(self._links_of(session_id)):
-            link.keep(session_id, layer, local[shards == shard], self._blocks.count(limit, shard))
+            link.call(Preselect(session_id, layer, local[shards == shard], self._blocks.count(limit, shard)))
 
     def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
         """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
@@ -237,12 +254,12 @@ class ShardedKv:
         for shard, link in enumerate(self._links_of(session_id)):
             here = shards == shard
             if here.any():
-                link.rebuild_anchors(session_id, layer, int(local[here][0]), importance[here])
+                link.call(RebuildAnchors(session_id, layer, int(local[here][0]), importance[here]))
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
         for link, local, places in self.parts(session_id, blocks):
-            link.gather(session_id, layer, local, out, slots[places])
+            gather(link, session_id, layer, local, out, slots[places])
 
     def parts(self, session_id: int, blocks: Int32) -> Iterator[tuple[Link, Int32, Int32]]:
         """(link, ids in its store, places in `blocks`) of each shard that holds some of a session's `blocks`."""
@@ -264,21 +281,22 @@ class ShardedKv:
 
     def resident(self, session_id: int) -> Resident | None:
         """A session's blocks as this process maps them, until it grows; None when a shard is on another host."""
-        found = [link.pages(session_id) for link in self._links_of(session_id)]
-        here = [part for part in found if part is not None]
-        if len(here) < len(found):
+        links = self._links_of(session_id)
+        shards = [link.shard for link in links if link.shard is not None]
+        if len(shards) < len(links):
             return None
-        return Resident.of([arena for arena, _ in here], [pages for _, pages in here], self._blocks.length)
+        pages = [shard.session(session_id).table.pages for shard in shards]
+        return Resident.of([shard.arena for shard in shards], pages, self._blocks.length)
 
     def drop(self, session_id: int) -> None:
         """Frees a session in all shards. Idempotent."""
         self._num_blocks.pop(session_id, None)
-        self._each(session_id, lambda link, _: link.drop(session_id))
+        self._each(session_id, lambda link, _: link.call(Drop(session_id)))
         self._first.pop(session_id, None)
 
     def stats(self) -> list[StoreStats]:
         """What each shard holds."""
-        return [link.stats() for link in self.links]
+        return [link.call(Stats()) for link in self.links]
 
     def close(self) -> None:
         """Closes the links; the sessions stay. Idempotent."""
@@ -292,7 +310,7 @@ class ShardedKv:
     def _in_turn(self, first: int) -> Sequence[Link]:
         return self._turns[first % len(self._turns)]
 
-    def _each(self, session_id: int, action: Callable[[Link, int], None]) -> None:
+    def _each(self, session_id: int, action: Callable[[Link, int], object]) -> None:
         """Does `action` with the link of each of a session's shards, even when one fails; then raises."""
         links = self._links_of(session_id)
         _all([partial(action, link, shard) for shard, link in enumerate(links)])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.anchors import AnchorBuilder
@@ -14,11 +14,9 @@ from moorage.workers.kv.block_table import PageAllocator
 from moorage.workers.kv.mapped_shard import MappedShard, ShardSession
 from moorage.workers.kv.messages import (
     AnchorRotation,
+    Attached,
     Float32,
     Int32,
-    SelectReply,
-    SelectRequest,
-    Storage,
     StoreStats,
 )
 from moorage.workers.spec import AnchorSpace, KvLayout
@@ -53,6 +51,8 @@ class KvStore:
                 f"session {session_id}: anchors of rotated keys need angles; open it with them"
             )
         pages = self._pages.take(num_blocks, session_id)
+        if rotation is not None:
+            rotation = replace(rotation, inv_freq=rotation.inv_freq.copy())
         self.shard.open(session_id, pages, rotation=rotation)
         return pages
 
@@ -76,10 +76,14 @@ class KvStore:
             table.pages = table.pages[:num_blocks].copy()
         return table.pages
 
-    def attach(self, session_id: int) -> tuple[Int32, list[int]]:
-        """(pages, tokens by layer) of an open session, for a worker that takes it over."""
-        table = self.shard.session(session_id).table
-        return table.pages, list(table.num_tokens)
+    def attach(self, session_id: int) -> Attached:
+        """What is stored of an open session, for a worker that takes it over."""
+        session = self.shard.session(session_id)
+        return Attached(
+            session.table.pages,
+            np.array(session.table.num_tokens, np.int32),
+            np.array(session.num_sealed, np.int32),
+        )
 
     def write(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
         """Stores rows [T, Hkv, D] from token `start` on; they count once they are committed."""
@@ -135,37 +139,8 @@ class KvStore:
             raise InvalidRequest(f"session {session_id}: truncate to {num_tokens} tokens; keep none or more")
         self.shard.truncate(session_id, num_tokens)
 
-    def select(self, request: SelectRequest) -> SelectReply:
-        """As `MappedShard.select`."""
-        return self.shard.select(request)
-
-    def select_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
-        """As `MappedShard.select_together`."""
-        return self.shard.select_together(requests)
-
-    def score(self, request: SelectRequest) -> Float32:
-        """As `MappedShard.score`."""
-        return self.shard.score(request)
-
-    def choose(self, session_id: int, lse: Float32) -> SelectReply:
-        """As `MappedShard.choose`."""
-        return self.shard.choose(session_id, lse)
-
-    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
-        """As `MappedShard.preselect`."""
-        self.shard.preselect(session_id, layer, blocks, limit)
-
-    def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
-        """As `MappedShard.gather`."""
-        self.shard.gather(session_id, layer, blocks, out, slots)
-
-    def locate(self, session_id: int, layer: int, blocks: Int32) -> tuple[Arena, Int32]:
-        """The arena and the pages of `blocks` in it."""
-        return self.arena, self.shard.pages_of(session_id, layer, blocks)
-
-    def pages(self, session_id: int) -> tuple[Arena, Int32]:
-        """The arena and all pages of a session in it."""
-        return self.arena, self.shard.session(session_id).table.pages
+    def confirm(self, session_ids: NDArray[np.int64]) -> None:
+        """Does nothing: an answer says that all commits before are done."""
 
     def drop(self, session_id: int) -> None:
         """Frees a session's pages. Idempotent."""

@@ -44,9 +44,9 @@ def _run_each(layout: KvLayout) -> None:
     limits = np.full(2, NUM_BLOCKS, np.int32)
     queries = np.zeros((2, *shape[1:]), np.float32)
     for shared, pooling, k in product((False, True), (HeadPool.SOFTMAX, HeadPool.SUM), (1, 2)):
-        store.select(SelectRequest(0, 0, queries, 0, limits, k, shared, 1.0, pooling=pooling))
+        store.shard.select(SelectRequest(0, 0, queries, 0, limits, k, shared, 1.0, pooling=pooling))
     out = np.empty_like(store.arena.kv[0])
     blocks = np.arange(NUM_BLOCKS, dtype=np.int32)
-    store.select(SelectRequest(0, 0, queries[:1], 0, limits[:1], 1, True, 1.0, refine=blocks))
-    store.gather(0, 0, blocks, out, blocks)
+    store.shard.select(SelectRequest(0, 0, queries[:1], 0, limits[:1], 1, True, 1.0, refine=blocks))
+    store.shard.gather(0, 0, blocks, out, blocks)
     store.close()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import seal_size
-from moorage.workers.kv.messages import Float32, Int32
 
 _ALIGNMENT_BYTES = 64
 _FIRST_BYTES = 1 << 20
@@ -22,7 +21,7 @@ _MAX_VIEWS = 64
 
 
 class Window:
-    """A memfd that both ends map. The worker makes it larger when needed; it never shrinks."""
+    """A memfd that both ends map. Either makes it larger when needed; it never shrinks."""
 
     def __init__(self, fd: int) -> None:
         """Takes over `fd`. Raises InvalidRequest unless it is a memfd that can't shrink."""
@@ -48,7 +47,7 @@ class Window:
     def _map(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
         self._memory = mmap.mmap(self.fd, num_bytes)
-        self._views: dict[tuple[type, int, tuple[int, ...]], NDArray[Any]] = {}
+        self._views: dict[tuple[str, int, tuple[int, ...]], NDArray[Any]] = {}
 
     def grow(self, num_bytes: int) -> None:
         """Makes room for `num_bytes`; what it held stays."""
@@ -65,28 +64,35 @@ class Window:
                 raise InvalidRequest(f"mailbox window: {num_bytes} bytes asked, it has {held}; grow it first")
             self._map(held)
 
-    def floats(self, offset: int, *shape: int) -> Float32:
-        """The float32 array at `offset`: a view, valid until the next request."""
-        return self._view(np.float32, offset, shape)
-
-    def ints(self, offset: int, *shape: int) -> Int32:
-        """The int32 array at `offset`: a view, valid until the next request."""
-        return self._view(np.int32, offset, shape)
-
-    def _view(self, dtype: type, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    def view(self, code: str, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The array of numpy's type `code` at `offset`: a view, valid until the window is written again."""
         # Decode steps ask for the same few views again and again; making one costs more than finding it.
-        key = (dtype, offset, shape)
+        key = (code, offset, shape)
         view = self._views.get(key)
         if view is None:
-            self._check(offset, shape)
+            dtype = np.dtype(code)
+            self._check(offset, math.prod(shape) * dtype.itemsize if min(shape, default=0) >= 0 else -1)
             if len(self._views) >= _MAX_VIEWS:
                 self._views.clear()
             view = self._views[key] = np.ndarray(shape, dtype, self._memory, offset)
         return view
 
-    def _check(self, offset: int, shape: tuple[int, ...]) -> None:
-        if offset < 0 or min(shape) < 0 or offset + span(*shape) > self.num_bytes:
-            raise InvalidRequest(f"mailbox window: {shape} at {offset} is outside its {self.num_bytes} bytes")
+    def put_bytes(self, offset: int, data: bytes) -> None:
+        """Writes `data` at `offset`."""
+        self._check(offset, len(data))
+        self._memory[offset : offset + len(data)] = data
+
+    def get_bytes(self, offset: int, count: int) -> bytes:
+        """The bytes [offset, offset + count)."""
+        self._check(offset, count)
+        return self._memory[offset : offset + count]
+
+    def _check(self, offset: int, count: int) -> None:
+        if offset < 0 or count < 0 or offset + count > self.num_bytes:
+            raise InvalidRequest(
+                f"mailbox window: {count} bytes at {offset} are outside its {self.num_bytes}; "
+                "use one version on both sides"
+            )
 
     def close(self) -> None:
         """Closes the descriptor and the mapping. Idempotent."""
@@ -98,10 +104,6 @@ class Window:
                 self._memory.close()
 
 
-@lru_cache(maxsize=1024)
-def span(*shape: int) -> int:
-    """Bytes of an array of 4-byte elements, rounded up so that the next array is aligned."""
-    count = 4
-    for size in shape:
-        count *= size
-    return -(-count // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+def aligned(num_bytes: int) -> int:
+    """Bytes rounded up so that the next array is aligned."""
+    return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES

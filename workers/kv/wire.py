@@ -1,41 +1,37 @@
-"""The mailbox's wire format: small fixed headers on a socket, arrays in a shared window.
+"""The mailbox's wire format: small packets on a socket, bodies and arrays in a shared window.
 
     connect:   server -> worker   HELLO    + the arena's descriptor
                worker -> server   one byte + the window's descriptor
-    request:   the worker writes the arrays at the start of the window, then sends one REQUEST
-    reply:     the server writes the arrays at `reply_offset` of the window, then sends one REPLY
-    several SELECT in one packet, one behind the other, have one REPLY
-    COMMIT has no reply; its error is the status of the next reply for its session, except DROP's.
-    several COMMIT_ROW in one packet have a reply if the first asks for one: the sessions that have failed
+    call:      the worker writes the operation and its arrays at the start of the window, then sends one CALL
+    reply:     the server writes the reply and its arrays behind them, then sends one REPLY; an error is in the packet
+    post:      one POST, with operations of one type that have no arrays; their failures are told in later replies
 
-Packets of a Unix SOCK_SEQPACKET socket stay whole and in order, and an end that dies closes it at once.
+Whichever end finds the window too small makes it larger, and tells the other its size. Packets of a Unix
+SOCK_SEQPACKET socket stay whole and in order, and an end that dies closes it at once.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound, ResourceExhausted, StoreFull
-from moorage.workers.kv.messages import Float32, Int32, SelectRequest
-from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType, Scorer
+from moorage.workers.kv.codec import Array, Codec, codec_of
+from moorage.workers.kv.operations import OPERATIONS, Operation
+from moorage.workers.kv.window import Window, aligned
+from moorage.workers.spec import KvLayout
 
-REQUEST = struct.Struct("<HHiqqqiiiidqq")
-REPLY = struct.Struct("<ii")
-"""Status, and a count that depends on the op; STATS and errors go on with bytes of their own."""
-STATS = struct.Struct("<7q")
-REPLY_WANTED = 1
-"""The flag of a COMMIT_ROW that has a reply."""
-_HELLO = struct.Struct("<4iq16s16si16si16s?q")
 MAX_PACKET_BYTES = 4096
-MAX_TOGETHER = MAX_PACKET_BYTES // REQUEST.size
-"""Requests of one packet."""
+REPLY = struct.Struct("<iiq")
+"""Status, bytes of the body, bytes of the window; a message follows where the status is negative."""
+_CALL = struct.Struct("<hiqq")
+"""Number of the operation, bytes of its body, end of its arrays, bytes of the window."""
+_KIND = struct.Struct("<h")
+_POSTED = 1 << 14
+"""Added to the number of operations that have no reply."""
 
-_SHARED, _USE_PRESELECTED, _PERHEAD, _ANCHOR_SUM, _REFINE, _POOLING_SHIFT = 1, 2, 4, 8, 16, 8
-_POOLINGS = tuple(HeadPool)
-_POOLING_FLAGS = {pooling: i << _POOLING_SHIFT for i, pooling in enumerate(_POOLINGS)}
 _ERRORS: tuple[type[MoorageError], ...] = (
     MoorageError,
     InvalidRequest,
@@ -45,92 +41,107 @@ _ERRORS: tuple[type[MoorageError], ...] = (
 )
 
 
-class Op(IntEnum):
-    """What a request asks for."""
-
-    COMMIT = 1
-    OPEN = 2
-    RESIZE = 3
-    ATTACH = 4
-    TRUNCATE = 5
-    SELECT = 6
-    SCORE = 7
-    CHOOSE = 8
-    KEEP = 9
-    DROP = 10
-    STATS = 11
-    REBUILD_ANCHORS = 12
-    COMMIT_ROW = 13
-    CONFIRM = 14
-
-
-class Request(NamedTuple):
-    """The header of a request; fields that an op does not name are 0."""
-
-    op: int
-    flags: int = 0
-    layer: int = 0
-    session_id: int = 0
-    start: int = 0
-    """First token of COMMIT and COMMIT_ROW, first block of SELECT, SCORE and REANCHOR; limit of KEEP; angles of
-    OPEN."""
-    end: int = 0
-    """End of COMMIT; blocks of OPEN and RESIZE; tokens of TRUNCATE; number of ids of KEEP; offset of the arrays of
-    SELECT and SCORE."""
-    num_rows: int = 0
-    """Rows of SELECT and SCORE, blocks of REANCHOR; of an OPEN with angles, its shard."""
-    num_heads: int = 0
-    """Of an OPEN with angles, the number of shards."""
-    k: int = 0
-    """Of an OPEN with angles, the blocks of a stripe."""
-    num_refined: int = 0
-    """Blocks that SELECT and SCORE choose among, if they refine."""
-    scale: float = 0.0
-    reply_offset: int = 0
-    window_bytes: int = 0
-
-
-def pack_flags(request: SelectRequest) -> int:
-    """The flags of SELECT and SCORE."""
-    return (
-        _POOLING_FLAGS[request.pooling]
-        | (request.shared and _SHARED)
-        | (request.use_preselected and _USE_PRESELECTED)
-        | (request.perhead and _PERHEAD)
-        | (request.anchor_pool is AnchorPool.SUM and _ANCHOR_SUM)
-        | (request.refine is not None and _REFINE)
-    )
-
-
-def unpack_request(header: Request, queries: Float32, limits: Int32, refine: Int32) -> SelectRequest:
-    """The request of a SELECT or SCORE header and its arrays."""
-    flags = header.flags
-    return SelectRequest(
-        header.session_id,
-        header.layer,
-        queries,
-        header.start,
-        limits,
-        header.k,
-        bool(flags & _SHARED),
-        header.scale,
-        bool(flags & _USE_PRESELECTED),
-        _POOLINGS[flags >> _POOLING_SHIFT],
-        AnchorPool.SUM if flags & _ANCHOR_SUM else AnchorPool.MAX,
-        bool(flags & _PERHEAD),
-        refine if flags & _REFINE else None,
-    )
-
-
 def pack_error(error: MoorageError) -> bytes:
     """A REPLY that carries `error`, as the nearest class that crosses the wire."""
     known = max(i for i, cls in enumerate(_ERRORS) if isinstance(error, cls))
-    return REPLY.pack(-1 - known, 0) + str(error).encode()[: MAX_PACKET_BYTES - REPLY.size]
+    return REPLY.pack(-1 - known, 0, 0) + str(error).encode()[: MAX_PACKET_BYTES - REPLY.size]
 
 
 def unpack_error(status: int, text: bytes) -> MoorageError:
     """The error of a REPLY with a negative status."""
     return _ERRORS[-1 - status](text.decode(errors="replace"))
+
+
+class Placed(NamedTuple):
+    """Where a message lies in the window."""
+
+    body_bytes: int
+    end: int
+    """Behind its arrays."""
+
+
+def put_message(window: Window, begin: int, codec: Codec, value: Any) -> Placed:
+    """Writes a message and its arrays from `begin` of the window on; makes it larger where needed."""
+    arrays: list[Array] = []
+    body = codec.encode(value, arrays)
+    end = offset = begin + aligned(len(body))
+    for array in arrays:
+        end += aligned(array.nbytes)
+    window.grow(end)
+    window.put_bytes(begin, body)
+    for array in arrays:
+        window.view(array.dtype.char, offset, array.shape)[...] = array
+        offset += aligned(array.nbytes)
+    return Placed(len(body), end)
+
+
+def get_message(window: Window, begin: int, body_bytes: int, codec: Codec, copy: bool) -> Any:
+    """The inverse of `put_message`; without `copy` arrays are views, valid until the window is written again."""
+    offset = begin + aligned(body_bytes)
+
+    def take(code: str, shape: tuple[int, ...]) -> Array:
+        nonlocal offset
+        array = window.view(code, offset, shape)
+        offset += aligned(array.nbytes)
+        return array.copy() if copy else array
+
+    return codec.decode(window.get_bytes(begin, body_bytes), take)
+
+
+def pack_call(operation: Operation[Any], placed: Placed, window_bytes: int) -> bytes:
+    """The packet of an operation that lies at the start of the window."""
+    return _CALL.pack(operation.number, *placed, window_bytes)
+
+
+def pack_posts(operations: Sequence[Operation[Any]]) -> Iterator[bytes]:
+    """The packets of operations of one type without arrays and replies."""
+    kind, arrays = type(operations[0]), list[Array]()
+    bodies = [codec_of(kind).encode(operation, arrays) for operation in operations]
+    if arrays:
+        raise TypeError(f"{kind.__name__} has arrays, so it can't be posted; call it")
+    at_once = max(1, (MAX_PACKET_BYTES - _KIND.size) // max(1, len(bodies[0])))
+    for start in range(0, len(bodies), at_once):
+        yield _KIND.pack(_POSTED + kind.number) + b"".join(bodies[start : start + at_once])
+
+
+def unpack_posts(packet: bytes) -> list[Operation[Any]] | None:
+    """The operations of a packet of `pack_posts`; None for another packet. Raises as `Codec.decode` and KeyError."""
+    (number,) = _KIND.unpack_from(packet)
+    if number < _POSTED:
+        return None
+    codec = codec_of(OPERATIONS[number - _POSTED])
+    size = codec.num_bytes
+    return [
+        codec.decode(packet[start : start + size], _no_array)
+        for start in range(_KIND.size, len(packet), size)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A packet of `pack_call`."""
+
+    number: int
+    placed: Placed
+    window_bytes: int
+
+    @classmethod
+    def unpack(cls, packet: bytes) -> Call:
+        """Raises struct.error for other packets."""
+        number, body_bytes, end, window_bytes = _CALL.unpack(packet)
+        return cls(number, Placed(body_bytes, end), window_bytes)
+
+    def operation(self, window: Window) -> Operation[Any]:
+        """What the window holds. Raises InvalidRequest for what is not known here."""
+        kind = OPERATIONS.get(self.number)
+        if kind is None:
+            raise InvalidRequest(f"mailbox: unknown operation {self.number}; use one version on both sides")
+        operation: Operation[Any] = get_message(window, 0, self.placed.body_bytes, codec_of(kind), copy=False)
+        return operation
+
+
+def _no_array(code: str, shape: tuple[int, ...]) -> Array:
+    raise ValueError(f"array of {code}{shape} in a packet without a reply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,40 +154,10 @@ class Hello:
 
     def pack(self) -> bytes:
         """The packet."""
-        layout = self.layout
-        return _HELLO.pack(
-            layout.num_layers,
-            layout.num_kv_heads,
-            layout.head_dim,
-            layout.block_size,
-            self.num_pages,
-            layout.kv_type.encode(),
-            layout.anchor_type.encode(),
-            layout.anchor_num,
-            layout.anchor_space.encode(),
-            layout.repr_topk,
-            layout.scorer.encode(),
-            layout.anchor_codes,
-            self.pid,
-        )
+        return codec_of(Hello).encode(self, [])
 
     @classmethod
     def unpack(cls, packet: bytes) -> Hello:
         """The inverse of `pack`."""
-        layers, heads, dim, size, num_pages, *rest, pid = _HELLO.unpack(packet)
-        kv, anchor, anchor_num, space, repr_topk, scorer, anchor_codes = rest
-        kv_type, anchor_type, anchor_space = (name.rstrip(b"\0").decode() for name in (kv, anchor, space))
-        layout = KvLayout(
-            layers,
-            heads,
-            dim,
-            size,
-            KvType(kv_type),
-            AnchorType(anchor_type),
-            anchor_num,
-            AnchorSpace(anchor_space),
-            repr_topk,
-            Scorer(scorer.rstrip(b"\0").decode()),
-            anchor_codes,
-        )
-        return cls(layout, num_pages, pid)
+        hello: Hello = codec_of(cls).decode(packet, _no_array)
+        return hello

@@ -148,7 +148,7 @@ def test_sessions_take_stretches_of_one_past_and_give_back_their_own() -> None:
     out = np.zeros((4, *store.arena.kv.shape[2:]), store.arena.kv.dtype)
     half = 512 // size
     for row, (session_id, block) in enumerate([(store.PAST, 3), (1, 3), (store.PAST, 3 + half), (2, 3)]):
-        store.gather(session_id, 1, np.array([block], np.int32), out, np.array([row], np.int32))
+        store.shard.gather(session_id, 1, np.array([block], np.int32), out, np.array([row], np.int32))
     assert (out[0] == out[1]).all()
     assert (out[2] == out[3]).all()
     assert (out[0] != out[2]).any()

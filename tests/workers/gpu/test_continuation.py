@@ -277,7 +277,7 @@ def stored_kv(driver: Driver, prompt: list[int], axes: MemorySpec) -> NDArray[np
     layers = []
     for layer in range(driver.spec.num_layers):
         out = np.empty((num_blocks, *store.arena.kv.shape[2:]), np.float32)
-        store.gather(1, layer, blocks, out, blocks)
+        store.shard.gather(1, layer, blocks, out, blocks)
         layers.append(
             out.transpose(1, 2, 0, 3, 4).reshape(*out.shape[1:3], -1, out.shape[-1])[:, :, : len(prompt)]
         )

@@ -13,6 +13,7 @@ from moorage.workers.errors import MoorageError
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.gpu.transfer.staging_ring import StagingRing
 from moorage.workers.kv.link import LocalLink
+from moorage.workers.kv.operations import CopyBlocks
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import AnchorType, HeadSelectMode, KvType, MemorySpec, Positions, Segment, StepPlan
@@ -42,11 +43,7 @@ class FarLink(LocalLink):
 
     def __init__(self, store: KvStore) -> None:
         super().__init__(store)
-        self.locate = _nowhere  # type: ignore[method-assign]
-
-
-def _nowhere(*_: object) -> None:
-    return None
+        self.shard = None
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +164,11 @@ def test_a_half_of_the_ring_is_free_again_before_it_takes_more(llama: TinyModel)
     order: list[str] = []
 
     class Link:
-        def gather(
-            self, session_id: int, layer: int, blocks: np.ndarray, out: np.ndarray, slots: np.ndarray
-        ) -> None:
-            del session_id, layer
-            order.append(f"in {blocks.tolist()}")
-            out[slots] = blocks[:, None, None, None, None]
+        shard = None
+
+        def call(self, operation: CopyBlocks) -> np.ndarray:
+            order.append(f"in {operation.blocks.tolist()}")
+            return operation.blocks[:, None, None, None, None]
 
     ring = StagingRing(torch.zeros(2, 2, 2, 1, 4, 8))
     blocks = np.arange(5, dtype=np.int32)

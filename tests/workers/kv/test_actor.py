@@ -15,6 +15,7 @@ from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import KvLayout
+from tests.workers.kv.asker import Asker
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 LAYOUT = KvLayout(1, 1, 16, 4)
@@ -27,10 +28,11 @@ def start(name: str) -> Any:
 
 def test_an_actor_is_found_by_name_and_shared_by_both_links() -> None:
     handle = start("shared")
-    mailbox = connect("shared", namespace="test")
-    assert isinstance(mailbox, MailboxLink)
+    link = connect("shared", namespace="test")
+    assert isinstance(link, MailboxLink)
+    mailbox = Asker(link)
     assert mailbox.pid == ray.get(handle.pid.remote()) != os.getpid()
-    calls = RayLink(handle, LAYOUT)
+    calls = Asker(RayLink(handle, LAYOUT))
     mailbox.open(1, 2)
     rows = np.ones((5, 1, 16), np.float32)
     mailbox.write(1, 0, 0, rows, rows)
@@ -49,7 +51,7 @@ def test_an_actor_is_found_by_name_and_shared_by_both_links() -> None:
 
 def test_a_killed_actor_is_noticed_by_both_links() -> None:
     handle = start("killed")
-    mailbox, calls = connect(handle), RayLink(handle, LAYOUT)
+    mailbox, calls = Asker(connect(handle)), Asker(RayLink(handle, LAYOUT))
     mailbox.open(1, 2)
     os.kill(ray.get(handle.pid.remote()), signal.SIGKILL)
     begin = time.monotonic()

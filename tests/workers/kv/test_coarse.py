@@ -45,7 +45,7 @@ def choices(rng, stores, rows=3, shared=True, first=1, limit=BLOCKS, layer=0, **
         pooling=HeadPool.SUM,
         **more,
     )
-    return [store.select(request) for store in stores]
+    return [store.shard.select(request) for store in stores]
 
 
 def check_same(coded, exact):
@@ -88,7 +88,7 @@ def test_a_preselection_is_chosen_from_by_codes_too(rng, stores):
     append(rng, stores, 0, 2 * BLOCKS)
     kept = np.arange(0, BLOCKS, 3, dtype=np.int32)
     for store in stores:
-        store.keep(1, 0, kept, BLOCKS)
+        store.shard.preselect(1, 0, kept, BLOCKS)
     coded, exact = choices(rng, stores, use_preselected=True)
     check_same(coded, exact)
     assert np.isin(coded.ids, kept).all()

@@ -31,7 +31,7 @@ def check(pair: tuple[KvStore, KvStore], rng: np.random.Generator, use_preselect
         request = SelectRequest(
             1, 1, queries, first, limits, k, True, 0.25, use_preselected, HeadPool.SUM, AnchorPool.SUM
         )
-        numba, faiss = (store.select(request) for store in pair)
+        numba, faiss = (store.shard.select(request) for store in pair)
         np.testing.assert_array_equal(faiss.ids, numba.ids)
         np.testing.assert_allclose(faiss.scores, numba.scores, rtol=1e-3, atol=1e-3)
 
@@ -47,7 +47,7 @@ def test_the_same_choices(anchor_type: AnchorType, anchor_num: int, scorer: Scor
             store.append(1, 1, start, rows, rows)
         check(pair, rng)
     for store in pair:
-        store.keep(1, 1, np.array([1, 4, 6, 7], np.int32), 9)
+        store.shard.preselect(1, 1, np.array([1, 4, 6, 7], np.int32), 9)
     check(pair, rng, use_preselected=True)
     if anchor_type.needs_importance:
         importance = rng.random((4, 2, SIZE)).astype(np.float32)
@@ -71,5 +71,5 @@ def test_refuses_what_is_no_inner_product() -> None:
         {"pooling": HeadPool.SUM, "anchor_pool": AnchorPool.SUM, "shared": False},
     ):
         with pytest.raises(InvalidRequest, match="faiss"):
-            store.select(request._replace(**changes))
+            store.shard.select(request._replace(**changes))
     store.close()

@@ -24,23 +24,17 @@ from moorage.workers.errors import (
     ResourceExhausted,
     StoreFull,
 )
+from moorage.workers.kv.codec import codec_of
 from moorage.workers.kv.mailbox_channel import Patience
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.messages import SelectRequest
+from moorage.workers.kv.operations import Select
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.window import Window
-from moorage.workers.kv.wire import (
-    REPLY,
-    Hello,
-    Op,
-    Request,
-    pack_error,
-    pack_flags,
-    unpack_error,
-    unpack_request,
-)
+from moorage.workers.kv.wire import REPLY, Hello, pack_error, unpack_error
 from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType, Scorer
+from tests.workers.kv.asker import Asker
 
 LAYOUT = KvLayout(1, 1, 16, 4)
 NUM_PAGES = 16
@@ -64,14 +58,27 @@ def make_request(rows: int = 1, session_id: int = 1) -> SelectRequest:
     return SelectRequest(session_id, 0, queries, 0, np.full(rows, 2, np.int32), 2, True, 1.0)
 
 
-def test_hello_and_flags_come_back() -> None:
+def test_hello_comes_back() -> None:
     hello = Hello(
         KvLayout(3, 2, 128, 64, KvType.FP32, AnchorType.BLOCK_MEAN, 4, AnchorSpace.ROTATED, 8, Scorer.FAISS),
         10**7,
         os.getpid(),
     )
     assert Hello.unpack(hello.pack()) == hello
-    plain = make_request(rows=2)
+
+
+class Waiting:
+    """Gives arrays in turn."""
+
+    def __init__(self, arrays: list[np.ndarray]) -> None:
+        self._left = iter(arrays)
+
+    def __call__(self, _code: str, _shape: tuple[int, ...]) -> np.ndarray:
+        return next(self._left)
+
+
+def test_selections_come_back() -> None:
+    plain, codec = make_request(rows=2), codec_of(Select)
     refine = np.array([3, 4], np.int32)
     for pooling, anchor_pool, flag in itertools.product(HeadPool, AnchorPool, (True, False)):
         request = plain._replace(
@@ -82,8 +89,9 @@ def test_hello_and_flags_come_back() -> None:
             use_preselected=flag,
         )
         for given in (request, request._replace(refine=refine)):
-            header = Request(Op.SELECT, pack_flags(given), 0, 1, k=2, scale=1.0)
-            assert unpack_request(header, given.queries, given.limits, refine) == given
+            arrays: list[np.ndarray] = []
+            body = codec.encode(Select(given), arrays)
+            assert codec.decode(body, Waiting(arrays)).request == given
 
 
 @pytest.mark.parametrize("cls", [InvalidRequest, NotFound, ResourceExhausted, StoreFull])
@@ -95,7 +103,7 @@ def test_errors_cross_the_wire(cls: type[Exception]) -> None:
 
 
 def test_the_error_of_a_commit_comes_with_the_next_reply_for_its_session(server: MailboxServer) -> None:
-    link, other = MailboxLink(server.address), MailboxLink(server.address)
+    link, other = Asker(MailboxLink(server.address)), Asker(MailboxLink(server.address))
     link.open(1, 2)
     link.open(2, 2)
     link.commit(1, 0, 5, 6)
@@ -120,7 +128,7 @@ def test_what_a_commit_raises_ends_neither_the_connection_nor_the_thread(
     server: MailboxServer, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sealing blocks allocates; the error comes with the next reply for its session, and others are served."""
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     link.open(1, 1)
     link.open(2, 1)
     commit = KvStore.commit
@@ -142,7 +150,7 @@ def test_what_a_commit_raises_ends_neither_the_connection_nor_the_thread(
 
 
 def test_a_commit_counts_for_the_select_after_it(server: MailboxServer) -> None:
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     link.open(1, 2)
     for start in range(8):
         link.write(1, 0, start, ROWS[:1], ROWS[:1])
@@ -153,7 +161,7 @@ def test_a_commit_counts_for_the_select_after_it(server: MailboxServer) -> None:
 
 
 def test_a_submission_that_nobody_collects_is_passed_over(server: MailboxServer) -> None:
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     link.open(1, 2)
     link.write(1, 0, 0, ROWS, ROWS)
     link.commit(1, 0, 0, 8)
@@ -165,7 +173,7 @@ def test_a_submission_that_nobody_collects_is_passed_over(server: MailboxServer)
 
 
 def test_arrays_of_many_megabytes(server: MailboxServer) -> None:
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     link.open(1, 2)
     link.write(1, 0, 0, ROWS, ROWS)
     link.commit(1, 0, 0, 8)
@@ -175,7 +183,7 @@ def test_arrays_of_many_megabytes(server: MailboxServer) -> None:
 
 
 def test_workers_see_each_other_s_sessions_and_survive_each_other(server: MailboxServer) -> None:
-    first, second = MailboxLink(server.address), MailboxLink(server.address)
+    first, second = Asker(MailboxLink(server.address)), Asker(MailboxLink(server.address))
     first.open(1, 2)
     first.write(1, 0, 0, ROWS, ROWS)
     first.commit(1, 0, 0, 6)
@@ -196,11 +204,12 @@ def test_a_killed_worker_leaves_its_session_and_the_others(server: MailboxServer
     code = """
 import os, signal, sys
 from moorage.workers.kv.mailbox_link import MailboxLink
+from moorage.workers.kv.operations import Open
 link = MailboxLink(sys.argv[1])
-link.open(5, 3)
+link.call(Open(5, 3))
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     done = subprocess.run([sys.executable, "-c", code, server.address], check=False)
     assert done.returncode == -signal.SIGKILL
     assert link.attach(5) == 0
@@ -209,7 +218,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_garbage_ends_that_connection_only(server: MailboxServer) -> None:
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     for packet in (b"x", b"x" * 100):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.connect("\0" + server.address)
@@ -231,7 +240,7 @@ def test_a_worker_that_leaves_before_the_greeting_is_passed_over(server: Mailbox
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sock.connect("\0" + server.address)
         sock.close()
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     assert link.stats().num_sessions == 0
     link.close()
 
@@ -246,16 +255,16 @@ def test_a_window_that_could_shrink_is_refused() -> None:
 def test_arrays_outside_the_window_are_refused() -> None:
     window = Window.create()
     with pytest.raises(InvalidRequest, match="outside"):
-        window.floats(window.num_bytes - 64, 17)
+        window.view("f", window.num_bytes - 64, (17,))
     with pytest.raises(InvalidRequest, match="outside"):
-        window.ints(0, -1)
+        window.view("i", 0, (-1,))
     with pytest.raises(InvalidRequest, match="grow it"):
         window.follow(window.num_bytes + 1)
     window.close()
 
 
 def test_a_closed_server_is_a_dead_peer(server: MailboxServer) -> None:
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     link.open(1, 2)
     server.close()
     for _ in range(2):
@@ -265,13 +274,13 @@ def test_a_closed_server_is_a_dead_peer(server: MailboxServer) -> None:
         link.commit(1, 0, 0, 0)
     link.close()
     with pytest.raises(PeerDead, match="start the cluster again"):
-        MailboxLink(server.address)
+        Asker(MailboxLink(server.address))
 
 
 def test_a_server_killed_during_a_select_is_noticed_within_a_second(serve_process: Serve) -> None:
     layout = KvLayout(1, 8, 128, 16)
     address, process = serve_process(layout, 512)
-    link = MailboxLink(address)
+    link = Asker(MailboxLink(address))
     link.open(1, 512)
     rows = np.ones((512 * 16, 8, 128), np.float16)
     link.write(1, 0, 0, rows, rows)
@@ -307,7 +316,7 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 def test_a_stopped_server_is_waited_for_and_answers_when_it_goes_on(serve_process: Serve) -> None:
     address, process = serve_process(LAYOUT, NUM_PAGES)
-    link = MailboxLink(address, patience=Patience(silent_s=0.2, stopped_s=600))
+    link = Asker(MailboxLink(address, patience=Patience(silent_s=0.2, stopped_s=600)))
     link.open(1, 2)
     stop(process)
     with ThreadPoolExecutor(1) as pool:
@@ -321,7 +330,7 @@ def test_a_stopped_server_is_waited_for_and_answers_when_it_goes_on(serve_proces
 
 def test_a_server_that_is_stopped_for_too_long_is_a_dead_peer(serve_process: Serve) -> None:
     address, process = serve_process(LAYOUT, NUM_PAGES)
-    link = MailboxLink(address, patience=Patience(stopped_s=0.2), name="kv-7")
+    link = Asker(MailboxLink(address, patience=Patience(stopped_s=0.2), name="kv-7"))
     stop(process)
     for _ in range(2):
         with pytest.raises(
@@ -334,7 +343,7 @@ def test_a_server_that_is_stopped_for_too_long_is_a_dead_peer(serve_process: Ser
 
 def test_a_stopped_server_that_is_sent_too_much_is_a_dead_peer_in_the_end(serve_process: Serve) -> None:
     address, process = serve_process(LAYOUT, NUM_PAGES)
-    link = MailboxLink(address, patience=Patience(stopped_s=0.2))
+    link = Asker(MailboxLink(address, patience=Patience(stopped_s=0.2)))
     stop(process)
 
     def commit_for_ever() -> None:
@@ -348,7 +357,7 @@ def test_a_stopped_server_that_is_sent_too_much_is_a_dead_peer_in_the_end(serve_
 
 
 def test_a_server_that_runs_and_never_answers_is_a_dead_peer(server: MailboxServer) -> None:
-    link = MailboxLink(server.address, patience=Patience(silent_s=0.2))
+    link = Asker(MailboxLink(server.address, patience=Patience(silent_s=0.2)))
     with server._lock, pytest.raises(PeerDead, match=r"has not answered for 0\.2 s"):
         link.stats()
     link.close()
@@ -359,7 +368,7 @@ def test_sessions_and_links_leave_nothing_behind(server: MailboxServer) -> None:
         return len(os.listdir("/proc/self/fd"))
 
     before = count_descriptors()
-    link = MailboxLink(server.address)
+    link = Asker(MailboxLink(server.address))
     free_pages, held = link.stats().free_pages, count_descriptors()
     for session_id in range(200):
         link.open(session_id, 1 + session_id % NUM_PAGES)
@@ -370,7 +379,7 @@ def test_sessions_and_links_leave_nothing_behind(server: MailboxServer) -> None:
     assert count_descriptors() == held
     link.close()
     for _ in range(20):
-        passing = MailboxLink(server.address)
+        passing = Asker(MailboxLink(server.address))
         passing.stats()
         passing.close()
     # The server's thread closes its ends when it sees the links go.

@@ -14,6 +14,7 @@ from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.messages import SelectRequest
+from moorage.workers.kv.operations import Open
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import AnchorType, HeadPool, KvLayout, KvType
@@ -209,7 +210,7 @@ def test_a_failed_open_or_grow_changes_nothing(make_kv: MakeKv, num_shards: int)
     kv = make_kv(num_shards, stripe_blocks=2, num_pages=8)
     kv.open(1, 4)
     # The last shard is the first that is full.
-    kv.links[-1].open(9, kv.stats()[-1].free_pages - 1)
+    kv.links[-1].call(Open(9, kv.stats()[-1].free_pages - 1))
     before = kv.stats()
     with pytest.raises(StoreFull):
         kv.open(2, 8 * num_shards)

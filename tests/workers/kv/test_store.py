@@ -63,7 +63,7 @@ def test_rows_of_the_wrong_shape_are_refused() -> None:
         store.append(1, 0, 0, rows(3)[:, :, :8], rows(3)[:, :, :8])
     with pytest.raises(InvalidRequest, match="as many"):
         store.append(1, 0, 0, rows(3), rows(2))
-    assert store.attach(1)[1] == [0, 0]
+    assert store.attach(1).num_tokens.tolist() == [0, 0]
 
 
 def test_queries_of_the_wrong_shape_are_refused() -> None:
@@ -72,10 +72,10 @@ def test_queries_of_the_wrong_shape_are_refused() -> None:
     for shape in [(1, 3, 16), (1, 2, 8), (2, 16)]:
         request = SelectRequest(1, 0, np.zeros(shape, np.float32), 0, np.zeros(1, np.int32), 1, True, 1.0)
         with pytest.raises(InvalidRequest, match="queries of shape"):
-            store.select(request)
+            store.shard.select(request)
     request = SelectRequest(1, 0, np.zeros((2, 2, 16), np.float32), 0, np.zeros(1, np.int32), 1, True, 1.0)
     with pytest.raises(InvalidRequest, match="one limit a row"):
-        store.select(request)
+        store.shard.select(request)
 
 
 def test_only_committed_full_blocks_can_be_chosen() -> None:
@@ -83,9 +83,9 @@ def test_only_committed_full_blocks_can_be_chosen() -> None:
     store.open(1, 3)
     request = SelectRequest(1, 0, np.ones((1, 1, 16), np.float32), 0, np.array([3], np.int32), 3, True, 1.0)
     store.write(1, 0, 0, rows(9), rows(9))
-    assert (store.select(request).ids == -1).all()
+    assert (store.shard.select(request).ids == -1).all()
     store.commit(1, 0, 0, 9)
-    assert store.select(request).ids.tolist() == [[[0, 1, -1]]]
+    assert store.shard.select(request).ids.tolist() == [[[0, 1, -1]]]
 
 
 def test_many_sessions_leave_no_trace() -> None:

@@ -83,7 +83,7 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
 
 def _decode_backend(site: Site, parts: DecodeParts, is_host: bool) -> DecodeBackend:
     """The backend that suits the device; `is_host` says that its memory is the host's."""
-    is_mapped = all(link.arena() is not None for link in site.kv.links)
+    is_mapped = all(link.shard is not None for link in site.kv.links)
     if site.settings.in_place and is_host and is_mapped:
         return HostMemoryAttention(parts, site.kv)
     if site.settings.attend_on == "cpu":

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_score.tensors import score_tensors
 from moorage.kernels.hadamard import hadamard_matrix
+from moorage.workers.kv.operations import Stats
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, KvLayout, KvType, MemorySpec, Preselect
 
@@ -118,12 +119,11 @@ class DeviceScorer:
         known = mirror.num_blocks[layer]
         blocks = np.arange(known, limit, dtype=np.int32)
         for link, local, places in self._kv.parts(session_id, blocks):
-            found = link.locate(session_id, layer, local)
-            if found is None:
+            if link.shard is None:
                 return False
-            link.stats()  # an answer means that the commits before it, which seal blocks, are done
-            arena, pages = found
-            stored = arena.anchors[layer][pages]
+            link.call(Stats())  # an answer means that the commits before it, which seal blocks, are done
+            pages = link.shard.pages_of(session_id, layer, local)
+            stored = link.shard.arena.anchors[layer][pages]
             fresh = torch.from_numpy(stored.view(np.float16) if stored.dtype == np.uint16 else stored)
             into = torch.from_numpy(blocks[places]).to(self._device, torch.long)
             mirror.anchors[layer, into] = fresh.to(self._device)

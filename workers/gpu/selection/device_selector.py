@@ -85,7 +85,6 @@ def scores_on_device(kv: ShardedKv, layout: KvLayout, group_size: int, device: t
     def by_stores() -> None:
         score_blocks(stored, pages, query, bounds, logits)
         top_blocks(logits.mean(axis=1), np.array([count], np.int32), k, ids, scores)
-        for link in kv.links:
-            link.stats()
+        kv.stats()
 
     return least_seconds(on_device, device) < least_seconds(by_stores, torch.device("cpu"))

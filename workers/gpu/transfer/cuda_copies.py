@@ -76,9 +76,8 @@ class CudaCopies:
     def prepare(self, pinned: Pinned | None = None) -> None:
         """See CopyEngine."""
         for link in self._kv.links:
-            arena = link.arena()
-            if arena is not None:
-                self._blocks_of(arena, pinned)
+            if link.shard is not None:
+                self._blocks_of(link.shard.arena, pinned)
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         """See CopyEngine."""
@@ -86,12 +85,11 @@ class CudaCopies:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for link, local, places in self._kv.parts(session_id, blocks):
-                found = link.locate(session_id, layer, local)
-                if found is None:
+                if link.shard is None:
                     self._from_elsewhere(link, session_id, layer, local, out, into[places])
                 else:
-                    arena, pages = found
-                    self._from_arena(self._blocks_of(arena), layer, pages, out, into[places])
+                    pages = link.shard.pages_of(session_id, layer, local)
+                    self._from_arena(self._blocks_of(link.shard.arena), layer, pages, out, into[places])
         return OnStream(self._record())
 
     def _from_arena(

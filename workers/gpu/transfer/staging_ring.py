@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.transfer.copy_engine import as_storage_array
-from moorage.workers.kv.link import Link
+from moorage.workers.kv.link import Link, gather
 
 Int32 = NDArray[np.int32]
 
@@ -38,7 +38,7 @@ class StagingRing:
             self._finish[turn]()
             count = part.stop - part.start
             into = np.arange(count, dtype=np.int32)
-            link.gather(session_id, layer, blocks[part], self._arrays[turn], into)
+            gather(link, session_id, layer, blocks[part], self._arrays[turn], into)
 
             def busy(finish: Callable[[], None], turn: int = turn) -> None:
                 self._finish[turn] = finish

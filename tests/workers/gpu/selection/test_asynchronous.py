@@ -203,7 +203,7 @@ def test_a_choice_is_made_while_the_next_layer_attends(
     driver = Driver(llama.directory, llama.spec, num_shards=1)
     results = driver.generate(prompt_of(llama, 150), lagged(), (150,), 3, keep=True)
     order: list[tuple[str, int]] = []
-    select, attend = driver.stores[0].select, host_blocks.attend_resident
+    select, attend = driver.stores[0].shard.select, host_blocks.attend_resident
 
     def noted_select(request: SelectRequest) -> SelectReply:
         order.append(("select", request.layer))
@@ -213,7 +213,7 @@ def test_a_choice_is_made_while_the_next_layer_attends(
         order.append(("attend", args[4]))
         return attend(*args)
 
-    monkeypatch.setattr(driver.stores[0], "select", noted_select)
+    monkeypatch.setattr(driver.stores[0].shard, "select", noted_select)
     monkeypatch.setattr(host_blocks, "attend_resident", noted_attend)
     assert results[-1].token_id is not None
     driver.step(segments=(Segment(1, 152, (results[-1].token_id,), sample=True),))
@@ -240,7 +240,7 @@ def test_a_choice_behind_that_fails_fails_the_session(
     """What a shard answers may be that it lost rows, so that nobody may pass over it."""
     driver, layers = Driver(llama.directory, llama.spec, num_shards=1), llama.spec.num_layers
     results = driver.generate(prompt_of(llama, 150), lagged(), (150,), 3, keep=True)
-    select = driver.stores[0].select
+    select = driver.stores[0].shard.select
 
     def fails(request: SelectRequest) -> SelectReply:
         if request.layer == layers - 1 - behind:
@@ -250,7 +250,7 @@ def test_a_choice_behind_that_fails_fails_the_session(
     assert results[-1].token_id is not None
     segment = Segment(1, 152, (results[-1].token_id,), sample=True)
     with monkeypatch.context() as patch:
-        patch.setattr(driver.stores[0], "select", fails)
+        patch.setattr(driver.stores[0].shard, "select", fails)
         (failed,) = driver.worker.step(StepPlan(8, segments=(segment,))).segments
     assert isinstance(failed.error, StoreFull)
     assert driver.step(segments=(segment,))[0].token_id is not None
@@ -263,7 +263,7 @@ def test_where_choices_behind_fail_together_the_next_step_chooses_at_once(
     prompts = [prompt_of(llama, 150, seed) for seed in (1, 2)]
     last = [driver.generate(p, lagged(), (150,), 3, i, keep=True)[-1] for i, p in enumerate(prompts)]
     sets = watch(driver)
-    select, layer = driver.stores[0].select_together, 1
+    select, layer = driver.stores[0].shard.select_together, 1
 
     def fails(requests: list[SelectRequest]) -> list[SelectReply]:
         if requests[0].layer == layer:
@@ -276,7 +276,7 @@ def test_where_choices_behind_fail_together_the_next_step_chooses_at_once(
         assert len(segments) == 2
         with monkeypatch.context() as patch:
             if step == 0:
-                patch.setattr(driver.stores[0], "select_together", fails)
+                patch.setattr(driver.stores[0].shard, "select_together", fails)
             last = driver.step(segments=segments)
     assert {(step, at) for step, at, _, at_once in sets if at_once} == {(3, layer)}
     assert len(sets) == 2 * 2 * layers
@@ -290,7 +290,7 @@ class FailingLink(LocalLink):
 
     def __init__(self, store: KvStore) -> None:
         super().__init__(store)
-        write = self.write
+        write = store.shard.write
 
         def refuse(session_id: int, layer: int, start: int, keys: Any, values: Any) -> None:
             if (layer, start) == type(self).refused:
@@ -298,7 +298,7 @@ class FailingLink(LocalLink):
                 raise StoreFull("no room")
             write(session_id, layer, start, keys, values)
 
-        self.write = refuse  # type: ignore[method-assign, assignment]
+        store.shard.write = refuse  # type: ignore[method-assign, assignment]
 
 
 def test_a_step_that_failed_leaves_nothing_behind(llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,291 @@
+"""Everything that can be asked of a KV store: one record for each operation.
+
+Every link carries these records, through the mailbox, by Ray or in one process. A new operation is a class here and
+the method of `KvStore` that `handler` names, which takes the fields in their order. The types of the fields, and of
+the reply, which is the argument of `Operation`, say how both travel. Positions and block ids are those of the shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Generic, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.workers.kv.mapped_shard import MappedShard
+from moorage.workers.kv.messages import (
+    AnchorRotation,
+    Attached,
+    Float32,
+    Int32,
+    SelectReply,
+    SelectRequest,
+    Storage,
+    StoreStats,
+)
+from moorage.workers.kv.store import KvStore
+
+T = TypeVar("T")
+OPERATIONS: dict[int, type[Operation[Any]]] = {}
+"""The one table of operations, by their number on the wire."""
+
+
+@dataclass(slots=True)
+class Operation(Generic[T]):
+    """Something to ask of a store, whose reply is a T."""
+
+    handler: ClassVar[str]
+    """The method of KvStore, or for Selecting of MappedShard, that answers."""
+    follower: ClassVar[str] = ""
+    """The method of MappedShard that does the same in a worker's view, where `follow` is not overridden."""
+    reply_type: ClassVar[Any]
+    number: ClassVar[int]
+
+    def __init_subclass__(cls) -> None:
+        (base,) = cls.__orig_bases__  # type: ignore[attr-defined]
+        (cls.reply_type,) = get_args(base)
+        if not isinstance(cls.reply_type, TypeVar):
+            # A dataclass with slots is made twice; the second takes the place of the first.
+            names = [known.__name__ for known in OPERATIONS.values()]
+            cls.number = names.index(cls.__name__) if cls.__name__ in names else len(names)
+            OPERATIONS[cls.number] = cls
+
+    @property
+    def sessions(self) -> list[int]:
+        """The sessions that it is about."""
+        session_id: int | None = getattr(self, "session_id", None)
+        return [] if session_id is None else [session_id]
+
+    def answer(self, store: KvStore) -> T:
+        """Asks the store."""
+        reply: T = getattr(store, self.handler)(*_values(self))
+        return reply
+
+    def follow(self, shard: MappedShard, reply: T) -> None:
+        """Records what the store has done in a worker's own view of the store's memory."""
+        del reply
+        if self.follower:
+            getattr(shard, self.follower)(*_values(self))
+
+
+@dataclass(slots=True)
+class Selecting(Operation[T]):
+    """An operation that only reads what a worker of the same host maps as well."""
+
+    def select(self, shard: MappedShard) -> T:
+        """Answers it from a view of the store's memory."""
+        reply: T = getattr(shard, self.handler)(*_values(self))
+        return reply
+
+    def answer(self, store: KvStore) -> T:
+        """See Operation."""
+        return self.select(store.shard)
+
+
+_FIELDS: dict[str, list[str]] = {}
+
+
+def _values(operation: Operation[Any]) -> list[Any]:
+    """The values of its fields."""
+    kind = type(operation).__name__
+    names = _FIELDS.get(kind)
+    if names is None:
+        names = _FIELDS[kind] = [field.name for field in fields(operation)]
+    return [getattr(operation, name) for name in names]
+
+
+@dataclass(slots=True)
+class Open(Operation[Int32]):
+    """Reserves pages and returns them. If StoreFull or InvalidRequest is raised, nothing has changed."""
+
+    handler = "open"
+    session_id: int
+    num_blocks: int
+    rotation: AnchorRotation | None = None
+
+    def follow(self, shard: MappedShard, reply: Int32) -> None:
+        """See Operation."""
+        shard.open(self.session_id, reply)
+
+
+@dataclass(slots=True)
+class Resize(Operation[Int32]):
+    """Grows a session, or frees its unwritten end; returns all pages. If StoreFull is raised, nothing has changed."""
+
+    handler = "resize"
+    session_id: int
+    num_blocks: int
+
+    def follow(self, shard: MappedShard, reply: Int32) -> None:
+        """See Operation."""
+        shard.session(self.session_id).table.pages = reply
+
+
+@dataclass(slots=True)
+class Attach(Operation[Attached]):
+    """Takes over a session that another link opened."""
+
+    handler = "attach"
+    session_id: int
+
+    def follow(self, shard: MappedShard, reply: Attached) -> None:
+        """See Operation."""
+        shard.open(self.session_id, reply.pages, reply.num_tokens.tolist(), reply.num_sealed.tolist())
+
+
+@dataclass(slots=True)
+class Drop(Operation[None]):
+    """Frees a session. Idempotent."""
+
+    handler = follower = "drop"
+    session_id: int
+
+
+@dataclass(slots=True)
+class Write(Operation[None]):
+    """Stores rows [T, Hkv, D] from token `start` on, for a worker that does not map the store's memory."""
+
+    handler = "write"
+    session_id: int
+    layer: int
+    start: int
+    keys: Storage
+    values: Storage
+
+
+@dataclass(slots=True)
+class Commit(Operation[None]):
+    """Rows [start, end) of a layer are complete, and what was stored after them is gone."""
+
+    handler = "commit"
+    follower = "follow_commit"
+    session_id: int
+    layer: int
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class CommitRow(Operation[None]):
+    """The row at `position` is complete in all layers."""
+
+    handler = "commit_row"
+    follower = "follow_row"
+    session_id: int
+    position: int
+
+
+@dataclass(slots=True)
+class Confirm(Operation[None]):
+    """Its reply comes when all that was committed before is sealed, or tells what a commit of these sessions failed
+    with."""
+
+    handler = "confirm"
+    session_ids: NDArray[np.int64]
+
+    @property
+    def sessions(self) -> list[int]:
+        """See Operation."""
+        return [int(session_id) for session_id in self.session_ids]
+
+
+@dataclass(slots=True)
+class Truncate(Operation[None]):
+    """Removes the tokens after the first `num_tokens`; the pages stay reserved."""
+
+    handler = follower = "truncate"
+    session_id: int
+    num_tokens: int
+
+
+@dataclass(slots=True)
+class RebuildAnchors(Operation[None]):
+    """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
+
+    handler = "rebuild_anchors"
+    session_id: int
+    layer: int
+    first: int
+    importance: Float32
+
+    def follow(self, shard: MappedShard, reply: None) -> None:
+        """See Operation."""
+        del reply
+        shard.invalidate(self.session_id, self.layer, self.first)
+
+
+@dataclass(slots=True)
+class Stats(Operation[StoreStats]):
+    """Counts and bytes."""
+
+    handler = "stats"
+
+
+@dataclass(slots=True)
+class CopyBlocks(Selecting[Storage]):
+    """Copies of blocks, [n, 2, Hkv, B, D] of storage type, for a worker that does not map the store's memory."""
+
+    handler = "copy_blocks"
+    session_id: int
+    layer: int
+    blocks: Int32
+
+
+@dataclass(slots=True)
+class Asking(Selecting[T]):
+    """A selection of one session."""
+
+    request: SelectRequest
+
+    @property
+    def sessions(self) -> list[int]:
+        """See Operation."""
+        return [self.request.session_id]
+
+
+@dataclass(slots=True)
+class Select(Asking[SelectReply]):
+    """The best blocks of this shard alone."""
+
+    handler = "select"
+
+
+@dataclass(slots=True)
+class Score(Asking[Float32]):
+    """[R, Hq] log-sum-exp of the logits of this shard's blocks; the logits wait for `Choose`."""
+
+    handler = "score"
+
+
+@dataclass(slots=True)
+class Choose(Selecting[SelectReply]):
+    """The best blocks of the session's last `Score`, given the log-sum-exp [R, Hq] over all shards."""
+
+    handler = "choose"
+    session_id: int
+    lse: Float32
+
+
+@dataclass(slots=True)
+class SelectTogether(Selecting[list[SelectReply]]):
+    """The best blocks of at least one request each of some sessions; all fail if one does."""
+
+    handler = "select_together"
+    requests: list[SelectRequest]
+
+    @property
+    def sessions(self) -> list[int]:
+        """See Operation."""
+        return [request.session_id for request in self.requests]
+
+
+@dataclass(slots=True)
+class Preselect(Selecting[None]):
+    """Restricts later selections with `use_preselected`: of the blocks before `limit`, to ascending `blocks`."""
+
+    handler = "preselect"
+    session_id: int
+    layer: int
+    blocks: Int32
+    limit: int
