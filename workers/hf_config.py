@@ -1,4 +1,4 @@
-"""The shape of a model, read from a Hugging Face directory without torch or transformers."""
+"""Reads the shape of a model from a Hugging Face directory, without torch or transformers."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _family(config: Fields) -> Family:
 
 
 def _check_accepted(config: Fields, family: Family) -> None:
-    """Refuse what the decoder would silently compute otherwise than the model's authors did."""
+    """Refuses what the decoder would compute in another way than the model's authors, without an error."""
     if config.get("quantization_config") is not None:
         raise InvalidModel(
             f"{config.source}: quantization_config is set; use the checkpoint with plain float weights"

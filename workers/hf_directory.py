@@ -1,4 +1,4 @@
-"""Whether a path is a model directory in the Hugging Face layout, and what to do when it is something else."""
+"""Checks that a path is a model directory in the Hugging Face layout, and says what to do where it is none."""
 
 from __future__ import annotations
 

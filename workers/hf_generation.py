@@ -13,7 +13,7 @@ FILE_NAME = "generation_config.json"
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """How a request samples where it is silent. As it stands here: greedy, and every token allowed."""
+    """The sampling of a request that names none. Without a file: greedy, and every token allowed."""
 
     temperature: float = 0.0
     top_k: int = 0

@@ -1,4 +1,4 @@
-"""Safetensors files of a model directory, found and checked against config.json by their headers alone."""
+"""Finds the safetensors files of a model directory, and checks their headers against config.json."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PIECE_BYTES = 4 << 20
 def read_headers(directory: Path, family: str) -> dict[str, TensorHeader]:
     """Headers of all tensors by the name that `family` has for them; no weights are read.
 
-    Raises InvalidModel for a bad or missing file, and for a tensor that stands in two files.
+    Raises InvalidModel for a bad or missing file, and for a tensor that two files hold.
     """
     headers: dict[str, TensorHeader] = {}
     for file in weight_files(directory):
@@ -63,9 +63,9 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
-    """Headers of the tensors that `spec` needs, by name, once names, types and shapes are known to be right.
+    """Headers, by name, of the tensors that `spec` needs, after a check of all names, types and shapes.
 
-    Raises InvalidModel naming the file and the tensor.
+    Raises InvalidModel with the file and the tensor.
     """
     headers, expected = read_headers(directory, spec.family), tensor_shapes(spec)
     for name, shape in expected.items():

@@ -1,4 +1,4 @@
-"""The header of a safetensors file, read and checked without torch: what it holds and where.
+"""Reads and checks the header of a safetensors file without torch.
 
 A file is an 8-byte length, a JSON object of that length, and the tensors' bytes one after the other.
 """
@@ -23,7 +23,7 @@ FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """Where one tensor lies, its type and its shape."""
+    """Type, shape and place of one tensor."""
 
     name: str
     file: Path
@@ -35,7 +35,7 @@ class TensorHeader:
 
 
 def read_header(file: Path) -> list[TensorHeader]:
-    """The tensors of a file in the order of their bytes; none of these are read.
+    """The tensors of a file in the order of their bytes, which are not read.
 
     Raises InvalidModel when the file is not a whole safetensors file, and for a tensor that is not of plain floats.
     """
@@ -84,7 +84,7 @@ def _tensor(file: Path, name: str, value: Any, data: int) -> TensorHeader:
 
 
 def _check_offsets(file: Path, tensors: list[TensorHeader], data: int, size: int) -> None:
-    """Tensors lie one after the other, from the header to the end of the file."""
+    """Tensors must follow one another without gaps, from the header to the end of the file."""
     if tensors and tensors[0].begin != data:
         raise _incomplete(file, f"tensor {tensors[0].name} does not begin where the header ends")
     for before, after in pairwise(tensors):

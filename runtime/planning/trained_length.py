@@ -8,6 +8,7 @@ to twice. Other scalings reach what their factor says. Clamped and rolling posit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from moorage.workers.spec import MemorySpec, ModelSpec, Positions, RopeSpec
 
@@ -29,6 +30,13 @@ class Reach:
     def beyond(self, num_tokens: int) -> int:
         """Tokens of a session of `num_tokens` that lie beyond."""
         return 0 if self.tokens is None else max(0, num_tokens - self.tokens)
+
+
+class _Limit(NamedTuple):
+    """A reach that has an end."""
+
+    tokens: int
+    reason: str
 
 
 def trained_length(model: ModelSpec) -> int:
@@ -56,10 +64,9 @@ def reach(memory: MemorySpec, model: ModelSpec) -> Reach:
 
 def _reach_of_positions(memory: MemorySpec, model: ModelSpec) -> Reach:
     rope = _reach_of_rope(memory, model)
-    assert rope.tokens is not None
     match memory.positions.scheme:
         case Positions.ROPE:
-            return rope
+            return Reach(*rope)
         case Positions.CLAMPED:
             largest, name = memory.retention.window, "clamped"
         case Positions.ROLLING:
@@ -80,29 +87,28 @@ def _reach_of_chunks(memory: MemorySpec, model: ModelSpec) -> Reach:
     return Reach(DUAL_CHUNK_FACTOR * length, reason)
 
 
-def _reach_of_rope(memory: MemorySpec, model: ModelSpec) -> Reach:
+def _reach_of_rope(memory: MemorySpec, model: ModelSpec) -> _Limit:
     rope = memory.positions.rope or model.rope
     trained = memory.positions.pretraining_length or trained_length(model)
     start = memory.positions.pretraining_length or _unscaled_length(model)
     if rope.rope_type == "dynamic":
         factor = max(rope.factor, DYNAMIC_FACTOR)
-        found = Reach(_times(rope.max_position_embeddings, factor), _scaled("dynamic NTK", factor, rope))
+        found = _Limit(_times(rope.max_position_embeddings, factor), _scaled("dynamic NTK", factor, rope))
     elif _method(rope) == _method(model.rope):
         name = "plain RoPE" if rope.rope_type == "default" else f"the checkpoint's {rope.rope_type} RoPE"
-        found = Reach(trained, f"{name}, trained on {trained:,} tokens")
+        found = _Limit(trained, f"{name}, trained on {trained:,} tokens")
     elif rope.rope_type == "default":
-        found = Reach(start, f"plain RoPE, trained on {start:,} tokens")
+        found = _Limit(start, f"plain RoPE, trained on {start:,} tokens")
     elif rope.rope_type == "linear":
-        found = Reach(_times(start, rope.factor), f"linear scaling by {rope.factor:g} of {start:,} tokens")
+        found = _Limit(_times(start, rope.factor), f"linear scaling by {rope.factor:g} of {start:,} tokens")
     else:
         original = rope.original_max_position_embeddings or start
         reason = f"{rope.rope_type} scaling by {rope.factor:g} of {original:,} tokens"
-        found = Reach(_times(original, rope.factor), reason)
-    assert found.tokens is not None
+        found = _Limit(_times(original, rope.factor), reason)
     if rope.distance_scale == 1.0:
         return found
     stretched = max(1, int(found.tokens / rope.distance_scale))
-    return Reach(stretched, f"{found.reason}, positions times {rope.distance_scale:g}")
+    return _Limit(stretched, f"{found.reason}, positions times {rope.distance_scale:g}")
 
 
 def _unscaled_length(model: ModelSpec) -> int:

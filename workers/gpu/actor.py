@@ -1,4 +1,4 @@
-"""The Ray shell of a GPU worker. The only file of this folder that knows Ray."""
+"""The Ray actor of a GPU worker. No other file of this package imports Ray."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from moorage.workers.stages import StartStage
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How far a worker's start has come."""
+    """The progress of a worker's start."""
 
     read_bytes: int
     total_bytes: int
-    """Of the weights; 0 before they are looked at."""
+    """Bytes of all weights; 0 until their headers are read."""
     over: bool
-    """Ready, or failed, which any other call then tells."""
+    """Whether the worker is ready or has failed; any other call raises why it failed."""
     stage: StartStage
 
 
 class GpuWorkerShell:
-    """Forwards to a worker. It connects and loads the model in a thread, so that it can be watched."""
+    """Forwards calls to a GpuWorker, which starts in a thread so that `loading` answers meanwhile."""
 
     def __init__(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> None:
         take_asked_priority()
-        # Ray allows one OpenMP thread to an actor of one CPU, and OpenMP counts threads by the thread that asks.
+        # Ray sets one OpenMP thread for an actor of one CPU. OpenMP keeps the number of threads for each thread.
         num_threads = settings.num_threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(num_threads)
         settings = replace(settings, num_threads=num_threads)
@@ -60,11 +60,11 @@ class GpuWorkerShell:
         self._stage = StartStage.WEIGHTS if read_bytes < total_bytes else StartStage.ENGINE
 
     def facts(self) -> ProcessFacts:
-        """Where it runs."""
+        """Host, pid and niceness of this process."""
         return own_facts()
 
     def loading(self, longest_s: float) -> Loading:
-        """Waits until the worker is ready, but no longer than `longest_s`."""
+        """The progress, once the worker is ready or has failed, or after `longest_s`."""
         wait((self._load,), longest_s)
         return Loading(*self._read, self._load.done(), self._stage)
 
@@ -73,7 +73,7 @@ class GpuWorkerShell:
         return self._load.result().step(plan)
 
     def pid(self) -> int:
-        """Of the worker's process; answered once the model is loaded. Raises what kept it from loading."""
+        """The pid of the worker's process, once the model is loaded. Raises the error that kept it from loading."""
         return self._load.result().pid()
 
     def chunk_tokens(self, most: int) -> int:
@@ -81,7 +81,7 @@ class GpuWorkerShell:
         return self._load.result().chunk_tokens(most)
 
     def device(self) -> str:
-        """cuda or cpu."""
+        """Type of the worker's device: cuda or cpu."""
         return self._load.result().device.type
 
 

@@ -71,17 +71,17 @@ class GpuWorker:
         return self.engine.step(plan)
 
     def chunk_tokens(self, most: int) -> int:
-        """Tokens of a prompt's chunk behind whose attention its past streams; `most` on a CPU, which streams none."""
+        """Tokens of a chunk whose attention hides the copy of its past; `most` on a CPU, which copies none."""
         if self.device.type == "cpu":
             return most
         settings = self._settings
         return measured_chunk(self.device, settings.layout, settings.spec.num_heads, self.decoder.dtype, most)
 
     def pid(self) -> int:
-        """Of the process that runs this worker."""
+        """The pid of this worker's process."""
         return os.getpid()
 
     def close(self) -> None:
-        """Leaves the KV actors; their sessions stay."""
+        """Closes the links to the KV actors, which keep their sessions."""
         self.engine.copies.close()
         self._kv.close()

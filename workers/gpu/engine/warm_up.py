@@ -1,4 +1,4 @@
-"""Compiles, or loads from the disk cache, what a worker computes with on the CPU, by the types that serving has."""
+"""Compiles a worker's CPU kernels for the types that serving uses, or loads them from the disk cache."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from moorage.workers.spec import KvLayout
 
 
 def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> None:
-    """All of it, for a worker on `device`.
+    """Warms up all kernels of a worker on `device`.
 
-    What the KV actors of this host compile as well comes last, when they have done it.
+    Kernels that the KV actors of this host compile too come last, so that the worker finds them in the cache.
     """
     spec, layout = settings.spec, settings.layout
     if device.type == "cpu" or settings.engine.attend_on == "cpu":
@@ -37,7 +37,7 @@ def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> 
 
 
 def _use_stores(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Turns a query, joins what several shards chose, writes rows into a store's memory and copies blocks from it."""
+    """Rotates a query, merges selections of several shards, writes rows to a store's memory and copies from it."""
     arena, first = Arena(layout, 1), np.zeros(1, np.int32)
     pages, angles = arena.kv[0], np.zeros(rotary_dim // 2, np.float32)
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
@@ -56,7 +56,7 @@ def _use_stores(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: 
 
 
 def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Norms, and attends a block where it lies, and a copied one, as exact attention does."""
+    """Computes a norm, and attends one block in host memory and one in a device slot."""
     arena, half = Arena(layout, 1), rotary_dim // 2
     shape = layout.num_kv_heads, layout.block_size, layout.head_dim
     copied = torch.zeros((1, 2, *shape), dtype=storage_dtype(layout.kv_type))
@@ -91,7 +91,7 @@ def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int)
 
 
 def _in_both_ways(use: Callable[[], None]) -> None:
-    """On one thread, and in parallel."""
+    """Runs `use` on one thread, and in parallel: these are kernels of their own."""
     use()
     with always_parallel():
         use()

@@ -1,7 +1,7 @@
-"""Rotary position embedding as a view on un-rotated queries and keys (RoFormer, arXiv 2104.09864).
+"""Rotary position embedding of un-rotated queries and keys (RoFormer, arXiv 2104.09864).
 
-Frequencies of every scaling method equal those of transformers' `modeling_rope_utils`, in fp64. Angles are
-formed in fp64 as well, so that positions of several million tokens keep their phase.
+Frequencies of every scaling method equal those of transformers' `modeling_rope_utils`, in fp64. Angles are fp64
+too, so that positions of several million tokens keep their phase.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from moorage.workers.spec import MemorySpec, RopeSpec
 
 @dataclass(frozen=True, slots=True)
 class RopeView:
-    """How positions turn into angles at one sequence length."""
+    """The angles of positions at one sequence length."""
 
     inv_freq: Tensor
     """f64 [rotary_dim / 2], radians per token; on the CPU."""
     attention_scale: float
-    """Factor on queries and on keys: its square belongs into the softmax scale, never into stored keys."""
+    """Factor on queries and on keys. The softmax scale takes its square; stored keys never have it."""
 
 
 def rope_view(spec: RopeSpec, seq_len: int) -> RopeView:
@@ -32,7 +32,7 @@ def rope_view(spec: RopeSpec, seq_len: int) -> RopeView:
 
 
 def session_view(spec: RopeSpec, memory: MemorySpec, seq_len: int) -> RopeView:
-    """The view of a session: its own rotary embedding, or the model's, and its growth of attention."""
+    """The view of a session, which may have a rotary embedding of its own and a growth of attention."""
     view = rope_view(memory.positions.rope or spec, seq_len)
     return RopeView(view.inv_freq, view.attention_scale * memory.positions.attention_growth(seq_len))
 
@@ -69,8 +69,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     half = cos.shape[-1]
     first, second = x[..., :half].float(), x[..., half : 2 * half].float()
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return torch.cat((*(part.to(x.dtype) for part in turned), x[..., 2 * half :]), dim=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return torch.cat((*(part.to(x.dtype) for part in rotated), x[..., 2 * half :]), dim=-1)
 
 
 def _dynamic_theta(spec: RopeSpec, seq_len: int) -> float:
@@ -94,7 +94,7 @@ def _yarn(spec: RopeSpec, inv_freq: Tensor) -> Tensor:
 
 
 def _yarn_channel(spec: RopeSpec, rotations: float) -> float:
-    """The (fractional) channel that turns `rotations` times over the trained length."""
+    """The (fractional) channel with that many rotations over the trained length."""
     return (
         spec.rotary_dim
         * math.log(_original_length(spec) / (rotations * 2 * math.pi))
@@ -130,8 +130,8 @@ def _longrope_attention_scale(spec: RopeSpec) -> float:
 
 def _llama3(spec: RopeSpec, inv_freq: Tensor) -> Tensor:
     """Llama 3.1: long wavelengths are stretched by the factor, short ones kept, a ramp between."""
-    turns = _original_length(spec) * inv_freq / (2 * math.pi)
-    keep = ((turns - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor)).clamp(0, 1)
+    rotations = _original_length(spec) * inv_freq / (2 * math.pi)
+    keep = ((rotations - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor)).clamp(0, 1)
     return inv_freq * keep + inv_freq / spec.factor * (1 - keep)
 
 
