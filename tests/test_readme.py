@@ -18,6 +18,8 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "runtime/README.md",
     "workers/README.md",
+    "kernels/README.md",
+    "deploy/benchmarks/README.md",
     "deploy/models/moorage-pilot/README.md",
     "deploy/models/moorage-ref/README.md",
 )

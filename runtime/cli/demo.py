@@ -83,7 +83,7 @@ def _print_figures(result: GenerateResult) -> None:
         ("prefill", _shown(usage.prefill_tokens_per_s, "{:,.0f} tokens/s")),
         ("decode", _shown(usage.decode_tokens_per_s, "{:.1f} tokens/s")),
         ("DRAM held", f"{format_gb(usage.dram_bytes)} GB"),
-        ("blocks chosen per layer and step", _shown(usage.chosen_blocks, "{:.1f}")),
+        ("blocks selected per layer and step", _shown(usage.chosen_blocks, "{:.1f}")),
         (
             "tokens attended at most",
             f"{usage.budget_tokens:,} of {usage.prompt_tokens:,}" if usage.budget_tokens else "all",

@@ -1,8 +1,9 @@
 """How many tokens the positions of a session reach: the model's trained length, and what extends it.
 
 The factors are measured or published, not guaranteed: dual chunks keep pass keys and most of the perplexity up to
-16 times the trained length (README, "Beyond the trained length"; ChunkLlama: 4K to 64K), dynamic NTK of factor 1 up
-to twice. Other scalings reach what their factor says. Clamped and rolling positions never leave the trained range.
+16 times the trained length (deploy/benchmarks, "Beyond the trained length"; ChunkLlama: 4K to 64K), dynamic NTK of
+factor 1 up to twice. Other scalings reach what their factor says. Clamped and rolling positions never leave the
+trained range.
 """
 
 from __future__ import annotations
