@@ -17,6 +17,7 @@ from moorage.runtime.serving.health import MOST_IN_A_ROW
 from moorage.runtime.serving.protocol import Finished, GenerateParams
 from moorage.runtime.serving.request import Request
 from moorage.workers.errors import Internal, MoorageError, ResourceExhausted, Unavailable
+from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.spec import StepPlan, StepResult
 from tests.counting_worker import collect, expected, running, token_ids, until
 from tests.engine_driver import Driver
@@ -212,7 +213,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 async def test_with_a_real_engine_the_session_that_raises_fails_and_all_its_kv_comes_back(
-    llama: TinyModel, monkeypatch: pytest.MonkeyPatch
+    llama: TinyModel,
 ) -> None:
     driver = Driver(Path(llama.directory), llama.spec)
     engine, layout = driver.worker.engine, driver.stores[0].layout
@@ -221,14 +222,13 @@ async def test_with_a_real_engine_the_session_that_raises_fails_and_all_its_kv_c
         "executor": LocalExecutor(driver.worker, driver.stores),
         "capacity": Capacity(layout, resources, 2, None),
     }
-    attention, fail = engine._attention, False
+    fail = False
 
-    def broken(session: Any, layer: int, *tensors: Any) -> Any:
-        if fail and session.session_id == 2:
+    def broken(step: DecodeStep, _layer: int, _attended: object) -> None:
+        if fail and step.session.session_id == 2:
             raise ZeroDivisionError
-        return attention(session, layer, *tensors)
 
-    monkeypatch.setattr(engine, "_attention", broken)
+    engine.observe(broken)
     with structlog.testing.capture_logs() as logs:
         async with running(replaced=replaced, resources=resources) as (coordinator, _):
             want = token_ids(await collect(coordinator, prompt=[5, 6, 7], max_new_tokens=40, ignore_eos=True))
