@@ -18,12 +18,13 @@ def rotate_heads(heads: Float32, cos: Float32, sin: Float32) -> Float32:
     if 2 * len(cos) > heads.shape[1] or cos.shape != sin.shape:
         raise ValueError(f"cos {cos.shape} and sin {sin.shape} do not fit heads {heads.shape}")
     out = np.empty(heads.shape, np.float32)
-    _rotate(heads, cos, sin, out)
+    rotate_into(heads, cos, sin, out)
     return out
 
 
 @njit(**SERIAL)
-def _rotate(heads: Any, cos: Any, sin: Any, out: Any) -> None:
+def rotate_into(heads: Any, cos: Any, sin: Any, out: Any) -> None:
+    """`rotate_heads` into `out`, for use in kernels."""
     half = len(cos)
     for n in range(len(heads)):
         source, into = heads[n], out[n]

@@ -1,5 +1,6 @@
 """One layer of decode for all sessions at once: new rows written, blocks chosen, blocks attended."""
 
+from moorage.kernels.decode_layer.cpu import decode_layer
 from moorage.kernels.decode_layer.records import (
     FINE,
     MAX_PARTS,
@@ -22,4 +23,5 @@ __all__ = [
     "LayerMemory",
     "LayerShape",
     "SessionBatch",
+    "decode_layer",
 ]

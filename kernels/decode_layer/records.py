@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moorage.kernels.block_score.code_dots import CODE_BYTES
 from moorage.kernels.checks import STORAGE, UINT8, check_array, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.simd import LANES
@@ -73,15 +74,17 @@ class LayerMemory:
                 f"{shape.stripe_blocks} blocks; expected as many of each, at least 1"
             )
         heads, size, dim = shape.num_kv_heads, shape.block_size, shape.head_dim
+        anchor_size = heads * anchors[0].shape[2] * dim
         table = np.zeros((len(kv), 4), np.int64)
         for m, (rows, summary, coded) in enumerate(zip(kv, anchors, codes, strict=True)):
             types = STORAGE if m == 0 else (kv[0].dtype,)
             check_array("kv", rows, types, (None, 2, heads, size, dim))
             check_array("anchors", summary, (rows.dtype,), (len(rows), heads, anchors[0].shape[2], dim))
-            code_size = coded.shape[1] and anchors[0][:1].size // 2
+            code_size = anchor_size // 2 if coded.shape[-1] else 0
             check_array("codes", coded, UINT8, (len(rows), code_size))
+            if code_size:
+                check_multiple("elements of a block's anchors", 2 * code_size, 2 * CODE_BYTES)
             table[m] = _address(rows), _address(summary), _address(coded) if code_size else 0, len(rows)
-        anchor_size = heads * anchors[0].shape[2] * dim
         return cls(shape, table, kv[0].reshape(-1)[:0], anchor_size, (*kv, *anchors, *codes))
 
 

@@ -29,12 +29,13 @@ def merge_top(ids: Int32, scores: Float32, length: int, k: int) -> tuple[Int32, 
     check_array("scores", scores, FLOAT32, ids.shape)
     best, top = np.empty((ids.shape[1], k), np.int32), np.empty((ids.shape[1], k), np.float32)
     if k:
-        _merge(ids, scores, length, best, top)
+        merge_into(ids, scores, length, best, top)
     return best, top
 
 
 @njit(**SERIAL)
-def _merge(ids: Any, scores: Any, length: Any, best: Any, top: Any) -> None:
+def merge_into(ids: Any, scores: Any, length: Any, best: Any, top: Any) -> None:
+    """`merge_top` into `best` and `top`, for use in kernels."""
     num_shards, num_rows, count = ids.shape
     joined, values = np.empty(num_shards * count, np.int32), np.empty(num_shards * count, np.float32)
     heads = np.empty(num_shards, np.int64)

@@ -1,0 +1,82 @@
+"""The blocks that one session attends: each memory's best, then the best of all memories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from moorage.kernels.block_select.cpu import select_by_codes, select_exactly
+from moorage.kernels.decode_layer.memory import ANCHORS, CODES, PAGES, count_in, matrix_at
+from moorage.kernels.hadamard import turn_heads
+from moorage.kernels.merge_top.cpu import merge_into
+from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.rotation import rotate_into
+
+
+@njit(**SERIAL)
+def choose_blocks(
+    i: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, query: Any, choices: Any, hints: Any,
+    workers: Any,
+) -> None:  # fmt: skip
+    """Writes ids, scores and window_first of session i, whose query is query[i]."""
+    num_memories, (num_choices, k) = len(table), choices.ids.shape[1:]
+    choices.window_first[i] = batch.near_block[i]
+    if k == 0:
+        return
+    queries = np.empty((1, *query.shape[1:]), np.float32)
+    _as_scored(i, batch, query[i], shape.hadamard, queries[0])
+    if num_memories == 1:
+        ids, scores = choices.ids[i : i + 1], choices.scores[i : i + 1]
+    else:
+        ids = np.empty((num_memories, num_choices, k), np.int32)
+        scores = np.empty((num_memories, num_choices, k), np.float32)
+    for shard in range(num_memories):
+        _choose_within(
+            shard, i, table, empty, anchor_size, shape, batch, queries, choices, hints, workers,
+            ids[shard : shard + 1], scores[shard : shard + 1],
+        )  # fmt: skip
+    if num_memories > 1:
+        merge_into(ids, scores, shape.stripe_blocks, choices.ids[i], choices.scores[i])
+
+
+@njit(**SERIAL)
+def _as_scored(i: Any, batch: Any, query: Any, hadamard: Any, out: Any) -> None:
+    """The query [Hq, D] as it meets the anchors."""
+    if batch.rotates_scoring:
+        rotate_into(query, batch.score_cos[i], batch.score_sin[i], out)
+    else:
+        for head in range(len(query)):
+            for d in range(query.shape[1]):
+                out[head, d] = query[head, d]
+    if hadamard:
+        turn_heads(out)
+
+
+@njit(**SERIAL)
+def _choose_within(
+    shard: Any, i: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, queries: Any, choices: Any,
+    hints: Any, workers: Any, ids: Any, scores: Any,
+) -> None:  # fmt: skip
+    """ids, scores [1, S, k] of the best candidates in the memory of stripe `shard`, numbered within the memory."""
+    num_memories = len(table)
+    m = (batch.first_memory[i] + shard) % num_memories
+    low = count_in(batch.num_sinks[i], shard, num_memories, shape.stripe_blocks)
+    high = count_in(batch.near_block[i], shard, num_memories, shape.stripe_blocks)
+    if low == high:
+        ids[:], scores[:] = -1, -np.inf
+        return
+    begin, num_pages = batch.page_start[i, m], table[m, PAGES]
+    pages = batch.pages[begin + low : begin + high]
+    num_choices, kept = ids.shape[1], np.int64(choices.num_kept[i, m])
+    factor = batch.scale[i] * np.float32(num_choices / queries.shape[1])
+    limits = np.full(1, high - low, np.int32)
+    problem = queries, shape.bounds, shape.num_kv_heads, factor, limits, low, ids, scores
+    anchors = matrix_at(table[m, ANCHORS], num_pages, anchor_size, empty)
+    pooled, splits = np.empty(num_choices * len(pages), np.float32), min(workers, len(pages))
+    if kept:
+        codes = matrix_at(table[m, CODES], num_pages, anchor_size // 2, choices.chooses)
+        select_by_codes(anchors, pages, problem, pooled, codes, choices.code_steps[i, m], kept, splits)
+    else:
+        select_exactly(anchors, pages, problem, pooled, hints[0], hints[1], splits)

@@ -1,0 +1,132 @@
+"""Checks what is given to a layer of decode, and starts the compiled call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.kernels.block_score.cpu import prefetch_distance
+from moorage.kernels.checks import check_array, check_multiple
+from moorage.kernels.decode_layer.layer import run_layer
+from moorage.kernels.decode_layer.records import (
+    MAX_PARTS,
+    Attended,
+    Choices,
+    Float32,
+    LayerMemory,
+    SessionBatch,
+)
+from moorage.kernels.half import NOT_FINITE
+from moorage.kernels.numba_flags import parallel_limits
+
+Arrays = tuple[NDArray[Any], ...]
+Shapes = tuple[tuple[int, ...], ...]
+
+_INT32, _INT64, _UINT8 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint8)
+_FLOAT32, _COMPLEX = np.dtype(np.float32), np.dtype(np.complex128)
+_TYPES = (
+    ("position", _INT64), ("pages", _INT32), ("page_start", _INT64), ("first_memory", _INT32),
+    ("num_sinks", _INT32), ("near_block", _INT32), ("scale", _FLOAT32), ("num_parts", _INT32),
+    ("part_low", _INT64), ("part_high", _INT64), ("part_rotates", _UINT8), ("query_turn", _COMPLEX),
+    ("bases", _COMPLEX), ("offset_cos", _FLOAT32), ("offset_sin", _FLOAT32), ("score_cos", _FLOAT32),
+    ("score_sin", _FLOAT32), ("chooses", _UINT8), ("ids", _INT32), ("scores", _FLOAT32), ("window_first", _INT32),
+    ("code_steps", _FLOAT32), ("num_kept", _INT32), ("out", _FLOAT32), ("lse", _FLOAT32), ("failed", _INT32),
+    ("query", _FLOAT32), ("key", _FLOAT32), ("value", _FLOAT32),
+)  # fmt: skip
+_DTYPES = tuple(dtype for _, dtype in _TYPES)
+
+
+def decode_layer(
+    memory: LayerMemory,
+    batch: SessionBatch,
+    query: Float32,
+    key: Float32,
+    value: Float32,
+    choices: Choices,
+    attended: Attended,
+) -> None:
+    """Writes the new row of each of N sessions, chooses blocks for those that choose, and attends.
+
+    query [N, Hq, D], key and value [N, Hkv, D], un-rotated. The results go into `choices` and `attended`, as their
+    fields say. A session's results are the same to the bit alone, with others and by any number of threads; one
+    that fails leaves the others right. Raises ValueError, with nothing written, if arrays do not fit.
+    """
+    arrays, shapes = (
+        _arrays(batch, query, key, value, choices, attended),
+        _shapes(memory, batch, query, choices),
+    )
+    if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, choices)):
+        raise _misfit(memory, batch, arrays, shapes)
+    item = memory.empty.itemsize
+    hints = prefetch_distance(item, memory.anchor_size)
+    run_layer(
+        memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, choices, attended,
+        hints, int(NOT_FINITE[memory.empty.dtype]), *parallel_limits(),
+    )  # fmt: skip
+
+
+def _arrays(
+    batch: SessionBatch, query: Float32, key: Float32, value: Float32, choices: Choices, attended: Attended
+) -> Arrays:
+    """In the order of _TYPES."""
+    at = SessionBatch._fields.index("period")
+    return (*batch[:at], *batch[at + 1 : -1], *choices, *attended, query, key, value)
+
+
+def _shapes(memory: LayerMemory, batch: SessionBatch, query: Float32, choices: Choices) -> Shapes:
+    """The shapes that the arrays must have."""
+    shape, num_memories = memory.shape, len(memory.table)
+    n, heads, half = len(query), query.shape[-2], batch.offset_cos.shape[-1]
+    one, parts, turns = (n,), (n, MAX_PARTS), (n, half)
+    offsets, ids = (shape.block_size, half), (n, *choices.ids.shape[-2:])
+    rows = (n, shape.num_kv_heads, shape.head_dim)
+    coded = memory.anchor_size if choices.code_steps.shape[-1] else 0
+    return (
+        one, batch.pages.shape[:1], (n, num_memories + 1), one, one, one, one, one, parts, parts, parts,
+        (*parts, half), (len(batch.bases), half), offsets, offsets, turns, turns, one, ids, ids, one,
+        (n, num_memories, coded), (n, num_memories), (n, heads, shape.head_dim), (n, heads), one,
+        (n, heads, shape.head_dim), rows, rows,
+    )  # fmt: skip
+
+
+def _are_typed(arrays: Arrays, shapes: Shapes) -> bool:
+    found, types = tuple([array.shape for array in arrays]), tuple([array.dtype for array in arrays])
+    return found == shapes and types == _DTYPES and all(array.flags.c_contiguous for array in arrays)
+
+
+def _are_sized(memory: LayerMemory, batch: SessionBatch, query: Float32, choices: Choices) -> bool:
+    """Whether sizes suit each other."""
+    shape, heads, num_choices = memory.shape, query.shape[1], choices.ids.shape[1]
+    if not (heads and heads % shape.num_kv_heads == 0 and 2 * batch.offset_cos.shape[1] <= shape.head_dim):
+        return False
+    if (
+        batch.period < 0
+        or batch.period % shape.block_size
+        or num_choices not in (1, shape.num_kv_heads, heads)
+    ):
+        return False
+    chosen_here = num_choices in (1, shape.num_kv_heads) and memory.anchor_size == _anchor_size(memory)
+    return chosen_here or not np.count_nonzero(choices.chooses)
+
+
+def _anchor_size(memory: LayerMemory) -> int:
+    """Elements of a page's anchors where choices can be made: one vector, or two bounds, of each KV head."""
+    shape = memory.shape
+    return shape.num_kv_heads * shape.head_dim * (2 if shape.bounds else 1)
+
+
+def _misfit(memory: LayerMemory, batch: SessionBatch, arrays: Arrays, shapes: Shapes) -> ValueError:
+    """Why nothing was done."""
+    for (name, dtype), array, shape in zip(_TYPES, arrays, shapes, strict=True):
+        check_array(name, array, (dtype,), shape)
+    shape, (num_sessions, heads, _), num_choices = memory.shape, arrays[-3].shape, shapes[18][1]
+    check_multiple("query heads", heads, shape.num_kv_heads)
+    return ValueError(
+        f"{num_choices} choices of {num_sessions} sessions, {heads} query and {shape.num_kv_heads} KV heads, "
+        f"{memory.anchor_size} elements of anchors a page, {batch.offset_cos.shape[1]} rotated pairs of channels of "
+        f"{shape.head_dim}, positions of period {batch.period}: expected 1 choice or one for each head, to choose "
+        f"here one for each KV head and anchors of {_anchor_size(memory)} elements, at most half as many pairs as "
+        f"channels, and a period of whole blocks of {shape.block_size}"
+    )

@@ -1,0 +1,146 @@
+"""Where the blocks of a session lie: memories by address, stripes, pages; and the new row written among them."""
+
+# ruff: noqa: ARG001 - the arguments of an intrinsic are its signature; their values come in `args`.
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from moorage.kernels.checks import all_within
+from moorage.kernels.half import largest, narrow, no_bits
+from moorage.kernels.numba_flags import SERIAL
+
+KV, ANCHORS, CODES, PAGES = 0, 1, 2, 3
+"""Columns of `LayerMemory.table`."""
+
+
+@intrinsic
+def _pointer(_typing: Any, address: Any) -> Any:
+    def build(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), build
+
+
+@intrinsic
+def take(_typing: Any, counter: Any) -> Any:
+    """counter[0], int64, and adds one to it: each value goes to one thread alone."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(counter), build
+
+
+@njit(**SERIAL)
+def matrix_at(address: Any, rows: Any, columns: Any, like: Any) -> Any:
+    """The [rows, columns] of `like`'s type that lie at `address`."""
+    return carray(_pointer(address), (rows, columns), like.dtype)
+
+
+@njit(**SERIAL)
+def all_memory(table: Any, page_size: Any, empty: Any) -> Any:
+    """(flat, first): all memories of keys and values in one flat array from the lowest address to the highest, and
+    the element at which each begins. Only their pages may be read; others' memory may lie between them."""
+    item, low, high = empty.itemsize, table[0, KV], np.int64(0)
+    for m in range(len(table)):
+        low = min(low, table[m, KV])
+        high = max(high, table[m, KV] + table[m, PAGES] * page_size * item)
+    first = np.empty(len(table), np.int64)
+    for m in range(len(table)):
+        first[m] = (table[m, KV] - low) // item
+    return carray(_pointer(low), ((high - low) // item,), empty.dtype), first
+
+
+@njit(**SERIAL)
+def count_in(total: Any, shard: Any, num_memories: Any, stripe_blocks: Any) -> Any:
+    """How many of the first `total` blocks lie in the memory of stripe `shard`."""
+    rounds, rest = divmod(np.int64(total), num_memories * stripe_blocks)
+    return rounds * stripe_blocks + min(max(rest - shard * stripe_blocks, 0), stripe_blocks)
+
+
+@njit(**SERIAL)
+def block_at(block: Any, i: Any, batch: Any, stripe_blocks: Any, first: Any, page_size: Any) -> Any:
+    """The element of all memory at which a block of session i begins."""
+    num_memories = len(first)
+    stripe, within = divmod(np.int64(block), stripe_blocks)
+    turn, shard = divmod(stripe, num_memories)
+    m = (batch.first_memory[i] + shard) % num_memories
+    page = batch.pages[batch.page_start[i, m] + turn * stripe_blocks + within]
+    return first[m] + np.int64(page) * page_size
+
+
+@njit(**SERIAL)
+def session_fits(i: Any, table: Any, shape: Any, batch: Any, choices: Any) -> Any:
+    """Whether session i names rows, blocks, pages and positions that exist alone."""
+    num_memories, last = len(table), batch.position[i] // shape.block_size
+    sinks, near, window = batch.num_sinks[i], batch.near_block[i], choices.window_first[i]
+    chooses = choices.chooses[i] != 0
+    if batch.position[i] < 0 or not 0 <= batch.first_memory[i] < num_memories:
+        return False
+    if not 0 <= sinks <= near <= last + 1 or (not chooses and not sinks <= window <= last + 1):
+        return False
+    for shard in range(num_memories):
+        m = (batch.first_memory[i] + shard) % num_memories
+        begin, end = batch.page_start[i, m], batch.page_start[i, m + 1]
+        if not 0 <= begin <= end <= len(batch.pages):
+            return False
+        if end - begin < count_in(last + 1, shard, num_memories, shape.stripe_blocks):
+            return False
+        if not all_within(batch.pages[begin:end], table[m, PAGES]):
+            return False
+        kept = choices.num_kept[i, m] if chooses else 0
+        if kept < 0 or (kept and (not table[m, CODES] or not choices.code_steps.shape[2])):
+            return False
+    if not chooses and not _ids_fit(choices.ids[i], last):
+        return False
+    return _positions_fit(i, last, shape.block_size, batch)
+
+
+@njit(**SERIAL)
+def _ids_fit(ids: Any, last: Any) -> Any:
+    """Whether ids [S, k] are of blocks up to `last`, padded with -1 at their end alone."""
+    for row in ids:
+        for j in range(len(row)):
+            if not -1 <= row[j] <= last or (j and row[j] >= 0 and row[j - 1] < 0):
+                return False
+    return True
+
+
+@njit(**SERIAL)
+def _positions_fit(i: Any, last: Any, block_size: Any, batch: Any) -> Any:
+    if not 0 <= batch.num_parts[i] <= batch.part_low.shape[1]:
+        return False
+    rows = last + 1 if not batch.period else min(last + 1, batch.period // block_size)
+    rotates = np.count_nonzero(batch.part_rotates[i, : batch.num_parts[i]]) > 0
+    return len(batch.bases) >= rows or not rotates
+
+
+@njit(**SERIAL)
+def write_row(memory: Any, at: Any, row: Any, shape: Any, key: Any, value: Any) -> Any:
+    """Writes key, value [Hkv, D] as `row` of the block at `at`; the largest bits stored, see `largest`.
+
+    The first row of a block clears the others, since pages are used again without a sweep.
+    """
+    dim, head_size = shape.head_dim, shape.block_size * shape.head_dim
+    found = np.int64(0)
+    for values in (key, value):
+        for head in range(shape.num_kv_heads):
+            target, source = memory[at + row * dim : at + (row + 1) * dim], values[head]
+            most = no_bits(target[0])
+            for d in range(dim):
+                stored = narrow(source[d], target[d])
+                target[d] = stored
+                most = largest(most, stored)
+            found = max(found, np.int64(most))
+            if row == 0:
+                memory[at + dim : at + head_size] = 0
+            at += head_size
+    return found
