@@ -30,14 +30,22 @@ from moorage.workers.spec import (
     MemorySpec,
     ModelSpec,
     OpenSession,
+    PositionSpec,
     RetentionSpec,
     SamplingSpec,
     Segment,
     SegmentResult,
+    SelectionSpec,
     StepPlan,
 )
 
-FULL = MemorySpec(preset="full", retention=RetentionSpec(window=32))
+FULL = MemorySpec(
+    preset="full",
+    retention=RetentionSpec(window=32),
+    selection=SelectionSpec(dense_until=0),
+    positions=PositionSpec(rebase_every=1),
+    recall_every=0,
+)
 
 
 def memory(**changes: Any) -> MemorySpec:

@@ -41,8 +41,9 @@ BLOCK_SIZE, STRIPE_BLOCKS = 32, 8
 SELECTED = MemorySpec(
     preset="ktransformers",
     retention=RetentionSpec(sinks=32, window=256),
-    selection=SelectionSpec(topk=24, execution_block=128),
+    selection=SelectionSpec(topk=24, execution_block=128, dense_until=0),
     positions=PositionSpec(scheme=Positions.CLAMPED),
+    recall_every=0,
 )
 """The budget of deploy/local.yaml: 24 chosen blocks of 32 tokens, 32 sinks, a window of 256."""
 LAGGED = SELECTED.replace(asynchronous=True, asynchronous_cosine=-1.0)

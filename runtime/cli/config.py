@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ from moorage.runtime.config.reference import (
     resolved,
     section_words,
 )
-from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.preflight import check_host
 from moorage.workers.hf_config import read_model_spec
@@ -31,6 +30,7 @@ _RULE = (
     "Precedence: --set section.key=value, then the environment (MOORAGE_SECTION__KEY), then the file, "
     "then the preset, then the default."
 )
+_FOR_RESEARCH = " (for research)"
 
 
 @app.command(
@@ -86,11 +86,10 @@ def config(
     file = o.cluster_file(Path(names[0]) if names else None, example)
     loaded = load_cluster_config(file, overrides or ())
     if file_only:
-        values = resolved(loaded, dataclasses.asdict(resolve_preset(loaded)))
+        values = resolved(loaded, resolve_settings(loaded))
     else:
         limit = check_host(loaded, print_note)
-        axes = resolve_preset(loaded, read_model_spec(loaded.model.path))
-        values = resolved(loaded, dataclasses.asdict(axes))
+        values = resolved(loaded, resolve_settings(loaded, read_model_spec(loaded.model.path)))
         values["long_context"]["max_seq_len"] = limit.max_seq_len
         for warning in limit.warnings:
             print_note(f"warning: {warning}")
@@ -117,8 +116,8 @@ def _explain(names: list[str], overrides: list[str], as_json: bool) -> None:
         )
     loaded = load_cluster_config(files[0], overrides) if files else explained(overrides)
     rows = [row for row in reference(loaded) if not asked or _covers(asked, row)]
-    for section, group in groupby(rows, key=lambda row: row.section):
-        print_text(f"{section}: {section_words(section)}")
+    for (section, research), group in groupby(rows, key=lambda row: (row.section, row.research)):
+        print_text(f"{section}{_FOR_RESEARCH if research else ''}: {section_words(section)}")
         print()
         for row in group:
             given = "" if row.given is None else f"; given: {row.given}"

@@ -9,6 +9,7 @@ import typer
 
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_table, print_text
+from moorage.runtime.config.names import shown_key
 from moorage.runtime.config.presets import PRESETS, Preset, check_preset_name
 from moorage.runtime.config.sections import MemorySection
 
@@ -20,8 +21,6 @@ _RULE = (
 )
 _UNSET = {"topk": "all", "dca_chunk": "3/4 trained", "session_len": "each its own"}
 """What an axis without a value stands for, where it is not the checkpoint's own."""
-_SHARED = Preset("", "")
-"""The value of every axis that a preset does not name."""
 
 
 @app.command(
@@ -60,16 +59,15 @@ def _preset(name: str) -> Preset:
 
 
 def _print_all(shown: list[Preset]) -> None:
-    shared = _SHARED.axes()
     for preset in shown:
         default = " (the default)" if preset.name == MemorySection().preset else ""
         print_text(f"{preset.name}{default}")
         print_text(preset.source, indent="    ")
-        own = {axis: value for axis, value in preset.axes().items() if value != shared[axis]}
+        own = {shown_key(name): value for name, value in preset.differs.items()}
         print_text(_listed(own) or "every axis as listed below", indent="    ")
     print()
     print_text("Every other axis of a preset:")
-    print_text(_listed(shared), indent="    ")
+    print_text(_listed(Preset("", "").axes()), indent="    ")
     print()
     print_text("`runtime config --explain memory long_context` says what each axis does.")
     print_text(_RULE)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from moorage.runtime.config.position_checks import position_complaints
-from moorage.runtime.config.presets import Preset
-from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.names import SETTINGS, keys_of_setting
+from moorage.runtime.config.presets import Settings
+from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.workers.counting import counted
 from moorage.workers.sizes import LEAST_CHUNK
@@ -16,6 +16,7 @@ from moorage.workers.spec import (
     AnchorType,
     HeadPool,
     HeadSelectMode,
+    Positions,
     Preselect,
     Scorer,
 )
@@ -26,83 +27,96 @@ Complaint = tuple[str, str, str]
 
 def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     """All that is wrong between keys; each complaint names the key to change first."""
-    yield from _about_selection(config)
-    yield from _about_lag(config)
-    yield from position_complaints(config)
-    yield from _about_steps(config)
+    yield from _about_names(config)
+    settings = resolve_settings(config)
+    yield from _about_anchors(config, settings)
+    yield from _about_asynchronous(config, settings)
+    yield from _about_positions(config, settings)
+    yield from _about_steps(config, settings)
 
 
-def _about_selection(config: ClusterConfig) -> Iterator[Complaint]:
-    memory, second = config.memory, config.long_context.second_select_num
-    preset = resolve_preset(config)
-    if memory.topk is not None and second is not None and memory.topk != second:
-        yield (
-            "memory",
-            "topk",
-            f"is {memory.topk} and long_context.second_select_num is {second}, but both name one budget; "
-            "remove one of the two",
-        )
-    if preset.block_size % preset.anchor_num:
+def _about_names(config: ClusterConfig) -> Iterator[Complaint]:
+    """A setting that is given under two of its names with different values."""
+    for name in dict.fromkeys(each.name for each in SETTINGS.values()):
+        first, *others = keys_of_setting(name)
+        section, _, key = first.partition(".")
+        value = getattr(getattr(config, section), key)
+        for place in others:
+            other = getattr(getattr(config, place.partition(".")[0]), place.partition(".")[2])
+            if None not in (value, other) and value != other:
+                yield (
+                    section,
+                    key,
+                    f"is {value} and {place} is {other}, but both name one setting; remove one of the two",
+                )
+
+
+def _about_anchors(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:
+    store, selection = settings.store, settings.memory.selection
+    if store.block_size % store.anchor_num:
         yield (
             "long_context",
             "anchor_num",
-            f"{preset.anchor_num} does not divide block_size {preset.block_size}; use a divisor of it",
+            f"{store.anchor_num} does not divide block_size {store.block_size}; use a divisor of it",
         )
-    yield from _about_anchors(config, preset)
-    if memory.max_cached_block is not None and memory.max_cached_block < (preset.topk or 0):
-        yield (
-            "memory",
-            "max_cached_block",
-            f"{memory.max_cached_block} is less than the {counted(preset.topk or 0, 'block')} that a step attends; "
-            f"use {preset.topk} or more",
-        )
-
-
-def _about_anchors(config: ClusterConfig, preset: Preset) -> Iterator[Complaint]:
-    bad_count = preset.repr_topk % preset.anchor_num or preset.repr_topk > preset.block_size
-    if preset.anchor_type is AnchorType.REPR_TOPK and bad_count:
+    bad_count = store.repr_topk % store.anchor_num or store.repr_topk > store.block_size
+    if store.anchor_type is AnchorType.REPR_TOPK and bad_count:
         yield (
             "memory",
             "repr_topk",
-            f"{preset.repr_topk} is not a multiple of anchor_num {preset.anchor_num} up to block_size "
-            f"{preset.block_size}; use {preset.anchor_num} or another such multiple",
+            f"{store.repr_topk} is not a multiple of anchor_num {store.anchor_num} up to block_size "
+            f"{store.block_size}; use {store.anchor_num} or another such multiple",
         )
-    if config.memory.scorer is not Scorer.NUMBA and not _is_linear(preset):
+    if store.scorer is not Scorer.NUMBA and not _is_linear(settings):
         yield (
             "memory",
             "scorer",
-            f"{config.memory.scorer} scores sums over all heads and anchors only; use head_select_mode SHARED, "
+            f"{store.scorer} scores sums over all heads and anchors only; use head_select_mode SHARED, "
             "head_pool sum, anchor_pool sum (or anchor_num 1) and preselect_block off or prompt, or scorer numba",
         )
-    if preset.preselect_block is Preselect.STEP and preset.anchor_space is AnchorSpace.ROTATED:
+    if selection.preselect is Preselect.STEP and store.anchor_space is AnchorSpace.ROTATED:
         yield (
             "long_context",
             "preselect_block",
             "step compares single keys, which are stored un-rotated, but anchor_space is rotated; "
             "use anchor_space plain or preselect_block prompt",
         )
+    cached, topk = config.memory.max_cached_block, selection.topk or 0
+    if cached is not None and cached < topk:
+        yield (
+            "memory",
+            "max_cached_block",
+            f"{cached} is less than the {counted(topk, 'block')} that a step attends; use {topk} or more",
+        )
 
 
-def _about_lag(config: ClusterConfig) -> Iterator[Complaint]:
-    preset = resolve_preset(config)
-    if not preset.lag:
+def _is_linear(settings: Settings) -> bool:
+    store, selection = settings.store, settings.memory.selection
+    adds_up = store.anchor_num == 1 or selection.anchor_pool is AnchorPool.SUM
+    shared = selection.head_select_mode is HeadSelectMode.SHARED and selection.head_pool is HeadPool.SUM
+    return adds_up and shared and selection.preselect is not Preselect.STEP
+
+
+def _about_asynchronous(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:
+    selection = settings.memory.selection
+    if not selection.asynchronous:
         return
-    for key in ("layer_step", "token_step"):
-        if getattr(preset, key) > 1:
+    for key, shared in (("layer_step", selection.layer_step), ("token_step", selection.token_step)):
+        if shared > 1:
             yield (
                 "memory",
                 "lag",
-                f"1 takes each layer's choice from the step before, but {key} is {getattr(preset, key)}; "
+                f"1 takes each layer's choice from the step before, but {key} is {shared}; "
                 f"set long_context.{key} to 1 or memory.lag to 0",
             )
-    if preset.preselect_block is Preselect.STEP:
+    if selection.preselect is Preselect.STEP:
         yield (
             "memory",
             "lag",
             "1 makes each choice in one pass, but preselect_block is step; use off or prompt, or memory.lag 0",
         )
-    if not preset.topk:
-        attended = "no block" if preset.topk == 0 else "every block"
+    if not selection.topk:
+        attended = "no block" if selection.topk == 0 else "every block"
         yield (
             "memory",
             "lag",
@@ -117,17 +131,48 @@ def _about_lag(config: ClusterConfig) -> Iterator[Complaint]:
         )
 
 
-def _is_linear(preset: Preset) -> bool:
-    adds_up = preset.anchor_num == 1 or preset.anchor_pool is AnchorPool.SUM
-    shared = preset.head_select_mode is HeadSelectMode.SHARED and preset.head_pool is HeadPool.SUM
-    return adds_up and shared and preset.preselect_block is not Preselect.STEP
+def _about_positions(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:
+    memory, topk, block_size = config.memory, settings.memory.selection.topk, settings.store.block_size
+    scheme, dca_chunk = settings.memory.positions.scheme, settings.memory.positions.dca_chunk
+    if scheme is Positions.ROLLING and topk != 0:
+        yield (
+            "memory",
+            "positions",
+            "rolling gives only sinks and window a position; set memory.topk to 0, or use rope or clamped",
+        )
+    if scheme is Positions.DCA and topk == 0:
+        yield (
+            "memory",
+            "positions",
+            "dca needs keys beyond the window and topk is 0; raise memory.topk, or use rope or rolling",
+        )
+    for key in ("dca_chunk", "mscale"):
+        if getattr(memory, key) is not None and scheme is not Positions.DCA:
+            yield (
+                "memory",
+                key,
+                f"belongs to dca and positions are {scheme.value}; remove it or set memory.positions to dca",
+            )
+    if dca_chunk is not None and dca_chunk % block_size:
+        yield (
+            "memory",
+            "dca_chunk",
+            f"{dca_chunk} is not a multiple of block_size {block_size}; "
+            f"use {max(1, dca_chunk // block_size) * block_size} or another multiple",
+        )
+    if memory.rope_scaling is not None and memory.rope_scaling_factor is not None:
+        yield (
+            "memory",
+            "rope_scaling_factor",
+            "is short for a rope_scaling of type dynamic, and rope_scaling is given too; remove one of the two",
+        )
 
 
-def _about_steps(config: ClusterConfig) -> Iterator[Complaint]:
+def _about_steps(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:
     given, step = config.long_context.chunk_size, config.max_step_tokens
     # An automatic one is a multiple of the least, and no longer than a step.
     chunk = given if isinstance(given, int) else LEAST_CHUNK
-    shared = resolve_preset(config).exc_block_size
+    shared = settings.memory.selection.execution_block
     if shared and chunk % shared:
         near = max(shared, chunk // shared * shared)
         yield (

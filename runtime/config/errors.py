@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from moorage.runtime.config.presets import PRESET_KEYS
+from moorage.runtime.config.names import SETTINGS
 from moorage.runtime.config.shown import shown_value
 from moorage.runtime.config.source import Source
 
@@ -92,9 +92,9 @@ def _fix(keys: tuple[str, ...], root: type[BaseModel]) -> str:
     if field is None or field.is_required():
         return ""
     if field.default is None:
-        return (
-            f"; leave it out to take {'the value of the preset' if keys[1] in PRESET_KEYS else 'its default'}"
-        )
+        setting = SETTINGS.get(".".join(keys))
+        of_preset = setting is not None and setting.declared.of_preset
+        return f"; leave it out to take {'the value of the preset' if of_preset else 'its default'}"
     return f"; the default is {shown_value(keys[1], field.default)}"
 
 

@@ -10,20 +10,17 @@ from typing import Any
 
 from moorage.runtime.config.errors import keys_of
 from moorage.runtime.config.load import build_config
-from moorage.runtime.config.presets import (
-    MEMORY_AXES,
-    POSITION_AXES,
-    PRESET_KEYS,
-    SELECT_AXES,
-    STORE_AXES,
-)
-from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.names import SETTINGS
+from moorage.runtime.config.presets import Settings
+from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.shown import shown_value
 from moorage.runtime.config.source import Source
+from moorage.workers.spec import PositionSpec, RotarySettings
+from moorage.workers.spec.setting import settings_of
 
-_BUDGETS = ("topk", "second_select_num")
-"""Two names of one axis."""
+_OF_MODEL = {each.name for kind in (PositionSpec, RotarySettings) for each in settings_of(kind)}
+"""Settings that without a value are the checkpoint's own."""
 _SECTION_WORDS = {name: field.description or "" for name, field in ClusterConfig.model_fields.items()}
 
 
@@ -38,6 +35,8 @@ class KeyReference:
     given: str | None
     """The configuration's own value, where it differs from the default."""
     description: str
+    research: bool = False
+    """Whether only who studies selection changes it."""
 
 
 def explained(overrides: Iterable[str] = ()) -> ClusterConfig:
@@ -52,10 +51,12 @@ def reference(config: ClusterConfig | None = None) -> tuple[KeyReference, ...]:
     config = config or explained()
     rows = []
     for section, key, field in keys_of(ClusterConfig):
-        default = "required" if field.is_required() else _default(config, key, field.default)
+        default = "required" if field.is_required() else _default(config, f"{section}.{key}", field.default)
         value = getattr(getattr(config, section), key)
         given = None if value == field.default or field.is_required() else shown_value(key, value)
-        rows.append(KeyReference(section, key, default, given, field.description or ""))
+        setting = SETTINGS.get(f"{section}.{key}")
+        research = setting is not None and setting.declared.research
+        rows.append(KeyReference(section, key, default, given, field.description or "", research))
     return tuple(rows)
 
 
@@ -69,36 +70,24 @@ def json_schema() -> dict[str, Any]:
     return ClusterConfig.model_json_schema(mode="validation")
 
 
-def resolved(config: ClusterConfig, axes: dict[str, Any]) -> dict[str, Any]:
-    """The whole configuration with every axis of the preset filled in."""
-    values = config.model_dump(mode="json")
-    for section, names in (("memory", MEMORY_AXES), ("long_context", SELECT_AXES + STORE_AXES)):
-        for name in names:
-            value = axes[name]
-            values[section][name] = value.value if isinstance(value, Enum) else value
-    values["long_context"]["second_select_num"] = axes["topk"]
+def resolved(config: ClusterConfig, settings: Settings) -> dict[str, Any]:
+    """The whole configuration with every setting of the preset filled in."""
+    values, found = config.model_dump(mode="json"), settings.values()
+    for place, each in SETTINGS.items():
+        if each.declared.of_preset:
+            section, _, key = place.partition(".")
+            value = found[each.name]
+            values[section][key] = value.value if isinstance(value, Enum) else value
     if config.long_context.chunk_size != "auto":
         values["scheduler"]["max_step_tokens"] = config.max_step_tokens
     return values
 
 
-def _default(config: ClusterConfig, key: str, value: Any) -> str:
-    if value is not None or key not in PRESET_KEYS:
+def _default(config: ClusterConfig, place: str, value: Any) -> str:
+    setting, key = SETTINGS.get(place), place.partition(".")[2]
+    if value is not None or setting is None or not setting.declared.of_preset:
         return "unset" if value is None else shown_value(key, value)
-    axis = "topk" if key in _BUDGETS else key
-    found = getattr(resolve_preset(_without(config, _BUDGETS if key in _BUDGETS else (key,))), axis)
-    if found is None and axis in POSITION_AXES:
+    found = resolve_settings(config, without=(setting.name,)).values()[setting.name]
+    if found is None and setting.name in _OF_MODEL:
         return "unset"
     return f"{'all' if found is None else shown_value(key, found)} (preset {config.memory.preset})"
-
-
-def _without(config: ClusterConfig, keys: tuple[str, ...]) -> ClusterConfig:
-    """The configuration with these keys of `memory` and `long_context` left to the preset."""
-    memory = {key: None for key in keys if key in type(config.memory).model_fields}
-    long_context = {key: None for key in keys if key in type(config.long_context).model_fields}
-    return config.model_copy(
-        update={
-            "memory": config.memory.model_copy(update=memory),
-            "long_context": config.long_context.model_copy(update=long_context),
-        }
-    )

@@ -2,57 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from moorage.runtime.planning.trained_length import trained_length
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
-from moorage.workers.spec import MemorySpec, ModelSpec, Positions, PositionSpec, RopeSpec
+from moorage.workers.spec import MemorySpec, ModelSpec, Positions, PositionSpec, RopeSpec, RotarySettings
 
 QWEN_MSCALE = 0.1
 """Growth of attention of checkpoints that name a `dual_chunk_attention_config` with an original length."""
 
 
-@dataclass(frozen=True, slots=True)
-class RopeChoice:
-    """What differs from the model's own rotary embedding; None keeps it."""
+def settle_positions(
+    memory: MemorySpec, rotary: RotarySettings, model: ModelSpec, block_size: int, replaces_own: bool
+) -> MemorySpec:
+    """`memory` with its rotary embedding and dca's sizes in place.
 
-    rope_scaling: dict[str, Any] | None = None
-    rope_scaling_factor: float | None = None
-    replaces_own: bool = True
-    """Whether the factor also replaces a scaling that the checkpoint names itself."""
-    session_len: int | None = None
-    base: float | None = None
-    distance_scale: float = 1.0
-
-
-def settle_positions(memory: MemorySpec, choice: RopeChoice, model: ModelSpec, block_size: int) -> MemorySpec:
-    """`memory` with its rotary embedding and dca's sizes in place. Raises ValueError with key, fault and fix."""
+    `replaces_own` says whether rope_scaling_factor also replaces a scaling that the checkpoint names itself. Raises
+    ValueError with key, fault and fix.
+    """
     positions = memory.positions
-    positions = replace(positions, rope=_rope(choice, positions.pretraining_length, model))
+    positions = replace(positions, rope=_rope(rotary, positions.pretraining_length, model, replaces_own))
     if positions.scheme is Positions.DCA:
         positions = _dual_chunk(positions, model, block_size)
     return replace(memory, positions=positions)
 
 
-def _rope(choice: RopeChoice, trained: int | None, model: ModelSpec) -> RopeSpec:
-    rope, factor = model.rope, choice.rope_scaling_factor
-    if choice.rope_scaling is not None:
-        rope = _scaled(choice.rope_scaling, trained, model)
-    elif factor is not None and (choice.replaces_own or rope.rope_type == "default"):
+def _rope(rotary: RotarySettings, trained: int | None, model: ModelSpec, replaces_own: bool) -> RopeSpec:
+    rope, factor = model.rope, rotary.rope_scaling_factor
+    if rotary.rope_scaling is not None:
+        rope = _scaled(rotary.rope_scaling, trained, model)
+    elif factor is not None and (replaces_own or rope.rope_type == "default"):
         rope = replace(rope, rope_type="dynamic", factor=factor)
     if trained is not None and rope.rope_type == "dynamic":
         rope = replace(rope, max_position_embeddings=trained)
-    if choice.session_len is not None:
+    if rotary.session_len is not None:
         if not rope.follows_length:
             raise ValueError(
                 f"memory.session_len: has no effect on rope_type {rope.rope_type}; "
                 "set memory.rope_scaling_factor too, or remove it"
             )
-        rope = replace(rope, fixed_length=choice.session_len)
-    return replace(rope, theta=choice.base or rope.theta, distance_scale=choice.distance_scale)
+        rope = replace(rope, fixed_length=rotary.session_len)
+    return replace(rope, theta=rotary.base or rope.theta, distance_scale=rotary.distance_scale)
 
 
 def _scaled(scaling: dict[str, Any], trained: int | None, model: ModelSpec) -> RopeSpec:

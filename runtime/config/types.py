@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
 from moorage.runtime.config.addresses import check_address
-from moorage.runtime.config.shown import one_of
 from moorage.runtime.config.units import parse_bytes, parse_tokens
 
 _MOST_PATH_BYTES, _MOST_NAME_BYTES = 4095, 255
@@ -21,15 +20,6 @@ class Section(BaseModel):
     """A frozen section that refuses unknown keys; every field's description is its documentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-def _available(available: tuple[str, ...], refused: dict[str, str]) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and value in refused:
-            raise ValueError(f"{refused[value]}; use {one_of(available)}")
-        return value
-
-    return BeforeValidator(check)
 
 
 def _ray_address(value: Any) -> Any:
@@ -84,12 +74,6 @@ def _plain_text(value: str) -> str:
     return value
 
 
-def _preselect(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "prompt" if value else "off"
-    return value
-
-
 def _cpu_list(value: Any) -> Any:
     cpus: list[int] = []
     try:
@@ -107,9 +91,7 @@ def _cpu_list(value: Any) -> Any:
 
 
 _MOST_TOKENS = 2**40
-PreselectChoice = BeforeValidator(_preselect)
 Count = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
-CountOrZero = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
 Threads = Annotated[int, Strict(), Field(ge=1, le=1024)]
 Number = Annotated[float, BeforeValidator(_number)]
 Text = Annotated[str, Strict(), AfterValidator(_plain_text)]
@@ -120,14 +102,7 @@ TokensOrAuto = Annotated[
     # Told apart beforehand, so that a refusal speaks of one of them alone.
     Discriminator(lambda value: "auto" if value == "auto" else "tokens"),
 ]
-TokensOrZero = Annotated[int, BeforeValidator(parse_tokens), Field(ge=0, le=_MOST_TOKENS)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=2**60)]
 HostPort = Annotated[str, BeforeValidator(check_address)]
 CpuList = Annotated[tuple[int, ...], BeforeValidator(_cpu_list)]
 RayAddress = Annotated[str, BeforeValidator(_ray_address)]
-
-_LATER = "is not available in this version"
-OnlyKvTypes = _available(("FP16", "FP32"), {name: f"{name} {_LATER}" for name in ("Q4_0", "Q8_0")})
-OnlySelectModes = _available(
-    ("SHARED", "SEPARATE", "PERHEAD"), {"INDIVIDUAL": "INDIVIDUAL is called PERHEAD here"}
-)

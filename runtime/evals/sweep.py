@@ -12,7 +12,7 @@ import numpy as np
 
 from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.presets import PRESETS, check_preset_name
-from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.evals.haystack import Haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
 from moorage.runtime.evals.recall import table_of
@@ -107,20 +107,21 @@ def points_of_presets(
     Positions are the configuration's, so that only the choice of blocks differs. Raises ValueError for a name that
     there is not.
     """
-    clamped = resolve_preset(load_cluster_config(config_file, overrides)).positions is Positions.CLAMPED
+    own = resolve_settings(load_cluster_config(config_file, overrides))
+    clamped = own.memory.positions.scheme is Positions.CLAMPED
     return [
         SweepPoint(
-            preset.anchor_type.value,
-            AnchorSpace.PLAIN.value if clamped else preset.anchor_space.value,
-            preset.anchor_num,
-            preset.block_size,
+            preset.store.anchor_type.value,
+            AnchorSpace.PLAIN.value if clamped else preset.store.anchor_space.value,
+            preset.store.anchor_num,
+            preset.store.block_size,
             budget,
-            preset.preselect_block.value,
-            preset.name,
+            preset.memory.selection.preselect.value,
+            preset.memory.preset,
             prefill,
         )
         for preset, budget, prefill in product(
-            [PRESETS[check_preset_name(name)] for name in names], budgets, ("exact", "configured")
+            [PRESETS[check_preset_name(name)].settings() for name in names], budgets, ("exact", "configured")
         )
     ]
 

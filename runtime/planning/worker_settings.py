@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from moorage.runtime.config.resolve import given
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.memory import Deployment, num_slots, spare_device_bytes
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
@@ -15,7 +16,7 @@ def worker_settings(config: ClusterConfig, deployment: Deployment) -> WorkerSett
 
     Raises InvalidConfig when `gpu_workers.device_memory` does not hold one session.
     """
-    workers, memory = config.gpu_workers, config.memory
+    workers = config.gpu_workers
     return WorkerSettings(
         model_dir=config.model.path,
         spec=deployment.model,
@@ -25,14 +26,8 @@ def worker_settings(config: ClusterConfig, deployment: Deployment) -> WorkerSett
         stripe_blocks=deployment.stripe_blocks,
         engine=EngineSettings(
             num_slots=num_slots(deployment),
-            max_cached_block=deployment.max_cached_block,
-            cache_strategy=memory.cache_strategy,
-            score_decay=memory.score_decay,
-            score_on=workers.score_on,
             anchor_bytes=spare_device_bytes(deployment),
-            attend_on=workers.attend_on,
-            dma_bytes=workers.dma_bytes,
-            prefetch=workers.prefetch,
+            **given(config, EngineSettings),
         ),
         num_threads=workers.num_threads,
     )

@@ -7,39 +7,66 @@ from pathlib import Path
 from typing import Literal
 
 from moorage.workers.spec import KvLayout, ModelSpec
+from moorage.workers.spec.setting import Limits, setting
 
 CacheStrategy = Literal["lru", "fifo", "lru-s"]
-
 ScoreOn = Literal["auto", "cpu", "device"]
-"""Where anchors are scored for generated tokens; auto is the device if it is a GPU and proves faster."""
-
 AttendOn = Literal["device", "cpu"]
-"""Where generated tokens attend chosen blocks that the device does not hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Sizes of one engine's device memory."""
+    """Sizes of one engine's device memory, and what people set of it."""
 
     num_slots: int
     piece_blocks: int | None = None
     """Blocks of one streamed piece; None is what suits the device."""
-    max_cached_block: int | None = None
-    """Slots per layer for chosen blocks; None is twice `topk`."""
-    cache_strategy: CacheStrategy = "lru"
+    max_cached_block: int | None = setting(
+        None, "Device slots per session and layer for chosen blocks; default 2 * topk.", of_preset=False
+    )
+    cache_strategy: CacheStrategy = setting(
+        "lru",
+        "Which block leaves its device slot first: the longest unused, the oldest, or the one of the smallest "
+        "decayed score (lru-s: score = score * score_decay + received attention, as InfLLM).",
+        of_preset=False,
+        research=True,
+    )
     in_place: bool = True
     """On a CPU, attend generated tokens to blocks where they lie in the stores, if these are on this host."""
-    score_decay: float = 0.1
-    """Of a block's score from step to step, under lru-s."""
-    score_on: ScoreOn = "cpu"
+    score_decay: float = setting(
+        0.1,
+        "Decay of lru-s from step to step.",
+        Limits(least=0, most=1),
+        of_preset=False,
+        research=True,
+    )
+    score_on: ScoreOn = setting(
+        "auto",
+        "Where anchors are scored for generated tokens: cpu, by the KV actors; device, on copies in what "
+        "device_memory leaves; auto tries both on a GPU and keeps the faster.",
+        of_preset=False,
+    )
     anchor_bytes: int | None = None
     """Device memory for anchors, under score_on other than cpu; None is unlimited."""
-    attend_on: AttendOn = "device"
-    """cpu leaves a chosen block to the host, in this host's memory, until it is chosen twice in a row."""
-    dma_bytes: int | None = None
-    """Pieces of at least this size reach a GPU by DMA, smaller ones by a kernel; None is measured at the start."""
-    prefetch: bool = False
-    """While a layer computes, the blocks that the next one attended in the last step travel ahead."""
+    attend_on: AttendOn = setting(
+        "device",
+        "Where generated tokens attend chosen blocks that the GPU does not hold: device fetches them; cpu attends "
+        "them in DRAM meanwhile, and fetches a block once it is chosen twice in a row, which pays where the link is "
+        "slower than the CPU.",
+        of_preset=False,
+    )
+    dma_bytes: int | None = setting(
+        None,
+        "Pieces of at least this size, such as 256KiB, reach a GPU by DMA copies, smaller ones by a kernel that "
+        "reads pinned memory; default is measured at the start.",
+        unit="bytes",
+        of_preset=False,
+    )
+    prefetch: bool = setting(
+        False,
+        "While a layer computes on a GPU, begin to fetch the blocks that the next layer attended last.",
+        of_preset=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)

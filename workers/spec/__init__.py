@@ -14,8 +14,10 @@ from moorage.workers.spec.kinds import (
     Preselect,
     Scorer,
 )
-from moorage.workers.spec.memory import MemorySpec, PositionSpec, RetentionSpec, SelectionSpec
+from moorage.workers.spec.memory import MemorySpec
 from moorage.workers.spec.model import DualChunkSpec, ModelSpec, RopeSpec
+from moorage.workers.spec.positions import PositionSpec, RotarySettings
+from moorage.workers.spec.selection import RetentionSpec, SelectionSpec
 from moorage.workers.spec.steps import (
     ContinueSession,
     OpenSession,
@@ -47,6 +49,7 @@ __all__ = [
     "Preselect",
     "RetentionSpec",
     "RopeSpec",
+    "RotarySettings",
     "SamplingSpec",
     "Scorer",
     "Segment",

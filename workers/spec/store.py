@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moorage.workers.spec.kinds import AnchorSpace, AnchorType, KvType, Scorer
+from moorage.workers.spec.setting import Limits, setting
 
 CODE_ELEMENTS = 64
 """Four-bit codes come in runs of this many; the anchors of one KV head must fill whole runs."""
@@ -14,17 +15,43 @@ CODE_ELEMENTS = 64
 class StoreSpec:
     """The settings of a store, fixed for the life of a cluster."""
 
-    block_size: int
-    """Tokens of one block."""
-    kv_type: KvType = KvType.FP16
-    anchor_type: AnchorType = AnchorType.QUEST
-    anchor_num: int = 1
-    anchor_space: AnchorSpace = AnchorSpace.PLAIN
-    repr_topk: int = 4
-    """Keys per block that REPR_TOPK anchors are made of; a multiple of `anchor_num`."""
-    scorer: Scorer = Scorer.NUMBA
-    anchor_codes: bool = False
-    """Whether the arena has room for four-bit codes of the anchors, by which long contexts are scored first."""
+    block_size: int = setting(
+        128, "Tokens of one KV block, the unit of storage and of choice.", Limits(most=65536), unit="tokens"
+    )
+    kv_type: KvType = setting(KvType.FP16, "Storage of keys and values: FP16, or FP32.", of_preset=False)
+    anchor_type: AnchorType = setting(
+        AnchorType.QUEST,
+        "How a block is summarised: by its BLOCK_MEAN, BLOCK_MAX, QUEST (per-channel minimum and maximum), "
+        "QUEST_HADAMARD (the same of Hadamard-transformed keys), FIXED (its first key), DYNAMIC (the key that the "
+        "prompt's end asks for most) or REPR_TOPK (the repr_topk keys that received most attention while in the "
+        "window).",
+    )
+    anchor_num: int = setting(
+        1, "Equal parts of a block that are summarised each on its own; must divide block_size."
+    )
+    anchor_space: AnchorSpace = setting(
+        AnchorSpace.PLAIN,
+        "Whether anchors are made of keys as stored (plain, as InfLLM) or rotated at their own positions (rotated, "
+        "as ktransformers).",
+        research=True,
+    )
+    repr_topk: int = setting(
+        4,
+        "Keys per block that REPR_TOPK anchors are means of; a multiple of anchor_num.",
+        research=True,
+    )
+    scorer: Scorer = setting(
+        Scorer.NUMBA,
+        "What scores anchors: numba, or faiss or faiss-fp16 (extras, with a copy of all anchors).",
+        of_preset=False,
+        research=True,
+    )
+    anchor_codes: bool = setting(
+        True,
+        "Keep four-bit codes of the anchors, a quarter of their size, and score long contexts by them first: only "
+        "the best blocks' anchors are then read in full.",
+        of_preset=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -43,6 +70,9 @@ class KvLayout(StoreSpec, KvShape):
     A *page* is one token block across all layers, so a session's pages are one list for every layer. The fields of
     KvShape come first, then those of StoreSpec.
     """
+
+    anchor_codes: bool = False
+    """Whether the arena has room for codes: the setting, where codes can stand in for the anchors' scores."""
 
     @property
     def block_bytes(self) -> int:

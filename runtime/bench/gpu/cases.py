@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 from moorage.runtime.bench.gpu.options import Options
-from moorage.runtime.config.presets import PRESETS, Preset, codes_apply
+from moorage.runtime.config.presets import PRESETS, Preset
 from moorage.workers.gpu.settings import AttendOn, ScoreOn
 from moorage.workers.sizes import slots_per_layer
-from moorage.workers.spec import KvLayout, KvType, MemorySpec, ModelSpec
+from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class Case:
 
 
 def memory_of(preset: Preset) -> MemorySpec:
-    """The axes of a session under `preset`, without samples of recall."""
-    return preset.memory().replace(recall_every=0, dense_until=0)
+    """The settings of a session under `preset`, without samples of recall."""
+    return preset.settings().memory.replace(recall_every=0, dense_until=0)
 
 
 def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
@@ -90,19 +90,7 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
                 Method("full-resident", exact, resident=True),
                 Method("full-streamed", exact),
             ]
-        layout = KvLayout(
-            model.num_layers,
-            model.num_kv_heads,
-            model.head_dim,
-            preset.block_size,
-            KvType.FP16,
-            preset.anchor_type,
-            preset.anchor_num,
-            preset.anchor_space,
-            preset.repr_topk,
-            anchor_codes=codes_apply(preset, model.head_dim),
-        )
-        found.append(Group(layout, tuple(methods)))
+        found.append(Group(preset.settings().layout(model), tuple(methods)))
     return found
 
 

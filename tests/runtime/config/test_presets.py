@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from moorage.runtime.config.presets import PRESETS
-from moorage.runtime.config.resolve import kv_layout, resolve_memory, resolve_preset
+from moorage.runtime.config.resolve import kv_layout, resolve_memory, resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.workers.errors import InvalidRequest
@@ -27,19 +27,25 @@ def config(**sections: dict[str, Any]) -> ClusterConfig:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_alone_gives_its_own_axes(name: str) -> None:
     memory = resolve_memory(config(memory={"preset": name}))
-    assert memory == PRESETS[name].memory().replace(recall_every=32, rebase_every=16)
+    assert memory == PRESETS[name].settings().memory
     assert memory.preset == name
+    for setting, value in PRESETS[name].differs.items():
+        assert PRESETS[name].settings().values()[setting] == value
 
 
 def test_published_values() -> None:
-    full, kt, inf = (PRESETS[name] for name in ("full", "ktransformers", "inf-llm"))
-    assert (full.topk, full.positions, full.exc_block_size) == (None, Positions.ROPE, 0)
-    assert (kt.block_size, kt.local_windows_len, kt.topk, kt.n_init) == (128, 4096, 96, 128)
-    assert (kt.anchor_type, kt.anchor_space, kt.head_select_mode, kt.preselect_block, kt.exc_block_size) == (
-        AnchorType.DYNAMIC, AnchorSpace.ROTATED, HeadSelectMode.SHARED, Preselect.OFF, 0,
-    )  # fmt: skip
-    assert (inf.positions, inf.n_init, inf.local_windows_len, inf.topk) == (Positions.CLAMPED, 128, 4096, 16)
-    assert (inf.exc_block_size, inf.block_size, inf.anchor_type) == (512, 128, AnchorType.REPR_TOPK)
+    def of(name: str, *settings: str) -> tuple[Any, ...]:
+        values = PRESETS[name].settings().values()
+        return tuple(values[setting] for setting in settings)
+
+    assert of("full", "topk", "scheme", "execution_block") == (None, Positions.ROPE, 0)
+    sizes = ("block_size", "window", "topk", "sinks")
+    assert of("ktransformers", *sizes) == (128, 4096, 96, 128)
+    assert of(
+        "ktransformers", "anchor_type", "anchor_space", "head_select_mode", "preselect", "execution_block"
+    ) == (AnchorType.DYNAMIC, AnchorSpace.ROTATED, HeadSelectMode.SHARED, Preselect.OFF, 0)
+    assert of("inf-llm", "scheme", *sizes) == (Positions.CLAMPED, 128, 4096, 16, 128)
+    assert of("inf-llm", "execution_block", "anchor_type") == (512, AnchorType.REPR_TOPK)
 
 
 def test_own_axes_stand_above_the_preset() -> None:
@@ -88,7 +94,7 @@ def test_a_preset_that_there_is_not(name: str) -> None:
 
 def test_clamped_positions_take_plain_anchors_unless_told_otherwise() -> None:
     def space(**memory: str) -> AnchorSpace:
-        return resolve_preset(config(memory={"preset": "ktransformers", **memory})).anchor_space
+        return resolve_settings(config(memory={"preset": "ktransformers", **memory})).store.anchor_space
 
     assert space() is AnchorSpace.ROTATED
     assert space(positions="clamped") is AnchorSpace.PLAIN
@@ -105,13 +111,13 @@ def trained_on(trained: int) -> ModelSpec:
 def test_no_preset_attends_more_keys_at_once_than_the_model_was_trained_on(name: str, trained: int) -> None:
     chosen = config(memory={"preset": name})
     memory = resolve_memory(chosen, model=trained_on(trained))
-    size = resolve_preset(chosen).block_size
+    size = resolve_settings(chosen).store.block_size
     sinks = -(-memory.retention.sinks // size) * size
     assert memory.selection.dense_until <= trained
     assert memory.retention.window <= trained
     if memory.selection.topk is not None:
         assert sinks + memory.retention.window + memory.selection.topk * size <= trained
-        assert memory.selection.topk > 0 or PRESETS[name].topk == 0
+        assert memory.selection.topk > 0 or PRESETS[name].settings().memory.selection.topk == 0
     asked = resolve_memory(config(memory={"preset": "full"}), name, trained_on(trained))
     if memory.selection.topk is not None:
         assert 32 * (asked.selection.topk or 0) + asked.retention.window + asked.retention.sinks <= trained
@@ -120,8 +126,9 @@ def test_no_preset_attends_more_keys_at_once_than_the_model_was_trained_on(name:
 def test_a_long_trained_model_keeps_the_published_budgets() -> None:
     for name, preset in PRESETS.items():
         memory = resolve_memory(config(memory={"preset": name}), model=trained_on(131072))
+        own = preset.settings().memory
         assert (memory.selection.topk, memory.retention.window, memory.selection.dense_until) == (
-            preset.topk, preset.local_windows_len, preset.dense_until,
+            own.selection.topk, own.retention.window, own.selection.dense_until,
         )  # fmt: skip
 
 

@@ -24,10 +24,10 @@ ray: {address: local}
 KTRANSFORMERS_KEYS = [
     "chunk_size",
     "max_seq_len",
+    "threads_num",
     "block_size",
     "local_windows_len",
     "second_select_num",
-    "threads_num",
     "anchor_type",
     "kv_type",
     "dense_layer_num",

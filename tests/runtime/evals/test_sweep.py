@@ -10,7 +10,7 @@ import pytest
 from moorage.runtime.cli import main
 from moorage.runtime.cli.eval_recall import DEFAULT_CONFIG as LOCAL
 from moorage.runtime.config.load import load_cluster_config
-from moorage.runtime.config.resolve import resolve_preset
+from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.evals.sweep import points, points_of_presets
 
 
@@ -41,9 +41,10 @@ def test_presets_bring_their_own_anchors_and_blocks_at_one_budget() -> None:
     assert {point.anchor_space for point in rope} == {"rotated"}
     for point in found:
         config = load_cluster_config(LOCAL, point.overrides())
-        preset = resolve_preset(config)
-        assert (preset.topk or 0) * preset.block_size == 512
-        assert preset.exc_block_size == (0 if point.prefill == "exact" else 128)
+        preset = resolve_settings(config)
+        selection = preset.memory.selection
+        assert (selection.topk or 0) * preset.store.block_size == 512
+        assert selection.execution_block == (0 if point.prefill == "exact" else 128)
     with pytest.raises(ValueError, match="no such preset; did you mean moorage"):
         points_of_presets(["morage"], [512], LOCAL)
 

@@ -209,20 +209,19 @@ SELECTED = memory(**CHOOSING, execution_block=24)
 DUAL = PRESETS["chunkllama"]
 FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "preset": (SELECTED, "another", False),
-    "recall_every": (SELECTED, 1, False),
     "sinks": (SELECTED, 24, True),
     "window": (SELECTED, 40, True),
     "topk": (SELECTED, 5, True),
     "execution_block": (SELECTED, 48, True),
     "last_token_alone": (SELECTED, True, False),
+    "dense_layers": (SELECTED, 2, False),
     "preselect": (SELECTED.replace(preselect_blocks=6), Preselect.STEP, True),
+    "head_select_mode": (SELECTED, HeadSelectMode.SEPARATE, True),
     "preselect_blocks": (
         SELECTED.replace(preselect=Preselect.STEP, preselect_blocks=4), 9, True,
     ),
-    "head_select_mode": (SELECTED, HeadSelectMode.SEPARATE, True),
     "layer_step": (SELECTED, 2, False),
     "token_step": (SELECTED, 3, False),
-    "dense_layers": (SELECTED, 2, False),
     "dense_until": (SELECTED, 400, True),
     "head_pool": (SELECTED, HeadPool.SOFTMAX, True),
     "anchor_pool": (SELECTED, AnchorPool.SUM, True),
@@ -236,6 +235,7 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "mscale": (DUAL, 0.2, True),
     "mscale_length": (DUAL, 30, True),
     "rebase_every": (memory(rope=DYNAMIC_NTK), 9, False),
+    "recall_every": (SELECTED, 1, False),
 }  # fmt: skip
 """(a choice of memory, another value of the field, whether that changes what a prompt stores)."""
 

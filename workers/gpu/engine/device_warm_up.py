@@ -60,7 +60,8 @@ def _memory(layout: KvLayout) -> MemorySpec:
     return MemorySpec(
         preset="warm-up",
         retention=RetentionSpec(sinks=layout.block_size, window=layout.block_size),
-        selection=SelectionSpec(topk=1),
+        selection=SelectionSpec(topk=1, dense_until=0),
+        recall_every=0,
     )
 
 

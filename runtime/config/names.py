@@ -1,0 +1,92 @@
+"""The names of settings in a cluster file, and the words that other systems have for them: the one table of both.
+
+In the file a setting is `memory.<its name>`, or `gpu_workers.<its name>` for those of the engine, unless KEYS gives
+it other keys. Several keys of one setting may not differ in one file; the first is the one that is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moorage.workers.gpu.settings import EngineSettings
+from moorage.workers.spec import MemorySpec, RotarySettings, StoreSpec
+from moorage.workers.spec.setting import Setting, settings_of
+
+KEYS: Mapping[str, str] = {
+    "memory.positions": "scheme",
+    # InfLLM's words
+    "memory.n_init": "sinks",
+    "memory.topk": "topk",
+    "memory.exc_block_size": "execution_block",
+    "memory.exc_last_alone": "last_token_alone",
+    "memory.max_cached_block": "max_cached_block",
+    "memory.cache_strategy": "cache_strategy",
+    "memory.score_decay": "score_decay",
+    # ktransformers' section
+    "long_context.block_size": "block_size",
+    "long_context.local_windows_len": "window",
+    "long_context.second_select_num": "topk",
+    "long_context.anchor_type": "anchor_type",
+    "long_context.kv_type": "kv_type",
+    "long_context.dense_layer_num": "dense_layers",
+    "long_context.anchor_num": "anchor_num",
+    "long_context.preselect_block": "preselect",
+    "long_context.head_select_mode": "head_select_mode",
+    "long_context.preselect_block_count": "preselect_blocks",
+    "long_context.layer_step": "layer_step",
+    "long_context.token_step": "token_step",
+    # this file's own, from before the settings had names
+    "memory.lag": "asynchronous",
+    "memory.lag_cosine": "asynchronous_cosine",
+}
+"""Key of the file -> setting."""
+
+READ_AS: Mapping[str, Mapping[Any, str]] = {"preselect": {True: "prompt", False: "off"}}
+"""Setting -> value of another system -> ours."""
+
+_LATER = "is not available in this version"
+REFUSED: Mapping[str, Mapping[str, str]] = {
+    "kv_type": {name: f"{name} {_LATER}" for name in ("Q4_0", "Q8_0")},
+    "head_select_mode": {"INDIVIDUAL": "INDIVIDUAL is called PERHEAD here"},
+}
+"""Setting -> value of another system -> why it is refused."""
+
+_OWN_SECTIONS = {"memory": (MemorySpec, RotarySettings, StoreSpec), "gpu_workers": (EngineSettings,)}
+
+
+def _all_keys() -> dict[str, Setting]:
+    declared = [
+        (section, each)
+        for section, kinds in _OWN_SECTIONS.items()
+        for kind in kinds
+        for each in settings_of(kind)
+    ]
+    by_name = {each.name: each for _, each in declared}
+    named = {key: by_name[name] for key, name in KEYS.items()}
+    own = {f"{section}.{each.name}": each for section, each in declared if each.name not in KEYS.values()}
+    return named | own
+
+
+SETTINGS: Mapping[str, Setting] = _all_keys()
+"""`section.key` of the file -> the setting that it names."""
+
+
+def keys_of_section(section: str) -> list[tuple[str, Setting]]:
+    """The keys of one section that name settings; those for research come last."""
+    found = [(key.partition(".")[2], each) for key, each in SETTINGS.items() if key.startswith(f"{section}.")]
+    return sorted(found, key=lambda pair: pair[1].declared.research)
+
+
+def keys_of_setting(name: str) -> list[str]:
+    """Every `section.key` that names a setting; the first is shown."""
+    return [key for key, each in SETTINGS.items() if each.name == name]
+
+
+def shown_key(name: str) -> str:
+    """The key that is shown for a setting, without its section."""
+    return keys_of_setting(name)[0].partition(".")[2]
+
+
+PRESET_SETTINGS = tuple({each.name: each for each in SETTINGS.values() if each.declared.of_preset}.values())
+"""The settings that a preset gives."""

@@ -1,0 +1,103 @@
+"""Which keys a session attends: those that are always attended, and those that are selected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moorage.workers.spec.kinds import AnchorPool, HeadPool, HeadSelectMode, Preselect
+from moorage.workers.spec.setting import Limits, setting
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionSpec:
+    """Tokens that are always attended."""
+
+    sinks: int = setting(
+        0,
+        "Sink tokens at the start that are always attended, rounded up to whole blocks.",
+        Limits(least=0),
+        unit="tokens",
+    )
+    window: int = setting(
+        4096,
+        "Last tokens, the query included, that are always attended; they stay on the device.",
+        unit="tokens",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionSpec:
+    """Which blocks between the sinks and the local window are attended."""
+
+    topk: int | None = setting(
+        None, "Blocks chosen per layer and step; 0 attends sinks and window alone.", Limits(least=0)
+    )
+    """None attends all blocks."""
+    execution_block: int = setting(
+        0,
+        "Prompt tokens that share one choice of blocks; 0 prefills exactly, over all keys.",
+        Limits(least=0),
+        unit="tokens",
+    )
+    last_token_alone: bool = setting(
+        False,
+        "Whether the prompt's last token chooses for itself, as generated tokens do, and not with those before it.",
+        research=True,
+    )
+    dense_layers: int = setting(0, "First layers that attend all blocks in decode.", Limits(least=0))
+    preselect: Preselect = setting(
+        Preselect.OFF,
+        "A coarse choice before the one of each step: off, prompt (or true: once, from the attention of the "
+        "prompt's last queries), or step (each step by anchors; single keys then decide).",
+    )
+    head_select_mode: HeadSelectMode = setting(
+        HeadSelectMode.SHARED,
+        "One choice for all heads (SHARED), for each KV head (SEPARATE), or for each query head (PERHEAD, for "
+        "research).",
+    )
+    preselect_blocks: int = setting(96, "Blocks that the preselection keeps in each layer.")
+    layer_step: int = setting(1, "Consecutive layers that share one choice in decode.")
+    token_step: int = setting(1, "Decode steps that share one choice.")
+    dense_until: int = setting(
+        8192,
+        "Contexts of at most this many tokens attend all blocks; default is 8192, or the trained length where that "
+        "is shorter.",
+        Limits(least=0),
+        unit="tokens",
+    )
+    head_pool: HeadPool = setting(
+        HeadPool.SUM,
+        "How the scores of heads that share a choice are joined: sum, softmax or max.",
+        research=True,
+    )
+    anchor_pool: AnchorPool = setting(
+        AnchorPool.MAX, "How the scores of a block's anchors are joined: max or sum.", research=True
+    )
+    importance_queries: int = setting(
+        128,
+        "Last prompt tokens whose attention decides DYNAMIC anchors and preselection.",
+        research=True,
+    )
+    asynchronous: int = setting(
+        0,
+        "1 attends in each step the blocks that the last step's query chose, so that a GPU computes while the next "
+        "choice is made; 0 waits for each step's own.",
+        Limits(least=0, most=1),
+    )
+    asynchronous_cosine: float = setting(
+        0.9,
+        "With lag 1, a choice is made anew at once where the query of a head that shares it has a smaller cosine "
+        "with the last step's; -1 never does, and never waits for a query.",
+        Limits(least=-1, most=1),
+        research=True,
+    )
+
+    def in_prefill(self, prompt_tokens: int) -> bool:
+        """Whether execution blocks of a prompt of so many tokens select what they attend."""
+        return bool(self.topk) and self.execution_block > 0 and prompt_tokens > self.dense_until
+
+    def resume_point(self, prompt_tokens: int) -> int:
+        """Where a prompt that goes on from one of `prompt_tokens` finds what it would have made itself."""
+        if not self.in_prefill(prompt_tokens):
+            return prompt_tokens
+        return (prompt_tokens - self.last_token_alone) // self.execution_block * self.execution_block
