@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from moorage.runtime.config.names import WORDS
+from moorage.workers.spec import KvType
+
 Values = Mapping[str, Any]
 ANCHOR_TYPES = ("BLOCK_MEAN", "BLOCK_MAX", "QUEST", "FIXED", "DYNAMIC")
-KV_TYPES = ("FP16", "FP32")
 
 
 @dataclass(slots=True)
@@ -112,23 +114,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-_KTRANSFORMERS_NAMES = (
-    "chunk_size", "max_seq_len", "block_size", "local_windows_len", "second_select_num", "dense_layer_num",
-    "anchor_num", "preselect_block", "layer_step", "token_step",
-)  # fmt: skip
-_KTRANSFORMERS_SAME = {name: f"long_context.{name}" for name in _KTRANSFORMERS_NAMES} | {
-    "second_block_count": "long_context.second_select_num",
-    "representative_num": "long_context.anchor_num",
-}
-"""The last two names are those of its introduction."""
 _anchor_type = _available("long_context.anchor_type", ANCHOR_TYPES, "the preset's")
 KTRANSFORMERS = Rules(
-    same=_KTRANSFORMERS_SAME,
+    same=WORDS["ktransformers"],
     dropped={"threads_num": "ktransformers ignores it; its threads are ext.cpu_infer"},
     special={
         "anchor_type": _anchor_type,
         "representative_type": _anchor_type,
-        "kv_type": _available("long_context.kv_type", KV_TYPES, "FP16"),
+        "kv_type": _available("long_context.kv_type", tuple(KvType), "FP16"),
         "head_select_mode": _available("long_context.head_select_mode", ("SHARED", "SEPARATE"), "SHARED"),
         "preselect_block_count": _preselect_block_count,
     },
@@ -141,21 +134,7 @@ KTRANSFORMERS_FLAT = Rules(
 """As its page lists the keys, which says of threads_num that it is the number of CPU threads."""
 KTRANSFORMERS_KEYS = KTRANSFORMERS_FLAT.same.keys() | KTRANSFORMERS_FLAT.special.keys()
 INFLLM = Rules(
-    same={
-        "path": "model.path",
-        "block_size": "long_context.block_size",
-        "n_init": "memory.n_init",
-        "n_local": "long_context.local_windows_len",
-        "chunk_size": "long_context.chunk_size",
-        "topk": "memory.topk",
-        "repr_topk": "memory.repr_topk",
-        "score_decay": "memory.score_decay",
-        "max_cached_block": "memory.max_cached_block",
-        "exc_block_size": "memory.exc_block_size",
-        "base": "memory.base",
-        "distance_scale": "memory.distance_scale",
-        "max_len": "long_context.max_seq_len",
-    },
+    same=WORDS["InfLLM"],
     dropped={
         "fattn": "kernels are chosen by the device",
         "async_global_stream": "blocks are read as they are needed",
@@ -172,12 +151,7 @@ INFLLM = Rules(
     },
 )
 LMDEPLOY = Rules(
-    same={
-        "model_path": "model.path",
-        "max_batch_size": "server.max_running",
-        "max_prefill_token_num": "long_context.chunk_size",
-        "session_len": "long_context.max_seq_len",
-    },
+    same=WORDS["LMDeploy"],
     dropped={
         "cache_max_entry_count": "the cache lies in DRAM; set kv_store.dram",
         "cache_block_seq_len": "blocks are also the unit of choice; set long_context.block_size",

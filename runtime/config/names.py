@@ -42,6 +42,40 @@ KEYS: Mapping[str, str] = {
 }
 """Key of the file -> setting."""
 
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "ktransformers": {
+        **{place.partition(".")[2]: place for place in KEYS if place.startswith("long_context.")},
+        "chunk_size": "long_context.chunk_size",
+        "max_seq_len": "long_context.max_seq_len",
+        # the words of its introduction
+        "second_block_count": "long_context.second_select_num",
+        "representative_num": "long_context.anchor_num",
+        "representative_type": "long_context.anchor_type",
+    },
+    "InfLLM": {
+        "path": "model.path",
+        "block_size": "long_context.block_size",
+        "n_init": "memory.n_init",
+        "n_local": "long_context.local_windows_len",
+        "chunk_size": "long_context.chunk_size",
+        "topk": "memory.topk",
+        "repr_topk": "memory.repr_topk",
+        "score_decay": "memory.score_decay",
+        "max_cached_block": "memory.max_cached_block",
+        "exc_block_size": "memory.exc_block_size",
+        "base": "memory.base",
+        "distance_scale": "memory.distance_scale",
+        "max_len": "long_context.max_seq_len",
+    },
+    "LMDeploy": {
+        "model_path": "model.path",
+        "max_batch_size": "server.max_running",
+        "max_prefill_token_num": "long_context.chunk_size",
+        "session_len": "long_context.max_seq_len",
+    },
+}
+"""System -> key of its own files -> `section.key` of ours, for `runtime import-config`."""
+
 READ_AS: Mapping[str, Mapping[Any, str]] = {"preselect": {True: "prompt", False: "off"}}
 """Setting -> value of another system -> ours."""
 
