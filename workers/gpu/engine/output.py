@@ -12,7 +12,7 @@ import torch
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.model.sampler import NOT_FINITE, Sampled, SampleRow, sample
+from moorage.workers.gpu.model.sampler import NOT_FINITE, Sampled, SampleRow, TokenCounts, sample
 from moorage.workers.gpu.transfer.host_copy import on_device
 from moorage.workers.spec import Segment
 
@@ -43,14 +43,14 @@ class OutputStage:
         self._timer = timer
 
     def count_tokens(self, session: WorkerSession, token_ids: Sequence[int], device: torch.device) -> None:
-        """Keeps the counts that penalties read, when the session has any penalty."""
+        """Adds `token_ids` to the session's counts, if it has a penalty that reads them."""
         if not session.sampling.counts_tokens:
             return
-        if session.prompt_counts is None or session.generated_counts is None:
-            session.prompt_counts = torch.zeros(self._vocab_size, dtype=torch.int32, device=device)
-            session.generated_counts = torch.zeros_like(session.prompt_counts)
+        if session.counts is None:
+            none = torch.zeros(self._vocab_size, dtype=torch.int32, device=device)
+            session.counts = TokenCounts(prompt=none, generated=none.clone())
         generated = session.num_tokens >= session.prompt_tokens
-        counts = session.generated_counts if generated else session.prompt_counts
+        counts = session.counts.generated if generated else session.counts.prompt
         ids = torch.tensor(list(token_ids), dtype=torch.long, device=device)
         counts += torch.bincount(ids, minlength=self._vocab_size).to(torch.int32)
 
@@ -94,10 +94,7 @@ class OutputStage:
             if len(last) == len(hidden)
             else hidden.index_select(0, on_device(last, torch.long, hidden.device))
         )
-        rows = [
-            SampleRow(s.sampling, s.num_generated, s.prompt_counts, s.generated_counts)
-            for s in (sessions[i] for i in sampling)
-        ]
+        rows = [SampleRow(s.sampling, s.num_generated, s.counts) for s in (sessions[i] for i in sampling)]
         for i, sampled in zip(sampling, sample(logits, rows), strict=True):
             drawn[i] = sampled
             sessions[i].num_generated += 1

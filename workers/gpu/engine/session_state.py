@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.model.rope import RopeView
+from moorage.workers.gpu.model.sampler import TokenCounts
 from moorage.workers.gpu.positions.rotary import RotaryCache
 from moorage.workers.gpu.transfer.block_cache import BlockCache
 from moorage.workers.gpu.transfer.copy_engine import CopyHandle
@@ -111,9 +112,8 @@ class WorkerSession:
     """By layer: `received` as it was at the prompt's resume point."""
     anchor_view: RopeView | None = None
     """The view of RoPE under which rotated anchors were made."""
-    prompt_counts: torch.Tensor | None = None
-    generated_counts: torch.Tensor | None = None
-    """[vocab] int32 counts, kept only when a penalty is on."""
+    counts: TokenCounts | None = None
+    """Kept where sampling has a penalty."""
     last_logprobs: torch.Tensor | None = None
     """[vocab] of the last position, kept while prompt log-probabilities are asked for."""
 

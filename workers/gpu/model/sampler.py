@@ -14,7 +14,7 @@ copied from pinned memory, and the only wait is for the tokens at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,28 +30,34 @@ NOT_FINITE = "the model's logits are not finite numbers"
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """How often each token occurs, as integers [V]."""
+
+    prompt: Tensor
+    generated: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRow:
-    """One row of logits to draw from. The counts may be None while `spec.counts_tokens` is false."""
+    """One row of logits to draw from."""
 
     spec: SamplingSpec
     step: int
-    """Tokens generated so far."""
-    prompt_counts: Tensor | None = None
-    """Integers [V]: how often each token stands in the prompt."""
-    generated_counts: Tensor | None = None
-    """Integers [V]: how often each token was generated."""
+    """Number of generated tokens before this one."""
+    counts: TokenCounts | None = None
+    """Needed where `spec.counts_tokens` is true."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The token drawn from one row."""
+    """The token that was drawn from one row."""
 
     token_id: int
     logprob: float
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """The `num_logprobs` likeliest tokens, best first."""
     error: str | None = None
-    """Why nothing could be drawn; then the other fields mean nothing."""
+    """Why no token could be drawn; the other fields then have no meaning."""
 
 
 def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
@@ -114,8 +120,9 @@ def _penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     if not indices:
         return logits
     chosen = [rows[index] for index in indices]
-    prompt = _stack(row.prompt_counts for row in chosen)
-    generated = _stack(row.generated_counts for row in chosen)
+    counts = [_counts_of(row) for row in chosen]
+    prompt = torch.stack([each.prompt for each in counts])
+    generated = torch.stack([each.generated for each in counts])
     part = _rows(logits, indices)
     repetition = _column([row.spec.repetition_penalty for row in chosen], logits)
     repeated = torch.where(part > 0, part / repetition, part * repetition)
@@ -125,10 +132,10 @@ def _penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     return logits.index_copy(0, _index(indices, logits), part)
 
 
-def _stack(counts: Iterable[Tensor | None]) -> Tensor:
-    present = [count for count in counts if count is not None]
-    assert present, "rows with penalties need counts"
-    return torch.stack(present)
+def _counts_of(row: SampleRow) -> TokenCounts:
+    if row.counts is None:
+        raise ValueError("a row with penalties needs the counts of its tokens")
+    return row.counts
 
 
 def _truncate(logits: Tensor, specs: Sequence[SamplingSpec]) -> Tensor:

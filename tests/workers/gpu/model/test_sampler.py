@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from moorage.workers.gpu.model.sampler import SampleRow, sample, shape_logits
+from moorage.workers.gpu.model.sampler import SampleRow, TokenCounts, sample, shape_logits
 from moorage.workers.spec import SamplingSpec
 
 VOCAB = 211
@@ -34,7 +34,7 @@ def row(step: int = 0, **spec: Any) -> SampleRow:
     if not sampling.counts_tokens:
         return SampleRow(sampling, step)
     counts = [torch.bincount(torch.tensor(ids), minlength=VOCAB) for ids in (PROMPT, GENERATED)]
-    return SampleRow(sampling, step, *counts)
+    return SampleRow(sampling, step, TokenCounts(*counts))
 
 
 def oracle(logits: torch.Tensor, spec: SamplingSpec) -> torch.Tensor:
