@@ -38,10 +38,11 @@ class Admission:
     reusable: Reusable
     free: Resources = field(init=False)
     waiting: deque[ScheduledRequest] = field(default_factory=deque)
-    idle: SessionCache = field(default_factory=SessionCache)
+    idle: SessionCache = field(init=False)
 
     def __post_init__(self) -> None:
         self.free = self.limits.resources
+        self.idle = SessionCache(len(self.free.pages))
 
     def admit(
         self, running: Mapping[str, ScheduledRequest]
@@ -161,8 +162,6 @@ class Admission:
         if fits(free):
             return []
         own = self.idle.get(request.session_name)
-        if self.idle.resources is None:
-            return None
         evictable = self.idle.resources if own is None else self.idle.resources.minus(own.resources)
         if not fits(free.plus(evictable)):
             return None

@@ -117,7 +117,7 @@ def _reason(wait: Wait, scheduler: Scheduler, capacity: Capacity) -> str:
     running = counted(len(scheduler.running), "running request")
     if wait.lacking is not None:
         free = capacity.bytes_of(scheduler.free)
-        idle = 0 if scheduler.idle.resources is None else capacity.bytes_of(scheduler.idle.resources)
+        idle = capacity.bytes_of(scheduler.idle.resources)
         return (
             f"it needs {format_bytes(capacity.bytes_of(wait.lacking))} of KV memory; {format_bytes(free)} are "
             f"free, idle sessions hold {format_bytes(idle)}, and the rest belongs to {running}"

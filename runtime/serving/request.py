@@ -11,8 +11,10 @@ import numpy as np
 import structlog
 
 from moorage.runtime.planning.trained_length import Reach
+from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.protocol import Event, Usage
 from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledRequest
+from moorage.runtime.serving.session_cache import IdleSession, StoredKv
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.stop_strings import StopMatcher
 from moorage.workers.errors import MoorageError
@@ -99,9 +101,17 @@ class Request:
         return self.max_new_tokens - len(self.generated)
 
     def open_session(self, now_s: float) -> OpenSession | ContinueSession:
-        """What the worker must do before the first segment. It marks the request as admitted now."""
+        """Admits the request. The log links its id to the worker's session, which is opened or continued."""
         self.admitted_s = now_s
         held = self.scheduled.continues
+        if held is not None:
+            self.session_id, self.cached_tokens = held.session_id, self.scheduled.prefilled_tokens
+        log.info(
+            "request admitted",
+            request_id=self.request_id,
+            session_id=self.session_id,
+            cached_tokens=self.cached_tokens,
+        )
         if held is None:
             return OpenSession(
                 self.session_id,
@@ -111,7 +121,6 @@ class Request:
                 self.sampling,
                 self.scheduled.first_actor,
             )
-        self.session_id, self.cached_tokens = held.session_id, self.scheduled.prefilled_tokens
         return ContinueSession(
             self.session_id,
             self.cached_tokens,
@@ -153,9 +162,18 @@ class Request:
         self.outcome = f"failed: {type(error).__name__}"
         self.events.put_nowait(error)
 
-    def stored_tokens(self) -> TokenIds:
-        """Ids whose K and V the worker holds after its last step: the newest token has none yet."""
-        return self.prompt[: self.scheduled.prefilled_tokens].plus(self.generated[:-1])
+    def idle_session(self, capacity: Capacity) -> IdleSession | None:
+        """The session that the request leaves behind; None when it has no name, or no KV that can be used."""
+        if self.session_name is None or self.failed or self.admitted_s is None:
+            return None
+        # The newest token has no K and V yet.
+        tokens = self.prompt[: self.scheduled.prefilled_tokens].plus(self.generated[:-1])
+        if not tokens:
+            return None
+        first_actor = self.scheduled.first_actor
+        resources = capacity.idle(len(tokens)).starting_at(first_actor)
+        stored = StoredKv(tokens, len(self.prompt), self.memory)
+        return IdleSession(self.session_name, self.session_id, stored, resources, first_actor)
 
     def text_of(self, token_id: int) -> str:
         """New text that is complete and can't become a stop string."""

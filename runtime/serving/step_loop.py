@@ -1,10 +1,8 @@
 """The loop that drives the workers: settle, schedule, execute, process the output.
 
-When a step raises, its requests fail and their sessions are dropped everywhere, and the others go on; when the
-scheduler itself raises, a new one takes its place, without sessions. Either is logged with its traceback. After some
-failures in a row the worker must generate a token in a session of the loop's own. A server goes on while that works,
-though every request may fail for itself; it counts as failed when that raises too, or when the worker is gone. The
-server then ends.
+When a step raises, its requests fail, their sessions are dropped everywhere, and the others go on. When the scheduler
+itself raises, a new one takes its place, without sessions. Both are logged. After some failures in a row the worker
+must generate a token in a session of the loop's own; when that raises, or the worker is gone, the cluster fails.
 """
 
 from __future__ import annotations
@@ -22,10 +20,9 @@ from moorage.runtime.serving.health import StepFailures
 from moorage.runtime.serving.output_processor import EventStream, OutputProcessor, Totals
 from moorage.runtime.serving.queue_status import Throughput, retry_after_s, waits_s
 from moorage.runtime.serving.request import Request
-from moorage.runtime.serving.reuse import StoredKv, reusable_tokens
 from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
-from moorage.runtime.serving.session_cache import IdleSession
+from moorage.runtime.serving.session_cache import IdleSession, reusable_tokens
 from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
@@ -161,42 +158,33 @@ class StepLoop:
 
     async def _run_step(self, step: Step) -> StepResult:
         now_s = time.monotonic()
-        drops, idles = tuple(self._drops), tuple(self._idles)
-        opens = tuple(self._open_session(self.requests[request_id], now_s) for request_id in step.admitted)
+        opens = tuple(self.requests[request_id].open_session(now_s) for request_id in step.admitted)
         segments = [self.requests[request_id].decode_segment() for request_id in step.decodes]
         segments += [self.requests[chunk.request_id].prefill_segment(chunk) for chunk in step.prefills]
-        plan = StepPlan(next(self._step_ids), drops, opens, tuple(segments), idles)
-        result = await self._executor.execute(plan)
-        del self._drops[: len(drops)], self._idles[: len(idles)]
+        result = await self._execute(opens, tuple(segments))
         self._throughput.record_step(step.prompt_tokens, len(step.decodes), result.elapsed_s)
         return result
 
-    def _open_session(self, request: Request, now_s: float) -> OpenSession | ContinueSession:
-        """Admits a request. The log links its id to the worker's session."""
-        opening = request.open_session(now_s)
-        log.info(
-            "request admitted",
-            request_id=request.request_id,
-            session_id=request.session_id,
-            cached_tokens=request.cached_tokens,
-            queue_s=round(now_s - request.arrived_s, 3),
-        )
-        return opening
+    async def _execute(
+        self, opens: tuple[OpenSession | ContinueSession, ...], segments: tuple[Segment, ...]
+    ) -> StepResult:
+        """Runs a plan, with the drops and idles that are due. They stay due when it raises."""
+        drops, idles = tuple(self._drops), tuple(self._idles)
+        result = await self._executor.execute(StepPlan(next(self._step_ids), drops, opens, segments, idles))
+        del self._drops[: len(drops)], self._idles[: len(idles)]
+        return result
 
     async def _probe(self) -> Unavailable | None:
         """Generates a token without any request, and repeats failed drops. Returns why the cluster failed."""
         opening = OpenSession(PROBE_SESSION, 2, 1, self._memory, SamplingSpec())
         segment = Segment(PROBE_SESSION, 0, (0,), sample=True)
-        drops, idles = tuple(self._drops), tuple(self._idles)
-        plan = StepPlan(next(self._step_ids), (*drops, PROBE_SESSION), (opening,), (segment,), idles)
-        self._drops.append(PROBE_SESSION)
         try:
-            await self._executor.execute(plan)
-            del self._drops[: len(drops)], self._idles[: len(idles)]
+            await self._execute((opening,), (segment,))
         except Unavailable as error:
             return error
         except Exception as error:  # noqa: BLE001  it is reported
             return self.failures.hopeless(error)
+        self._drops.append(PROBE_SESSION)
         self.failures.succeeded()
         return None
 
@@ -213,18 +201,14 @@ class StepLoop:
         request.log_end(time.monotonic())
         if request.finished and not request.is_score:
             self._throughput.record_end(len(request.generated), request.max_new_tokens)
-        tokens, first_actor = request.stored_tokens(), request.scheduled.first_actor
-        if request.scheduled.reservation is None:  # it waited
-            self.scheduler.release(request.request_id)
-        elif request.session_name is None or request.failed or not tokens:
-            self.scheduler.release(request.request_id)
-            self._drops.append(request.session_id)
-        else:
-            resources = self._capacity.idle(len(tokens)).starting_at(first_actor)
-            stored = StoredKv(tokens, len(request.prompt), request.memory)
-            session = IdleSession(request.session_name, request.session_id, stored, resources, first_actor)
+        session = request.idle_session(self._capacity)
+        if session is not None:
             self.scheduler.keep(request.request_id, session)
             self._idles.append(request.session_id)
+        else:
+            self.scheduler.release(request.request_id)
+            if request.admitted_s is not None:
+                self._drops.append(request.session_id)
 
     def _fail_step(self, step: Step, error: Exception) -> None:
         """A step raised: its requests fail, and the worker drops their sessions with the next step."""
@@ -256,7 +240,7 @@ class StepLoop:
         log.error("the cluster has failed", reason=str(error))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """The loop is over: nobody answers requests any more."""
+        """Reports that the loop is over."""
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._fail("the coordinator", Unavailable(f"the coordinator ended ({type(error).__name__})"))

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from moorage.runtime.serving.capacity import Resources
-from moorage.runtime.serving.reuse import StoredKv
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.scheduler import Scheduler
-from moorage.runtime.serving.session_cache import IdleSession
+from moorage.runtime.serving.session_cache import IdleSession, StoredKv
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import FULL

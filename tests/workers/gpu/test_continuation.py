@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moorage.runtime.serving.reuse import StoredKv, reusable_tokens
+from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
 from moorage.workers.spec import (
     AnchorPool,
     AnchorSpace,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moorage.runtime.serving.reuse import StoredKv, reusable_tokens
+from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
 from moorage.workers.spec import AnchorType, KvLayout, MemorySpec, Positions, Preselect, RopeSpec
 from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import memory
