@@ -84,26 +84,29 @@ def run_scoring(
             )
             for count in threads:
                 use_threads(count)
-                yield from _measure(case, context_tokens, count, layers, queries, indexes, rounds)
+                material = Material(case, layers, queries, indexes)
+                yield from _measure(material, context_tokens, count, rounds)
 
 
-def _measure(
-    case: Case,
-    context_tokens: int,
-    threads: int,
-    layers: Layers,
-    queries: Float32,
-    indexes: dict[str, list[list[object]]],
-    rounds: int,
-) -> Iterator[Row]:
-    pieces = Pieces(threads)
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What one case is measured on."""
+
+    case: Case
+    layers: Layers
+    queries: Float32
+    indexes: dict[str, list[list[object]]]
+
+
+def _measure(material: Material, context_tokens: int, threads: int, rounds: int) -> Iterator[Row]:
+    case, layers, queries, pieces = material.case, material.layers, material.queries, Pieces(threads)
     num_blocks = len(layers.half[0])
     scores = np.empty((1, queries.shape[1], num_blocks), np.float32)
     subjects = {case.name: _own(layers, queries, scores), **_peers(layers, queries)}
     ending = case.name.removeprefix("scoring")
     whole = _whole_choices(layers, queries, ending) if case.anchor_num == 1 else {}
     subjects |= whole
-    for name, layered in indexes.items():
+    for name, layered in material.indexes.items():
         subjects[name] = _search(layered, queries)
     turn = cycle(layers.half)
     at_once = max(1, READ_BYTES // layers.half[0].nbytes)

@@ -20,7 +20,7 @@ from moorage.runtime.cli.streaming import stream_text
 from moorage.runtime.cluster import registry
 from moorage.runtime.cluster.daemon import launch_detached
 from moorage.runtime.config.load import load_cluster_config
-from moorage.runtime.evals.haystack import text_haystack
+from moorage.runtime.evals.haystack import Material, text_haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_sample
 from moorage.runtime.evals.targets import ServerCoder
 from moorage.runtime.packaged import example_file
@@ -46,7 +46,8 @@ def demo(
     haystack = text_haystack()
     with _cluster() as ready, Client(ready["address"]) as client:
         coder = ServerCoder(client)
-        sample = make_sample(haystack, coder, tokens, depth, seed, prefix_ids=coder.prefix())
+        material = Material(haystack, coder, coder.prefix())
+        sample = make_sample(material, tokens, depth, seed)
         print_note(
             f"A document of {sample.num_tokens:,} tokens hides one fact at {sample.depth:.0%} of its length:\n"
             f"  The pass key is {sample.answer}.\n"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
@@ -126,7 +125,9 @@ def extrapolation(
         raise typer.BadParameter(
             "a server does not tell what it attends; give --config or --model", param_hint="--exact-up-to"
         )
-    chosen = _tasks(tasks, text_haystack(document), _counts(lengths, samples), seed, document, windows, last)
+    makers = _makers(text_haystack(document), _counts(lengths, samples), seed)
+    makers["perplexity"] = lambda: Perplexity(TokenText.of(document), lengths, windows, None, last)
+    chosen = _tasks(tasks, makers)
     ways = schemes(base) if run.in_process else None
     with run.targets(max(lengths), ways, base) as targets:
         longest = {} if exact_up_to is None else dict.fromkeys(_exact(targets), parse_tokens(exact_up_to))
@@ -141,17 +142,7 @@ def extrapolation(
     publish(summary, run, {"trained": base})
 
 
-def _tasks(
-    names: str,
-    haystack: Haystack,
-    samples: dict[int, int],
-    seed: int,
-    document: Path,
-    windows: int,
-    last: int | None,
-) -> tuple[Task, ...]:
-    makers = _makers(haystack, samples, seed)
-    makers["perplexity"] = lambda: Perplexity(TokenText.of(document), tuple(samples), windows, None, last)
+def _tasks(names: str, makers: Mapping[str, Callable[[], Task]]) -> tuple[Task, ...]:
     asked = names.split(",")
     unknown = [name for name in asked if name not in makers]
     if unknown:

@@ -15,7 +15,7 @@ from moorage.runtime.cli.eval_recall import DEFAULT_CONFIG, ConfigFile, Override
 from moorage.runtime.cli.output import print_note, print_table
 from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT, text_haystack
-from moorage.runtime.evals.sweep import SweepPoint, SweepRow, points, points_of_presets, sweep
+from moorage.runtime.evals.sweep import SweepPoint, SweepPrompts, SweepRow, points, points_of_presets, sweep
 from moorage.workers.counting import counted
 
 _ANCHORS = (
@@ -72,8 +72,10 @@ def sweep_command(
         chosen = _of_presets(presets, _numbers(budgets), config, overrides or ())
     num_tokens = parse_tokens(length)
     rows: list[SweepRow] = []
-    haystack = text_haystack(document)
-    for row in sweep(config, chosen, haystack, num_tokens, samples, seed, print_note, overrides or ()):
+    prompts = SweepPrompts(text_haystack(document), num_tokens, samples, seed)
+    for row in sweep(config, chosen, prompts, overrides or ()):
+        found = f"recall {row.recall:.3f}, oracle {row.oracle:.3f}, pass keys {row.passkey:.0%}"
+        print_note(f"{row.point}: {found}")
         rows.append(row)
         if json_file is not None:
             report = {"length": num_tokens, "seed": seed, "rows": [row.as_json() for row in rows]}

@@ -1,8 +1,9 @@
-"""Prompts that fit, asked and scored."""
+"""Prompts that fit a length, and questions put to a target and scored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from moorage.runtime.evals.haystack import Coder
 from moorage.runtime.evals.targets import Target
@@ -17,32 +18,39 @@ _MOST_PIECE_CHARACTERS = 1 << 19
 _MOST_TRIES = 12
 
 
-def ask(
-    target: Target,
-    prompt: Sequence[int],
-    max_new_tokens: int,
-    answers: Sequence[str],
-    score: Scorer,
-    cut_tokens: int = 0,
-    session: str | None = None,
-) -> Outcome:
-    """What the target says, and what it is worth. Raises InvalidRequest when the target has no room for it."""
-    total = len(prompt) + max_new_tokens
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt with its right answers."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    answers: Sequence[str]
+    score: Scorer
+    cut_tokens: int = 0
+    """Tokens of the sample that the prompt leaves out."""
+    session: str | None = None
+    """Name under which the target keeps the prompt's KV for the next question; None keeps nothing."""
+
+
+def ask(target: Target, question: Question) -> Outcome:
+    """The target's answer and its score. Raises InvalidRequest when the target has no room for it."""
+    num_tokens = len(question.prompt)
+    total = num_tokens + question.max_new_tokens
     if total > target.room:
         raise InvalidRequest(
-            f"a sample has {counted(len(prompt), 'token')}, with its answer {total}, and the model has "
+            f"a sample has {counted(num_tokens, 'token')}, with its answer {total}, and the model has "
             f"room for {target.room}; raise long_context.max_seq_len or ask for less"
         )
-    answer = target.generate(prompt, max_new_tokens, session)
+    answer = target.generate(question.prompt, question.max_new_tokens, question.session)
     return Outcome(
-        score=score(answer.text, answers),
+        score=question.score(answer.text, question.answers),
         output=answer.text,
-        answers=tuple(answers),
-        prompt_tokens=len(prompt),
+        answers=tuple(question.answers),
+        prompt_tokens=num_tokens,
         seconds=answer.seconds,
         recall=answer.recall,
         budget_tokens=answer.budget_tokens,
-        cut_tokens=cut_tokens,
+        cut_tokens=question.cut_tokens,
         cut_answer=answer.cut,
     )
 

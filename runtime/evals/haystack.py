@@ -111,27 +111,37 @@ def garbage_haystack() -> Haystack:
     return Haystack((GARBAGE,), separator=" ")
 
 
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What prompts are made of."""
+
+    haystack: Haystack
+    coder: Coder
+    prefix_ids: Sequence[int] = ()
+    """First tokens of every prompt, such as a model's BOS."""
+
+
 def hide(
-    haystack: Haystack,
-    coder: Coder,
+    material: Material,
     num_tokens: int,
     facts: Sequence[tuple[float, str]],
     seed: int,
     opening: Sequence[int] = (),
     question: Sequence[int] = (),
 ) -> list[int]:
-    """`opening`, text with every (depth, fact) at its share of the text, `question`: `num_tokens` in all.
+    """The prefix, `opening`, text with every (depth, fact) at its share of the text, `question`: `num_tokens` in all.
 
     Raises InvalidRequest when that is too few.
     """
+    coder, begun = material.coder, [*material.prefix_ids, *opening]
     needles = [(depth, coder.encode(fact)) for depth, fact in sorted(facts, key=lambda item: item[0])]
-    room = num_tokens - len(opening) - len(question) - sum(len(ids) for _, ids in needles)
+    room = num_tokens - len(begun) - len(question) - sum(len(ids) for _, ids in needles)
     if room < 0:
         raise InvalidRequest(
             f"lengths: a prompt of {counted(num_tokens, 'token')} is too short; give at least {num_tokens - room}"
         )
-    text = haystack.tokens(coder, room, seed)
-    prompt, begin = list(opening), 0
+    text = material.haystack.tokens(coder, room, seed)
+    prompt, begin = begun, 0
     for depth, ids in needles:
         cut = max(begin, word_start(coder, text, round(depth * room)))
         prompt += [*text[begin:cut], *ids]

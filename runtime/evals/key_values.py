@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from moorage.runtime.evals.asking import ask, encode_long, fit
+from moorage.runtime.evals.asking import Question, ask, encode_long, fit
 from moorage.runtime.evals.metrics.matching import among_words
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
@@ -90,7 +90,7 @@ class KeyValues:
             guess = self._counts.get(place.length, 16)
             count = self._counts[place.length] = fit(lambda n: len(prompt(n)), room, 2, guess)
         answer = self._text(place, count)[1]
-        return ask(target, prompt(count), self.form.answer_tokens, (answer,), among_words)
+        return ask(target, Question(prompt(count), self.form.answer_tokens, (answer,), among_words))
 
     def _text(self, place: Place, count: int) -> tuple[str, str]:
         rng = random.Random(f"{self.seed}/{place.index}/{place.depth}")

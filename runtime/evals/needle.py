@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moorage.runtime.evals.asking import ask
-from moorage.runtime.evals.haystack import Haystack, hide
+from moorage.runtime.evals.asking import Question, ask
+from moorage.runtime.evals.haystack import Haystack, Material, hide
 from moorage.runtime.evals.metrics.numbers import first_digits
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
@@ -73,5 +73,6 @@ class Needle:
         ]
         question = target.encode(QUESTION.format(key=keys[0]))
         room = place.length - ANSWER_TOKENS
-        prompt = hide(self.haystack, target, room, facts, rng.randrange(2**32), target.prefix(), question)
-        return ask(target, prompt, ANSWER_TOKENS, (str(values[0]),), first_digits)
+        material = Material(self.haystack, target, target.prefix())
+        prompt = hide(material, room, facts, rng.randrange(2**32), question=question)
+        return ask(target, Question(prompt, ANSWER_TOKENS, (str(values[0]),), first_digits))

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from moorage.runtime.evals.asking import ask
-from moorage.runtime.evals.haystack import Coder, Haystack, hide
+from moorage.runtime.evals.asking import Question, ask
+from moorage.runtime.evals.haystack import Haystack, Material, hide
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
 from moorage.workers.errors import InvalidRequest
@@ -80,35 +80,26 @@ class PasskeySample:
 
 
 def make_samples(
-    haystack: Haystack,
-    coder: Coder,
-    num_tokens: int,
-    num_samples: int,
-    seed: int = 0,
-    *,
-    depth: float | None = None,
-    prefix_ids: Sequence[int] = (),
+    material: Material, num_tokens: int, num_samples: int, seed: int = 0, *, depth: float | None = None
 ) -> list[PasskeySample]:
     """Prompts of exactly `num_tokens`; depths are spread evenly, in the middle of `num_samples` equal parts.
 
-    `prefix_ids` come first, such as a model's BOS. The same seed gives the same prompts. Raises InvalidRequest when
-    the length has no room for the fact and the question.
+    The same seed gives the same prompts. Raises InvalidRequest when the length has no room for the fact and the
+    question.
     """
     depths = [(index + 0.5) / num_samples if depth is None else depth for index in range(num_samples)]
     return [
-        make_sample(haystack, coder, num_tokens, place, seed * 1_000_003 + index, prefix_ids=prefix_ids)
+        make_sample(material, num_tokens, place, seed * 1_000_003 + index)
         for index, place in enumerate(depths)
     ]
 
 
 def make_sample(
-    haystack: Haystack,
-    coder: Coder,
+    material: Material,
     num_tokens: int,
     depth: float,
     seed: int,
     *,
-    prefix_ids: Sequence[int] = (),
     frame: Frame = Frame(),
     text_seed: int | None = None,
 ) -> PasskeySample:
@@ -117,15 +108,14 @@ def make_sample(
     Raises InvalidRequest for a depth outside 0 to 1 or too short a prompt."""
     if not 0.0 <= depth <= 1.0:
         raise InvalidRequest(f"depth: {depth} is not between 0 and 1")
-    rng = random.Random(seed)
+    rng, coder = random.Random(seed), material.coder
     answer = str(rng.randrange(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS))
-    opening = [*prefix_ids, *(coder.encode(frame.opening) if frame.opening else ())]
+    opening = coder.encode(frame.opening) if frame.opening else ()
     question = coder.encode(frame.question)
     facts = [(depth, frame.fact.format(key=answer))]
     drawn = rng.randrange(2**32)
-    ids = hide(
-        haystack, coder, num_tokens, facts, drawn if text_seed is None else text_seed, opening, question
-    )
+    text_seed = drawn if text_seed is None else text_seed
+    ids = hide(material, num_tokens, facts, text_seed, opening, question)
     return PasskeySample(tuple(ids), answer, depth, len(ids))
 
 
@@ -175,12 +165,10 @@ class Passkey:
         assert place.length is not None
         assert place.depth is not None
         return make_sample(
-            self.haystack,
-            target,
+            Material(self.haystack, target, target.prefix()),
             place.length - ANSWER_TOKENS,
             place.depth,
             self.seed * 1_000_003 + place.index,
-            prefix_ids=target.prefix(),
             frame=self.style.frame(),
             text_seed=self.seed if self.one_text else None,
         )
@@ -189,9 +177,9 @@ class Passkey:
         """Right when the first number of the answer is the key."""
         sample = self.sample(place, target)
         session = f"passkey {self.seed}" if self.one_text else None
-        return ask(
-            target, sample.prompt_ids, ANSWER_TOKENS, (sample.answer,), is_correct_of_one, session=session
-        )
+        answers = (sample.answer,)
+        question = Question(sample.prompt_ids, ANSWER_TOKENS, answers, is_correct_of_one, session=session)
+        return ask(target, question)
 
 
 def is_correct_of_one(output_text: str, answers: Sequence[str]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.presets import PRESETS, check_preset_name
 from moorage.runtime.config.resolve import resolve_settings
-from moorage.runtime.evals.haystack import Haystack
+from moorage.runtime.evals.haystack import Haystack, Material
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
 from moorage.runtime.evals.recall import table_of
 from moorage.workers.spec import AnchorSpace, Positions
@@ -126,28 +126,34 @@ def points_of_presets(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class SweepPrompts:
+    """The pass-key prompts that every point is measured on."""
+
+    haystack: Haystack
+    num_tokens: int
+    """Of each prompt and its answer."""
+    num_samples: int
+    seed: int = 0
+
+
 def sweep(
     config_file: Path,
     sweep_points: Sequence[SweepPoint],
-    haystack: Haystack,
-    num_tokens: int,
-    num_samples: int,
-    seed: int,
-    note: Callable[[str], None],
+    prompts: SweepPrompts,
     overrides: Sequence[str] = (),
 ) -> Iterator[SweepRow]:
-    """One row for each point: the same pass-key prompts of `num_tokens` for all, recall on the answers' steps."""
+    """One row for each point, on the same prompts; recall is that of the answers' steps."""
     from moorage.runtime.evals.local_engine import LocalEngine
     from moorage.runtime.text.tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer.load(load_cluster_config(config_file, overrides).model.path)
-    coder = _Coder(tokenizer)
-    samples = make_samples(haystack, coder, num_tokens - ANSWER_TOKENS, num_samples, seed)
+    material = Material(prompts.haystack, _Coder(tokenizer))
+    prompt_tokens = prompts.num_tokens - ANSWER_TOKENS
+    samples = make_samples(material, prompt_tokens, prompts.num_samples, prompts.seed)
     for point in sweep_points:
         config = load_cluster_config(config_file, [*overrides, *point.overrides()])
-        row = _row(LocalEngine(config, num_tokens), point, samples)
-        note(f"{point}: recall {row.recall:.3f}, oracle {row.oracle:.3f}, pass keys {row.passkey:.0%}")
-        yield row
+        yield _row(LocalEngine(config, prompts.num_tokens), point, samples)
 
 
 def _row(engine: LocalEngine, point: SweepPoint, samples: Sequence[PasskeySample]) -> SweepRow:

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from moorage.client import Client
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
-from moorage.runtime.evals.haystack import text_haystack
+from moorage.runtime.evals.haystack import Material, text_haystack
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, is_correct, make_samples
 from moorage.runtime.evals.targets import ServerCoder
 from moorage.runtime.serving.protocol import Progress, Token
@@ -83,7 +83,7 @@ def test_scores_equal_transformers(cluster: RunningCluster, oracle: LlamaForCaus
 def test_pass_keys_in_real_text_far_beyond_the_trained_length(cluster: RunningCluster) -> None:
     """Eight times the model's trained length, 24 chosen blocks of 32 tokens. Plain RoPE finds none there."""
     with Client(cluster.address) as client:
-        samples = make_samples(text_haystack(), ServerCoder(client), 4096, 5, seed=11)
+        samples = make_samples(Material(text_haystack(), ServerCoder(client)), 4096, 5, seed=11)
         answers = [
             client.generate(sample.prompt_ids, max_new_tokens=ANSWER_TOKENS, temperature=0).result()
             for sample in samples

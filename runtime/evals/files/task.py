@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from moorage.runtime.evals.asking import Scorer, ask, encode_long
+from moorage.runtime.evals.asking import Question, Scorer, ask, encode_long
 from moorage.runtime.evals.files.lines import Line, read_lines
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place
@@ -96,7 +96,8 @@ class FileTask:
             )
         kept = cut(ids, room, self.reading.truncate)
         prompt = [*prefix, *kept]
-        return ask(target, prompt, answer, sample.answers, sample.score, len(ids) - len(kept))
+        cut_tokens = len(ids) - len(kept)
+        return ask(target, Question(prompt, answer, sample.answers, sample.score, cut_tokens))
 
 
 def file_task(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moorage.runtime.evals.asking import Scorer, ask, encode_long, fit
+from moorage.runtime.evals.asking import Question, Scorer, ask, encode_long, fit
 from moorage.runtime.evals.haystack import Haystack
 from moorage.runtime.evals.metrics.matching import match_all, match_part
 from moorage.runtime.evals.ruler.chains import chains
@@ -67,7 +67,7 @@ class RulerTask:
         except InvalidRequest as error:
             raise InvalidRequest(f"{self.name}: {error}") from None
         answers = self.problem(place, units).answers
-        return ask(target, prompt(units), self.max_new_tokens, answers, self.score)
+        return ask(target, Question(prompt(units), self.max_new_tokens, answers, self.score))
 
     def problem(self, place: Place, units: int) -> Problem:
         """The prompt of one place with so many units of haystack."""

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT, Haystack, garbage_haystack, text_haystack
+from moorage.runtime.evals.haystack import (
+    DEFAULT_DOCUMENT,
+    Haystack,
+    Material,
+    garbage_haystack,
+    text_haystack,
+)
 from moorage.runtime.evals.passkey import (
     ANSWER_TOKENS,
     FACT,
@@ -54,7 +60,7 @@ def haystack(request: pytest.FixtureRequest) -> Haystack:
 def test_prompt_has_its_length_one_fact_and_the_question(
     pilot: Pilot, haystack: Haystack, num_tokens: int, seed: int
 ) -> None:
-    for sample in make_samples(haystack, pilot, num_tokens, 4, seed):
+    for sample in make_samples(Material(haystack, pilot), num_tokens, 4, seed):
         assert len(sample.prompt_ids) == sample.num_tokens == num_tokens
         text = pilot.decode(sample.prompt_ids)
         assert re.fullmatch(r"[1-9]\d{4}", sample.answer)
@@ -65,25 +71,27 @@ def test_prompt_has_its_length_one_fact_and_the_question(
 
 
 def test_depths_are_spread_or_as_given(pilot: Pilot) -> None:
-    garbage = garbage_haystack()
-    assert [sample.depth for sample in make_samples(garbage, pilot, 100, 4)] == [0.125, 0.375, 0.625, 0.875]
-    assert [sample.depth for sample in make_samples(garbage, pilot, 100, 2, depth=0.3)] == [0.3, 0.3]
+    garbage = Material(garbage_haystack(), pilot)
+    assert [sample.depth for sample in make_samples(garbage, 100, 4)] == [0.125, 0.375, 0.625, 0.875]
+    assert [sample.depth for sample in make_samples(garbage, 100, 2, depth=0.3)] == [0.3, 0.3]
 
 
 def test_ends_of_the_text_are_depths_too(pilot: Pilot) -> None:
-    first, last = (make_sample(garbage_haystack(), pilot, 300, depth, seed=3) for depth in (0.0, 1.0))
+    first, last = (
+        make_sample(Material(garbage_haystack(), pilot), 300, depth, seed=3) for depth in (0.0, 1.0)
+    )
     assert pilot.decode(first.prompt_ids).startswith(FACT.format(key=first.answer))
     assert pilot.decode(last.prompt_ids).endswith(FACT.format(key=last.answer) + QUESTION)
 
 
 def test_seed_decides_keys_and_text(pilot: Pilot, haystack: Haystack) -> None:
-    first, again, other = (make_samples(haystack, pilot, 300, 3, seed) for seed in (1, 1, 2))
+    first, again, other = (make_samples(Material(haystack, pilot), 300, 3, seed) for seed in (1, 1, 2))
     assert first == again
     assert {sample.answer for sample in first}.isdisjoint(sample.answer for sample in other)
 
 
 def test_prefix_comes_first_and_counts(pilot: Pilot) -> None:
-    sample = make_sample(garbage_haystack(), pilot, 256, 0.5, seed=0, prefix_ids=[0])
+    sample = make_sample(Material(garbage_haystack(), pilot, [0]), 256, 0.5, seed=0)
     assert sample.prompt_ids[0] == 0
     assert sample.num_tokens == 256
 
@@ -94,15 +102,15 @@ def test_answer_tokens_hold_the_number(pilot: Pilot) -> None:
 
 def test_refuses_a_length_without_room_and_names_the_least(pilot: Pilot) -> None:
     with pytest.raises(InvalidRequest, match="at least") as refused:
-        make_sample(garbage_haystack(), pilot, 10, 0.5, seed=0)
+        make_sample(Material(garbage_haystack(), pilot), 10, 0.5, seed=0)
     least = int(re.findall(r"at least (\d+)", str(refused.value))[0])
-    assert make_sample(garbage_haystack(), pilot, least, 0.5, seed=0).num_tokens == least
+    assert make_sample(Material(garbage_haystack(), pilot), least, 0.5, seed=0).num_tokens == least
 
 
 @pytest.mark.parametrize("depth", [-0.1, 1.1, float("nan")])
 def test_refuses_a_depth_outside_the_text(pilot: Pilot, depth: float) -> None:
     with pytest.raises(InvalidRequest, match="depth"):
-        make_sample(garbage_haystack(), pilot, 100, depth, seed=0)
+        make_sample(Material(garbage_haystack(), pilot), 100, depth, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +133,7 @@ def test_judges_the_first_number(output: str, correct: bool) -> None:
 @pytest.mark.parametrize("style", [Style.LMDEPLOY, Style.CHUNKLLAMA])
 def test_published_prompts_describe_the_task_first(pilot: Pilot, style: Style) -> None:
     frame = style.frame()
-    sample = make_sample(garbage_haystack(), pilot, 400, 0.4, seed=1, frame=frame)
+    sample = make_sample(Material(garbage_haystack(), pilot), 400, 0.4, seed=1, frame=frame)
     text = pilot.decode(sample.prompt_ids)
     assert len(sample.prompt_ids) == 400
     assert text.startswith(

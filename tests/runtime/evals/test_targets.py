@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moorage.client import Client
-from moorage.runtime.evals.asking import ask
+from moorage.runtime.evals.asking import Question, ask
 from moorage.runtime.evals.haystack import garbage_haystack
 from moorage.runtime.evals.local_targets import LocalConfig, LocalTargets
 from moorage.runtime.evals.passkey import Passkey, Style
@@ -47,7 +47,7 @@ def test_server_target_generates_and_scores(client: Client) -> None:
     assert target.score([BOS, 97, 98]) == pytest.approx([-97 / VOCAB_SIZE, -98 / VOCAB_SIZE])
     assert target.room == 4096
     with pytest.raises(InvalidRequest, match="room for 4096"):
-        ask(target, [97] * 4090, 7, ("",), lambda _output, _answers: 1.0)
+        ask(target, Question([97] * 4090, 7, ("",), lambda _output, _answers: 1.0))
 
 
 def test_local_target_counts_like_the_server() -> None:
