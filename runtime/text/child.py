@@ -1,8 +1,8 @@
-"""The text process: holds the tokenizer, and forks a child for each job, so that none outlives its limits.
+"""The text process: it holds the tokenizer and forks a child for each job, so that no job exceeds its limits.
 
-It talks with the server through one socket of packets. A job is a packet of JSON with two descriptors, the text
-and a file for the answer; when the child has ended, a packet tells how. The answer is a line of JSON, then bytes.
-It ends with the server, and its children with it. Only the standard library, jinja2 and tokenizers are loaded.
+It exchanges packets with the server on one socket. A job is a packet of JSON with two descriptors: the text, and a
+file for the answer. When the child has ended, a packet has its exit code. The answer is a line of JSON, then bytes.
+The process ends with the server, and its children with it. It loads the standard library, jinja2 and tokenizers.
 
 python -m moorage.runtime.text.child MODEL_DIR SOCKET_FD LIMITS_AS_JSON
 """
@@ -27,12 +27,12 @@ from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.errors import MoorageError
 
 NICE = 10
-"""Below the processes that answer: text waits for tokens, not the other way round."""
+"""Lower priority than the processes that generate tokens."""
 _PR_SET_PDEATHSIG = 1
 
 
 class TextServer:
-    """Reads jobs from the socket, forks their children, and tells how each ended."""
+    """Reads jobs from the socket, forks a child for each, and reports how it ended."""
 
     def __init__(self, tokenizer: Tokenizer, server: socket.socket, limits: JobLimits) -> None:
         self._tokenizer, self._server, self._limits = tokenizer, server, limits
@@ -46,7 +46,7 @@ class TextServer:
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
-        """Works until the server closes its end."""
+        """Runs until the server closes its end."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._server, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
@@ -55,10 +55,10 @@ class TextServer:
                 if self._woken in ready:
                     self._woken.recv(PACKET_BYTES)
                     self._reap()
-                if self._server in ready and not self._take():
+                if self._server in ready and not self._receive():
                     return
 
-    def _take(self) -> bool:
+    def _receive(self) -> bool:
         """Starts or cancels one job; False once the server is gone."""
         packet, descriptors, _, _ = socket.recv_fds(self._server, PACKET_BYTES, 2)
         if not packet:
@@ -80,7 +80,7 @@ class TextServer:
         return True
 
     def _reap(self) -> None:
-        """Tells the server of every child that has ended."""
+        """Reports every child that has ended to the server."""
         while self._jobs:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
@@ -89,7 +89,7 @@ class TextServer:
             self._server.send(json.dumps({"job": job, "code": os.waitstatus_to_exitcode(status)}).encode())
 
     def _work(self, parent: int, request: dict[str, Any], text_fd: int, answer_fd: int) -> NoReturn:
-        """The child's whole life. It leaves through `os._exit`: nothing of the parent's may run in it."""
+        """Runs in the child. It ends by `os._exit`, so that no clean-up of the parent runs in it."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
@@ -107,7 +107,7 @@ class TextServer:
 def _answer(
     tokenizer: Tokenizer, limits: JobLimits, request: dict[str, Any], text_fd: int, answer_fd: int
 ) -> bytes:
-    """What the answer file will hold. While a stage runs it holds that stage's name, in case it is the last."""
+    """The content of the answer file. While a stage runs, the file holds its name, in case the stage is killed."""
 
     def on_stage(name: str, num_bytes: int) -> None:
         overwrite(answer_fd, json.dumps({"stage": name, "num_bytes": num_bytes}).encode() + b"\n")
@@ -120,7 +120,7 @@ def _answer(
     try:
         result = JOBS[job](tokenizer, read_all(text_fd), request["options"], on_stage)
     except MemoryError:
-        # The way out must not fail for want of memory too.
+        # The memory limit is set anew, so that the answer can be made.
         limit_stage(limits, 0)
         return json.dumps({"memory": True, **stage()}).encode() + b"\n"
     except MoorageError as error:
@@ -135,7 +135,7 @@ def _answer(
 
 
 def _quiet() -> None:
-    """A child that is ended by a limit may write a page of words about it; the server tells it in one line."""
+    """Discards what a child writes when a limit ends it; the server reports that in one line."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
@@ -155,7 +155,7 @@ def _die_first() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Loads the tokenizer, says so, and serves."""
+    """Loads the tokenizer, reports that, and serves."""
     model_dir, server_fd, limits = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # A fork must not find threads.

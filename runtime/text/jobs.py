@@ -1,4 +1,4 @@
-"""What the text process is asked to do, and how it is done with a tokenizer: the same in any process."""
+"""The jobs of the text process, as functions of a tokenizer that run in any process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moorage.runtime.text.body import Body
 from moorage.workers.errors import InvalidRequest
 
 OnStage = Callable[[str, int], None]
-"""Hears what begins, in the words of an error, and the bytes of text that it works on."""
+"""Called when a stage begins, with its name as errors show it and the bytes of text that it processes."""
 
 
 class Tokenizer(Protocol):

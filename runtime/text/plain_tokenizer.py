@@ -1,4 +1,4 @@
-"""A tokenizer that reads control tokens only where it is told to."""
+"""A tokenizer that finds control tokens only where they are marked."""
 
 from __future__ import annotations
 

@@ -1,17 +1,16 @@
-"""The server's end of the text process: starts it, hands it jobs in turn, reads answers, starts it anew."""
+"""The server's end of the text process: starts it, sends it jobs, reads the answers, restarts it when it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import json
-import signal
 import socket
 import subprocess
 import sys
 from array import array
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,25 +19,18 @@ import structlog
 
 from moorage.runtime.cluster.os_processes import ProcessId, ProcessState
 from moorage.runtime.text.body import Body, read_all
+from moorage.runtime.text.lanes import LONG_BYTES, Lane, Lanes
 from moorage.runtime.text.limits import PACKET_BYTES, JobLimits
-from moorage.workers.errors import InvalidRequest, ResourceExhausted, Unavailable
+from moorage.workers.errors import InvalidRequest, Unavailable
 
 log = structlog.get_logger()
 
 START_TIMEOUT_S = 60.0
-LONG_BYTES = 256 << 10
-"""Texts over this have a lane of their own, so that short ones never wait for them."""
-MAX_WAITING = 256
-"""Jobs of one lane that wait; more are refused."""
-MAX_WAIT_S = 60.0
-_LANES = {"short": 4, "chat": 2, "long": 1}
-"""Jobs that run at once."""
-_RETRY_S = 2.0
 _ENDED = "the text process ended, and starts again; send it once more"
 _STOPPING = "the server is stopping; ask another one or start it again"
 _END_GRACE_S = 2.0
-_LOOK_S = 0.5
-_STOPPED_LOOKS = 4
+_CHECK_S = 0.5
+_STOPPED_CHECKS = 4
 """A debugger stops a process for moments; one that is stopped for longer is replaced, since it holds no state."""
 
 
@@ -48,8 +40,7 @@ class TextProcess:
     def __init__(self, model_dir: Path, max_bytes_per_token: int, limits: JobLimits | None = None) -> None:
         self._model_dir, self.max_bytes_per_token = model_dir, max_bytes_per_token
         self._limits = limits or JobLimits()
-        self._lanes = {name: asyncio.Semaphore(count) for name, count in _LANES.items()}
-        self._waiting = dict.fromkeys(_LANES, 0)
+        self._lanes = Lanes()
         self._numbers = itertools.count(1)
         self._jobs: dict[int, asyncio.Future[int]] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,20 +58,20 @@ class TextProcess:
         if self._closed:
             raise Unavailable(_STOPPING)
         if self._starting is None or (self._starting.done() and self._socket is None):
-            self._starting = self._owned(self._start())
+            self._starting = self._logged(self._start())
         await asyncio.shield(self._starting)
 
     async def encode(self, field: str, text: Body, *, add_special_tokens: bool = True) -> array[int]:
         """See `Text`."""
         options = {"field": field, "add_special_tokens": add_special_tokens}
-        lane = "long" if text.num_bytes > LONG_BYTES else "short"
+        lane: Lane = "long" if text.num_bytes > LONG_BYTES else "short"
         return array("I", await self._run(lane, "encode", text, options))
 
     async def encode_chat(
         self, contents: Body, messages: Sequence[tuple[str, int]], *, parse_special: bool = False
     ) -> array[int]:
         """See `Text`."""
-        lane = "long" if contents.num_bytes > LONG_BYTES else "chat"
+        lane: Lane = "long" if contents.num_bytes > LONG_BYTES else "chat"
         layout = json.dumps(messages).encode()
         contents.append(layout)
         options = {"layout_bytes": len(layout), "parse_special": parse_special}
@@ -89,7 +80,7 @@ class TextProcess:
     async def decode(self, token_ids: Sequence[int]) -> str:
         """See `Text`."""
         with Body(array("I", token_ids).tobytes()) as body:
-            lane = "long" if body.num_bytes > LONG_BYTES else "short"
+            lane: Lane = "long" if body.num_bytes > LONG_BYTES else "short"
             return (await self._run(lane, "decode", body, {})).decode("utf-8")
 
     async def close(self) -> None:
@@ -100,8 +91,8 @@ class TextProcess:
             await asyncio.gather(self._starting, return_exceptions=True)
         await self._end()
 
-    def _owned(self, start: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """A task whose failure is logged; the next job tries anew."""
+    def _logged(self, start: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task whose failure is logged. The next job tries again."""
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and task.exception() is not None:
@@ -167,16 +158,16 @@ class TextProcess:
         except OSError:
             packet = b""
         if packet:
-            told = json.loads(packet)
-            ended = self._jobs.pop(told["job"], None)
+            result = json.loads(packet)
+            ended = self._jobs.pop(result["job"], None)
             if ended is not None and not ended.done():
-                ended.set_result(told["code"])
+                ended.set_result(result["code"])
             return
         process, self._process = self._process, None
         self._disconnect()
         code = None if process is None else process.poll()
         log.error("text process ended", pid=None if process is None else process.pid, code=code)
-        self._starting = self._owned(self._restart(process))
+        self._starting = self._logged(self._restart(process))
 
     async def _restart(self, ended: subprocess.Popen[bytes] | None) -> None:
         if ended is not None:
@@ -184,39 +175,17 @@ class TextProcess:
         await self._start()
         log.info("text process started again", pid=self.pid)
 
-    async def _run(self, lane: str, job: str, text: Body, options: Mapping[str, Any]) -> bytes:
+    async def _run(self, lane: Lane, job: str, text: Body, options: Mapping[str, Any]) -> bytes:
         """The bytes that a job answers. Cancelling ends it."""
-        async with self._turn(lane):
+        async with self._lanes.enter(lane):
             await self.start()
             with Body() as answer:
                 code = await self._ended(job, options, text, answer)
                 line, _, rest = read_all(answer.fd).partition(b"\n")
-                told = json.loads(line or b"{}")
-        if code == 0 and not told:
+                failure = json.loads(line or b"{}")
+        if code == 0 and not failure:
             return rest
-        raise InvalidRequest(told["error"] if "error" in told else self._told(code, told))
-
-    @asynccontextmanager
-    async def _turn(self, lane: str) -> AsyncIterator[None]:
-        if self._waiting[lane] >= MAX_WAITING:
-            raise ResourceExhausted(
-                f"{MAX_WAITING} texts wait to be tokenised; try again later", retry_after_s=_RETRY_S
-            )
-        self._waiting[lane] += 1
-        try:
-            async with asyncio.timeout(MAX_WAIT_S):
-                await self._lanes[lane].acquire()
-        except TimeoutError:
-            raise ResourceExhausted(
-                f"the text waited {MAX_WAIT_S:g} s behind others to be tokenised; try again later",
-                retry_after_s=_RETRY_S,
-            ) from None
-        finally:
-            self._waiting[lane] -= 1
-        try:
-            yield
-        finally:
-            self._lanes[lane].release()
+        raise InvalidRequest(failure["error"] if "error" in failure else self._limits.reason(code, failure))
 
     async def _ended(self, job: str, options: Mapping[str, Any], text: Body, answer: Body) -> int:
         """The exit code of a job's child; negative for the signal that ended it."""
@@ -242,12 +211,12 @@ class TextProcess:
         raise Unavailable(f"the text process {why}, and starts again; send it once more")
 
     async def _answered(self, ended: asyncio.Future[int]) -> bool:
-        """Waits for a job; False when the process was seen stopped `_STOPPED_LOOKS` times in a row."""
+        """Waits for a job; False when the process is stopped at `_STOPPED_CHECKS` checks in a row."""
         known = None if self._process is None else ProcessId.of(self._process.pid)
-        looks = 0
-        while not (await asyncio.wait({ended}, timeout=_LOOK_S))[0]:
-            looks = looks + 1 if known is not None and known.state is ProcessState.STOPPED else 0
-            if looks == _STOPPED_LOOKS:
+        checks = 0
+        while not (await asyncio.wait({ended}, timeout=_CHECK_S))[0]:
+            checks = checks + 1 if known is not None and known.state is ProcessState.STOPPED else 0
+            if checks == _STOPPED_CHECKS:
                 return False
         return True
 
@@ -258,16 +227,3 @@ class TextProcess:
             socket.send_fds(self._socket, [json.dumps(packet).encode()], descriptors)
         except OSError:
             raise Unavailable(_ENDED) from None
-
-    def _told(self, code: int, told: Mapping[str, Any]) -> str:
-        """Why a child ended before it answered, in one line."""
-        stage = told.get("stage") or "tokenizer.json: the tokenizer"
-        num_bytes = told.get("num_bytes", 0)
-        advice = "shorten the text, or send token ids"
-        if code == -signal.SIGXCPU:
-            return f"{stage} needs more than {self._limits.cpu_s(num_bytes)} s of CPU time for this input; {advice}"
-        if told.get("memory") or code == -signal.SIGABRT:
-            mebibytes = self._limits.memory_bytes(num_bytes) >> 20
-            return f"{stage} needs more than {mebibytes} MiB of memory for this input; {advice}"
-        how = signal.Signals(-code).name if code < 0 else f"status {code}"
-        return f"{stage} ended with {how} on this input; {advice}"

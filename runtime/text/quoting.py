@@ -1,4 +1,4 @@
-"""How messages show what somebody sent: short, on one line, in characters that every protocol carries."""
+"""How messages show a text that a client sent: short, on one line, in printable ASCII."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ MAX_QUOTED_CHARACTERS = 64
 
 
 def quoted(text: str, most: int = MAX_QUOTED_CHARACTERS) -> str:
-    """`text` in quotes: what is not printable ASCII is escaped, and what is too long is cut and its length told.
+    """`text` in quotes: characters other than printable ASCII are escaped; a long text is cut, with its length.
 
     >>> quoted("h\\u00e9\\n")
     "'h\\\\xe9\\\\n'"

@@ -1,4 +1,4 @@
-"""Stop strings over streamed text: holds back what may yet become one."""
+"""Stop strings in streamed text. Text that may be the beginning of one is held back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Feeds text through; ends at the first stop string, which is not part of the output."""
+    """Passes text on up to the first stop string, which is not part of the output."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -29,7 +29,7 @@ class StopMatcher:
         return shown
 
     def flush(self) -> str:
-        """What was held back, once no more text can come."""
+        """The text that was held back, at the end."""
         held, self._held = self._held, ""
         return held
 
