@@ -1,4 +1,4 @@
-"""What the service needs of the engine behind it. The coordinator is one."""
+"""The interface of the engine behind a service. The coordinator implements it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from moorage.workers.errors import MoorageError
 
 
 class Events(Protocol):
-    """Events of an admitted request, the last one Finished. Whoever got them iterates to the end or closes them."""
+    """Events of an accepted request, the last one Finished. The caller iterates to the end or closes them."""
 
     def __aiter__(self) -> AsyncIterator[Event]:
-        """Itself."""
+        """The iterator itself."""
 
     def __anext__(self) -> Awaitable[Event]:
-        """The next event; raises what the request failed with."""
+        """The next event. Raises the error that the request failed with."""
 
     def aclose(self) -> Awaitable[None]:
         """Ends the request's work."""
@@ -33,16 +33,16 @@ class Engine(Protocol):
 
     @property
     def health(self) -> ClusterHealth:
-        """What keeps the cluster from serving."""
+        """Problems that keep the cluster from serving."""
 
     def model_info(self) -> ModelInfo:
         """The served model."""
 
     def generate(self, params: GenerateParams) -> Events:
-        """Admits a generation; raises at once what can't be served, or not now."""
+        """Queues a generation. Raises at once what can't be served, or not now."""
 
     def score(self, params: ScoreParams) -> Events:
-        """Admits a scoring, as `generate` does."""
+        """Queues a scoring, as `generate` does."""
 
     def fail_requests(self, error: MoorageError) -> None:
         """Ends all requests with an error; the engine itself may go on."""

@@ -1,4 +1,4 @@
-"""Collects the pieces of a prompt and has token ids made of them."""
+"""Collects the pieces of a prompt and makes token ids of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TEXT, _IDS, _MESSAGES = "text", "token ids", "chat messages"
 
 
 class PromptCollector:
-    """One prompt as it arrives, outside the heap; leaving the `with` block gives its memory back.
+    """One prompt as it arrives, outside the heap. Leaving the `with` block frees its memory.
 
     It never holds more than a prompt of `max_seq_len` could have.
     """

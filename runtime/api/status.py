@@ -1,4 +1,4 @@
-"""What each error is to a client: a gRPC and an HTTP status. Total over `workers/errors.py`, by test."""
+"""The gRPC and the HTTP status of each error. A test checks that no error of `workers/errors.py` lacks one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moorage.workers import errors
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One outcome in the words of both protocols."""
+    """One outcome in both protocols."""
 
     grpc: str
     """Name of the grpc.StatusCode."""
@@ -17,7 +17,7 @@ class Status:
 
 
 INTERNAL = Status("INTERNAL", 500)
-"""Of errors that no part of the project raises on purpose."""
+"""The status of errors that the project does not foresee."""
 
 STATUS: dict[type[errors.MoorageError], Status] = {
     errors.MoorageError: INTERNAL,

@@ -1,7 +1,7 @@
 """Bounds on prompts that are still being sent: how many, how large together, and how slow.
 
-They are counted apart from requests that are answered. Where they are full, the upload that has sent nothing for
-longest makes way, so that clients who open streams and fall silent keep nobody out.
+They are counted apart from requests that are answered. At a bound, the upload that has sent nothing for longest is
+ended, so that clients which open streams and send nothing do not block others.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class UploadLimits:
     """Longest time for a whole prompt, and a second more for each `least_bytes_per_s` of it."""
     least_bytes_per_s: int = 16 << 10
     yields_after_s: float = 0.5
-    """Silence after which an upload makes way for another."""
+    """Silence after which an upload may be ended for another."""
 
     def for_prompts(self, prompt_bytes: int) -> UploadLimits:
-        """With room for two prompts of the longest kind from one client, and for four from all."""
+        """Limits that admit two prompts of `prompt_bytes` from one client, and four from all clients."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["max_bytes"] = max(self.max_bytes, 4 * prompt_bytes)
         fields["max_client_bytes"] = max(self.max_client_bytes, 2 * prompt_bytes)
@@ -49,14 +49,14 @@ class Upload:
         self._uploads, self.client = uploads, client
         self.num_bytes = 0
         self.complete = False
-        self.started_s = self.heard_s = time.monotonic()
+        self.started_s = self.received_s = time.monotonic()
         self._timer: asyncio.Timeout | None = None
         self._error: MoorageError | None = None
 
     async def next(self, requests: AsyncIterator[Any]) -> Any:
         """The next message; None after the last. Raises DeadlineExceeded for a client that is too slow."""
         try:
-            async with asyncio.timeout(self._patience_s()) as self._timer:
+            async with asyncio.timeout(self._time_left_s()) as self._timer:
                 message = await anext(requests, None)
         except TimeoutError:
             raise self._error or self._too_slow() from None
@@ -64,27 +64,27 @@ class Upload:
             self._timer = None
         if self._error is not None:
             raise self._error
-        self.heard_s = time.monotonic()
+        self.received_s = time.monotonic()
         self.complete = message is None
         return message
 
     def grow(self, num_bytes: int) -> None:
         """Counts bytes that are about to be held. Raises ResourceExhausted when there are too many already."""
-        self._uploads.make_room(self, num_bytes)
+        self._uploads.reserve(self, num_bytes)
         self.num_bytes += num_bytes
 
     def silent_s(self) -> float:
-        """How long nothing has come; 0 for one that is complete."""
-        return 0.0 if self.complete else time.monotonic() - self.heard_s
+        """Seconds since the last message; 0 for a complete upload."""
+        return 0.0 if self.complete else time.monotonic() - self.received_s
 
     def end(self, error: MoorageError) -> None:
-        """Ends it with an error, at once if it waits for its client."""
+        """Ends the upload with an error, at once if it waits for its client."""
         self._error = error
         if self._timer is not None:
             with suppress(RuntimeError):  # It expires just now.
                 self._timer.reschedule(asyncio.get_running_loop().time())
 
-    def _patience_s(self) -> float:
+    def _time_left_s(self) -> float:
         limits = self._uploads.limits
         total_s = limits.total_s + self.num_bytes / limits.least_bytes_per_s
         return max(0.0, min(limits.silence_s, self.started_s + total_s - time.monotonic()))
@@ -109,7 +109,7 @@ class Uploads:
 
     @contextmanager
     def open(self, client: str) -> Iterator[Upload]:
-        """Counts a new one. Raises ResourceExhausted when there are too many and none that makes way."""
+        """Counts a new upload. Raises ResourceExhausted when there are too many and none can be ended for it."""
         upload = Upload(self, client)
         own = [other for other in self._open if other.client == client]
         if len(own) >= self.limits.max_client_uploads:
@@ -122,8 +122,8 @@ class Uploads:
         finally:
             self._open.discard(upload)
 
-    def make_room(self, upload: Upload, num_bytes: int) -> None:
-        """Raises ResourceExhausted when so many bytes more can't be held, and none makes way."""
+    def reserve(self, upload: Upload, num_bytes: int) -> None:
+        """Raises ResourceExhausted when so many bytes more can't be held, and no upload can be ended for them."""
         while True:
             others = [other for other in self._open if other is not upload and other.num_bytes]
             own = [other for other in others if other.client == upload.client]
@@ -137,13 +137,13 @@ class Uploads:
                 return
 
     def _evict(self, candidates: list[Upload], why: str) -> None:
-        """Ends the one that has been silent for longest, of the client that has most of them."""
+        """Ends one upload: of the client that has most of them, the one that has been silent for longest."""
         counts: dict[str, int] = {}
         for upload in candidates:
             counts[upload.client] = counts.get(upload.client, 0) + 1
         silent = [upload for upload in candidates if upload.silent_s() >= self.limits.yields_after_s]
         refusal = ResourceExhausted(
-            f"prompt: {why}, more than there is room for; try again", retry_after_s=_RETRY_S
+            f"prompt: {why}, more than the server holds at once; try again", retry_after_s=_RETRY_S
         )
         if not silent:
             raise refusal
@@ -153,7 +153,7 @@ class Uploads:
 
 
 def client_of(peer: str) -> str:
-    """Who a stream belongs to: the other host, or on this host the connection, which is as near as one can tell."""
+    """The client of a stream: the other host, or on this host the connection, since its process is not known."""
     kind, _, rest = peer.partition(":")
     host, _, _ = rest.rpartition(":")
     local = host in ("127.0.0.1", "[::1]", "%5B::1%5D")

@@ -24,7 +24,7 @@ MAX_STOP_CHARACTERS = 256
 MAX_NAME_CHARACTERS = 128
 MAX_TEMPERATURE = 100.0
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.1, 10.0
-"""A factor of ten either way; beyond, one token outweighs all others whatever the model says."""
+"""A factor of ten either way. Beyond it, one token outweighs all others whatever the model predicts."""
 MAX_ADDED_PENALTY = 2.0
 MAX_LOGPROBS = 20
 DEFAULT_MAX_NEW_TOKENS = 256

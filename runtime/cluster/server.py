@@ -141,7 +141,7 @@ async def _report_health(engine: Engine, server: ApiServer) -> None:
     reported = None
     while True:
         problem = await engine.health.changed()
-        await server.tell_health(serving=problem is None)
+        await server.set_health(serving=problem is None)
         if problem is None:
             log.info("the cluster serves again")
         elif problem != reported:

@@ -1,4 +1,4 @@
-"""From an exception in a handler to the status that the client sees."""
+"""From an exception in a handler to the status that the client gets."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _PLAIN = "".join(map(chr, range(32, 127)))
 _LINGER_S = 1.0
 _MAX_LINGER_MESSAGES = 64
 _lingering = asyncio.Semaphore(64)
-"""Calls that are read on at once; a flood of refused calls must not be kept open."""
+"""Calls that `read_on` reads at once; a flood of refused calls must not stay open."""
 
 
 @asynccontextmanager
 async def reported(
     context: grpc.aio.ServicerContext[Any, Any], requests: AsyncIterator[Any] | None = None
 ) -> AsyncIterator[None]:
-    """Ends the call with the status of what was raised inside, once the client has had its say.
+    """Ends the call with the status of what was raised inside, after `read_on`.
 
-    An error that no rule foresees becomes INTERNAL with an id. The log has its place in the code
-    under that id, but not its message, which may hold what the user wrote.
+    An error that no rule foresees becomes INTERNAL with an id. The log has its place in the code under that id, but
+    not its message, which may hold what the user wrote.
     """
     try:
         yield
@@ -60,7 +60,7 @@ async def reported(
 
 
 def carried(message: str) -> str:
-    """A message as metadata can carry it: one line, clipped by what it takes on the wire."""
+    """A message as metadata can carry it: one line, clipped by its size on the wire."""
     line = " ".join(message.split()).encode("utf-8", "backslashreplace").decode()[:_MAX_MESSAGE_CHARACTERS]
     while len(quote(line, safe=_PLAIN)) > _MAX_MESSAGE_BYTES:
         line = line[: len(line) * 3 // 4]
@@ -68,7 +68,7 @@ def carried(message: str) -> str:
 
 
 async def read_on(requests: AsyncIterator[Any] | None) -> None:
-    """Reads on a little, since a client that is cut off while it sends may miss the status."""
+    """Reads some more messages, since a client whose call ends while it sends may not get the status."""
     if requests is None or _lingering.locked():
         return
     async with _lingering:

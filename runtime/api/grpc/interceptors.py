@@ -1,4 +1,4 @@
-"""What holds for every method of every service: requests that can't be read, and streams that only stay open."""
+"""Rules for every method of every service: messages that can't be read are refused, open streams are bounded."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ class EveryMethod(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         counted = self._counted if handler.response_streaming and not own else nullcontext
         options = (_reader(handler.request_deserializer), handler.response_serializer)
         if handler.stream_stream is not None:
-            call = _checked(handler.stream_stream, _stream_of_sound, counted)
+            call = _checked(handler.stream_stream, _valid_stream, counted)
             return grpc.stream_stream_rpc_method_handler(call, *options)
         if handler.unary_stream is not None:
-            call = _checked(handler.unary_stream, _sound, counted)
+            call = _checked(handler.unary_stream, _valid, counted)
             return grpc.unary_stream_rpc_method_handler(call, *options)
-        return grpc.unary_unary_rpc_method_handler(_checked(handler.unary_unary, _sound, counted), *options)
+        return grpc.unary_unary_rpc_method_handler(_checked(handler.unary_unary, _valid, counted), *options)
 
     @contextmanager
     def _counted(self) -> Any:
@@ -89,7 +89,7 @@ def _checked(
     return answers if inspect.isasyncgenfunction(behavior) else answer
 
 
-async def _sound(request: Any, context: Context) -> Any:
+async def _valid(request: Any, context: Context) -> Any:
     if isinstance(request, _Malformed):
         await context.abort(
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -99,18 +99,18 @@ async def _sound(request: Any, context: Context) -> Any:
     return request
 
 
-async def _stream_of_sound(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+async def _valid_stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
     async for request in requests:
         if isinstance(request, _Malformed):
             await read_on(requests)
-        yield await _sound(request, context)
+        yield await _valid(request, context)
 
 
 def _reader(read: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def read_or_tell(data: bytes) -> Any:
+    def read_or_mark(data: bytes) -> Any:
         try:
             return read(data)
         except DecodeError:
             return _Malformed(len(data))
 
-    return read_or_tell
+    return read_or_mark

@@ -18,12 +18,12 @@ from moorage.workers.errors import Unavailable
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Moorage"].full_name
 MAX_CONCURRENT_RPCS = 8192
-"""A last resort, since beyond it health is not answered: uploads, streams and requests have narrower bounds."""
+"""The last bound, since beyond it no health check is answered. Uploads, streams and requests have lower ones."""
 BYTES_PER_TOKEN_SENT = 32
-"""Most bytes a token of the longest prompt for which uploads have room; text has some 4."""
+"""Bytes that uploads may hold for each token of the longest prompt; text has some 4."""
 DEFAULT_MAX_MESSAGE_BYTES = 4 << 20
 _DRAIN_POLL_S = 0.05
-_LAST_WORDS_S = 1.0
+_CLOSE_GRACE_S = 1.0
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_concurrent_streams", 256),
@@ -36,7 +36,7 @@ _OPTIONS = (
 
 
 class ApiServer:
-    """Listens at once, answers once an engine is set."""
+    """Listens from its start, and answers once it has an engine."""
 
     def __init__(
         self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, uploads: UploadLimits | None = None
@@ -60,7 +60,7 @@ class ApiServer:
 
         Raises Unavailable when the address can't be bound. Port 0 picks a free one.
         """
-        await self._tell(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
             port = self._server.add_insecure_port(address)
         except RuntimeError:
@@ -71,16 +71,16 @@ class ApiServer:
         return f"{address.rpartition(':')[0]}:{port}"
 
     async def serve(self, engine: Engine) -> None:
-        """From now on requests are answered by `engine`, and health says SERVING."""
+        """From now on `engine` answers requests, and health checks get SERVING."""
         prompt_bytes = engine.model_info().max_seq_len * BYTES_PER_TOKEN_SENT
         self._service.uploads = Uploads(self._upload_limits.for_prompts(prompt_bytes))
         self._service.engine = engine
-        await self.tell_health(serving=True)
+        await self.set_health(serving=True)
 
-    async def tell_health(self, *, serving: bool) -> None:
-        """What health checks are answered from now on; nothing else changes."""
+    async def set_health(self, *, serving: bool) -> None:
+        """Sets the answer of health checks; nothing else changes."""
         status = health_pb2.HealthCheckResponse
-        await self._tell(status.SERVING if serving else status.NOT_SERVING)
+        await self._set(status.SERVING if serving else status.NOT_SERVING)
 
     async def closed(self) -> None:
         """Waits until the port is closed, by `stop` or by a failure."""
@@ -97,9 +97,9 @@ class ApiServer:
             await asyncio.sleep(_DRAIN_POLL_S)
 
     async def stop(self) -> None:
-        """Closes the port. It comes after the engine has closed, so that open requests say why they end."""
-        await self._server.stop(_LAST_WORDS_S)
+        """Closes the port. The engine closes before, so that open requests end with its error."""
+        await self._server.stop(_CLOSE_GRACE_S)
 
-    async def _tell(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _set(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in (health.OVERALL_HEALTH, SERVICE):
             await self._health.set(name, status)

@@ -1,4 +1,4 @@
-"""The methods of `moorage.v1.Moorage`: check what came, ask the engine, pass its events on."""
+"""The methods of `moorage.v1.Moorage`: they validate what was sent, call the engine, and send its events."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ log = structlog.get_logger()
 
 STATUS_TIMEOUT_S = 5.0
 MOST_UNREAD_S = 60.0
-"""Time for a client to read on, where the network holds as much of its answer as it can."""
+"""Time for a client to read on when the buffers of the connection are full."""
 _IDS_AT_ONCE = 50_000
-"""A million ids in one go would hold up everybody's tokens for a tenth of a second."""
+"""A million ids at once would block the event loop, and so all streams, for a tenth of a second."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[Any]
@@ -187,9 +187,9 @@ async def _prompt(upload: Upload, requests: Requests, prompt: PromptCollector) -
 
 
 async def _send(context: Context, response: Any, events: Events) -> None:
-    """Writes one message. The request ends when its client has not read for so long that the message can't leave.
+    """Writes one message. Ends the request when its client has not read for so long that the message can't be sent.
 
-    The client is told as soon as it reads on. Raises DeadlineExceeded then.
+    Raises DeadlineExceeded then, which the client gets as soon as it reads on.
     """
     writing = asyncio.ensure_future(context.write(response))
     try:
