@@ -11,8 +11,8 @@ from pathlib import Path
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.processes import ClusterProcesses
 from moorage.runtime.cluster.ray_executor import RayExecutor
-from moorage.runtime.config.resolve import resolve_memory
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.trained_length import reach
 from moorage.runtime.serving.coordinator import Cluster, Coordinator

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from moorage.runtime.config.resolve import resolve_memory
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.host import deployment_of
 from moorage.runtime.planning.session_limit import check_window
 from moorage.runtime.planning.worker_settings import for_one_session, worker_settings

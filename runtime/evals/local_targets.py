@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from moorage.runtime.config.load import build_config
-from moorage.runtime.config.resolve import kv_layout, resolve_memory
+from moorage.runtime.config.resolve import kv_layout
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.config.source import Source, read_source
 from moorage.runtime.evals.attended import attended_keys, same_keys
 from moorage.runtime.evals.local_engine import LocalEngine

@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 
 from moorage.runtime.config.presets import PRESETS
-from moorage.runtime.config.resolve import kv_layout, resolve_axes
+from moorage.runtime.config.resolve import kv_layout
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import unsettled_memory
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.gpu_presence import why_no_gpu
 from moorage.runtime.planning.memory import Deployment, device_sizes, fixed_dram_bytes, ray_bytes
@@ -48,7 +49,7 @@ def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
     plan = Deployment(
         model=model,
         layout=kv_layout(config, model),
-        memory=resolve_axes(config, None, model),
+        memory=unsettled_memory(config, None, model),
         dtype=config.model.dtype,
         on_cpu=runs_on_cpu(config.gpu_workers.device),
         shards=config.kv_store.actors,
@@ -59,7 +60,7 @@ def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
         device_memory=config.gpu_workers.device_memory,
         object_store_bytes=config.ray.object_store_memory,
         other_memories=tuple(
-            resolve_axes(config, name, model) for name in PRESETS if name != config.memory.preset
+            unsettled_memory(config, name, model) for name in PRESETS if name != config.memory.preset
         ),
     )
     measured = config.long_context.chunk_size == "auto" and config.scheduler.max_step_tokens is None

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moorage.runtime.config.resolve import check_positions
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import check_positions
 from moorage.runtime.planning.host import check_memory, deployment_of
 from moorage.runtime.planning.memory import Deployment, num_slots, pages_per_actor
 from moorage.runtime.planning.session_limit import SessionLimit, session_limit

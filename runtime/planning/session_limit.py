@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moorage.runtime.config.resolve import resolve_memory
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.trained_length import Reach, reach, trained_length
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.spec import ModelSpec

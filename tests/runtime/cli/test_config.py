@@ -7,8 +7,8 @@ import yaml
 from moorage.runtime.cli import main
 from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.presets import PRESETS
-from moorage.runtime.config.resolve import resolve_memory
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.workers.hf_config import read_model_spec
 
 PILOT = Path(__file__).resolve().parents[3] / "deploy" / "models" / "moorage-pilot"

@@ -9,7 +9,7 @@ import pytest
 from moorage.runtime.config.import_rules import Imported
 from moorage.runtime.config.importers import import_config
 from moorage.runtime.config.load import build_config
-from moorage.runtime.config.resolve import resolve_memory
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.config.source import Source
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.spec import AnchorType, HeadSelectMode, Positions, Preselect

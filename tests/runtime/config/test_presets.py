@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 
 from moorage.runtime.config.presets import PRESETS
-from moorage.runtime.config.resolve import kv_layout, resolve_memory, resolve_settings
+from moorage.runtime.config.resolve import kv_layout, resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.spec import (

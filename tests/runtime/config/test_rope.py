@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moorage.runtime.config.load import build_config
-from moorage.runtime.config.resolve import check_positions, resolve_memory
+from moorage.runtime.config.session_settings import check_positions, resolve_memory
 from moorage.runtime.config.source import Source
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.workers.errors import InvalidConfig, InvalidModel, InvalidRequest

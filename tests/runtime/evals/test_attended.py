@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from moorage.runtime.config.presets import PRESETS
-from moorage.runtime.config.resolve import kv_layout, resolve_memory
+from moorage.runtime.config.resolve import kv_layout
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.evals.attended import attended_keys, same_keys
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.workers.spec import ModelSpec, RopeSpec

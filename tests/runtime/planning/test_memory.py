@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from moorage.runtime.config.presets import PRESETS
-from moorage.runtime.config.resolve import resolve_memory
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.host import Host, check_memory, deployment_of, read_host
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.runtime.planning.memory import (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from moorage.runtime.config.presets import PRESETS
-from moorage.runtime.config.resolve import resolve_memory
+from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.runtime.planning.trained_length import Reach, reach, trained_length
 from moorage.workers.spec import DualChunkSpec, ModelSpec, RopeSpec

@@ -1,0 +1,146 @@
+"""The settings of one session: the cluster's, or those of a request that names another preset or settings of its own.
+
+Only what belongs to the cluster stays as configured: the store, the device's window (local_windows_len) and what no
+preset gives, such as the model's trained length. Under another preset every other setting is that preset's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from moorage.runtime.config.load import build_config
+from moorage.runtime.config.names import SETTINGS, keys_of_setting
+from moorage.runtime.config.presets import check_preset_name
+from moorage.runtime.config.resolve import resolve_settings
+from moorage.runtime.config.rope import settle_positions
+from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.source import Source
+from moorage.runtime.config.yaml_reading import parse_value
+from moorage.runtime.text.quoting import quoted
+from moorage.workers.errors import InvalidConfig, InvalidRequest
+from moorage.workers.spec import MemorySpec, ModelSpec, RotarySettings
+from moorage.workers.spec.setting import settings_of
+
+_OF_SESSION = {
+    each.name
+    for kind in (MemorySpec, RotarySettings)
+    for each in settings_of(kind)
+    if each.declared.of_preset and each.name != "window"
+}
+"""Settings that a request may choose; the device's window is reserved when the cluster starts."""
+SESSION_KEYS = {
+    place.partition(".")[2]: place for place, each in SETTINGS.items() if each.name in _OF_SESSION
+}
+"""Key -> `section.key` of every setting that a request may choose."""
+
+
+def resolve_memory(
+    config: ClusterConfig,
+    preset: str | None = None,
+    model: ModelSpec | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> MemorySpec:
+    """The settings of a session under the cluster's preset, or under the one that a request names.
+
+    `settings` are a request's own, by the keys of a cluster file, in YAML. With `model` all follow its trained
+    length, and positions are settled: rotary embedding, trained length and dca's chunk. Raises InvalidRequest for a
+    preset or a setting that there isn't, a value that can't be, and what does not fit the model and the store.
+    """
+    asked = asked_config(config, preset, settings)
+    found = resolve_settings(asked, model)
+    if model is None:
+        return found.memory
+    given = (config.memory.rope_scaling_factor, asked.memory.rope_scaling_factor)
+    own_factor = found.rotary.rope_scaling_factor in given
+    try:
+        return settle_positions(found.memory, found.rotary, model, found.store.block_size, own_factor)
+    except ValueError as error:
+        raise InvalidRequest(f"preset {found.memory.preset}: {error}") from error
+
+
+def unsettled_memory(config: ClusterConfig, preset: str | None, model: ModelSpec) -> MemorySpec:
+    """As `resolve_memory`, but with positions unsettled: what sizes depend on, for presets that may not fit too."""
+    return resolve_settings(asked_config(config, preset), model).memory
+
+
+def check_positions(config: ClusterConfig, model: ModelSpec) -> None:
+    """Raises InvalidConfig when the cluster's own positions do not fit its model and blocks."""
+    try:
+        resolve_memory(config, model=model)
+    except InvalidRequest as error:
+        raise InvalidConfig(str(error)) from error
+
+
+def asked_config(
+    config: ClusterConfig, preset: str | None = None, settings: Mapping[str, str] | None = None
+) -> ClusterConfig:
+    """The configuration of a request that names a preset, or settings as a cluster file has them, in YAML.
+
+    Raises InvalidRequest for a preset or a setting that there isn't, or a value that can't be.
+    """
+    if preset is not None and preset != config.memory.preset:
+        config = _under(config, preset)
+    return _with_settings(config, settings) if settings else config
+
+
+def _under(config: ClusterConfig, preset: str) -> ClusterConfig:
+    """The configuration with another preset, and nothing of its own that belongs to a session."""
+    try:
+        check_preset_name(preset)
+    except ValueError as error:
+        raise InvalidRequest(f"preset {quoted(preset)}: {error}") from error
+    left_out = {place: None for place, each in SETTINGS.items() if each.name in _OF_SESSION}
+    return _changed(config, left_out | _store_of(config) | {"memory.preset": preset})
+
+
+def _store_of(config: ClusterConfig) -> dict[str, Any]:
+    """The settings of the cluster's store, each by its key."""
+    store = resolve_settings(config).store
+    return {keys_of_setting(name)[0]: value for name, value in asdict(store).items()}
+
+
+def _changed(config: ClusterConfig, values: Mapping[str, Any]) -> ClusterConfig:
+    sections: dict[str, dict[str, Any]] = {}
+    for place, value in values.items():
+        section, _, key = place.partition(".")
+        sections.setdefault(section, {})[key] = value
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=own) for name, own in sections.items()}
+    )
+
+
+def _with_settings(config: ClusterConfig, settings: Mapping[str, str]) -> ClusterConfig:
+    """The configuration with a request's settings in place of its own, checked as a cluster file is."""
+    config = _changed(config, _store_of(config))
+    source = Source(Path("memory"), config.model_dump(mode="json"))
+    for key, text in settings.items():
+        place = _place(key)
+        for other in keys_of_setting(SETTINGS[place].name):
+            if other.partition(".")[2] not in settings:
+                source.put(*other.split("."), None, "memory")
+        source.put(*place.split("."), _value(key, text), "memory")
+    try:
+        return build_config(source)
+    except InvalidConfig as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return parse_value(text, "memory")
+    except InvalidConfig as error:
+        raise InvalidRequest(f"memory: {key}: the value is not YAML; put it in quotes") from error
+
+
+def _place(key: str) -> str:
+    if key in SESSION_KEYS:
+        return SESSION_KEYS[key]
+    if any(place.endswith(f".{key}") for place in SETTINGS):
+        raise InvalidRequest(f"memory: {key} belongs to the cluster and not to a request; leave it out")
+    near = get_close_matches(key, SESSION_KEYS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(SESSION_KEYS)}"
+    raise InvalidRequest(f"memory: {quoted(key)} is no setting of a request; {hint}")
