@@ -130,7 +130,7 @@ def cluster(
         limits=Limits(resources, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
         capacity=Capacity(LAYOUT, resources, 1, None),
         executor=worker,
-        resolve_memory=lambda preset: FULL if preset is None else memory(scheme=Positions.CLAMPED),
+        resolve_memory=lambda preset, _: FULL if preset is None else memory(scheme=Positions.CLAMPED),
         reach=lambda _memory: Reach(42, "plain RoPE"),
     )
 

@@ -27,7 +27,14 @@ class GenerateRequest(_message.Message):
     def __init__(self, parameters: _Optional[_Union[GenerateParameters, _Mapping]] = ..., piece: _Optional[_Union[PromptPiece, _Mapping]] = ...) -> None: ...
 
 class GenerateParameters(_message.Message):
-    __slots__ = ("model", "max_new_tokens", "ignore_eos", "stop", "preset", "session", "sampling", "parse_special")
+    __slots__ = ("model", "max_new_tokens", "ignore_eos", "stop", "preset", "session", "sampling", "parse_special", "memory")
+    class MemoryEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +43,7 @@ class GenerateParameters(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     model: str
     max_new_tokens: int
     ignore_eos: bool
@@ -44,7 +52,8 @@ class GenerateParameters(_message.Message):
     session: str
     sampling: Sampling
     parse_special: bool
-    def __init__(self, model: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop: _Optional[_Iterable[str]] = ..., preset: _Optional[str] = ..., session: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., parse_special: _Optional[bool] = ...) -> None: ...
+    memory: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop: _Optional[_Iterable[str]] = ..., preset: _Optional[str] = ..., session: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., parse_special: _Optional[bool] = ..., memory: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "num_logprobs")
@@ -193,12 +202,21 @@ class ScoreRequest(_message.Message):
     def __init__(self, parameters: _Optional[_Union[ScoreParameters, _Mapping]] = ..., piece: _Optional[_Union[PromptPiece, _Mapping]] = ...) -> None: ...
 
 class ScoreParameters(_message.Message):
-    __slots__ = ("model", "preset")
+    __slots__ = ("model", "preset", "memory")
+    class MemoryEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PRESET_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     model: str
     preset: str
-    def __init__(self, model: _Optional[str] = ..., preset: _Optional[str] = ...) -> None: ...
+    memory: _containers.ScalarMap[str, str]
+    def __init__(self, model: _Optional[str] = ..., preset: _Optional[str] = ..., memory: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("accepted", "progress", "logprobs", "finished")

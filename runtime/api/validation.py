@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moorage.runtime.serving.protocol import (
     GenerateOptions,
@@ -22,6 +22,8 @@ from moorage.workers.spec import SamplingSpec
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_NAME_CHARACTERS = 128
+MAX_MEMORY_SETTINGS = 64
+MAX_MEMORY_CHARACTERS = 4096
 MAX_TEMPERATURE = 100.0
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.1, 10.0
 """A factor of ten either way. Beyond it, one token outweighs all others whatever the model predicts."""
@@ -40,6 +42,7 @@ def generate_params(asked: GenerateOptions, served: ModelInfo, request_id: str) 
         ignore_eos=asked.ignore_eos,
         stop=stop_strings(asked.stop),
         preset=name("preset", asked.preset),
+        memory=memory(asked.memory),
         session=name("session", asked.session),
         request_id=request_id,
     )
@@ -48,7 +51,12 @@ def generate_params(asked: GenerateOptions, served: ModelInfo, request_id: str) 
 def score_params(asked: ScoreOptions, served: ModelInfo, request_id: str) -> ScoreParams:
     """The parameters of a scoring, still without its text. Raises InvalidRequest or NotFound."""
     model_name(asked.model, served)
-    return ScoreParams(tokens=(), preset=name("preset", asked.preset), request_id=request_id)
+    return ScoreParams(
+        tokens=(),
+        preset=name("preset", asked.preset),
+        memory=memory(asked.memory),
+        request_id=request_id,
+    )
 
 
 def model_name(name: str, served: ModelInfo) -> None:
@@ -87,6 +95,21 @@ def name(field: str, value: str) -> str | None:
             f"{field}: must be at most {MAX_NAME_CHARACTERS} printable characters; choose a shorter name"
         )
     return value or None
+
+
+def memory(settings: Mapping[str, str]) -> Mapping[str, str]:
+    """Settings of memory, few and short; what they may be is judged where they are resolved."""
+    if len(settings) > MAX_MEMORY_SETTINGS:
+        raise InvalidRequest(
+            f"memory: {len(settings)} settings are too many; send at most {MAX_MEMORY_SETTINGS}"
+        )
+    for key, value in settings.items():
+        if max(len(key), len(value)) > MAX_MEMORY_CHARACTERS:
+            raise InvalidRequest(
+                f"memory: {quoted(key)} and its value must each have at most {MAX_MEMORY_CHARACTERS} characters; "
+                "shorten them"
+            )
+    return settings
 
 
 def sampling(asked: SamplingOptions, defaults: SamplingDefaults) -> SamplingSpec:

@@ -61,6 +61,7 @@ def chat(
     seed: o.Seed = None,
     stop: o.Stop = None,
     preset: o.Preset = None,
+    memory: o.Memory = None,
 ) -> None:
     """Talk with the model; /help lists what a turn may be, Ctrl-D ends the chat.
 
@@ -78,6 +79,7 @@ def chat(
         seed=seed,
         stop=stop,
         preset=preset,
+        memory=o.memory_settings(memory),
     )
     typed = sys.stdin.isatty()
     turns: Turns = Continuation(system) if raw else Messages(system)

@@ -70,6 +70,7 @@ def generate(
     stop: o.Stop = None,
     ignore_eos: o.IgnoreEos = False,
     preset: o.Preset = None,
+    memory: o.Memory = None,
     session: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Keep the KV under this name and go on from what it shares."),
@@ -101,6 +102,7 @@ def generate(
         stop=stop,
         ignore_eos=ignore_eos,
         preset=preset,
+        memory=o.memory_settings(memory),
         session=session,
         parse_special=parse_special,
         num_logprobs=num_logprobs,

@@ -37,6 +37,15 @@ TokenIdsFile = Annotated[
     Path | None, typer.Option(help="Read token ids from a file: a JSON list.", exists=True, dir_okay=False)
 ]
 Preset = Annotated[str | None, typer.Option(metavar="NAME", help="A memory preset other than the cluster's.")]
+Memory = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--memory",
+        metavar="KEY=VALUE",
+        help="A setting of this request alone, by its key in a cluster file, such as topk=64; may be given several "
+        "times.",
+    ),
+]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to generate; default 256.")]
 Temperature = Annotated[
     float | None, typer.Option(help="0 is greedy. Default is the model's own, see `status`.")
@@ -94,6 +103,21 @@ def time_limit(timeout_s: float | None) -> Iterator[None]:
 def given(**options: object) -> GenerateOptions:
     """The options that were given on the command line; the server knows the defaults of the others."""
     return cast("GenerateOptions", {name: value for name, value in options.items() if value is not None})
+
+
+def memory_settings(pairs: list[str] | None) -> dict[str, str] | None:
+    """The settings of `--memory KEY=VALUE` options."""
+    if not pairs:
+        return None
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (equals and key.strip()):
+            raise typer.BadParameter(
+                f"{pair[:100]!r} should be KEY=VALUE, as in topk=64", param_hint="--memory"
+            )
+        found[key.strip()] = value
+    return found
 
 
 def cluster_file(file: Path | None, example: str | None) -> Path:

@@ -25,6 +25,7 @@ def score(
     token_ids_file: o.TokenIdsFile = None,
     address: o.Address = None,
     preset: o.Preset = None,
+    memory: o.Memory = None,
     timeout_s: o.Timeout = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, with a log-probability per token.")
@@ -35,7 +36,7 @@ def score(
     with (
         o.time_limit(timeout_s),
         Client(o.server_address(address), timeout_s) as client,
-        client.score_stream(tokens_or_text, preset=preset) as stream,
+        client.score_stream(tokens_or_text, preset=preset, memory=o.memory_settings(memory)) as stream,
     ):
         quiet(stream)
         result = stream.result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar, Unpack
 
@@ -114,17 +114,27 @@ class AsyncClient:
         return AsyncEventStream(start, self._connect, messages.read_generate, GenerateResult.of)
 
     def score_stream(
-        self, text: str | bytes | Sequence[int], *, preset: str | None = None, timeout_s: float | None = None
+        self,
+        text: str | bytes | Sequence[int],
+        *,
+        preset: str | None = None,
+        memory: Mapping[str, object] | None = None,
+        timeout_s: float | None = None,
     ) -> AsyncScoreStream:
         """Log-likelihood of a text, with its progress. Never sent twice."""
-        start = self._starter(self._stub.Score, messages.score_requests(text, preset), timeout_s)
+        start = self._starter(self._stub.Score, messages.score_requests(text, preset, memory), timeout_s)
         return AsyncEventStream(start, self._connect, messages.read_score, ScoreResult.of)
 
     async def score(
-        self, text: str | bytes | Sequence[int], *, preset: str | None = None, timeout_s: float | None = None
+        self,
+        text: str | bytes | Sequence[int],
+        *,
+        preset: str | None = None,
+        memory: Mapping[str, object] | None = None,
+        timeout_s: float | None = None,
     ) -> ScoreResult:
         """Log-likelihood of a text."""
-        return await self.score_stream(text, preset=preset, timeout_s=timeout_s).result()
+        return await self.score_stream(text, preset=preset, memory=memory, timeout_s=timeout_s).result()
 
     async def tokenize(self, text: str | bytes, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text of at most 4 MiB."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, cast
@@ -30,6 +31,8 @@ def generate_requests(prompt: Prompt, options: GenerateOptions) -> Iterator[pb.G
             continue
         if name == "stop":
             parameters.stop.extend(_strings(name, value))
+        elif name == "memory":
+            parameters.memory.update(_settings(value))
         else:
             _set(parameters if name in _GENERATION_FIELDS else parameters.sampling, name, value)
     pieces = _pieces(prompt)
@@ -38,9 +41,11 @@ def generate_requests(prompt: Prompt, options: GenerateOptions) -> Iterator[pb.G
     )
 
 
-def score_requests(text: str | bytes | Sequence[int], preset: str | None) -> Iterator[pb.ScoreRequest]:
+def score_requests(
+    text: str | bytes | Sequence[int], preset: str | None, memory: Mapping[str, object] | None = None
+) -> Iterator[pb.ScoreRequest]:
     """The messages of one scoring. Raises InvalidRequest at once for what can't be sent."""
-    parameters = pb.ScoreParameters()
+    parameters = pb.ScoreParameters(memory=_settings(memory or {}))
     if preset is not None:
         _set(parameters, "preset", preset)
     pieces = _pieces(text)
@@ -152,6 +157,22 @@ def _set(message: Message, name: str, value: Any) -> None:
         setattr(message, name, value)
     except (TypeError, ValueError):
         raise InvalidRequest(f"{name}: {str(value)[:40]!r} can't be sent; check its type and range") from None
+
+
+def _settings(memory: Any) -> dict[str, str]:
+    """Settings with their values in YAML, of which JSON is a part."""
+    if not isinstance(memory, Mapping):
+        raise InvalidRequest("memory: must be a mapping of settings, such as {'topk': 64}")
+    found = {}
+    for key, value in memory.items():
+        try:
+            found[str(key)] = value if isinstance(value, str) else json.dumps(value)
+        except (TypeError, ValueError):
+            raise InvalidRequest(
+                f"memory: {key}: {str(value)[:40]!r} can't be sent; check its type"
+            ) from None
+        text_bytes(f"{key}{value}", "memory")
+    return found
 
 
 def _strings(name: str, value: Any) -> Sequence[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar, Unpack
 
@@ -106,17 +106,27 @@ class Client:
         return EventStream(call, messages.read_generate, GenerateResult.of)
 
     def score_stream(
-        self, text: str | bytes | Sequence[int], *, preset: str | None = None, timeout_s: float | None = None
+        self,
+        text: str | bytes | Sequence[int],
+        *,
+        preset: str | None = None,
+        memory: Mapping[str, object] | None = None,
+        timeout_s: float | None = None,
     ) -> ScoreStream:
         """Log-likelihood of a text, with its progress. Never sent twice."""
-        call = self._open(self._stub.Score, messages.score_requests(text, preset), timeout_s)
+        call = self._open(self._stub.Score, messages.score_requests(text, preset, memory), timeout_s)
         return EventStream(call, messages.read_score, ScoreResult.of)
 
     def score(
-        self, text: str | bytes | Sequence[int], *, preset: str | None = None, timeout_s: float | None = None
+        self,
+        text: str | bytes | Sequence[int],
+        *,
+        preset: str | None = None,
+        memory: Mapping[str, object] | None = None,
+        timeout_s: float | None = None,
     ) -> ScoreResult:
         """Log-likelihood of a text."""
-        return self.score_stream(text, preset=preset, timeout_s=timeout_s).result()
+        return self.score_stream(text, preset=preset, memory=memory, timeout_s=timeout_s).result()
 
     def tokenize(self, text: str | bytes, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text of at most 4 MiB."""

@@ -21,6 +21,8 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool
     stop: Sequence[str]
     preset: str | None
+    memory: Mapping[str, object] | None
+    """Settings of memory by their keys in a cluster file, such as {"topk": 64}."""
     session: str | None
     parse_special: bool
     temperature: float

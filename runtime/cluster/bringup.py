@@ -57,7 +57,7 @@ def cluster_of(
         ),
         capacity=plan.capacity,
         executor=executor,
-        resolve_memory=partial(resolve_memory, config, model=plan.spec),
+        resolve_memory=lambda preset, settings: resolve_memory(config, preset, plan.spec, settings),
         reach=partial(reach, model=plan.spec),
     )
 

@@ -120,9 +120,11 @@ def _with_settings(config: ClusterConfig, settings: Mapping[str, str]) -> Cluste
     for key, text in settings.items():
         place = _place(key)
         for other in keys_of_setting(SETTINGS[place].name):
-            if other.partition(".")[2] not in settings:
-                source.put(*other.split("."), None, "memory")
-        source.put(*place.split("."), _value(key, text), "memory")
+            section, _, name = other.partition(".")
+            if name not in settings:
+                source.put(section, name, None, "memory")
+        section, _, name = place.partition(".")
+        source.put(section, name, _value(key, text), "memory")
     try:
         return build_config(source)
     except InvalidConfig as error:

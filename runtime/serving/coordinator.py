@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moorage.runtime.planning.trained_length import Reach
@@ -44,8 +44,11 @@ class Cluster:
     limits: Limits
     capacity: Capacity
     executor: Executor
-    resolve_memory: Callable[[str | None], MemorySpec]
-    """Axes of a request's preset; None is the cluster's own. Raises InvalidRequest for an unknown one."""
+    resolve_memory: Callable[[str | None, Mapping[str, str]], MemorySpec]
+    """Settings of a request by its preset, where None is the cluster's, and its own settings.
+
+    Raises InvalidRequest for what there is not, and for what does not fit.
+    """
     text: Text | None = None
     """The tokenizer in a process of its own, for what clients send."""
     reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
@@ -62,7 +65,7 @@ class Coordinator:
             cluster.capacity,
             cluster.executor,
             cluster.eos_token_ids,
-            cluster.resolve_memory(None),
+            cluster.resolve_memory(None, {}),
         )
         self._session_ids = itertools.count(1)
         self._started_s = time.monotonic()
@@ -88,7 +91,7 @@ class Coordinator:
         after the stream is closed."""
         request = self._request(
             params.prompt,
-            params.preset,
+            self._cluster.resolve_memory(params.preset, params.memory),
             params.sampling,
             params.max_new_tokens,
             params.request_id,
@@ -100,9 +103,8 @@ class Coordinator:
 
     def score(self, params: ScoreParams) -> EventStream:
         """As `generate`: log-probabilities of a text, in order, then Finished."""
-        return self._loop.add(
-            self._request(params.tokens, params.preset, SamplingSpec(), 0, params.request_id)
-        )
+        memory = self._cluster.resolve_memory(params.preset, params.memory)
+        return self._loop.add(self._request(params.tokens, memory, SamplingSpec(), 0, params.request_id))
 
     async def status(self) -> ClusterStatus:
         """A snapshot of the cluster."""
@@ -147,7 +149,7 @@ class Coordinator:
     def _request(
         self,
         prompt: Sequence[int],
-        preset: str | None,
+        memory: MemorySpec,
         sampling: SamplingSpec,
         max_new_tokens: int,
         request_id: str,
@@ -163,7 +165,6 @@ class Coordinator:
                 "shorten the prompt or raise max_seq_len"
             )
         tokenizer, capacity = self._cluster.tokenizer, self._cluster.capacity
-        memory = self._cluster.resolve_memory(preset)
         max_new_tokens = min(max_new_tokens, limit - len(prompt))
         need = capacity.need(len(prompt) + max_new_tokens, memory)
         capacity.check(need, len(prompt) + max_new_tokens)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moorage.workers.hf_generation import SamplingDefaults
@@ -40,6 +40,8 @@ class GenerateOptions:
     sampling: SamplingOptions = SamplingOptions()
     parse_special: bool = False
     """Whether special tokens that are spelled in chat messages are read as tokens."""
+    memory: Mapping[str, str] = field(default_factory=dict)
+    """Settings of memory by their keys in a cluster file, in YAML."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class ScoreOptions:
 
     model: str = ""
     preset: str = ""
+    memory: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class GenerateParams:
     stop: tuple[str, ...] = ()
     preset: str | None = None
     """Another preset than the cluster's, on the same stored cache."""
+    memory: Mapping[str, str] = field(default_factory=dict)
+    """Settings of memory that stand above the preset, by their keys in a cluster file, in YAML."""
     session: str | None = None
     """Name of a conversation to continue; its KV stays after the request."""
     request_id: str = ""
@@ -89,6 +94,7 @@ class ScoreParams:
 
     tokens: Sequence[int]
     preset: str | None = None
+    memory: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
 
 

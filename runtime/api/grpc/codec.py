@@ -66,6 +66,7 @@ def read_generate_options(message: pb.GenerateParameters) -> GenerateOptions:
         ignore_eos=message.ignore_eos,
         stop=tuple(message.stop),
         preset=message.preset,
+        memory=dict(message.memory),
         session=message.session,
         sampling=_read_fields(SamplingOptions, message.sampling),
         parse_special=message.parse_special,
@@ -74,7 +75,7 @@ def read_generate_options(message: pb.GenerateParameters) -> GenerateOptions:
 
 def read_score_options(message: pb.ScoreParameters) -> ScoreOptions:
     """The record of a scoring's parameters, as they were sent."""
-    return _read_fields(ScoreOptions, message)
+    return ScoreOptions(model=message.model, preset=message.preset, memory=dict(message.memory))
 
 
 def read_piece(message: pb.PromptPiece) -> PromptPiece:

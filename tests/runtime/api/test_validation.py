@@ -50,6 +50,16 @@ def test_what_a_client_asks_goes_before_the_defaults() -> None:
         (GenerateOptions(stop=("\ud800",)), InvalidRequest, r"stop\[0\]: .* lone surrogates"),
         (GenerateOptions(preset="a\n"), InvalidRequest, "preset: must be at most 128 printable"),
         (GenerateOptions(session="s" * 129), InvalidRequest, "session: must be at most 128 printable"),
+        (
+            GenerateOptions(memory={"topk": "1" * 5000}),
+            InvalidRequest,
+            "memory: 'topk' and its value must each",
+        ),
+        (
+            GenerateOptions(memory={str(n): "" for n in range(65)}),
+            InvalidRequest,
+            "memory: 65 settings are too",
+        ),
     ],
 )
 def test_a_refusal_names_the_field_and_the_fix(
@@ -73,5 +83,7 @@ def test_every_sampling_option_has_bounds(field: str, value: float) -> None:
 def test_a_scoring_may_choose_model_and_preset() -> None:
     params = validation.score_params(ScoreOptions("toy", "full"), SERVED, "1f6c")
     assert (params.preset, params.request_id) == ("full", "1f6c")
+    chosen = validation.score_params(ScoreOptions(memory={"topk": "64"}), SERVED, "")
+    assert chosen.memory == {"topk": "64"}
     with pytest.raises(NotFound):
         validation.score_params(ScoreOptions("other"), SERVED, "")

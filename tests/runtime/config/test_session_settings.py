@@ -1,0 +1,74 @@
+"""A request may choose settings of its own; the store and the device's window stay the cluster's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moorage.runtime.config.load import build_config
+from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.session_settings import SESSION_KEYS, asked_config, resolve_memory
+from moorage.runtime.config.source import Source
+from moorage.workers.errors import InvalidRequest
+from moorage.workers.spec import AnchorSpace, AnchorType, Positions
+
+
+def cluster(**sections: dict[str, Any]) -> ClusterConfig:
+    return build_config(Source(Path("cluster.yaml"), {"model": {"path": "m"}, **sections}))
+
+
+def test_settings_of_a_request_stand_above_the_clusters_and_leave_the_others() -> None:
+    config = cluster(memory={"preset": "ktransformers", "n_init": 64}, long_context={"second_select_num": 7})
+    own = resolve_memory(config)
+    asked = resolve_memory(config, settings={"topk": "64", "positions": "clamped", "dense_until": "4K"})
+    assert asked == own.replace(topk=64, scheme=Positions.CLAMPED, dense_until=4096)
+    assert resolve_memory(config, settings={"second_select_num": "9"}) == own.replace(topk=9)
+
+
+def test_settings_of_a_request_stand_above_the_preset_that_it_names() -> None:
+    config = cluster(memory={"preset": "moorage", "topk": 3})
+    asked = resolve_memory(config, "inf-llm", settings={"n_init": "0"})
+    assert asked == resolve_memory(config, "inf-llm").replace(sinks=0)
+
+
+def test_the_store_stays_the_clusters() -> None:
+    config = cluster(memory={"preset": "ktransformers"}, long_context={"block_size": 64})
+    for asked in (
+        asked_config(config, "inf-llm"),
+        asked_config(config, settings={"positions": "clamped"}),
+        asked_config(config, "moorage", {"topk": "5"}),
+    ):
+        found = asked.long_context
+        assert (found.block_size, found.anchor_type) == (64, AnchorType.DYNAMIC)
+        assert asked.memory.anchor_space is AnchorSpace.ROTATED
+
+
+@pytest.mark.parametrize("key", SESSION_KEYS)
+def test_every_setting_of_a_session_takes_a_value_as_the_file_does(key: str) -> None:
+    found = asked_config(cluster(memory={"preset": "inf-llm"}), settings={key: "null"})
+    section = SESSION_KEYS[key].partition(".")[0]
+    assert getattr(getattr(found, section), key) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"topk": "-1"}, "memory.topk: got -1: should be at least 0"),
+        ({"topkk": "1"}, "memory: 'topkk' is no setting of a request; did you mean topk?"),
+        ({"x\n": "1"}, r"memory: 'x\\n' is no setting of a request; use one of positions, n_init"),
+        ({"block_size": "32"}, "memory: block_size belongs to the cluster and not to a request"),
+        ({"local_windows_len": "32"}, "memory: local_windows_len belongs to the cluster"),
+        ({"recall_every": "1"}, "memory: recall_every belongs to the cluster"),
+        ({"score_on": "cpu"}, "memory: score_on belongs to the cluster"),
+        ({"topk": "[1"}, "memory: topk: the value is not YAML"),
+        ({"topk": "1", "second_select_num": "2"}, "but both name one setting"),
+        ({"positions": "rolling"}, "memory.positions: rolling gives only sinks and window a position"),
+        ({"lag": "1", "layer_step": "2"}, "but layer_step is 2; set long_context.layer_step"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(settings: dict[str, str], says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says) as caught:
+        resolve_memory(cluster(), settings=settings)
+    assert str(caught.value).isprintable()
