@@ -141,7 +141,7 @@ def open_pilot(contexts: Sequence[int], room_tokens: int, setup: Setup) -> Itera
     pages = sum(blocks.count(layout.num_blocks(context + room_tokens), 0) for context in contexts)
     with ExitStack() as stack:
         links = [_link(stack, layout, pages, setup) for _ in range(setup.shards)]
-        pilot = Pilot(spec, layout, ShardedKv(links, layout, STRIPE_BLOCKS), len(contexts))
+        pilot = Pilot(spec, layout, ShardedKv(links, layout, STRIPE_BLOCKS, score_here=True), len(contexts))
         for session_id, context in enumerate(contexts):
             pilot.open(session_id, context, room_tokens)
         yield pilot

@@ -12,7 +12,7 @@ from moorage.workers.errors import MoorageError, PeerDead
 from moorage.workers.kv.link import Link, confirm
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import Float32, Int32, Storage
-from moorage.workers.kv.operations import CommitRow, Confirm
+from moorage.workers.kv.operations import Commit, CommitRow, Confirm
 from moorage.workers.kv.stripes import Stripes
 
 Failures = dict[int, MoorageError]
@@ -144,6 +144,15 @@ class HostMemory:
             if any((local + 1) % self.layout.block_size == 0 for _, local in part):
                 failed |= _failures(link, [session_id for session_id, _ in part])
         return failed
+
+    def commit_layer(self, layer: int, rows: Iterable[tuple[int, int]]) -> None:
+        """Rows (session, position) are complete in one layer, whose anchors are then asked for in the same step.
+
+        Does not wait. What fails comes out at the session's next exchange.
+        """
+        for session_id, position in rows:
+            at, local = self._place(session_id, position)
+            self._links[at].post(Commit(session_id, layer, local, local + 1))
 
     def _place(self, session_id: int, position: int) -> tuple[int, int]:
         """(link, position in its store) of a token."""

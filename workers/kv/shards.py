@@ -64,6 +64,7 @@ class ShardedKv:
             link.scores_here = score_here and layout.scorer is Scorer.NUMBA
         self._turns = [self.links[first:] + self.links[:first] for first in range(len(links))]
         self.layout = layout
+        self.stripe_blocks = stripe_blocks
         self._blocks = Stripes(len(links), stripe_blocks)
         self._tokens = Stripes(len(links), stripe_blocks * layout.block_size)
         self._num_blocks: dict[int, int] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -49,6 +49,8 @@ class DecodeParts:
     selector: BlockSelector
     deferring: AsynchronousSelector
     """Makes the selections that `selector` puts off."""
+    scores_in_stores: bool
+    """Whether anchors are scored where the blocks are stored, and not on the device."""
     writer: RowWriter
     layout: KvLayout
     timer: PartTimer
@@ -64,13 +66,13 @@ class Attended:
     """[N, Hq] fp32; what a row of a failed session holds means nothing."""
 
 
-@dataclass(slots=True)
-class DecodeMetadata:
+class DecodeMetadata(Protocol):
     """What the layers of one decode step share."""
 
     batch: DecodeBatch
-    attended: dict[int, Attended] = field(default_factory=dict)
-    """The latest layer alone, by its index; kept for those who measure."""
+
+    def attended(self, layer: int) -> Attended:
+        """What the latest layer attended, for those who measure."""
 
 
 DecodeBackend = AttentionBackend[DecodeBatch, Any]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.attention.backend import Attended, DecodeMetadata, DecodeParts
+from moorage.workers.gpu.attention.backend import Attended, DecodeParts
 from moorage.workers.gpu.attention.exact import ExactAttention
 from moorage.workers.gpu.attention.stored_blocks import Partial, TokenQuery, merged
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
@@ -24,10 +24,19 @@ Int32 = NDArray[np.int32]
 
 
 @dataclass(slots=True)
-class SlotMetadata(DecodeMetadata):
-    """Of the sessions of a batch, by row: the blocks that each attends whatever it selects."""
+class SlotMetadata:
+    """What the layers of one step share."""
 
-    blocks: list[StepBlocks] = field(default_factory=list)
+    batch: DecodeBatch
+    blocks: list[StepBlocks]
+    """By row: the blocks that a session attends whatever it selects."""
+    latest: Attended | None = None
+
+    def attended(self, layer: int) -> Attended:
+        """See DecodeMetadata."""
+        if self.latest is None:
+            raise ValueError(f"layer {layer} is not attended yet")
+        return self.latest
 
 
 class DeviceSlotAttention:
@@ -46,7 +55,7 @@ class DeviceSlotAttention:
             StepBlocks.of(step.ranges, step.session.rotations, step.selection.topk or 0)
             for step in batch.steps
         ]
-        return SlotMetadata(batch, blocks=blocks)
+        return SlotMetadata(batch, blocks)
 
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: SlotMetadata
@@ -72,7 +81,7 @@ class DeviceSlotAttention:
             if batch.guard.run(step.session, attend) and step.row in late:
                 batch.guard.run(step.session, late[step.row])
         self._deferring.make_deferred(batch.live(), batch.guard, until=layer)
-        metadata.attended = {layer: Attended(queries, selected, lse)}
+        metadata.latest = Attended(queries, selected, lse)
         return out
 
     def finish(self, metadata: SlotMetadata) -> None:

@@ -29,7 +29,7 @@ from moorage.workers.gpu.transfer.copy_engine import CopyEngine, DirectCopyEngin
 from moorage.workers.gpu.transfer.factory import copy_engine
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import piece_blocks
-from moorage.workers.spec import KvLayout
+from moorage.workers.spec import KvLayout, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,7 @@ class Site:
     device: torch.device
     compute_dtype: torch.dtype
     """Of prefill's queries and keys."""
-    group_size: int
-    """Query heads that share a KV head."""
+    model: ModelSpec
     settings: EngineSettings
     timer: PartTimer
 
@@ -70,7 +69,7 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
     stores = StoreSelector(site.kv, layout, timer)
     deferring = AsynchronousSelector(stores)
     selector = _selector(site, deferring, scorer)
-    parts = DecodeParts(loader, selector, deferring, writer, layout, timer)
+    parts = DecodeParts(loader, selector, deferring, scorer is None, writer, layout, timer)
     decode = _decode_backend(site, parts, isinstance(copies, DirectCopyEngine))
     if layout.anchor_type.needs_importance:
         decode = ImportanceCounting(decode, importance)
@@ -83,9 +82,9 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
 
 def _decode_backend(site: Site, parts: DecodeParts, is_host: bool) -> DecodeBackend:
     """The backend that suits the device; `is_host` says that its memory is the host's."""
-    is_mapped = all(link.shard is not None for link in site.kv.links)
-    if site.settings.in_place and is_host and is_mapped:
-        return HostMemoryAttention(parts, site.kv)
+    host = site.kv.host_memory() if site.settings.in_place and is_host else None
+    if host is not None:
+        return HostMemoryAttention(parts, host, site.model, site.kv.stripe_blocks)
     if site.settings.attend_on == "cpu":
         return HybridAttention(parts, site.kv)
     return DeviceSlotAttention(parts, site.settings.prefetch)
@@ -96,7 +95,7 @@ def _device_scorer(site: Site) -> DeviceScorer | None:
     settings, layout = site.settings, site.layout
     wanted = settings.score_on == "device"
     if settings.score_on == "auto" and site.device.type == "cuda":
-        wanted = scores_on_device(site.kv, layout, site.group_size, site.device)
+        wanted = scores_on_device(site.kv, layout, site.model.group_size, site.device)
     return DeviceScorer(site.kv, layout, site.device, settings.anchor_bytes) if wanted else None
 
 

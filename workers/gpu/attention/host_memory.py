@@ -1,100 +1,250 @@
-"""Attention of generated tokens by the host, to blocks where they lie in the stores' memory: no slots, no copies."""
+"""Attention of generated tokens by the host, in the stores' own memory: one compiled call a layer for all sessions.
+
+The call writes the new rows, selects blocks, and attends them where they lie. Nothing is copied to slots.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
-from moorage.workers.gpu.attention.backend import Attended, DecodeMetadata, DecodeParts
-from moorage.workers.gpu.attention.host_blocks import attend_on_host
-from moorage.workers.gpu.attention.row_writer import finite_rows
-from moorage.workers.gpu.attention.stored_blocks import Partial, TokenQuery
+from moorage.kernels.decode_layer import NOT_FINITE_ROW, LayerMemory, LayerShape, SessionBatch, decode_layer
+from moorage.kernels.decode_layer import Attended as Output
+from moorage.workers.errors import Internal, MoorageError
+from moorage.workers.gpu.attention.backend import Attended, DecodeParts
+from moorage.workers.gpu.attention.host_geometry import HostGeometry
+from moorage.workers.gpu.attention.host_selections import CompiledSelections, given_choices
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
-from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
-from moorage.workers.gpu.positions.step_blocks import StepBlocks
-from moorage.workers.gpu.selection.queries import LayerQueries, attention_scale
+from moorage.workers.gpu.selection.queries import LayerQueries
 from moorage.workers.gpu.selection.selector import Selection
-from moorage.workers.kv.resident import Resident
-from moorage.workers.kv.shards import ShardedKv
+from moorage.workers.kv.block_table import beyond_storage
+from moorage.workers.kv.host_memory import HostMemory
+from moorage.workers.spec import (
+    AnchorType,
+    HeadPool,
+    HeadSelectMode,
+    KvLayout,
+    KvType,
+    MemorySpec,
+    ModelSpec,
+    Preselect,
+    Scorer,
+)
+
+MOST_GROUPS = 16
+"""Compositions of sessions whose arrays are kept for the next step."""
+
+
+class HostGroup:
+    """Sessions with the same axes and the same rotary cache, which one call serves."""
+
+    def __init__(
+        self, host: HostMemory, model: ModelSpec, steps: Sequence[DecodeStep], compiled: bool
+    ) -> None:
+        """`compiled` has the call select blocks; else it is given what a selector selects."""
+        self._sessions = [step.session for step in steps]
+        self._memory, self._rotary = self._sessions[0].memory, self._sessions[0].rotations
+        self.geometry = HostGeometry(host, self._sessions)
+        self.selections = CompiledSelections(host, model, self._sessions) if compiled else None
+        count, heads = len(steps), model.num_heads
+        self.output = Output(
+            np.zeros((count, heads, model.head_dim), np.float32),
+            np.zeros((count, heads), np.float32),
+            np.zeros(count, np.int32),
+        )
+
+    def serves(self, steps: Sequence[DecodeStep]) -> bool:
+        """Whether these are the same sessions, with the axes and positions that they had."""
+        return all(
+            step.session is session and session.memory is self._memory and session.rotations is self._rotary
+            for step, session in zip(steps, self._sessions, strict=True)
+        )
 
 
 @dataclass(slots=True)
-class HostMetadata(DecodeMetadata):
-    """Of the sessions of a batch, by row."""
+class GroupStep:
+    """One group in one step."""
 
-    blocks: list[StepBlocks] = field(default_factory=list)
-    resident: list[Resident | None] = field(default_factory=list)
+    group: HostGroup
+    steps: list[DecodeStep]
+    rows: torch.Tensor | None
+    """Of the batch's queries; None is all."""
+    batch: SessionBatch
+    given: list[Selection] = field(default_factory=list)
+    """Of the latest layer, where the call does not select."""
+
+
+@dataclass(slots=True)
+class HostMetadata:
+    """What the layers of one step share."""
+
+    batch: DecodeBatch
+    groups: list[GroupStep]
+    queries: torch.Tensor | None = None
+    """Of the latest layer."""
+
+    def attended(self, layer: int) -> Attended:
+        """See DecodeMetadata."""
+        count = len(self.batch.steps)
+        selected: list[Selection] = [None] * count
+        lse = torch.zeros((count, self.groups[0].group.output.lse.shape[1]))
+        for part in self.groups:
+            selections = part.group.selections
+            for at, step in enumerate(part.steps):
+                ids = part.given[at] if selections is None else selections.selected(layer, at)
+                selected[step.row] = ids
+                lse[step.row] = torch.from_numpy(part.group.output.lse[at])
+        queries = self.queries if self.queries is not None else torch.zeros((count, 0, 0))
+        return Attended(LayerQueries(queries), selected, lse)
 
 
 class HostMemoryAttention:
-    """For a worker on a CPU whose stores all lie on this host."""
+    """For a worker on a CPU that maps every store."""
 
-    def __init__(self, parts: DecodeParts, kv: ShardedKv) -> None:
-        self._selector, self._deferring = parts.selector, parts.deferring
-        self._writer, self._kv = parts.writer, kv
-        self._layout, self._timer = parts.layout, parts.timer
+    def __init__(self, parts: DecodeParts, host: HostMemory, model: ModelSpec, stripe_blocks: int) -> None:
+        self._parts, self._host, self._model = parts, host, model
+        layout = host.layout
+        shape = LayerShape(
+            layout.num_kv_heads,
+            layout.block_size,
+            layout.head_dim,
+            stripe_blocks,
+            layout.anchor_type.bounds,
+            layout.anchor_type is AnchorType.QUEST_HADAMARD,
+        )
+        self._memory = [LayerMemory.of(shape, *layer) for layer in host.layers]
+        self._commits_layers = layout.anchor_type.needs_importance
+        """Whether anchors of a step's own blocks are made in that step, which needs their rows committed."""
+        self._groups: OrderedDict[tuple[int, ...], HostGroup] = OrderedDict()
 
     def prepare(self, batch: DecodeBatch) -> HostMetadata:
         """See AttentionBackend."""
-        blocks = [
-            StepBlocks.of(step.ranges, step.session.rotations, step.selection.topk or 0)
-            for step in batch.steps
-        ]
-        resident = [self._kv.resident(step.session.session_id) for step in batch.steps]
-        return HostMetadata(batch, blocks=blocks, resident=resident)
+        failed = self._host.begin(_rows(batch.live()))
+        for session_id, error in failed.items():
+            batch.guard.failed.setdefault(session_id, error)
+        alike: dict[tuple[int, int], list[DecodeStep]] = {}
+        for step in batch.live():
+            alike.setdefault((id(step.memory), id(step.session.rotations)), []).append(step)
+        metadata = HostMetadata(batch, [])
+        for steps in alike.values():
+            metadata.groups += self._group_step(steps, batch)
+        return metadata
+
+    def _group_step(self, steps: list[DecodeStep], batch: DecodeBatch) -> list[GroupStep]:
+        """The group of some sessions in this step; none where they can't be looked up."""
+        found: list[GroupStep] = []
+
+        def look_up() -> None:
+            group = self._group(steps)
+            rows = None if len(steps) == len(batch.steps) else torch.tensor([step.row for step in steps])
+            if group.selections is not None:
+                group.selections.prepare(steps, batch.guard)
+            found.append(GroupStep(group, steps, rows, group.geometry.of(steps)))
+
+        try:
+            look_up()
+        except MoorageError as error:
+            for step in steps:
+                batch.guard.failed.setdefault(step.session.session_id, error)
+        return found
+
+    def _group(self, steps: Sequence[DecodeStep]) -> HostGroup:
+        key = tuple(step.session.session_id for step in steps)
+        group = self._groups.pop(key, None)
+        if group is None or not group.serves(steps):
+            compiled = self._parts.scores_in_stores and selects_compiled(self._host.layout, steps[0].memory)
+            group = HostGroup(self._host, self._model, steps, compiled)
+        self._groups[key] = group
+        if len(self._groups) > MOST_GROUPS:
+            self._groups.popitem(last=False)
+        return group
 
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: HostMetadata
     ) -> torch.Tensor:
         """See AttentionBackend."""
-        batch, queries = metadata.batch, LayerQueries(q)
-        for step in batch.live():
-
-            def write(step: DecodeStep = step) -> None:
-                rows = k[step.row][None].float(), v[step.row][None].float()
-                with finite_rows(layer, *rows):
-                    self._writer.append(step.session, layer, *rows)
-
-            batch.guard.run(step.session, write)
-        live = batch.live()
-        selected: list[Selection] = [None] * len(batch.steps)
-        for step, ids in zip(live, self._selector.select(layer, queries, live, batch.guard), strict=True):
-            selected[step.row] = ids
-        out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
-        for step in batch.live():
-
-            def attend(step: DecodeStep = step) -> None:
-                found = self._attend(step, layer, queries.plain[step.row], metadata, selected[step.row])
-                out[step.row], lse[step.row] = found.out.to(out.dtype), found.lse
-
-            batch.guard.run(step.session, attend)
-        self._deferring.make_deferred(batch.live(), batch.guard, until=layer)
-        metadata.attended = {layer: Attended(queries, selected, lse)}
+        metadata.queries = q
+        self._select(layer, q, metadata)
+        alone = len(metadata.groups) == 1 and metadata.groups[0].rows is None
+        out = q if alone else q.new_zeros(q.shape)
+        for part in metadata.groups:
+            heads = (q, k, v) if part.rows is None else (q[part.rows], k[part.rows], v[part.rows])
+            found = self._attend(layer, part, heads, metadata.batch)
+            if alone:
+                out = found
+            else:
+                out[part.rows if part.rows is not None else slice(None)] = found.to(out.dtype)
+        live = metadata.batch.live()
+        if self._commits_layers:
+            self._host.commit_layer(layer, _rows(live))
+        self._parts.deferring.make_deferred(live, metadata.batch.guard, until=layer)
         return out
+
+    def _attend(
+        self, layer: int, part: GroupStep, heads: tuple[torch.Tensor, ...], batch: DecodeBatch
+    ) -> torch.Tensor:
+        """[n, Hq, D] in fp32, overwritten by the next layer."""
+        group = part.group
+        if group.selections is not None:
+            choices = group.selections.choices(layer)
+        else:
+            choices = given_choices(part.steps, part.given, len(self._host.layers[0].kv))
+        q, k, v = (tensor.float().contiguous().numpy() for tensor in heads)
+        with self._parts.timer("attend"):
+            decode_layer(self._memory[layer], part.batch, q, k, v, choices, group.output)
+        if group.output.failed.any():
+            self._record_failures(layer, part, heads, batch)
+        return torch.from_numpy(group.output.out)
+
+    def _select(self, layer: int, q: torch.Tensor, metadata: HostMetadata) -> None:
+        """Asks the selector for the sessions whose blocks the compiled call does not select."""
+        given = [part for part in metadata.groups if part.group.selections is None]
+        if not given:
+            return
+        steps = [step for part in given for step in part.steps]
+        found = iter(self._parts.selector.select(layer, LayerQueries(q), steps, metadata.batch.guard))
+        for part in given:
+            part.given = [next(found) for _ in part.steps]
+
+    def _record_failures(
+        self, layer: int, part: GroupStep, heads: tuple[torch.Tensor, ...], batch: DecodeBatch
+    ) -> None:
+        for at in np.flatnonzero(part.group.output.failed):
+            session_id = part.steps[at].session.session_id
+            finite = bool(torch.isfinite(heads[1][at]).all() and torch.isfinite(heads[2][at]).all())
+            error: MoorageError = Internal(f"layer {layer}: a block of session {session_id} lies nowhere", "")
+            if part.group.output.failed[at] == NOT_FINITE_ROW:
+                error = beyond_storage(layer, self._host.layout.kv_type if finite else KvType.FP32)
+            batch.guard.failed.setdefault(session_id, error)
 
     def finish(self, metadata: HostMetadata) -> None:
         """See AttentionBackend."""
-        self._deferring.make_deferred(metadata.batch.live(), metadata.batch.guard)
+        live, failed = metadata.batch.live(), metadata.batch.guard.failed
+        for part in metadata.groups:
+            if part.group.selections is not None:
+                part.group.selections.finish()
+        self._parts.deferring.make_deferred(live, metadata.batch.guard)
+        if self._commits_layers:
+            return
+        with self._parts.timer("append"):
+            for session_id, error in self._host.commit(_rows(live)).items():
+                failed.setdefault(session_id, error)
 
-    def _attend(
-        self, step: DecodeStep, layer: int, plain: torch.Tensor, metadata: HostMetadata, selected: Selection
-    ) -> Partial:
-        session, always, resident = step.session, metadata.blocks[step.row], metadata.resident[step.row]
-        if resident is None:
-            raise ValueError(f"session {session.session_id} lies on another host")
-        scale = attention_scale(session, self._layout.head_dim)
-        query = TokenQuery(step, layer, DecodeQuery(plain), session.rotations, scale)
-        ids = step.ranges.candidates[None] if selected is None else selected
-        session.stats.add_choice(ids.shape[1])
-        count, parts = len(plain) // len(ids), []
-        for i, row in enumerate(ids):
-            part = query
-            if len(ids) > 1:
-                part = query.of_heads(i * count, (i + 1) * count, i * self._layout.num_kv_heads // len(ids))
-            with self._timer("attend"):
-                blocks = always.with_selected(query.rotary, row)
-                parts.append(attend_on_host(part, part.query.plain, resident, self._layout, blocks))
-        if len(parts) == 1:
-            return parts[0]
-        return Partial(torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts]))
+
+def _rows(steps: Sequence[DecodeStep]) -> list[tuple[int, int]]:
+    """(session, position) of each step's new row."""
+    return [(step.session.session_id, step.ranges.position) for step in steps]
+
+
+def selects_compiled(layout: KvLayout, memory: MemorySpec) -> bool:
+    """Whether the compiled call selects for sessions with these axes: by one sum of products for each block."""
+    axes = memory.selection
+    if not axes.topk:
+        return True
+    one_pass = axes.preselect is Preselect.OFF and not axes.asynchronous and layout.scorer is Scorer.NUMBA
+    shared = axes.head_select_mode is not HeadSelectMode.PERHEAD
+    return one_pass and shared and layout.anchor_num == 1 and axes.head_pool is HeadPool.SUM

@@ -31,10 +31,14 @@ class ObservedAttention:
     ) -> torch.Tensor:
         """See AttentionBackend."""
         out = self._inner.forward(layer, q, k, v, metadata)
-        for step in self._observed(metadata.batch, layer):
+        observed = self._observed(metadata.batch, layer)
+        if not observed:
+            return out
+        attended = metadata.attended(layer)
+        for step in observed:
 
             def observe(step: DecodeStep = step) -> None:
-                self._observer(step, layer, metadata.attended[layer])
+                self._observer(step, layer, attended)
 
             metadata.batch.guard.run(step.session, observe)
         return out

@@ -44,7 +44,7 @@ class Engine:
             decoder.graphs = PieceGraphs(decoder, cuda_capture())
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32
-        site = Site(kv, layout, device, compute, spec.group_size, settings, self._timer)
+        site = Site(kv, layout, device, compute, spec, settings, self._timer)
         parts = build_attention(site, copies)
         self.copies, self._loader, self._attention = parts.copies, parts.loader, parts.attention
         self.exact = parts.exact

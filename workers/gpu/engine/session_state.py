@@ -33,6 +33,18 @@ class Choice:
 
 
 @dataclass(slots=True)
+class LayerSelections:
+    """What one session has selected in all layers, where a compiled call selects; views of the call's arrays."""
+
+    ids: Int32
+    """[L, S, k], padded at the end with -1."""
+    window_first: Int32
+    """[L]: the first window block when the selection was made; everything from there on is attended as well."""
+    made_at: NDArray[np.int64]
+    """[L]: the decode step of the selection; -1 without one."""
+
+
+@dataclass(slots=True)
 class ReceivedAttention:
     """Attention that the keys of one layer's window have received so far."""
 
@@ -101,6 +113,7 @@ class WorkerSession:
     idle: bool = False
     """No request uses it: it holds no slots, and its KV lies in DRAM alone."""
     choices: dict[int, Choice] = field(default_factory=dict)
+    layer_selections: LayerSelections | None = None
     stats: SessionStats = field(default_factory=SessionStats)
     tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
     """Queries of the last prompt tokens by layer, [n, Hq, D]; kept only where they decide something."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from moorage.workers.gpu.engine.output import OutputStage
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.model.rope import session_view
 from moorage.workers.gpu.positions.rotary import RotaryCache
+from moorage.workers.gpu.positions.rotary_tables import uses_tables
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.transfer.block_cache import BlockCache, SlotPool
@@ -48,6 +50,9 @@ class SessionTable:
         self._pool = SlotPool(settings.num_slots)
         self._least_slots = False
         """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
+        self._rotary: WeakValueDictionary[tuple[MemorySpec, bytes, float], RotaryCache] = (
+            WeakValueDictionary()
+        )
         self.sessions: dict[int, WorkerSession] = {}
 
     @property
@@ -78,7 +83,7 @@ class SessionTable:
             raise
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
-            opening.memory,
+            rotations.memory,
             opening.sampling,
             opening.prompt_tokens,
             opening.max_tokens,
@@ -114,14 +119,15 @@ class SessionTable:
             self._kv.reseal(session.session_id, keep)
         del self.sessions[opening.session_id]
         self._release_slots(session)
+        rotations = self.rotations(opening.memory, opening.prompt_tokens)
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
-            opening.memory,
+            rotations.memory,
             opening.sampling,
             opening.prompt_tokens,
             opening.max_tokens,
             self._new_cache(opening.memory, opening.max_tokens),
-            self.rotations(opening.memory, opening.prompt_tokens),
+            rotations,
             num_tokens=keep,
             kept_tokens=keep,
             received=session.received_by(keep),
@@ -194,7 +200,13 @@ class SessionTable:
     def rotations(self, memory: MemorySpec, seq_len: int) -> RotaryCache:
         """The rotary view of a session whose length is `seq_len`."""
         view = session_view(self._spec.rope, memory, seq_len)
-        return RotaryCache(view, memory, self._layout.block_size, self._device)
+        if uses_tables(self._device):  # these follow the position of one session
+            return RotaryCache(view, memory, self._layout.block_size, self._device)
+        key = memory, view.inv_freq.numpy().tobytes(), view.attention_scale
+        known = self._rotary.get(key)
+        if known is None:
+            known = self._rotary[key] = RotaryCache(view, memory, self._layout.block_size, self._device)
+        return known
 
     def make_room(self) -> bool:
         """Leaves each session the slots that one of its steps needs, and gives the rest of them back to the device.

@@ -16,10 +16,12 @@ from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
 from moorage.kernels.rms_norm import add_rms_norm
 from moorage.kernels.rotation import rotate_heads
+from moorage.workers.gpu.engine.warm_up_decode import warm_up_decode
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.warm_up import LOCK
+from moorage.workers.kv.warm_up import warm_up as warm_up_selection
 from moorage.workers.spec import KvLayout
 
 
@@ -29,9 +31,14 @@ def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> 
     Kernels that the KV actors of this host compile too come last, so that the worker finds them in the cache.
     """
     spec, layout = settings.spec, settings.layout
+    in_place = device.type == "cpu" and settings.engine.in_place
     if device.type == "cpu" or settings.engine.attend_on == "cpu":
         with one_at_a_time("worker-kernels"):
+            if in_place:
+                warm_up_decode(layout, spec.group_size, spec.rope.rotary_dim)
             _attend(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
+    if in_place:
+        warm_up_selection(layout)
     with one_at_a_time(LOCK):
         _use_stores(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
 

@@ -73,7 +73,7 @@ class RotaryCache:
     ) -> None:
         """`device` is where generated tokens attend; None is this host."""
         self.view = view
-        self._memory = memory
+        self.memory = memory
         self.block_size = block_size
         self.scheme = scheme_of(memory, block_size)
         self.clamped = memory.positions.scheme is Positions.CLAMPED
@@ -93,11 +93,11 @@ class RotaryCache:
 
         None for the rolling window, whose positions leave none for a key beyond it.
         """
-        if self._memory.selection.topk != 0:
+        if self.memory.selection.topk != 0:
             return self
-        if self._memory.positions.scheme is Positions.ROLLING:
+        if self.memory.positions.scheme is Positions.ROLLING:
             return None
-        return RotaryCache(self.view, self._memory.replace(topk=None), self.block_size, self._device)
+        return RotaryCache(self.view, self.memory.replace(topk=None), self.block_size, self._device)
 
     @property
     def clamp(self) -> tuple[Float32, Float32]:
@@ -176,7 +176,7 @@ class RotaryCache:
 
         Under clamped positions all angles are known beforehand: of distances in the window, and the clamped one.
         """
-        size, window = self.block_size, self._memory.retention.window
+        size, window = self.block_size, self.memory.retention.window
         back = span.position - span.near_block * size
         num_near, cut = back // size + 1, max(0, back - window + 1)
         far = num_distant + span.num_sinks + (cut > 0)
@@ -201,10 +201,22 @@ class RotaryCache:
             base[far:] = self._base_rows(blocks[far:])
         return AttentionBlocks(blocks, begin, end, angles[0], angles[1], rotate_keys, variant, base)
 
+    def query_turn(self, variant: Variant, position: int) -> NDArray[np.complex128]:
+        """[rotary_dim / 2]: e^(i * angle) of one variant of the query at `position`."""
+        turns = self._turns(self.scheme.query_positions(variant, np.array([position])))
+        found: NDArray[np.complex128] = turns[0]
+        return found
+
+    def bases_until(self, block: int) -> NDArray[np.complex128]:
+        """`bases` with the rows that keys of blocks up to `block` need."""
+        period = self.scheme.period // self.block_size
+        self._base_rows(np.array([min(block, period - 1) if period else block], np.int32))
+        return self.bases
+
     def _near_turns(self) -> tuple[Float32, Float32]:
         """(cos, sin), each [window + block size, rotary_dim / 2], of queries by distance from a block's start."""
         if self._near is None:
-            self._near = _split(self._turns(np.arange(self._memory.retention.window + self.block_size)))
+            self._near = _split(self._turns(np.arange(self.memory.retention.window + self.block_size)))
         return self._near
 
     def _turns(self, positions: NDArray[np.int64]) -> NDArray[np.complex128]:

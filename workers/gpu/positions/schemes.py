@@ -57,6 +57,10 @@ class Part:
 class Scheme(Protocol):
     """Integer geometry of one scheme."""
 
+    @property
+    def period(self) -> int:
+        """Tokens after which the positions of keys begin anew; 0 where they never do."""
+
     def query_positions(self, variant: Variant, positions: Int64) -> Int64:
         """Where the queries at `positions` stand as `variant`."""
 
@@ -81,6 +85,8 @@ class Windowed:
     num_kept: int
     farthest: int
     rotates_far: bool
+
+    period = 0
 
     def query_positions(self, variant: Variant, positions: Int64) -> Int64:
         """See Scheme."""
@@ -113,6 +119,11 @@ class DualChunk:
 
     length: int
     chunk: int
+
+    @property
+    def period(self) -> int:
+        """See Scheme."""
+        return self.chunk
 
     def query_positions(self, variant: Variant, positions: Int64) -> Int64:
         """See Scheme."""

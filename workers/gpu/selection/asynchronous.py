@@ -79,9 +79,11 @@ class AsynchronousSelector:
         if layer in step.selected:
             return True
 
+        row = step.row
+
         @cache
         def query() -> Float32:
-            return scoring_query(step.session, queries.on_host()[step.row], step.ranges.position)
+            return scoring_query(step.session, queries.on_host()[row], step.ranges.position)
 
         last = last_choice(step.session, layer)
         if last is None:

@@ -66,6 +66,17 @@ def scoring_query(session: WorkerSession, query: torch.Tensor, position: int) ->
     return np.ascontiguousarray(heads[None])
 
 
+def scoring_rotation(session: WorkerSession, position: int) -> tuple[Float32, Float32] | None:
+    """(cos, sin), each [rotary_dim / 2], by which `scoring_query` rotates; None where it does not."""
+    if session.anchor_view is not None:
+        rotated = cos_sin(session.anchor_view, torch.tensor([position]))
+        return rotated[0][0].numpy(), rotated[1][0].numpy()
+    if session.rotations.clamped:
+        cos, sin = session.rotations.clamp
+        return cos[0], sin[0]
+    return None
+
+
 def attention_scale(session: WorkerSession, head_dim: int) -> float:
     """Factor on the logits of a session: of its rotary embedding, and 1 / sqrt(D)."""
     return session.rotations.view.attention_scale**2 / math.sqrt(head_dim)

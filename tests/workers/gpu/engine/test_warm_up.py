@@ -93,6 +93,7 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
         spec,
         kv_type=kv_type,
         anchor_type=anchor_type,
+        anchor_codes=True,
         num_shards=num_shards,
         link=lambda _: links.pop(),
     )

@@ -1,0 +1,91 @@
+"""Compiles, or loads from the disk cache, the call that serves a layer of decode on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moorage.kernels.decode_layer import (
+    MAX_PARTS,
+    Attended,
+    Choices,
+    LayerMemory,
+    LayerShape,
+    SessionBatch,
+    decode_layer,
+)
+from moorage.kernels.numba_flags import always_parallel, num_workers
+from moorage.workers.kv.arena import Arena
+from moorage.workers.spec import AnchorType, KvLayout
+
+_EVERYTHING = 1 << 62
+"""Bytes for which all threads are woken."""
+
+
+def warm_up_decode(layout: KvLayout, group_size: int, rotary_dim: int) -> None:
+    """One session, and as many as there are threads: on one thread, and in parallel."""
+    for count in (1, num_workers(_EVERYTHING)):
+        _run(layout, group_size, rotary_dim // 2, count)
+        with always_parallel():
+            _run(layout, group_size, rotary_dim // 2, count)
+
+
+def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
+    """`count` sessions of one token each, on a page of their own, in a layer of their own."""
+    arena, heads = Arena(layout, count), layout.num_kv_heads * group_size
+    kind = layout.anchor_type
+    shape = LayerShape(
+        layout.num_kv_heads,
+        layout.block_size,
+        layout.head_dim,
+        1,
+        kind.bounds,
+        kind is AnchorType.QUEST_HADAMARD,
+    )
+    memory = LayerMemory.of(shape, (arena.kv[0],), (arena.anchors[0],), (arena.codes[0],))
+    rows = np.zeros((2, count, layout.num_kv_heads, layout.head_dim), np.float32)
+    size = memory.anchor_size if layout.anchor_codes else 0
+    choices = Choices(
+        np.zeros(count, np.uint8),
+        np.full((count, 1, 1), -1, np.int32),
+        np.zeros((count, 1, 1), np.float32),
+        np.zeros(count, np.int32),
+        np.zeros((count, 1, size), np.float32),
+        np.zeros((count, 1), np.int32),
+    )
+    attended = Attended(
+        np.zeros((count, heads, layout.head_dim), np.float32),
+        np.zeros((count, heads), np.float32),
+        np.zeros(count, np.int32),
+    )
+    query = np.zeros((count, heads, layout.head_dim), np.float32)
+    decode_layer(memory, _first_tokens(layout, half, count), query, rows[0], rows[1], choices, attended)
+    arena.close()
+
+
+def _first_tokens(layout: KvLayout, half: int, count: int) -> SessionBatch:
+    """Sessions at position 0, the i-th of which has page i."""
+    pages = np.arange(count, dtype=np.int64)
+    one = np.ones((count, MAX_PARTS), np.int64)
+    angles = np.zeros((2, count, half), np.float32)
+    offsets = np.zeros((2, layout.block_size, half), np.float32)
+    return SessionBatch(
+        position=np.zeros(count, np.int64),
+        pages=pages.astype(np.int32),
+        page_start=np.stack((pages, pages + 1), axis=1),
+        first_memory=np.zeros(count, np.int32),
+        num_sinks=np.zeros(count, np.int32),
+        near_block=np.zeros(count, np.int32),
+        scale=np.ones(count, np.float32),
+        num_parts=np.ones(count, np.int32),
+        part_low=np.zeros_like(one),
+        part_high=one,
+        part_rotates=one.astype(np.uint8),
+        query_turn=np.ones((count, MAX_PARTS, half), np.complex128),
+        period=0,
+        bases=np.ones((1, half), np.complex128),
+        offset_cos=offsets[0],
+        offset_sin=offsets[1],
+        score_cos=angles[0],
+        score_sin=angles[1],
+        rotates_scoring=False,
+    )
