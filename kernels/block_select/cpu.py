@@ -163,8 +163,12 @@ def _packed(problem: Any, pages: Any, num_pages: Any) -> Any:
         fits = fits and 0 <= limit <= len(pages)
     sums = pack_sums(queries, num_kv_heads, quest, factor)
     packed = np.empty((choices, rows, sums.size // (rows * choices)), np.float32)
-    for r in range(rows):
-        packed[:, r] = sums[r].reshape(choices, packed.shape[2])
+    # Element by element: the message of an assignment of slices that do not fit takes seconds to compile.
+    for s in range(choices):
+        for r in range(rows):
+            source, into = sums[r].reshape(-1)[s * packed.shape[2] : (s + 1) * packed.shape[2]], packed[s, r]
+            for v in range(len(into)):
+                into[v] = source[v]
     return fits, packed
 
 
@@ -180,7 +184,9 @@ def _in_pieces(packed: Any) -> Any:
     for s in range(choices):
         for r in range(rows):
             for p in range(size // piece):
-                cut[s * (size // piece) + p, r] = packed[s, r, p * piece : (p + 1) * piece]
+                into, source = cut[s * (size // piece) + p, r], packed[s, r, p * piece : (p + 1) * piece]
+                for v in range(piece):
+                    into[v] = source[v]
     return cut
 
 
@@ -199,7 +205,7 @@ def select_exactly(
     if workers > 1:
         score_parallel(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, workers)
     else:
-        score_range(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, 0, len(pages))
+        score_range(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, np.int64(0), len(pages))
     for r in range(rows):
         for s in range(choices):
             top_row(pooled[r, s, : limits[r]], ids[r, s], scores[r, s])
@@ -224,7 +230,7 @@ def select_by_codes(
     if workers > 1:
         _score_codes_parallel(codes, pages, even, odd, coarse, workers)
     else:
-        score_codes(codes, pages, even, odd, coarse, 0, len(pages))
+        score_codes(codes, pages, even, odd, coarse, np.int64(0), len(pages))
     kept, exact = np.empty(num_kept, np.int32), np.empty(num_kept, np.float32)
     for r in range(rows):
         for s in range(choices):

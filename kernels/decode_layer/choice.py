@@ -15,7 +15,7 @@ from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.rotation import rotate_into
 
 
-@njit(**SERIAL)
+@njit(**SERIAL, inline="always")
 def choose_blocks(
     i: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, query: Any, choices: Any, hints: Any,
     workers: Any,
@@ -54,7 +54,7 @@ def _as_scored(i: Any, batch: Any, query: Any, hadamard: Any, out: Any) -> None:
         turn_heads(out)
 
 
-@njit(**SERIAL)
+@njit(**SERIAL, inline="always")
 def _choose_within(
     shard: Any, i: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, queries: Any, choices: Any,
     hints: Any, workers: Any, ids: Any, scores: Any,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from moorage.kernels.decode_layer.choice import choose_blocks
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
-from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, take, write_row
+from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
-from moorage.kernels.numba_flags import PARALLEL, SERIAL
+from moorage.kernels.in_parallel import in_parallel, take
+from moorage.kernels.numba_flags import SERIAL
 
 PIECES_PER_THREAD = 4
 """Pieces for each thread from which on they are not divided by heads: every unit makes the angles of its piece."""
@@ -47,27 +48,27 @@ def run_layer(
     """`decode_layer` of arrays whose shapes fit. Work of less than `min_bytes` stays on this thread."""
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
-    fields = (
+    layer = Layer(
         table, empty, anchor_size, shape, batch, query, key, value, choices, attended, hints, not_finite, memory,
         first,
     )  # fmt: skip
-    layer = Layer(*fields)
-    in_parallel = threads > 1 and _num_bytes(layer) >= min_bytes
-    counter = np.zeros(2, np.int64)
-    if not in_parallel:
-        _take_choices(layer, counter[:1], np.int64(1))
-    elif len(query) < threads:
+    one, counter = np.int64(1), np.zeros(2, np.int64)
+    threads = threads if _num_bytes(layer) >= min_bytes else one
+    done = True
+    if len(query) < threads or threads == 1:
         _take_choices(layer, counter[:1], threads)
     else:
-        _choose_parallel(threads, counter[:1], *fields)
-    places = _places(layer, threads if in_parallel else np.int64(1))
+        done = in_parallel(_take_choices, threads, (layer, counter[:1], one))
+    places = _places(layer, threads)
     num_parts = places.part_at[-1]
     outs = np.empty((num_parts, *query.shape[1:]), np.float32)
     lses = np.full((num_parts, query.shape[1]), -np.inf, np.float32)
-    if in_parallel:
-        _attend_parallel(threads, counter[1:], *fields, places, outs, lses)
-    else:
+    if threads == 1:
         _take_units(layer, counter[1:], places, outs, lses)
+    else:
+        done &= in_parallel(_take_units, threads, (layer, counter[1:], places, outs, lses))
+    if not done:
+        raise MemoryError("decode: no memory for scores or partial results")
     for i in range(len(query)):
         _merge(outs, lses, places.part_at, i, attended)
 
@@ -84,35 +85,6 @@ def _num_bytes(layer: Any) -> Any:
         if choices.chooses[i]:
             total += (near - sinks) * layer.anchor_size
     return total * layer.empty.itemsize
-
-
-@njit(**PARALLEL)
-def _choose_parallel(
-    threads: Any, counter: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, query: Any,
-    key: Any, value: Any, choices: Any, attended: Any, hints: Any, not_finite: Any, memory: Any, first: Any,
-) -> None:  # fmt: skip
-    """A parallel loop takes no record within a record, so the layer comes in its fields."""
-    for _ in prange(threads):
-        layer = Layer(
-            table, empty, anchor_size, shape, batch, query, key, value, choices, attended, hints, not_finite, memory,
-            first,
-        )  # fmt: skip
-        _take_choices(layer, counter, np.int64(1))
-
-
-@njit(**PARALLEL)
-def _attend_parallel(
-    threads: Any, counter: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, query: Any,
-    key: Any, value: Any, choices: Any, attended: Any, hints: Any, not_finite: Any, memory: Any, first: Any,
-    places: Any, outs: Any, lses: Any,
-) -> None:  # fmt: skip
-    """As `_choose_parallel`."""
-    for _ in prange(threads):
-        layer = Layer(
-            table, empty, anchor_size, shape, batch, query, key, value, choices, attended, hints, not_finite, memory,
-            first,
-        )  # fmt: skip
-        _take_units(layer, counter, places, outs, lses)
 
 
 @njit(**SERIAL)
@@ -181,9 +153,10 @@ def _take_units(layer: Any, counter: Any, places: Any, outs: Any, lses: Any) -> 
     shape, batch, num_choices = layer.shape, layer.batch, layer.choices.ids.shape[1]
     num_groups = max(num_choices, shape.num_kv_heads)
     each = num_groups // num_choices
-    number = take(counter)
+    number, at = take(counter), 0
     while number < places.unit_at[-1]:
-        at = np.searchsorted(places.unit_at, number, side="right") - 1
+        while places.unit_at[at + 1] <= number:
+            at += 1
         i, choice = divmod(at, num_choices)
         piece, share = divmod(number - places.unit_at[at], places.shares)
         entries = make_entries(i, choice, piece, shape, batch, layer.choices, layer.first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from moorage.runtime.bench.batching import run_batches
+from moorage.runtime.bench.decode_layer import run_layer_of_decode
 from moorage.runtime.bench.decoding import run_decode
 from moorage.runtime.bench.gathering import run_gather
 from moorage.runtime.bench.pilot import Setup
@@ -23,6 +24,7 @@ def run_everything(threads: Sequence[int], with_ray: bool) -> Iterator[tuple[str
     yield "gather", run_gather(threads, 31)
     yield "link", run_link(7, with_ray)
     yield "select", run_select(MEGA, 1, 101, with_ray)
+    yield "layer", run_layer_of_decode(32 * K, (1, 8), threads, 101)
     yield "decode", run_decode((4 * K, 32 * K, 128 * K, MEGA), 30, 2, Setup(), 32 * K)
     yield "decode --batch", run_batches((32 * K,), (1, 8), 30, Setup())
     yield "prefill", run_prefill((4 * K, 64 * K, MEGA), 2048, 1, Setup(), 4 * K, 4 * K)

@@ -144,6 +144,25 @@ def link(with_ray: WithRay = True, rounds: Rounds = 15, json_file: JsonFile = No
     finish(report, "link", json_file)
 
 
+@bench_app.command(
+    epilog=examples("runtime bench layer", "runtime bench layer --sessions 1,8,32 --threads 1")
+)
+def layer(
+    context: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens of each session.")] = "32K",
+    sessions: Annotated[str, typer.Option(metavar="N,N,…", help="Sessions that decode together.")] = "1,8",
+    threads: Threads = EVERY_CORE,
+    rounds: Rounds = 101,
+    json_file: JsonFile = None,
+) -> None:
+    """Write, choose and attend in one layer on the CPU: 2 KV heads of 64, 24 of the blocks of 32 tokens."""
+    from moorage.runtime.bench.decode_layer import run_layer_of_decode
+
+    report = Report(describe_machine())
+    for tokens in parse_counts(context):
+        report.add(run_layer_of_decode(tokens, parse_counts(sessions), parse_counts(threads), rounds))
+    finish(report, "layer", json_file)
+
+
 Shards = Annotated[int, typer.Option(min=1, help="KV stores that share the cache.")]
 Mailbox = Annotated[bool, typer.Option(help="Stores in processes of their own, reached by the mailbox.")]
 EngineThreads = Annotated[

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moorage.runtime.bench.batching import run_batches
+from moorage.runtime.bench.decode_layer import run_layer_of_decode
 from moorage.runtime.bench.decoding import run_decode
 from moorage.runtime.bench.gathering import SHAPES, run_gather
 from moorage.runtime.bench.measure import installed
@@ -38,6 +39,12 @@ def test_gather(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(run_gather([1], 2))
     assert {shape.name for shape in SHAPES} <= names(rows)
     assert all(row.ratio_to_limit is not None for row in rows if row.name == "gather")
+
+
+def test_layer_of_decode_stands_beside_its_limit() -> None:
+    rows = list(run_layer_of_decode(2048, [1, 3], [1], 2))
+    assert names(rows) == {"layer-1", "layer-3"}
+    assert all(row.ratio_to_limit is not None and "one-by-one" in row.ratio_to for row in rows)
 
 
 @pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True)])
