@@ -1,4 +1,4 @@
-"""`bench gather`: chosen blocks copied out of an arena, against memcpy of as many bytes."""
+"""`bench gather`: selected blocks copied out of an arena, against memcpy of as many bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import Pieces, use_threads
 
 ARENA_BYTES = 2**30
-"""Much more than any cache, so that chosen blocks come from memory."""
+"""Much more than any cache, so that selected blocks come from memory."""
 CHOICES = 64
 
 

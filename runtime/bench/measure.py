@@ -42,7 +42,7 @@ def sample(run: Callable[[], T]) -> Sample[T]:
 
 
 def undisturbed(samples: Sequence[Sample[T]]) -> list[Sample[T]]:
-    """The samples that nobody disturbed; all of them where these are too few for a median."""
+    """The undisturbed samples; all of them where these are too few for a median."""
     calm = [taken for taken in samples if not taken.disturbed]
     return calm if len(calm) >= min(MIN_CALM, len(samples)) else list(samples)
 
@@ -50,7 +50,7 @@ def undisturbed(samples: Sequence[Sample[T]]) -> list[Sample[T]]:
 def interleave(subjects: Mapping[str, Subject], rounds: int) -> dict[str, float]:
     """Median seconds of each subject over its undisturbed runs.
 
-    The order rotates from round to round, so that nobody always follows the same neighbour. The first two rounds
+    The order rotates from round to round, so that no subject always follows the same neighbour. The first two rounds
     are not counted.
     """
     names = list(subjects)

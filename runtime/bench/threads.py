@@ -1,4 +1,4 @@
-"""The same number of threads for everybody who takes part."""
+"""One number of threads for every library that is measured."""
 
 from __future__ import annotations
 

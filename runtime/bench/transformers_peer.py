@@ -50,7 +50,7 @@ class CachedModel:
         self._forward(1)
 
     def prefill(self, num_tokens: int) -> None:
-        """`num_tokens` more tokens, which are then forgotten."""
+        """`num_tokens` more tokens; the cache is cropped to its length again."""
         self._forward(num_tokens)
         self._cache.crop(-num_tokens)
 

@@ -126,7 +126,7 @@ def select(
 
 @bench_app.command(epilog=examples("runtime bench gather", "runtime bench gather --threads 1"))
 def gather(threads: Threads = EVERY_CORE, rounds: Rounds = 31, json_file: JsonFile = None) -> None:
-    """Copy chosen blocks out of an arena, against memcpy."""
+    """Copy selected blocks out of an arena, against memcpy."""
     from moorage.runtime.bench.gathering import run_gather
 
     report = Report(describe_machine())

@@ -30,11 +30,11 @@ _EVERY_KEY = (
     "memory.exc_block_size=null",
     "long_context.second_select_num=null",
 )
-"""Overrides that take back a file's choice of blocks."""
+"""Overrides that take back a file's selection of blocks."""
 
 
 def schemes(trained: int) -> list[Variant]:
-    """Ways to go beyond the trained length: four over every key, and clamped with the file's choice of blocks."""
+    """Ways to go beyond the trained length: four over every key, and clamped with the file's selection of blocks."""
     length = f"memory.pretraining_length={trained}"
     linear = "memory.rope_scaling={rope_type: linear, factor: {scale}}"
     rope = (*_EVERY_KEY, "memory.positions=rope")
@@ -108,11 +108,11 @@ def extrapolation(
 
     Measures tasks and perplexity at multiples of it. Without presets or variants, in this process: plain RoPE,
     linear interpolation, dynamic NTK and dual chunks over every key, and clamped positions with the file's
-    choice of blocks.
+    selection of blocks.
     """
     if not run.in_process and trained is None:
         raise typer.BadParameter(
-            "a server does not tell; give it, or --config or --model", param_hint="--trained"
+            "a server does not report it; give it, or --config or --model", param_hint="--trained"
         )
     base = _trained(run, trained)
     try:
@@ -123,7 +123,7 @@ def extrapolation(
         ) from None
     if exact_up_to is not None and not run.in_process:
         raise typer.BadParameter(
-            "a server does not tell what it attends; give --config or --model", param_hint="--exact-up-to"
+            "a server does not report what it attends; give --config or --model", param_hint="--exact-up-to"
         )
     makers = _makers(text_haystack(document), _counts(lengths, samples), seed)
     makers["perplexity"] = lambda: Perplexity(TokenText.of(document), lengths, windows, None, last)

@@ -106,7 +106,7 @@ def longbench(
     """Run LongBench's data sets, of both versions, on local files.
 
     Version 1's files are {context, input, answers, all_classes} in JSONL, named after their data sets; version
-    2's is data.json or longbench_v2.jsonl. Words of Chinese answers are told apart by character.
+    2's is data.json or longbench_v2.jsonl. Each character of a Chinese answer counts as a word.
     """
     _run("longbench", data, longbench_files.TASKS, longbench_files.longbench, entries, run)
 

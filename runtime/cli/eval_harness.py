@@ -37,7 +37,7 @@ def harness(
         Path | None, typer.Option(metavar="DIR", help="A folder of tasks beside the harness's own.")
     ] = None,
     metadata: Annotated[
-        str | None, typer.Option(metavar="JSON", help="What tasks are told, such as RULER's lengths.")
+        str | None, typer.Option(metavar="JSON", help="Metadata that tasks read, such as RULER's lengths.")
     ] = None,
     max_length: Annotated[
         str | None, typer.Option(metavar="N", help="In this process: room for prompt and answer.")
@@ -61,14 +61,16 @@ def harness(
         raise typer.BadParameter(
             "does not apply here: the harness keeps no samples; give --json", param_hint="--output"
         )
-    told = _metadata(metadata)
+    values = _metadata(metadata)
     with run.targets(parse_tokens(max_length) if max_length else None) as targets:
         if len(targets.labels) != 1:
             raise typer.BadParameter("the harness takes one at a time", param_hint="--preset")
         model = HarnessModel(targets.at(targets.labels[0], None))
-        manager = TaskManager(include_path=None if include_path is None else str(include_path), metadata=told)
+        manager = TaskManager(
+            include_path=None if include_path is None else str(include_path), metadata=values
+        )
         results = simple_evaluate(
-            model, tasks=tasks, limit=samples, task_manager=manager, metadata=told, log_samples=False
+            model, tasks=tasks, limit=samples, task_manager=manager, metadata=values, log_samples=False
         )
     report = {
         "task": "harness",

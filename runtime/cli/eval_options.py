@@ -37,7 +37,8 @@ Document = Annotated[
 Depths = Annotated[
     str | None,
     typer.Option(
-        metavar="X,X,…", help="Places of the fact, 0 to 1, told apart in the results; spread if absent."
+        metavar="X,X,…",
+        help="Places of the fact, 0 to 1; results are kept by place. Spread evenly if absent.",
     ),
 ]
 DOCUMENT = DEFAULT_DOCUMENT

@@ -78,7 +78,7 @@ def passkey(
 ) -> None:
     """Ask for pass keys hidden in long texts.
 
-    An oracle that attends all keys tells what a miss is due to: found by it, the choice of blocks missed the key;
+    An oracle that attends all keys shows the cause of a miss: found by it, the selection of blocks missed the key;
     not found, the prompt is hard for the model as well.
     """
     if explain and not (oracle_address or oracle_preset):

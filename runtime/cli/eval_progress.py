@@ -22,9 +22,9 @@ _SPEED_WINDOW_S = 3600.0
 
 @contextmanager
 def progress_of(suite: Suite, plan: list[Key]) -> Iterator[Callable[[Record, bool], None]]:
-    """Yields a function that hears of every finished sample, and whether it is new.
+    """Yields a function to call with every finished sample, and whether it is new.
 
-    The time left is told from the tokens of the samples still to come.
+    The time left is estimated from the tokens of the samples still to come.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

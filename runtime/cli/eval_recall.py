@@ -1,4 +1,4 @@
-"""`runtime eval recall` and `runtime inspect`: what the choice of blocks holds, and which blocks it is."""
+"""`runtime eval recall` and `runtime inspect`: what the selection of blocks holds, and which blocks it is."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def recall(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how much of the exact attention the chosen blocks hold, by layer and head.
+    """Measure how much of the exact attention the selected blocks hold, by layer and head.
 
     Runs the model in this process. The oracle is the best set of as many blocks, by exact mass: what it holds
     more than the choice is the anchors' fault, what it lacks is the budget's.

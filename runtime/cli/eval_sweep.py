@@ -39,7 +39,7 @@ def sweep_command(
     anchor_nums: Annotated[str, typer.Option(metavar="N,…", help="Parts of a block.")] = "1,4",
     block_sizes: Annotated[str, typer.Option(metavar="N,…", help="Tokens of a block.")] = "32,64",
     budgets: Annotated[
-        str, typer.Option(metavar="N,…", help="Chosen tokens per layer and step.")
+        str, typer.Option(metavar="N,…", help="Selected tokens per layer and step.")
     ] = "384,768",
     preselects: Annotated[
         str, typer.Option(metavar="off,prompt,step", help="Coarse choices of three times the budget.")

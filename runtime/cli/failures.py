@@ -1,4 +1,4 @@
-"""What a command says of an error that nobody foresaw: one line, and a file with the traceback."""
+"""The report of an unforeseen error: one line, and a file with the traceback."""
 
 from __future__ import annotations
 

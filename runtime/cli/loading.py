@@ -19,7 +19,7 @@ from moorage.runtime.serving.protocol import ClusterStatus
 
 LINE_EVERY_S = 5.0
 SLOW_START_S = 15.0
-"""Without a word, after which a user should hear what takes so long."""
+"""Time without output after which one line says what takes so long."""
 _SLOW_START = (
     "Still starting. The first start on a machine compiles kernels for its processor, which takes a minute or two; "
     "later starts take as long only where the machine is busy."
@@ -28,7 +28,7 @@ _REFRESHES_PER_S = 8
 
 
 class StartView(Protocol):
-    """Shows what a starting server tells, and its state once it serves."""
+    """Shows how a server starts, and its state once it serves."""
 
     def stage(self, text: str) -> None:
         """A stage begins."""
@@ -71,7 +71,7 @@ def start_view() -> Iterator[StartView]:
 
 @contextmanager
 def loading_bar() -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that takes the bytes of the weights that are read, and all, where nothing else is told."""
+    """Yields a function that takes the bytes of the weights that are read, and all, where nothing else is shown."""
     with start_view() as view:
         yield view.loading
 
@@ -79,8 +79,8 @@ def loading_bar() -> Iterator[Callable[[int, int], None]]:
 class _Foot:
     """A spinner with the stage, a bar of weights, then a table."""
 
-    def __init__(self, live: Live, heard: Callable[[], None]) -> None:
-        self._live, self._heard = live, heard
+    def __init__(self, live: Live, on_progress: Callable[[], None]) -> None:
+        self._live, self._on_progress = live, on_progress
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -97,7 +97,7 @@ class _Foot:
 
     def loading(self, read: int, total: int) -> None:
         """Moves the bar."""
-        self._heard()
+        self._on_progress()
         shown = f"{format_bytes(read)} of {format_bytes(total)}"
         self._bar.update(
             self._stage, description="reading the weights", completed=read, total=total, read=shown
@@ -107,7 +107,7 @@ class _Foot:
         """A table takes the place of the bar, where standard output is no file."""
         from moorage.runtime.cli.status_table import status_table
 
-        self._heard()
+        self._on_progress()
         if sys.stdout.isatty():
             self._live.update(status_table(address, status, short=True))
 
@@ -119,8 +119,8 @@ class _Foot:
 class _Lines:
     """Each stage once, the weights every few seconds and at their end."""
 
-    def __init__(self, heard: Callable[[], None]) -> None:
-        self._heard = heard
+    def __init__(self, on_progress: Callable[[], None]) -> None:
+        self._on_progress = on_progress
         self._told_s = time.monotonic()
         self._done = False
 
@@ -130,7 +130,7 @@ class _Lines:
 
     def loading(self, read: int, total: int) -> None:
         """A line now and then."""
-        self._heard()
+        self._on_progress()
         if self._done or not (read == total or time.monotonic() >= self._told_s + LINE_EVERY_S):
             return
         self._told_s, self._done = time.monotonic(), read == total
@@ -138,7 +138,7 @@ class _Lines:
 
     def status(self, address: str, status: ClusterStatus) -> None:  # noqa: ARG002  # a log has no live view
         """Nothing."""
-        self._heard()
+        self._on_progress()
 
     def refresh(self) -> None:
         """Nothing: lines are written as they come."""

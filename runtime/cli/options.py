@@ -122,14 +122,11 @@ def memory_settings(pairs: list[str] | None) -> dict[str, str] | None:
 
 def cluster_file(file: Path | None, example: str | None) -> Path:
     """The cluster file of a command, given by its path or as an example. Raises NotFound for an unknown example."""
-    if (file is None) == (example is None):
-        raise typer.BadParameter(
-            "give one cluster file or model directory, or --example NAME", param_hint="FILE"
-        )
-    if file is not None:
+    if file is not None and example is None:
         return file
-    assert example is not None
-    return example_file(example)
+    if example is not None and file is None:
+        return example_file(example)
+    raise typer.BadParameter("give one cluster file or model directory, or --example NAME", param_hint="FILE")
 
 
 def read_text(text: str | None, prompt_file: Path | None) -> bytes:

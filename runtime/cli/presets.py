@@ -17,7 +17,7 @@ _RULE = (
     "Axes set in the cluster file stand above its preset's. A request may name another preset; then the store "
     "(block_size, anchors, kv_type), local_windows_len, pretraining_length, rebase_every and recall_every stay the "
     "cluster's, and every other axis is that preset's. Where a model was trained on few tokens, dense_until, the "
-    "window and the blocks chosen stay within its trained length."
+    "window and the blocks selected stay within its trained length."
 )
 _UNSET = {"topk": "all", "dca_chunk": "3/4 trained", "session_len": "each its own"}
 """What an axis without a value stands for, where it is not the checkpoint's own."""

@@ -22,7 +22,7 @@ def stream_text(
 ) -> GenerateResult:
     """Prints the text as it comes and returns the result. Ctrl-C stops the work on the server.
 
-    `on_token` hears each token, so that a caller knows what was shown if the stream breaks off.
+    `on_token` is called with each token, so that a caller knows what was shown if the stream breaks off.
     """
     with stream, prefill_bar(keep=keep_bar) as show:
         for event in stream:

@@ -54,7 +54,7 @@ class Talk:
         self.save()
 
     def save(self) -> None:
-        """Writes the conversation if it has a name; a file that can't be written is told and stops nothing."""
+        """Writes the conversation if it has a name; a file that can't be written is reported and stops nothing."""
         if self.name is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Which keys a choice of memory attends in a session of a given length, so that equal choices can be told."""
+"""Which keys a choice of memory attends in a session of a given length, so that equal choices can be found."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from moorage.runtime.planning.worker_settings import for_one_session, worker_set
 from moorage.runtime.serving.executor import LocalExecutor
 from moorage.runtime.text.tokenizer import TextTokenizer, stop_token_ids
 from moorage.workers.counting import counted
-from moorage.workers.errors import InvalidRequest
+from moorage.workers.errors import Internal, InvalidRequest
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import (
@@ -45,7 +45,7 @@ class LocalEngine:
     ) -> None:
         """Loads the model and reserves the store. Raises InvalidConfig or InvalidModel as `runtime launch` does.
 
-        `on_loading` hears the bytes of the weights that are read, and all.
+        `on_loading` is called with the bytes of the weights that are read, and all.
         """
         self.config, self.max_tokens = config, max_tokens
         self.model = read_model_spec(config.model.path)
@@ -89,13 +89,13 @@ class LocalEngine:
         memory: MemorySpec | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[int]:
-        """Greedy tokens until the end of the sequence; `progress` hears of prefilled tokens."""
+        """Greedy tokens until the end of the sequence; `progress` is called with the number of prefilled tokens."""
         opening = self._opening(prompt, max_new_tokens, memory)
         self.recalls = []
         try:
             yield from self._tokens(opening, prompt, progress)
         finally:
-            self._step(drops=(_SESSION,))
+            self._drop()
 
     def score(self, tokens: Sequence[int], memory: MemorySpec | None = None) -> list[float]:
         """Log-probability of each token but the first, given those before it."""
@@ -105,7 +105,7 @@ class LocalEngine:
                 value for result in self._prefill(opening, tokens, True) for value in result.prompt_logprobs
             ]
         finally:
-            self._step(drops=(_SESSION,))
+            self._drop()
 
     def _worker_settings(self, config: ClusterConfig, memory: MemorySpec) -> WorkerSettings:
         return worker_settings(config, for_one_session(deployment_of(config, self.model), memory))
@@ -128,9 +128,7 @@ class LocalEngine:
         for start in range(0, len(prompt), chunk):
             ids = tuple(prompt[start : start + chunk])
             last = start + len(ids) == len(prompt)
-            result = self._step(opens, (Segment(_SESSION, start, ids, last and not scored, scored),))
-            assert result is not None
-            yield result
+            yield self._run(Segment(_SESSION, start, ids, last and not scored, scored), opens)
             opens = ()
 
     def _tokens(
@@ -141,29 +139,27 @@ class LocalEngine:
             result, end = chunk, min(end + self.config.max_step_tokens, len(prompt))
             if progress is not None:
                 progress(end)
-        for place in range(len(prompt), opening.max_tokens):
-            assert result.token_id is not None
-            yield result.token_id
-            if result.token_id in self.eos_token_ids or place + 1 == opening.max_tokens:
+        for position in range(len(prompt), opening.max_tokens):
+            if (token_id := result.token_id) is None:
+                raise Internal(f"the engine sampled no token for position {position}")
+            yield token_id
+            if token_id in self.eos_token_ids or position + 1 == opening.max_tokens:
                 return
-            decoded = self._step(segments=(Segment(_SESSION, place, (result.token_id,), True),))
-            assert decoded is not None
-            result = decoded
+            result = self._run(Segment(_SESSION, position, (token_id,), True))
             if result.recall is not None:
                 self.recalls.append(result.recall)
 
-    def _step(
-        self,
-        opens: tuple[OpenSession, ...] = (),
-        segments: tuple[Segment, ...] = (),
-        drops: tuple[int, ...] = (),
-    ) -> SegmentResult | None:
+    def _run(self, segment: Segment, opens: tuple[OpenSession, ...] = ()) -> SegmentResult:
+        """One step of the session. Raises the error that the segment ended with."""
         self._steps += 1
-        results = self._executor.step(StepPlan(self._steps, drops, opens, segments)).segments
-        for result in results:
-            if result.error is not None:
-                raise result.error
-        return results[0] if results else None
+        (result,) = self._executor.step(StepPlan(self._steps, (), opens, (segment,))).segments
+        if result.error is not None:
+            raise result.error
+        return result
+
+    def _drop(self) -> None:
+        self._steps += 1
+        self._executor.step(StepPlan(self._steps, drops=(_SESSION,)))
 
     def close(self) -> None:
         """Gives the store's memory back."""

@@ -42,7 +42,7 @@ class Miss:
 def explain_misses(task: Passkey, records: Sequence[Record], oracles: Sequence[Oracle]) -> list[Miss]:
     """Asks every oracle each missed prompt.
 
-    An oracle that attends all keys and finds the answer tells that the choice of blocks missed it (budget or
+    An oracle that attends all keys and finds the answer shows that the selection of blocks missed it (budget or
     anchor); a larger budget as second oracle parts the two. One that does not find it either speaks for the model,
     though weakly far beyond the trained length, where attending everything is harder than attending the right blocks.
     """

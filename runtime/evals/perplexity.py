@@ -1,8 +1,8 @@
 """Loss and perplexity of long texts by length, in windows that slide over the text as PG19 is measured.
 
-A window of `length` tokens is scored in one prefill, so that exact presets are told apart by their positions, and
+A window of `length` tokens is scored in one prefill, so that exact presets differ by their positions, and
 those that choose blocks in prefill by their choice. Published figures (ChunkLlama's PG19) slide by 256 tokens and
-count every token of a window; counting only its last tokens tells what a model makes of a context of that length.
+count every token of a window; counting only its last tokens measures the use of a context of that length.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Point:
 
 
 def draw(points: Sequence[Point], title: str) -> list[Figure]:
-    """A heatmap of what is told apart by depth, curves of what has several lengths; nothing where neither says more.
+    """A heatmap of results by depth, curves of results by length; nothing where there is one depth and one length.
 
     Raises InvalidRequest without matplotlib.
     """

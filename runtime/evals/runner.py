@@ -17,7 +17,7 @@ from moorage.workers.counting import counted
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The samples of one task, choice and length, and of one depth where depths are told apart."""
+    """The samples of one task, choice and length, and of one depth where results are kept by depth."""
 
     task: str
     preset: str
@@ -108,7 +108,7 @@ def run(
     output: Path | None = None,
     notify: Callable[[Record, bool], None] = lambda _record, _is_new: None,
 ) -> Summary:
-    """Measures every sample that `output` does not hold yet; `notify` hears of each, and whether it is new.
+    """Measures every sample that `output` does not hold yet; `notify` is called with each, and whether it is new.
 
     Raises what targets and tasks raise; what was finished until then is kept in `output`.
     """

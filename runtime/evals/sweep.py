@@ -32,7 +32,7 @@ class SweepPoint:
     anchor_num: int
     block_size: int
     budget_tokens: int
-    """Chosen tokens per layer and step, beside sinks and window."""
+    """Selected tokens per layer and step, beside sinks and window."""
     preselect_block: str = "off"
     preset: str | None = None
     """The preset whose anchors and blocks these are."""
@@ -74,7 +74,7 @@ class SweepRow:
     passkey: float
     samples: int
     attended_tokens: int
-    """Mean keys that a head attended: sinks, chosen blocks and window, all rounded to whole blocks."""
+    """Mean keys that a head attended: sinks, selected blocks and window, all rounded to whole blocks."""
 
     def as_json(self) -> dict[str, Any]:
         """All fields by name, those of the point first."""
@@ -104,7 +104,7 @@ def points_of_presets(
 ) -> list[SweepPoint]:
     """Presets with their own anchors and block sizes but the same budgets, after exact and configured prefill.
 
-    Positions are the configuration's, so that only the choice of blocks differs. Raises ValueError for a name that
+    Positions are the configuration's, so that only the selection of blocks differs. Raises ValueError for a name that
     there is not.
     """
     own = resolve_settings(load_cluster_config(config_file, overrides))

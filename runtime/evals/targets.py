@@ -98,7 +98,7 @@ class ServerTargets:
         return ServerTarget(self._client, preset, self._info.max_seq_len, self._chat)
 
     def remarks(self, lengths: Sequence[int]) -> list[str]:
-        """Whether the cluster's own preset is asked beyond its reach; of others the server tells nothing."""
+        """Whether the cluster's own preset is asked beyond its reach; the server reports no other preset's reach."""
         reach, own = Reach(self._info.reach_tokens, "as the server says"), self._info.preset
         return beyond_reach({own: [reach] * len(lengths)}, lengths) if own in self.labels else []
 

@@ -63,7 +63,7 @@ class Task(Protocol):
 
     @property
     def by_depth(self) -> bool:
-        """Whether depths are told apart in the results."""
+        """Whether results are kept by depth."""
 
     def settings(self) -> Mapping[str, Any]:
         """Whatever else decides the samples; JSON values."""

@@ -1,1 +1,1 @@
-"""What a cluster needs, told before it starts: memory, lengths, the host, a Ray cluster to join."""
+"""What a cluster needs, found before it starts: memory, lengths, the host, a Ray cluster to join."""

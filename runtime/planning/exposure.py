@@ -1,4 +1,4 @@
-"""Who can reach a server, told before it listens: it asks nobody who they are."""
+"""A warning, before the server listens, when other hosts can reach it: it has no authentication."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import socket
 def exposure_warning(address: str) -> str | None:
     """One line for a HOST:PORT that other hosts can reach; None for one of this host alone.
 
-    A name counts as what it resolves to; one that does not resolve can't be bound, which is told elsewhere.
+    A name counts as what it resolves to; one that does not resolve can't be bound, and the
+    check of the port reports that.
     """
     host = address.rpartition(":")[0].strip("[]")
     try:

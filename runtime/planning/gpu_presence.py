@@ -1,4 +1,4 @@
-"""Whether this host has a GPU that torch can use, told in a millisecond and without loading torch."""
+"""Whether this host has a GPU that torch can use, found in a millisecond without loading torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _DEVICES = Path("/dev")
 
 
 def why_no_gpu() -> str | None:
-    """Why `device: cuda` can't work on this host, as a phrase; None when nothing speaks against it."""
+    """Why `device: cuda` can't work on this host, as a phrase; None when no reason is known."""
     if not any(_DEVICES.glob("nvidia[0-9]*")) and not (_DEVICES / "dxg").exists():
         return "this host has no NVIDIA GPU"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):

@@ -79,7 +79,7 @@ def _longest_chunk(plan: Deployment) -> int:
 
 
 def runs_on_cpu(device: str) -> bool:
-    """Whether `gpu_workers.device` comes to the CPU on this host, told without loading torch."""
+    """Whether `gpu_workers.device` means the CPU on this host, found without loading torch."""
     return device == "cpu" or (device == "auto" and why_no_gpu() is not None)
 
 

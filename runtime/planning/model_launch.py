@@ -1,4 +1,4 @@
-"""What a launch of a bare model directory sets where nobody said anything: a port and memory that this host has."""
+"""Settings that a launch of a bare model directory adapts to this host, where the user gave none: port and memory."""
 
 from __future__ import annotations
 

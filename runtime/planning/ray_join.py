@@ -1,4 +1,4 @@
-"""A running Ray cluster that is to be joined: whether it answers and has room, told before anything is started."""
+"""Checks of a running Ray cluster before it is joined: whether it answers, and whether it has the resources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moorage.workers.errors import InvalidConfig, Unavailable
 
 CONNECT_TIMEOUT_S = 3.0
 PROBE_TIMEOUT_S = 30.0
-"""Longest wait for the cluster to tell what it has; Ray itself would wait for minutes, without a word."""
+"""Longest wait for the cluster's resources; Ray itself would wait for minutes and print nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class RayNode:
 def check_joined_ray(config: ClusterConfig, actor_bytes: int, say: Callable[[str], None]) -> None:
     """Raises Unavailable when the cluster of `ray.address` does not answer in time, InvalidConfig without room there.
 
-    `actor_bytes` is the memory of one KV actor. `say` hears a line before the wait.
+    `actor_bytes` is the memory of one KV actor. `say` is called with a line before the wait.
     """
     address = config.ray.address
     say(f"asking the Ray cluster at {address} for its resources, up to {PROBE_TIMEOUT_S:.0f} s")

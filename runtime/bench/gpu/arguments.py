@@ -1,4 +1,4 @@
-"""What `bench gpu` may be told, for its command line and for the script of a bare machine; light."""
+"""Arguments of `bench gpu`, for its command line and for the script of a bare machine; light."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Arguments:
 HELP = {
     "shape": "internlm2.5-7b or llama-3-8b; tiny to try it out.",
     "device": "cuda, or cpu to try it out.",
-    "device_memory": "Device memory that chosen blocks make do with.",
+    "device_memory": "Device memory that selected blocks make do with.",
     "context": "Tokens before the new one.",
     "prefill_context": "Tokens of a prefilled prompt.",
     "batch": "Sessions that decode together.",

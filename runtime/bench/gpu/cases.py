@@ -128,7 +128,7 @@ def cases_of(group: Group, options: Options) -> list[Case]:
 
 
 def _batched(method: Method) -> bool:
-    """Whether larger batches tell anything: full attention costs the same for each session."""
+    """Whether larger batches add information: full attention costs the same for each session."""
     return method.memory.selection.topk is not None and not method.resident
 
 
@@ -144,7 +144,7 @@ def _prefills(method: Method, options: Options) -> Iterator[Case]:
 
 
 def cached_blocks(method: Method, layout: KvLayout, context: int, batch: int, room_slots: int) -> int | None:
-    """Slots per layer for chosen blocks, so that `batch` sessions fit into `room_slots`; None if they never do.
+    """Slots per layer for selected blocks, so that `batch` sessions fit into `room_slots`; None if they never do.
 
     All blocks where there is room, and never less than what one step attends.
     """

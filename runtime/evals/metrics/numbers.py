@@ -24,16 +24,16 @@ def first_number(output: str, answers: Sequence[str]) -> float:
 
 
 def last_integer(output: str, answers: Sequence[str]) -> float:
-    """1 when the last whole number equals an answer, as a returned value is told at the end."""
+    """1 when the last whole number equals an answer, as a returned value stands at the end."""
     found = _INTEGER.findall(output)
     return float(bool(found) and any(int(found[-1]) == int(answer) for answer in answers))
 
 
 def final_number(output: str, answers: Sequence[str]) -> float:
     """1 when the number after "The answer is", or else the last of the first paragraph, equals an answer."""
-    told = _ANSWER_IS.search(output)
-    if told is not None:
-        return _equals(_NUMBER.search(output, told.end()), answers)
+    stated = _ANSWER_IS.search(output)
+    if stated is not None:
+        return _equals(_NUMBER.search(output, stated.end()), answers)
     numbers = list(_NUMBER.finditer(output.strip().split("\n\n")[0]))
     return _equals(numbers[-1] if numbers else None, answers)
 
