@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moorage.workers.spec.kinds import Positions
-from moorage.workers.spec.model import RopeSpec
+from moorage.workers.spec.model import DualChunkSpec, RopeSpec
 from moorage.workers.spec.setting import Limits, setting
 
 
@@ -50,6 +50,13 @@ class PositionSpec:
         of_preset=False,
         research=True,
     )
+
+    @property
+    def dual_chunk(self) -> DualChunkSpec:
+        """The sizes of dca. Raises ValueError as long as they are not settled against a model."""
+        if self.pretraining_length is None or self.dca_chunk is None:
+            raise ValueError("dca has no length or no chunk; settle positions against a model first")
+        return DualChunkSpec(self.pretraining_length, self.dca_chunk)
 
     def attention_growth(self, seq_len: int) -> float:
         """Factor on queries and on keys at this length, see `mscale`."""

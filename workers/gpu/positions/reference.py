@@ -30,9 +30,8 @@ def pair_positions(memory: MemorySpec, block_size: int, query: int, key: int) ->
             dropped = max(0, query + 1 - sinks - window)
             return query - dropped, key if key < sinks else key - dropped
         case Positions.DCA:
-            assert memory.positions.pretraining_length is not None
-            assert memory.positions.dca_chunk is not None
-            return _dual_chunk(memory.positions.pretraining_length, memory.positions.dca_chunk, query, key)
+            sizes = memory.positions.dual_chunk
+            return _dual_chunk(sizes.length, sizes.chunk, query, key)
 
 
 def _dual_chunk(c: int, s: int, query: int, key: int) -> tuple[int, int]:

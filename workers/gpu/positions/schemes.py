@@ -169,6 +169,5 @@ def scheme_of(memory: MemorySpec, block_size: int) -> Scheme:
         case Positions.ROLLING:
             return Windowed(window, num_sinks, num_sinks + window - 1, True)
         case Positions.DCA:
-            assert memory.positions.pretraining_length is not None
-            assert memory.positions.dca_chunk is not None
-            return DualChunk(memory.positions.pretraining_length, memory.positions.dca_chunk)
+            sizes = memory.positions.dual_chunk
+            return DualChunk(sizes.length, sizes.chunk)
