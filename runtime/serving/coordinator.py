@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from moorage.runtime.planning.trained_length import Reach
@@ -29,7 +29,7 @@ from moorage.runtime.text.stop_strings import StopMatcher
 from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
-from moorage.workers.spec import MemorySpec, SamplingSpec
+from moorage.workers.spec import MemorySpec
 from moorage.workers.token_ids import TokenIds
 
 
@@ -87,24 +87,22 @@ class Coordinator:
         return self._cluster.model
 
     def generate(self, params: GenerateParams) -> EventStream:
-        """Admits a generation, or raises why it can't be served; its events end at the next step boundary
-        after the stream is closed."""
-        request = self._request(
-            params.prompt,
-            self._cluster.resolve_memory(params.preset, params.memory),
-            params.sampling,
-            params.max_new_tokens,
-            params.request_id,
-            session=params.session,
-        )
-        request.ignore_eos = params.ignore_eos
-        request.matcher = StopMatcher(params.stop)
-        return self._loop.add(request)
+        """Queues a generation, or raises why it can't be served. Closing the stream ends it at the next step."""
+        return self._loop.add(self._request(params))
 
     def score(self, params: ScoreParams) -> EventStream:
         """As `generate`: log-probabilities of a text, in order, then Finished."""
-        memory = self._cluster.resolve_memory(params.preset, params.memory)
-        return self._loop.add(self._request(params.tokens, memory, SamplingSpec(), 0, params.request_id))
+        return self._loop.add(
+            self._request(
+                GenerateParams(
+                    params.tokens,
+                    max_new_tokens=0,
+                    preset=params.preset,
+                    memory=params.memory,
+                    request_id=params.request_id,
+                )
+            )
+        )
 
     async def status(self) -> ClusterStatus:
         """A snapshot of the cluster."""
@@ -146,43 +144,35 @@ class Coordinator:
             await self._cluster.text.close()
         await self._cluster.executor.close()
 
-    def _request(
-        self,
-        prompt: Sequence[int],
-        memory: MemorySpec,
-        sampling: SamplingSpec,
-        max_new_tokens: int,
-        request_id: str,
-        session: str | None = None,
-    ) -> Request:
-        """The record of a request. Raises what can never be served."""
-        limit = self._cluster.model.max_seq_len
+    def _request(self, params: GenerateParams) -> Request:
+        """The record of a request; without new tokens it scores its prompt. Raises what can't be served."""
+        cluster, prompt, limit = self._cluster, params.prompt, self._cluster.model.max_seq_len
+        memory = cluster.resolve_memory(params.preset, params.memory)
         if not len(prompt):
             raise InvalidRequest("prompt is empty; send at least one token")
-        if len(prompt) + min(max_new_tokens, 1) > limit:
+        if len(prompt) + min(params.max_new_tokens, 1) > limit:
             raise InvalidRequest(
                 f"prompt has {counted(len(prompt), 'token')} and long_context.max_seq_len is {limit}; "
                 "shorten the prompt or raise max_seq_len"
             )
-        tokenizer, capacity = self._cluster.tokenizer, self._cluster.capacity
-        max_new_tokens = min(max_new_tokens, limit - len(prompt))
-        need = capacity.need(len(prompt) + max_new_tokens, memory)
-        capacity.check(need, len(prompt) + max_new_tokens)
-        request_id = request_id or secrets.token_hex(6)
+        max_new_tokens = min(params.max_new_tokens, limit - len(prompt))
+        need = cluster.capacity.need(len(prompt) + max_new_tokens, memory)
+        cluster.capacity.check(need, len(prompt) + max_new_tokens)
+        request_id = params.request_id or secrets.token_hex(6)
+        alignment = max(1, memory.selection.execution_block)
         return Request(
             request_id=request_id,
             session_id=next(self._session_ids),
             prompt=TokenIds(prompt),
             memory=memory,
-            sampling=sampling,
+            sampling=params.sampling,
             max_new_tokens=max_new_tokens,
-            block_size=capacity.layout.block_size,
+            block_size=cluster.capacity.layout.block_size,
             arrived_s=time.monotonic(),
-            decoder=IncrementalDecoder(tokenizer, prompt) if tokenizer else None,
-            scheduled=ScheduledRequest(
-                request_id, len(prompt), need, max(1, memory.selection.execution_block), session
-            ),
-            session_name=session,
-            dram_bytes=capacity.bytes_of(need),
-            reach=self._cluster.reach(memory),
+            decoder=IncrementalDecoder(cluster.tokenizer, prompt) if cluster.tokenizer else None,
+            scheduled=ScheduledRequest(request_id, len(prompt), need, alignment, params.session),
+            matcher=StopMatcher(params.stop),
+            ignore_eos=params.ignore_eos,
+            dram_bytes=cluster.capacity.bytes_of(need),
+            reach=cluster.reach(memory),
         )

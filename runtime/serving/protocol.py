@@ -1,7 +1,4 @@
-"""Records of what clients ask, of what the coordinator gets, and of the events and the status that come back.
-
-`…Options` are what a client asked, as it was sent; `api/validation.py` makes `…Params` of them, which can be served.
-"""
+"""Records: what clients ask (`…Options` as sent, `…Params` once `api/validation.py` judged it), events, status."""
 
 from __future__ import annotations
 
@@ -38,8 +35,7 @@ class GenerateOptions:
     preset: str = ""
     session: str = ""
     sampling: SamplingOptions = SamplingOptions()
-    parse_special: bool = False
-    """Whether special tokens that are spelled in chat messages are read as tokens."""
+    parse_special: bool = False  # reads special tokens that are spelled in chat messages
     memory: Mapping[str, str] = field(default_factory=dict)
     """Settings of memory by their keys in a cluster file, in YAML."""
 
@@ -245,12 +241,10 @@ class ClusterStatus:
     cache_hit_rate: float | None
     recall: float | None
     step_part_s: dict[str, float] = field(default_factory=dict)
-    waiting_requests: tuple[WaitingRequest, ...] = ()
-    """In the order in which they will be admitted, as far as it is known."""
+    waiting_requests: tuple[WaitingRequest, ...] = ()  # in the expected order of admission
     idle_sessions: int = 0
     """Named sessions whose KV stays in DRAM while no request uses it."""
     failure: str = ""
     """What keeps the cluster from serving, in one line."""
     failed_steps_total: int = 0
-    running_requests: tuple[RunningRequest, ...] = ()
-    """In order of admission."""
+    running_requests: tuple[RunningRequest, ...] = ()  # in order of admission

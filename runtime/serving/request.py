@@ -59,7 +59,6 @@ class Request:
     """How far the positions of this request hold."""
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
     ignore_eos: bool = False
-    session_name: str | None = None
     cached_tokens: int = 0
     dram_bytes: int = 0
     generated: list[int] = field(default_factory=list)
@@ -164,7 +163,8 @@ class Request:
 
     def idle_session(self, capacity: Capacity) -> IdleSession | None:
         """The session that the request leaves behind; None when it has no name, or no KV that can be used."""
-        if self.session_name is None or self.failed or self.admitted_s is None:
+        name = self.scheduled.session_name
+        if name is None or self.failed or self.admitted_s is None:
             return None
         # The newest token has no K and V yet.
         tokens = self.prompt[: self.scheduled.prefilled_tokens].plus(self.generated[:-1])
@@ -173,7 +173,7 @@ class Request:
         first_actor = self.scheduled.first_actor
         resources = capacity.idle(len(tokens)).starting_at(first_actor)
         stored = StoredKv(tokens, len(self.prompt), self.memory)
-        return IdleSession(self.session_name, self.session_id, stored, resources, first_actor)
+        return IdleSession(name, self.session_id, stored, resources, first_actor)
 
     def text_of(self, token_id: int) -> str:
         """New text that is complete and can't become a stop string."""

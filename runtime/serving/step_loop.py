@@ -190,9 +190,8 @@ class StepLoop:
 
     def _settle(self) -> None:
         """Between two steps: removes requests that ended."""
-        ended, self._ended_requests = self._ended_requests, []
-        for request in ended:
-            self._remove(request)
+        while self._ended_requests:
+            self._remove(self._ended_requests.pop(0))
 
     def _remove(self, request: Request) -> None:
         """Frees a request's reservation and drops its KV, or keeps the KV as an idle session."""
