@@ -11,7 +11,7 @@ from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_table, print_text
 from moorage.runtime.config.names import shown_key
 from moorage.runtime.config.presets import PRESETS, Preset, check_preset_name
-from moorage.runtime.config.sections import MemorySection
+from moorage.runtime.config.schema import MemorySection
 
 _RULE = (
     "Axes set in the cluster file stand above its preset's. A request may name another preset; then the store "

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 from pydantic import BeforeValidator, Field, Strict, create_model
 
 from moorage.runtime.config.names import READ_AS, REFUSED, keys_of_section, keys_of_setting
-from moorage.runtime.config.shown import one_of
 from moorage.runtime.config.types import Number, Section
-from moorage.runtime.config.units import parse_bytes, parse_tokens
+from moorage.runtime.config.units import one_of, parse_bytes, parse_tokens
 from moorage.workers.spec.setting import Limits, Setting
 
 _MOST = {"": 2**31 - 1, "tokens": 2**40, "bytes": 2**60}

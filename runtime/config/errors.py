@@ -11,8 +11,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from moorage.runtime.config.names import SETTINGS
-from moorage.runtime.config.shown import shown_value
 from moorage.runtime.config.source import Source
+from moorage.runtime.config.units import shown_value
 
 _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 

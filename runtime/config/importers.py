@@ -20,8 +20,7 @@ from moorage.runtime.config.import_rules import (
     Values,
 )
 from moorage.runtime.config.load import build_config
-from moorage.runtime.config.schema import ClusterConfig
-from moorage.runtime.config.sections import ModelSection
+from moorage.runtime.config.schema import ClusterConfig, ModelSection
 from moorage.runtime.config.source import Source
 from moorage.runtime.config.yaml_reading import read_text
 from moorage.workers.errors import InvalidConfig

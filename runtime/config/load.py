@@ -13,8 +13,7 @@ from pydantic import ValidationError
 
 from moorage.runtime.config.checks import complaints
 from moorage.runtime.config.errors import one_line
-from moorage.runtime.config.schema import ClusterConfig
-from moorage.runtime.config.sections import ModelSection
+from moorage.runtime.config.schema import ClusterConfig, ModelSection
 from moorage.runtime.config.source import Source, read_source
 from moorage.workers.errors import InvalidConfig
 

@@ -14,8 +14,8 @@ from moorage.runtime.config.names import SETTINGS
 from moorage.runtime.config.presets import Settings
 from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
-from moorage.runtime.config.shown import shown_value
 from moorage.runtime.config.source import Source
+from moorage.runtime.config.units import shown_value
 from moorage.workers.spec import PositionSpec, RotarySettings
 from moorage.workers.spec.setting import settings_of
 

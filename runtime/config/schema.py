@@ -1,23 +1,162 @@
-"""The configuration of a cluster: all sections."""
+"""The configuration of a cluster: every section of `cluster.yaml`, and all of it."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal, Self
 
-from moorage.runtime.config.sections import (
-    GpuWorkersSection,
-    KvStoreSection,
-    LongContextSection,
-    MemorySection,
-    ModelSection,
-    RaySection,
-    SchedulerSection,
-    ServerSection,
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from moorage.runtime.config.declared import DeclaredSection, with_settings
+from moorage.runtime.config.presets import check_preset_name
+from moorage.runtime.config.types import (
+    Bytes,
+    Count,
+    CpuList,
+    DirectoryPath,
+    HostPort,
+    RayAddress,
+    Section,
+    Text,
+    Threads,
+    Tokens,
+    TokensOrAuto,
 )
-from moorage.runtime.config.types import Section
+from moorage.workers.counting import counted
 
 CPU_CHUNK = 4096
 """An automatic chunk_size on a CPU."""
+
+
+class ModelSection(Section):
+    """Which model is served."""
+
+    path: DirectoryPath = Field(
+        description="Directory of the model in the Hugging Face layout, relative to this file; required."
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
+        "auto", description="Type of weights and activations; auto is the checkpoint's own."
+    )
+
+
+@with_settings("memory")
+class MemorySection(DeclaredSection):
+    """What a session attends: a preset, and single axes that differ from it."""
+
+    preset: Annotated[Text, AfterValidator(check_preset_name)] = Field(
+        "moorage", description="Named choice on all axes; `runtime presets` lists them."
+    )
+
+
+@with_settings("long_context")
+class LongContextSection(DeclaredSection):
+    """Chunks, blocks, anchors and selection, under the key names of ktransformers."""
+
+    chunk_size: TokensOrAuto = Field(
+        4096,
+        description="Most prompt tokens of one prefill chunk; auto is on a GPU the least from 2K to 8K for which the "
+        "past streams as fast as it is attended, by what is measured at the start, and 4096 elsewhere.",
+    )
+    max_seq_len: Tokens | None = Field(
+        None,
+        description="Most tokens of one session, prompt and generated together; default is the model's trained "
+        "length, or up to 128K where positions reach further.",
+    )
+    threads_num: Threads | None = Field(
+        None,
+        description="CPU threads of all KV actors together, of which an actor uses at most one for each CPU; default "
+        "is the host's CPU count.",
+    )
+
+
+class KvStoreSection(Section):
+    """DRAM that holds the KV cache."""
+
+    actors: Annotated[Count, Field(le=1024)] = Field(
+        2, description="KV actors (Ray processes) that share the cache."
+    )
+    dram: Bytes = Field(8 * 1024**3, description="DRAM of all KV actors together, such as 8GiB.")
+    stripe_blocks: Count = Field(
+        8, description="Consecutive blocks that one actor holds before the next one follows."
+    )
+    cpus: list[CpuList] | None = Field(
+        None,
+        description="CPUs of each actor's threads, such as [0-15, 16-31] for the two NUMA nodes of a host; an "
+        "actor's memory is then taken at its start, from the node of its CPUs.",
+    )
+
+    @model_validator(mode="after")
+    def _a_list_for_each_actor(self) -> Self:
+        if self.cpus is not None and len(self.cpus) != self.actors:
+            raise ValueError(
+                f"cpus has {counted(len(self.cpus), 'list')} for {counted(self.actors, 'actor')}; give one for each"
+            )
+        return self
+
+
+@with_settings("gpu_workers")
+class GpuWorkersSection(DeclaredSection):
+    """Processes that run the model."""
+
+    count: Count = Field(1, description="GPU workers; this version runs one.")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="Where the model runs; auto is cuda when there is one, else cpu."
+    )
+    device_memory: Bytes | None = Field(
+        None,
+        description="Most device memory for weights, slots and workspace, such as 20GiB; default unlimited.",
+    )
+    num_threads: Threads | None = Field(
+        None, description="CPU threads of the worker's linear layers; default is every core that it may use."
+    )
+
+    @field_validator("count")
+    @classmethod
+    def _one_worker(cls, count: int) -> int:
+        if count > 1:
+            raise ValueError("several GPU workers are not available in this version; use 1")
+        return count
+
+
+class SchedulerSection(Section):
+    """How a step's tokens are shared."""
+
+    max_step_tokens: Tokens | None = Field(
+        None, description="Most tokens of one step over all sessions; default is long_context.chunk_size."
+    )
+    decode_prefill_tokens: Tokens = Field(
+        512,
+        description="Most prompt tokens of a step in which others decode, so that their tokens keep flowing.",
+    )
+
+
+class ServerSection(Section):
+    """The gRPC server."""
+
+    grpc: HostPort = Field("127.0.0.1:50051", description="HOST:PORT to listen on; port 0 takes a free one.")
+    max_message_bytes: Annotated[Bytes, Field(ge=2 * 1024**2, le=2**31 - 1)] = Field(
+        4 * 1024**2,
+        description="Largest message the server takes, at least 2MiB; long prompts come in pieces.",
+    )
+    max_running: Count = Field(
+        8, description="Most sessions that run at once; device slots are reserved for them."
+    )
+    max_queued_requests: Count = Field(
+        64, description="Most requests that wait; more are refused with RESOURCE_EXHAUSTED."
+    )
+
+
+class RaySection(Section):
+    """The Ray cluster that the processes run in."""
+
+    address: RayAddress = Field(
+        "local", description="local starts a private cluster; auto or HOST:PORT joins a running one."
+    )
+    namespace: Annotated[Text, Field(min_length=1, max_length=255)] = Field(
+        "moorage", description="Ray namespace of the named actors."
+    )
+    object_store_memory: Annotated[Bytes, Field(ge=80 * 1024**2)] = Field(
+        256 * 1024**2, description="Ray's object store on each host of a private cluster, at least 80MiB."
+    )
 
 
 class ClusterConfig(Section):

@@ -1,13 +1,16 @@
-"""Sizes as people write them: `8GiB`, `512MB`, `128K` tokens."""
+"""Values as people write them: `8GiB`, `512MB`, `128K` tokens."""
 
 from __future__ import annotations
 
 import re
+from enum import Enum
+from typing import Any
 
 _BYTE_UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     _BYTE_UNITS[f"{_letter}IB"] = 1024**_power
     _BYTE_UNITS[f"{_letter}B"] = 1000**_power
+BYTE_KEYS = ("dram", "object_store_memory", "max_message_bytes", "device_memory", "dma_bytes")
 _TOKEN_UNITS = {"": 1, "K": 1024, "M": 1024**2}
 _QUANTITY = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*")
 
@@ -56,3 +59,23 @@ def _parse(text: str | int, units: dict[str, int], wanted: str) -> int:
     if "." not in match[1]:
         return int(match[1]) * units[match[2].upper()]
     return round(value)
+
+
+def shown_value(key: str, value: Any) -> str:
+    """`8GiB`, `4096 (4K)`, `true`, `SHARED`."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if key in BYTE_KEYS and isinstance(value, int):
+        return format_bytes(value).replace(".00 ", "").replace(" ", "")
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int) and value >= 1024 and format_tokens(value) != str(value):
+        return f"{value} ({format_tokens(value)})"
+    return str(value)
+
+
+def one_of(names: tuple[str, ...]) -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
