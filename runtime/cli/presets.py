@@ -9,18 +9,18 @@ import typer
 
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, print_table, print_text
-from moorage.runtime.config.names import shown_key
+from moorage.runtime.config.names import PRESET_SETTINGS, shown_key
 from moorage.runtime.config.presets import PRESETS, Preset, check_preset_name
 from moorage.runtime.config.schema import MemorySection
 
 _RULE = (
-    "Axes set in the cluster file stand above its preset's. A request may name another preset; then the store "
-    "(block_size, anchors, kv_type), local_windows_len, pretraining_length, rebase_every and recall_every stay the "
-    "cluster's, and every other axis is that preset's. Where a model was trained on few tokens, dense_until, the "
-    "window and the blocks selected stay within its trained length."
+    "Axes set in the cluster file stand above its preset's. A request may name another preset and set single axes "
+    "(--memory topk=64). Then the store (block_size, anchors, kv_type), local_windows_len, pretraining_length, "
+    "rebase_every and recall_every stay the cluster's, and every other axis is that preset's. Where a model was "
+    "trained on few tokens, dense_until, the window and the blocks selected stay within its trained length."
 )
-_UNSET = {"topk": "all", "dca_chunk": "3/4 trained", "session_len": "each its own"}
-"""What an axis without a value stands for, where it is not the checkpoint's own."""
+_NONE = {shown_key(each.name): each.declared.none for each in PRESET_SETTINGS}
+"""What an axis without a value stands for."""
 
 
 @app.command(
@@ -88,5 +88,5 @@ def _value(value: Any) -> Any:
 
 def _shown(axis: str, value: Any) -> str:
     if value is None:
-        return _UNSET.get(axis, "as the model")
+        return _NONE[axis]
     return str(value).lower() if isinstance(value, bool) else str(_value(value))

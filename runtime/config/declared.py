@@ -66,7 +66,7 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 def _limited(setting: Setting, kind: Any) -> Any:
     """The type of a value in the file, with its limits and its reading."""
-    limits, unit = setting.declared.limits, setting.declared.unit
+    limits, unit = setting.declared.limits, setting.declared.limits.unit
     if unit:
         return Annotated[int, _READERS[unit], _bounds(limits, 1, _MOST[unit])]
     if kind is int:

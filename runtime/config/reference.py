@@ -16,11 +16,7 @@ from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.source import Source
 from moorage.runtime.config.units import shown_value
-from moorage.workers.spec import PositionSpec, RotarySettings
-from moorage.workers.spec.setting import settings_of
 
-_OF_MODEL = {each.name for kind in (PositionSpec, RotarySettings) for each in settings_of(kind)}
-"""Settings that without a value are the checkpoint's own."""
 _SECTION_WORDS = {name: field.description or "" for name, field in ClusterConfig.model_fields.items()}
 
 
@@ -31,7 +27,7 @@ class KeyReference:
     section: str
     key: str
     default: str
-    """As people write it, with the preset that it comes from; unset where the description says what that means."""
+    """As people write it, with the preset that it comes from."""
     given: str | None
     """The configuration's own value, where it differs from the default."""
     description: str
@@ -85,9 +81,8 @@ def resolved(config: ClusterConfig, settings: Settings) -> dict[str, Any]:
 
 def _default(config: ClusterConfig, place: str, value: Any) -> str:
     setting, key = SETTINGS.get(place), place.partition(".")[2]
+    none = "unset" if setting is None else setting.declared.none
     if value is not None or setting is None or not setting.declared.of_preset:
-        return "unset" if value is None else shown_value(key, value)
+        return none if value is None else shown_value(key, value)
     found = resolve_settings(config, without=(setting.name,)).values()[setting.name]
-    if found is None and setting.name in _OF_MODEL:
-        return "unset"
-    return f"{'all' if found is None else shown_value(key, found)} (preset {config.memory.preset})"
+    return f"{none if found is None else shown_value(key, found)} (preset {config.memory.preset})"

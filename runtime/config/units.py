@@ -10,7 +10,8 @@ _BYTE_UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     _BYTE_UNITS[f"{_letter}IB"] = 1024**_power
     _BYTE_UNITS[f"{_letter}B"] = 1000**_power
-BYTE_KEYS = ("dram", "object_store_memory", "max_message_bytes", "device_memory", "dma_bytes")
+_BYTE_KEYS = ("dram", "object_store_memory", "device_memory")
+"""Keys of bytes whose names do not end in `_bytes`."""
 _TOKEN_UNITS = {"": 1, "K": 1024, "M": 1024**2}
 _QUANTITY = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*")
 
@@ -67,7 +68,7 @@ def shown_value(key: str, value: Any) -> str:
         return str(value.value)
     if isinstance(value, bool):
         return str(value).lower()
-    if key in BYTE_KEYS and isinstance(value, int):
+    if (key in _BYTE_KEYS or key.endswith("_bytes")) and isinstance(value, int):
         return format_bytes(value).replace(".00 ", "").replace(" ", "")
     if isinstance(value, float):
         return f"{value:g}"

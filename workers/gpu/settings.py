@@ -59,7 +59,7 @@ class EngineSettings:
         None,
         "Pieces of at least this size, such as 256KiB, reach a GPU by DMA copies, smaller ones by a kernel that "
         "reads pinned memory; default is measured at the start.",
-        unit="bytes",
+        Limits(unit="bytes"),
         of_preset=False,
     )
     prefetch: bool = setting(

@@ -27,20 +27,23 @@ class PositionSpec:
         None,
         "Length the model was trained for, where positions depend on it (dca, dynamic NTK, yarn); default is the "
         "checkpoint's.",
-        unit="tokens",
+        Limits(unit="tokens"),
         of_preset=False,
+        none="as the model",
     )
     dca_chunk: int | None = setting(
         None,
         "Tokens of one chunk of dca, a multiple of block_size; default is the checkpoint's "
         "dual_chunk_attention_config, else three quarters of pretraining_length.",
-        unit="tokens",
+        Limits(unit="tokens"),
+        none="3/4 trained",
     )
     mscale: float | None = setting(
         None,
         "Growth of dca's attention with the length L: q and k times max(1, mscale * ln(L / pretraining_length) + "
         "1); 0 is off, ChunkLlama has 0.05. Default is the checkpoint's.",
         Limits(least=0, most=100),
+        none="as the model",
     )
     mscale_length: int = 1
     """The length from which `mscale` counts."""
@@ -71,23 +74,27 @@ class RotarySettings:
         None,
         "Rotary embedding in place of the checkpoint's, in transformers' words, such as {rope_type: yarn, factor: "
         "4}.",
+        none="as the model",
     )
     rope_scaling_factor: float | None = setting(
         None,
         "LMDeploy's dynamic NTK in place of the checkpoint's scaling: base * (factor * L / max - (factor - 1)) ** "
         "(d / (d - 2)).",
         Limits(most=1e6, above=0),
+        none="as the model",
     )
     session_len: int | None = setting(
         None,
         "L of dynamic NTK and longrope for every session; default is the prompt's length, and the current length "
         "while decoding.",
-        unit="tokens",
+        Limits(unit="tokens"),
+        none="each its own",
     )
     base: float | None = setting(
         None,
         "Base of the rotary embedding in place of the checkpoint's (InfLLM).",
         Limits(most=1e15, above=1),
+        none="as the model",
     )
     distance_scale: float = setting(
         1.0,

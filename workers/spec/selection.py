@@ -15,13 +15,12 @@ class RetentionSpec:
     sinks: int = setting(
         0,
         "Sink tokens at the start that are always attended, rounded up to whole blocks.",
-        Limits(least=0),
-        unit="tokens",
+        Limits(least=0, unit="tokens"),
     )
     window: int = setting(
         4096,
         "Last tokens, the query included, that are always attended; they stay on the device.",
-        unit="tokens",
+        Limits(unit="tokens"),
     )
 
 
@@ -30,14 +29,16 @@ class SelectionSpec:
     """Which blocks between the sinks and the local window are attended."""
 
     topk: int | None = setting(
-        None, "Blocks chosen per layer and step; 0 attends sinks and window alone.", Limits(least=0)
+        None,
+        "Blocks chosen per layer and step; 0 attends sinks and window alone.",
+        Limits(least=0),
+        none="all",
     )
     """None attends all blocks."""
     execution_block: int = setting(
         0,
         "Prompt tokens that share one choice of blocks; 0 prefills exactly, over all keys.",
-        Limits(least=0),
-        unit="tokens",
+        Limits(least=0, unit="tokens"),
     )
     last_token_alone: bool = setting(
         False,
@@ -62,8 +63,7 @@ class SelectionSpec:
         8192,
         "Contexts of at most this many tokens attend all blocks; default is 8192, or the trained length where that "
         "is shorter.",
-        Limits(least=0),
-        unit="tokens",
+        Limits(least=0, unit="tokens"),
     )
     head_pool: HeadPool = setting(
         HeadPool.SUM,

@@ -23,6 +23,8 @@ class Limits:
     most: float | None = None
     above: float | None = None
     """As `least`, but the number itself is too small."""
+    unit: Unit = ""
+    """Tokens and bytes are also read as people write them: 128K, 8GiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class Declaration:
 
     description: str
     limits: Limits = Limits()
-    unit: Unit = ""
+    none: str = "unset"
+    """What None stands for, in a word or two."""
     of_preset: bool = True
     """Whether a preset gives the value where the cluster file does not; otherwise the default does."""
     research: bool = False
@@ -54,13 +57,13 @@ def setting(
     description: str,
     limits: Limits = Limits(),
     *,
-    unit: Unit = "",
+    none: str = "unset",
     of_preset: bool = True,
     research: bool = False,
 ) -> Any:
     """A field that people set, with its default; see Declaration."""
     return field(
-        default=default, metadata={"declared": Declaration(description, limits, unit, of_preset, research)}
+        default=default, metadata={"declared": Declaration(description, limits, none, of_preset, research)}
     )
 
 

@@ -54,3 +54,4 @@ def test_every_setting_says_what_it_does() -> None:
     for kind in (MemorySpec, RotarySettings, StoreSpec, EngineSettings):
         for each in settings_of(kind):
             assert each.declared.description.endswith("."), each.name
+            assert (each.declared.limits.unit == "bytes") == each.name.endswith("_bytes")
