@@ -134,10 +134,9 @@ class Admission:
         own = self.idle.get(request.session_name)
         free = self.free if own is None else self.free.plus(own.resources)
         evicted = self._evictions(request, free, lambda found: first_actor(request.need, found) is not None)
-        if evicted is None:
+        actor = None if evicted is None else first_actor(request.need, _with(free, evicted))
+        if evicted is None or actor is None:
             return None
-        actor = first_actor(request.need, _with(free, evicted))
-        assert actor is not None
         gone = evicted if own is None else [own, *evicted]
         return Start(request.need.starting_at(actor), actor, None, 0, tuple(gone))
 

@@ -79,7 +79,7 @@ class GenerateParams:
     memory: Mapping[str, str] = field(default_factory=dict)
     """Settings of memory that stand above the preset, by their keys in a cluster file, in YAML."""
     session: str | None = None
-    """Name of a conversation to continue; its KV stays after the request."""
+    """Name of a session to continue; its KV stays after the request."""
     request_id: str = ""
     """Names the request in the log and in the status; drawn when empty."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moorage.runtime.serving.capacity import Resources
 from moorage.runtime.serving.session_cache import IdleSession
@@ -37,8 +37,8 @@ class ScheduledRequest:
     """Name of the session that the request continues or begins."""
     prefilled_tokens: int = 0
     """Prompt tokens done, those found in a cache included."""
-    reservation: Resources | None = None
-    """What it holds, from its admission on."""
+    reservation: Resources = field(init=False)
+    """What it holds; nothing before its admission."""
     first_actor: int = 0
     """The actor of its session's first stripe, from its admission on."""
     continues: IdleSession | None = None
@@ -47,6 +47,9 @@ class ScheduledRequest:
     """Whether it gets no step, since its client has not read the latest events. It keeps its reservation."""
     reuse: tuple[IdleSession, int] | None = None
     """The idle session that was last compared with the prompt, and how many tokens it saves."""
+
+    def __post_init__(self) -> None:
+        self.reservation = Resources((0,) * len(self.need.pages), 0)
 
     @property
     def decoding(self) -> bool:

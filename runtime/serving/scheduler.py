@@ -59,15 +59,17 @@ class Scheduler:
 
     def release(self, request_id: str) -> None:
         """Removes a request and frees its reservation."""
-        request = self._remove(request_id)
-        if request is not None and request.reservation is not None:
+        request = self.running.get(request_id)
+        if request is None:
+            self._admission.withdraw(request_id)
+        else:
+            self._stop(request)
             self._admission.release(request.reservation)
 
     def keep(self, request_id: str, session: IdleSession) -> None:
         """Ends a running request whose KV stays; what it reserved beyond the session's resources is free again."""
-        request = self._remove(request_id)
-        assert request is not None
-        assert request.reservation is not None
+        request = self.running[request_id]
+        self._stop(request)
         self._admission.keep(request.reservation, session)
 
     def waits(self) -> list[Wait]:
@@ -98,14 +100,11 @@ class Scheduler:
             if request.decoding:
                 self._turn.remove(request.request_id)
 
-    def _remove(self, request_id: str) -> ScheduledRequest | None:
-        """Takes a request out; returns it if it ran."""
-        request = self.running.pop(request_id, None)
-        if request is None:
-            self._admission.withdraw(request_id)
-        elif request_id in self._turn:
-            self._turn.remove(request_id)
-        return request
+    def _stop(self, request: ScheduledRequest) -> None:
+        """No later step has a part of this request."""
+        del self.running[request.request_id]
+        if request.request_id in self._turn:
+            self._turn.remove(request.request_id)
 
     def _prefills(self, budget: int) -> list[PrefillChunk]:
         """Equal shares; what a short prompt leaves goes to longer ones. The first in turn always moves on."""

@@ -52,7 +52,6 @@ def hold_idle(sched: Scheduler, name: str, pages: int) -> None:
 def keep(sched: Scheduler, request_id: str) -> None:
     """Ends a running request whose KV stays, all of it."""
     ended = sched.running[request_id]
-    assert ended.reservation is not None
     assert ended.session_name is not None
     resources = Resources(ended.reservation.pages, 0)
     sched.keep(
@@ -361,7 +360,6 @@ class Life(RuleBasedStateMachine):
         if not kept or ended.session_name is None:
             self.sched.release(request_id)
             return
-        assert ended.reservation is not None
         resources = Resources(tuple(-(-pages // 2) for pages in ended.reservation.pages), 0)
         self.sched.keep(
             request_id,
