@@ -59,7 +59,7 @@ class AsyncEventStream(Generic[Event, Result]):
                 yield event
 
     async def result(self) -> Result:
-        """Waits for the end and returns the whole."""
+        """Waits for the end and returns the whole result."""
         async for _ in self:
             pass
         return self._total(self._events)
@@ -102,7 +102,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Cancels what still runs and closes the connection."""
+        """Cancels the calls that still run and closes the connection."""
         await self._channel.close(None)
 
     def generate(

@@ -1,4 +1,4 @@
-"""How a client reaches a server, and what it makes of a failed call."""
+"""How a client reaches a server, and the error that it raises for a failed call."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from moorage.workers.errors import (
 
 READY_POLL_S = 0.2
 CONNECT_TIMEOUT_S = 5.0
-"""How long a client tries to reach a server before it says that none is there."""
+"""How long a client tries to reach a server before it raises Unavailable."""
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _OWN_DEADLINE = "Deadline Exceeded"
-"""What gRPC says when the time limit of a call has passed; the server has words of its own for its limits."""
+"""The message of gRPC when the time limit of a call has passed; the server has other messages for its limits."""
 _SERVICE = "moorage.v1.Moorage"
 _IDEMPOTENT = ("Tokenize", "Detokenize", "ListModels", "GetStatus")
 _RETRIES = {
@@ -72,7 +72,7 @@ def unreachable(address: str) -> Unavailable:
 
 
 def not_ready(address: str, timeout_s: float) -> str:
-    """The message of a wait that was in vain."""
+    """The message when a server was not ready in time."""
     return f"{address} was not ready within {timeout_s:g} s; look in the server's log or wait longer"
 
 

@@ -51,7 +51,7 @@ class EventStream(Generic[Event, Result]):
                 yield event
 
     def result(self) -> Result:
-        """Waits for the end and returns the whole."""
+        """Waits for the end and returns the whole result."""
         for _ in self:
             pass
         return self._total(self._events)
@@ -94,7 +94,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Cancels what still runs and closes the connection."""
+        """Cancels the calls that still run and closes the connection."""
         self._channel.close()
 
     def generate(

@@ -1,4 +1,4 @@
-"""What goes into a call and what comes out of it."""
+"""Types of the arguments and results of calls."""
 
 from __future__ import annotations
 

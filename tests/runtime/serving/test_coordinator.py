@@ -1,4 +1,4 @@
-"""The coordinator's loop over a small deterministic worker: order, stops, cancellation, conversations."""
+"""The coordinator's loop over a small deterministic executor: order, stops, cancellation, sessions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from moorage.workers.spec import (
     ContinueSession,
     SamplingSpec,
 )
-from tests.counting_worker import LAYOUT, collect, expected, running, token_ids, until
+from tests.counting_executor import LAYOUT, collect, expected, running, token_ids, until
 
 
 async def test_a_request_reports_progress_then_tokens_then_a_record() -> None:
@@ -84,7 +84,7 @@ async def test_scores_come_in_order_from_the_second_token_on() -> None:
     assert isinstance(events[-1], Finished)
 
 
-async def test_a_client_that_leaves_stops_its_work_within_a_step_and_frees_its_room() -> None:
+async def test_a_client_that_leaves_stops_its_work_within_a_step_and_frees_its_reservation() -> None:
     async with running() as (coordinator, worker):
         events = coordinator.generate(GenerateParams([1, 2, 3], max_new_tokens=150))
         async for event in events:
@@ -109,7 +109,7 @@ async def test_a_failure_of_one_session_leaves_the_others_running() -> None:
         await until(lambda: not worker.sessions)
 
 
-async def test_a_conversation_pays_only_for_its_new_tokens() -> None:
+async def test_a_session_pays_only_for_its_new_tokens() -> None:
     first = [n % 9 for n in range(20)]
     async with running() as (coordinator, _):
         events = await collect(coordinator, prompt=first, max_new_tokens=4, session="talk")
@@ -136,7 +136,7 @@ async def test_a_turn_under_other_positions_is_prefilled_anew_and_says_so() -> N
     assert len(worker.sessions) == 1
 
 
-async def test_penalties_of_a_turn_hear_of_the_tokens_that_are_kept() -> None:
+async def test_penalties_of_a_turn_count_the_tokens_that_are_kept() -> None:
     prompt = [n % 9 for n in range(20)]
     async with running() as (coordinator, worker):
         for sampling in (SamplingSpec(), SamplingSpec(), SamplingSpec(repetition_penalty=1.3)):
@@ -145,7 +145,7 @@ async def test_penalties_of_a_turn_hear_of_the_tokens_that_are_kept() -> None:
     assert [o.kept_ids for o in opens if isinstance(o, ContinueSession)] == [(), tuple(prompt[:19])]
 
 
-async def test_idle_conversations_make_room_for_others() -> None:
+async def test_idle_sessions_are_evicted_for_others() -> None:
     async with running(pages=20) as (coordinator, worker):
         await collect(coordinator, prompt=[1] * 30, max_new_tokens=10, session="idle")
         await until(lambda: worker.idle == {1})

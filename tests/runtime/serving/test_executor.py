@@ -16,7 +16,7 @@ from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.worker_settings import worker_settings
 from moorage.runtime.serving.coordinator import Coordinator
 from moorage.runtime.serving.executor import LocalExecutor
-from tests.counting_worker import collect, token_ids
+from tests.counting_executor import collect, token_ids
 
 LOCAL = Path(__file__).resolve().parents[3] / "deploy" / "local.yaml"
 SETTINGS = ("kv_store.dram=32MiB", "kv_store.actors=2", "server.max_running=4", "gpu_workers.device=cpu")

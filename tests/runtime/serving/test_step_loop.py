@@ -19,7 +19,7 @@ from moorage.runtime.serving.request import Request
 from moorage.workers.errors import Internal, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.spec import StepPlan, StepResult
-from tests.counting_worker import collect, expected, running, token_ids, until
+from tests.counting_executor import collect, expected, running, token_ids, until
 from tests.engine_driver import Driver
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 

@@ -30,7 +30,7 @@ LAYOUT = KvLayout(num_layers=1, num_kv_heads=1, head_dim=16, block_size=4)
 EOS = 9
 
 
-class CountingWorker:
+class CountingExecutor:
     """Holds each session's tokens; the next token is the sum of all of them modulo 9, so never EOS by itself.
 
     It refuses what the engine would refuse, and more blocks than there are pages.
@@ -115,7 +115,7 @@ class CountingWorker:
 
 
 def cluster(
-    worker: CountingWorker,
+    worker: CountingExecutor,
     eos: frozenset[int],
     pages: int = 64,
     max_seq_len: int = 200,
@@ -138,8 +138,8 @@ def cluster(
 @asynccontextmanager
 async def running(
     eos: int = EOS, replaced: dict[str, Any] | None = None, **changes: Any
-) -> AsyncIterator[tuple[Coordinator, CountingWorker]]:
-    worker = CountingWorker(changes.get("pages", 64))
+) -> AsyncIterator[tuple[Coordinator, CountingExecutor]]:
+    worker = CountingExecutor(changes.get("pages", 64))
     coordinator = Coordinator(replace(cluster(worker, frozenset({eos}), **changes), **(replaced or {})))
     try:
         yield coordinator, worker
