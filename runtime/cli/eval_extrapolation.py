@@ -181,7 +181,7 @@ def _exact(targets: Targets) -> list[str]:
     """The choices under which a prompt's tokens attend every key before them."""
     memories = {label: targets.settings(label)["memory"] for label in targets.labels}
     return [
-        label for label, memory in memories.items() if memory["topk"] is None or not memory["execution_block"]
+        label for label, memory in memories.items() if memory["topk"] is None or not memory["exc_block_size"]
     ]
 
 

@@ -118,8 +118,9 @@ def keys_of_setting(name: str) -> list[str]:
 
 
 def shown_key(name: str) -> str:
-    """The key that is shown for a setting, without its section."""
-    return keys_of_setting(name)[0].partition(".")[2]
+    """The key that is shown for a setting, without its section; what is no setting keeps its name."""
+    keys = keys_of_setting(name)
+    return keys[0].partition(".")[2] if keys else name
 
 
 PRESET_SETTINGS = tuple({each.name: each for each in SETTINGS.values() if each.declared.of_preset}.values())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage.runtime.config.load import build_config
+from moorage.runtime.config.names import shown_key
 from moorage.runtime.config.resolve import kv_layout
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
@@ -83,7 +84,8 @@ class LocalTargets:
             "preset": variant.preset,
             "overrides": list(variant.overrides),
             "dtype": config.model.dtype,
-            "memory": memory.settings() | {"rope": asdict(memory.positions.rope or self._spec.rope)},
+            "memory": {shown_key(name): value for name, value in memory.settings().items()}
+            | {"rope": asdict(memory.positions.rope or self._spec.rope)},
             "store": asdict(kv_layout(config, self._spec)),
             **({"chat": True} if self._chat else {}),
         }
