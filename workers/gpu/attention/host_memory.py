@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from moorage.kernels.decode_layer import NOT_FINITE_ROW, LayerMemory, LayerShape, SessionBatch, decode_layer
 from moorage.kernels.decode_layer import Attended as Output
@@ -84,6 +85,8 @@ class HostMetadata:
 
     batch: DecodeBatch
     groups: list[GroupStep]
+    given: list[GroupStep]
+    """Those of `groups` for which a selector selects."""
     queries: torch.Tensor | None = None
     """Of the latest layer."""
 
@@ -129,9 +132,10 @@ class HostMemoryAttention:
         alike: dict[tuple[int, int], list[DecodeStep]] = {}
         for step in batch.live():
             alike.setdefault((id(step.memory), id(step.session.rotations)), []).append(step)
-        metadata = HostMetadata(batch, [])
+        metadata = HostMetadata(batch, [], [])
         for steps in alike.values():
             metadata.groups += self._group_step(steps, batch)
+        metadata.given += [part for part in metadata.groups if part.group.selections is None]
         return metadata
 
     def _group_step(self, steps: list[DecodeStep], batch: DecodeBatch) -> list[GroupStep]:
@@ -168,7 +172,8 @@ class HostMemoryAttention:
     ) -> torch.Tensor:
         """See AttentionBackend."""
         metadata.queries = q
-        self._select(layer, q, metadata)
+        if metadata.given:
+            self._select(layer, q, metadata)
         alone = len(metadata.groups) == 1 and metadata.groups[0].rows is None
         out = q if alone else q.new_zeros(q.shape)
         for part in metadata.groups:
@@ -178,10 +183,10 @@ class HostMemoryAttention:
                 out = found
             else:
                 out[part.rows if part.rows is not None else slice(None)] = found.to(out.dtype)
-        live = metadata.batch.live()
         if self._commits_layers:
-            self._host.commit_layer(layer, _rows(live))
-        self._parts.deferring.make_deferred(live, metadata.batch.guard, until=layer)
+            self._host.commit_layer(layer, _rows(metadata.batch.live()))
+        if metadata.given:
+            self._parts.deferring.make_deferred(metadata.batch.live(), metadata.batch.guard, until=layer)
         return out
 
     def _attend(
@@ -193,7 +198,7 @@ class HostMemoryAttention:
             choices = group.selections.choices(layer)
         else:
             choices = given_choices(part.steps, part.given, len(self._host.layers[0].kv))
-        q, k, v = (tensor.float().contiguous().numpy() for tensor in heads)
+        q, k, v = _array(heads[0]), _array(heads[1]), _array(heads[2])
         with self._parts.timer("attend"):
             decode_layer(self._memory[layer], part.batch, q, k, v, choices, group.output)
         if group.output.failed.any():
@@ -202,12 +207,9 @@ class HostMemoryAttention:
 
     def _select(self, layer: int, q: torch.Tensor, metadata: HostMetadata) -> None:
         """Asks the selector for the sessions whose blocks the compiled call does not select."""
-        given = [part for part in metadata.groups if part.group.selections is None]
-        if not given:
-            return
-        steps = [step for part in given for step in part.steps]
+        steps = [step for part in metadata.given for step in part.steps]
         found = iter(self._parts.selector.select(layer, LayerQueries(q), steps, metadata.batch.guard))
-        for part in given:
+        for part in metadata.given:
             part.given = [next(found) for _ in part.steps]
 
     def _record_failures(
@@ -227,12 +229,21 @@ class HostMemoryAttention:
         for part in metadata.groups:
             if part.group.selections is not None:
                 part.group.selections.finish()
-        self._parts.deferring.make_deferred(live, metadata.batch.guard)
+        if metadata.given:
+            self._parts.deferring.make_deferred(live, metadata.batch.guard)
         if self._commits_layers:
             return
         with self._parts.timer("append"):
             for session_id, error in self._host.commit(_rows(live)).items():
                 failed.setdefault(session_id, error)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    """A tensor of the host in fp32 and in one piece; no copy where it is that."""
+    if tensor.dtype is not torch.float32 or not tensor.is_contiguous():
+        tensor = tensor.float().contiguous()
+    array: NDArray[np.float32] = tensor.numpy()
+    return array
 
 
 def _rows(steps: Sequence[DecodeStep]) -> list[tuple[int, int]]:

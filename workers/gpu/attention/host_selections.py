@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.kernels.decode_layer import Choices
+from moorage.kernels.decode_layer.plan import NEVER, LayerChoices, Policy, Standing, end_step, plan_layers
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
 from moorage.workers.gpu.engine.session_state import LayerSelections, WorkerSession
 from moorage.workers.gpu.selection.selector import Selection
@@ -15,8 +16,6 @@ from moorage.workers.kv.host_memory import HostCodes, HostMemory
 from moorage.workers.spec import ModelSpec
 
 Int32 = NDArray[np.int32]
-NEVER = -1
-"""Decode step of a selection that was never made."""
 
 
 class CompiledSelections:
@@ -28,73 +27,75 @@ class CompiledSelections:
     def __init__(self, host: HostMemory, model: ModelSpec, sessions: Sequence[WorkerSession]) -> None:
         self._host, self._sessions = host, list(sessions)
         layout, axes, count = host.layout, sessions[0].memory.selection, len(sessions)
-        self._axes, self._topk = axes, axes.topk or 0
+        self._policy = Policy(
+            axes.topk or 0,
+            axes.topk == 0,
+            axes.dense_layers,
+            axes.dense_until,
+            axes.layer_step,
+            axes.token_step,
+        )
         num_choices = axes.head_select_mode.num_choices(model.num_heads, model.num_kv_heads)
-        shape = count, num_choices if self._topk else 1, self._topk
+        shape = count, num_choices if axes.topk else 1, self._policy.budget
         by_layer = layout.num_layers, count
-        self._ids = np.full((layout.num_layers, *shape), -1, np.int32)
-        self._window_first, self._makes = np.zeros(by_layer, np.int32), np.zeros(by_layer, np.uint8)
-        self._made_at = np.full(by_layer, NEVER, np.int64)
-        self._some = np.zeros(by_layer, np.bool_)
+        self._held = LayerChoices(
+            np.full((layout.num_layers, *shape), -1, np.int32),
+            np.zeros(by_layer, np.int32),
+            np.full(by_layer, NEVER, np.int64),
+            np.zeros(by_layer, np.uint8),
+            np.zeros(by_layer, np.uint8),
+        )
+        self._standing = Standing(
+            *(np.zeros(count, kind) for kind in (np.int64, np.int64, np.int32, np.int32))
+        )
+        self._counts = np.zeros(count, np.int64)
         num_links = len(host.layers[0].kv)
         size = layout.num_kv_heads * layout.anchor_vectors * layout.head_dim if layout.anchor_codes else 0
         self._steps = np.zeros((*by_layer, num_links, size), np.float32)
         self._kept = np.zeros((*by_layer, num_links), np.int32)
         self._codes: list[HostCodes | None] = [None] * count
-        self._leader = [self._leader_of(layer) for layer in range(layout.num_layers)]
-        scores = np.empty(shape, np.float32)
-        none = np.zeros(count, np.uint8)
-        self._choices = [
-            Choices(
-                self._makes[layer] if leader == layer else none, self._ids[leader], scores,
-                self._window_first[leader], self._steps[leader], self._kept[leader],
-            )
-            for layer, leader in enumerate(self._leader)
-        ]  # fmt: skip
+        self._choices = self._of_layers(np.empty(shape, np.float32))
         self._mine = [
-            LayerSelections(self._ids[:, row], self._window_first[:, row], self._made_at[:, row])
+            LayerSelections(
+                self._held.ids[:, row], self._held.window_first[:, row], self._held.made_at[:, row]
+            )
             for row in range(count)
         ]
 
-    def _leader_of(self, layer: int) -> int:
-        """The layer whose selection `layer` uses: itself, or the one before that `layer_step` says."""
-        after = layer - self._axes.dense_layers
-        return layer - after % self._axes.layer_step if after >= 0 else layer
+    def _of_layers(self, scores: NDArray[np.float32]) -> list[Choices]:
+        """The arrays of each layer; one that shares a selection has those of the layer that makes it."""
+        held, found = self._held, []
+        for layer in range(len(held.made_at)):
+            leader = self._leader(layer)
+            found.append(
+                Choices(
+                    held.chooses[layer], held.ids[leader], scores, held.window_first[leader],
+                    self._steps[leader], self._kept[leader],
+                )
+            )  # fmt: skip
+        return found
+
+    def _leader(self, layer: int) -> int:
+        """The layer whose selection `layer` uses, see `plan_layers`."""
+        return layer - max(0, layer - self._policy.dense_layers) % self._policy.layer_step
 
     def prepare(self, steps: Sequence[DecodeStep], guard: SessionGuard) -> None:
         """Plans a step."""
-        axes = self._axes
-        self._adopt()
-        sinks = np.array([step.ranges.num_sinks for step in steps], np.int32)
-        near = np.array([step.ranges.near_block for step in steps], np.int32)
-        self._index = np.array([step.session.decode_index for step in steps], np.int64)
-        self._near, self._candidates = near, near - sinks
-        held = np.array([step.session.num_tokens for step in steps])
-        some = (self._topk > 0) & (self._candidates > self._topk) & (held >= axes.dense_until)
-        self._some[:] = some
-        self._some[: axes.dense_layers] = False
-        none = ~self._some
-        self._ids[none], self._made_at[none] = -1, NEVER
-        self._window_first[none] = np.broadcast_to(near if axes.topk == 0 else sinks, none.shape)[none]
-        old = self._index - self._made_at >= axes.token_step
-        self._makes[:] = self._some & (old | (self._made_at == NEVER))
-        if self._makes.any():
+        standing = self._standing
+        for row, (step, mine) in enumerate(zip(steps, self._mine, strict=True)):
+            session, ranges = step.session, step.ranges
+            if session.layer_selections is not mine:
+                _adopt(session, mine)
+            standing.step[row], standing.num_tokens[row] = session.decode_index, session.num_tokens
+            standing.num_sinks[row], standing.near_block[row] = ranges.num_sinks, ranges.near_block
+        if plan_layers(self._held, standing, self._policy):
             for row, step in enumerate(steps):
                 guard.run(step.session, lambda row=row: self._read_codes(row))  # type: ignore[misc]
 
-    def _adopt(self) -> None:
-        """Takes over what the sessions have selected; from now on their selections lie in these arrays."""
-        for session, mine in zip(self._sessions, self._mine, strict=True):
-            held = session.layer_selections
-            if held is mine:
-                continue
-            mine.made_at[:] = NEVER
-            if held is not None and held.ids.shape == mine.ids.shape:
-                mine.ids[:], mine.window_first[:], mine.made_at[:] = held.ids, held.window_first, held.made_at
-            session.layer_selections = mine
-
     def _read_codes(self, row: int) -> None:
-        found = self._host.codes(self._sessions[row].session_id, self._topk)
+        if not self._held.chooses[:, row].any():
+            return
+        found = self._host.codes(self._sessions[row].session_id, self._policy.budget)
         if found is not self._codes[row]:
             self._codes[row] = found
             self._steps[:, row], self._kept[:, row] = found.steps, found.num_kept
@@ -105,24 +106,28 @@ class CompiledSelections:
 
     def selected(self, layer: int, row: int) -> Selection:
         """What one session attends in a layer that was attended, with the blocks that left the window since."""
-        leader = self._leader[layer]
-        if not self._some[leader, row]:
-            return None if self._axes.topk != 0 else np.empty((1, 0), np.int32)
-        ids = self._ids[leader, row].copy()
-        aged = np.arange(self._window_first[leader, row], self._near[row], dtype=np.int32)
+        if not self._held.is_partial[layer, row]:
+            return np.empty((1, 0), np.int32) if self._policy.attends_none else None
+        leader, near = self._leader(layer), self._standing.near_block[row]
+        ids = self._held.ids[leader, row].copy()
+        aged = np.arange(self._held.window_first[leader, row], near, dtype=np.int32)
         return np.concatenate((np.tile(aged, (len(ids), 1)), ids), axis=1) if len(aged) else ids
 
     def finish(self) -> None:
         """Records when selections were made, and how many blocks were attended."""
-        makes = self._makes.view(np.bool_)
-        self._made_at[makes] = np.broadcast_to(self._index, makes.shape)[makes]
-        leaders = self._leader
-        everything = np.zeros_like(self._candidates) if self._axes.topk == 0 else self._candidates
-        some = self._topk + self._near - self._window_first[leaders]
-        counts = np.where(self._some[leaders], some, everything).sum(axis=0)
-        for session, count in zip(self._sessions, counts.tolist(), strict=True):
+        end_step(self._held, self._standing, self._policy, self._counts)
+        for session, count in zip(self._sessions, self._counts.tolist(), strict=True):
             session.stats.num_chosen += count
-            session.stats.num_choices += len(leaders)
+            session.stats.num_choices += len(self._choices)
+
+
+def _adopt(session: WorkerSession, mine: LayerSelections) -> None:
+    """Takes over what a session has selected; from now on its selections lie in the arrays of `mine`."""
+    held = session.layer_selections
+    mine.made_at[:] = NEVER
+    if held is not None and held.ids.shape == mine.ids.shape:
+        mine.ids[:], mine.window_first[:], mine.made_at[:] = held.ids, held.window_first, held.made_at
+    session.layer_selections = mine
 
 
 def given_choices(steps: Sequence[DecodeStep], selected: Sequence[Selection], num_links: int) -> Choices:

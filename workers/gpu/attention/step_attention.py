@@ -28,9 +28,9 @@ class StepMetadata:
 
     decode: DecodeMetadata | None
     prefill: PrefillMetadata | None
-    decode_rows: torch.Tensor
-    """int64 [N]: rows of the step's queries that generated tokens have."""
-    prefill_rows: torch.Tensor
+    decode_rows: torch.Tensor | None
+    """int64 [N]: rows of the step's queries that generated tokens have; None is all."""
+    prefill_rows: torch.Tensor | None
 
 
 class StepAttention:
@@ -57,7 +57,9 @@ class StepAttention:
                 bounds.append(bounds[-1] + part.rows.stop - part.rows.start)
             sessions = tuple(part.session for part in prompts)
             prefill = self._prefill.prepare(PrefillBatch(sessions, tuple(bounds), guard))
-        return StepMetadata(decode, prefill, self._rows([part for part, _ in decoding]), self._rows(prompts))
+        mixed = bool(decoding) and bool(prompts)
+        decode_rows = self._rows([part for part, _ in decoding]) if mixed else None
+        return StepMetadata(decode, prefill, decode_rows, self._rows(prompts) if mixed else None)
 
     def _rows(self, parts: Sequence[Part]) -> torch.Tensor:
         rows = [row for part in parts for row in range(part.rows.start, part.rows.stop)]
@@ -67,16 +69,15 @@ class StepAttention:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: StepMetadata
     ) -> torch.Tensor:
         """Attention of all rows in one layer: q [T, Hq, D], k, v [T, Hkv, D] -> [T, Hq, D]."""
-        if metadata.prefill is None and metadata.decode is not None:
+        if metadata.decode is not None and metadata.decode_rows is None:
             return self.decode.forward(layer, q, k, v, metadata.decode)
-        if metadata.decode is None and metadata.prefill is not None:
+        if metadata.prefill is not None and metadata.prefill_rows is None:
             return self._prefill.forward(layer, q, k, v, metadata.prefill)
-        out = torch.empty_like(q)
+        out, rows = torch.empty_like(q), metadata.decode_rows
         if metadata.decode is not None:
-            rows = metadata.decode_rows
-            out[rows] = self.decode.forward(layer, q[rows], k[rows], v[rows], metadata.decode)
+            out[rows] = self.decode.forward(layer, q[rows], k[rows], v[rows], metadata.decode).to(q.dtype)
+        rows = metadata.prefill_rows
         if metadata.prefill is not None:
-            rows = metadata.prefill_rows
             out[rows] = self._prefill.forward(layer, q[rows], k[rows], v[rows], metadata.prefill)
         return out
 

@@ -1,0 +1,73 @@
+"""Which layers of a step choose: the compiled plan against the rule, session by session and layer by layer."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from moorage.kernels.decode_layer.plan import NEVER, LayerChoices, Policy, Standing, end_step, plan_layers
+
+LAYERS, SESSIONS, BUDGET = 7, 3, 4
+
+
+def fresh(budget: int) -> LayerChoices:
+    shape = LAYERS, SESSIONS
+    return LayerChoices(
+        np.full((*shape, 1, budget), 9, np.int32),
+        np.full(shape, 77, np.int32),
+        np.full(shape, NEVER, np.int64),
+        np.full(shape, 5, np.uint8),
+        np.full(shape, 5, np.uint8),
+    )
+
+
+def standing(step: int, rng: np.random.Generator) -> Standing:
+    """Sessions with more, as many, and fewer candidates than the budget."""
+    sinks = rng.integers(0, 3, SESSIONS).astype(np.int32)
+    near = sinks + np.array([BUDGET + 5 + step, BUDGET, BUDGET - 1], np.int32)
+    tokens = np.array([100 + step, 100 + step, 20 + step], np.int64)
+    return Standing(np.full(SESSIONS, step, np.int64), tokens, sinks, near)
+
+
+@pytest.mark.parametrize(("layer_step", "token_step"), list(product((1, 2, 3), (1, 3))))
+@pytest.mark.parametrize(("dense_layers", "dense_until"), [(0, 0), (2, 0), (7, 0), (1, 103)])
+def test_a_layer_chooses_when_its_last_choice_is_old(
+    rng: np.random.Generator, dense_layers: int, dense_until: int, layer_step: int, token_step: int
+) -> None:
+    policy = Policy(BUDGET, False, dense_layers, dense_until, layer_step, token_step)
+    choices, made_at = fresh(BUDGET), np.full((LAYERS, SESSIONS), NEVER)
+    for step in range(8):
+        where, counts = standing(step, rng), np.zeros(SESSIONS, np.int64)
+        found = plan_layers(choices, where, policy)
+        attended = np.zeros(SESSIONS, np.int64)
+        for layer, i in np.ndindex(LAYERS, SESSIONS):
+            candidates = where.near_block[i] - where.num_sinks[i]
+            partial = layer >= dense_layers and candidates > BUDGET and where.num_tokens[i] >= dense_until
+            leads = partial and (layer - dense_layers) % layer_step == 0
+            chooses = leads and (made_at[layer, i] == NEVER or step - made_at[layer, i] >= token_step)
+            assert (choices.is_partial[layer, i], choices.chooses[layer, i]) == (partial, chooses)
+            if chooses:
+                made_at[layer, i] = step
+                choices.window_first[layer, i] = where.near_block[i]
+            if not partial:
+                assert (choices.ids[layer, i] == -1).all()
+                assert choices.window_first[layer, i] == where.num_sinks[i]
+                attended[i] += candidates
+                continue
+            leader = layer - (layer - dense_layers) % layer_step
+            attended[i] += BUDGET + where.near_block[i] - choices.window_first[leader, i]
+        assert found == bool(choices.chooses.any())
+        end_step(choices, where, policy, counts)
+        np.testing.assert_array_equal(counts, attended)
+        np.testing.assert_array_equal(choices.made_at, made_at)
+
+
+def test_without_a_budget_the_window_follows_the_sinks(rng: np.random.Generator) -> None:
+    choices, where, counts = fresh(0), standing(3, rng), np.ones(SESSIONS, np.int64)
+    policy = Policy(0, True, 0, 0, 1, 1)
+    assert not plan_layers(choices, where, policy)
+    np.testing.assert_array_equal(choices.window_first, np.tile(where.near_block, (LAYERS, 1)))
+    end_step(choices, where, policy, counts)
+    assert not counts.any()
