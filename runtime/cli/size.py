@@ -11,7 +11,8 @@ import typer
 
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json
-from moorage.runtime.cli.size_report import SizeReport, print_report
+from moorage.runtime.cli.size_report import SizeReport
+from moorage.runtime.cli.size_tables import print_report
 from moorage.runtime.config.load import build_config
 from moorage.runtime.config.source import Source, read_source
 from moorage.runtime.config.units import parse_tokens

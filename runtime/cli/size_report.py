@@ -6,22 +6,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from moorage.runtime.cli.output import format_gb, print_table, print_text
-from moorage.runtime.config.units import format_bytes, format_tokens
+from moorage.runtime.cli.output import format_gb
+from moorage.runtime.config.units import format_bytes
+from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.host import Host
 from moorage.runtime.planning.memory import (
     ContextSizes,
-    Deployment,
     context_sizes,
-    device_sizes,
     fixed_dram_bytes,
-    largest_context_tokens,
-    most_sessions,
     num_parameters,
     num_slots,
     session_slots,
     token_bytes,
 )
+from moorage.runtime.planning.pages import largest_context_tokens, most_sessions
 from moorage.runtime.planning.session_limit import SessionLimit
 from moorage.workers.counting import counted
 from moorage.workers.spec import KvType
@@ -195,68 +193,3 @@ class SizeReport:
             "fits_max_seq_len": row.context_tokens <= self.limit.max_seq_len,
             "max_sessions": self.max_sessions(row),
         }
-
-
-def print_report(report: SizeReport) -> None:
-    """Two tables of at most 80 columns, what fits and what sets the limit, and the footnotes."""
-    layout, plan = report.deployment.layout, report.deployment
-    columns = ("context", "KV", "anchors", "per actor", "total", "sessions", "fits")
-    rows = [
-        (
-            format_tokens(row.context_tokens),
-            format_gb(row.kv_bytes),
-            format_gb(row.anchors_bytes),
-            format_gb(row.largest_shard_bytes),
-            format_gb(row.total_dram_bytes),
-            str(report.max_sessions(row)),
-            report.verdict(row),
-        )
-        for row in report.rows
-    ]
-    print_text(
-        f"{report.model}: GB of DRAM for {counted(report.sessions, 'session')} of each context, and the sessions "
-        f"that fit ({layout.kv_type.value}, blocks of {layout.block_size}, {layout.anchor_type.value} x "
-        f"{layout.anchor_num}, {counted(plan.shards, 'KV actor')})"
-    )
-    print_table(columns, rows, right=columns[:6])
-    print()
-    _print_device(report)
-    print()
-    print_text(_conclusion(report))
-    for warning in report.warnings():
-        print_text(f"Warning: {warning}.")
-    print()
-    for note in report.notes():
-        print_text(note)
-
-
-def _conclusion(report: SizeReport) -> str:
-    host, each = report.host, "" if report.sessions == 1 else f" for each of {report.sessions} sessions"
-    text = (
-        f"Largest context{each}: {counted(report.largest_context_tokens, 'token', commas=True)}, limited by "
-        f"{report.binding_limit}."
-    )
-    if report.context_in_memory_tokens > report.largest_context_tokens:
-        held = counted(report.context_in_memory_tokens, "token", commas=True)
-        text += f" The memory would hold {held}."
-    return (
-        f"{text} This host has {format_bytes(host.available_bytes)} free of {format_bytes(host.total_bytes)}."
-    )
-
-
-def _print_device(report: SizeReport) -> None:
-    plan, device = report.deployment, device_sizes(report.deployment)
-    columns = ("weights", "window", "other slots", "workspace", "staging", "total")
-    parts = (
-        device.weights_bytes,
-        device.window_bytes,
-        device.slots_bytes - device.window_bytes,
-        device.workspace_bytes,
-        device.staging_bytes,
-        device.total_bytes,
-    )
-    print_text(
-        f"GB of device memory ({'cpu' if plan.on_cpu else 'cuda'}, {plan.weight_dtype}, preset "
-        f"{plan.memory.preset}), with slots for {counted(plan.max_running, 'session')} at once"
-    )
-    print_table(columns, [tuple(map(format_gb, parts))], right=columns)

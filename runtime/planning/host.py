@@ -12,8 +12,9 @@ from moorage.runtime.config.resolve import kv_layout
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import unsettled_memory
 from moorage.runtime.config.units import format_bytes
+from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.gpu_presence import why_no_gpu
-from moorage.runtime.planning.memory import Deployment, device_sizes, fixed_dram_bytes, ray_bytes
+from moorage.runtime.planning.memory import device_sizes, fixed_dram_bytes, ray_bytes
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.sizes import LEAST_CHUNK, MOST_CHUNK
 from moorage.workers.spec import ModelSpec

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import check_positions
+from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.host import check_memory, deployment_of
-from moorage.runtime.planning.memory import Deployment, num_slots, pages_per_actor
+from moorage.runtime.planning.memory import num_slots
+from moorage.runtime.planning.pages import pages_per_actor
 from moorage.runtime.planning.session_limit import SessionLimit, session_limit
 from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.workers.hf_config import read_model_spec

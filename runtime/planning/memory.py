@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from math import prod
 
 from moorage.runtime.config.units import format_bytes
-from moorage.runtime.serving.capacity import Resources, spread
-from moorage.workers.counting import counted
+from moorage.runtime.planning.deployment import Deployment
+from moorage.runtime.planning.pages import largest_shard
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.hf_tensors import tensor_shapes
-from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
 
@@ -35,33 +34,6 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STAGING_BUFFERS = 2
 _MERGED_PARTS = 8
 """Partial attention results that prefill holds before it merges them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """What sizes depend on, beside the context: model, store, the axes of a session, limits."""
-
-    model: ModelSpec
-    layout: KvLayout
-    memory: MemorySpec
-    dtype: str
-    """Type of weights and activations; auto is the checkpoint's own."""
-    on_cpu: bool
-    """Whether the device's memory is the host's."""
-    shards: int = 2
-    stripe_blocks: int = 8
-    max_running: int = 8
-    max_step_tokens: int = 4096
-    max_cached_block: int | None = None
-    device_memory: int | None = None
-    object_store_bytes: int = 256 * 1024**2
-    other_memories: tuple[MemorySpec, ...] = ()
-    """Axes that a request may ask for instead; the slots must hold one session of each."""
-
-    @property
-    def weight_dtype(self) -> str:
-        """float32, bfloat16 or float16."""
-        return self.model.dtype if self.dtype == "auto" else self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +176,7 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
         kv_bytes=sessions * context_tokens * token_bytes(layout),
         anchors_bytes=sessions * blocks * layout.page_anchor_bytes,
         reserved_bytes=reserved,
-        largest_shard_bytes=_largest_shard(deployment, blocks, sessions) * layout.page_bytes,
+        largest_shard_bytes=largest_shard(deployment, blocks, sessions) * layout.page_bytes,
         staging_bytes=_host_staging(deployment),
         ray_bytes=ray_bytes(deployment),
         device=device,
@@ -223,47 +195,6 @@ def ray_bytes(deployment: Deployment) -> int:
     """Memory of Ray and of every process in it beside what the others count, and of the object store."""
     processes = COORDINATOR_BYTES + deployment.shards * ACTOR_BASE_BYTES + WORKER_BASE_BYTES
     return RAY_BASE_BYTES + processes + deployment.object_store_bytes
-
-
-def largest_context_tokens(deployment: Deployment, dram_bytes: int, sessions: int = 1) -> int:
-    """Longest context of which `sessions` fit into `dram_bytes` of pages, shared evenly by the shards."""
-    per_shard = dram_bytes // deployment.shards // deployment.layout.page_bytes
-    low, high = 0, per_shard * deployment.shards
-    while low < high:
-        blocks = (low + high + 1) // 2
-        fits = _largest_shard(deployment, blocks, sessions) <= per_shard
-        low, high = (blocks, high) if fits else (low, blocks - 1)
-    return low * deployment.layout.block_size
-
-
-def pages_per_actor(dram_bytes: int, actors: int, layout: KvLayout) -> int:
-    """Pages of each KV actor's arena. Raises InvalidConfig when there is no room for one."""
-    pages = dram_bytes // actors // layout.page_bytes
-    if pages < 1:
-        raise InvalidConfig(
-            f"kv_store.dram: {format_bytes(dram_bytes)} for {counted(actors, 'actor')} has no room for one block of "
-            f"{layout.page_bytes} bytes each; raise it to {actors * layout.page_bytes} bytes or more"
-        )
-    return pages
-
-
-def most_sessions(deployment: Deployment, dram_bytes: int, context_tokens: int) -> int:
-    """How many sessions of `context_tokens` fit into `dram_bytes` of pages at once."""
-    per_shard = dram_bytes // deployment.shards // deployment.layout.page_bytes
-    blocks = deployment.layout.num_blocks(context_tokens)
-    low, high = 0, max(0, per_shard) * deployment.shards // blocks
-    while low < high:
-        sessions = (low + high + 1) // 2
-        fits = _largest_shard(deployment, blocks, sessions) <= per_shard
-        low, high = (sessions, high) if fits else (low, sessions - 1)
-    return low
-
-
-def _largest_shard(deployment: Deployment, num_blocks: int, sessions: int) -> int:
-    """Blocks of the fullest shard. Sessions start at the emptiest one, as they do when they are admitted."""
-    stripes = Stripes(deployment.shards, deployment.stripe_blocks)
-    counts = tuple(stripes.count(num_blocks, shard) for shard in range(deployment.shards))
-    return max(spread(Resources(counts, 0), sessions))
 
 
 def _slots(deployment: Deployment, memory: MemorySpec) -> int:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from moorage.runtime.config.resolve import given
 from moorage.runtime.config.schema import ClusterConfig
-from moorage.runtime.planning.memory import Deployment, num_slots, spare_device_bytes
+from moorage.runtime.planning.deployment import Deployment
+from moorage.runtime.planning.memory import num_slots, spare_device_bytes
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.spec import MemorySpec
 

@@ -10,7 +10,8 @@ from moorage.runtime.bench.gpu.cases import Method, groups
 from moorage.runtime.bench.gpu.ceilings import Ceilings, synchronize
 from moorage.runtime.bench.gpu.model import PastStore, WalkingDecoder
 from moorage.runtime.bench.gpu.options import Options
-from moorage.runtime.planning.memory import CUDA_RESERVE_BYTES, Deployment, workspace_bytes
+from moorage.runtime.planning.deployment import Deployment
+from moorage.runtime.planning.memory import CUDA_RESERVE_BYTES, workspace_bytes
 from moorage.workers.gpu.engine.engine import Engine
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.transfer.copy_engine import CopyEngine

@@ -9,21 +9,19 @@ import pytest
 from moorage.runtime.config.presets import PRESETS
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
+from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.host import Host, check_memory, deployment_of, read_host
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.runtime.planning.memory import (
-    Deployment,
     context_sizes,
     device_sizes,
     fixed_dram_bytes,
-    largest_context_tokens,
-    most_sessions,
     num_parameters,
     num_slots,
-    pages_per_actor,
     spare_device_bytes,
     token_bytes,
 )
+from moorage.runtime.planning.pages import largest_context_tokens, most_sessions, pages_per_actor
 from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.scheduler import Scheduler

@@ -1,0 +1,34 @@
+"""What the sizes of a cluster depend on, beside the context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What sizes depend on, beside the context: model, store, the axes of a session, limits."""
+
+    model: ModelSpec
+    layout: KvLayout
+    memory: MemorySpec
+    dtype: str
+    """Type of weights and activations; auto is the checkpoint's own."""
+    on_cpu: bool
+    """Whether the device's memory is the host's."""
+    shards: int = 2
+    stripe_blocks: int = 8
+    max_running: int = 8
+    max_step_tokens: int = 4096
+    max_cached_block: int | None = None
+    device_memory: int | None = None
+    object_store_bytes: int = 256 * 1024**2
+    other_memories: tuple[MemorySpec, ...] = ()
+    """Axes that a request may ask for instead; the slots must hold one session of each."""
+
+    @property
+    def weight_dtype(self) -> str:
+        """float32, bfloat16 or float16."""
+        return self.model.dtype if self.dtype == "auto" else self.dtype
