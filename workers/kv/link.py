@@ -52,7 +52,7 @@ def confirm(link: Link, session_id: int) -> None:
 
     Raises what a commit of the session failed with.
     """
-    if link.shard is not None and link.shard.session(session_id).unconfirmed:
+    if link.shard is not None and session_id in link.shard.unconfirmed:
         link.call(Confirm(np.array([session_id], np.int64)))
 
 

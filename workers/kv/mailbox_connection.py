@@ -83,7 +83,7 @@ class Connection:
             window.follow(call.window_bytes)
             operation = call.operation(window)
             reply = self._dispatch.call(operation)
-            placed = put_message(window, call.placed.end, codec_of(operation.reply_type), reply)
+            placed = put_message(window, call.end, codec_of(operation.reply_type), reply)
             return REPLY.pack(0, placed.body_bytes, window.num_bytes)
         except MoorageError as error:
             return pack_error(error)

@@ -39,7 +39,8 @@ class MailboxLink:
             found: T = operation.select(self.shard)
             return lambda: found
         receive = self._channel.submit(operation)
-        self.shard.confirm(operation.sessions)
+        if self.shard.unconfirmed:
+            self.shard.unconfirmed.difference_update(operation.sessions)
 
         def collect() -> T:
             reply = receive()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,8 +30,6 @@ class ShardSession:
     """Set in the store when anchors summarise rotated keys."""
     scoring: Scoring | None = None
     """A scored request that waits for its `choose`."""
-    unconfirmed: bool = False
-    """In a worker: whether the store may not have sealed yet what counts as sealed here."""
     num_changes: int = 0
     """Counts what may change codes: sealed blocks, blocks that are gone, rebuilt anchors."""
 
@@ -48,6 +45,8 @@ class MappedShard:
         """`where` says in messages what a session that is missing should be in."""
         self.arena, self.layout = arena, arena.layout
         self.sessions: dict[int, ShardSession] = {}
+        self.unconfirmed: set[int] = set()
+        """In a worker: sessions of which the store may not have sealed yet what counts as sealed here."""
         self._selector = Selector(arena)
         self._where = where
 
@@ -75,6 +74,7 @@ class MappedShard:
     def drop(self, session_id: int) -> ShardSession | None:
         """Removes a session; returns it if it was open."""
         session = self.sessions.pop(session_id, None)
+        self.unconfirmed.discard(session_id)
         if session is not None:
             self._selector.forget(session_id)
         return session
@@ -112,25 +112,23 @@ class MappedShard:
 
     def follow_commit(self, session_id: int, layer: int, start: int, end: int) -> None:
         """`commit` and `seal`, as the store does both later; what it refuses it will tell."""
-        with suppress(MoorageError):
+        try:
             full = self.commit(session_id, layer, start, end)
-            if full:
-                self.seal(session_id, layer, full.stop)
-                self.session(session_id).unconfirmed = True
+        except MoorageError:
+            return
+        if full:
+            self.seal(session_id, layer, full.stop)
+            self.unconfirmed.add(session_id)
 
     def follow_row(self, session_id: int, position: int) -> None:
         """`follow_commit` of the row at `position` in all layers."""
-        with suppress(MoorageError):
+        try:
             if self.extend(session_id, position):
                 return
+        except MoorageError:
+            return
         for layer in range(self.layout.num_layers):
             self.follow_commit(session_id, layer, position, position + 1)
-
-    def confirm(self, session_ids: Iterable[int]) -> None:
-        """A reply that comes after commits says that the store has sealed their blocks."""
-        for session_id in session_ids:
-            if session_id in self.sessions:
-                self.sessions[session_id].unconfirmed = False
 
     def seal(self, session_id: int, layer: int, num_blocks: int) -> None:
         """Records that the first `num_blocks` blocks of `layer` have their anchors."""

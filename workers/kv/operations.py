@@ -8,6 +8,7 @@ the reply, which is the argument of `Operation`, say how both travel. Positions 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 import numpy as np
@@ -83,16 +84,17 @@ class Selecting(Operation[T]):
         return self.select(store.shard)
 
 
-_FIELDS: dict[str, list[str]] = {}
+_GETTERS: dict[str, Any] = {}
 
 
-def _values(operation: Operation[Any]) -> list[Any]:
+def _values(operation: Operation[Any]) -> Any:
     """The values of its fields."""
-    kind = type(operation).__name__
-    names = _FIELDS.get(kind)
-    if names is None:
-        names = _FIELDS[kind] = [field.name for field in fields(operation)]
-    return [getattr(operation, name) for name in names]
+    get = _GETTERS.get(operation.__class__.__name__)
+    if get is None:
+        names = [field.name for field in fields(operation)]
+        get = attrgetter(*names) if len(names) > 1 else lambda one: [getattr(one, name) for name in names]
+        _GETTERS[operation.__class__.__name__] = get
+    return get(operation)
 
 
 @dataclass(slots=True)

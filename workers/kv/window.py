@@ -78,13 +78,11 @@ class Window:
         return view
 
     def put_bytes(self, offset: int, data: bytes) -> None:
-        """Writes `data` at `offset`."""
-        self._check(offset, len(data))
+        """Writes `data` at `offset`. Raises IndexError or ValueError where the window is too small."""
         self._memory[offset : offset + len(data)] = data
 
     def get_bytes(self, offset: int, count: int) -> bytes:
-        """The bytes [offset, offset + count)."""
-        self._check(offset, count)
+        """The bytes [offset, offset + count), or as many of them as the window has."""
         return self._memory[offset : offset + count]
 
     def _check(self, offset: int, count: int) -> None:

@@ -117,26 +117,26 @@ def unpack_posts(packet: bytes) -> list[Operation[Any]] | None:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A packet of `pack_call`."""
 
     number: int
-    placed: Placed
+    body_bytes: int
+    end: int
+    """Behind the arrays, where the reply begins."""
     window_bytes: int
 
     @classmethod
     def unpack(cls, packet: bytes) -> Call:
         """Raises struct.error for other packets."""
-        number, body_bytes, end, window_bytes = _CALL.unpack(packet)
-        return cls(number, Placed(body_bytes, end), window_bytes)
+        return cls._make(_CALL.unpack(packet))
 
     def operation(self, window: Window) -> Operation[Any]:
         """What the window holds. Raises InvalidRequest for what is not known here."""
         kind = OPERATIONS.get(self.number)
         if kind is None:
             raise InvalidRequest(f"mailbox: unknown operation {self.number}; use one version on both sides")
-        operation: Operation[Any] = get_message(window, 0, self.placed.body_bytes, codec_of(kind), copy=False)
+        operation: Operation[Any] = get_message(window, 0, self.body_bytes, codec_of(kind), copy=False)
         return operation
 
 
