@@ -19,7 +19,7 @@ from moorage.workers.kv.messages import Float32
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.warm_up import warm_up
-from moorage.workers.spec import KvLayout, KvType
+from moorage.workers.spec import KvLayout
 
 FILL_TOKENS = 16384
 """Rows written at once; the same random rows come again with another mean, so that no two blocks are equal."""
@@ -34,7 +34,7 @@ class Content:
         self._rng = np.random.default_rng(seed)
         shape = (FILL_TOKENS, layout.num_kv_heads, layout.head_dim)
         self._noise = self._rng.standard_normal(shape, np.float32)
-        dtype = np.float16 if layout.kv_type is KvType.FP16 else np.float32
+        dtype = np.dtype(layout.element)
         self._values = self._rng.standard_normal(shape, np.float32).astype(dtype)
         self._dtype = dtype
 

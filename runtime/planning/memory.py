@@ -101,11 +101,11 @@ def num_slots(deployment: Deployment) -> int:
         return wanted
     fixed = weights_bytes(deployment) + workspace_bytes(deployment) + _device_staging(deployment)
     fixed += reserve_bytes(deployment)
-    room = (deployment.device_memory - fixed) // layout.block_bytes
+    room = (deployment.device_memory - fixed) // layout.slot_bytes
     if room < one:
         raise InvalidConfig(
             f"gpu_workers.device_memory: {format_bytes(deployment.device_memory)} is too little: weights, workspace "
-            f"and one session need {format_bytes(fixed + one * layout.block_bytes)}; raise it, or lower memory.topk, "
+            f"and one session need {format_bytes(fixed + one * layout.slot_bytes)}; raise it, or lower memory.topk, "
             "long_context.local_windows_len or long_context.chunk_size"
         )
     return min(wanted, room)
@@ -147,8 +147,8 @@ def device_sizes(deployment: Deployment) -> DeviceSizes:
     windows = min(slots, deployment.max_running * layout.num_layers * near)
     return DeviceSizes(
         weights_bytes=weights_bytes(deployment),
-        slots_bytes=slots * layout.block_bytes,
-        window_bytes=windows * layout.block_bytes,
+        slots_bytes=slots * layout.slot_bytes,
+        window_bytes=windows * layout.slot_bytes,
         workspace_bytes=workspace_bytes(deployment),
         staging_bytes=_device_staging(deployment),
         reserve_bytes=reserve_bytes(deployment),
@@ -208,12 +208,12 @@ def _each_slots(deployment: Deployment) -> Iterable[int]:
 
 def _host_staging(deployment: Deployment) -> int:
     layout = deployment.layout
-    return _STAGING_BUFFERS * piece_blocks(layout, deployment.on_cpu) * layout.block_bytes
+    return _STAGING_BUFFERS * piece_blocks(layout, deployment.on_cpu) * layout.slot_bytes
 
 
 def _device_staging(deployment: Deployment) -> int:
     """Keys and values of a streamed piece on the device, as stored and in the type of activations."""
     layout = deployment.layout
-    elements = piece_blocks(layout, deployment.on_cpu) * layout.block_bytes // layout.kv_type.itemsize
+    elements = piece_blocks(layout, deployment.on_cpu) * layout.slot_bytes // layout.element_bytes
     compute = DTYPE_BYTES[deployment.weight_dtype]
-    return _STAGING_BUFFERS * elements * (layout.kv_type.itemsize + compute)
+    return _STAGING_BUFFERS * elements * (layout.element_bytes + compute)

@@ -47,10 +47,14 @@ class AnchorBuilder:
         ranked = layout.repr_topk if layout.anchor_type is AnchorType.REPR_TOPK else layout.anchor_num
         for start in range(0, len(pages), BLOCKS_AT_ONCE):
             part = slice(start, min(start + BLOCKS_AT_ONCE, len(pages)))
+            wanted, anchors = pages[part], self._arena.anchors[layer]
+            found = self._arena.readable(layer, wanted)
+            in_place = found.pages is wanted
+            made = anchors if in_place else np.empty((len(wanted), *anchors.shape[1:]), anchors.dtype)
             build_anchors(
-                self._arena.kv[layer],
-                self._arena.anchors[layer],
-                pages[part],
+                found.blocks,
+                made,
+                found.pages,
                 _KINDS[layout.anchor_type] if importance is None else "important",
                 importance=None if importance is None else importance[part],
                 num_top=ranked,
@@ -58,6 +62,8 @@ class AnchorBuilder:
                 if rotation is None
                 else self._turns(rotation, first + start, first + part.stop),
             )
+            if not in_place:
+                anchors[wanted] = made
 
     def _turns(self, rotation: AnchorRotation, first: int, end: int) -> tuple[Float32, Float32]:
         """(cos, sin), each [n, B, rotary_dim / 2], of the keys of blocks [first, end); angles in fp64."""

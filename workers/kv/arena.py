@@ -6,21 +6,32 @@ import fcntl
 import mmap
 import os
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 
 from moorage.workers.errors import InvalidConfig, ResourceExhausted
-from moorage.workers.kv.messages import Storage
-from moorage.workers.spec import KvLayout, KvType
+from moorage.workers.kv.formats import format_of
+from moorage.workers.kv.messages import Int32, Storage
+from moorage.workers.spec import KvLayout
 
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap does not name."""
 
 
+class ReadableBlocks(NamedTuple):
+    """Some blocks of a layer."""
+
+    blocks: Storage
+    """[n, 2, Hkv, B, D] of storage type."""
+    pages: Int32
+    """Where they lie in `blocks`."""
+
+
 class Arena:
     """`num_pages` pages of anonymous shared memory.
 
-        kv       [layer][page][K|V][kv_head][token][dim]     un-rotated keys, values
+        kv       [layer][page][K|V][kv_head][token][dim]     un-rotated keys, values; inside a page the format decides
         anchors  [layer][page][kv_head][vector][dim]
         codes    [layer][page][byte]                         of the anchors, two to a byte; absent by default
 
@@ -72,20 +83,35 @@ class Arena:
             OSError
         ):  # Huge pages of shared memory are off on most systems, and then this is refused.
             memory.madvise(mmap.MADV_HUGEPAGE)
-        heads, dim = layout.num_kv_heads, layout.head_dim
-        kv_bytes = num_pages * layout.page_kv_bytes
-        code_bytes = num_pages * layout.num_layers * layout.code_bytes
-        dtype = np.dtype(np.uint16 if layout.kv_type is KvType.FP16 else np.float32)
-        flat: Storage = np.frombuffer(memory, dtype, (self.num_bytes - code_bytes) // dtype.itemsize)
-        split = kv_bytes // dtype.itemsize
-        self.kv: Storage = flat[:split].reshape(
-            layout.num_layers, num_pages, 2, heads, layout.block_size, dim
+        flat = np.frombuffer(memory, np.uint8)
+        kv_end, code_bytes = (
+            num_pages * layout.page_kv_bytes,
+            num_pages * layout.num_layers * layout.code_bytes,
         )
-        self.anchors: Storage = flat[split:].reshape(
-            layout.num_layers, num_pages, heads, layout.anchor_vectors, dim
+        blocks = layout.num_layers, num_pages
+        self.kv: Storage = format_of(layout.kv_type).view(
+            flat[:kv_end].reshape(*blocks, layout.block_bytes), layout.block_shape
         )
-        codes = np.frombuffer(memory, np.uint8, code_bytes, self.num_bytes - code_bytes)
-        self.codes = codes.reshape(layout.num_layers, num_pages, layout.code_bytes)
+        """[L, P, 2, Hkv, B, D] of storage type where the format is native."""
+        self.anchors: Storage = (
+            flat[kv_end : self.num_bytes - code_bytes]
+            .view(format_of(layout.kv_type).storage)
+            .reshape(*blocks, layout.num_kv_heads, layout.anchor_vectors, layout.head_dim)
+        )
+        self.codes = flat[self.num_bytes - code_bytes :].reshape(*blocks, layout.code_bytes)
+
+    def decode(self, layer: int, pages: Int32, out: Storage, slots: Int32) -> None:
+        """Reads blocks into `out[slots]`, [num_slots, 2, Hkv, B, D] of storage type."""
+        format_of(self.layout.kv_type).decode(self.kv[layer], pages, out, slots)
+
+    def readable(self, layer: int, pages: Int32) -> ReadableBlocks:
+        """The blocks on `pages` as kernels read them: where they lie, or decoded copies."""
+        if format_of(self.layout.kv_type).is_native:
+            return ReadableBlocks(self.kv[layer], pages)
+        shape, places = self.layout.block_shape, np.arange(len(pages), dtype=np.int32)
+        copies: Storage = np.empty((len(pages), 2, *shape), format_of(self.layout.kv_type).storage)
+        self.decode(layer, pages, copies, places)
+        return ReadableBlocks(copies, places)
 
     @property
     def num_bytes(self) -> int:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moorage.kernels.block_write import write_rows
 from moorage.workers.errors import InvalidRequest, NotFinite, StoreFull
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.messages import Int32, Storage
 from moorage.workers.spec import KvType
 
@@ -106,7 +106,7 @@ class BlockTable:
         end = start + len(keys)
         self.check_rows(layer, start, end, size)
         if end > start:
-            if not write_rows(arena.kv[layer], self.pages, start, keys, values):
+            if not format_of(arena.layout.kv_type).encode(arena.kv[layer], self.pages, start, keys, values):
                 raise beyond_storage(layer, arena.layout.kv_type)
             self._clear_rest(arena, layer, start, end)
         self.num_tokens[layer] = end
@@ -118,20 +118,12 @@ class BlockTable:
         size = arena.layout.block_size
         last, filled = divmod(end, size)
         if filled and start <= last * size:
-            arena.kv[layer, self.pages[last], :, :, filled:] = 0
+            format_of(arena.layout.kv_type).clear(arena.kv[layer], int(self.pages[last]), filled)
 
 
 def beyond_storage(layer: int, kv_type: KvType) -> NotFinite:
     """A key or value that the store can't hold as a number."""
-    if kv_type is KvType.FP16:
-        return NotFinite(
-            f"layer {layer}: a key or value is larger than 65504, the most that FP16 storage holds; "
-            "set long_context.kv_type to FP32"
-        )
-    return NotFinite(
-        f"layer {layer}: the model computes a key or value that is not a finite number; "
-        "set model.dtype to float32, or check the weights"
-    )
+    return NotFinite(f"layer {layer}: {format_of(kv_type).limit}")
 
 
 _SINGLE, _HALF, _BITS = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16)
@@ -144,7 +136,7 @@ def _as_rows(rows: ArrayLike, arena: Arena) -> Storage:
         raise InvalidRequest(
             f"rows of shape {array.shape}; expected [tokens, {layout.num_kv_heads}, {layout.head_dim}]"
         )
-    stored = arena.kv.dtype
+    stored = format_of(layout.kv_type).storage
     if array.dtype == _HALF and stored == _BITS:
         array = array.view(_BITS)
     if array.dtype == _SINGLE or array.dtype == stored:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moorage.kernels.block_gather import gather_blocks
 from moorage.kernels.block_select import Coded
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import BlockTable
+from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.messages import AnchorRotation, Float32, Int32, SelectReply, SelectRequest, Storage
 from moorage.workers.kv.selector import Asked, Preselection, Scoring, Selector
 
@@ -49,6 +49,11 @@ class MappedShard:
         """In a worker: sessions of which the store may not have sealed yet what counts as sealed here."""
         self._selector = Selector(arena)
         self._where = where
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether kernels and copies may read blocks where they lie; otherwise `gather` decodes them."""
+        return format_of(self.layout.kv_type).is_native
 
     def session(self, session_id: int) -> ShardSession:
         """Raises NotFound for a session that is not open."""
@@ -161,11 +166,14 @@ class MappedShard:
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
-        gather_blocks(self.arena.kv[layer], self.pages_of(session_id, layer, blocks), out, slots)
+        self.arena.decode(layer, self.pages_of(session_id, layer, blocks), out, slots)
 
     def copy_blocks(self, session_id: int, layer: int, blocks: Int32) -> Storage:
         """Copies of `blocks`, [n, 2, Hkv, B, D] of storage type."""
-        copies: Storage = self.arena.kv[layer][self.pages_of(session_id, layer, blocks)]
+        copies: Storage = np.empty(
+            (len(blocks), 2, *self.layout.block_shape), format_of(self.layout.kv_type).storage
+        )
+        self.gather(session_id, layer, blocks, copies, np.arange(len(blocks), dtype=np.int32))
         return copies
 
     def pages_of(self, session_id: int, layer: int, blocks: Int32) -> Int32:

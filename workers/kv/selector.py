@@ -202,7 +202,7 @@ class Selector:
         count = len(candidate_pages)
         logits = self._borrow(rows * heads * count).reshape(rows, heads, count)
         if logits.size and request.refine is not None:
-            score_keys(self._arena.kv[request.layer], candidate_pages, request.queries, logits)
+            score_keys(*self._arena.readable(request.layer, candidate_pages), request.queries, logits)
         elif logits.size:
             anchors, add = self._arena.anchors[request.layer], request.anchor_pool is AnchorPool.SUM
             queries = self._meeting(request.queries)

@@ -274,8 +274,8 @@ class ShardedKv:
                 yield link, local[places], places
 
     def host_memory(self) -> HostMemory | None:
-        """The stores' memory, where this process maps all of it."""
-        shards = [link.shard for link in self.links if link.shard is not None]
+        """The stores' memory, where this process maps all of it and blocks lie in it as kernels read them."""
+        shards = [link.shard for link in self.links if link.shard is not None and link.shard.is_readable]
         if len(shards) < len(self.links):
             return None
         return HostMemory(self.links, shards, self._tokens, self.first_shard)
@@ -283,7 +283,7 @@ class ShardedKv:
     def resident(self, session_id: int) -> Resident | None:
         """A session's blocks as this process maps them, until it grows; None when a shard is on another host."""
         links = self._links_of(session_id)
-        shards = [link.shard for link in links if link.shard is not None]
+        shards = [link.shard for link in links if link.shard is not None and link.shard.is_readable]
         if len(shards) < len(links):
             return None
         pages = [shard.session(session_id).table.pages for shard in shards]

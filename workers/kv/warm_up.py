@@ -9,6 +9,7 @@ import numpy as np
 
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.numba_flags import always_parallel
+from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.messages import AnchorRotation, SelectRequest
 from moorage.workers.kv.quantized_anchors import KEPT_PER_CHOSEN, MIN_SHARE
 from moorage.workers.kv.store import KvStore
@@ -45,7 +46,7 @@ def _run_each(layout: KvLayout) -> None:
     queries = np.zeros((2, *shape[1:]), np.float32)
     for shared, pooling, k in product((False, True), (HeadPool.SOFTMAX, HeadPool.SUM), (1, 2)):
         store.shard.select(SelectRequest(0, 0, queries, 0, limits, k, shared, 1.0, pooling=pooling))
-    out = np.empty_like(store.arena.kv[0])
+    out = np.empty((NUM_BLOCKS, 2, *layout.block_shape), format_of(layout.kv_type).storage)
     blocks = np.arange(NUM_BLOCKS, dtype=np.int32)
     store.shard.select(SelectRequest(0, 0, queries[:1], 0, limits[:1], 1, True, 1.0, refine=blocks))
     store.shard.gather(0, 0, blocks, out, blocks)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound, ResourceExhausted, StoreFull
-from moorage.workers.kv.codec import Array, Codec, codec_of
+from moorage.workers.kv.codec import Array, Codec, RecordCodec, codec_of
 from moorage.workers.kv.operations import OPERATIONS, Operation
 from moorage.workers.kv.window import Window, aligned
 from moorage.workers.spec import KvLayout
@@ -110,11 +110,10 @@ def unpack_posts(packet: bytes) -> list[Operation[Any]] | None:
     if number < _POSTED:
         return None
     codec = codec_of(OPERATIONS[number - _POSTED])
-    size = codec.num_bytes
-    return [
-        codec.decode(packet[start : start + size], _no_array)
-        for start in range(_KIND.size, len(packet), size)
-    ]
+    if not isinstance(codec, RecordCodec):
+        raise ValueError(f"operation {number - _POSTED} has lists, so it can't be posted")
+    starts = range(_KIND.size, len(packet), codec.num_bytes)
+    return [codec.decode(packet[start : start + codec.num_bytes], _no_array) for start in starts]
 
 
 class Call(NamedTuple):

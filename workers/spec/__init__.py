@@ -27,13 +27,14 @@ from moorage.workers.spec.steps import (
     StepPlan,
     StepResult,
 )
-from moorage.workers.spec.store import CODE_ELEMENTS, KvLayout, KvShape, StoreSpec
+from moorage.workers.spec.store import CODE_ELEMENTS, BlockShape, KvLayout, KvShape, StoreSpec
 
 __all__ = [
     "CODE_ELEMENTS",
     "AnchorPool",
     "AnchorSpace",
     "AnchorType",
+    "BlockShape",
     "ContinueSession",
     "DualChunkSpec",
     "HeadPool",

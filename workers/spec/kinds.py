@@ -11,11 +11,6 @@ class KvType(StrEnum):
     FP16 = "FP16"
     FP32 = "FP32"
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return 2 if self is KvType.FP16 else 4
-
 
 class AnchorType(StrEnum):
     """How a sealed block is summarised for scoring, in `anchor_num` parts."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import NamedTuple, Protocol
 
 from moorage.workers.spec.kinds import AnchorSpace, AnchorType, KvType, Scorer
 from moorage.workers.spec.setting import Limits, setting
@@ -54,6 +57,40 @@ class StoreSpec:
     )
 
 
+class BlockShape(NamedTuple):
+    """Sizes of one block of one layer."""
+
+    num_kv_heads: int
+    block_size: int
+    head_dim: int
+
+    @property
+    def num_elements(self) -> int:
+        """Of its keys and values."""
+        return 2 * self.num_kv_heads * self.block_size * self.head_dim
+
+
+class BlockSizes(Protocol):
+    """What a block format says about bytes."""
+
+    @property
+    def element(self) -> str:
+        """float16 or float32: the type of decoded elements."""
+
+    def block_bytes(self, shape: BlockShape) -> int:
+        """Of a block as stored."""
+
+
+_ELEMENT_BYTES = {"float16": 2, "float32": 4}
+
+
+@cache
+def _sizes_of(kv_type: KvType) -> BlockSizes:
+    """The format module of the name of `kv_type`; the package above owns it, so that it is found by name."""
+    sizes: BlockSizes = import_module(f"moorage.workers.kv.formats.{kv_type.value.lower()}").FORMAT
+    return sizes
+
+
 @dataclass(frozen=True)
 class KvShape:
     """What the model says about the size of its KV."""
@@ -75,9 +112,29 @@ class KvLayout(StoreSpec, KvShape):
     """Whether the arena has room for codes: the setting, where codes can stand in for the anchors' scores."""
 
     @property
+    def element(self) -> str:
+        """float16 or float32, as numpy and torch name it: the type of decoded blocks and of anchors."""
+        return _sizes_of(self.kv_type).element
+
+    @property
+    def element_bytes(self) -> int:
+        """Of an element of a decoded block or of an anchor."""
+        return _ELEMENT_BYTES[self.element]
+
+    @property
+    def block_shape(self) -> BlockShape:
+        """Sizes of one block of one layer."""
+        return BlockShape(self.num_kv_heads, self.block_size, self.head_dim)
+
+    @property
+    def slot_bytes(self) -> int:
+        """K and V of one block of one layer on the device, where blocks are decoded."""
+        return self.block_shape.num_elements * self.element_bytes
+
+    @property
     def block_bytes(self) -> int:
-        """K and V of one block of one layer."""
-        return 2 * self.num_kv_heads * self.block_size * self.head_dim * self.kv_type.itemsize
+        """K and V of one block of one layer as stored."""
+        return _sizes_of(self.kv_type).block_bytes(self.block_shape)
 
     @property
     def anchor_vectors(self) -> int:
@@ -87,7 +144,7 @@ class KvLayout(StoreSpec, KvShape):
     @property
     def anchor_bytes(self) -> int:
         """Anchors of one block of one layer."""
-        return self.num_kv_heads * self.anchor_vectors * self.head_dim * self.kv_type.itemsize
+        return self.num_kv_heads * self.anchor_vectors * self.head_dim * self.element_bytes
 
     @property
     def code_bytes(self) -> int:

@@ -22,7 +22,7 @@ from moorage.workers.gpu.model.parameters import DecoderWeights
 from moorage.workers.gpu.model.weights import random_weights
 from moorage.workers.kv.messages import AnchorRotation, Int32
 from moorage.workers.kv.store import KvStore
-from moorage.workers.spec import KvLayout, KvType, ModelSpec, RopeSpec
+from moorage.workers.spec import KvLayout, ModelSpec, RopeSpec
 
 QUERY_COSINE = 0.95
 TINY = ModelSpec(
@@ -142,7 +142,7 @@ class PastStore(KvStore):
         layout = self.layout
         rng = np.random.default_rng(0)
         shape = (min(FILL_TOKENS, num_tokens), layout.num_kv_heads, layout.head_dim)
-        dtype = np.float16 if layout.kv_type is KvType.FP16 else np.float32
+        dtype = np.dtype(layout.element)
         blocks = -(-shape[0] // layout.block_size)
         chunks = []
         for _ in range(NUM_CHUNKS):

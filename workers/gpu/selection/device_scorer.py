@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_score.tensors import score_tensors
 from moorage.kernels.hadamard import hadamard_matrix
+from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.kv.operations import Stats
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, KvLayout, KvType, MemorySpec, Preselect
+from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, KvLayout, MemorySpec, Preselect
 
 Int32 = NDArray[np.int32]
 
@@ -39,7 +40,7 @@ class DeviceScorer:
         self._kv, self._layout, self._device = kv, layout, device
         self._room_bytes = room_bytes
         self._mirrors: dict[int, Mirror] = {}
-        self._dtype = torch.float16 if layout.kv_type is KvType.FP16 else torch.float32
+        self._dtype = storage_dtype(layout.kv_type)
         self._turn: torch.Tensor | None = None
         if layout.anchor_type is AnchorType.QUEST_HADAMARD:
             matrix = torch.from_numpy(hadamard_matrix(layout.head_dim))

@@ -16,7 +16,7 @@ from moorage.workers.gpu.selection.device_scorer import DeviceScorer
 from moorage.workers.gpu.selection.queries import LayerQueries, attention_scale, scoring_queries
 from moorage.workers.gpu.selection.selector import BlockSelector, Selection
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.spec import KvLayout, KvType
+from moorage.workers.spec import KvLayout
 
 TRIAL_TOKENS = 131072
 """Length of the context on which the two places are compared."""
@@ -68,9 +68,9 @@ def scores_on_device(kv: ShardedKv, layout: KvLayout, group_size: int, device: t
     their kernel in this process and of the way to them and back.
     """
     count, dim = layout.num_blocks(TRIAL_TOKENS), layout.head_dim
-    half = layout.kv_type is KvType.FP16
+    half = layout.element == "float16"
     shape = count, layout.num_kv_heads, layout.anchor_vectors, dim
-    anchors, pages = np.zeros(shape, np.float16 if half else np.float32), np.arange(count, dtype=np.int32)
+    anchors, pages = np.zeros(shape, np.dtype(layout.element)), np.arange(count, dtype=np.int32)
     query = np.zeros((1, layout.num_kv_heads * group_size, dim), np.float32)
     k, bounds = min(TRIAL_BLOCKS_SELECTED, count), layout.anchor_type.bounds
     there = [torch.from_numpy(array).to(device) for array in (anchors, pages, query)]

@@ -10,14 +10,16 @@ from numpy.typing import NDArray
 
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.transfer.copy_engine import DONE, CopyEngine, CopyHandle
+from moorage.workers.kv.formats import format_of
 from moorage.workers.spec import KvLayout, KvType
 
 Int32 = NDArray[np.int32]
 
 
 def storage_dtype(kv_type: KvType) -> torch.dtype:
-    """The torch type of stored keys and values."""
-    return torch.float16 if kv_type is KvType.FP16 else torch.float32
+    """The torch type of keys and values as blocks are decoded."""
+    dtype: torch.dtype = getattr(torch, format_of(kv_type).element)
+    return dtype
 
 
 class BlockLoader:

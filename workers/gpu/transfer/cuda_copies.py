@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.triton_support import has_triton, upload
+from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 from moorage.workers.gpu.transfer.dma_threshold import measure_threshold
 from moorage.workers.gpu.transfer.pinning import CudaHostMemory, Pinned, PinnedBlocks
@@ -22,7 +23,7 @@ from moorage.workers.gpu.transfer.staging_ring import StagingRing
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.spec import KvLayout, KvType
+from moorage.workers.spec import KvLayout
 
 Int32 = NDArray[np.int32]
 
@@ -70,13 +71,13 @@ class CudaCopies:
     ) -> CudaCopies:
         """With a staging ring of two times `staging_blocks`."""
         shape = (2, staging_blocks, 2, layout.num_kv_heads, layout.block_size, layout.head_dim)
-        dtype = torch.float16 if layout.kv_type is KvType.FP16 else torch.float32
+        dtype = storage_dtype(layout.kv_type)
         return cls(kv, device, torch.empty(shape, dtype=dtype, pin_memory=True), dma_bytes)
 
     def prepare(self, pinned: Pinned | None = None) -> None:
         """See CopyEngine."""
         for link in self._kv.links:
-            if link.shard is not None:
+            if link.shard is not None and link.shard.is_readable:
                 self._blocks_of(link.shard.arena, pinned)
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
@@ -85,7 +86,7 @@ class CudaCopies:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for link, local, places in self._kv.parts(session_id, blocks):
-                if link.shard is None:
+                if link.shard is None or not link.shard.is_readable:
                     self._from_elsewhere(link, session_id, layer, local, out, into[places])
                 else:
                     pages = link.shard.pages_of(session_id, layer, local)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.gpu.transfer.runs import runs_of
 from moorage.workers.kv.arena import Arena
-from moorage.workers.spec import KvType
 
 Int32 = NDArray[np.int32]
 Pinned = Callable[[int, int], None]
@@ -79,7 +78,7 @@ class PinnedBlocks:
         """
         self._arena, self._memory = arena, memory
         """The arena is kept, since its mapping must outlive the registration."""
-        kv = arena.kv.view(np.float16) if arena.layout.kv_type is KvType.FP16 else arena.kv
+        kv = arena.kv.view(arena.layout.element)
         self.blocks = torch.from_numpy(kv)
         """[L, P, 2, Hkv, B, D] in storage type."""
         self._slice_blocks = _slice_blocks(arena.layout.block_bytes, slice_bytes)
