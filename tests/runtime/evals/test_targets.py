@@ -66,6 +66,7 @@ def test_local_target_counts_like_the_server() -> None:
     assert answer.budget_tokens == 0
     assert targets.at("few", 600).generate(prompt, 2).budget_tokens == 32 + 256 + 4 * 32
     assert targets.settings("few")["memory"]["topk"] == 4
+    assert {"n_init", "positions", "exc_block_size", "rope"} <= targets.settings("few")["memory"].keys()
     targets.close()
 
 
