@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +13,7 @@ from moorage.kernels.checks import FLOAT32, INT32, STORAGE, UINT8, check_array, 
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.simd import LANES
+from moorage.kernels.threads import run_each
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -92,7 +89,7 @@ def select_blocks_together(
     def choose(i: int) -> None:
         _one(i, anchors, sessions, num_kv_heads, quest, ids, scores, scratch, coded, hints)
 
-    _deal(choose, count, workers)
+    run_each(choose, count, workers)
 
 
 def _one(
@@ -114,25 +111,3 @@ def _one(
         select_by_codes(anchors, pages[begin:end], problem, room, codes, steps[i], kept, 1)
     else:
         select_exactly(anchors, pages[begin:end], problem, room, hints[0], hints[1], 1)
-
-
-def _deal(run: Callable[[int], None], count: int, workers: int) -> None:
-    """run(0) to run(count - 1), every `workers`-th of them by one thread."""
-
-    def share(first: int) -> None:
-        for i in range(first, count, workers):
-            run(i)
-
-    others = [_threads().submit(share, first) for first in range(1, workers)]
-    try:
-        share(0)
-    finally:
-        wait(others)  # nobody may write on when this has failed
-    for other in others:
-        other.result()
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    """Threads of Python, since kernels let go of the interpreter's lock: nothing more must be compiled."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="select")

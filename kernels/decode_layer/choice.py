@@ -16,12 +16,10 @@ from moorage.kernels.rotation import rotate_into
 
 
 @njit(**SERIAL, inline="always")
-def choose_blocks(
-    i: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, query: Any, choices: Any, hints: Any,
-    workers: Any,
-) -> None:  # fmt: skip
-    """Writes ids, scores and window_first of session i, whose query is query[i]."""
-    num_memories, (num_choices, k) = len(table), choices.ids.shape[1:]
+def choose_blocks(i: Any, layer: Any, workers: Any) -> None:
+    """Writes ids, scores and window_first of session i of a `Layer`, for which some workers score."""
+    shape, batch, query, choices = layer.shape, layer.batch, layer.query, layer.choices
+    num_memories, (num_choices, k) = len(layer.table), choices.ids.shape[1:]
     choices.window_first[i] = batch.near_block[i]
     if k == 0:
         return
@@ -33,10 +31,7 @@ def choose_blocks(
         ids = np.empty((num_memories, num_choices, k), np.int32)
         scores = np.empty((num_memories, num_choices, k), np.float32)
     for shard in range(num_memories):
-        _choose_within(
-            shard, i, table, empty, anchor_size, shape, batch, queries, choices, hints, workers,
-            ids[shard : shard + 1], scores[shard : shard + 1],
-        )  # fmt: skip
+        _choose_within(shard, i, layer, queries, workers, ids[shard : shard + 1], scores[shard : shard + 1])
     if num_memories > 1:
         merge_into(ids, scores, shape.stripe_blocks, choices.ids[i], choices.scores[i])
 
@@ -55,11 +50,9 @@ def _as_scored(i: Any, batch: Any, query: Any, hadamard: Any, out: Any) -> None:
 
 
 @njit(**SERIAL, inline="always")
-def _choose_within(
-    shard: Any, i: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, queries: Any, choices: Any,
-    hints: Any, workers: Any, ids: Any, scores: Any,
-) -> None:  # fmt: skip
+def _choose_within(shard: Any, i: Any, layer: Any, queries: Any, workers: Any, ids: Any, scores: Any) -> None:
     """ids, scores [1, S, k] of the best candidates in the memory of stripe `shard`, numbered within the memory."""
+    table, shape, batch, choices = layer.table, layer.shape, layer.batch, layer.choices
     num_memories = len(table)
     m = (batch.first_memory[i] + shard) % num_memories
     low = count_in(batch.num_sinks[i], shard, num_memories, shape.stripe_blocks)
@@ -73,10 +66,10 @@ def _choose_within(
     factor = batch.scale[i] * np.float32(num_choices / queries.shape[1])
     limits = np.full(1, high - low, np.int32)
     problem = queries, shape.bounds, shape.num_kv_heads, factor, limits, low, ids, scores
-    anchors = matrix_at(table[m, ANCHORS], num_pages, anchor_size, empty)
+    anchors = matrix_at(table[m, ANCHORS], num_pages, layer.anchor_size, layer.empty)
     pooled, splits = np.empty(num_choices * len(pages), np.float32), min(workers, len(pages))
     if kept:
-        codes = matrix_at(table[m, CODES], num_pages, anchor_size // 2, choices.chooses)
+        codes = matrix_at(table[m, CODES], num_pages, layer.anchor_size // 2, choices.chooses)
         select_by_codes(anchors, pages, problem, pooled, codes, choices.code_steps[i, m], kept, splits)
     else:
-        select_exactly(anchors, pages, problem, pooled, hints[0], hints[1], splits)
+        select_exactly(anchors, pages, problem, pooled, layer.hints[0], layer.hints[1], splits)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_score.cpu import prefetch_distance
 from moorage.kernels.checks import check_array, check_multiple
-from moorage.kernels.decode_layer.layer import run_layer
+from moorage.kernels.decode_layer.layer import ATTEND, CHOOSE, MERGE, PLAN, START, Dealt, run_layer
 from moorage.kernels.decode_layer.records import (
     MAX_PARTS,
     Attended,
@@ -20,13 +20,14 @@ from moorage.kernels.decode_layer.records import (
 )
 from moorage.kernels.half import NOT_FINITE
 from moorage.kernels.numba_flags import parallel_limits
+from moorage.kernels.threads import run_by_threads
 
 Arrays = tuple[NDArray[Any], ...]
 Shapes = tuple[tuple[int, ...], ...]
 
 _INT32, _INT64, _UINT8 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uint8)
 _FLOAT32, _COMPLEX = np.dtype(np.float32), np.dtype(np.complex128)
-_TYPES = (
+_TYPES: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("position", _INT64), ("pages", _INT32), ("page_start", _INT64), ("first_memory", _INT32),
     ("num_sinks", _INT32), ("near_block", _INT32), ("scale", _FLOAT32), ("num_parts", _INT32),
     ("part_low", _INT64), ("part_high", _INT64), ("part_rotates", _UINT8), ("query_turn", _COMPLEX),
@@ -35,6 +36,8 @@ _TYPES = (
     ("code_steps", _FLOAT32), ("num_kept", _INT32), ("out", _FLOAT32), ("lse", _FLOAT32), ("failed", _INT32),
     ("query", _FLOAT32), ("key", _FLOAT32), ("value", _FLOAT32),
 )  # fmt: skip
+_BATCH = tuple(name for name in SessionBatch._fields if name not in ("period", "rotates_scoring"))
+_NOTHING = Dealt(*np.zeros((3, 0), np.int64), np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32))
 _DTYPES = tuple(dtype for _, dtype in _TYPES)
 
 
@@ -59,20 +62,50 @@ def decode_layer(
     )
     if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, choices)):
         raise _misfit(memory, batch, arrays, shapes)
-    item = memory.empty.itemsize
-    hints = prefetch_distance(item, memory.anchor_size)
-    run_layer(
+    min_bytes, threads = parallel_limits()
+    hints = prefetch_distance(memory.empty.itemsize, memory.anchor_size)
+    layer = (
         memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, choices, attended,
-        hints, int(NOT_FINITE[memory.empty.dtype]), *parallel_limits(),
+        hints, int(NOT_FINITE[memory.empty.dtype]),
     )  # fmt: skip
+    choosing, attending = run_layer(START, threads, min_bytes, _NOTHING, *layer)
+    if attending:
+        _run_dealt(layer, query.shape, choices.ids.shape[1], choosing, attending)
+
+
+def _run_dealt(
+    layer: tuple[Any, ...], shape: tuple[int, ...], num_choices: int, choosing: int, attending: int
+) -> None:
+    """The phases of a layer, by some threads that choose, then by some that attend."""
+    count, heads, _ = shape
+    dealt = Dealt(
+        np.zeros(2, np.int64), np.zeros(count * num_choices + 1, np.int64), np.zeros(count + 1, np.int64),
+        _NOTHING.outs, _NOTHING.lses,
+    )  # fmt: skip
+
+    def choose() -> None:
+        # Of few sessions each is chosen for by all workers.
+        run_layer(CHOOSE, choosing if count < choosing else 1, 0, dealt, *layer)
+
+    def attend() -> None:
+        run_layer(ATTEND, shares, 0, dealt, *layer)
+
+    run_by_threads(choose, choosing if count >= choosing else 1)
+    shares, num_parts = run_layer(PLAN, attending, 0, dealt, *layer)
+    outs, lses = (
+        np.empty((num_parts, *shape[1:]), np.float32),
+        np.full((num_parts, heads), -np.inf, np.float32),
+    )
+    dealt = dealt._replace(outs=outs, lses=lses)
+    run_by_threads(attend, attending)
+    run_layer(MERGE, 0, 0, dealt, *layer)
 
 
 def _arrays(
     batch: SessionBatch, query: Float32, key: Float32, value: Float32, choices: Choices, attended: Attended
 ) -> Arrays:
     """In the order of _TYPES."""
-    at = SessionBatch._fields.index("period")
-    return (*batch[:at], *batch[at + 1 : -1], *choices, *attended, query, key, value)
+    return (*(getattr(batch, name) for name in _BATCH), *choices, *attended, query, key, value)
 
 
 def _shapes(memory: LayerMemory, batch: SessionBatch, query: Float32, choices: Choices) -> Shapes:

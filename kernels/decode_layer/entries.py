@@ -54,7 +54,7 @@ def make_entries(i: Any, choice: Any, piece: Any, shape: Any, batch: Any, choice
     count = 0
     for at in range(begin_at, end_at):
         if at < num_sinks:
-            block = at
+            block = np.int64(at)
         elif at < window_at:
             block = np.int64(choices.ids[i, choice, at - num_sinks])
         else:

@@ -9,11 +9,13 @@ from numba import njit
 
 from moorage.kernels.decode_layer.choice import choose_blocks
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
-from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
+from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, take, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
-from moorage.kernels.in_parallel import in_parallel, take
 from moorage.kernels.numba_flags import SERIAL
 
+START, CHOOSE, PLAN, ATTEND, MERGE = range(5)
+PHASES = 4
+"""A thread more is asked for this part of the bytes from which on work is dealt at all."""
 PIECES_PER_THREAD = 4
 """Pieces for each thread from which on they are not divided by heads: every unit makes the angles of its piece."""
 
@@ -40,51 +42,92 @@ class Layer(NamedTuple):
     """Of `all_memory`."""
 
 
+class Dealt(NamedTuple):
+    """What threads share."""
+
+    counter: Any
+    """[2]: the next session that chooses, and the next unit that is attended."""
+    unit_at: Any
+    """[N * S + 1]: the first unit of each choice of each session."""
+    part_at: Any
+    """[N + 1]: the first part of each session; each of its pieces is one."""
+    outs: Any
+    """[parts, Hq, D]"""
+    lses: Any
+    """[parts, Hq], -inf at first."""
+
+
 @njit(**SERIAL)
 def run_layer(
-    table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, query: Any, key: Any, value: Any, choices: Any,
-    attended: Any, hints: Any, not_finite: Any, min_bytes: Any, threads: Any,
-) -> None:  # fmt: skip
-    """`decode_layer` of arrays whose shapes fit. Work of less than `min_bytes` stays on this thread."""
+    phase: Any, number: Any, min_bytes: Any, dealt: Any, table: Any, empty: Any, anchor_size: Any, shape: Any,
+    batch: Any, query: Any, key: Any, value: Any, choices: Any, attended: Any, hints: Any, not_finite: Any,
+) -> Any:  # fmt: skip
+    """`decode_layer` of arrays whose shapes fit, or one phase of it; two whole numbers.
+
+    START does all of it and returns zeros. Where work is to be dealt to some of `number` threads it does nothing and
+    returns how many should choose, and how many attend. CHOOSE may be called by several threads; `number` is the
+    workers of one choice. PLAN fills dealt.unit_at and part_at for `number` threads that attend; it returns the units
+    of a piece, and the number of parts. ATTEND may be called by several threads; `number` is the units of a piece.
+    MERGE ends it.
+    """
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
     layer = Layer(
         table, empty, anchor_size, shape, batch, query, key, value, choices, attended, hints, not_finite, memory,
         first,
     )  # fmt: skip
-    one, counter = np.int64(1), np.zeros(2, np.int64)
-    threads = threads if _num_bytes(layer) >= min_bytes else one
-    done = True
-    if len(query) < threads or threads == 1:
-        _take_choices(layer, counter[:1], threads)
-    else:
-        done = in_parallel(_take_choices, threads, (layer, counter[:1], one))
-    places = _places(layer, threads)
-    num_parts = places.part_at[-1]
-    outs = np.empty((num_parts, *query.shape[1:]), np.float32)
-    lses = np.full((num_parts, query.shape[1]), -np.inf, np.float32)
-    if threads == 1:
-        _take_units(layer, counter[1:], places, outs, lses)
-    else:
-        done &= in_parallel(_take_units, threads, (layer, counter[1:], places, outs, lses))
-    if not done:
-        raise MemoryError("decode: no memory for scores or partial results")
-    for i in range(len(query)):
-        _merge(outs, lses, places.part_at, i, attended)
+    if phase == START:
+        helpers = _helpers(layer, number, min_bytes)
+        if helpers[1]:
+            return helpers
+        count, num_choices = len(query), choices.ids.shape[1]
+        dealt = Dealt(
+            np.zeros(2, np.int64), np.zeros(count * num_choices + 1, np.int64), np.zeros(count + 1, np.int64),
+            dealt.outs, dealt.lses,
+        )  # fmt: skip
+        number = np.int64(1)
+    if phase in (START, CHOOSE):
+        _take_choices(layer, dealt.counter[:1], number)
+    result = number, np.int64(0)
+    if phase in (START, PLAN):
+        result = _plan(layer, number, dealt)
+    if phase == START:
+        outs = np.empty((result[1], *query.shape[1:]), np.float32)
+        lses = np.full((result[1], query.shape[1]), -np.inf, np.float32)
+        dealt = Dealt(dealt.counter, dealt.unit_at, dealt.part_at, outs, lses)
+    if phase in (START, ATTEND):
+        _take_units(layer, dealt, result[0])
+    if phase in (START, MERGE):
+        for i in range(len(query)):
+            _merge(dealt, i, attended)
+        return np.int64(0), np.int64(0)
+    return result
+
+
+@njit(**SERIAL)
+def _helpers(layer: Any, threads: Any, min_bytes: Any) -> Any:
+    """(threads that should choose, that should attend); zeros where one should do everything."""
+    chosen, attended = _num_bytes(layer)
+    if threads == 1 or chosen + attended < min_bytes:
+        return np.int64(0), np.int64(0)
+    least = max(1, min_bytes // PHASES)
+    if min_bytes == 0:
+        return threads, threads
+    return min(threads, 1 + chosen // least), min(threads, 1 + attended // least)
 
 
 @njit(**SERIAL)
 def _num_bytes(layer: Any) -> Any:
-    """Memory that is read, about."""
-    shape, batch, choices, total = layer.shape, layer.batch, layer.choices, 0
+    """(bytes of anchors, of keys and values) that are read, about."""
+    shape, batch, choices, item = layer.shape, layer.batch, layer.choices, layer.empty.itemsize
+    num_scored, num_attended = np.int64(0), np.int64(0)
     for i in range(len(layer.query)):
         near, sinks = np.int64(batch.near_block[i]), np.int64(batch.num_sinks[i])
         window = near if choices.chooses[i] else np.int64(choices.window_first[i])
-        blocks = sinks + choices.ids.shape[2] + batch.position[i] // shape.block_size + 1 - window
-        total += blocks * 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
-        if choices.chooses[i]:
-            total += (near - sinks) * layer.anchor_size
-    return total * layer.empty.itemsize
+        num_attended += sinks + choices.ids.shape[2] + batch.position[i] // shape.block_size + 1 - window
+        num_scored += near - sinks if choices.chooses[i] else 0
+    page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
+    return num_scored * layer.anchor_size * item, num_attended * page_size * item
 
 
 @njit(**SERIAL)
@@ -101,37 +144,16 @@ def _take_choices(layer: Any, counter: Any, workers: Any) -> None:
             most = write_row(layer.memory, at, row, shape, layer.key[i], layer.value[i])
             attended.failed[i] = FINE if most < layer.not_finite else NOT_FINITE_ROW
         if attended.failed[i] == FINE and layer.choices.chooses[i]:
-            choose_blocks(
-                i,
-                table,
-                layer.empty,
-                layer.anchor_size,
-                shape,
-                batch,
-                layer.query,
-                layer.choices,
-                layer.hints,
-                workers,
-            )
+            choose_blocks(i, layer, workers)
         i = take(counter)
 
 
-class Places(NamedTuple):
-    """How what N sessions attend is dealt: units of each piece of each choice, and a part for each piece."""
-
-    unit_at: Any
-    """[N * S + 1]: the first unit of each choice of each session."""
-    part_at: Any
-    """[N + 1]: the first part of each session."""
-    shares: Any
-    """Units of a piece, each of as many heads."""
-
-
 @njit(**SERIAL)
-def _places(layer: Any, threads: Any) -> Any:
-    """Pieces are not divided by heads where there are enough of them for all threads."""
+def _plan(layer: Any, threads: Any, dealt: Any) -> Any:
+    """(units of a piece, parts of all sessions). Pieces are divided by heads where there are few for the threads."""
     count, num_choices = len(layer.query), layer.choices.ids.shape[1]
-    pieces, part_at = np.zeros(count * num_choices, np.int64), np.zeros(count + 1, np.int64)
+    pieces, unit_at, part_at = np.zeros(count * num_choices, np.int64), dealt.unit_at, dealt.part_at
+    unit_at[0] = part_at[0] = 0
     for i in range(count):
         most = np.int64(0)
         for choice in range(num_choices if layer.attended.failed[i] == FINE else 0):
@@ -141,38 +163,38 @@ def _places(layer: Any, threads: Any) -> Any:
     shares = np.int64(1)
     if threads > 1 and pieces.sum() < PIECES_PER_THREAD * threads:
         shares = max(num_choices, layer.shape.num_kv_heads) // num_choices
-    unit_at = np.zeros(len(pieces) + 1, np.int64)
     for at in range(len(pieces)):
         unit_at[at + 1] = unit_at[at] + pieces[at] * shares
-    return Places(unit_at, part_at, shares)
+    return shares, part_at[count]
 
 
 @njit(**SERIAL)
-def _take_units(layer: Any, counter: Any, places: Any, outs: Any, lses: Any) -> None:
-    """Takes one unit after the other, and attends its piece with its heads into their part of `outs` and `lses`."""
+def _take_units(layer: Any, dealt: Any, shares: Any) -> None:
+    """Takes one unit after the other, and attends its piece with its heads into their part of `dealt`."""
     shape, batch, num_choices = layer.shape, layer.batch, layer.choices.ids.shape[1]
     num_groups = max(num_choices, shape.num_kv_heads)
     each = num_groups // num_choices
-    number, at = take(counter), 0
-    while number < places.unit_at[-1]:
-        while places.unit_at[at + 1] <= number:
+    counter, unit_at, at = dealt.counter[1:], dealt.unit_at, 0
+    number = take(counter)
+    while number < unit_at[-1]:
+        while unit_at[at + 1] <= number:
             at += 1
         i, choice = divmod(at, num_choices)
-        piece, share = divmod(number - places.unit_at[at], places.shares)
+        piece, share = divmod(number - unit_at[at], shares)
         entries = make_entries(i, choice, piece, shape, batch, layer.choices, layer.first)
-        into = places.part_at[i] + piece
-        for group in range(each * share // places.shares, each * (share + 1) // places.shares):
+        into = dealt.part_at[i] + piece
+        for group in range(each * share // shares, each * (share + 1) // shares):
             attend_group(
                 choice * each + group, num_groups, entries, layer.memory, shape, layer.query[i], batch.scale[i],
-                outs[into], lses[into],
+                dealt.outs[into], dealt.lses[into],
             )  # fmt: skip
         number = take(counter)
 
 
 @njit(**SERIAL)
-def _merge(outs: Any, lses: Any, part_at: Any, i: Any, attended: Any) -> None:
+def _merge(dealt: Any, i: Any, attended: Any) -> None:
     """Joins the parts of session i in their order."""
-    begin, end = part_at[i], part_at[i + 1]
+    outs, lses, begin, end = dealt.outs, dealt.lses, dealt.part_at[i], dealt.part_at[i + 1]
     for head in range(outs.shape[1]):
         out = attended.out[i, head]
         if begin == end:

@@ -100,7 +100,7 @@ def _attend(
     size, logits, values = memory.shape.block_size, [], []
     for block in blocks:
         m, page = _place(i, memory, batch, block)
-        rows = from_storage(memory.arrays[m][page][:, kv_head]).astype(np.float64)  # type: ignore[arg-type]
+        rows = from_storage(memory.arrays[m][page][:, kv_head]).astype(np.float64)
         for part in range(batch.num_parts[i]):
             turned = _turned(query.astype(np.float64), batch.query_turn[i, part])
             first = block * size % batch.period if batch.period else block * size

@@ -73,9 +73,9 @@ class Sessions:
         whole = {"pages", "period", "bases", "offset_cos", "offset_sin", "rotates_scoring"}
         fields = self.batch._asdict().items()
         decode_layer(
-            memory, SessionBatch(*(value if name in whole else value[some] for name, value in fields)),
-            self.query[some], self.key[some], self.value[some], Choices(*(array[some] for array in self.choices)),
-            Attended(*(array[some] for array in self.attended)),
+            memory, SessionBatch._make(value if name in whole else value[some] for name, value in fields),
+            self.query[some], self.key[some], self.value[some], Choices._make(array[some] for array in self.choices),
+            Attended._make(array[some] for array in self.attended),
         )  # fmt: skip
 
 
