@@ -37,7 +37,8 @@ _TYPES: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("query", _FLOAT32), ("key", _FLOAT32), ("value", _FLOAT32),
 )  # fmt: skip
 _BATCH = tuple(name for name in SessionBatch._fields if name not in ("period", "rotates_scoring"))
-_NOTHING = Dealt(*np.zeros((3, 0), np.int64), np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32))
+_EMPTY = np.zeros(0, np.int64)
+_NOTHING = Dealt(_EMPTY, _EMPTY, _EMPTY, np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32))
 _DTYPES = tuple(dtype for _, dtype in _TYPES)
 
 
