@@ -32,7 +32,7 @@ def run_decode(
 ) -> Iterator[Row]:
     """Rows of every context: selected, its parts, full attention over the same cache, and transformers.
 
-    With `lag` also the same choice a step behind its query, in turn with the one at once.
+    With `lag` also asynchronous selection by the last step's query, in turn with the synchronous one.
     """
     use_threads(setup.threads)
     room = (1 + lag) * (steps + WARM_ROUNDS) + full_steps + WARM_ROUNDS + 8

@@ -30,7 +30,7 @@ def scoring(
     rounds: Rounds = 15,
     json_file: JsonFile = None,
 ) -> None:
-    """Score every block of one layer, and choose the best: 8 KV heads of 128, blocks of 128 tokens."""
+    """Score every block of one layer, and select the best: 8 KV heads of 128, blocks of 128 tokens."""
     from moorage.runtime.bench.scoring import ABSENT, run_scoring
 
     report = Report(describe_machine())
@@ -87,7 +87,7 @@ def layer(
     rounds: Rounds = 101,
     json_file: JsonFile = None,
 ) -> None:
-    """Write, choose and attend in one layer on the CPU: 2 KV heads of 64, 24 of the blocks of 32 tokens."""
+    """Write, select and attend in one layer on the CPU: 2 KV heads of 64, 24 of the blocks of 32 tokens."""
     from moorage.runtime.bench.decode_layer import run_layer_of_decode
 
     report = Report(describe_machine())
