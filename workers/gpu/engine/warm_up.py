@@ -9,8 +9,6 @@ import torch
 
 from moorage.kernels.block_attention import attend_blocks
 from moorage.kernels.block_attention.resident import attend_resident
-from moorage.kernels.block_gather import gather_blocks
-from moorage.kernels.block_write import write_rows
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
@@ -19,7 +17,9 @@ from moorage.kernels.rotation import rotate_heads
 from moorage.workers.gpu.engine.warm_up_decode import warm_up_decode
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
+from moorage.workers.gpu.transfer.copy_engine import as_storage_array
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.warm_up import LOCK
 from moorage.workers.kv.warm_up import warm_up as warm_up_selection
 from moorage.workers.spec import KvLayout
@@ -34,7 +34,7 @@ def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> 
     in_place = device.type == "cpu" and settings.engine.in_place
     if device.type == "cpu" or settings.engine.attend_on == "cpu":
         with one_at_a_time("worker-kernels"):
-            if in_place:
+            if in_place and format_of(layout.kv_type).is_native:
                 warm_up_decode(layout, spec.group_size, spec.rope.rotary_dim)
             _attend(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
     if in_place:
@@ -45,16 +45,16 @@ def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> 
 
 def _use_stores(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
     """Rotates a query, merges selections of several shards, writes rows to a store's memory and copies from it."""
-    arena, first = Arena(layout, 1), np.zeros(1, np.int32)
-    pages, angles = arena.kv[0], np.zeros(rotary_dim // 2, np.float32)
+    arena, first, stored = Arena(layout, 1), np.zeros(1, np.int32), format_of(layout.kv_type)
+    angles, out = np.zeros(rotary_dim // 2, np.float32), np.zeros((1, 2, *layout.block_shape), stored.storage)
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
 
     def use() -> None:
         rotate_heads(query, angles, angles)
-        for dtype in (pages.dtype, np.dtype(np.float32)):
+        for dtype in (stored.storage, np.dtype(np.float32)):
             row = np.zeros((1, layout.num_kv_heads, layout.head_dim), dtype)
-            write_rows(pages, first, 0, row, row)
-        gather_blocks(pages, first, pages.copy(), first)
+            stored.encode(arena.kv[0], first, 0, row, row)
+        arena.decode(0, first, out, first)
         if num_shards > 1:
             merge_top(np.zeros((num_shards, 1, 1), np.int32), np.zeros((num_shards, 1, 1), np.float32), 1, 1)
 
@@ -64,11 +64,10 @@ def _use_stores(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: 
 
 def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
     """Computes a norm, and attends one block in host memory and one in a device slot."""
-    arena, half = Arena(layout, 1), rotary_dim // 2
-    shape = layout.num_kv_heads, layout.block_size, layout.head_dim
+    half, shape = rotary_dim // 2, layout.block_shape
     copied = torch.zeros((1, 2, *shape), dtype=storage_dtype(layout.kv_type))
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
-    memories, none = (arena.kv.reshape(-1),) * num_shards, np.zeros(1, np.int32)
+    memories, none = (as_storage_array(copied).reshape(-1),) * num_shards, np.zeros(1, np.int32)
     sizes, rows = np.zeros(num_shards, np.int64), torch.zeros((2, layout.head_dim))
     angles, offsets = np.zeros((1, half), np.float32), np.zeros((layout.block_size, half), np.float32)
     rotations = angles, angles, np.ones(1, np.uint8), offsets, offsets
@@ -94,7 +93,6 @@ def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int)
         add_rms_norm(rows, rows, rows[0], 1.0)
 
     _in_both_ways(use)
-    arena.close()
 
 
 def _in_both_ways(use: Callable[[], None]) -> None:
