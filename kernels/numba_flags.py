@@ -36,19 +36,23 @@ _started = False
 
 def num_workers(num_bytes: int) -> int:
     """Threads worth waking for work that reads or writes `num_bytes`; 1 stands for the serial path."""
-    least, threads = parallel_limits()
-    return 1 if num_bytes < least else threads
+    _start_threads()
+    return 1 if num_bytes < _min_bytes else int(numba.get_num_threads())
 
 
-def parallel_limits() -> tuple[int, int]:
-    """(bytes from which on work is dealt to threads, how many there are), for kernels that count bytes themselves."""
+def parallel_limit() -> int:
+    """Bytes from which on work is dealt to threads, for kernels that count bytes and threads themselves."""
+    _start_threads()
+    return _min_bytes
+
+
+def _start_threads() -> None:
     global _started
     if not _started:
         # A kernel that is loaded from the disk cache before the threads run has nothing behind its calls of parallel
         # ones, and ends the process when it makes one.
         numba.get_num_threads()
         _started = True
-    return _min_bytes, int(numba.get_num_threads())
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from moorage.kernels.decode_layer.records import (
     SessionBatch,
 )
 from moorage.kernels.half import NOT_FINITE
-from moorage.kernels.numba_flags import parallel_limits
+from moorage.kernels.numba_flags import parallel_limit
 from moorage.kernels.threads import run_by_threads
 
 Arrays = tuple[NDArray[Any], ...]
@@ -50,34 +50,50 @@ def decode_layer(
     value: Float32,
     choices: Choices,
     attended: Attended,
-) -> None:
+    *,
+    is_checked: bool = False,
+) -> int:
     """Writes the new row of each of N sessions, chooses blocks for those that choose, and attends.
 
     query [N, Hq, D], key and value [N, Hkv, D], un-rotated. The results go into `choices` and `attended`, as their
     fields say. A session's results are the same to the bit alone, with others and by any number of threads; one
-    that fails leaves the others right. Raises ValueError, with nothing written, if arrays do not fit.
+    that fails leaves the others right. Returns how many failed. Raises ValueError, with nothing written, if arrays do
+    not fit. `is_checked` says that all but the queries, keys and values have the types and shapes of an earlier call
+    that was fine: then only these three are looked at.
     """
-    arrays, shapes = (
-        _arrays(batch, query, key, value, choices, attended),
-        _shapes(memory, batch, query, choices),
-    )
-    if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, choices)):
-        raise _misfit(memory, batch, arrays, shapes)
-    min_bytes, threads = parallel_limits()
+    if not (is_checked and _are_rows(memory, query, key, value, attended)):
+        arrays = _arrays(batch, query, key, value, choices, attended)
+        shapes = _shapes(memory, batch, query, choices)
+        if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, choices)):
+            raise _misfit(memory, batch, arrays, shapes)
     hints = prefetch_distance(memory.empty.itemsize, memory.anchor_size)
     layer = (
         memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, choices, attended,
         hints, int(NOT_FINITE[memory.empty.dtype]),
     )  # fmt: skip
-    choosing, attending = run_layer(START, threads, min_bytes, _NOTHING, *layer)
-    if attending:
-        _run_dealt(layer, query.shape, choices.ids.shape[1], choosing, attending)
+    attending, found = run_layer(START, 0, parallel_limit(), _NOTHING, *layer)
+    if not attending:
+        return int(found)
+    return _run_dealt(layer, query.shape, choices.ids.shape[1], int(found), attending)
+
+
+def _are_rows(memory: LayerMemory, query: Float32, key: Float32, value: Float32, attended: Attended) -> bool:
+    """Whether queries, keys and values fit the arrays of the results."""
+    out, shape = attended.out, memory.shape
+    return (
+        query.shape == out.shape
+        and key.shape == value.shape == (len(out), shape.num_kv_heads, shape.head_dim)
+        and query.dtype == key.dtype == value.dtype == _FLOAT32
+        and query.flags.c_contiguous
+        and key.flags.c_contiguous
+        and value.flags.c_contiguous
+    )
 
 
 def _run_dealt(
     layer: tuple[Any, ...], shape: tuple[int, ...], num_choices: int, choosing: int, attending: int
-) -> None:
-    """The phases of a layer, by some threads that choose, then by some that attend."""
+) -> int:
+    """The phases of a layer, by some threads that choose, then by some that attend; how many sessions failed."""
     count, heads, _ = shape
     dealt = Dealt(
         np.zeros(2, np.int64), np.zeros(count * num_choices + 1, np.int64), np.zeros(count + 1, np.int64),
@@ -99,7 +115,8 @@ def _run_dealt(
     )
     dealt = dealt._replace(outs=outs, lses=lses)
     run_by_threads(attend, attending)
-    run_layer(MERGE, 0, 0, dealt, *layer)
+    _, num_failed = run_layer(MERGE, 0, 0, dealt, *layer)
+    return int(num_failed)
 
 
 def _arrays(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import get_num_threads, njit
 
 from moorage.kernels.decode_layer.choice import choose_blocks
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
@@ -64,11 +64,11 @@ def run_layer(
 ) -> Any:  # fmt: skip
     """`decode_layer` of arrays whose shapes fit, or one phase of it; two whole numbers.
 
-    START does all of it and returns zeros. Where work is to be dealt to some of `number` threads it does nothing and
-    returns how many should choose, and how many attend. CHOOSE may be called by several threads; `number` is the
+    START does all of it and returns 0 and how many sessions failed. Where work is to be dealt to threads it does nothing
+    and returns how many should attend, at least 1, and how many should choose. CHOOSE may be called by several threads; `number` is the
     workers of one choice. PLAN fills dealt.unit_at and part_at for `number` threads that attend; it returns the units
     of a piece, and the number of parts. ATTEND may be called by several threads; `number` is the units of a piece.
-    MERGE ends it.
+    MERGE ends it; it returns 0 and how many sessions failed.
     """
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
@@ -77,9 +77,9 @@ def run_layer(
         first,
     )  # fmt: skip
     if phase == START:
-        helpers = _helpers(layer, number, min_bytes)
-        if helpers[1]:
-            return helpers
+        choosing, attending = _helpers(layer, min_bytes)
+        if attending:
+            return attending, choosing
         count, num_choices = len(query), choices.ids.shape[1]
         dealt = Dealt(
             np.zeros(2, np.int64), np.zeros(count * num_choices + 1, np.int64), np.zeros(count + 1, np.int64),
@@ -98,17 +98,22 @@ def run_layer(
     if phase in (START, ATTEND):
         _take_units(layer, dealt, result[0])
     if phase in (START, MERGE):
+        num_failed = np.int64(0)
         for i in range(len(query)):
             _merge(dealt, i, attended)
-        return np.int64(0), np.int64(0)
+            num_failed += attended.failed[i] != FINE
+        return np.int64(0), num_failed
     return result
 
 
 @njit(**SERIAL)
-def _helpers(layer: Any, threads: Any, min_bytes: Any) -> Any:
+def _helpers(layer: Any, min_bytes: Any) -> Any:
     """(threads that should choose, that should attend); zeros where one should do everything."""
     chosen, attended = _num_bytes(layer)
-    if threads == 1 or chosen + attended < min_bytes:
+    if chosen + attended < min_bytes:
+        return np.int64(0), np.int64(0)
+    threads = np.int64(get_num_threads())
+    if threads == 1:
         return np.int64(0), np.int64(0)
     least = max(1, min_bytes // PHASES)
     if min_bytes == 0:

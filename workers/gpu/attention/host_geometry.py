@@ -64,7 +64,7 @@ class HostGeometry:
             rotation = scoring_rotation(step.session, step.ranges.position)
             if rotation is not None:
                 rotates, batch.score_cos[row], batch.score_sin[row] = True, *rotation
-        bases = self._rotary.bases_until(int(batch.position.max()) // self._block_size)
+        bases = self._rotary.bases_until(max(step.ranges.position for step in steps) // self._block_size)
         return batch._replace(bases=bases, rotates_scoring=rotates)
 
     def _set_parts(self, row: int, position: int) -> None:

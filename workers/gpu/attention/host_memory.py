@@ -51,6 +51,8 @@ class HostGroup:
         self._memory, self._rotary = self._sessions[0].memory, self._sessions[0].rotations
         self.geometry = HostGeometry(host, self._sessions)
         self.selections = CompiledSelections(host, model, self._sessions) if compiled else None
+        self.is_checked = False
+        """Whether its arrays were found to fit the stores' memory."""
         count, heads = len(steps), model.num_heads
         self.output = Output(
             np.zeros((count, heads, model.head_dim), np.float32),
@@ -200,8 +202,12 @@ class HostMemoryAttention:
             choices = given_choices(part.steps, part.given, len(self._host.layers[0].kv))
         q, k, v = _array(heads[0]), _array(heads[1]), _array(heads[2])
         with self._parts.timer("attend"):
-            decode_layer(self._memory[layer], part.batch, q, k, v, choices, group.output)
-        if group.output.failed.any():
+            num_failed = decode_layer(
+                self._memory[layer], part.batch, q, k, v, choices, group.output, is_checked=group.is_checked
+            )
+        # The arrays of a group, unlike those that a selector's answers are put in, are the same in each layer.
+        group.is_checked = group.selections is not None
+        if num_failed:
             self._record_failures(layer, part, heads, batch)
         return torch.from_numpy(group.output.out)
 

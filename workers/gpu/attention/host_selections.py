@@ -93,8 +93,6 @@ class CompiledSelections:
                 guard.run(step.session, lambda row=row: self._read_codes(row))  # type: ignore[misc]
 
     def _read_codes(self, row: int) -> None:
-        if not self._held.chooses[:, row].any():
-            return
         found = self._host.codes(self._sessions[row].session_id, self._policy.budget)
         if found is not self._codes[row]:
             self._codes[row] = found

@@ -91,7 +91,7 @@ class OutputStage:
         last = [ends[i] - 1 for i in sampling]
         logits = self._decoder.logits(
             hidden
-            if len(last) == len(hidden)
+            if len(last) == hidden.shape[0]
             else hidden.index_select(0, on_device(last, torch.long, hidden.device))
         )
         rows = [SampleRow(s.sampling, s.num_generated, s.counts) for s in (sessions[i] for i in sampling)]

@@ -210,7 +210,9 @@ class RotaryCache:
     def bases_until(self, block: int) -> NDArray[np.complex128]:
         """`bases` with the rows that keys of blocks up to `block` need."""
         period = self.scheme.period // self.block_size
-        self._base_rows(np.array([min(block, period - 1) if period else block], np.int32))
+        block = min(block, period - 1) if period else block
+        if block >= len(self.bases):
+            self._base_rows(np.array([block], np.int32))
         return self.bases
 
     def _near_turns(self) -> tuple[Float32, Float32]:
