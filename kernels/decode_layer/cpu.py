@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.cpu import prefetch_distance
 from moorage.kernels.checks import check_array, check_multiple
-from moorage.kernels.decode_layer.layer import ATTEND, CHOOSE, MERGE, PLAN, START, Dealt, run_layer
+from moorage.kernels.decode_layer.layer import ATTEND, CHOOSE, MERGE, PLAN, START, UNKNOWN, Dealt, run_layer
 from moorage.kernels.decode_layer.records import (
     MAX_PARTS,
     Attended,
@@ -71,7 +72,9 @@ def decode_layer(
         memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, choices, attended,
         hints, int(NOT_FINITE[memory.empty.dtype]),
     )  # fmt: skip
-    attending, found = run_layer(START, 0, parallel_limit(), _NOTHING, *layer)
+    attending, found = run_layer(START, UNKNOWN, parallel_limit(), _NOTHING, *layer)
+    if attending:
+        attending, found = run_layer(START, numba.get_num_threads(), parallel_limit(), _NOTHING, *layer)
     if not attending:
         return int(found)
     return _run_dealt(layer, query.shape, choices.ids.shape[1], int(found), attending)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import get_num_threads, njit
+from numba import njit
 
 from moorage.kernels.decode_layer.choice import choose_blocks
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
@@ -14,6 +14,8 @@ from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
 from moorage.kernels.numba_flags import SERIAL
 
 START, CHOOSE, PLAN, ATTEND, MERGE = range(5)
+UNKNOWN = 0
+"""Number of threads that is looked up where it matters alone, since that takes as long as a small layer."""
 PHASES = 4
 """A thread more is asked for this part of the bytes from which on work is dealt at all."""
 PIECES_PER_THREAD = 4
@@ -64,10 +66,12 @@ def run_layer(
 ) -> Any:  # fmt: skip
     """`decode_layer` of arrays whose shapes fit, or one phase of it; two whole numbers.
 
-    START does all of it and returns 0 and how many sessions failed. Where work is to be dealt to threads it does nothing
-    and returns how many should attend, at least 1, and how many should choose. CHOOSE may be called by several threads; `number` is the
-    workers of one choice. PLAN fills dealt.unit_at and part_at for `number` threads that attend; it returns the units
-    of a piece, and the number of parts. ATTEND may be called by several threads; `number` is the units of a piece.
+    START does all of it and returns 0 and how many sessions failed. Where work is to be dealt to some of `number`
+    threads it does nothing, and returns how many should attend, at least 1, and how many should choose.
+    CHOOSE may be called by several threads; `number` is the workers of one choice.
+    PLAN fills dealt.unit_at and part_at for `number` threads that attend; it returns the units of a piece, and the
+    number of parts.
+    ATTEND may be called by several threads; `number` is the units of a piece.
     MERGE ends it; it returns 0 and how many sessions failed.
     """
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
@@ -77,7 +81,7 @@ def run_layer(
         first,
     )  # fmt: skip
     if phase == START:
-        choosing, attending = _helpers(layer, min_bytes)
+        choosing, attending = _helpers(layer, number, min_bytes)
         if attending:
             return attending, choosing
         count, num_choices = len(query), choices.ids.shape[1]
@@ -107,14 +111,15 @@ def run_layer(
 
 
 @njit(**SERIAL)
-def _helpers(layer: Any, min_bytes: Any) -> Any:
+def _helpers(layer: Any, threads: Any, min_bytes: Any) -> Any:
     """(threads that should choose, that should attend); zeros where one should do everything."""
     chosen, attended = _num_bytes(layer)
     if chosen + attended < min_bytes:
         return np.int64(0), np.int64(0)
-    threads = np.int64(get_num_threads())
     if threads == 1:
         return np.int64(0), np.int64(0)
+    if threads == UNKNOWN:
+        return np.int64(1), np.int64(1)
     least = max(1, min_bytes // PHASES)
     if min_bytes == 0:
         return threads, threads
