@@ -203,16 +203,16 @@ class RotaryCache:
 
     def query_turn(self, variant: Variant, position: int) -> NDArray[np.complex128]:
         """[rotary_dim / 2]: e^(i * angle) of one variant of the query at `position`."""
-        turns = self._turns(self.scheme.query_positions(variant, np.array([position])))
-        found: NDArray[np.complex128] = turns[0]
-        return found
+        seen = self.scheme.query_positions(variant, np.array([position]))
+        block, row = divmod(int(seen[0]), self.block_size)
+        self._grow(block)
+        turn: NDArray[np.complex128] = self.bases[block] * self._offsets[row]
+        return turn
 
     def bases_until(self, block: int) -> NDArray[np.complex128]:
         """`bases` with the rows that keys of blocks up to `block` need."""
         period = self.scheme.period // self.block_size
-        block = min(block, period - 1) if period else block
-        if block >= len(self.bases):
-            self._base_rows(np.array([block], np.int32))
+        self._grow(min(block, period - 1) if period else block)
         return self.bases
 
     def _near_turns(self) -> tuple[Float32, Float32]:
@@ -230,10 +230,13 @@ class RotaryCache:
         """Rows of `bases` at which the first keys of `blocks` stand."""
         first = self.scheme.key_positions(blocks.astype(np.int64) * self.block_size)
         rows = (first // self.block_size).astype(np.int32)
-        needed = int(rows.max(initial=0)) + 1
-        if needed > len(self.bases):
-            self.bases = self._turns(np.arange(max(needed, 2 * len(self.bases))) * self.block_size)
+        self._grow(int(rows.max(initial=0)))
         return rows
+
+    def _grow(self, row: int) -> None:
+        """Makes `bases` long enough to have a row of this number."""
+        if row >= len(self.bases):
+            self.bases = self._turns(np.arange(max(row + 1, 2 * len(self.bases))) * self.block_size)
 
     @property
     def _empty(self) -> AttentionBlocks:
