@@ -28,22 +28,22 @@ LINE_BYTES = 64
 MIN_SUMS = 16
 """Running sums of a tile, so that two additions a cycle have something to do while each takes four."""
 
-_WIDE = ir.VectorType(ir.FloatType(), LANES)
+WIDE = ir.VectorType(ir.FloatType(), LANES)
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
-_ELEMENT = {types.uint8: ir.IntType(8), types.uint16: ir.HalfType(), types.float32: ir.FloatType()}
+ELEMENT = {types.uint8: ir.IntType(8), types.uint16: ir.HalfType(), types.float32: ir.FloatType()}
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+def pointer_to(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
     """Pointer to array[offset]."""
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(builder.bitcast(data, _ELEMENT[array_type.dtype].as_pointer()), [offset])
+    return builder.gep(builder.bitcast(data, ELEMENT[array_type.dtype].as_pointer()), [offset])
 
 
-def _load(builder: Any, pointer: Any, element: ir.Type) -> Any:
+def load_lanes(builder: Any, pointer: Any, element: ir.Type) -> Any:
     """LANES elements as float32."""
     typed = builder.bitcast(pointer, ir.VectorType(element, LANES).as_pointer())
     vector = builder.load(typed, align=2 if element == ir.HalfType() else 4)
-    return builder.fpext(vector, _WIDE) if element == ir.HalfType() else vector
+    return builder.fpext(vector, WIDE) if element == ir.HalfType() else vector
 
 
 def _shuffle(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
@@ -51,7 +51,7 @@ def _shuffle(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
 
 
 def _splat(builder: Any, value: Any) -> Any:
-    lane = builder.insert_element(ir.Constant(_WIDE, ir.Undefined), value, ir.Constant(_I32, 0))
+    lane = builder.insert_element(ir.Constant(WIDE, ir.Undefined), value, ir.Constant(_I32, 0))
     return _shuffle(builder, lane, lane, [0] * LANES)
 
 
@@ -74,15 +74,15 @@ def _accumulate(builder: Any, rows: list[Any], lines: list[Any], element: ir.Typ
     products alternates between several.
     """
     ways = max(1, MIN_SUMS // (len(rows) * len(lines)))
-    sums = [[cgutils.alloca_once(builder, _WIDE) for _ in range(ways)] for _ in range(len(rows) * len(lines))]
+    sums = [[cgutils.alloca_once(builder, WIDE) for _ in range(ways)] for _ in range(len(rows) * len(lines))]
     for total in chain.from_iterable(sums):
-        builder.store(ir.Constant(_WIDE, [0.0] * LANES), total)
+        builder.store(ir.Constant(WIDE, [0.0] * LANES), total)
 
     def step(first: Any, way: int) -> None:
         at = builder.mul(first, ir.Constant(_I64, LANES))
-        vectors = [_load(builder, builder.gep(row, [at]), element) for row in rows]
+        vectors = [load_lanes(builder, builder.gep(row, [at]), element) for row in rows]
         for m, line in enumerate(lines):
-            query = _load(builder, builder.gep(line, [at]), ir.FloatType())
+            query = load_lanes(builder, builder.gep(line, [at]), ir.FloatType())
             for vector, totals in zip(vectors, sums[m * len(rows) :], strict=False):
                 product = builder.fmul(vector, query, flags=("contract",))
                 added = builder.fadd(product, builder.load(totals[way]), flags=("contract",))
@@ -106,12 +106,12 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds = signature.args
-            rows = [_pointer(context, builder, kinds[0], args[0], args[1 + i]) for i in range(TILE)]
-            query = _pointer(context, builder, kinds[5], args[5], args[6])
-            size, target = args[7], _pointer(context, builder, kinds[8], args[8], args[9])
+            rows = [pointer_to(context, builder, kinds[0], args[0], args[1 + i]) for i in range(TILE)]
+            query = pointer_to(context, builder, kinds[5], args[5], args[6])
+            size, target = args[7], pointer_to(context, builder, kinds[8], args[8], args[9])
             steps = [ir.Constant(_I64, m) for m in range(num_queries)]
             lines = [builder.gep(query, [builder.mul(size, step)]) for step in steps]
-            totals = _lane_sums(builder, _accumulate(builder, rows, lines, _ELEMENT[kinds[0].dtype], size))
+            totals = _lane_sums(builder, _accumulate(builder, rows, lines, ELEMENT[kinds[0].dtype], size))
             for m, step in enumerate(steps):
                 vector, lane = totals[m * TILE // LANES], m * TILE % LANES
                 part = _shuffle(builder, vector, vector, list(range(lane, lane + TILE)))
@@ -146,13 +146,13 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds = signature.args
-            element, size = _ELEMENT[kinds[0].dtype], args[6]
-            rows = _pointer(context, builder, kinds[0], args[0], args[1])
-            weight = _pointer(context, builder, kinds[3], args[3], args[4])
-            target = _pointer(context, builder, kinds[7], args[7], args[8])
+            element, size = ELEMENT[kinds[0].dtype], args[6]
+            rows = pointer_to(context, builder, kinds[0], args[0], args[1])
+            weight = pointer_to(context, builder, kinds[3], args[3], args[4])
+            target = pointer_to(context, builder, kinds[7], args[7], args[8])
             steps = [ir.Constant(_I64, m) for m in range(num_queries)]
             weights = [builder.gep(weight, [builder.mul(args[5], step)]) for step in steps]
-            sums = [cgutils.alloca_once(builder, _WIDE) for _ in range(2 * num_queries)]
+            sums = [cgutils.alloca_once(builder, WIDE) for _ in range(2 * num_queries)]
             width = ir.Constant(_I64, LANES)
             with cgutils.for_range(builder, builder.sdiv(size, ir.Constant(_I64, 2 * LANES))) as columns:
                 left = builder.mul(columns.index, ir.Constant(_I64, 2 * LANES))
@@ -162,11 +162,12 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
                     for at in (left, builder.add(left, width))
                 ]
                 for total, place in zip(sums, places, strict=True):
-                    builder.store(_load(builder, place, ir.FloatType()), total)
+                    builder.store(load_lanes(builder, place, ir.FloatType()), total)
                 with cgutils.for_range(builder, args[2]) as row:
                     first = builder.gep(rows, [builder.add(builder.mul(row.index, size), left)])
                     vectors = [
-                        _load(builder, pointer, element) for pointer in (first, builder.gep(first, [width]))
+                        load_lanes(builder, pointer, element)
+                        for pointer in (first, builder.gep(first, [width]))
                     ]
                     for m, line in enumerate(weights):
                         factor = _splat(builder, builder.load(builder.gep(line, [row.index])))
@@ -176,7 +177,7 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
                                 builder.fadd(product, builder.load(total), flags=("contract",)), total
                             )
                 for total, place in zip(sums, places, strict=True):
-                    builder.store(builder.load(total), builder.bitcast(place, _WIDE.as_pointer()), align=4)
+                    builder.store(builder.load(total), builder.bitcast(place, WIDE.as_pointer()), align=4)
             return context.get_dummy_value()
 
         i = types.int64
@@ -202,7 +203,7 @@ def prefetch(_typing: Any, array: Any, offset: Any) -> Any:
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.bitcast(
-            _pointer(context, builder, signature.args[0], *args), ir.IntType(8).as_pointer()
+            pointer_to(context, builder, signature.args[0], *args), ir.IntType(8).as_pointer()
         )
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
         hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
@@ -219,8 +220,8 @@ def copy(_typing: Any, out: Any, out_at: Any, array: Any, at: Any, size: Any) ->
         return None
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        into = _pointer(context, builder, signature.args[0], args[0], args[1])
-        source = _pointer(context, builder, signature.args[2], args[2], args[3])
+        into = pointer_to(context, builder, signature.args[0], args[0], args[1])
+        source = pointer_to(context, builder, signature.args[2], args[2], args[3])
         cgutils.raw_memcpy(builder, into, source, args[4], signature.args[0].dtype.bitwidth // 8)
         return context.get_dummy_value()
 

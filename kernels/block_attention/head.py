@@ -9,22 +9,40 @@ from numba import njit
 
 from moorage.kernels.half import widen
 from moorage.kernels.numba_flags import INLINE, SERIAL
-from moorage.kernels.simd import LINE_BYTES, dots_1, dots_2, dots_4, prefetch, weigh_1, weigh_2, weigh_4
-from moorage.kernels.vector_math import exp32, max32
+from moorage.kernels.simd import (
+    LANES,
+    LINE_BYTES,
+    dots_1,
+    dots_2,
+    dots_4,
+    prefetch,
+    weigh_1,
+    weigh_2,
+    weigh_4,
+)
+from moorage.kernels.simd_rows import rotate_rows, row_max
+from moorage.kernels.vector_math import exp32
 
 ROWS = 32
 """Rows of a tile: its values stay in the L1 cache while all queries of the group read them."""
 
 
 @njit(**INLINE)
-def _rotate(row: Any, cos: Any, sin: Any, factor: Any, into: Any) -> None:
-    """into [D] = factor * row [D], channel pairs (i, i + rd / 2) rotated, as in GPT-NeoX."""
-    half = len(cos)
-    for d in range(half):
-        low, high = factor * widen(row[d]), factor * widen(row[half + d])
-        into[d], into[half + d] = low * cos[d] - high * sin[d], high * cos[d] + low * sin[d]
-    for d in range(2 * half, len(into)):
-        into[d] = factor * widen(row[d])
+def _rotate(
+    stored: Any, at: Any, count: Any, dim: Any, cos: Any, sin: Any, turn_at: Any, turn_step: Any, half: Any, out: Any
+) -> None:  # fmt: skip
+    """`rotate_rows` for any number of rotated channels."""
+    if half % LANES == 0:
+        rotate_rows(stored, at, count, dim, cos, sin, turn_at, turn_step, half, out)
+        return
+    for row in range(count):
+        source, into, turn = at + row * dim, row * dim, turn_at + row * turn_step
+        for d in range(half):
+            low, high = widen(stored[source + d]), widen(stored[source + half + d])
+            out[into + d] = low * cos[turn + d] - high * sin[turn + d]
+            out[into + half + d] = high * cos[turn + d] + low * sin[turn + d]
+        for d in range(2 * half, dim):
+            out[into + d] = widen(stored[source + d])
 
 
 @njit(**INLINE)
@@ -59,9 +77,15 @@ def _add_values(stored: Any, at: Any, count: Any, weights: Any, group: Any, dim:
 
 
 @njit(**INLINE)
-def _weights(logits: Any, out: Any, peak: Any, total: Any) -> None:
-    """Turns one query's logits into weights relative to the peak so far; rescales what was summed before."""
-    highest = max32(logits)
+def _weights(logits: Any, count: Any, out: Any, peak: Any, total: Any) -> None:
+    """Turns one query's `count` logits of a tile into weights relative to the peak so far; rescales what was summed.
+
+    Whole vectors are computed: what lies behind the last row of `logits` [ROWS] gets no weight.
+    """
+    end = (count + LANES - 1) // LANES * LANES
+    for t in range(count, end):
+        logits[t] = -np.inf
+    highest = row_max(logits, end)
     if highest > peak[0]:
         shrink = exp32(peak[0] - highest)
         total[0] *= shrink
@@ -69,7 +93,7 @@ def _weights(logits: Any, out: Any, peak: Any, total: Any) -> None:
             out[d] *= shrink
         peak[0] = highest
     added = np.float32(0)
-    for t in range(len(logits)):
+    for t in range(end):
         weight = exp32(logits[t] - peak[0])
         logits[t] = weight
         added += weight
@@ -90,35 +114,42 @@ def attend_head(
     begin, end = rows
     angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin = rotations
     group, dim = query.shape
-    rotated, keys = np.empty((group, dim), np.float32), np.empty((ROWS, dim), np.float32)
-    logits, sums = np.empty((group, ROWS), np.float32), out.reshape(-1)
+    half, offsets = angle_cos.shape[1], (offset_cos.reshape(-1), offset_sin.reshape(-1))
+    angles = angle_cos.reshape(-1), angle_sin.reshape(-1)
+    scaled, rotated = np.empty(group * dim, np.float32), np.empty(group * dim, np.float32)
+    for m in range(group):
+        for d in range(dim):
+            scaled[m * dim + d] = scale * query[m, d]
+    keys, logits = np.empty(ROWS * dim, np.float32), np.empty((group, ROWS), np.float32)
     peak, total = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
     out[:] = 0
-    line = LINE_BYTES // memories[0].itemsize
+    line, flat, sums, zero = (
+        LINE_BYTES // memories[0].itemsize,
+        logits.reshape(-1),
+        out.reshape(-1),
+        np.int64(0),
+    )
     for e in range(first, last):
         stored = memories[memory[e]]
         if e + 1 < last:
             coming = offset[e + 1] + base
             for d in range(begin[e + 1] * dim, end[e + 1] * dim, line):
                 prefetch(memories[memory[e + 1]], coming + d)
-        for m in range(group):
-            _rotate(query[m], angle_cos[e], angle_sin[e], scale, rotated[m])
+        _rotate(scaled, zero, group, dim, *angles, e * half, zero, half, rotated)
         for row in range(begin[e], end[e], ROWS):
             count = min(ROWS, end[e] - row)
             key_at = offset[e] + base + row * dim
             value_at = key_at + to_values
             for d in range(0, count * dim, line):
                 prefetch(stored, value_at + d)
-            if rotate_keys[e] and offset_cos.shape[1]:
-                for t in range(count):
-                    key = stored[key_at + t * dim : key_at + (t + 1) * dim]
-                    _rotate(key, offset_cos[row + t], offset_sin[row + t], np.float32(1), keys[t])
-                _logits(keys.reshape(-1), 0, count, rotated.reshape(-1), group, dim, logits.reshape(-1))
+            if rotate_keys[e] and half:
+                _rotate(stored, key_at, count, dim, *offsets, row * half, half, half, keys)
+                _logits(keys, zero, count, rotated, group, dim, flat)
             else:
-                _logits(stored, key_at, count, rotated.reshape(-1), group, dim, logits.reshape(-1))
+                _logits(stored, key_at, count, rotated, group, dim, flat)
             for m in range(group):
-                _weights(logits[m, :count], out[m], peak[m : m + 1], total[m : m + 1])
-            _add_values(stored, value_at, count, logits.reshape(-1), group, dim, sums)
+                _weights(logits[m], count, out[m], peak[m : m + 1], total[m : m + 1])
+            _add_values(stored, value_at, count, flat, group, dim, sums)
     for m in range(group):
         if total[m] == 0:
             lse[m] = -np.inf
