@@ -19,7 +19,7 @@ from moorage.workers.kv.mailbox_channel import Patience
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.messages import StoreStats
-from moorage.workers.kv.operations import Operation
+from moorage.workers.kv.operation import Operation
 from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.warm_up import warm_up

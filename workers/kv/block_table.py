@@ -22,7 +22,7 @@ class PageAllocator:
         self._is_free = np.ones(num_pages, np.bool_)
         self.num_free = num_pages
 
-    def take(self, count: int, session_id: int) -> Int32:
+    def allocate(self, count: int, session_id: int) -> Int32:
         """`count` pages, ascending. If StoreFull is raised, nothing has changed."""
         if count > self.num_free:
             raise StoreFull(
@@ -34,8 +34,8 @@ class PageAllocator:
         self.num_free -= count
         return pages
 
-    def give(self, pages: Int32) -> None:
-        """Takes back pages that `take` handed out."""
+    def free(self, pages: Int32) -> None:
+        """Takes back pages that `allocate` gave."""
         self._is_free[pages] = True
         self.num_free += len(pages)
 

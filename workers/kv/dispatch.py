@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from moorage.workers.errors import MoorageError
-from moorage.workers.kv.operations import Drop, Operation
+from moorage.workers.kv.operation import Operation
+from moorage.workers.kv.operations import Drop
 from moorage.workers.kv.store import KvStore
 
 T = TypeVar("T")

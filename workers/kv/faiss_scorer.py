@@ -28,7 +28,7 @@ class FaissScorer:
         self._half = arena.layout.scorer is Scorer.FAISS_FP16
         self._indices: dict[tuple[int, int], Any] = {}
 
-    def forget(self, session_id: int, layer: int | None = None) -> None:
+    def invalidate(self, session_id: int, layer: int | None = None) -> None:
         """Anchors of a session, or of one layer of it, are gone or have changed."""
         for key in [key for key in self._indices if key[0] == session_id and layer in (None, key[1])]:
             del self._indices[key]

@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from moorage.workers.kv.dispatch import Dispatch
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import Int32, Storage
-from moorage.workers.kv.operations import Confirm, CopyBlocks, Operation, Write
+from moorage.workers.kv.operation import Operation
+from moorage.workers.kv.operations import Confirm, CopyBlocks, Write
 from moorage.workers.kv.store import KvStore
 
 T = TypeVar("T")

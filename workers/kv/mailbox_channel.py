@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from moorage.workers.errors import MoorageError, PeerDead
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.codec import Codec, codec_of
-from moorage.workers.kv.operations import Operation
+from moorage.workers.kv.operation import Operation
 from moorage.workers.kv.window import Window
 from moorage.workers.kv.wire import (
     MAX_PACKET_BYTES,

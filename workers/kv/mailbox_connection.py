@@ -11,7 +11,7 @@ from typing import Any
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.kv.codec import codec_of
 from moorage.workers.kv.dispatch import Dispatch
-from moorage.workers.kv.operations import Operation
+from moorage.workers.kv.operation import Operation
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.window import Window
 from moorage.workers.kv.wire import (

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from moorage.workers.kv.link import confirm
 from moorage.workers.kv.mailbox_channel import Channel, Patience
 from moorage.workers.kv.mapped_shard import MappedShard
-from moorage.workers.kv.operations import Operation, Selecting
+from moorage.workers.kv.operation import Operation, Selecting
 
 T = TypeVar("T")
 

@@ -11,10 +11,11 @@ from numpy.typing import ArrayLike
 from moorage.kernels.block_select import Coded
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.block_scorer import BlockScorer, Scoring
 from moorage.workers.kv.block_table import BlockTable
+from moorage.workers.kv.candidates import Asked, Preselection
 from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.messages import AnchorRotation, Float32, Int32, SelectReply, SelectRequest, Storage
-from moorage.workers.kv.selector import Asked, Preselection, Scoring, Selector
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class ShardSession:
     rotation: AnchorRotation | None = None
     """Set in the store when anchors summarise rotated keys."""
     scoring: Scoring | None = None
-    """A scored request that waits for its `choose`."""
+    """A scored request that waits for `select_scored`."""
     num_changes: int = 0
     """Counts what may change codes: sealed blocks, blocks that are gone, rebuilt anchors."""
 
@@ -47,7 +48,7 @@ class MappedShard:
         self.sessions: dict[int, ShardSession] = {}
         self.unconfirmed: set[int] = set()
         """In a worker: sessions of which the store may not have sealed yet what counts as sealed here."""
-        self._selector = Selector(arena)
+        self._scorer = BlockScorer(arena)
         self._where = where
 
     @property
@@ -74,14 +75,14 @@ class MappedShard:
         none = (0,) * self.layout.num_layers
         table = BlockTable(session_id, pages, list(num_tokens or none))
         self.sessions[session_id] = ShardSession(table, list(num_sealed or none), rotation=rotation)
-        self._selector.forget(session_id)
+        self._scorer.invalidate(session_id)
 
     def drop(self, session_id: int) -> ShardSession | None:
         """Removes a session; returns it if it was open."""
         session = self.sessions.pop(session_id, None)
         self.unconfirmed.discard(session_id)
         if session is not None:
-            self._selector.forget(session_id)
+            self._scorer.invalidate(session_id)
         return session
 
     def write(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> int:
@@ -149,12 +150,12 @@ class MappedShard:
                 self._cut(session, layer, num_tokens)
                 session.table.num_tokens[layer] = num_tokens
         # Codes follow the range of all anchors that were ever there; a shorter session must not remember them.
-        self._selector.forget(session_id)
+        self._scorer.invalidate(session_id)
         session.num_changes += 1
 
     def invalidate(self, session_id: int, layer: int, first_block: int) -> None:
         """The anchors of `layer` from `first_block` on have changed."""
-        self._selector.forget(session_id, layer, first_block)
+        self._scorer.invalidate(session_id, layer, first_block)
         self.session(session_id).num_changes += 1
 
     def _cut(self, session: ShardSession, layer: int, num_tokens: int) -> None:
@@ -182,26 +183,26 @@ class MappedShard:
 
     def select(self, request: SelectRequest) -> SelectReply:
         """The best blocks of this shard alone; exact with several shards unless the pooling is SOFTMAX."""
-        return self._selector.select(*self._asked(request))
+        return self._scorer.select(self._asked(request))
 
     def select_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
         """`select` for each of some sessions, at least one, in one call where it can be one."""
-        return self._selector.select_together([self._asked(request) for request in requests])
+        return self._scorer.select_together([self._asked(request) for request in requests])
 
     def score(self, request: SelectRequest) -> Float32:
-        """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `choose`."""
-        scoring = self._selector.score(*self._asked(request))
+        """[R, Hq] log-sum-exp of this shard's logits; the session keeps them until `select_scored`."""
+        scoring = self._scorer.score(self._asked(request))
         self.session(request.session_id).scoring = scoring
-        return self._selector.lse(scoring)
+        return self._scorer.lse(scoring)
 
-    def choose(self, session_id: int, lse: Float32) -> SelectReply:
+    def select_scored(self, session_id: int, lse: Float32) -> SelectReply:
         """Ends what `score` began; `lse` [R, Hq] is that of all shards together."""
         session = self.session(session_id)
         scoring, session.scoring = session.scoring, None
         if scoring is None or lse.shape != scoring.logits.shape[:2]:
             raise InvalidRequest(f"session {session_id}: no scored request fits lse {lse.shape}; score first")
-        reply = self._selector.choose(scoring, lse)
-        self._selector.release(scoring)
+        reply = self._scorer.select_scored(scoring, lse)
+        self._scorer.release(scoring)
         return reply
 
     def preselect(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
@@ -215,7 +216,7 @@ class MappedShard:
         """Codes of the sealed blocks for a choice of `num_wanted`, brought up to date; None where there are none."""
         session = self.session(session_id)
         sealed = session.table.pages[: session.num_sealed[layer]]
-        return self._selector.codes(session_id, layer, sealed, num_wanted)
+        return self._scorer.codes(session_id, layer, sealed, num_wanted)
 
     def _asked(self, request: SelectRequest) -> Asked:
         session = self.session(request.session_id)

@@ -1,4 +1,4 @@
-"""Joins what the shards chose into the choice of one store that held everything."""
+"""Joins what the shards selected into the selection of one store that held everything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moorage.workers.kv.messages import SelectReply
 from moorage.workers.kv.stripes import Stripes
 
 
-def merge_choices(replies: Sequence[SelectReply], blocks: Stripes, k: int) -> SelectReply:
+def merge_selections(replies: Sequence[SelectReply], blocks: Stripes, k: int) -> SelectReply:
     """The `k` best of the shards' best; ids are global.
 
     Exact, since the best of all are among each shard's best. Among equal scores the lower id wins.

@@ -65,7 +65,7 @@ class QuantizedAnchors:
             encode_anchors(anchors, new, coded.low, coded.step, self._arena.codes[layer])
         coded.num_coded = len(pages)
 
-    def forget(self, session_id: int, layer: int | None = None, first_block: int = 0) -> None:
+    def invalidate(self, session_id: int, layer: int | None = None, first_block: int = 0) -> None:
         """Anchors of a session, or of one layer of it, from `first_block` on are gone or have changed."""
         for key in [key for key in self._layers if key[0] == session_id and layer in (None, key[1])]:
             if first_block:

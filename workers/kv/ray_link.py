@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import ray
 
 from moorage.workers.errors import MoorageError, PeerDead
-from moorage.workers.kv.operations import Drop, Operation
+from moorage.workers.kv.operation import Operation
+from moorage.workers.kv.operations import Drop
 from moorage.workers.spec import KvLayout
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from moorage.workers.errors import MoorageError
 from moorage.workers.kv.host_memory import HostMemory
 from moorage.workers.kv.link import Link, gather, write_rows
-from moorage.workers.kv.merge import merge_choices
+from moorage.workers.kv.merge import merge_selections
 from moorage.workers.kv.messages import (
     AnchorRotation,
     Float32,
@@ -24,7 +24,6 @@ from moorage.workers.kv.messages import (
 )
 from moorage.workers.kv.operations import (
     Attach,
-    Choose,
     Commit,
     Drop,
     Open,
@@ -33,6 +32,7 @@ from moorage.workers.kv.operations import (
     Resize,
     Score,
     Select,
+    SelectScored,
     SelectTogether,
     Stats,
     Truncate,
@@ -213,7 +213,7 @@ class ShardedKv:
         pending = [link.submit(SelectTogether(part)) for link, part in zip(self.links, parts, strict=True)]
         replies = _all(pending)
         return [
-            merge_choices(
+            merge_selections(
                 [replies[(first[i] + shard) % count][i] for shard in range(count)], self._blocks, request.k
             )
             for i, request in enumerate(requests)
@@ -227,10 +227,10 @@ class ShardedKv:
         if request.pooling is HeadPool.SOFTMAX:
             parts = _all([link.submit(Score(one)) for link, one in zip(links, requests, strict=True)])
             lse: Float32 = np.asarray(np.logaddexp.reduce(parts, axis=0), np.float32)
-            replies = _all([link.submit(Choose(session_id, lse)) for link in links])
+            replies = _all([link.submit(SelectScored(session_id, lse)) for link in links])
         else:
             replies = _all([link.submit(Select(one)) for link, one in zip(links, requests, strict=True)])
-        return merge_choices(replies, self._blocks, request.k)
+        return merge_selections(replies, self._blocks, request.k)
 
     def _of_shard(self, request: SelectRequest, shard: int) -> SelectRequest:
         refine = request.refine
@@ -243,7 +243,7 @@ class ShardedKv:
             refine=refine,
         )
 
-    def keep(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
+    def preselect(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """Restricts later selections with `use_preselected`: of the blocks before `limit`, to ascending `blocks`."""
         shards, local = self._blocks.split(blocks)
         for shard, link in enumerate(self._links_of(session_id)):

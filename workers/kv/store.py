@@ -50,14 +50,14 @@ class KvStore:
             raise InvalidRequest(
                 f"session {session_id}: anchors of rotated keys need angles; open it with them"
             )
-        pages = self._pages.take(num_blocks, session_id)
+        pages = self._pages.allocate(num_blocks, session_id)
         if rotation is not None:
             rotation = replace(rotation, inv_freq=rotation.inv_freq.copy())
         self.shard.open(session_id, pages, rotation=rotation)
         return pages
 
     def resize(self, session_id: int, num_blocks: int) -> Int32:
-        """Grows a session, or gives back its unwritten end; returns all its pages.
+        """Grows a session, or frees its unwritten end; returns all its pages.
 
         If StoreFull or InvalidRequest is raised, nothing has changed.
         """
@@ -69,10 +69,10 @@ class KvStore:
             )
         held = len(table.pages)
         if num_blocks > held:
-            more = self._pages.take(num_blocks - held, session_id)
+            more = self._pages.allocate(num_blocks - held, session_id)
             table.pages = np.concatenate((table.pages, more))
         else:
-            self._pages.give(table.pages[num_blocks:])
+            self._pages.free(table.pages[num_blocks:])
             table.pages = table.pages[:num_blocks].copy()
         return table.pages
 
@@ -134,7 +134,7 @@ class KvStore:
         self.shard.invalidate(session_id, layer, first)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
-        """Forgets the tokens after the first `num_tokens`; the pages stay reserved."""
+        """Removes the tokens after the first `num_tokens`; the pages stay reserved."""
         if num_tokens < 0:
             raise InvalidRequest(f"session {session_id}: truncate to {num_tokens} tokens; keep none or more")
         self.shard.truncate(session_id, num_tokens)
@@ -146,7 +146,7 @@ class KvStore:
         """Frees a session's pages. Idempotent."""
         session = self.shard.drop(session_id)
         if session is not None:
-            self._pages.give(session.table.pages)
+            self._pages.free(session.table.pages)
 
     def stats(self) -> StoreStats:
         """Counts and bytes."""

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound, ResourceExhausted, StoreFull
 from moorage.workers.kv.codec import Array, Codec, RecordCodec, codec_of
-from moorage.workers.kv.operations import OPERATIONS, Operation
+from moorage.workers.kv.operation import OPERATIONS, Operation
 from moorage.workers.kv.window import Window, aligned
 from moorage.workers.spec import KvLayout
 

@@ -46,7 +46,7 @@ class Asker:
         return self.link.submit(ops.Score(request))
 
     def submit_choose(self, session_id: int, lse: np.ndarray) -> Callable[[], SelectReply]:
-        return self.link.submit(ops.Choose(session_id, lse))
+        return self.link.submit(ops.SelectScored(session_id, lse))
 
     def preselect(self, session_id: int, layer: int, blocks: np.ndarray, limit: int) -> None:
         self.link.call(ops.Preselect(session_id, layer, blocks, limit))

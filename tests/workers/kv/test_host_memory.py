@@ -141,7 +141,7 @@ def test_choices_made_here_are_those_of_the_stores(
             np.testing.assert_array_equal(found, expected)
     kept = np.arange(3, 100, 5, dtype=np.int32)
     for kv in cluster.both():
-        kv.keep(2, 1, kept, 120)
+        kv.preselect(2, 1, kept, 120)
     restricted = requests[1]._replace(use_preselected=True)
     check_same(*(kv.select(restricted) for kv in cluster.both()))
     for kv in cluster.both():

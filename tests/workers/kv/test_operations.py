@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from moorage.workers.kv.codec import codec_of
 from moorage.workers.kv.mapped_shard import MappedShard
-from moorage.workers.kv.operations import OPERATIONS, Attach, Commit, Operation, Selecting, Stats, Write
+from moorage.workers.kv.operation import OPERATIONS, Operation, Selecting
+from moorage.workers.kv.operations import Attach, Commit, Stats, Write
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.window import Window
 from moorage.workers.kv.wire import get_message, pack_posts, put_message, unpack_posts

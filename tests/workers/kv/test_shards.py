@@ -139,7 +139,7 @@ def test_a_preselection_equals_one_store(make_kv: MakeKv, reference: Any, num_sh
     fill(kv, expected, 161, 4)
     for first, limit, count in [(2, 35, 9), (0, 40, 3), (4, 10, 5), (5, 5, 0)]:
         kept = np.sort(rng.permutation(np.arange(first, limit))[:count]).astype(np.int32)
-        kv.keep(1, 0, kept, limit)
+        kv.preselect(1, 0, kept, limit)
         expected.kept[1, 0] = (kept, limit)
         query = rng.standard_normal((1, 4, LAYOUT.head_dim), np.float32)
         for end in (limit - 1, limit, 40):

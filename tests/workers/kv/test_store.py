@@ -18,13 +18,13 @@ def rows(count: int) -> np.ndarray:
 
 def test_pages_come_lowest_first() -> None:
     pages = PageAllocator(10)
-    first, second = pages.take(3, 1), pages.take(4, 2)
+    first, second = pages.allocate(3, 1), pages.allocate(4, 2)
     np.testing.assert_array_equal(first, [0, 1, 2])
-    pages.give(first)
-    np.testing.assert_array_equal(pages.take(5, 3), [0, 1, 2, 7, 8])
+    pages.free(first)
+    np.testing.assert_array_equal(pages.allocate(5, 3), [0, 1, 2, 7, 8])
     with pytest.raises(StoreFull, match="session 4 needs 2 more blocks, 1 of 10"):
-        pages.take(2, 4)
-    pages.give(second)
+        pages.allocate(2, 4)
+    pages.free(second)
     assert pages.num_free == 5
 
 
@@ -47,7 +47,7 @@ def test_integrity_names_what_is_broken(damage: str) -> None:
     if damage == "shared page":
         session.table.pages = store.shard.sessions[2].table.pages
     elif damage == "free list":
-        store._pages.give(session.table.pages)
+        store._pages.free(session.table.pages)
     elif damage == "lost page":
         session.table.pages = session.table.pages[:1]
     else:

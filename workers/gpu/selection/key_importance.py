@@ -156,7 +156,7 @@ class KeyImportance:
         masses = scores[span.num_sinks : span.near_block].cpu().numpy()
         best = np.argsort(-masses, kind="stable")[: session.memory.selection.preselect_blocks]
         kept = np.sort(best + span.num_sinks).astype(np.int32)
-        self._kv.keep(session.session_id, layer, kept, span.near_block)
+        self._kv.preselect(session.session_id, layer, kept, span.near_block)
 
     def _rebuild_anchors(
         self, session: WorkerSession, layer: int, first: int, received: torch.Tensor
