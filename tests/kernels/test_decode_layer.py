@@ -214,3 +214,23 @@ def test_memories_that_do_not_fit_are_refused(rng, storage):
         LayerMemory.of(shape, kv, anchors, [coded[0], coded[1][:, :-1].copy()])
     with pytest.raises(ValueError, match="head size"):
         LayerMemory.of(shape._replace(head_dim=24), kv, anchors, coded)
+
+
+def test_failed_sessions_are_counted_and_later_calls_look_at_the_rows_alone(rng, storage):
+    case = Case(rng, storage, FOUR)
+    memory = LayerMemory.of(case.memory.shape, [kv.copy() for kv in case.kv], case.anchors, case.codes)
+    given, results = (case.query, case.key, case.value), (case.choices, case.attended)
+    for is_checked in (False, True):
+        assert decode_layer(memory, case.batch, *given, *results, is_checked=is_checked) == 0
+    for name, rows in (("query", 0), ("key", 1), ("value", 2)):
+        wrong = list(given)
+        wrong[rows] = given[rows][:, :, ::2]
+        with pytest.raises(ValueError, match=name):
+            decode_layer(memory, case.batch, *wrong, *results, is_checked=True)
+    case.key[1:3, 0, 0] = np.nan
+    for parallel in (False, True):
+        if parallel:
+            with always_parallel():
+                assert decode_layer(memory, case.batch, *given, *results) == 2
+        else:
+            assert decode_layer(memory, case.batch, *given, *results) == 2
