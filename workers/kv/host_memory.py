@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moorage.workers.errors import MoorageError, PeerDead
+from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.link import Link, confirm
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import Float32, Int32, Storage
@@ -46,6 +48,25 @@ class HostCodes(NamedTuple):
     """[L, M, Hkv * A * D] by layer and link; [L, M, 0] where the layout has no codes."""
     num_kept: Int32
     """[L, M]: blocks that get exact scores after codes; 0 where all do."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostBlocks:
+    """One session's pages in the arenas of all shards; stripes of blocks are dealt to these in turn."""
+
+    memories: tuple[Storage, ...]
+    """Every arena's keys and values, flat."""
+    tables: tuple[Int32, ...]
+    """Pages of the session's blocks in each arena."""
+    layer_sizes: NDArray[np.int64]
+    """Elements of one layer in each arena."""
+    stripe_blocks: int
+
+    @classmethod
+    def of(cls, arenas: list[Arena], tables: list[Int32], stripe_blocks: int) -> HostBlocks:
+        """The pages `tables` of `arenas`."""
+        sizes = np.array([arena.kv[0].size for arena in arenas], np.int64)
+        return cls(tuple(arena.kv.reshape(-1) for arena in arenas), tuple(tables), sizes, stripe_blocks)
 
 
 class HostMemory:

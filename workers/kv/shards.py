@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moorage.workers.errors import MoorageError
-from moorage.workers.kv.host_memory import HostMemory
+from moorage.workers.kv.host_memory import HostBlocks, HostMemory
 from moorage.workers.kv.link import Link, gather, write_rows
-from moorage.workers.kv.merge import merge_selections
 from moorage.workers.kv.messages import (
     AnchorRotation,
     Float32,
@@ -27,21 +26,14 @@ from moorage.workers.kv.operations import (
     Commit,
     Drop,
     Open,
-    Preselect,
     RebuildAnchors,
     Resize,
-    Score,
-    Select,
-    SelectScored,
-    SelectTogether,
     Stats,
     Truncate,
 )
-from moorage.workers.kv.resident import Resident
+from moorage.workers.kv.shard_selection import ShardSelection, all_of
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.spec import HeadPool, KvLayout, Scorer
-
-T = TypeVar("T")
 
 
 class ShardedKv:
@@ -70,6 +62,7 @@ class ShardedKv:
         self._num_blocks: dict[int, int] = {}
         self._first: dict[int, int] = {}
         """By session: the link of its shard 0, where that is not link 0."""
+        self._selection = ShardSelection(self.links, self._blocks, self.first_shard)
 
     def open(
         self,
@@ -176,78 +169,20 @@ class ShardedKv:
                 link.post(Commit(session_id, layer, 0, self._tokens.count(num_tokens, shard)))
 
     def select(self, request: SelectRequest, coarse: int = 0) -> SelectReply:
-        """What one store that held everything would choose by `request`, whose blocks and limits are global ids.
-
-        With `coarse`, the anchors choose that many blocks first, for each row and choice, and their best single keys
-        decide between them; choices of one row share what any of them has kept.
-        """
-        if coarse <= request.k:
-            return self._choose(request)
-        ids, _ = self._choose(request._replace(k=coarse))
-        fine = [_fine(request, row, ids[row]) for row in range(len(request.queries))]
-        together = self.answers_together(request.pooling)
-        rows = self._choose_together(fine) if together else [self._choose(one) for one in fine]
-        return SelectReply(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
+        """See ShardSelection."""
+        return self._selection.select(request, coarse)
 
     def answers_together(self, pooling: HeadPool) -> bool:
-        """Whether one question to each shard is enough; SOFTMAX takes two when there are several."""
-        return len(self.links) == 1 or pooling is not HeadPool.SOFTMAX
+        """See ShardSelection."""
+        return self._selection.answers_together(pooling)
 
     def select_together(self, requests: Sequence[SelectRequest]) -> list[Int32]:
-        """Ids [1, S, k] for each of some sessions' requests of one row and a coarse pass alone, in one call a shard.
-
-        All must satisfy `answers_together`. Raises what the first of them fails with, and a failed commit only
-        passes through: each asked alone, its own session still fails with it.
-        """
-        return [ids for ids, _ in self._choose_together(requests)]
-
-    def _choose_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
-        """`_choose` for each, in one call a shard."""
-        if len(self.links) == 1:
-            return self.links[0].call(SelectTogether(list(requests)))
-        count, first = len(self.links), [self._first.get(request.session_id, 0) for request in requests]
-        parts = [
-            [self._of_shard(request, (at - first[i]) % count) for i, request in enumerate(requests)]
-            for at in range(count)
-        ]
-        pending = [link.submit(SelectTogether(part)) for link, part in zip(self.links, parts, strict=True)]
-        replies = _all(pending)
-        return [
-            merge_selections(
-                [replies[(first[i] + shard) % count][i] for shard in range(count)], self._blocks, request.k
-            )
-            for i, request in enumerate(requests)
-        ]
-
-    def _choose(self, request: SelectRequest) -> SelectReply:
-        if len(self.links) == 1:
-            return self.links[0].call(Select(request))
-        session_id, links = request.session_id, self._links_of(request.session_id)
-        requests = [self._of_shard(request, shard) for shard in range(len(links))]
-        if request.pooling is HeadPool.SOFTMAX:
-            parts = _all([link.submit(Score(one)) for link, one in zip(links, requests, strict=True)])
-            lse: Float32 = np.asarray(np.logaddexp.reduce(parts, axis=0), np.float32)
-            replies = _all([link.submit(SelectScored(session_id, lse)) for link in links])
-        else:
-            replies = _all([link.submit(Select(one)) for link, one in zip(links, requests, strict=True)])
-        return merge_selections(replies, self._blocks, request.k)
-
-    def _of_shard(self, request: SelectRequest, shard: int) -> SelectRequest:
-        refine = request.refine
-        if refine is not None:
-            shards, local = self._blocks.split(refine)
-            refine = local[shards == shard]
-        return request._replace(
-            first=self._blocks.count(request.first, shard),
-            limits=self._blocks.counts(request.limits, shard),
-            refine=refine,
-        )
+        """See ShardSelection."""
+        return self._selection.select_together(requests)
 
     def preselect(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
-        """Restricts later selections with `use_preselected`: of the blocks before `limit`, to ascending `blocks`."""
-        shards, local = self._blocks.split(blocks)
-        for shard, link in enumerate(self._links_of(session_id)):
-            link.call(Preselect(session_id, layer, local[shards == shard], self._blocks.count(limit, shard)))
+        """See ShardSelection."""
+        self._selection.preselect(session_id, layer, blocks, limit)
 
     def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
         """Makes anchors of sealed blocks from `first` on, given their keys' importance [n, Hkv, B]."""
@@ -280,14 +215,14 @@ class ShardedKv:
             return None
         return HostMemory(self.links, shards, self._tokens, self.first_shard)
 
-    def resident(self, session_id: int) -> Resident | None:
+    def host_blocks(self, session_id: int) -> HostBlocks | None:
         """A session's blocks as this process maps them, until it grows; None when a shard is on another host."""
         links = self._links_of(session_id)
         shards = [link.shard for link in links if link.shard is not None and link.shard.is_readable]
         if len(shards) < len(links):
             return None
         pages = [shard.session(session_id).table.pages for shard in shards]
-        return Resident.of([shard.arena for shard in shards], pages, self._blocks.length)
+        return HostBlocks.of([shard.arena for shard in shards], pages, self._blocks.length)
 
     def drop(self, session_id: int) -> None:
         """Frees a session in all shards. Idempotent."""
@@ -314,24 +249,4 @@ class ShardedKv:
     def _each(self, session_id: int, action: Callable[[Link, int], object]) -> None:
         """Does `action` with the link of each of a session's shards, even when one fails; then raises."""
         links = self._links_of(session_id)
-        _all([partial(action, link, shard) for shard, link in enumerate(links)])
-
-
-def _all(actions: Sequence[Callable[[], T]]) -> list[T]:
-    """What each gives, in order. All are done even when one fails; then raises the first failure."""
-    answers: list[T] = []
-    failure: MoorageError | None = None
-    for action in actions:
-        try:
-            answers.append(action())
-        except MoorageError as error:
-            failure = failure or error
-    if failure is not None:
-        raise failure
-    return answers
-
-
-def _fine(request: SelectRequest, row: int, kept: Int32) -> SelectRequest:
-    """The fine pass of one row of `request` among the blocks `kept` [S, n] by the coarse one."""
-    one, among = slice(row, row + 1), np.unique(kept[kept >= 0]).astype(np.int32)
-    return request._replace(queries=request.queries[one], limits=request.limits[one], refine=among)
+        all_of([partial(action, link, shard) for shard, link in enumerate(links)])

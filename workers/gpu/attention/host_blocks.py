@@ -7,12 +7,12 @@ import torch
 from moorage.kernels.block_attention.resident import attend_resident
 from moorage.workers.gpu.attention.stored_blocks import Partial, TokenQuery
 from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
-from moorage.workers.kv.resident import Resident
+from moorage.workers.kv.host_memory import HostBlocks
 from moorage.workers.spec import KvLayout
 
 
 def attend_on_host(
-    query: TokenQuery, plain: torch.Tensor, resident: Resident, layout: KvLayout, blocks: AttentionBlocks
+    query: TokenQuery, plain: torch.Tensor, resident: HostBlocks, layout: KvLayout, blocks: AttentionBlocks
 ) -> Partial:
     """Attention of `query`, whose heads are `plain` [Hq, D] in fp32 on the host; so is the result.
 

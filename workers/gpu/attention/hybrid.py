@@ -13,7 +13,7 @@ from moorage.workers.gpu.attention.stored_blocks import Partial, TokenQuery, mer
 from moorage.workers.gpu.engine.batch import DecodeBatch
 from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
 from moorage.workers.gpu.positions.step_blocks import StepBlocks
-from moorage.workers.kv.resident import Resident
+from moorage.workers.kv.host_memory import HostBlocks
 from moorage.workers.kv.shards import ShardedKv
 
 
@@ -26,12 +26,14 @@ class HybridAttention(DeviceSlotAttention):
     def __init__(self, parts: DecodeParts, kv: ShardedKv) -> None:
         super().__init__(parts)
         self._kv = kv
-        self._resident: dict[int, Resident] = {}
+        self._resident: dict[int, HostBlocks] = {}
         """By session: where its blocks lie in this host's memory, in this step."""
 
     def prepare(self, batch: DecodeBatch) -> SlotMetadata:
         """See AttentionBackend."""
-        found = {step.session.session_id: self._kv.resident(step.session.session_id) for step in batch.steps}
+        found = {
+            step.session.session_id: self._kv.host_blocks(step.session.session_id) for step in batch.steps
+        }
         self._resident = {session_id: here for session_id, here in found.items() if here is not None}
         return super().prepare(batch)
 
@@ -51,7 +53,7 @@ class HybridAttention(DeviceSlotAttention):
         always: StepBlocks,
         blocks: AttentionBlocks,
         on_host: NDArray[np.bool_],
-        resident: Resident,
+        resident: HostBlocks,
     ) -> Partial:
         """The device attends what it holds; meanwhile the host attends the blocks that are marked `on_host`."""
         there = super()._attend_blocks(query, always, blocks.only(~on_host))
