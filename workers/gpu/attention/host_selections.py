@@ -46,7 +46,10 @@ class CompiledSelections:
             np.zeros(by_layer, np.uint8),
         )
         self._standing = Standing(
-            *(np.zeros(count, kind) for kind in (np.int64, np.int64, np.int32, np.int32))
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int64),
+            np.zeros(count, np.int32),
+            np.zeros(count, np.int32),
         )
         self._counts = np.zeros(count, np.int64)
         num_links = len(host.layers[0].kv)

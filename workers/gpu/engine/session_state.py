@@ -28,8 +28,8 @@ class Choice:
     decode_step: int
     near_block: int
     """First near block at that step; blocks that left the window since are attended as well."""
-    query: Float32 | None = None
-    """[1, Hq, D] that scored, kept where the next step's is compared with it."""
+    query: Float32 = field(default_factory=lambda: np.empty((1, 0, 0), np.float32))
+    """[1, Hq, D] that scored, where the next step's is compared with it."""
 
 
 @dataclass(slots=True)
@@ -49,30 +49,28 @@ class ReceivedAttention:
     """Attention that the keys of one layer's window have received so far."""
 
     first_block: int
-    tokens: torch.Tensor | None = None
+    tokens: torch.Tensor
     """[Hkv, n] from the first block's first token on."""
 
     def copy(self) -> ReceivedAttention:
         """The same counts, which go on by themselves."""
-        return ReceivedAttention(self.first_block, None if self.tokens is None else self.tokens.clone())
+        return ReceivedAttention(self.first_block, self.tokens.clone())
 
-    def make_room(self, num_heads: int, num_tokens: int, device: torch.device) -> None:
+    def extend(self, num_tokens: int) -> None:
         """Makes it at least `num_tokens` long."""
-        held = torch.zeros((num_heads, 0), device=device) if self.tokens is None else self.tokens
-        missing = num_tokens - held.shape[1]
+        missing = num_tokens - self.tokens.shape[1]
         if missing > 0:
-            held = torch.cat((held, held.new_zeros((num_heads, missing))), dim=1)
-        self.tokens = held
+            added = self.tokens.new_zeros((len(self.tokens), missing))
+            self.tokens = torch.cat((self.tokens, added), dim=1)
 
     def add(self, first: int, found: torch.Tensor) -> None:
         """Adds `found` [Hkv, n] from the `first`-th token on."""
-        assert self.tokens is not None
         self.tokens[:, first : first + found.shape[1]] += found
 
     def take_until(self, block: int, block_size: int) -> tuple[int, torch.Tensor] | None:
         """(first block, [Hkv, n * B]) of the blocks before `block`, which are forgotten here; None without any."""
         count = block - self.first_block
-        if count <= 0 or self.tokens is None:
+        if count <= 0 or not self.tokens.shape[1]:
             return None
         first, taken = self.first_block, self.tokens[:, : count * block_size]
         self.first_block, self.tokens = block, self.tokens[:, count * block_size :].clone()

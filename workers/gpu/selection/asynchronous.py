@@ -128,7 +128,6 @@ def waits_for_query(session: WorkerSession, layer: int) -> bool:
 
 def moved_rows(last: Choice, query: Float32, cosine: float) -> NDArray[np.bool_]:
     """[S]: whether a head that shares the choice has moved: its `query`, of [1, Hq, D], has a smaller cosine."""
-    assert last.query is not None
     products = (query * last.query).sum(axis=-1)
     lengths = np.linalg.norm(query, axis=-1) * np.linalg.norm(last.query, axis=-1)
     moved: NDArray[np.bool_] = (products < cosine * lengths).reshape(len(last.ids), -1).any(axis=1)

@@ -103,7 +103,6 @@ class DeviceScorer:
         if limit > mirror.num_blocks[layer] and not self._update(session_id, mirror, layer, limit):
             self.drop(session_id)
             return None
-        assert memory.selection.topk is not None
         pages = torch.arange(first, limit, dtype=torch.int32, device=self._device)
         queries, add = query.float()[None], memory.selection.anchor_pool is AnchorPool.SUM
         if self._turn is not None:
@@ -112,7 +111,7 @@ class DeviceScorer:
         logits = scale * score_tensors(mirror.anchors[layer], pages, queries, quest, add=add)[0]
         num_choices = memory.selection.head_select_mode.num_choices(len(query), layout.num_kv_heads)
         pooled = _pool(logits, num_choices, memory.selection.head_pool)
-        ids = pooled.topk(memory.selection.topk, dim=1, sorted=False).indices.sort(dim=1).values + first
+        ids = pooled.topk(memory.selection.topk or 0, dim=1, sorted=False).indices.sort(dim=1).values + first
         return ids.to(torch.int32).cpu().numpy()
 
     def _update(self, session_id: int, mirror: Mirror, layer: int, limit: int) -> bool:

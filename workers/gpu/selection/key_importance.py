@@ -89,7 +89,9 @@ class KeyImportance:
             received = session.received.get(layer)
             if received is None:
                 near = BlockRanges.at(start, session.memory, self._layout.block_size).near_block
-                received = session.received[layer] = ReceivedAttention(max(near, first))
+                received = session.received[layer] = ReceivedAttention(
+                    max(near, first), torch.zeros((self._layout.num_kv_heads, 0), device=self._reader.device)
+                )
             self._count_window(session, layer, start, queries, lse, received)
             after = BlockRanges.at(
                 start + queries.shape[1], session.memory, self._layout.block_size
@@ -112,9 +114,7 @@ class KeyImportance:
         end, size = start + queries.shape[1], self._layout.block_size
         first, window = received.first_block * size, session.memory.retention.window
         keys = self._window_keys(session, layer, received.first_block, end)
-        received.make_room(
-            self._layout.num_kv_heads, self._layout.num_blocks(end) * size - first, keys.device
-        )
+        received.extend(self._layout.num_blocks(end) * size - first)
         for view in self._views(session, queries, start, keys, first, window):
             found = token_importance(
                 view.queries,

@@ -1,0 +1,89 @@
+"""Sessions that one compiled call serves, and their part of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from moorage.kernels.decode_layer import Attended as Output
+from moorage.kernels.decode_layer import SessionBatch
+from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.host_geometry import HostGeometry
+from moorage.workers.gpu.attention.host_selections import CompiledSelections
+from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
+from moorage.workers.gpu.selection.queries import LayerQueries
+from moorage.workers.gpu.selection.selector import Selection
+from moorage.workers.kv.host_memory import HostMemory
+from moorage.workers.spec import ModelSpec
+
+
+class HostGroup:
+    """Sessions with the same axes and the same rotary cache, which one call serves."""
+
+    def __init__(
+        self, host: HostMemory, model: ModelSpec, steps: Sequence[DecodeStep], compiled: bool
+    ) -> None:
+        """`compiled` has the call select blocks; else it is given what a selector selects."""
+        self._sessions = [step.session for step in steps]
+        self._memory, self._rotary = self._sessions[0].memory, self._sessions[0].rotations
+        self.geometry = HostGeometry(host, self._sessions)
+        self.selections = CompiledSelections(host, model, self._sessions) if compiled else None
+        self.is_checked = False
+        """Whether its arrays were found to fit the stores' memory."""
+        count, heads = len(steps), model.num_heads
+        self.output = Output(
+            np.zeros((count, heads, model.head_dim), np.float32),
+            np.zeros((count, heads), np.float32),
+            np.zeros(count, np.int32),
+        )
+
+    def serves(self, steps: Sequence[DecodeStep]) -> bool:
+        """Whether these are the same sessions, with the axes and positions that they had."""
+        return all(
+            step.session is session and session.memory is self._memory and session.rotations is self._rotary
+            for step, session in zip(steps, self._sessions, strict=True)
+        )
+
+
+@dataclass(slots=True)
+class GroupStep:
+    """One group in one step."""
+
+    group: HostGroup
+    steps: list[DecodeStep]
+    rows: torch.Tensor | None
+    """Of the batch's queries; None is all."""
+    batch: SessionBatch
+    given: list[Selection] = field(default_factory=list)
+    """Of the latest layer, where the call does not select."""
+
+
+@dataclass(slots=True)
+class HostMetadata:
+    """What the layers of one step share."""
+
+    batch: DecodeBatch
+    num_heads: int
+    """Query heads."""
+    groups: list[GroupStep] = field(default_factory=list)
+    given: list[GroupStep] = field(default_factory=list)
+    """Those of `groups` for which a selector selects."""
+    queries: torch.Tensor | None = None
+    """Of the latest layer."""
+
+    def attended(self, layer: int) -> Attended:
+        """See DecodeMetadata."""
+        count = len(self.batch.steps)
+        selected: list[Selection] = [None] * count
+        lse = torch.zeros((count, self.num_heads))
+        for part in self.groups:
+            selections = part.group.selections
+            for at, step in enumerate(part.steps):
+                ids = part.given[at] if selections is None else selections.selected(layer, at)
+                selected[step.row] = ids
+                lse[step.row] = torch.from_numpy(part.group.output.lse[at])
+        queries = self.queries if self.queries is not None else torch.zeros((count, 0, 0))
+        return Attended(LayerQueries(queries), selected, lse)
