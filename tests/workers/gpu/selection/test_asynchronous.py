@@ -215,9 +215,9 @@ def test_a_choice_is_made_while_the_next_layer_attends(
         order.append(("select", request.layer))
         return select(request)
 
-    def noted_attend(*args: Any) -> Any:
+    def noted_attend(*args: Any, **options: Any) -> Any:
         order.append(("attend", sum(name == "attend" for name, _ in order)))
-        return attend(*args)
+        return attend(*args, **options)
 
     monkeypatch.setattr(driver.stores[0].shard, "select", noted_select)
     monkeypatch.setattr(host_memory, "decode_layer", noted_attend)
