@@ -6,7 +6,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
@@ -30,6 +30,16 @@ from moorage.workers.spec import KvLayout
 T = TypeVar("T")
 
 
+class Contact(NamedTuple):
+    """How to reach a store."""
+
+    host: str
+    """`host_key` of its process."""
+    address: str
+    """Of its mailbox, for workers of the same host."""
+    layout: KvLayout
+
+
 class KvActor:
     """What Ray runs. Workers of the same host use the mailbox; all others call these methods."""
 
@@ -51,9 +61,9 @@ class KvActor:
         self._lock = threading.Lock()
         self._server = MailboxServer(self._store, lock=self._lock, num_threads=num_threads)
 
-    def contact(self) -> tuple[str, str, KvLayout]:
-        """(host key, mailbox address, layout) for `connect`."""
-        return host_key(), self._server.address, self._store.layout
+    def contact(self) -> Contact:
+        """How to reach the store."""
+        return Contact(host_key(), self._server.address, self._store.layout)
 
     def pid(self) -> int:
         """The process."""
@@ -112,13 +122,13 @@ def connect(
     """
     try:
         handle = ray.get_actor(actor, namespace=namespace) if isinstance(actor, str) else actor
-        key, address, layout = ray.get(handle.contact.remote(), timeout=ready_s)
+        contact: Contact = ray.get(handle.contact.remote(), timeout=ready_s)
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
         raise Unavailable(f"KV actor {actor}: {_first_line(error)}; see that it runs") from error
-    if key == host_key():
+    if contact.host == host_key():
         name = actor if isinstance(actor, str) else ""
-        return MailboxLink(address, patience=Patience(silent_s=timeout_s), name=name)
-    return RayLink(handle, layout, timeout_s=timeout_s)
+        return MailboxLink(contact.address, patience=Patience(silent_s=timeout_s), name=name)
+    return RayLink(handle, contact.layout, timeout_s=timeout_s)
 
 
 def writable(record: T) -> T:

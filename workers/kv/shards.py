@@ -94,7 +94,7 @@ class ShardedKv:
         return self._first.get(session_id, 0)
 
     def grow(self, session_id: int, num_blocks: int) -> None:
-        """Makes room for `num_blocks` blocks; never shrinks. If StoreFull is raised, nothing has changed."""
+        """Allocates up to `num_blocks` blocks; never shrinks. If StoreFull is raised, nothing has changed."""
         held = self._num_blocks.get(session_id, 0)
         if num_blocks <= held:
             return
@@ -109,7 +109,7 @@ class ShardedKv:
         self._num_blocks[session_id] = num_blocks
 
     def trim(self, session_id: int, num_tokens: int) -> None:
-        """Forgets the tokens after the first `num_tokens`, and gives back the blocks that hold none of these."""
+        """Removes the tokens after the first `num_tokens`, and frees the blocks that hold none of these."""
         self.truncate(session_id, num_tokens)
         num_blocks = self.layout.num_blocks(num_tokens)
         counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
@@ -158,7 +158,7 @@ class ShardedKv:
         link.post(Commit(session_id, layer, local, local + 1))
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
-        """Forgets the tokens after the first `num_tokens`."""
+        """Removes the tokens after the first `num_tokens`."""
         counts = [self._tokens.count(num_tokens, shard) for shard in range(len(self.links))]
         self._each(session_id, lambda link, shard: link.call(Truncate(session_id, counts[shard])))
 

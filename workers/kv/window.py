@@ -50,7 +50,7 @@ class Window:
         self._views: dict[tuple[str, int, tuple[int, ...]], NDArray[Any]] = {}
 
     def grow(self, num_bytes: int) -> None:
-        """Makes room for `num_bytes`; what it held stays."""
+        """Makes it at least `num_bytes` long; what it held stays."""
         if num_bytes > self.num_bytes:
             rounded = 1 << (num_bytes - 1).bit_length()
             os.ftruncate(self.fd, rounded)

@@ -56,7 +56,7 @@ def keep(worker: Connection, layout: KvLayout) -> None:
     """A KV actor's process; at its end it says what became known while it served."""
     actor = KvActor(layout, num_pages=128, num_threads=2)
     known = signatures()
-    worker.send(actor.contact()[1])
+    worker.send(actor.contact().address)
     assert worker.recv() == "parallel"
     with always_parallel():
         worker.send("ready")
