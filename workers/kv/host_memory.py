@@ -96,7 +96,7 @@ class HostMemory:
             for layer in range(self.layout.num_layers)
         )
         self._codes: dict[tuple[int, int], tuple[list[int], HostCodes]] = {}
-        """By session and wanted blocks: what `num_changes` was in each shard, and the codes of then."""
+        """By session and wanted blocks: the session's `version` in each shard, and the codes of then."""
 
     def tables(self, session_id: int) -> HostTables:
         """The pages of an open session."""
@@ -109,9 +109,9 @@ class HostMemory:
         The same object as before where nothing has changed. Raises what a commit of the session failed with.
         """
         key = session_id, num_wanted
-        changes = [shard.session(session_id).num_changes for shard in self._shards]
+        versions = [shard.session(session_id).version for shard in self._shards]
         known = self._codes.get(key)
-        if known is not None and known[0] == changes:
+        if known is not None and known[0] == versions:
             return known[1]
         for link in self._links:
             confirm(link, session_id)
@@ -119,7 +119,7 @@ class HostMemory:
         self._codes = {
             other: kept for other, kept in self._codes.items() if other[0] in self._shards[0].sessions
         }
-        self._codes[key] = changes, codes
+        self._codes[key] = versions, codes
         return codes
 
     def _read_codes(self, session_id: int, num_wanted: int) -> HostCodes:

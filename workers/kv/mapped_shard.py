@@ -31,8 +31,9 @@ class ShardSession:
     """Set in the store when anchors summarise rotated keys."""
     scoring: Scoring | None = None
     """A scored request that waits for `select_scored`."""
-    num_changes: int = 0
-    """Counts what may change codes: sealed blocks, blocks that are gone, rebuilt anchors."""
+    version: int = 0
+    """Another number after everything that may change codes: sealed blocks, blocks that are gone, rebuilt anchors. No
+    two sessions of a shard ever have the same one, not even those that had the same id one after the other."""
 
 
 class MappedShard:
@@ -50,6 +51,7 @@ class MappedShard:
         """In a worker: sessions of which the store may not have sealed yet what counts as sealed here."""
         self._scorer = BlockScorer(arena)
         self._where = where
+        self._last_version = 0
 
     @property
     def is_readable(self) -> bool:
@@ -74,8 +76,10 @@ class MappedShard:
         """Records a session with its pages, and by layer its tokens and sealed blocks, none by default."""
         none = (0,) * self.layout.num_layers
         table = BlockTable(session_id, pages, list(num_tokens or none))
-        self.sessions[session_id] = ShardSession(table, list(num_sealed or none), rotation=rotation)
+        session = ShardSession(table, list(num_sealed or none), rotation=rotation)
+        self.sessions[session_id] = session
         self._scorer.invalidate(session_id)
+        self._change(session)
 
     def drop(self, session_id: int) -> ShardSession | None:
         """Removes a session; returns it if it was open."""
@@ -140,7 +144,7 @@ class MappedShard:
         """Records that the first `num_blocks` blocks of `layer` have their anchors."""
         session = self.session(session_id)
         session.num_sealed[layer] = num_blocks
-        session.num_changes += 1
+        self._change(session)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Removes the tokens after the first `num_tokens`; the pages stay."""
@@ -151,12 +155,16 @@ class MappedShard:
                 session.table.num_tokens[layer] = num_tokens
         # Codes follow the range of all anchors that were ever there; a shorter session must not remember them.
         self._scorer.invalidate(session_id)
-        session.num_changes += 1
+        self._change(session)
 
     def invalidate(self, session_id: int, layer: int, first_block: int) -> None:
         """The anchors of `layer` from `first_block` on have changed."""
         self._scorer.invalidate(session_id, layer, first_block)
-        self.session(session_id).num_changes += 1
+        self._change(self.session(session_id))
+
+    def _change(self, session: ShardSession) -> None:
+        self._last_version += 1
+        session.version = self._last_version
 
     def _cut(self, session: ShardSession, layer: int, num_tokens: int) -> None:
         full = num_tokens // self.layout.block_size

@@ -189,6 +189,19 @@ def test_codes_follow_sealed_blocks(rng: np.random.Generator, cluster: Cluster) 
     assert (first.steps[:, 1 - at].max(axis=1) < 3).all()
 
 
+def test_a_session_of_the_same_id_and_length_has_codes_of_its_own(
+    rng: np.random.Generator, cluster: Cluster
+) -> None:
+    prefill(cluster, rng, 1, 1079)
+    before = cluster.memory.codes(1, 8)
+    for kv in cluster.both():
+        kv.drop(1)
+    prefill(cluster, rng, 1, 1079)
+    after = cluster.memory.codes(1, 8)
+    assert (after.num_kept == 32).all()
+    assert not np.array_equal(after.steps, before.steps)
+
+
 def test_a_layout_without_codes_scores_all_blocks(kind: str, rng: np.random.Generator) -> None:
     cluster = Cluster(kind, 1, replace(LAYOUT, anchor_codes=False))
     prefill(cluster, rng, 1, 1080)
