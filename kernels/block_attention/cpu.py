@@ -32,9 +32,9 @@ def attend_blocks(
             f"blocks of strides {blocks.stride()}: the rows of a head must lie behind one another"
         )
     strides = blocks.stride()
-    places = np.zeros(len(slot), np.int32), slot.astype(np.int64) * strides[0]
+    offset = slot.astype(np.int64) * strides[0]
     num_bytes = 2 * len(slot) * num_kv_heads * block_size * dim * blocks.itemsize
-    problem = ((_flat(blocks),), strides[2], strides[1], places, (begin, end), rotations, np.float32(scale))
+    problem = (_flat(blocks), strides[2], strides[1], offset, (begin, end), rotations, np.float32(scale))
     return _attend(query.detach().contiguous().numpy(), num_kv_heads, problem, num_bytes)
 
 
@@ -44,7 +44,7 @@ def _attend(
     out, lse = np.empty(query.shape, np.float32), np.empty(len(query), np.float32)
     workers = num_workers(num_bytes)
     if workers > 1:
-        splits = min(-(-workers // num_kv_heads), len(problem[3][0]))
+        splits = min(-(-workers // num_kv_heads), len(problem[3]))
         attend_parallel(query, num_kv_heads, problem, splits, out, lse)
     else:
         attend_serial(query, num_kv_heads, problem, out, lse)
@@ -60,20 +60,20 @@ def _flat(blocks: torch.Tensor) -> Any:
 
 @njit(**SERIAL)
 def attend_serial(query: Any, num_kv_heads: Any, problem: Any, out: Any, lse: Any) -> None:
-    memories, to_head, to_values, places, rows, rotations, scale = problem
-    group, count = len(query) // num_kv_heads, len(places[0])
+    stored, to_head, to_values, offset, rows, rotations, scale = problem
+    group, count = len(query) // num_kv_heads, len(offset)
     for head in range(num_kv_heads):
         a, b = head * group, (head + 1) * group
         attend_head(
-            query[a:b], memories, head * to_head, to_values, places, rows, 0, count, rotations, scale, out[a:b],
-            lse[a:b],
+            query[a:b], stored, head * to_head, to_values, offset, rows, np.int64(0), count, rotations, scale,
+            out[a:b], lse[a:b],
         )  # fmt: skip
 
 
 @njit(**PARALLEL)
 def attend_parallel(query: Any, num_kv_heads: Any, problem: Any, splits: Any, out: Any, lse: Any) -> None:
-    memories, to_head, to_values, places, rows, rotations, scale = problem
-    group, count = len(query) // num_kv_heads, len(places[0])
+    stored, to_head, to_values, offset, rows, rotations, scale = problem
+    group, count = len(query) // num_kv_heads, len(offset)
     outs = np.empty((splits, *query.shape), np.float32)
     lses = np.empty((splits, len(query)), np.float32)
     for item in prange(num_kv_heads * splits):
@@ -81,7 +81,7 @@ def attend_parallel(query: Any, num_kv_heads: Any, problem: Any, splits: Any, ou
         a, b = head * group, (head + 1) * group
         first, last = count * part // splits, count * (part + 1) // splits
         attend_head(
-            query[a:b], memories, head * to_head, to_values, places, rows, first, last, rotations, scale,
+            query[a:b], stored, head * to_head, to_values, offset, rows, first, last, rotations, scale,
             outs[part, a:b], lses[part, a:b],
         )  # fmt: skip
     _merge(outs, lses, out, lse)

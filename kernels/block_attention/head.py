@@ -102,15 +102,14 @@ def _weights(logits: Any, count: Any, out: Any, peak: Any, total: Any) -> None:
 
 @njit(**SERIAL)
 def attend_head(
-    query: Any, memories: Any, base: Any, to_values: Any, places: Any, rows: Any, first: Any, last: Any,
+    query: Any, stored: Any, base: Any, to_values: Any, offset: Any, rows: Any, first: Any, last: Any,
     rotations: Any, scale: Any, out: Any, lse: Any,
 ) -> None:  # fmt: skip
     """Entries [first, last) for query [G, D] into out [G, D], lse [G].
 
-    places (memory, offset) [n] say in which of the flat `memories` an entry's block begins, and where; the head's
-    keys lie `base` elements after that, their values `to_values` further on. rows (begin, end) [n].
+    offset [n] says where in the flat `stored` an entry's block begins; the head's keys lie `base` elements after
+    that, their values `to_values` further on. rows (begin, end) [n].
     """
-    memory, offset = places
     begin, end = rows
     angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin = rotations
     group, dim = query.shape
@@ -124,17 +123,16 @@ def attend_head(
     peak, total = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
     out[:] = 0
     line, flat, sums, zero = (
-        LINE_BYTES // memories[0].itemsize,
+        LINE_BYTES // stored.itemsize,
         logits.reshape(-1),
         out.reshape(-1),
         np.int64(0),
     )
     for e in range(first, last):
-        stored = memories[memory[e]]
         if e + 1 < last:
             coming = offset[e + 1] + base
             for d in range(begin[e + 1] * dim, end[e + 1] * dim, line):
-                prefetch(memories[memory[e + 1]], coming + d)
+                prefetch(stored, coming + d)
         _rotate(scaled, zero, group, dim, *angles, e * half, zero, half, rotated)
         for row in range(begin[e], end[e], ROWS):
             count = min(ROWS, end[e] - row)

@@ -8,8 +8,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from moorage.kernels.addresses import address_of, matrix_at, spanned
 from moorage.kernels.block_attention.cpu import attend_parallel, attend_serial
-from moorage.kernels.checks import check_multiple
+from moorage.kernels.checks import INT32, check_array, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.simd import LANES
@@ -49,9 +50,19 @@ def attend_resident(
     out, lse = np.empty(query.shape, np.float32), np.empty(len(query), np.float32)
     workers = num_workers(2 * len(blocks) * seen_heads * block_size * dim * memories[0].itemsize)
     splits = min(-(-workers // seen_heads), len(blocks)) if workers > 1 else 0
+    for memory, table in zip(memories, tables, strict=True):
+        check_array("memory", memory, (memories[0].dtype,), (None,))
+        check_array("table", table, INT32, (None,))
+    arrays = np.array(
+        [
+            (address_of(memory), len(memory), address_of(table), len(table))
+            for memory, table in zip(memories, tables, strict=True)
+        ],
+        np.int64,
+    )
     wrong = _attend(
-        query, memories, tables, layer_sizes, layer, stripe_blocks, num_kv_heads, block_size, blocks, rows,
-        rotations, np.float32(scale), kv_head or 0, seen_heads, splits, out, lse,
+        query, arrays, (memories[0][:0], blocks[:0]), layer_sizes, layer, stripe_blocks, num_kv_heads, block_size,
+        blocks, rows, rotations, np.float32(scale), kv_head or 0, seen_heads, splits, out, lse,
     )  # fmt: skip
     if wrong >= 0:
         raise ValueError(
@@ -62,23 +73,27 @@ def attend_resident(
 
 @njit(**SERIAL)
 def _attend(
-    query: Any, memories: Any, tables: Any, layer_sizes: Any, layer: Any, stripe_blocks: Any, num_kv_heads: Any,
+    query: Any, arrays: Any, empty: Any, layer_sizes: Any, layer: Any, stripe_blocks: Any, num_kv_heads: Any,
     block_size: Any, blocks: Any, rows: Any, rotations: Any, scale: Any, first_head: Any, seen_heads: Any,
     splits: Any, out: Any, lse: Any,
 ) -> Any:  # fmt: skip
-    """Returns the first entry that lies nowhere, or -1."""
-    count, num_memories, head_size = len(blocks), len(memories), block_size * query.shape[1]
-    memory, offset = np.empty(count, np.int32), np.empty(count, np.int64)
+    """Returns the first entry that lies nowhere, or -1.
+
+    arrays [M, 4]: address and length of each memory and of its page table; empty: none of the elements of each.
+    """
+    stored, memory_at = spanned(arrays[:, 0].copy(), arrays[:, 1].copy(), empty[0])
+    count, num_memories, head_size = len(blocks), len(arrays), block_size * query.shape[1]
+    offset = np.empty(count, np.int64)
     for e in range(count):
         stripe, within = divmod(np.int64(blocks[e]), stripe_blocks)
         turn, m = divmod(stripe, num_memories)
         local = turn * stripe_blocks + within
-        if not 0 <= local < len(tables[m]) or not 0 <= rows[0][e] <= rows[1][e] <= block_size:
+        if not 0 <= local < arrays[m, 3] or not 0 <= rows[0][e] <= rows[1][e] <= block_size:
             return e
-        memory[e] = m
-        page = np.int64(tables[m][local])
-        offset[e] = layer * layer_sizes[m] + (page * 2 * num_kv_heads + first_head) * head_size
-    problem = memories, head_size, num_kv_heads * head_size, (memory, offset), rows, rotations, scale
+        table = matrix_at(arrays[m, 2], np.int64(1), arrays[m, 3], empty[1])
+        page = np.int64(table[0, local])
+        offset[e] = memory_at[m] + layer * layer_sizes[m] + (page * 2 * num_kv_heads + first_head) * head_size
+    problem = stored, head_size, num_kv_heads * head_size, offset, rows, rotations, scale
     if splits:
         attend_parallel(query, seen_heads, problem, splits, out, lse)
     else:

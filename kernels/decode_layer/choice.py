@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from moorage.kernels.addresses import matrix_at
 from moorage.kernels.block_select.cpu import select_by_codes, select_exactly
-from moorage.kernels.decode_layer.memory import ANCHORS, CODES, PAGES, count_in, matrix_at
+from moorage.kernels.decode_layer.memory import ANCHORS, CODES, PAGES, count_in
 from moorage.kernels.hadamard import turn_heads
 from moorage.kernels.merge_top.cpu import merge_into
 from moorage.kernels.numba_flags import SERIAL

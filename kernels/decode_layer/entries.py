@@ -107,9 +107,8 @@ def attend_group(
     heads, kv_head = len(out) // num_groups, group * shape.num_kv_heads // num_groups
     a, b = group * heads, (group + 1) * heads
     head_size = shape.block_size * shape.head_dim
-    places = np.zeros(len(offset), np.int32), offset
     attend_head(
-        query[a:b], (memory,), kv_head * head_size, shape.num_kv_heads * head_size, places, rows, np.int64(0), count,
+        query[a:b], memory, kv_head * head_size, shape.num_kv_heads * head_size, offset, rows, np.int64(0), count,
         rotations, scale, out[a:b], lse[a:b],
     )  # fmt: skip
 

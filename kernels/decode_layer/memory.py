@@ -1,6 +1,4 @@
-"""Where the blocks of a session lie: memories by address, stripes, pages; and the new row written among them."""
-
-# ruff: noqa: ARG001 - the arguments of an intrinsic are its signature; their values come in `args`.
+"""Where the blocks of a session lie, by stripes and pages; and the new row written among them."""
 
 from __future__ import annotations
 
@@ -8,24 +6,16 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
-from numba.core import cgutils
+from numba import njit, types
 from numba.extending import intrinsic
 
+from moorage.kernels.addresses import spanned
 from moorage.kernels.checks import all_within
 from moorage.kernels.half import largest, narrow, no_bits
 from moorage.kernels.numba_flags import SERIAL
 
 KV, ANCHORS, CODES, PAGES = 0, 1, 2, 3
 """Columns of `LayerMemory.table`."""
-
-
-@intrinsic
-def _pointer(_typing: Any, address: Any) -> Any:
-    def build(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), build
 
 
 @intrinsic
@@ -40,23 +30,9 @@ def take(_typing: Any, counter: Any) -> Any:
 
 
 @njit(**SERIAL)
-def matrix_at(address: Any, rows: Any, columns: Any, like: Any) -> Any:
-    """The [rows, columns] of `like`'s type that lie at `address`."""
-    return carray(_pointer(address), (rows, columns), like.dtype)
-
-
-@njit(**SERIAL)
 def all_memory(table: Any, page_size: Any, empty: Any) -> Any:
-    """(flat, first): all memories of keys and values in one flat array from the lowest address to the highest, and
-    the element at which each begins. Only their pages may be read; others' memory may lie between them."""
-    item, low, high = empty.itemsize, table[0, KV], np.int64(0)
-    for m in range(len(table)):
-        low = min(low, table[m, KV])
-        high = max(high, table[m, KV] + table[m, PAGES] * page_size * item)
-    first = np.empty(len(table), np.int64)
-    for m in range(len(table)):
-        first[m] = (table[m, KV] - low) // item
-    return carray(_pointer(low), ((high - low) // item,), empty.dtype), first
+    """`spanned` of the keys and values in all memories."""
+    return spanned(table[:, KV].copy(), table[:, PAGES] * page_size, empty)
 
 
 @njit(**SERIAL)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moorage.kernels.addresses import address_of
 from moorage.kernels.block_score.code_dots import CODE_BYTES
 from moorage.kernels.checks import STORAGE, UINT8, check_array, check_multiple
 from moorage.kernels.half import Storage
@@ -84,7 +85,7 @@ class LayerMemory:
             check_array("codes", coded, UINT8, (len(rows), code_size))
             if code_size:
                 check_multiple("elements of a block's anchors", 2 * code_size, 2 * CODE_BYTES)
-            table[m] = _address(rows), _address(summary), _address(coded) if code_size else 0, len(rows)
+            table[m] = address_of(rows), address_of(summary), address_of(coded) if code_size else 0, len(rows)
         return cls(shape, table, kv[0].reshape(-1)[:0], anchor_size, (*kv, *anchors, *codes))
 
 
@@ -153,7 +154,3 @@ class Attended(NamedTuple):
     """[N, Hq]: log-sum-exp of the scaled logits; -inf for a session that failed."""
     failed: Int32
     """[N]: FINE, NOT_FINITE_ROW or MISFIT."""
-
-
-def _address(array: NDArray[np.generic]) -> int:
-    return int(array.ctypes.data)
