@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from moorage.workers.gpu.attention import host_memory
 from moorage.workers.gpu.attention.host_memory import HostMemoryAttention
 from moorage.workers.gpu.attention.observed import ObservedAttention
+from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.spec import (
     AnchorType,
     HeadSelectMode,
@@ -51,8 +54,19 @@ def backend_of(driver: Driver) -> HostMemoryAttention:
 @pytest.mark.parametrize("axes", [REUSED, OTHERS[1]], ids=["reused", "clamped"])
 def test_sessions_that_join_and_leave_change_nothing(llama: TinyModel, axes: MemorySpec) -> None:
     """The same tokens and selections, whoever else is in the batch."""
-    prompt, driver = prompt_of(llama, 170), Driver(llama.directory, llama.spec, kv_type=KvType.FP16)
+    prompt, driver = (
+        prompt_of(llama, 170),
+        Driver(llama.directory, llama.spec, block_size=4, num_pages=512, kv_type=KvType.FP16),
+    )
+    sets: list[object] = []
+
+    def observe(session: WorkerSession, layer: int, ids: Any, _lse: object) -> None:
+        if session.session_id == 1:
+            sets.append((session.decode_index, layer, None if ids is None else ids.tolist()))
+
+    driver.observe(observe)
     want = [outcome(result) for result in driver.generate(prompt, axes, (170,), 14)]
+    alone, sets[:] = list(sets), []
     opens = [driver.open(1, prompt, axes, 14)]
     opens += [
         driver.open(10 + i, prompt_of(llama, 60 + 20 * i, i), other, 14) for i, other in enumerate(OTHERS)
@@ -80,6 +94,7 @@ def test_sessions_that_join_and_leave_change_nothing(llama: TinyModel, axes: Mem
             left = max(held)
             del held[left]
             driver.step(drops=(left,))
+    assert sets == alone
     # The chunk of a prompt beside it may be computed by another kernel of the linear layers, which rounds otherwise.
     assert [token for token, _, _ in found] == [token for token, _, _ in want]
     assert [count for *_, count in found] == [count for *_, count in want]
