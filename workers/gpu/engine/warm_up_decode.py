@@ -13,6 +13,7 @@ from moorage.kernels.decode_layer import (
     SessionBatch,
     decode_layer,
 )
+from moorage.kernels.decode_layer.plan import NEVER, LayerChoices, Policy, Standing, end_step, plan_layers
 from moorage.kernels.numba_flags import always_parallel, num_workers
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import AnchorType, KvLayout
@@ -27,6 +28,23 @@ def warm_up_decode(layout: KvLayout, group_size: int, rotary_dim: int) -> None:
         _run(layout, group_size, rotary_dim // 2, count)
         with always_parallel():
             _run(layout, group_size, rotary_dim // 2, count)
+    _plan()
+
+
+def _plan() -> None:
+    """The plan of a step for one session and one layer."""
+    whole, half, flags = np.zeros(1, np.int64), np.zeros(1, np.int32), np.zeros((2, 1, 1), np.uint8)
+    choices = LayerChoices(
+        np.full((1, 1, 1, 1), -1, np.int32),
+        np.zeros((1, 1), np.int32),
+        np.full((1, 1), NEVER, np.int64),
+        flags[0],
+        flags[1],
+    )
+    standing = Standing(whole, whole.copy(), half, half.copy())
+    policy = Policy(budget=1, attends_none=False, dense_layers=0, dense_until=0, layer_step=1, token_step=1)
+    plan_layers(choices, standing, policy)
+    end_step(choices, standing, policy, whole.copy())
 
 
 def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
