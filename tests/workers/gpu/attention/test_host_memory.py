@@ -74,7 +74,7 @@ def test_sessions_that_join_and_leave_change_nothing(llama: TinyModel, axes: Mem
     found: list[tuple[int | None, float | None, float]] = []
     held: dict[int, tuple[int, int]] = {}
     for step in range(14):
-        # Another one joins in every second step, and in every third the last one leaves.
+        # Another one joins in every second step, and in every fifth the first of the others leaves.
         opening = opens.pop(0) if step % 2 == 0 and opens else None
         segments = [Segment(i, at, (token,), sample=True) for i, (at, token) in held.items()]
         if opening is not None:
@@ -90,8 +90,8 @@ def test_sessions_that_join_and_leave_change_nothing(llama: TinyModel, axes: Mem
             held[result.session_id] = segment.start + len(segment.token_ids), result.token_id
             if result.session_id == 1:
                 found.append(outcome(result))
-        if step % 3 == 2 and len(held) > 1:
-            left = max(held)
+        if step % 5 == 4:
+            left = sorted(held)[1]
             del held[left]
             driver.step(drops=(left,))
     assert sets == alone
