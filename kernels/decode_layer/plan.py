@@ -27,8 +27,6 @@ class Policy(NamedTuple):
     """Whether a layer without a choice attends no candidate; otherwise it attends all of them."""
     dense_layers: int
     """First layers, which never choose."""
-    dense_until: int
-    """Tokens below which no layer chooses."""
     layer_step: int
     """Layers that share one choice."""
     token_step: int
@@ -55,8 +53,8 @@ class Standing(NamedTuple):
 
     step: Int64
     """[N]: decode steps before this one."""
-    num_tokens: Int64
-    """[N]: tokens before this one."""
+    may_choose: UInt8
+    """[N]: 0 where no layer chooses in this step."""
     num_sinks: Int32
     """[N]: first candidate."""
     near_block: Int32
@@ -76,7 +74,7 @@ def plan_layers(choices: Any, standing: Any, policy: Any) -> Any:
         for i in range(len(standing.step)):
             sinks, near = standing.num_sinks[i], standing.near_block[i]
             partial = layer >= policy.dense_layers and 0 < policy.budget < near - sinks
-            partial = partial and standing.num_tokens[i] >= policy.dense_until
+            partial = partial and standing.may_choose[i]
             choices.is_partial[layer, i], choices.chooses[layer, i] = partial, 0
             if not partial:
                 choices.window_first[layer, i] = near if policy.attends_none else sinks

@@ -23,12 +23,12 @@ def fresh(budget: int) -> LayerChoices:
     )
 
 
-def standing(step: int, rng: np.random.Generator) -> Standing:
+def standing(step: int, rng: np.random.Generator, dense_until: int = 0) -> Standing:
     """Sessions with more, as many, and fewer candidates than the budget."""
+    may_choose = np.array([100, 100, 20]) + step >= dense_until
     sinks = rng.integers(0, 3, SESSIONS).astype(np.int32)
     near = sinks + np.array([BUDGET + 5 + step, BUDGET, BUDGET - 1], np.int32)
-    tokens = np.array([100 + step, 100 + step, 20 + step], np.int64)
-    return Standing(np.full(SESSIONS, step, np.int64), tokens, sinks, near)
+    return Standing(np.full(SESSIONS, step, np.int64), may_choose.astype(np.uint8), sinks, near)
 
 
 @pytest.mark.parametrize(("layer_step", "token_step"), list(product((1, 2, 3), (1, 3))))
@@ -36,15 +36,16 @@ def standing(step: int, rng: np.random.Generator) -> Standing:
 def test_a_layer_chooses_when_its_last_choice_is_old(
     rng: np.random.Generator, dense_layers: int, dense_until: int, layer_step: int, token_step: int
 ) -> None:
-    policy = Policy(BUDGET, False, dense_layers, dense_until, layer_step, token_step)
+    policy = Policy(BUDGET, False, dense_layers, layer_step, token_step)
     choices, made_at = fresh(BUDGET), np.full((LAYERS, SESSIONS), NEVER)
     for step in range(8):
-        where, counts = standing(step, rng), np.zeros(SESSIONS, np.int64)
+        where, counts = standing(step, rng, dense_until), np.zeros(SESSIONS, np.int64)
         found = plan_layers(choices, where, policy)
         attended = np.zeros(SESSIONS, np.int64)
         for layer, i in np.ndindex(LAYERS, SESSIONS):
             candidates = where.near_block[i] - where.num_sinks[i]
-            partial = layer >= dense_layers and candidates > BUDGET and where.num_tokens[i] >= dense_until
+            num_tokens = (100, 100, 20)[i] + step
+            partial = layer >= dense_layers and candidates > BUDGET and num_tokens >= dense_until
             leads = partial and (layer - dense_layers) % layer_step == 0
             chooses = leads and (made_at[layer, i] == NEVER or step - made_at[layer, i] >= token_step)
             assert (choices.is_partial[layer, i], choices.chooses[layer, i]) == (partial, chooses)
@@ -66,7 +67,7 @@ def test_a_layer_chooses_when_its_last_choice_is_old(
 
 def test_without_a_budget_the_window_follows_the_sinks(rng: np.random.Generator) -> None:
     choices, where, counts = fresh(0), standing(3, rng), np.ones(SESSIONS, np.int64)
-    policy = Policy(0, True, 0, 0, 1, 1)
+    policy = Policy(0, True, 0, 1, 1)
     assert not plan_layers(choices, where, policy)
     np.testing.assert_array_equal(choices.window_first, np.tile(where.near_block, (LAYERS, 1)))
     end_step(choices, where, policy, counts)

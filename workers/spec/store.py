@@ -21,7 +21,9 @@ class StoreSpec:
     block_size: int = setting(
         128, "Tokens of one KV block, the unit of storage and of choice.", Limits(most=65536, unit="tokens")
     )
-    kv_type: KvType = setting(KvType.FP16, "Storage of keys and values: FP16, or FP32.", of_preset=False)
+    kv_type: KvType = setting(
+        KvType.FP16, f"Storage of keys and values: {' or '.join(KvType)}.", of_preset=False
+    )
     anchor_type: AnchorType = setting(
         AnchorType.QUEST,
         "How a block is summarised: by its BLOCK_MEAN, BLOCK_MAX, QUEST (per-channel minimum and maximum), "

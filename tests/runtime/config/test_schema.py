@@ -135,7 +135,7 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ("long_context: {chunk_size: true}", "long_context.chunk_size: got True"),
         (
             "long_context: {kv_type: Q4_0}",
-            "Q4_0 is not available in this version; use FP16 or FP32",
+            "Q4_0 is not available in this version; use FP16",
         ),
         ("long_context: {anchor_type: MEAN}", "should be 'BLOCK_MEAN', 'BLOCK_MAX', 'QUEST'"),
         ("long_context: {head_select_mode: INDIVIDUAL}", "use SHARED, SEPARATE or PERHEAD"),

@@ -11,6 +11,7 @@ from moorage.kernels.decode_layer import Choices
 from moorage.kernels.decode_layer.plan import NEVER, LayerChoices, Policy, Standing, end_step, plan_layers
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
 from moorage.workers.gpu.engine.session_state import LayerSelections, WorkerSession
+from moorage.workers.gpu.selection.reuse import selects_in_step
 from moorage.workers.gpu.selection.selector import Selection
 from moorage.workers.kv.host_memory import HostCodes, HostMemory
 from moorage.workers.spec import ModelSpec
@@ -31,7 +32,6 @@ class CompiledSelections:
             axes.topk or 0,
             axes.topk == 0,
             axes.dense_layers,
-            axes.dense_until,
             axes.layer_step,
             axes.token_step,
         )
@@ -47,7 +47,7 @@ class CompiledSelections:
         )
         self._standing = Standing(
             np.zeros(count, np.int64),
-            np.zeros(count, np.int64),
+            np.zeros(count, np.uint8),
             np.zeros(count, np.int32),
             np.zeros(count, np.int32),
         )
@@ -89,7 +89,7 @@ class CompiledSelections:
             session, ranges = step.session, step.ranges
             if session.layer_selections is not mine:
                 _adopt(session, mine)
-            standing.step[row], standing.num_tokens[row] = session.decode_index, session.num_tokens
+            standing.step[row], standing.may_choose[row] = session.decode_index, selects_in_step(step)
             standing.num_sinks[row], standing.near_block[row] = ranges.num_sinks, ranges.near_block
         if plan_layers(self._held, standing, self._policy):
             for row, step in enumerate(steps):

@@ -16,16 +16,17 @@ from moorage.workers.gpu.selection.selector import BlockSelector, Selection
 Int32 = NDArray[np.int32]
 
 
+def selects_in_step(step: DecodeStep) -> bool:
+    """Whether a session selects at all in a step; every backend of decode obeys it."""
+    return step.session.num_tokens >= step.selection.dense_until
+
+
 def selects(step: DecodeStep, layer: int) -> bool:
     """Whether a layer attends some of the candidates; otherwise it attends all of them, or with a topk of 0 none."""
-    memory = step.memory
-    if (
-        not memory.selection.topk
-        or layer < memory.selection.dense_layers
-        or step.ranges.num_candidates <= memory.selection.topk
-    ):
+    axes = step.selection
+    if not axes.topk or layer < axes.dense_layers or step.ranges.num_candidates <= axes.topk:
         return False
-    return step.session.num_tokens >= memory.selection.dense_until
+    return selects_in_step(step)
 
 
 def unselected(step: DecodeStep) -> Selection:
