@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,8 @@ class ShardedKv:
         self._num_blocks: dict[int, int] = {}
         self._first: dict[int, int] = {}
         """By session: the link of its shard 0, where that is not link 0."""
-        self._selection = ShardSelection(self.links, self._blocks, self.first_shard)
+        # Given a method of its own, the two would hold each other, and arenas would outlive the last use of them.
+        self._selection = ShardSelection(self.links, self._blocks, partial(_link_of, self._first))
 
     def open(
         self,
@@ -91,7 +92,7 @@ class ShardedKv:
 
     def first_shard(self, session_id: int) -> int:
         """The link that has a session's first stripe."""
-        return self._first.get(session_id, 0)
+        return _link_of(self._first, session_id)
 
     def grow(self, session_id: int, num_blocks: int) -> None:
         """Allocates up to `num_blocks` blocks; never shrinks. If StoreFull is raised, nothing has changed."""
@@ -250,3 +251,7 @@ class ShardedKv:
         """Does `action` with the link of each of a session's shards, even when one fails; then raises."""
         links = self._links_of(session_id)
         all_of([partial(action, link, shard) for shard, link in enumerate(links)])
+
+
+def _link_of(first: Mapping[int, int], session_id: int) -> int:
+    return first.get(session_id, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -15,11 +16,11 @@ Observer = Callable[[DecodeStep, int, Attended], None]
 """Is told of each session's attention in each layer of decode: (step, layer, what the batch attended)."""
 
 
-class ObservedAttention:
-    """Tells `observer` of every attention of `inner`."""
+class WatchedAttention(ABC):
+    """Looks at the attention of `inner`, each session alone."""
 
-    def __init__(self, inner: DecodeBackend, observer: Observer) -> None:
-        self._inner, self._observer = inner, observer
+    def __init__(self, inner: DecodeBackend) -> None:
+        self._inner = inner
 
     def prepare(self, batch: DecodeBatch) -> DecodeMetadata:
         """See AttentionBackend."""
@@ -38,7 +39,7 @@ class ObservedAttention:
         for step in observed:
 
             def observe(step: DecodeStep = step) -> None:
-                self._observer(step, layer, attended)
+                self._observe(step, layer, attended)
 
             metadata.batch.guard.run(step.session, observe)
         return out
@@ -48,18 +49,34 @@ class ObservedAttention:
         self._inner.finish(metadata)
 
     def _observed(self, batch: DecodeBatch, layer: int) -> list[DecodeStep]:
+        """The sessions that are looked at in a layer."""
         del layer
         return batch.live()
 
+    @abstractmethod
+    def _observe(self, step: DecodeStep, layer: int, attended: Attended) -> None:
+        """Looks at one session."""
 
-class RecallSampling(ObservedAttention):
+
+class ObservedAttention(WatchedAttention):
+    """Tells `observer` of every attention of `inner`."""
+
+    def __init__(self, inner: DecodeBackend, observer: Observer) -> None:
+        super().__init__(inner)
+        self._observer = observer
+
+    def _observe(self, step: DecodeStep, layer: int, attended: Attended) -> None:
+        self._observer(step, layer, attended)
+
+
+class RecallSampling(WatchedAttention):
     """Measures recall on sampled steps, on one layer of each: the share of exact attention mass that was attended.
 
     It is exp(lse of the selected - lse of all), the mean over the heads (selection is measured, not believed).
     """
 
     def __init__(self, inner: DecodeBackend, exact: ExactAttention, num_layers: int) -> None:
-        super().__init__(inner, self._sample)
+        super().__init__(inner)
         self._exact, self._num_layers = exact, num_layers
         self._due: dict[int, list[DecodeStep]] = {}
 
@@ -76,7 +93,7 @@ class RecallSampling(ObservedAttention):
         del batch
         return self._due.get(layer, [])
 
-    def _sample(self, step: DecodeStep, layer: int, attended: Attended) -> None:
+    def _observe(self, step: DecodeStep, layer: int, attended: Attended) -> None:
         exact = step.session.rotations.exact()
         if exact is None or attended.selected[step.row] is None:
             return
@@ -85,13 +102,13 @@ class RecallSampling(ObservedAttention):
         step.session.stats.recall.append(float(recall))
 
 
-class ImportanceCounting(ObservedAttention):
+class ImportanceCounting(WatchedAttention):
     """Counts the attention that keys receive from generated tokens, where anchors are made of it."""
 
     def __init__(self, inner: DecodeBackend, importance: KeyImportance) -> None:
-        super().__init__(inner, self._count)
+        super().__init__(inner)
         self._importance = importance
 
-    def _count(self, step: DecodeStep, layer: int, attended: Attended) -> None:
+    def _observe(self, step: DecodeStep, layer: int, attended: Attended) -> None:
         query, lse = attended.queries.plain[step.row], attended.lse[step.row]
         self._importance.add(step.session, layer, step.ranges.position, query[:, None], lse[:, None])

@@ -8,7 +8,7 @@ import pytest
 
 from moorage.workers.gpu.attention import host_memory
 from moorage.workers.gpu.attention.host_memory import HostMemoryAttention
-from moorage.workers.gpu.attention.observed import ObservedAttention
+from moorage.workers.gpu.attention.observed import WatchedAttention
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.spec import (
     AnchorType,
@@ -45,7 +45,7 @@ def outcome(result: SegmentResult) -> tuple[int | None, float | None, float]:
 
 def backend_of(driver: Driver) -> HostMemoryAttention:
     backend = driver.worker.engine._attention.decode
-    while isinstance(backend, ObservedAttention):
+    while isinstance(backend, WatchedAttention):
         backend = backend._inner
     assert isinstance(backend, HostMemoryAttention)
     return backend

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import get_args
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -270,6 +272,20 @@ def test_sinks_and_window_that_hold_every_key_have_recall_one(llama: TinyModel) 
 def test_a_rolling_window_has_no_exact_pass_to_be_measured_by(llama: TinyModel) -> None:
     axes = memory(scheme=Positions.ROLLING, topk=0, recall_every=1)
     assert recalls(llama, axes) == []
+
+
+def test_an_engine_that_is_let_go_frees_its_stores_at_once(llama: TinyModel) -> None:
+    """No object holds itself through others: gigabytes must not wait for a garbage collection."""
+    driver = Driver(llama.directory, llama.spec, anchor_type=AnchorType.REPR_TOPK)
+    driver.generate(prompt_of(llama, 100), memory(topk=2, recall_every=1), num_tokens=4)
+    engine, arena = ref(driver.worker.engine), ref(driver.stores[0].arena)
+    gc.disable()
+    try:
+        del driver
+        assert engine() is None
+        assert arena() is None
+    finally:
+        gc.enable()
 
 
 def test_a_failing_session_fails_alone(llama: TinyModel) -> None:
