@@ -41,8 +41,8 @@ def _plan() -> None:
         flags[0],
         flags[1],
     )
-    standing = Standing(whole, whole.copy(), half, half.copy())
-    policy = Policy(budget=1, attends_none=False, dense_layers=0, dense_until=0, layer_step=1, token_step=1)
+    standing = Standing(whole, np.zeros(1, np.uint8), half, half.copy())
+    policy = Policy(budget=1, attends_none=False, dense_layers=0, layer_step=1, token_step=1)
     plan_layers(choices, standing, policy)
     end_step(choices, standing, policy, whole.copy())
 
