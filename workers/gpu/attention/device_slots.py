@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,16 @@ from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 Int32 = NDArray[np.int32]
 
 
+class SlotLayer(NamedTuple):
+    """What one layer attended."""
+
+    queries: LayerQueries
+    selected: list[Selection]
+    """By row."""
+    found: dict[int, Partial]
+    """By row, of the sessions that have not failed."""
+
+
 @dataclass(slots=True)
 class SlotMetadata:
     """What the layers of one step share."""
@@ -30,13 +41,16 @@ class SlotMetadata:
     batch: DecodeBatch
     blocks: list[StepBlocks]
     """By row: the blocks that a session attends whatever it selects."""
-    latest: Attended | None = None
+    latest: SlotLayer | None = None
 
     def attended(self, layer: int) -> Attended:
         """See DecodeMetadata."""
         if self.latest is None:
             raise ValueError(f"layer {layer} is not attended yet")
-        return self.latest
+        queries, selected, found = self.latest
+        none = queries.plain.new_zeros(queries.plain.shape[1])
+        lse = [found[row].lse if row in found else none for row in range(len(selected))]
+        return Attended(queries, selected, torch.stack(lse))
 
 
 class DeviceSlotAttention:
@@ -70,19 +84,20 @@ class DeviceSlotAttention:
         selected: list[Selection] = [None] * len(batch.steps)
         for step, ids in zip(live, self._selector.select(layer, queries, live, batch.guard), strict=True):
             selected[step.row] = ids
-        out, lse = q.new_zeros(q.shape), q.new_zeros(q.shape[:2], dtype=torch.float32)
+        found: dict[int, Partial] = {}
         for step in batch.live():
 
             def attend(step: DecodeStep = step) -> None:
-                query = self._query(step, layer, begun[step.row])
-                found = self._attend(query, metadata.blocks[step.row], selected[step.row])
-                out[step.row], lse[step.row] = found.out.to(out.dtype), found.lse
+                query = self._query(step, layer, begun[step.row], queries)
+                found[step.row] = self._attend(query, metadata.blocks[step.row], selected[step.row])
 
             if batch.guard.run(step.session, attend) and step.row in late:
                 batch.guard.run(step.session, late[step.row])
         self._deferring.make_deferred(batch.live(), batch.guard, until=layer)
-        metadata.latest = Attended(queries, selected, lse)
-        return out
+        metadata.latest = SlotLayer(queries, selected, found)
+        if len(found) == 1 and len(batch.steps) == 1:
+            return found[0].out[None]
+        return _stacked(found, q)
 
     def finish(self, metadata: SlotMetadata) -> None:
         """Makes the selections of the last layers for the next step, while the device ends this one."""
@@ -107,8 +122,9 @@ class DeviceSlotAttention:
 
         return write
 
-    def _query(self, step: DecodeStep, layer: int, query: DecodeQuery) -> TokenQuery:
-        session = step.session
+    def _query(self, step: DecodeStep, layer: int, query: DecodeQuery, queries: LayerQueries) -> TokenQuery:
+        session, row = step.session, step.row
+        query.copied = lambda: queries.on_host()[row]
         scale = attention_scale(session, self._layout.head_dim)
         return TokenQuery(step, layer, query, session.rotations, scale)
 
@@ -207,3 +223,11 @@ class DeviceSlotAttention:
         parts = query.lse_by_block(self._loader.slots, slots, blocks)
         received = torch.exp(parts - lse).sum(dim=1).cpu().numpy()
         session.cache.record(query.layer, session.decode_index, blocks.blocks, received)
+
+
+def _stacked(found: dict[int, Partial], q: torch.Tensor) -> torch.Tensor:
+    """[N, Hq, D] in fp32 of the rows that were found; 0 for the others."""
+    if len(found) < len(q):
+        none = q.new_zeros(q.shape[1:], dtype=torch.float32)
+        return torch.stack([found[row].out if row in found else none for row in range(len(q))])
+    return torch.stack([found[row].out for row in range(len(q))])

@@ -52,7 +52,6 @@ class RowWriter:
 
         `query` is [Hq, D]. Raises NotFinite for keys and values that can't be stored.
         """
-        asked = HostCopy(query)
         block, row = divmod(session.num_tokens, self._layout.block_size)
         # A row that is written while its block is still on the way would be lost.
         session.await_ahead(layer)
@@ -60,7 +59,6 @@ class RowWriter:
         with self._timer("append"):
             start, stored = self._start(session, (query, key, value), slot, row)
         rows = HostCopy(stored)
-        start.copied = lambda: asked()[0]
 
         def store() -> None:
             with finite_rows(layer, key, value):
