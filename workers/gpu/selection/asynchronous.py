@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -58,21 +58,23 @@ class AsynchronousSelector:
     ) -> None:
         """Makes the selections for the next step that are still to be made, of layers before `until` or of all.
 
-        Where several sessions ask and one fails, none of them is kept: the next step then selects at once.
+        Where the stores are asked for several sessions at once and one fails, none of these is kept: the next step
+        then selects at once.
         """
-        asking = []
+        asking: list[tuple[DecodeStep, int, Float32]] = []
         for step in steps:
             for layer in [each for each in step.deferred if until is None or each < until]:
                 query = step.deferred.pop(layer)
                 if step.session.session_id not in guard.failed:
                     asking.append((step, layer, query()))
-        if len({step.session.session_id for step, _, _ in asking}) > 1:
-            found: Mapping[int, Selection] = self._stores.together(asking)
-        else:
-            found = dict(enumerate(self._stores.by_queries(asking, guard)))
-        for i, ids in found.items():
-            if ids is not None:
-                _keep(*asking[i], ids)
+        together = [each for each in asking if self._stores.answers_together(each[0])]
+        if len({step.session.session_id for step, _, _ in together}) > 1:
+            for i, ids in self._stores.together(together).items():
+                _keep(*together[i], ids)
+            asking = [each for each in asking if not self._stores.answers_together(each[0])]
+        for each, found in zip(asking, self._stores.by_queries(asking, guard), strict=True):
+            if found is not None:
+                _keep(*each, found)
 
     def _keeps_last(self, step: DecodeStep, layer: int, queries: LayerQueries) -> bool:
         """Whether the step attends the last step's selection as it is; that of the next step is then put off."""

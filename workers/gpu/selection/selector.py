@@ -66,7 +66,7 @@ class StoreSelector:
         Empty where there are fewer than two, and where a session fails: each finds its own failure alone.
         """
         requests = {i: self._request(*each) for i, each in enumerate(asking)}
-        once = [i for i, request in requests.items() if self._is_one_pass(asking[i][0], request)]
+        once = [i for i, (step, _, _) in enumerate(asking) if self.answers_together(step)]
         if len(once) < 2:
             return {}
         try:
@@ -104,10 +104,10 @@ class StoreSelector:
         with self._timer("select"):
             return self._kv.select(request, coarse).ids
 
-    def _is_one_pass(self, step: DecodeStep, request: SelectRequest) -> bool:
-        """Whether one question to each shard answers it."""
+    def answers_together(self, step: DecodeStep) -> bool:
+        """Whether one question to each store answers a session, so that it can be asked with others."""
         two_passes = step.selection.preselect is Preselect.STEP
-        return not two_passes and self._kv.answers_together(request.pooling)
+        return not two_passes and self._kv.answers_together(step.selection.head_pool)
 
     def _request(self, step: DecodeStep, layer: int, scoring: Float32) -> SelectRequest:
         preselected = step.selection.preselect is Preselect.PROMPT

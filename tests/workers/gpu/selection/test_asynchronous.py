@@ -288,6 +288,27 @@ def test_where_choices_behind_fail_together_the_next_step_chooses_at_once(
     assert len(sets) == 2 * 2 * layers
 
 
+@pytest.mark.parametrize("other", [Preselect.OFF, Preselect.STEP])
+def test_a_session_that_is_asked_for_alone_keeps_its_choices_in_a_batch(
+    llama: TinyModel, other: Preselect
+) -> None:
+    """A choice in two passes is never made for several sessions at once; it is made behind nevertheless."""
+    axes = {i: lagged(preselect=mode, preselect_blocks=6) for i, mode in ((1, Preselect.STEP), (2, other))}
+    prompts = {i: prompt_of(llama, 150, i) for i in axes}
+    found: list[Sets] = []
+    for batch in ((1,), (2,), (1, 2)):
+        driver = Driver(llama.directory, llama.spec)
+        for i in batch:
+            driver.generate(prompts[i], axes[i], (150,), 1, i, keep=True)
+        sets = watch(driver)
+        for at in range(150, 155):
+            # The same tokens in every batch, whatever is drawn.
+            driver.step(segments=tuple(Segment(i, at, (prompts[i][at - 100],), sample=True) for i in batch))
+        found.append(sets)
+    assert any(not at_once for *_, at_once in found[0])
+    assert sorted(found[2]) == sorted(found[0] + found[1])
+
+
 class FailingLink(LocalLink):
     """Refuses the rows of one token of the last layer once."""
 
