@@ -11,7 +11,7 @@ from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhaust
 from moorage.workers.gpu.attention.factory import Site, build_attention
 from moorage.workers.gpu.attention.observed import ObservedAttention, Observer
 from moorage.workers.gpu.engine.batch import DecodeStep, Failures
-from moorage.workers.gpu.engine.forward import ForwardPass, Turn
+from moorage.workers.gpu.engine.forward import ForwardPass, SessionStep
 from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
 from moorage.workers.gpu.engine.output import OutputStage
 from moorage.workers.gpu.engine.session_state import SessionStats, WorkerSession
@@ -89,10 +89,10 @@ class Engine:
                 self._table.open(opening)
             except MoorageError as error:
                 failed.setdefault(opening.session_id, error)
-        turns = self._begin(plan, failed)
-        sessions = [turn.session for turn in turns]
+        steps = self._begin(plan, failed)
+        sessions = [step.session for step in steps]
         hits, misses = sum(s.cache.num_hits for s in sessions), sum(s.cache.num_misses for s in sessions)
-        results = self._forward.run(turns, failed)
+        results = self._forward.run(steps, failed)
         results += [SegmentResult(session_id, error=why) for session_id, why in failed.items()]
         elapsed = time.perf_counter() - started
         parts = self._timer.take()
@@ -101,19 +101,19 @@ class Engine:
         misses = sum(s.cache.num_misses for s in sessions) - misses
         return StepResult(plan.step_id, tuple(results), elapsed, parts, hits, misses)
 
-    def _begin(self, plan: StepPlan, failed: Failures) -> list[Turn]:
+    def _begin(self, plan: StepPlan, failed: Failures) -> list[SessionStep]:
         """Checks each segment against its session and sets its geometry; returns what can run."""
-        turns = []
+        steps = []
         for segment in plan.segments:
             if segment.session_id in failed:
                 continue
             try:
-                turns.append(self._turn(segment))
+                steps.append(self._session_step(segment))
             except MoorageError as error:
                 failed[segment.session_id] = error
-        return turns
+        return steps
 
-    def _turn(self, segment: Segment) -> Turn:
+    def _session_step(self, segment: Segment) -> SessionStep:
         session = self.sessions.get(segment.session_id)
         if session is None or segment.start != session.num_tokens:
             held = "no such session" if session is None else f"{counted(session.num_tokens, 'token')} held"
@@ -121,9 +121,9 @@ class Engine:
         session.stats = SessionStats()
         self._output.count_tokens(session, segment.token_ids, self._device)
         if session.num_tokens < session.prompt_tokens:
-            return Turn(segment, session, None)
+            return SessionStep(segment, session, None)
         self._follow_length(session)
-        return Turn(segment, session, DecodeStep.of(session, self._layout.block_size))
+        return SessionStep(segment, session, DecodeStep.of(session, self._layout.block_size))
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""

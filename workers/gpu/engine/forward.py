@@ -20,7 +20,7 @@ from moorage.workers.spec import Segment, SegmentResult
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class SessionStep:
     """What one session does in a step."""
 
     segment: Segment
@@ -30,7 +30,7 @@ class Turn:
 
 
 class ForwardPass:
-    """Runs the turns of a step through the model.
+    """Runs a step of several sessions through the model.
 
     A failure of one session's attention fails that session alone; the step goes on for the others.
     """
@@ -46,62 +46,64 @@ class ForwardPass:
         self._decoder, self._attention, self._output = decoder, attention, output
         self._free_memory = free_memory
 
-    def run(self, turns: Sequence[Turn], failed: Failures) -> list[SegmentResult]:
-        """The results of all turns but the failed ones.
+    def run(self, steps: Sequence[SessionStep], failed: Failures) -> list[SegmentResult]:
+        """The results of all sessions but the failed ones.
 
         Where the device has no memory left, the pass runs again with fewer slots or fewer segments. Where it raises
         what nobody foresees, each session goes alone, so that only those fail which raise again.
         """
-        while turns:
+        while steps:
             try:
-                return self._once(turns, failed)
+                return self._once(steps, failed)
             except Exception as error:
                 if not is_out_of_memory(error):
-                    if len(turns) == 1:
+                    if len(steps) == 1:
                         raise
-                    return self._each_alone(turns, error, failed)
+                    return self._each_alone(steps, error, failed)
             # What the failed pass held is free only now.
-            turns = self._fewer(turns, failed)
+            steps = self._fewer(steps, failed)
         return []
 
-    def _fewer(self, turns: Sequence[Turn], failed: Failures) -> list[Turn]:
-        """The turns that a pass after one without memory has; the longest one fails where nothing could be freed."""
-        left = [turn for turn in turns if turn.segment.session_id not in failed]
+    def _fewer(self, steps: Sequence[SessionStep], failed: Failures) -> list[SessionStep]:
+        """The sessions of the next pass after one without memory; the longest fails where nothing could be freed."""
+        left = [step for step in steps if step.segment.session_id not in failed]
         freed = self._free_memory()
-        longest = max(left, key=lambda turn: len(turn.segment.token_ids), default=None)
-        for turn in left:
-            if not turn.session.repeatable or (turn is longest and not freed):
-                failed[turn.segment.session_id] = no_memory(turn.segment.session_id)
-        return [turn for turn in left if turn.segment.session_id not in failed]
+        longest = max(left, key=lambda step: len(step.segment.token_ids), default=None)
+        for step in left:
+            if not step.session.repeatable or (step is longest and not freed):
+                failed[step.segment.session_id] = no_memory(step.segment.session_id)
+        return [step for step in left if step.segment.session_id not in failed]
 
-    def _each_alone(self, turns: Sequence[Turn], first: Exception, failed: Failures) -> list[SegmentResult]:
+    def _each_alone(
+        self, steps: Sequence[SessionStep], first: Exception, failed: Failures
+    ) -> list[SegmentResult]:
         """After a pass over all that raised `first`. Raises it again when no session gets through alone."""
         results: list[SegmentResult] = []
-        for turn in turns:
-            session_id = turn.segment.session_id
+        for step in steps:
+            session_id = step.segment.session_id
             if session_id in failed:
                 continue
-            if not turn.session.repeatable:
+            if not step.session.repeatable:
                 failed[session_id] = _unexpected(first)
                 continue
             try:
-                results += self._once((turn,), failed)
+                results += self._once((step,), failed)
             except Exception as error:  # noqa: BLE001  it ends this session alone
                 failed[session_id] = no_memory(session_id) if is_out_of_memory(error) else _unexpected(error)
         if not results:
             raise first
         return results
 
-    def _once(self, turns: Sequence[Turn], failed: Failures) -> list[SegmentResult]:
-        token_ids = torch.tensor([t for turn in turns for t in turn.segment.token_ids], dtype=torch.long)
-        bounds = list(accumulate((len(turn.segment.token_ids) for turn in turns), initial=0))
+    def _once(self, steps: Sequence[SessionStep], failed: Failures) -> list[SegmentResult]:
+        token_ids = torch.tensor([t for step in steps for t in step.segment.token_ids], dtype=torch.long)
+        bounds = list(accumulate((len(step.segment.token_ids) for step in steps), initial=0))
         parts = [
-            Part(turn.session, slice(begin, end), turn.decode)
-            for turn, begin, end in zip(turns, bounds, bounds[1:], strict=False)
+            Part(step.session, slice(begin, end), step.decode)
+            for step, begin, end in zip(steps, bounds, bounds[1:], strict=False)
         ]
         # A session that is alone leaves it to the whole pass to run again.
         metadata = self._attention.prepare(
-            parts, SessionGuard(failed, self._free_memory if len(turns) > 1 else None)
+            parts, SessionGuard(failed, self._free_memory if len(steps) > 1 else None)
         )
 
         def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -109,23 +111,23 @@ class ForwardPass:
 
         hidden = self._decoder.forward(token_ids.to(self._decoder.device), attend)
         self._attention.finish(metadata)
-        outputs = self._output(hidden, [turn.segment for turn in turns], [turn.session for turn in turns])
+        outputs = self._output(hidden, [step.segment for step in steps], [step.session for step in steps])
         results = []
-        for turn, output in zip(turns, outputs, strict=True):
-            if turn.segment.session_id in failed:
+        for step, output in zip(steps, outputs, strict=True):
+            if step.segment.session_id in failed:
                 continue
-            turn.session.num_tokens += len(turn.segment.token_ids)
+            step.session.num_tokens += len(step.segment.token_ids)
             if output.error is not None:
-                failed[turn.segment.session_id] = NotFinite(output.error)
+                failed[step.segment.session_id] = NotFinite(output.error)
                 continue
-            results.append(_result(turn, output))
+            results.append(_result(step, output))
         return results
 
 
-def _result(turn: Turn, output: SegmentOutput) -> SegmentResult:
-    stats, sampled = turn.session.stats, output.sampled
+def _result(step: SessionStep, output: SegmentOutput) -> SegmentResult:
+    stats, sampled = step.session.stats, output.sampled
     return SegmentResult(
-        turn.segment.session_id,
+        step.segment.session_id,
         token_id=sampled.token_id if sampled else None,
         logprob=sampled.logprob if sampled else None,
         top_logprobs=sampled.top_logprobs if sampled else (),

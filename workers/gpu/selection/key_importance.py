@@ -17,6 +17,7 @@ from moorage.workers.gpu.model.rope import rotate
 from moorage.workers.gpu.positions.rotary import BlockRanges
 from moorage.workers.gpu.positions.schemes import FOREVER
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
+from moorage.workers.gpu.selection.queries import attention_scale
 from moorage.workers.gpu.transfer.block_loader import BlockLoader
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import AnchorType, KvLayout, Preselect
@@ -120,7 +121,7 @@ class KeyImportance:
                 view.queries,
                 view.keys,
                 lse[:, view.rows],
-                self._scale(session),
+                attention_scale(session, self._layout.head_dim),
                 view.band,
                 start + view.rows.start,
                 view.k_start,
@@ -176,7 +177,7 @@ class KeyImportance:
         Two streaming passes: the sums of exponentials, then each key's share of them.
         """
         num_tokens = self._layout.num_blocks(end) * self._layout.block_size
-        start, scale = end - queries.shape[1], self._scale(session)
+        start, scale = end - queries.shape[1], attention_scale(session, self._layout.head_dim)
         lse = torch.full(queries.shape[:2], -math.inf, device=self._reader.device)
         for view in self._views_of_all(session, layer, queries, end):
             rows, q_start = view.rows, start + view.rows.start
@@ -230,6 +231,3 @@ class KeyImportance:
     ) -> torch.Tensor:
         turns = (torch.from_numpy(part).to(vectors.device) for part in (cos, sin))
         return rotate(vectors.float(), *turns)
-
-    def _scale(self, session: WorkerSession) -> float:
-        return session.rotations.view.attention_scale**2 / math.sqrt(self._layout.head_dim)
