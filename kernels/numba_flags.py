@@ -1,6 +1,6 @@
 """The one set of compiler options and the threading layer of every Numba kernel.
 
-Importing this module chooses the layer, so each kernel imports it first. `omp` may be entered by several Python
+Importing this module sets the layer, so each kernel imports it first. `omp` may be entered by several Python
 threads at once; Numba's fallback aborts the process then. Idle OpenMP threads sleep: spinning ones would take the
 cores that KV actors and workers share. A user's NUMBA_THREADING_LAYER and OMP_WAIT_POLICY win.
 """

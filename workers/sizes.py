@@ -9,7 +9,7 @@ STREAM_PIECE_BLOCKS = 32
 GPU_PIECE_TOKENS = 8192
 """On a GPU pieces are at least this long: each costs a pass over the partial results that it is merged with."""
 LEAST_CHUNK, MOST_CHUNK = 2048, 8192
-"""Tokens of a prompt's chunk, powers of two, between which a GPU worker chooses by what it measures."""
+"""Tokens of a prompt's chunk, powers of two, between which a GPU worker decides by what it measures."""
 
 
 def piece_blocks(layout: KvLayout, on_cpu: bool) -> int:
@@ -28,21 +28,21 @@ def sink_blocks(memory: MemorySpec, block_size: int) -> int:
 
 
 def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int | None) -> int:
-    """Slots that one session holds in each layer: local window, sinks, and chosen blocks.
+    """Slots that one session holds in each layer: local window, sinks, and selected blocks.
 
-    `max_cached_block` is the room for chosen blocks; None makes it twice `topk`, which keeps most of the
-    blocks that the next step chooses again, or as many as a context of `dense_until` tokens has. The room is
+    `max_cached_block` is the room for selected blocks; None makes it twice `topk`, which keeps most of the
+    blocks that the next step selects again, or as many as a context of `dense_until` tokens has. The room is
     never smaller than what one step attends.
     """
     near = -(-(memory.retention.window + 1) // layout.block_size) + 2
     sinks = sink_blocks(memory, layout.block_size)
-    chosen = memory.selection.topk or 0
-    # blocks that left the window since the choice they are attended with was made
+    selected = memory.selection.topk or 0
+    # blocks that left the window since the selection they are attended with was made
     aged = (
         -(-(memory.selection.token_step - 1 + memory.selection.asynchronous) // layout.block_size)
-        if chosen
+        if selected
         else 0
     )
-    wanted = max(2 * chosen, layout.num_blocks(memory.selection.dense_until) if chosen else 0)
-    cached = max(wanted if max_cached_block is None else max_cached_block, chosen)
+    wanted = max(2 * selected, layout.num_blocks(memory.selection.dense_until) if selected else 0)
+    cached = max(wanted if max_cached_block is None else max_cached_block, selected)
     return near + sinks + cached + aged

@@ -1,4 +1,4 @@
-"""Attention of one query over chosen blocks."""
+"""Attention of one query over selected blocks."""
 
 from __future__ import annotations
 

@@ -177,10 +177,10 @@ def _write_out(best: Any, num_kv_heads: Any, count: Any, out: Any, first: Any, l
 def _write_sums(best: Any, num_parts: Any, count: Any, out: Any, first: Any, last: Any) -> None:
     pieces = num_parts // out.shape[1]
     for m in range(count):
-        for choice in range(out.shape[1]):
-            into = out[m, choice, first:last]
+        for selection in range(out.shape[1]):
+            into = out[m, selection, first:last]
             into[:] = 0
-            for part in range(choice * pieces, (choice + 1) * pieces):
+            for part in range(selection * pieces, (selection + 1) * pieces):
                 source = best[(part * count + m) * CHUNK : (part * count + m + 1) * CHUNK]
                 for i in range(len(into)):
                     into[i] += source[i]

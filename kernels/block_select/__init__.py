@@ -1,4 +1,4 @@
-"""Choice of the best blocks by their anchors."""
+"""Selection of the best blocks by their anchors."""
 
 from moorage.kernels.block_select.cpu import Coded, select_blocks
 from moorage.kernels.block_select.together import SeveralCoded, select_blocks_together

@@ -59,23 +59,23 @@ def select_blocks(
     coded: Coded | None = None,
     first: int = 0,
 ) -> None:
-    """Writes, for each of R queries, the k blocks of the largest mean of scale * logit over the heads of a choice.
+    """Writes, for each of R queries, the k blocks of the largest mean of scale * logit over the heads of a selection.
 
-    anchors_layer [P, Hkv, A, D] with a single sub-block, pages [n], queries [R, Hq, D]; row r chooses among the
-    first limits[r] pages. ids, scores [R, S, k] with S = 1 (all heads share a choice) or Hkv: places in `pages` plus
-    `first`, ascending, padded with -1 and -inf. scratch [>= R * S * n] is overwritten. With `coded`, every block gets
-    a coarse score first, and the `num_kept` best of them an exact one.
+    anchors_layer [P, Hkv, A, D] with a single sub-block, pages [n], queries [R, Hq, D]; row r selects among the
+    first limits[r] pages. ids, scores [R, S, k] with S = 1 (all heads share a selection) or Hkv: places in `pages`
+    plus `first`, ascending, padded with -1 and -inf. scratch [>= R * S * n] is overwritten. With `coded`, every block
+    gets a coarse score first, and the `num_kept` best of them an exact one.
     """
     out = ids, scores, scratch
     if not _fits(anchors_layer, pages, queries, limits, quest, out, coded):
         raise _misfit(anchors_layer, pages, queries, limits, quest, out, coded)
     num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
-    rows, count, choices, size = len(queries), len(pages), ids.shape[1], num_kv_heads * vectors * dim
+    rows, count, selections, size = len(queries), len(pages), ids.shape[1], num_kv_heads * vectors * dim
     if not ids.size or not count:
         ids[:], scores[:] = -1, -np.inf
         return
     anchors, item = anchors_layer.reshape(num_pages, size), anchors_layer.itemsize
-    factor = np.float32(scale * choices / queries.shape[1])
+    factor = np.float32(scale * selections / queries.shape[1])
     problem = queries, quest, num_kv_heads, factor, limits, first, ids, scores
     if coded is None:
         line, ahead = prefetch_distance(item, size)
@@ -101,7 +101,7 @@ def _fits(
     num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
     if not (num_kv_heads and dim):
         return False
-    rows, heads, choices = len(queries), queries.shape[1], ids.shape[1]
+    rows, heads, selections = len(queries), queries.shape[1], ids.shape[1]
     if coded is not None and not (
         is_typed(coded.codes_layer, UINT8, 2)
         and coded.codes_layer.shape == (num_pages, num_kv_heads * vectors * dim // 2)
@@ -116,9 +116,9 @@ def _fits(
         and heads > 0
         and heads % num_kv_heads == 0
         and len(ids) == len(limits) == rows
-        and choices in (1, num_kv_heads)
+        and selections in (1, num_kv_heads)
         and ids.shape == scores.shape
-        and scratch.size >= rows * choices * len(pages)
+        and scratch.size >= rows * selections * len(pages)
         and is_typed(pages, INT32, 1)
         and is_typed(limits, INT32, 1)
         and is_typed(scores, FLOAT32, 3)
@@ -130,7 +130,7 @@ def _misfit(
     anchors_layer: Storage, pages: Int32, queries: Float32, limits: Int32, quest: bool, out: Arrays,
     coded: Coded | None,
 ) -> ValueError:  # fmt: skip
-    """Why nothing was chosen."""
+    """Why nothing was selected."""
     ids, scores, scratch = out
     check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
     num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
@@ -145,7 +145,7 @@ def _misfit(
     check_multiple("query heads", queries.shape[1], num_kv_heads)
     if ids.shape[1] not in (1, num_kv_heads) or scratch.size < rows * ids.shape[1] * count:
         return ValueError(
-            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} choices and room for each block"
+            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} selections and scratch for each"
         )
     if coded is not None:
         check_array("codes_layer", coded.codes_layer, UINT8, (num_pages, size // 2))
@@ -157,14 +157,14 @@ def _misfit(
 def _packed(problem: Any, pages: Any, num_pages: Any) -> Any:
     """(whether limits and ids of pages fit, the queries' sums [S, R, V / S])."""
     queries, quest, num_kv_heads, factor, limits, _, ids, _ = problem
-    rows, choices, _ = ids.shape
+    rows, selections, _ = ids.shape
     fits = all_within(pages, num_pages)
     for limit in limits:
         fits = fits and 0 <= limit <= len(pages)
     sums = pack_sums(queries, num_kv_heads, quest, factor)
-    packed = np.empty((choices, rows, sums.size // (rows * choices)), np.float32)
+    packed = np.empty((selections, rows, sums.size // (rows * selections)), np.float32)
     # Element by element: the message of an assignment of slices that do not fit takes seconds to compile.
-    for s in range(choices):
+    for s in range(selections):
         for r in range(rows):
             source, into = sums[r].reshape(-1)[s * packed.shape[2] : (s + 1) * packed.shape[2]], packed[s, r]
             for v in range(len(into)):
@@ -178,10 +178,10 @@ def _in_pieces(packed: Any) -> Any:
 
     Long dot products would ask for all that comes next at once, more than the memory takes orders for.
     """
-    choices, rows, size = packed.shape
+    selections, rows, size = packed.shape
     piece = PIECE if size % PIECE == 0 else size
-    cut = np.empty((choices * (size // piece), rows, piece), np.float32)
-    for s in range(choices):
+    cut = np.empty((selections * (size // piece), rows, piece), np.float32)
+    for s in range(selections):
         for r in range(rows):
             for p in range(size // piece):
                 into, source = cut[s * (size // piece) + p, r], packed[s, r, p * piece : (p + 1) * piece]
@@ -194,20 +194,20 @@ def _in_pieces(packed: Any) -> Any:
 def select_exactly(
     anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, workers: Any
 ) -> Any:
-    """`select_blocks` by the anchors alone; False, and nothing is chosen, where limits or ids of pages do not fit."""
+    """`select_blocks` by the anchors alone; False, without any selection, where limits or ids of pages do not fit."""
     _, _, _, _, limits, begin, ids, scores = problem
     fits, packed = _packed(problem, pages, len(anchors))
     if not fits:
         return False
-    rows, choices, _ = ids.shape
-    pooled = pooled[: rows * choices * len(pages)].reshape(rows, choices, len(pages))
+    rows, selections, _ = ids.shape
+    pooled = pooled[: rows * selections * len(pages)].reshape(rows, selections, len(pages))
     pieces = _in_pieces(packed)
     if workers > 1:
         score_parallel(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, workers)
     else:
         score_range(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, np.int64(0), len(pages))
     for r in range(rows):
-        for s in range(choices):
+        for s in range(selections):
             top_row(pooled[r, s, : limits[r]], ids[r, s], scores[r, s])
             for i in range(ids.shape[2]):
                 if ids[r, s, i] >= 0:
@@ -224,8 +224,8 @@ def select_by_codes(
     fits, packed = _packed(problem, pages, len(anchors))
     if not fits:
         return False
-    rows, choices, _ = ids.shape
-    coarse = coarse[: rows * choices * len(pages)].reshape(rows, choices, len(pages))
+    rows, selections, _ = ids.shape
+    coarse = coarse[: rows * selections * len(pages)].reshape(rows, selections, len(pages))
     even, odd = code_weights(packed, step)
     if workers > 1:
         _score_codes_parallel(codes, pages, even, odd, coarse, workers)
@@ -233,7 +233,7 @@ def select_by_codes(
         score_codes(codes, pages, even, odd, coarse, np.int64(0), len(pages))
     kept, exact = np.empty(num_kept, np.int32), np.empty(num_kept, np.float32)
     for r in range(rows):
-        for s in range(choices):
+        for s in range(selections):
             count = top_row(coarse[r, s, : limits[r]], kept, exact)
             _score_kept(anchors, pages, kept[:count], packed[s, r], s, exact)
             top_row(exact[:count], ids[r, s], scores[r, s])

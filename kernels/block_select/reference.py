@@ -1,4 +1,4 @@
-"""A choice by the definition, in fp64 and with a full sort."""
+"""A selection by the definition, in fp64 and with a full sort."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def select_blocks(
     scores: NDArray[np.float32],
 ) -> None:
     """See cpu.py; always by exact scores."""
-    rows, choices, k = ids.shape
-    pooled = np.zeros((rows, choices, len(pages)), np.float32)
-    _score_pooled(anchors_layer, pages, queries, quest, choices == 1, scale, pooled)
-    flat = pooled.reshape(rows * choices, len(pages))
+    rows, selections, k = ids.shape
+    pooled = np.zeros((rows, selections, len(pages)), np.float32)
+    _score_pooled(anchors_layer, pages, queries, quest, selections == 1, scale, pooled)
+    flat = pooled.reshape(rows * selections, len(pages))
     top_blocks.top_blocks(
-        flat, np.repeat(limits, choices), k, ids.reshape(len(flat), k), scores.reshape(len(flat), k)
+        flat, np.repeat(limits, selections), k, ids.reshape(len(flat), k), scores.reshape(len(flat), k)
     )
 
 

@@ -1,4 +1,4 @@
-"""Choices of several sessions in one call, each among its own blocks, dealt to the threads."""
+"""Selections of several sessions in one call, each among its own blocks, dealt to the threads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def select_blocks_together(
 ) -> None:
     """`select_blocks` for N sessions with a query each.
 
-    Session i chooses by queries[i] of [N, Hq, D] among the first limits[i] of pages[bounds[i] : bounds[i + 1]], and
+    Session i selects by queries[i] of [N, Hq, D] among the first limits[i] of pages[bounds[i] : bounds[i + 1]], and
     firsts[i] is added to its ids. bounds [N + 1] ascend from 0 to len(pages); limits, scales, firsts [N]; ids, scores
     [N, S, k] as in `select_blocks`. scratch [>= S * len(pages)] is overwritten.
     """
@@ -67,10 +67,10 @@ def select_blocks_together(
     check_array("steps", coded.steps, FLOAT32, (count, size))
     check_multiple("head size", dim, LANES)
     check_multiple("query heads", queries.shape[1], num_kv_heads)
-    choices, lengths = ids.shape[1], np.diff(bounds)
-    if choices not in (1, num_kv_heads) or scratch.size < choices * len(pages):
+    selections, lengths = ids.shape[1], np.diff(bounds)
+    if selections not in (1, num_kv_heads) or scratch.size < selections * len(pages):
         raise ValueError(
-            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} choices and room for each block"
+            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} selections and scratch for each"
         )
     in_order = bounds[0] == 0 and bounds[-1] == len(pages) and not (lengths < 0).any()
     if not in_order or (limits < 0).any() or (limits > lengths).any():
@@ -79,31 +79,31 @@ def select_blocks_together(
         raise ValueError(f"{len(coded.codes_layer)} pages of codes for {num_pages} of anchors")
     if not ids.size:
         return
-    factors = (scales * np.float32(choices / queries.shape[1])).astype(np.float32)
+    factors = (scales * np.float32(selections / queries.shape[1])).astype(np.float32)
     item = anchors_layer.itemsize
     hints = prefetch_distance(item, size)
     sessions = pages, bounds, queries, limits, firsts, factors
     anchors = anchors_layer.reshape(num_pages, size)
     workers = min(num_workers(len(pages) * size * item // 4), count)
 
-    def choose(i: int) -> None:
+    def select(i: int) -> None:
         _one(i, anchors, sessions, num_kv_heads, quest, ids, scores, scratch, coded, hints)
 
-    run_each(choose, count, workers)
+    run_each(select, count, workers)
 
 
 def _one(
     i: int, anchors: Storage, sessions: Arrays, num_kv_heads: int, quest: bool, ids: Int32, scores: Float32,
     scratch: Float32, coded: SeveralCoded, hints: tuple[int, int],
 ) -> None:  # fmt: skip
-    """The choice of session i."""
+    """The selection of session i."""
     pages, bounds, queries, limits, firsts, factors = sessions
     codes, steps, num_kept = coded
     begin, end, one = bounds[i], bounds[i + 1], slice(i, i + 1)
     if begin == end:
         ids[i], scores[i] = -1, -np.inf
         return
-    # In the types that one session's choice has, so that nothing is compiled twice.
+    # In the types that one session's selection has, so that nothing is compiled twice.
     first, kept = int(firsts[i]), int(num_kept[i])
     problem = queries[one], quest, num_kv_heads, factors[i], limits[one], first, ids[one], scores[one]
     room = scratch[ids.shape[1] * begin : ids.shape[1] * end]

@@ -1,4 +1,4 @@
-"""One layer of decode for all sessions at once: new rows written, blocks chosen, blocks attended."""
+"""One layer of decode for all sessions at once: new rows written, blocks selected, blocks attended."""
 
 from moorage.kernels.decode_layer.cpu import decode_layer
 from moorage.kernels.decode_layer.records import (
@@ -7,9 +7,9 @@ from moorage.kernels.decode_layer.records import (
     MISFIT,
     NOT_FINITE_ROW,
     Attended,
-    Choices,
     LayerMemory,
     LayerShape,
+    Selections,
     SessionBatch,
 )
 
@@ -19,9 +19,9 @@ __all__ = [
     "MISFIT",
     "NOT_FINITE_ROW",
     "Attended",
-    "Choices",
     "LayerMemory",
     "LayerShape",
+    "Selections",
     "SessionBatch",
     "decode_layer",
 ]

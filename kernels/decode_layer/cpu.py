@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_score.cpu import prefetch_distance
 from moorage.kernels.checks import check_array, check_multiple
-from moorage.kernels.decode_layer.layer import ATTEND, CHOOSE, MERGE, PLAN, START, UNKNOWN, Dealt, run_layer
+from moorage.kernels.decode_layer.layer import ATTEND, MERGE, PLAN, SELECT, START, UNKNOWN, Dealt, run_layer
 from moorage.kernels.decode_layer.records import (
     MAX_PARTS,
     Attended,
-    Choices,
     Float32,
     LayerMemory,
+    Selections,
     SessionBatch,
 )
 from moorage.kernels.half import NOT_FINITE
@@ -33,7 +33,7 @@ _TYPES: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("num_sinks", _INT32), ("near_block", _INT32), ("scale", _FLOAT32), ("num_parts", _INT32),
     ("part_low", _INT64), ("part_high", _INT64), ("part_rotates", _UINT8), ("query_turn", _COMPLEX),
     ("bases", _COMPLEX), ("offset_cos", _FLOAT32), ("offset_sin", _FLOAT32), ("score_cos", _FLOAT32),
-    ("score_sin", _FLOAT32), ("chooses", _UINT8), ("ids", _INT32), ("scores", _FLOAT32), ("window_first", _INT32),
+    ("score_sin", _FLOAT32), ("selects", _UINT8), ("ids", _INT32), ("scores", _FLOAT32), ("window_first", _INT32),
     ("code_steps", _FLOAT32), ("num_kept", _INT32), ("out", _FLOAT32), ("lse", _FLOAT32), ("failed", _INT32),
     ("query", _FLOAT32), ("key", _FLOAT32), ("value", _FLOAT32),
 )  # fmt: skip
@@ -49,27 +49,27 @@ def decode_layer(
     query: Float32,
     key: Float32,
     value: Float32,
-    choices: Choices,
+    selections: Selections,
     attended: Attended,
     *,
     is_checked: bool = False,
 ) -> int:
-    """Writes the new row of each of N sessions, chooses blocks for those that choose, and attends.
+    """Writes the new row of each of N sessions, selects blocks for those that select, and attends.
 
-    query [N, Hq, D], key and value [N, Hkv, D], un-rotated. The results go into `choices` and `attended`, as their
+    query [N, Hq, D], key and value [N, Hkv, D], un-rotated. The results go into `selections` and `attended`, as their
     fields say. A session's results are the same to the bit alone, with others and by any number of threads; one
     that fails leaves the others right. Returns how many failed. Raises ValueError, with nothing written, if arrays do
     not fit. `is_checked` says that all but the queries, keys and values have the types and shapes of an earlier call
     that was fine: then only these three are looked at.
     """
     if not (is_checked and _are_rows(memory, query, key, value, attended)):
-        arrays = _arrays(batch, query, key, value, choices, attended)
-        shapes = _shapes(memory, batch, query, choices)
-        if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, choices)):
+        arrays = _arrays(batch, query, key, value, selections, attended)
+        shapes = _shapes(memory, batch, query, selections)
+        if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, selections)):
             raise _misfit(memory, batch, arrays, shapes)
     hints = prefetch_distance(memory.empty.itemsize, memory.anchor_size)
     layer = (
-        memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, choices, attended,
+        memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, selections, attended,
         hints, int(NOT_FINITE[memory.empty.dtype]),
     )  # fmt: skip
     attending, found = run_layer(START, UNKNOWN, parallel_limit(), _NOTHING, *layer)
@@ -77,7 +77,7 @@ def decode_layer(
         attending, found = run_layer(START, numba.get_num_threads(), parallel_limit(), _NOTHING, *layer)
     if not attending:
         return int(found)
-    return _run_dealt(layer, query.shape, choices.ids.shape[1], int(found), attending)
+    return _run_dealt(layer, query.shape, selections.ids.shape[1], int(found), attending)
 
 
 def _are_rows(memory: LayerMemory, query: Float32, key: Float32, value: Float32, attended: Attended) -> bool:
@@ -94,23 +94,23 @@ def _are_rows(memory: LayerMemory, query: Float32, key: Float32, value: Float32,
 
 
 def _run_dealt(
-    layer: tuple[Any, ...], shape: tuple[int, ...], num_choices: int, choosing: int, attending: int
+    layer: tuple[Any, ...], shape: tuple[int, ...], num_selections: int, selecting: int, attending: int
 ) -> int:
-    """The phases of a layer, by some threads that choose, then by some that attend; how many sessions failed."""
+    """The phases of a layer, by some threads that select, then by some that attend; how many sessions failed."""
     count, heads, _ = shape
     dealt = Dealt(
-        np.zeros(2, np.int64), np.zeros(count * num_choices + 1, np.int64), np.zeros(count + 1, np.int64),
+        np.zeros(2, np.int64), np.zeros(count * num_selections + 1, np.int64), np.zeros(count + 1, np.int64),
         _NOTHING.outs, _NOTHING.lses,
     )  # fmt: skip
 
-    def choose() -> None:
-        # Of few sessions each is chosen for by all workers.
-        run_layer(CHOOSE, choosing if count < choosing else 1, 0, dealt, *layer)
+    def select() -> None:
+        # Of few sessions each is selected for by all workers.
+        run_layer(SELECT, selecting if count < selecting else 1, 0, dealt, *layer)
 
     def attend() -> None:
         run_layer(ATTEND, shares, 0, dealt, *layer)
 
-    run_by_threads(choose, choosing if count >= choosing else 1)
+    run_by_threads(select, selecting if count >= selecting else 1)
     shares, num_parts = run_layer(PLAN, attending, 0, dealt, *layer)
     outs, lses = (
         np.empty((num_parts, *shape[1:]), np.float32),
@@ -123,20 +123,25 @@ def _run_dealt(
 
 
 def _arrays(
-    batch: SessionBatch, query: Float32, key: Float32, value: Float32, choices: Choices, attended: Attended
+    batch: SessionBatch,
+    query: Float32,
+    key: Float32,
+    value: Float32,
+    selections: Selections,
+    attended: Attended,
 ) -> Arrays:
     """In the order of _TYPES."""
-    return (*(getattr(batch, name) for name in _BATCH), *choices, *attended, query, key, value)
+    return (*(getattr(batch, name) for name in _BATCH), *selections, *attended, query, key, value)
 
 
-def _shapes(memory: LayerMemory, batch: SessionBatch, query: Float32, choices: Choices) -> Shapes:
+def _shapes(memory: LayerMemory, batch: SessionBatch, query: Float32, selections: Selections) -> Shapes:
     """The shapes that the arrays must have."""
     shape, num_memories = memory.shape, len(memory.table)
     n, heads, half = len(query), query.shape[-2], batch.offset_cos.shape[-1]
     one, parts, turns = (n,), (n, MAX_PARTS), (n, half)
-    offsets, ids = (shape.block_size, half), (n, *choices.ids.shape[-2:])
+    offsets, ids = (shape.block_size, half), (n, *selections.ids.shape[-2:])
     rows = (n, shape.num_kv_heads, shape.head_dim)
-    coded = memory.anchor_size if choices.code_steps.shape[-1] else 0
+    coded = memory.anchor_size if selections.code_steps.shape[-1] else 0
     return (
         one, batch.pages.shape[:1], (n, num_memories + 1), one, one, one, one, one, parts, parts, parts,
         (*parts, half), (len(batch.bases), half), offsets, offsets, turns, turns, one, ids, ids, one,
@@ -150,23 +155,23 @@ def _are_typed(arrays: Arrays, shapes: Shapes) -> bool:
     return found == shapes and types == _DTYPES and all(array.flags.c_contiguous for array in arrays)
 
 
-def _are_sized(memory: LayerMemory, batch: SessionBatch, query: Float32, choices: Choices) -> bool:
+def _are_sized(memory: LayerMemory, batch: SessionBatch, query: Float32, selections: Selections) -> bool:
     """Whether sizes suit each other."""
-    shape, heads, num_choices = memory.shape, query.shape[1], choices.ids.shape[1]
+    shape, heads, num_selections = memory.shape, query.shape[1], selections.ids.shape[1]
     if not (heads and heads % shape.num_kv_heads == 0 and 2 * batch.offset_cos.shape[1] <= shape.head_dim):
         return False
     if (
         batch.period < 0
         or batch.period % shape.block_size
-        or num_choices not in (1, shape.num_kv_heads, heads)
+        or num_selections not in (1, shape.num_kv_heads, heads)
     ):
         return False
-    chosen_here = num_choices in (1, shape.num_kv_heads) and memory.anchor_size == _anchor_size(memory)
-    return chosen_here or not np.count_nonzero(choices.chooses)
+    selects_here = num_selections in (1, shape.num_kv_heads) and memory.anchor_size == _anchor_size(memory)
+    return selects_here or not np.count_nonzero(selections.selects)
 
 
 def _anchor_size(memory: LayerMemory) -> int:
-    """Elements of a page's anchors where choices can be made: one vector, or two bounds, of each KV head."""
+    """Elements of a page's anchors where selections can be made: one vector, or two bounds, of each KV head."""
     shape = memory.shape
     return shape.num_kv_heads * shape.head_dim * (2 if shape.bounds else 1)
 
@@ -175,12 +180,12 @@ def _misfit(memory: LayerMemory, batch: SessionBatch, arrays: Arrays, shapes: Sh
     """Why nothing was done."""
     for (name, dtype), array, shape in zip(_TYPES, arrays, shapes, strict=True):
         check_array(name, array, (dtype,), shape)
-    shape, (num_sessions, heads, _), num_choices = memory.shape, arrays[-3].shape, shapes[18][1]
+    shape, (num_sessions, heads, _), num_selections = memory.shape, arrays[-3].shape, shapes[18][1]
     check_multiple("query heads", heads, shape.num_kv_heads)
     return ValueError(
-        f"{num_choices} choices of {num_sessions} sessions, {heads} query and {shape.num_kv_heads} KV heads, "
+        f"{num_selections} selections of {num_sessions} sessions, {heads} query and {shape.num_kv_heads} KV heads, "
         f"{memory.anchor_size} elements of anchors a page, {batch.offset_cos.shape[1]} rotated pairs of channels of "
-        f"{shape.head_dim}, positions of period {batch.period}: expected 1 choice or one for each head, to choose "
+        f"{shape.head_dim}, positions of period {batch.period}: expected 1 selection or one for each head, to select "
         f"here one for each KV head and anchors of {_anchor_size(memory)} elements, at most half as many pairs as "
         f"channels, and a period of whole blocks of {shape.block_size}"
     )

@@ -17,33 +17,35 @@ PIECE_ROWS = 4096
 
 
 @njit(**SERIAL)
-def count_blocks(i: Any, choice: Any, block_size: Any, batch: Any, choices: Any) -> Any:
-    """Blocks that a choice of session i attends: sinks, ids and what `window_first` begins."""
-    ids = choices.ids[i, choice]
+def count_blocks(i: Any, selection: Any, block_size: Any, batch: Any, selections: Any) -> Any:
+    """Blocks that a selection of session i attends: sinks, ids and what `window_first` begins."""
+    ids = selections.ids[i, selection]
     num_ids = len(ids)
     while num_ids and ids[num_ids - 1] < 0:
         num_ids -= 1
     last = batch.position[i] // block_size
-    return batch.num_sinks[i] + num_ids + last + 1 - choices.window_first[i]
+    return batch.num_sinks[i] + num_ids + last + 1 - selections.window_first[i]
 
 
 @njit(**SERIAL)
-def count_pieces(i: Any, choice: Any, block_size: Any, batch: Any, choices: Any) -> Any:
-    """Pieces of a choice of session i, at least one."""
+def count_pieces(i: Any, selection: Any, block_size: Any, batch: Any, selections: Any) -> Any:
+    """Pieces of a selection of session i, at least one."""
     piece = max(1, PIECE_ROWS // block_size)
-    return max(1, -(-count_blocks(i, choice, block_size, batch, choices) // piece))
+    return max(1, -(-count_blocks(i, selection, block_size, batch, selections) // piece))
 
 
 @njit(**SERIAL)
-def make_entries(i: Any, choice: Any, piece: Any, shape: Any, batch: Any, choices: Any, first: Any) -> Any:
+def make_entries(
+    i: Any, selection: Any, piece: Any, shape: Any, batch: Any, selections: Any, first: Any
+) -> Any:
     """(entries, offset, rows, rotations) of one piece, as `attend_head` takes them; `first` is that of `all_memory`.
 
     A block has an entry for each part of the position scheme that cuts it.
     """
     size, num_sinks = shape.block_size, np.int64(batch.num_sinks[i])
     page_size = 2 * shape.num_kv_heads * size * shape.head_dim
-    total = count_blocks(i, choice, size, batch, choices)
-    window_at = total - (batch.position[i] // size + 1 - choices.window_first[i])
+    total = count_blocks(i, selection, size, batch, selections)
+    window_at = total - (batch.position[i] // size + 1 - selections.window_first[i])
     length = max(1, PIECE_ROWS // size)
     begin_at, end_at = piece * length, min(total, (piece + 1) * length)
     most = max(0, end_at - begin_at) * batch.num_parts[i]
@@ -56,9 +58,9 @@ def make_entries(i: Any, choice: Any, piece: Any, shape: Any, batch: Any, choice
         if at < num_sinks:
             block = np.int64(at)
         elif at < window_at:
-            block = np.int64(choices.ids[i, choice, at - num_sinks])
+            block = np.int64(selections.ids[i, selection, at - num_sinks])
         else:
-            block = choices.window_first[i] + at - window_at
+            block = selections.window_first[i] + at - window_at
         start = block * size
         for part in range(batch.num_parts[i]):
             low, high = max(start, batch.part_low[i, part]), min(start + size, batch.part_high[i, part])
@@ -101,7 +103,7 @@ def attend_group(
 ) -> None:
     """One of the groups of query heads over the entries of a piece, into their rows of out [Hq, D], lse [Hq].
 
-    A group is served by one KV head and one choice.
+    A group is served by one KV head and one selection.
     """
     count, offset, rows, rotations = entries
     heads, kv_head = len(out) // num_groups, group * shape.num_kv_heads // num_groups

@@ -1,4 +1,4 @@
-"""The compiled call: first each session writes and chooses, then pieces of all of them are attended and merged."""
+"""The compiled call: first each session writes and selects, then pieces of all of them are attended and merged."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from moorage.kernels.decode_layer.choice import choose_blocks
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
 from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, take, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
+from moorage.kernels.decode_layer.selection import select_candidates
 from moorage.kernels.numba_flags import SERIAL
 
-START, CHOOSE, PLAN, ATTEND, MERGE = range(5)
+START, SELECT, PLAN, ATTEND, MERGE = range(5)
 UNKNOWN = 0
 """Number of threads that is looked up where it matters alone, since that takes as long as a small layer."""
 PHASES = 4
@@ -33,7 +33,7 @@ class Layer(NamedTuple):
     query: Any
     key: Any
     value: Any
-    choices: Any
+    selections: Any
     attended: Any
     hints: Any
     """`prefetch_distance` of the anchors."""
@@ -48,9 +48,9 @@ class Dealt(NamedTuple):
     """What threads share."""
 
     counter: Any
-    """[2]: the next session that chooses, and the next unit that is attended."""
+    """[2]: the next session that selects, and the next unit that is attended."""
     unit_at: Any
-    """[N * S + 1]: the first unit of each choice of each session."""
+    """[N * S + 1]: the first unit of each selection of each session."""
     part_at: Any
     """[N + 1]: the first part of each session; each of its pieces is one."""
     outs: Any
@@ -62,13 +62,13 @@ class Dealt(NamedTuple):
 @njit(**SERIAL)
 def run_layer(
     phase: Any, number: Any, min_bytes: Any, dealt: Any, table: Any, empty: Any, anchor_size: Any, shape: Any,
-    batch: Any, query: Any, key: Any, value: Any, choices: Any, attended: Any, hints: Any, not_finite: Any,
+    batch: Any, query: Any, key: Any, value: Any, selections: Any, attended: Any, hints: Any, not_finite: Any,
 ) -> Any:  # fmt: skip
     """`decode_layer` of arrays whose shapes fit, or one phase of it; two whole numbers.
 
     START does all of it and returns 0 and how many sessions failed. Where work is to be dealt to some of `number`
-    threads it does nothing, and returns how many should attend, at least 1, and how many should choose.
-    CHOOSE may be called by several threads; `number` is the workers of one choice.
+    threads it does nothing, and returns how many should attend, at least 1, and how many should select.
+    SELECT may be called by several threads; `number` is the workers of one selection.
     PLAN fills dealt.unit_at and part_at for `number` threads that attend; it returns the units of a piece, and the
     number of parts.
     ATTEND may be called by several threads; `number` is the units of a piece.
@@ -77,21 +77,21 @@ def run_layer(
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
     layer = Layer(
-        table, empty, anchor_size, shape, batch, query, key, value, choices, attended, hints, not_finite, memory,
+        table, empty, anchor_size, shape, batch, query, key, value, selections, attended, hints, not_finite, memory,
         first,
     )  # fmt: skip
     if phase == START:
-        choosing, attending = _helpers(layer, number, min_bytes)
+        selecting, attending = _helpers(layer, number, min_bytes)
         if attending:
-            return attending, choosing
-        count, num_choices = len(query), choices.ids.shape[1]
+            return attending, selecting
+        count, num_selections = len(query), selections.ids.shape[1]
         dealt = Dealt(
-            np.zeros(2, np.int64), np.zeros(count * num_choices + 1, np.int64), np.zeros(count + 1, np.int64),
+            np.zeros(2, np.int64), np.zeros(count * num_selections + 1, np.int64), np.zeros(count + 1, np.int64),
             dealt.outs, dealt.lses,
         )  # fmt: skip
         number = np.int64(1)
-    if phase in (START, CHOOSE):
-        _take_choices(layer, dealt.counter[:1], number)
+    if phase in (START, SELECT):
+        _take_sessions(layer, dealt.counter[:1], number)
     result = number, np.int64(0)
     if phase in (START, PLAN):
         result = _plan(layer, number, dealt)
@@ -112,9 +112,9 @@ def run_layer(
 
 @njit(**SERIAL)
 def _helpers(layer: Any, threads: Any, min_bytes: Any) -> Any:
-    """(threads that should choose, that should attend); zeros where one should do everything."""
-    chosen, attended = _num_bytes(layer)
-    if chosen + attended < min_bytes:
+    """(threads that should select, that should attend); zeros where one should do everything."""
+    selected, attended = _num_bytes(layer)
+    if selected + attended < min_bytes:
         return np.int64(0), np.int64(0)
     if threads == 1:
         return np.int64(0), np.int64(0)
@@ -123,56 +123,56 @@ def _helpers(layer: Any, threads: Any, min_bytes: Any) -> Any:
     least = max(1, min_bytes // PHASES)
     if min_bytes == 0:
         return threads, threads
-    return min(threads, 1 + chosen // least), min(threads, 1 + attended // least)
+    return min(threads, 1 + selected // least), min(threads, 1 + attended // least)
 
 
 @njit(**SERIAL)
 def _num_bytes(layer: Any) -> Any:
     """(bytes of anchors, of keys and values) that are read, about."""
-    shape, batch, choices, item = layer.shape, layer.batch, layer.choices, layer.empty.itemsize
+    shape, batch, selections, item = layer.shape, layer.batch, layer.selections, layer.empty.itemsize
     num_scored, num_attended = np.int64(0), np.int64(0)
     for i in range(len(layer.query)):
         near, sinks = np.int64(batch.near_block[i]), np.int64(batch.num_sinks[i])
-        window = near if choices.chooses[i] else np.int64(choices.window_first[i])
-        num_attended += sinks + choices.ids.shape[2] + batch.position[i] // shape.block_size + 1 - window
-        num_scored += near - sinks if choices.chooses[i] else 0
+        window = near if selections.selects[i] else np.int64(selections.window_first[i])
+        num_attended += sinks + selections.ids.shape[2] + batch.position[i] // shape.block_size + 1 - window
+        num_scored += near - sinks if selections.selects[i] else 0
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     return num_scored * layer.anchor_size * item, num_attended * page_size * item
 
 
 @njit(**SERIAL)
-def _take_choices(layer: Any, counter: Any, workers: Any) -> None:
-    """Takes one session after the other: writes its row and chooses its blocks, each choice by some workers."""
+def _take_sessions(layer: Any, counter: Any, workers: Any) -> None:
+    """Takes one session after the other: writes its row and selects its blocks, each selection by some workers."""
     table, shape, batch, attended = layer.table, layer.shape, layer.batch, layer.attended
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     i = take(counter)
     while i < len(layer.query):
         attended.failed[i] = MISFIT
-        if session_fits(i, table, shape, batch, layer.choices):
+        if session_fits(i, table, shape, batch, layer.selections):
             block, row = divmod(batch.position[i], shape.block_size)
             at = block_at(block, i, batch, shape.stripe_blocks, layer.first, page_size)
             most = write_row(layer.memory, at, row, shape, layer.key[i], layer.value[i])
             attended.failed[i] = FINE if most < layer.not_finite else NOT_FINITE_ROW
-        if attended.failed[i] == FINE and layer.choices.chooses[i]:
-            choose_blocks(i, layer, workers)
+        if attended.failed[i] == FINE and layer.selections.selects[i]:
+            select_candidates(i, layer, workers)
         i = take(counter)
 
 
 @njit(**SERIAL)
 def _plan(layer: Any, threads: Any, dealt: Any) -> Any:
     """(units of a piece, parts of all sessions). Pieces are divided by heads where there are few for the threads."""
-    count, num_choices = len(layer.query), layer.choices.ids.shape[1]
-    pieces, unit_at, part_at = np.zeros(count * num_choices, np.int64), dealt.unit_at, dealt.part_at
+    count, num_selections = len(layer.query), layer.selections.ids.shape[1]
+    pieces, unit_at, part_at = np.zeros(count * num_selections, np.int64), dealt.unit_at, dealt.part_at
     unit_at[0] = part_at[0] = 0
     for i in range(count):
         most = np.int64(0)
-        for choice in range(num_choices if layer.attended.failed[i] == FINE else 0):
-            number = count_pieces(i, choice, layer.shape.block_size, layer.batch, layer.choices)
-            pieces[i * num_choices + choice], most = number, max(most, number)
+        for selection in range(num_selections if layer.attended.failed[i] == FINE else 0):
+            number = count_pieces(i, selection, layer.shape.block_size, layer.batch, layer.selections)
+            pieces[i * num_selections + selection], most = number, max(most, number)
         part_at[i + 1] = part_at[i] + most
     shares = np.int64(1)
     if threads > 1 and pieces.sum() < PIECES_PER_THREAD * threads:
-        shares = max(num_choices, layer.shape.num_kv_heads) // num_choices
+        shares = max(num_selections, layer.shape.num_kv_heads) // num_selections
     for at in range(len(pieces)):
         unit_at[at + 1] = unit_at[at] + pieces[at] * shares
     return shares, part_at[count]
@@ -181,21 +181,21 @@ def _plan(layer: Any, threads: Any, dealt: Any) -> Any:
 @njit(**SERIAL)
 def _take_units(layer: Any, dealt: Any, shares: Any) -> None:
     """Takes one unit after the other, and attends its piece with its heads into their part of `dealt`."""
-    shape, batch, num_choices = layer.shape, layer.batch, layer.choices.ids.shape[1]
-    num_groups = max(num_choices, shape.num_kv_heads)
-    each = num_groups // num_choices
+    shape, batch, num_selections = layer.shape, layer.batch, layer.selections.ids.shape[1]
+    num_groups = max(num_selections, shape.num_kv_heads)
+    each = num_groups // num_selections
     counter, unit_at, at = dealt.counter[1:], dealt.unit_at, 0
     number = take(counter)
     while number < unit_at[-1]:
         while unit_at[at + 1] <= number:
             at += 1
-        i, choice = divmod(at, num_choices)
+        i, selection = divmod(at, num_selections)
         piece, share = divmod(number - unit_at[at], shares)
-        entries = make_entries(i, choice, piece, shape, batch, layer.choices, layer.first)
+        entries = make_entries(i, selection, piece, shape, batch, layer.selections, layer.first)
         into = dealt.part_at[i] + piece
         for group in range(each * share // shares, each * (share + 1) // shares):
             attend_group(
-                choice * each + group, num_groups, entries, layer.memory, shape, layer.query[i], batch.scale[i],
+                selection * each + group, num_groups, entries, layer.memory, shape, layer.query[i], batch.scale[i],
                 dealt.outs[into], dealt.lses[into],
             )  # fmt: skip
         number = take(counter)

@@ -54,14 +54,14 @@ def block_at(block: Any, i: Any, batch: Any, stripe_blocks: Any, first: Any, pag
 
 
 @njit(**SERIAL)
-def session_fits(i: Any, table: Any, shape: Any, batch: Any, choices: Any) -> Any:
+def session_fits(i: Any, table: Any, shape: Any, batch: Any, selections: Any) -> Any:
     """Whether session i names rows, blocks, pages and positions that exist alone."""
     num_memories, last = len(table), batch.position[i] // shape.block_size
-    sinks, near, window = batch.num_sinks[i], batch.near_block[i], choices.window_first[i]
-    chooses = choices.chooses[i] != 0
+    sinks, near, window = batch.num_sinks[i], batch.near_block[i], selections.window_first[i]
+    selects = selections.selects[i] != 0
     if batch.position[i] < 0 or not 0 <= batch.first_memory[i] < num_memories:
         return False
-    if not 0 <= sinks <= near <= last + 1 or (not chooses and not sinks <= window <= last + 1):
+    if not 0 <= sinks <= near <= last + 1 or (not selects and not sinks <= window <= last + 1):
         return False
     for shard in range(num_memories):
         m = (batch.first_memory[i] + shard) % num_memories
@@ -72,10 +72,10 @@ def session_fits(i: Any, table: Any, shape: Any, batch: Any, choices: Any) -> An
             return False
         if not all_within(batch.pages[begin:end], table[m, PAGES]):
             return False
-        kept = choices.num_kept[i, m] if chooses else 0
-        if kept < 0 or (kept and (not table[m, CODES] or not choices.code_steps.shape[2])):
+        kept = selections.num_kept[i, m] if selects else 0
+        if kept < 0 or (kept and (not table[m, CODES] or not selections.code_steps.shape[2])):
             return False
-    if not chooses and not _ids_fit(choices.ids[i], last):
+    if not selects and not _ids_fit(selections.ids[i], last):
         return False
     return _positions_fit(i, last, shape.block_size, batch)
 

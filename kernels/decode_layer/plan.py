@@ -1,4 +1,4 @@
-"""Which layers of a step choose, and how many blocks they attend: planned for all layers and sessions at once."""
+"""Which layers of a step select, and how many blocks they attend: planned for all layers and sessions at once."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ Int64 = NDArray[np.int64]
 UInt8 = NDArray[np.uint8]
 
 NEVER = -1
-"""Step of a choice that was never made."""
+"""Step of a selection that was never made."""
 
 
 class Policy(NamedTuple):
-    """When layers choose."""
+    """When layers select."""
 
     budget: int
-    """Blocks of a choice; 0 chooses never."""
+    """Blocks of a selection; 0 selects never."""
     attends_none: bool
-    """Whether a layer without a choice attends no candidate; otherwise it attends all of them."""
+    """Whether a layer without a selection attends no candidate; otherwise it attends all of them."""
     dense_layers: int
-    """First layers, which never choose."""
+    """First layers, which never select."""
     layer_step: int
-    """Layers that share one choice."""
+    """Layers that share one selection."""
     token_step: int
-    """Steps that share one choice."""
+    """Steps that share one selection."""
 
 
-class LayerChoices(NamedTuple):
-    """The choices of N sessions in L layers, as they are between steps."""
+class SelectionState(NamedTuple):
+    """The selections of N sessions in L layers, as they are between steps."""
 
     ids: Int32
     """[L, N, S, k]"""
     window_first: Int32
-    """[L, N]: first block that is attended because it was in the window when the choice was made."""
+    """[L, N]: first block that is attended because it was in the window when the selection was made."""
     made_at: Int64
-    """[L, N]: the step of the choice, or NEVER."""
-    chooses: UInt8
-    """[L, N], written by `plan_layers`: 1 chooses in this step."""
+    """[L, N]: the step of the selection, or NEVER."""
+    selects: UInt8
+    """[L, N], written by `plan_layers`: 1 selects in this step."""
     is_partial: UInt8
-    """[L, N], written by `plan_layers`: 1 attends a choice, 0 all candidates or none."""
+    """[L, N], written by `plan_layers`: 1 attends a selection, 0 all candidates or none."""
 
 
 class Standing(NamedTuple):
@@ -53,8 +53,8 @@ class Standing(NamedTuple):
 
     step: Int64
     """[N]: decode steps before this one."""
-    may_choose: UInt8
-    """[N]: 0 where no layer chooses in this step."""
+    may_select: UInt8
+    """[N]: 0 where no layer selects in this step."""
     num_sinks: Int32
     """[N]: first candidate."""
     near_block: Int32
@@ -62,44 +62,44 @@ class Standing(NamedTuple):
 
 
 @njit(**SERIAL)
-def plan_layers(choices: Any, standing: Any, policy: Any) -> Any:
-    """Fills in `chooses` and `is_partial`, and clears choices where there is none now; whether any layer chooses.
+def plan_layers(selections: Any, standing: Any, policy: Any) -> Any:
+    """Fills in `selects` and `is_partial`, and clears selections where there is none now; whether any layer selects.
 
-    Layer i uses the choice of the last layer before it, itself included, whose number after the dense ones divides
+    Layer i uses the selection of the last layer before it, itself included, whose number after the dense ones divides
     by `layer_step`.
     """
     found = False
-    for layer in range(len(choices.made_at)):
+    for layer in range(len(selections.made_at)):
         leads = layer >= policy.dense_layers and (layer - policy.dense_layers) % policy.layer_step == 0
         for i in range(len(standing.step)):
             sinks, near = standing.num_sinks[i], standing.near_block[i]
             partial = layer >= policy.dense_layers and 0 < policy.budget < near - sinks
-            partial = partial and standing.may_choose[i]
-            choices.is_partial[layer, i], choices.chooses[layer, i] = partial, 0
+            partial = partial and standing.may_select[i]
+            selections.is_partial[layer, i], selections.selects[layer, i] = partial, 0
             if not partial:
-                choices.window_first[layer, i] = near if policy.attends_none else sinks
-                choices.made_at[layer, i] = NEVER
-                choices.ids[layer, i] = -1
+                selections.window_first[layer, i] = near if policy.attends_none else sinks
+                selections.made_at[layer, i] = NEVER
+                selections.ids[layer, i] = -1
                 continue
-            made_at = choices.made_at[layer, i]
+            made_at = selections.made_at[layer, i]
             if leads and (made_at == NEVER or standing.step[i] - made_at >= policy.token_step):
-                choices.chooses[layer, i] = 1
+                selections.selects[layer, i] = 1
                 found = True
     return found
 
 
 @njit(**SERIAL)
-def end_step(choices: Any, standing: Any, policy: Any, counts: Any) -> None:
-    """Records when choices were made; counts [N] becomes the candidates that all layers attended together."""
+def end_step(selections: Any, standing: Any, policy: Any, counts: Any) -> None:
+    """Records when selections were made; counts [N] becomes the candidates that all layers attended together."""
     counts[:] = 0
-    for layer in range(len(choices.made_at)):
+    for layer in range(len(selections.made_at)):
         after = max(0, layer - policy.dense_layers)
         leader = layer - after % policy.layer_step
         for i in range(len(standing.step)):
-            if choices.chooses[layer, i]:
-                choices.made_at[layer, i] = standing.step[i]
+            if selections.selects[layer, i]:
+                selections.made_at[layer, i] = standing.step[i]
             near = standing.near_block[i]
-            if choices.is_partial[layer, i]:
-                counts[i] += policy.budget + near - choices.window_first[leader, i]
+            if selections.is_partial[layer, i]:
+                counts[i] += policy.budget + near - selections.window_first[leader, i]
             elif not policy.attends_none:
                 counts[i] += near - standing.num_sinks[i]

@@ -102,7 +102,7 @@ class SessionBatch(NamedTuple):
     num_sinks: Int32
     """[N]: blocks [0, num_sinks) are always attended."""
     near_block: Int32
-    """[N]: blocks [num_sinks, near_block) are the candidates of a choice; all are sealed."""
+    """[N]: blocks [num_sinks, near_block) are the candidates of a selection; all are sealed."""
     scale: Float32
     """[N], of logits."""
     num_parts: Int32
@@ -127,18 +127,18 @@ class SessionBatch(NamedTuple):
     rotates_scoring: bool
 
 
-class Choices(NamedTuple):
-    """Which blocks the sessions attend beside sinks and window in this layer: given, or chosen and written here."""
+class Selections(NamedTuple):
+    """Which blocks the sessions attend beside sinks and window in this layer: given, or selected and written here."""
 
-    chooses: UInt8
-    """[N]: 1 chooses now; 0 attends `ids` as they are."""
+    selects: UInt8
+    """[N]: 1 selects now; 0 attends `ids` as they are."""
     ids: Int32
     """[N, S, k]: ascending, padded at the end with -1. S is 1 (all heads attend the same blocks), the KV heads, or
-    where nothing is chosen the query heads."""
+    where nothing is selected the query heads."""
     scores: Float32
-    """[N, S, k], written where chosen; -inf without an id."""
+    """[N, S, k], written where selected; -inf without an id."""
     window_first: Int32
-    """[N]: blocks [window_first, position // B] are attended; becomes near_block where chosen."""
+    """[N]: blocks [window_first, position // B] are attended; becomes near_block where selected."""
     code_steps: Float32
     """[N, M, Hkv * A * D], of the codes of a session's anchors in a memory; [N, M, 0] without any."""
     num_kept: Int32

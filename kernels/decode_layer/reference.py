@@ -12,9 +12,9 @@ from moorage.kernels.decode_layer.records import (
     FINE,
     NOT_FINITE_ROW,
     Attended,
-    Choices,
     Float32,
     LayerMemory,
+    Selections,
     SessionBatch,
 )
 from moorage.kernels.hadamard import hadamard_matrix
@@ -29,7 +29,7 @@ def decode_layer(
     query: Float32,
     key: Float32,
     value: Float32,
-    choices: Choices,
+    selections: Selections,
     attended: Attended,
 ) -> None:
     """See cpu.py; always by exact scores, and of sessions whose blocks exist."""
@@ -38,13 +38,13 @@ def decode_layer(
         attended.failed[i] = FINE if _write(i, memory, batch, key[i], value[i]) else NOT_FINITE_ROW
         if attended.failed[i] == NOT_FINITE_ROW:
             continue
-        if choices.chooses[i]:
-            _choose(i, memory, batch, query[i], choices)
+        if selections.selects[i]:
+            _select(i, memory, batch, query[i], selections)
         for head in range(len(query[i])):
             kv_head = head * memory.shape.num_kv_heads // len(query[i])
-            ids = choices.ids[i, head * choices.ids.shape[1] // len(query[i])]
+            ids = selections.ids[i, head * selections.ids.shape[1] // len(query[i])]
             blocks = [*range(batch.num_sinks[i]), *ids[ids >= 0]]
-            blocks += range(choices.window_first[i], batch.position[i] // memory.shape.block_size + 1)
+            blocks += range(selections.window_first[i], batch.position[i] // memory.shape.block_size + 1)
             _attend(i, memory, batch, query[i, head], kv_head, blocks, attended, head)
 
 
@@ -68,7 +68,7 @@ def _write(i: int, memory: LayerMemory, batch: SessionBatch, key: Float32, value
     return bool(np.isfinite(from_storage(stored)).all())
 
 
-def _choose(i: int, memory: LayerMemory, batch: SessionBatch, query: Float32, choices: Choices) -> None:
+def _select(i: int, memory: LayerMemory, batch: SessionBatch, query: Float32, selections: Selections) -> None:
     scored = query.astype(np.float64)
     if batch.rotates_scoring:
         scored = _turned(scored, batch.score_cos[i] + 1j * batch.score_sin[i].astype(np.float64))
@@ -79,9 +79,9 @@ def _choose(i: int, memory: LayerMemory, batch: SessionBatch, query: Float32, ch
     num_memories = len(memory.table)
     anchors: Any = [memory.arrays[num_memories + m][page] for m, page in places]
     shape = memory.arrays[num_memories].shape[1:]
-    ids, scores = choices.ids[i : i + 1], choices.scores[i : i + 1]
+    ids, scores = selections.ids[i : i + 1], selections.scores[i : i + 1]
     ids[:], scores[:] = -1, -np.inf
-    choices.window_first[i] = batch.near_block[i]
+    selections.window_first[i] = batch.near_block[i]
     if not anchors or not ids.size:
         return
     select_blocks(

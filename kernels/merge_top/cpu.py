@@ -1,4 +1,4 @@
-"""Joins choices of shards, each ascending, and takes the best of them, without sorting anything."""
+"""Joins selections of shards, each ascending, and takes the best of them, without sorting anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def merge_top(ids: Int32, scores: Float32, length: int, k: int) -> tuple[Int32, 
 
     ids, scores [M, N, n]: what shard m chose, ids ascending and padded at the end with -1. Stripes of `length` blocks
     are dealt to the shards in turn; the ids of the result are those of the whole and ascend. Among equal scores the
-    lower id wins; a NaN is never chosen.
+    lower id wins; a NaN is never selected.
     """
     check_array("ids", ids, INT32, (None, None, None))
     check_array("scores", scores, FLOAT32, ids.shape)
@@ -54,6 +54,6 @@ def merge_into(ids: Any, scores: Any, length: Any, best: Any, top: Any) -> None:
             joined[size], values[size] = lowest, scores[shard, row, heads[shard]]
             heads[shard] += 1
             size += 1
-        chosen = top_row(values[:size], best[row], top[row])
-        for i in range(chosen):
+        selected = top_row(values[:size], best[row], top[row])
+        for i in range(selected):
             best[row, i] = joined[best[row, i]]

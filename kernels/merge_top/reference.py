@@ -20,7 +20,7 @@ def merge_top(
                 if block >= 0 and not np.isnan(score):
                     stripe = block // length * num_shards + shard
                     found.append((-score, stripe * length + block % length))
-        chosen = sorted((whole, -negative) for negative, whole in sorted(found)[:k])
-        for i, (whole, score) in enumerate(chosen):
+        selected = sorted((whole, -negative) for negative, whole in sorted(found)[:k])
+        for i, (whole, score) in enumerate(selected):
             best[row, i], top[row, i] = whole, score
     return best, top

@@ -1,4 +1,4 @@
-"""Scores of several heads pooled into one choice."""
+"""Scores of several heads pooled into one selection."""
 
 from moorage.kernels.pool_scores.cpu import pool_scores, score_lse
 

@@ -1,4 +1,4 @@
-"""Turns the logits of many query heads into one score per block and choice."""
+"""Turns the logits of many query heads into one score per block and selection."""
 
 from __future__ import annotations
 
@@ -86,16 +86,16 @@ def _add_head(logits: Any, scale: Any, lse: Any, share: Any, pooling: Any, into:
 @njit(**SERIAL)
 def _pool_item(item: Any, scores: Any, scale: Any, limits: Any, lse: Any, pooling: Any, out: Any) -> None:
     """One piece of CHUNK blocks of one output row."""
-    choices = out.shape[1]
-    group = scores.shape[1] // choices
-    row, begin = item % (len(out) * choices), item // (len(out) * choices) * CHUNK
-    r, choice = row // choices, row % choices
+    selections = out.shape[1]
+    group = scores.shape[1] // selections
+    row, begin = item % (len(out) * selections), item // (len(out) * selections) * CHUNK
+    r, selection = row // selections, row % selections
     end = min(begin + CHUNK, out.shape[2])
     seen = max(begin, min(end, limits[r]))
-    target = out[r, choice]
+    target = out[r, selection]
     target[begin:seen] = 0 if pooling <= _SUM else -np.inf
     target[seen:end] = -np.inf
-    for head in range(choice * group, (choice + 1) * group):
+    for head in range(selection * group, (selection + 1) * group):
         logits = scores[r, head]
         _add_head(logits[begin:seen], scale, lse[r, head], np.float32(1 / group), pooling, target[begin:seen])
 

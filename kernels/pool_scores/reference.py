@@ -18,20 +18,20 @@ def pool_scores(
 ) -> None:
     """See cpu.py."""
     rows, heads, _ = scores.shape
-    choices = 1 if shared else num_kv_heads
-    group = heads // choices
+    selections = 1 if shared else num_kv_heads
+    group = heads // selections
     if lse is None:
         lse = np.empty((rows, heads), np.float32)
         score_lse(scores, scale, limits, lse)
     for r in range(rows):
         logits = scale * scores[r, :, : limits[r]].astype(np.float64)
-        for choice in range(choices):
-            chosen = slice(choice * group, (choice + 1) * group)
-            part = logits[chosen]
+        for selection in range(selections):
+            selected = slice(selection * group, (selection + 1) * group)
+            part = logits[selected]
             if pooling == "softmax":
-                part = np.exp(part - lse[r, chosen, None])
-            out[r, choice, : limits[r]] = part.max(axis=0) if pooling == "max" else part.mean(axis=0)
-            out[r, choice, limits[r] :] = -np.inf
+                part = np.exp(part - lse[r, selected, None])
+            out[r, selection, : limits[r]] = part.max(axis=0) if pooling == "max" else part.mean(axis=0)
+            out[r, selection, limits[r] :] = -np.inf
 
 
 def score_lse(

@@ -31,20 +31,20 @@ def top_blocks(
     """Writes the k largest of scores[r, :limits[r]] and returns how many there are, int32 [R].
 
     scores [R, n]; ids, top [R, k]. Ids ascend; unused entries are -1 and -inf. Among equal scores the lower id
-    wins; a NaN is never chosen.
+    wins; a NaN is never selected.
     """
     counts = np.zeros(len(scores), np.int32)
     known = is_typed(scores, FLOAT32, 2) and is_typed(limits, INT32, 1)
     if not (known and is_typed(ids, INT32, 2) and is_typed(top, FLOAT32, 2)) or ids.shape[1] != k:
         raise _misfit(scores, limits, k, ids, top)
-    choose = _top_parallel if k and len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
-    if not choose(scores, limits, ids, top, counts):
+    select = _top_parallel if k and len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
+    if not select(scores, limits, ids, top, counts):
         raise _misfit(scores, limits, k, ids, top)
     return counts
 
 
 def _misfit(scores: Float32, limits: Int32, k: int, ids: Int32, top: Float32) -> ValueError:
-    """Why nothing was chosen."""
+    """Why nothing was selected."""
     check_array("scores", scores, FLOAT32, (None, None))
     check_array("limits", limits, INT32, (len(scores),))
     check_array("ids", ids, INT32, (len(scores), k))
@@ -86,7 +86,7 @@ def _fill(row: Any, ids: Any, top: Any) -> Any:
 
 @njit(**SERIAL)
 def top_row(row: Any, ids: Any, top: Any) -> Any:
-    """One row of `top_blocks`; returns how many were chosen."""
+    """One row of `top_blocks`; returns how many were selected."""
     if len(row) >= BINS and 0 < len(ids) < len(row) and _by_bins(row, ids):
         count = len(ids)
     else:
@@ -185,7 +185,7 @@ def _fits(scores: Any, limits: Any, ids: Any, top: Any) -> Any:
 
 @njit(**SERIAL)
 def _top_serial(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> Any:
-    """False, and nothing is chosen, where shapes or limits do not fit."""
+    """False, and nothing is selected, where shapes or limits do not fit."""
     if not _fits(scores, limits, ids, top):
         return False
     for r in range(len(scores) if ids.size else 0):

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from moorage.kernels.decode_layer import (
     MAX_PARTS,
     Attended,
-    Choices,
     LayerMemory,
     LayerShape,
+    Selections,
     SessionBatch,
     decode_layer,
 )
@@ -44,7 +44,7 @@ class Sessions:
         self.query = rng.standard_normal(shape, np.float32)
         self.key, self.value = rng.standard_normal((2, count, NUM_KV_HEADS, HEAD_DIM), np.float32)
         ids = np.full((count, 1, TOPK), -1, np.int32)
-        self.choices = Choices(
+        self.selections = Selections(
             np.ones(count, np.uint8), ids, np.empty(ids.shape, np.float32), self.batch.near_block.copy(),
             np.empty((count, 1, 0), np.float32), np.zeros((count, 1), np.int32),
         )  # fmt: skip
@@ -74,7 +74,8 @@ class Sessions:
         fields = self.batch._asdict().items()
         decode_layer(
             memory, SessionBatch._make(value if name in whole else value[some] for name, value in fields),
-            self.query[some], self.key[some], self.value[some], Choices._make(array[some] for array in self.choices),
+            self.query[some], self.key[some], self.value[some],
+            Selections._make(array[some] for array in self.selections),
             Attended._make(array[some] for array in self.attended),
         )  # fmt: skip
 

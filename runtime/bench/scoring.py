@@ -20,7 +20,7 @@ from moorage.kernels.top_blocks import top_blocks
 from moorage.runtime.bench.measure import Subject, installed, interleave
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import Pieces, stream_read, use_threads
-from moorage.workers.kv.quantized_anchors import KEPT_PER_CHOSEN
+from moorage.workers.kv.quantized_anchors import KEPT_PER_SELECTED
 
 Float32 = NDArray[np.float32]
 
@@ -162,7 +162,7 @@ def _coded(half: Storage, pages: NDArray[np.int32]) -> Coded:
     step = np.divide(high - low, LEVELS, dtype=np.float32)
     codes = np.empty((len(half), size // 2), np.uint8)
     encode_anchors(half, pages, low, step, codes)
-    return Coded(codes, step, KEPT_PER_CHOSEN * TOPK)
+    return Coded(codes, step, KEPT_PER_SELECTED * TOPK)
 
 
 def _choosing(scores: Float32) -> dict[str, Subject]:

@@ -151,7 +151,7 @@ class OutputProcessor:
     def _token(self, request: Request, outcome: SegmentResult, token_id: int, decoding: bool) -> None:
         request.token_s.append(self._clock())
         if decoding:
-            request.chosen_blocks.append(outcome.num_chosen_blocks)
+            request.chosen_blocks.append(outcome.num_selected_blocks)
         if outcome.recall is not None:
             request.recall.append(outcome.recall)
         request.generated.append(token_id)

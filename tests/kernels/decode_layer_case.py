@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moorage.kernels.block_score import codes
-from moorage.kernels.decode_layer import Attended, Choices, LayerMemory, LayerShape, SessionBatch
+from moorage.kernels.decode_layer import Attended, LayerMemory, LayerShape, Selections, SessionBatch
 from moorage.kernels.half import from_storage, to_storage
 
 ROPE, CLAMPED, DCA = "rope", "clamped", "dca"
@@ -31,8 +31,8 @@ class Setting:
     rotates_scoring: bool = False
     coded: bool = False
     k: int = 4
-    num_choices: int = 1
-    chooses: bool = True
+    num_selections: int = 1
+    selects: bool = True
     window: int = 40
     sinks: int = 1
 
@@ -87,12 +87,12 @@ class Case:
         query_heads = s.heads * s.group
         self.query = rng.standard_normal((n, query_heads, s.dim)).astype(np.float32)
         self.key, self.value = (rng.standard_normal((n, s.heads, s.dim)).astype(np.float32) for _ in range(2))
-        ids = np.full((n, s.num_choices, s.k), -77, np.int32)
+        ids = np.full((n, s.num_selections, s.k), -77, np.int32)
         window_first = self.batch.near_block.copy()
-        if not s.chooses:
+        if not s.selects:
             window_first = self._give_ids(rng, ids)
-        self.choices = Choices(
-            np.full(n, s.chooses, np.uint8),
+        self.selections = Selections(
+            np.full(n, s.selects, np.uint8),
             ids,
             np.full(ids.shape, np.nan, np.float32),
             window_first,
@@ -183,16 +183,18 @@ class Case:
             np.full(n, 77, np.int32),
         )  # fmt: skip
 
-    def run(self, decode) -> tuple[Choices, Attended, list[np.ndarray]]:
-        """What `decode` makes of copies: (choices, attended, keys and values)."""
+    def run(self, decode) -> tuple[Selections, Attended, list[np.ndarray]]:
+        """What `decode` makes of copies: (selections, attended, keys and values)."""
         kv = [array.copy() for array in self.kv]
         memory = LayerMemory.of(self.memory.shape, kv, self.anchors, self.codes)
-        choices, attended = self.choices, self.new_attended()
-        choices = choices._replace(
-            ids=choices.ids.copy(), scores=choices.scores.copy(), window_first=choices.window_first.copy()
+        selections, attended = self.selections, self.new_attended()
+        selections = selections._replace(
+            ids=selections.ids.copy(),
+            scores=selections.scores.copy(),
+            window_first=selections.window_first.copy(),
         )
-        decode(memory, self.batch, self.query, self.key, self.value, choices, attended)
-        return choices, attended, kv
+        decode(memory, self.batch, self.query, self.key, self.value, selections, attended)
+        return selections, attended, kv
 
     def only(self, i: int) -> Case:
         """Session i alone, in the same memory."""
@@ -205,5 +207,5 @@ class Case:
             *(v if name in shared else v[one] for name, v in self.batch._asdict().items())
         )
         alone.query, alone.key, alone.value = self.query[one], self.key[one], self.value[one]
-        alone.choices = Choices(*(array[one] for array in self.choices))
+        alone.selections = Selections(*(array[one] for array in self.selections))
         return alone

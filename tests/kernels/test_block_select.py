@@ -9,7 +9,7 @@ from moorage.kernels.block_score.code_dots import code_dots, has_avx2
 from moorage.kernels.block_select import Coded, reference, select_blocks
 from moorage.kernels.half import from_storage, to_storage
 
-SHAPES = [  # KV heads, group, head size, queries, blocks, chosen
+SHAPES = [  # KV heads, group, head size, queries, blocks, selected
     (1, 1, 32, 1, 0, 2),
     (1, 1, 32, 1, 1, 2),
     (2, 2, 32, 3, 3, 0),
@@ -34,8 +34,8 @@ def drawn(rng, draw, shape, quest):
     return anchors, pages, queries, limits
 
 
-def choose(select, anchors, pages, queries, limits, choices, k, quest, **more):
-    ids = np.full((len(queries), choices, k), 77, np.int32)
+def select(select, anchors, pages, queries, limits, selections, k, quest, **more):
+    ids = np.full((len(queries), selections, k), 77, np.int32)
     scores = np.full(ids.shape, 77, np.float32)
     select(anchors, pages, queries, limits, quest=quest, scale=0.25, ids=ids, scores=scores, **more)
     return ids, scores
@@ -56,11 +56,11 @@ def coded(anchors, pages, num_kept):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_matches_reference(rng, draw, poisoned, shape, shared, quest):
     anchors, pages, queries, limits = drawn(rng, draw, shape, quest)
-    choices = 1 if shared else shape[0]
-    scratch = poisoned((len(queries) * choices * len(pages),))
-    arguments = (anchors, pages, queries, limits, choices, shape[-1], quest)
-    ids, scores = choose(select_blocks, *arguments, scratch=scratch)
-    expected_ids, expected = choose(reference.select_blocks, *arguments)
+    selections = 1 if shared else shape[0]
+    scratch = poisoned((len(queries) * selections * len(pages),))
+    arguments = (anchors, pages, queries, limits, selections, shape[-1], quest)
+    ids, scores = select(select_blocks, *arguments, scratch=scratch)
+    expected_ids, expected = select(reference.select_blocks, *arguments)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
@@ -70,12 +70,12 @@ def test_matches_reference(rng, draw, poisoned, shape, shared, quest):
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[2] % 64 == 0 and shape[4]])
 def test_codes_that_leave_enough_blocks_change_nothing(rng, draw, poisoned, shape, shared, quest):
     anchors, pages, queries, limits = drawn(rng, draw, shape, quest)
-    choices = 1 if shared else shape[0]
-    scratch = poisoned((len(queries) * choices * len(pages),))
-    arguments = (anchors, pages, queries, limits, choices, shape[-1], quest)
-    exact = choose(select_blocks, *arguments, scratch=scratch)
+    selections = 1 if shared else shape[0]
+    scratch = poisoned((len(queries) * selections * len(pages),))
+    arguments = (anchors, pages, queries, limits, selections, shape[-1], quest)
+    exact = select(select_blocks, *arguments, scratch=scratch)
     kept = max(shape[-1], len(pages) // 3)
-    found = choose(select_blocks, *arguments, scratch=scratch, coded=coded(anchors, pages, kept)[0])
+    found = select(select_blocks, *arguments, scratch=scratch, coded=coded(anchors, pages, kept)[0])
     np.testing.assert_array_equal(found[0], exact[0])
     np.testing.assert_allclose(found[1], exact[1], rtol=1e-4, atol=1e-4)
 
@@ -85,8 +85,8 @@ def test_many_codes_take_the_parallel_path(rng, draw, poisoned):
     anchors, pages, queries, limits = drawn(rng, draw, shape, False)
     scratch = poisoned((2 * len(pages),))
     arguments = (anchors, pages, queries, limits, 1, shape[-1], False)
-    exact = choose(select_blocks, *arguments, scratch=scratch)
-    found = choose(select_blocks, *arguments, scratch=scratch, coded=coded(anchors, pages, 1000)[0])
+    exact = select(select_blocks, *arguments, scratch=scratch)
+    found = select(select_blocks, *arguments, scratch=scratch, coded=coded(anchors, pages, 1000)[0])
     np.testing.assert_array_equal(found[0], exact[0])
 
 
@@ -148,7 +148,7 @@ def test_nan_query_chooses_nothing(draw, poisoned):
     queries = np.full((1, 2, 64), np.nan, np.float32)
     arguments = (anchors, pages, queries, np.array([40], np.int32), 1, 4, False)
     for more in ({}, {"coded": coded(anchors, pages, 16)[0]}):
-        ids, scores = choose(select_blocks, *arguments, scratch=poisoned((40,)), **more)
+        ids, scores = select(select_blocks, *arguments, scratch=poisoned((40,)), **more)
         assert (ids == -1).all()
         assert (scores == -np.inf).all()
 
@@ -156,31 +156,31 @@ def test_nan_query_chooses_nothing(draw, poisoned):
 def test_refuses_what_does_not_fit(draw, poisoned):
     anchors, pages = draw(4, 2, 1, 32), np.array([0, 3], np.int32)
     queries, limits, scratch = np.zeros((1, 4, 32), np.float32), np.array([2], np.int32), poisoned((4,))
-    with pytest.raises(ValueError, match="choices"):
-        choose(select_blocks, anchors, pages, queries, limits, 3, 1, False, scratch=scratch)
+    with pytest.raises(ValueError, match="selections"):
+        select(select_blocks, anchors, pages, queries, limits, 3, 1, False, scratch=scratch)
     with pytest.raises(ValueError, match="room"):
-        choose(select_blocks, anchors, pages, queries, limits, 1, 1, False, scratch=scratch[:1])
+        select(select_blocks, anchors, pages, queries, limits, 1, 1, False, scratch=scratch[:1])
     with pytest.raises(ValueError, match="limits"):
-        choose(select_blocks, anchors, pages, queries, limits + 1, 1, 1, False, scratch=scratch)
+        select(select_blocks, anchors, pages, queries, limits + 1, 1, 1, False, scratch=scratch)
     with pytest.raises(ValueError, match="anchors_layer"):
-        choose(select_blocks, anchors, pages, queries, limits, 1, 1, True, scratch=scratch)
+        select(select_blocks, anchors, pages, queries, limits, 1, 1, True, scratch=scratch)
     with pytest.raises(ValueError, match="pages"):
-        choose(select_blocks, anchors, pages + 3, queries, limits, 1, 1, False, scratch=scratch)
+        select(select_blocks, anchors, pages + 3, queries, limits, 1, 1, False, scratch=scratch)
     with pytest.raises(ValueError, match="limits"):
-        choose(
+        select(
             select_blocks, anchors, pages, queries, np.array([2, 2], np.int32), 1, 1, False, scratch=scratch
         )
     with pytest.raises(ValueError, match="queries"):
-        choose(select_blocks, anchors, pages, queries[..., :16].copy(), limits, 1, 1, False, scratch=scratch)
+        select(select_blocks, anchors, pages, queries[..., :16].copy(), limits, 1, 1, False, scratch=scratch)
     with pytest.raises(ValueError, match="query heads"):
-        choose(select_blocks, anchors, pages, queries[:, :3].copy(), limits, 1, 1, False, scratch=scratch)
+        select(select_blocks, anchors, pages, queries[:, :3].copy(), limits, 1, 1, False, scratch=scratch)
     good = Coded(np.zeros((4, 32), np.uint8), np.ones(64, np.float32), 1)
     for name, wrong in (
         ("codes_layer", good._replace(codes_layer=np.zeros((3, 32), np.uint8))),
         ("step", good._replace(step=np.ones(63, np.float32))),
     ):
         with pytest.raises(ValueError, match=f"^{name}: "):
-            choose(select_blocks, anchors, pages, queries, limits, 1, 1, False, scratch=scratch, coded=wrong)
+            select(select_blocks, anchors, pages, queries, limits, 1, 1, False, scratch=scratch, coded=wrong)
     with pytest.raises(ValueError, match="64"):
         codes.encode_anchors(
             draw(4, 1, 1, 32), pages, *np.zeros((2, 32), np.float32), np.zeros((4, 16), np.uint8)

@@ -1,4 +1,4 @@
-"""Sessions that choose in one call choose what each would alone."""
+"""Sessions that select in one call select what each would alone."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Case:
     def own(self, i):
         return self.pages[self.bounds[i] : self.bounds[i + 1]]
 
-    def together(self, choices, **changes):
-        ids = np.full((self.count, choices, K), 77, np.int32)
+    def together(self, selections, **changes):
+        ids = np.full((self.count, selections, K), 77, np.int32)
         scores = np.full(ids.shape, 77, np.float32)
         arguments = {
             "quest": self.quest,
@@ -60,15 +60,15 @@ class Case:
             "firsts": self.firsts,
             "ids": ids,
             "scores": scores,
-            "scratch": np.full(choices * len(self.pages), np.nan, np.float32),
+            "scratch": np.full(selections * len(self.pages), np.nan, np.float32),
             "coded": SeveralCoded(self.codes, self.steps, self.num_kept),
         }
         several = {"pages": self.pages, "bounds": self.bounds, "queries": self.queries, "limits": self.limits}
         select_blocks_together(self.anchors, **(several | arguments | changes))
         return ids, scores
 
-    def alone(self, i, choices, select, **more):
-        ids = np.full((1, choices, K), 77, np.int32)
+    def alone(self, i, selections, select, **more):
+        ids = np.full((1, selections, K), 77, np.int32)
         scores = np.full(ids.shape, 77, np.float32)
         one = slice(i, i + 1)
         select(
@@ -81,25 +81,25 @@ class Case:
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("quest", [False, True])
-@pytest.mark.parametrize("choices", [1, HEADS])
+@pytest.mark.parametrize("selections", [1, HEADS])
 @pytest.mark.parametrize("counts", COUNTS)
-def test_each_chooses_as_alone(rng, draw, counts, choices, quest, coded, parallel):
+def test_each_chooses_as_alone(rng, draw, counts, selections, quest, coded, parallel):
     case = Case(rng, draw, counts, quest, coded)
     if parallel:
         with always_parallel():
-            ids, scores = case.together(choices)
+            ids, scores = case.together(selections)
     else:
-        ids, scores = case.together(choices)
+        ids, scores = case.together(selections)
     for i in range(case.count):
         of_codes = Coded(case.codes, case.steps[i], int(case.num_kept[i])) if case.num_kept[i] else None
-        scratch = np.empty(choices * len(case.own(i)), np.float32)
+        scratch = np.empty(selections * len(case.own(i)), np.float32)
         expected, best = case.alone(
-            i, choices, select_blocks, scratch=scratch, coded=of_codes, first=int(case.firsts[i])
+            i, selections, select_blocks, scratch=scratch, coded=of_codes, first=int(case.firsts[i])
         )
         np.testing.assert_array_equal(ids[i], expected)
         np.testing.assert_allclose(scores[i], best, rtol=1e-5, atol=1e-6)
         if of_codes is None:
-            expected, best = case.alone(i, choices, reference.select_blocks)
+            expected, best = case.alone(i, selections, reference.select_blocks)
             np.testing.assert_array_equal(ids[i], np.where(expected < 0, -1, expected + case.firsts[i]))
             np.testing.assert_allclose(scores[i], best, rtol=1e-4, atol=1e-4)
 

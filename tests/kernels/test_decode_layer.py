@@ -21,18 +21,20 @@ SETTINGS = {
         positions=(700, 20, 41), scheme=CLAMPED, rotates_scoring=True, num_memories=3, stripe=1
     ),
     "dual-chunks": Setting(positions=(500, 47, 48, 95, 96), scheme=DCA, num_memories=2),
-    "each-kv-head": Setting(positions=(800, 333), num_choices=2, bounds=True, scheme=CLAMPED),
+    "each-kv-head": Setting(positions=(800, 333), num_selections=2, bounds=True, scheme=CLAMPED),
     "bounds-hadamard": Setting(
         positions=(900, 15), bounds=True, hadamard=True, dim=96, rotated=48, num_memories=2
     ),
-    "codes": Setting(positions=(1500, 700), coded=True, bounds=True, dim=64, rotated=64, num_choices=2),
+    "codes": Setting(positions=(1500, 700), coded=True, bounds=True, dim=64, rotated=64, num_selections=2),
     "codes-shared": Setting(positions=(1500, 700, 9), coded=True, dim=128, num_memories=3, hadamard=True),
     "more-than-there-are": Setting(positions=(130, 60), k=40, num_memories=2),
-    "none-chosen": Setting(positions=(400, 20), k=0),
-    "given": Setting(positions=(600, 77), chooses=False, num_memories=2),
-    "given-kv-heads": Setting(positions=(600, 77), chooses=False, num_choices=2, scheme=DCA),
-    "given-query-heads": Setting(positions=(600, 77), chooses=False, num_choices=6, group=3, scheme=CLAMPED),
-    "everything": Setting(positions=(9000, 4100), chooses=False, k=0, window=9000, block=8, dim=32),
+    "none-selected": Setting(positions=(400, 20), k=0),
+    "given": Setting(positions=(600, 77), selects=False, num_memories=2),
+    "given-kv-heads": Setting(positions=(600, 77), selects=False, num_selections=2, scheme=DCA),
+    "given-query-heads": Setting(
+        positions=(600, 77), selects=False, num_selections=6, group=3, scheme=CLAMPED
+    ),
+    "everything": Setting(positions=(9000, 4100), selects=False, k=0, window=9000, block=8, dim=32),
     "a-wide-group": Setting(positions=(300,), heads=1, group=7, block=32, dim=64, rotated=64),
 }
 
@@ -45,13 +47,13 @@ def equal(found, expected):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_matches_reference(rng, storage, name):
     case = Case(rng, storage, SETTINGS[name])
-    choices, attended, kv = case.run(decode_layer)
+    selections, attended, kv = case.run(decode_layer)
     expected, wanted, rows = case.run(reference.decode_layer)
     equal(kv, rows)
     np.testing.assert_array_equal(attended.failed, 0)
-    np.testing.assert_array_equal(choices.ids, expected.ids)
-    np.testing.assert_array_equal(choices.window_first, expected.window_first)
-    np.testing.assert_allclose(choices.scores, expected.scores, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(selections.ids, expected.ids)
+    np.testing.assert_array_equal(selections.window_first, expected.window_first)
+    np.testing.assert_allclose(selections.scores, expected.scores, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(attended.out, wanted.out, rtol=2e-4, atol=3e-5)
     np.testing.assert_allclose(attended.lse, wanted.lse, rtol=1e-5, atol=3e-5)
 
@@ -60,21 +62,21 @@ def test_matches_reference(rng, storage, name):
 def test_bits_depend_on_nothing_else(rng, storage, name):
     """The same alone, with others, and by several threads."""
     case = Case(rng, storage, SETTINGS[name])
-    choices, attended, kv = case.run(decode_layer)
+    selections, attended, kv = case.run(decode_layer)
     with always_parallel():
-        dealt_choices, dealt, dealt_kv = case.run(decode_layer)
+        dealt_selections, dealt, dealt_kv = case.run(decode_layer)
     equal(attended, dealt)
-    equal(choices, dealt_choices)
+    equal(selections, dealt_selections)
     equal(kv, dealt_kv)
     for i in range(len(case.query)):
         for parallel in (False, True):
             if parallel:
                 with always_parallel():
-                    own_choices, own, _ = case.only(i).run(decode_layer)
+                    own_selections, own, _ = case.only(i).run(decode_layer)
             else:
-                own_choices, own, _ = case.only(i).run(decode_layer)
+                own_selections, own, _ = case.only(i).run(decode_layer)
             equal(own, [array[i : i + 1] for array in attended])
-            equal(own_choices, [array[i : i + 1] for array in choices])
+            equal(own_selections, [array[i : i + 1] for array in selections])
 
 
 FOUR = Setting(positions=(300, 200, 500, 64), num_memories=2)
@@ -82,7 +84,7 @@ FOUR = Setting(positions=(300, 200, 500, 64), num_memories=2)
 
 def changed(case, record, name, value, *place):
     """`case` with one element of one array changed."""
-    records = {"batch": case.batch, "choices": case.choices}
+    records = {"batch": case.batch, "selections": case.selections}
     array = getattr(records[record], name).copy()
     array[place] = value
     setattr(case, record, records[record]._replace(**{name: array}))
@@ -125,18 +127,18 @@ def test_a_row_that_is_not_finite_fails_its_session_alone(rng, storage, which, v
         ("batch", "page_start", 0, (1,)),
         ("batch", "pages", 10_000, None),
         ("batch", "pages", -1, None),
-        ("choices", "num_kept", 1, (0,)),
-        ("choices", "num_kept", -1, (1,)),
-        ("choices", "ids", 900, (0, 1)),
-        ("choices", "ids", -2, (0, 1)),
-        ("choices", "ids", -1, (0, 0)),
-        ("choices", "window_first", 900, ()),
-        ("choices", "window_first", -1, ()),
+        ("selections", "num_kept", 1, (0,)),
+        ("selections", "num_kept", -1, (1,)),
+        ("selections", "ids", 900, (0, 1)),
+        ("selections", "ids", -2, (0, 1)),
+        ("selections", "ids", -1, (0, 0)),
+        ("selections", "window_first", 900, ()),
+        ("selections", "window_first", -1, ()),
     ],
 )
 def test_what_lies_nowhere_fails_its_session_alone(rng, storage, record, name, value, place):
-    case = Case(rng, storage, replace(FOUR, chooses=name not in ("ids", "window_first")))
-    case.choices.ids[2, 0, :2] = (2, 3)
+    case = Case(rng, storage, replace(FOUR, selects=name not in ("ids", "window_first")))
+    case.selections.ids[2, 0, :2] = (2, 3)
     _, expected, _ = case.run(decode_layer)
     assert not expected.failed.any()
     if place is None:  # a page of session 2
@@ -164,14 +166,14 @@ def test_too_few_positions_fail_the_sessions_that_need_them(rng, storage):
         ("batch", "scale", lambda a: a[:-1]),
         ("batch", "page_start", lambda a: a[:, :-1].copy()),
         ("batch", "query_turn", lambda a: a.transpose(1, 0, 2)),
-        ("choices", "scores", lambda a: a[..., :-1].copy()),
-        ("choices", "code_steps", lambda a: np.zeros((*a.shape[:2], 7), np.float32)),
+        ("selections", "scores", lambda a: a[..., :-1].copy()),
+        ("selections", "code_steps", lambda a: np.zeros((*a.shape[:2], 7), np.float32)),
         ("attended", "out", lambda a: a[:, :, ::2]),
     ],
 )
 def test_arrays_that_do_not_fit_are_named(rng, storage, record, name, change):
     case = Case(rng, storage, FOUR)
-    records = {"batch": case.batch, "choices": case.choices, "attended": case.attended}
+    records = {"batch": case.batch, "selections": case.selections, "attended": case.attended}
     records[record] = records[record]._replace(**{name: change(getattr(records[record], name))})
     with pytest.raises(ValueError, match=name):
         decode_layer(
@@ -180,14 +182,14 @@ def test_arrays_that_do_not_fit_are_named(rng, storage, record, name, change):
             case.query,
             case.key,
             case.value,
-            records["choices"],
+            records["selections"],
             records["attended"],
         )
 
 
 def test_sizes_that_do_not_fit_are_told(rng, storage):
-    case = Case(rng, storage, replace(FOUR, heads=4, group=3, num_choices=2))
-    with pytest.raises(ValueError, match="2 choices of 4 sessions"):
+    case = Case(rng, storage, replace(FOUR, heads=4, group=3, num_selections=2))
+    with pytest.raises(ValueError, match="2 selections of 4 sessions"):
         case.run(decode_layer)
     case = Case(rng, storage, FOUR)
     for period in (-16, 24):
@@ -196,7 +198,7 @@ def test_sizes_that_do_not_fit_are_told(rng, storage):
             case.run(decode_layer)
     with pytest.raises(ValueError, match="query heads"):
         decode_layer(
-            case.memory, case.batch, case.query[:, :3].copy(), case.key, case.value, case.choices,
+            case.memory, case.batch, case.query[:, :3].copy(), case.key, case.value, case.selections,
             case.attended._replace(out=case.attended.out[:, :3].copy(), lse=case.attended.lse[:, :3].copy()),
         )  # fmt: skip
 
@@ -219,7 +221,7 @@ def test_memories_that_do_not_fit_are_refused(rng, storage):
 def test_failed_sessions_are_counted_and_later_calls_look_at_the_rows_alone(rng, storage):
     case = Case(rng, storage, FOUR)
     memory = LayerMemory.of(case.memory.shape, [kv.copy() for kv in case.kv], case.anchors, case.codes)
-    given, results = (case.query, case.key, case.value), (case.choices, case.attended)
+    given, results = (case.query, case.key, case.value), (case.selections, case.attended)
     for is_checked in (False, True):
         assert decode_layer(memory, case.batch, *given, *results, is_checked=is_checked) == 0
     for name, rows in (("query", 0), ("key", 1), ("value", 2)):

@@ -1,4 +1,4 @@
-"""Choices of shards joined, against sorting."""
+"""Selections of shards joined, against sorting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moorage.kernels.merge_top import merge_top, reference
 
 
-def choices(
+def selections(
     rng: np.random.Generator, num_shards: int, num_rows: int, count: int, ties: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ascending ids of each shard, some with padding, and their scores."""
@@ -37,7 +37,7 @@ def choices(
 def test_matches_reference(
     seed: int, num_shards: int, num_rows: int, count: int, length: int, k: int, ties: bool
 ) -> None:
-    ids, scores = choices(np.random.default_rng(seed), num_shards, num_rows, count, ties)
+    ids, scores = selections(np.random.default_rng(seed), num_shards, num_rows, count, ties)
     for found, expected in zip(
         merge_top(ids, scores, length, k), reference.merge_top(ids, scores, length, k), strict=True
     ):
@@ -47,7 +47,7 @@ def test_matches_reference(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_long_choices_take_the_way_of_bins(seed: int) -> None:
-    ids, scores = choices(np.random.default_rng(seed), 2, 2, 1500, ties=False)
+    ids, scores = selections(np.random.default_rng(seed), 2, 2, 1500, ties=False)
     for found, expected in zip(
         merge_top(ids, scores, 8, 700), reference.merge_top(ids, scores, 8, 700), strict=True
     ):

@@ -22,7 +22,7 @@ class EngineSettings:
     piece_blocks: int | None = None
     """Blocks of one streamed piece; None is what suits the device."""
     max_cached_block: int | None = setting(
-        None, "Device slots per session and layer for chosen blocks; default 2 * topk.", of_preset=False
+        None, "Device slots per session and layer for selected blocks; default 2 * topk.", of_preset=False
     )
     cache_strategy: CacheStrategy = setting(
         "lru",
@@ -50,8 +50,8 @@ class EngineSettings:
     """Device memory for anchors, under score_on other than cpu; None is unlimited."""
     attend_on: AttendOn = setting(
         "device",
-        "Where generated tokens attend chosen blocks that the GPU does not hold: device fetches them; cpu attends "
-        "them in DRAM meanwhile, and fetches a block once it is chosen twice in a row, which pays where the link is "
+        "Where generated tokens attend selected blocks that the GPU does not hold: device fetches them; cpu attends "
+        "them in DRAM meanwhile, and fetches a block that is selected twice in a row, which pays where the link is "
         "slower than the CPU.",
         of_preset=False,
     )

@@ -84,8 +84,8 @@ class BlockScorer:
         for one in asked:
             self._check(one.request)
         found = [candidates_of(one) for one in asked]
-        num_choices = first.num_choices(layout.num_kv_heads)
-        ids = np.empty((count, num_choices, first.k), np.int32)
+        num_selections = first.num_selections(layout.num_kv_heads)
+        ids = np.empty((count, num_selections, first.k), np.int32)
         scores = np.empty(ids.shape, np.float32)
         bounds = np.cumsum([0, *(len(each.pages) for each in found)], dtype=np.int32)
         select_blocks_together(
@@ -105,7 +105,7 @@ class BlockScorer:
             ),
             ids=ids,
             scores=scores,
-            scratch=self._buffers.scratch(num_choices * int(bounds[-1])),
+            scratch=self._buffers.scratch(num_selections * int(bounds[-1])),
             coded=self._coded_together(asked, first),
         )
         for i, each in enumerate(found):
@@ -128,8 +128,8 @@ class BlockScorer:
         request, pages, num_sealed, _ = asked
         rows, found = self._check(request), candidates_of(asked)
         coded = self.codes(request.session_id, request.layer, pages[:num_sealed], request.k)
-        num_choices = request.num_choices(self._arena.layout.num_kv_heads)
-        ids = np.empty((rows, num_choices, request.k), np.int32)
+        num_selections = request.num_selections(self._arena.layout.num_kv_heads)
+        ids = np.empty((rows, num_selections, request.k), np.int32)
         scores = np.empty(ids.shape, np.float32)
         select_blocks(
             self._arena.anchors[request.layer],
@@ -140,14 +140,14 @@ class BlockScorer:
             scale=request.scale,
             ids=ids,
             scores=scores,
-            scratch=self._buffers.scratch(rows * num_choices * len(found.pages)),
+            scratch=self._buffers.scratch(rows * num_selections * len(found.pages)),
             coded=coded,
             first=0 if found.ids is not None else request.first,
         )
         return SelectReply(found.named(ids), scores)
 
     def codes(self, session_id: int, layer: int, pages: Int32, num_wanted: int) -> Coded | None:
-        """Codes of the sealed blocks on `pages` for a choice of `num_wanted`; None where they would not help."""
+        """Codes of the sealed blocks on `pages` for a selection of `num_wanted`; None where they would not help."""
         return None if self._quantized is None else self._quantized.of(session_id, layer, pages, num_wanted)
 
     def invalidate(self, session_id: int, layer: int | None = None, first_block: int = 0) -> None:
@@ -192,13 +192,13 @@ class BlockScorer:
 
     def _pool(self, scoring: Scoring, lse: Float32 | None) -> Float32:
         rows, _, count = scoring.logits.shape
-        num_choices = scoring.request.num_choices(self._arena.layout.num_kv_heads)
-        pooled = self._buffers.borrow(rows, num_choices, count)
+        num_selections = scoring.request.num_selections(self._arena.layout.num_kv_heads)
+        pooled = self._buffers.borrow(rows, num_selections, count)
         request = scoring.request
         pool_scores(
             scoring.logits,
-            num_choices,
-            num_choices == 1,
+            num_selections,
+            num_selections == 1,
             request.scale,
             scoring.candidates.limits,
             pooled,
@@ -233,12 +233,12 @@ class BlockScorer:
 
 def _best(request: SelectRequest, candidates: Candidates, pooled: Float32) -> SelectReply:
     """The k best of pooled scores [R, S, n] of the candidates."""
-    rows, num_choices, count = pooled.shape
-    shape = (rows, num_choices, request.k)
+    rows, num_selections, count = pooled.shape
+    shape = (rows, num_selections, request.k)
     if not (pooled.size and request.k):
         return SelectReply(np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32))
     limits = candidates.limits
-    row_limits = limits if num_choices == 1 else np.repeat(limits, num_choices)
+    row_limits = limits if num_selections == 1 else np.repeat(limits, num_selections)
     ids = np.empty((len(row_limits), request.k), np.int32)
     scores = np.empty(ids.shape, np.float32)
     top_blocks(pooled.reshape(len(ids), count), row_limits, request.k, ids, scores)

@@ -1,4 +1,4 @@
-"""Which blocks a selection chooses among."""
+"""The candidates of a selection: the blocks among which it takes the best."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Asked(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The blocks that one request may choose."""
+    """The blocks that one request may select."""
 
     ids: Int32 | None
     """[n], ascending; None stands for the n blocks from `request.first` on."""
     pages: Int32
     """[n]"""
     limits: Int32
-    """[R]: row r may choose among the first `limits[r]` of them."""
+    """[R]: row r may select among the first `limits[r]` of them."""
 
     def named(self, places: Int32) -> Int32:
         """The block ids at `places`, of which -1 stay; for `ids` that are given."""

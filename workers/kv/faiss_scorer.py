@@ -1,4 +1,4 @@
-"""Scores of anchors by Faiss in place of the Numba kernels: the same choices, from an index of its own."""
+"""Scores of anchors by Faiss in place of the Numba kernels: the same selections, from an index of its own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class FaissScorer:
     """One inner-product index for each session and layer, brought up to date when it is asked.
 
     A block's anchors of all heads are one long vector, and so are the queries of all heads: the sum over heads is one
-    inner product (InfLLM). So heads must share one choice, and several anchors of a block must add up. An index is a
-    second copy of the anchors, in float32 or, for `faiss-fp16`, scalar-quantised to half.
+    inner product (InfLLM). So heads must share one selection, and several anchors of a block must add up. An index is
+    a second copy of the anchors, in float32 or, for `faiss-fp16`, scalar-quantised to half.
     """
 
     def __init__(self, arena: Arena) -> None:
@@ -45,11 +45,11 @@ class FaissScorer:
         for row, limit in enumerate(np.minimum(request.limits, num_sealed).tolist()):
             if limit <= request.first or not request.k:
                 continue
-            chosen = self._faiss.IDSelectorRange(request.first, limit)
+            selected = self._faiss.IDSelectorRange(request.first, limit)
             if allowed is not None:
                 part = allowed[(allowed >= request.first) & (allowed < limit)].astype(np.int64)
-                chosen = self._faiss.IDSelectorBatch(part)
-            parameters = self._faiss.SearchParameters(sel=chosen)
+                selected = self._faiss.IDSelectorBatch(part)
+            parameters = self._faiss.SearchParameters(sel=selected)
             best, found = index.search(queries[row : row + 1], request.k, params=parameters)
             order = np.argsort(np.where(found[0] < 0, np.iinfo(np.int64).max, found[0]), kind="stable")
             ids[row, 0] = found[0][order]

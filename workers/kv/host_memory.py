@@ -104,7 +104,7 @@ class HostMemory:
         return HostTables(pages, self._first_link(session_id))
 
     def codes(self, session_id: int, num_wanted: int) -> HostCodes:
-        """The codes for choices of `num_wanted` blocks, brought up to date where blocks were sealed since.
+        """The codes for selections of `num_wanted` blocks, brought up to date where blocks were sealed since.
 
         The same object as before where nothing has changed. Raises what a commit of the session failed with.
         """

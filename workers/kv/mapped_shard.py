@@ -221,7 +221,7 @@ class MappedShard:
         self.session(session_id).preselections[layer] = Preselection(np.array(blocks, np.int32), limit)
 
     def codes(self, session_id: int, layer: int, num_wanted: int) -> Coded | None:
-        """Codes of the sealed blocks for a choice of `num_wanted`, brought up to date; None where there are none."""
+        """Codes of the sealed blocks for a selection of `num_wanted`, up to date; None where there are none."""
         session = self.session(session_id)
         sealed = session.table.pages[: session.num_sealed[layer]]
         return self._scorer.codes(session_id, layer, sealed, num_wanted)

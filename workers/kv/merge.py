@@ -16,9 +16,9 @@ def merge_selections(replies: Sequence[SelectReply], blocks: Stripes, k: int) ->
 
     Exact, since the best of all are among each shard's best. Among equal scores the lower id wins.
     """
-    num_rows, num_choices, count = replies[0].ids.shape
-    shape = len(replies), num_rows * num_choices, count
+    num_rows, num_selections, count = replies[0].ids.shape
+    shape = len(replies), num_rows * num_selections, count
     ids = np.array([reply.ids for reply in replies]).reshape(shape)
     scores = np.array([reply.scores for reply in replies]).reshape(shape)
     best, top = merge_top(ids, scores, blocks.length, k)
-    return SelectReply(best.reshape(num_rows, num_choices, k), top.reshape(num_rows, num_choices, k))
+    return SelectReply(best.reshape(num_rows, num_selections, k), top.reshape(num_rows, num_selections, k))

@@ -49,29 +49,29 @@ class SelectRequest(NamedTuple):
     """[R]; a limit beyond the sealed blocks counts as their number."""
     k: int
     shared: bool
-    """One choice for all heads; otherwise one for each KV head."""
+    """One selection for all heads; otherwise one for each KV head."""
     scale: float
     """Multiplies the logits, usually 1 / sqrt(D)."""
     use_preselected: bool = False
-    """Choose among the blocks of an earlier preselection only, when there was one."""
+    """Select among the blocks of an earlier preselection only, when there was one."""
     pooling: HeadPool = HeadPool.SOFTMAX
     """SUM and MAX need one shard's blocks only. SOFTMAX needs the sum of exponentials over the blocks of all
-    shards, so with more than one shard it takes a second round (`score`, then `choose`)."""
+    shards, so with more than one shard it takes a second round (`Score`, then `SelectScored`)."""
     anchor_pool: AnchorPool = AnchorPool.MAX
     perhead: bool = False
-    """One choice for each query head; `shared` is False then."""
+    """One selection for each query head; `shared` is False then."""
     refine: Int32 | None = None
-    """[n] ascending: choose among these blocks only, by their best single keys in place of their anchors."""
+    """[n] ascending: select among these blocks only, by their best single keys in place of their anchors."""
 
-    def num_choices(self, num_kv_heads: int) -> int:
-        """Choices for each row."""
+    def num_selections(self, num_kv_heads: int) -> int:
+        """Selections for each row."""
         if self.shared:
             return 1
         return self.queries.shape[1] if self.perhead else num_kv_heads
 
 
 class SelectReply(NamedTuple):
-    """Chosen blocks: S = 1 row for all heads, or one for each KV head or query head."""
+    """Selected blocks: S = 1 row for all heads, or one for each KV head or query head."""
 
     ids: Int32
     """[R, S, k], ascending, padded at the end with -1."""

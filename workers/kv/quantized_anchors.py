@@ -11,8 +11,8 @@ from moorage.kernels.block_select import Coded
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.messages import Float32, Int32
 
-KEPT_PER_CHOSEN = 4
-"""Blocks that get an exact score for each one chosen. Over real text, 4 lost none of some 10 000 chosen blocks."""
+KEPT_PER_SELECTED = 4
+"""Blocks that get an exact score for each one selected. Over real text, 4 lost none of 10 000 selected blocks."""
 MIN_SHARE = 4
 """Blocks for each one with an exact score below which coarse scores save nothing."""
 
@@ -41,8 +41,8 @@ class QuantizedAnchors:
         self._layers: dict[tuple[int, int], CodedLayer] = {}
 
     def of(self, session_id: int, layer: int, pages: Int32, num_wanted: int) -> Coded | None:
-        """Codes of the sealed blocks on `pages` for a choice of `num_wanted`; None where they would not help."""
-        num_kept = KEPT_PER_CHOSEN * num_wanted
+        """Codes of the sealed blocks on `pages` for a selection of `num_wanted`; None where they would not help."""
+        num_kept = KEPT_PER_SELECTED * num_wanted
         if len(pages) < MIN_SHARE * num_kept:
             return None
         coded = self._layers.get((session_id, layer))

@@ -26,10 +26,10 @@ class ShardSelection:
         self._links, self._blocks, self._first_link = tuple(links), blocks, first_link
 
     def select(self, request: SelectRequest, coarse: int = 0) -> SelectReply:
-        """What one store that held everything would choose by `request`, whose blocks and limits are global ids.
+        """What one store that held everything would select by `request`, whose blocks and limits are global ids.
 
-        With `coarse`, the anchors choose that many blocks first, for each row and choice, and their best single keys
-        decide between them; choices of one row share what any of them has kept.
+        With `coarse`, the anchors select that many blocks first, for each row and selection, and their best single
+        keys decide between them; selections of one row share what any of them has kept.
         """
         if coarse <= request.k:
             return self._select(request)

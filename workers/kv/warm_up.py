@@ -11,14 +11,14 @@ from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.numba_flags import always_parallel
 from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.messages import AnchorRotation, SelectRequest
-from moorage.workers.kv.quantized_anchors import KEPT_PER_CHOSEN, MIN_SHARE
+from moorage.workers.kv.quantized_anchors import KEPT_PER_SELECTED, MIN_SHARE
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import HeadPool, KvLayout, Scorer
 
 LOCK = "kv-kernels"
 """Held by the process that compiles what all who use a store need."""
-NUM_BLOCKS = MIN_SHARE * KEPT_PER_CHOSEN
-"""Just enough for a choice of one block by codes."""
+NUM_BLOCKS = MIN_SHARE * KEPT_PER_SELECTED
+"""Just enough for a selection of one block by codes."""
 
 
 def warm_up(layout: KvLayout) -> None:
@@ -41,7 +41,7 @@ def _run_each(layout: KvLayout) -> None:
         store.append(0, 0, 0, rows, rows)
     if layout.anchor_type.needs_importance:
         store.rebuild_anchors(0, 0, 0, np.zeros((1, layout.num_kv_heads, layout.block_size), np.float32))
-    # Two rows, so that a batch of choices is made in parallel whatever the number of heads.
+    # Two rows, so that a batch of selections is made in parallel whatever the number of heads.
     limits = np.full(2, NUM_BLOCKS, np.int32)
     queries = np.zeros((2, *shape[1:]), np.float32)
     for shared, pooling, k in product((False, True), (HeadPool.SOFTMAX, HeadPool.SUM), (1, 2)):

@@ -1,4 +1,4 @@
-"""The named choices of each axis, as a configuration writes them."""
+"""The named values of each axis, as a configuration writes them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class AnchorPool(StrEnum):
 
 
 class HeadPool(StrEnum):
-    """How the scaled logits of the query heads that share a choice become one score per block."""
+    """How the scaled logits of the query heads that share a selection become one score per block."""
 
     SUM = "sum"
     """Mean of the logits over the heads (InfLLM, ktransformers)."""
@@ -84,7 +84,7 @@ class Scorer(StrEnum):
 
 
 class Preselect(StrEnum):
-    """A coarse choice that limits the choice of each step."""
+    """A coarse selection that limits the selection of each step."""
 
     OFF = "off"
     PROMPT = "prompt"
@@ -107,15 +107,15 @@ class Positions(StrEnum):
 
 
 class HeadSelectMode(StrEnum):
-    """Which heads share one choice of blocks."""
+    """Which heads share one selection of blocks."""
 
     SHARED = "SHARED"
-    """One choice for all heads."""
+    """One selection for all heads."""
     SEPARATE = "SEPARATE"
-    """One choice for each KV head."""
+    """One selection for each KV head."""
     PERHEAD = "PERHEAD"
-    """One choice for each query head; for research, since a KV head's keys are read once for each."""
+    """One selection for each query head; for research, since a KV head's keys are read once for each."""
 
-    def num_choices(self, num_heads: int, num_kv_heads: int) -> int:
-        """Choices of one layer and step."""
+    def num_selections(self, num_heads: int, num_kv_heads: int) -> int:
+        """Selections of one layer and step."""
         return {"SHARED": 1, "SEPARATE": num_kv_heads, "PERHEAD": num_heads}[self.value]

@@ -30,35 +30,35 @@ class SelectionSpec:
 
     topk: int | None = setting(
         None,
-        "Blocks chosen per layer and step; 0 attends sinks and window alone.",
+        "Blocks selected per layer and step; 0 attends sinks and window alone.",
         Limits(least=0),
         none="all",
     )
     """None attends all blocks."""
     execution_block: int = setting(
         0,
-        "Prompt tokens that share one choice of blocks; 0 prefills exactly, over all keys.",
+        "Prompt tokens that share one selection of blocks; 0 prefills exactly, over all keys.",
         Limits(least=0, unit="tokens"),
     )
     last_token_alone: bool = setting(
         False,
-        "Whether the prompt's last token chooses for itself, as generated tokens do, and not with those before it.",
+        "Whether the prompt's last token selects for itself, as generated tokens do, and not with those before it.",
         research=True,
     )
     dense_layers: int = setting(0, "First layers that attend all blocks in decode.", Limits(least=0))
     preselect: Preselect = setting(
         Preselect.OFF,
-        "A coarse choice before the one of each step: off, prompt (or true: once, from the attention of the "
+        "A coarse selection before the one of each step: off, prompt (or true: once, from the attention of the "
         "prompt's last queries), or step (each step by anchors; single keys then decide).",
     )
     head_select_mode: HeadSelectMode = setting(
         HeadSelectMode.SHARED,
-        "One choice for all heads (SHARED), for each KV head (SEPARATE), or for each query head (PERHEAD, for "
+        "One selection for all heads (SHARED), for each KV head (SEPARATE), or for each query head (PERHEAD, for "
         "research).",
     )
     preselect_blocks: int = setting(96, "Blocks that the preselection keeps in each layer.")
-    layer_step: int = setting(1, "Consecutive layers that share one choice in decode.")
-    token_step: int = setting(1, "Decode steps that share one choice.")
+    layer_step: int = setting(1, "Consecutive layers that share one selection in decode.")
+    token_step: int = setting(1, "Decode steps that share one selection.")
     dense_until: int = setting(
         8192,
         "Contexts of at most this many tokens attend all blocks; default is 8192, or the trained length where that "
@@ -67,7 +67,7 @@ class SelectionSpec:
     )
     head_pool: HeadPool = setting(
         HeadPool.SUM,
-        "How the scores of heads that share a choice are joined: sum, softmax or max.",
+        "How the scores of heads that share a selection are joined: sum, softmax or max.",
         research=True,
     )
     anchor_pool: AnchorPool = setting(
@@ -81,12 +81,12 @@ class SelectionSpec:
     asynchronous: int = setting(
         0,
         "1 attends in each step the blocks that the last step's query chose, so that a GPU computes while the next "
-        "choice is made; 0 waits for each step's own.",
+        "selection is made; 0 waits for each step's own.",
         Limits(least=0, most=1),
     )
     asynchronous_cosine: float = setting(
         0.9,
-        "With lag 1, a choice is made anew at once where the query of a head that shares it has a smaller cosine "
+        "With lag 1, a selection is made anew at once where the query of a head that shares it has a smaller cosine "
         "with the last step's; -1 never does, and never waits for a query.",
         Limits(least=-1, most=1),
         research=True,

@@ -98,10 +98,10 @@ class SegmentResult:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     prompt_logprobs: tuple[float, ...] = ()
     """One for each token of the segment but the prompt's first."""
-    num_chosen_blocks: float = 0.0
+    num_selected_blocks: float = 0.0
     """Mean over layers of the distant blocks attended in this segment."""
     num_corrected: int = 0
-    """Layers whose choice by the last step's query was corrected, since a head's query moved."""
+    """Layers whose selection by the last step's query was corrected, since a head's query moved."""
     recall: float | None = None
     """Share of the exact attention mass on the attended keys, when sampled in this step."""
     error: MoorageError | None = None

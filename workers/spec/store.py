@@ -19,7 +19,9 @@ class StoreSpec:
     """The settings of a store, fixed for the life of a cluster."""
 
     block_size: int = setting(
-        128, "Tokens of one KV block, the unit of storage and of choice.", Limits(most=65536, unit="tokens")
+        128,
+        "Tokens of one KV block, the unit of storage and of selection.",
+        Limits(most=65536, unit="tokens"),
     )
     kv_type: KvType = setting(
         KvType.FP16, f"Storage of keys and values: {' or '.join(KvType)}.", of_preset=False

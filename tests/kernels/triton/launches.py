@@ -59,7 +59,7 @@ def launches() -> Iterator[None]:
 
 if __name__ == "__main__":
     capability, limit = map(int, sys.argv[1:])
-    # A tensor here lies on the CPU; the wrappers shall choose for the GPU that is compiled for.
+    # A tensor here lies on the CPU; the wrappers shall select for the GPU that is compiled for.
     prefill_attention.shared_bytes = lambda _: limit
     compiled = compile_launches(lambda: list(launches()), gpu(capability))
     for kernel in compiled:

@@ -162,10 +162,12 @@ def test_a_batch_of_lists(rng, device, num_splits, per_head):
         kv_heads = slice(head, head + 1) if per_head else slice(None)
         total = None
         for variant in (2 * row, 2 * row + 1):
-            chosen = np.arange(first[number], first[number + 1])[
+            selected = np.arange(first[number], first[number + 1])[
                 which[first[number] : first[number + 1]] == variant
             ]
-            part = {name: value[chosen] if name in per_entry else value for name, value in arguments.items()}
+            part = {
+                name: value[selected] if name in per_entry else value for name, value in arguments.items()
+            }
             found = reference.attend_blocks(variants[variant, heads], stored[:, :, kv_heads], **part)
             total = found if total is None else joined(total, found)
         np.testing.assert_allclose(out[row, heads].cpu(), total[0], **EXACT)

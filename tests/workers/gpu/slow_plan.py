@@ -35,8 +35,8 @@ class SlowPlan:
     windowed: dict[int, Array] = field(default_factory=dict)
     """By layer [Hkv, tokens]: attention from queries that had the key in their window."""
     kept: dict[int, set[int]] = field(default_factory=dict)
-    chosen: list[tuple[int, int, list[list[int]]]] = field(default_factory=list)
-    """(position, layer, ids of each choice) of each decode step that chose."""
+    selected: list[tuple[int, int, list[list[int]]]] = field(default_factory=list)
+    """(position, layer, ids of each selection) of each decode step that chose."""
 
     def __post_init__(self) -> None:
         self.inv_freq = rope_view(self.spec.rope, self.prompt_tokens).inv_freq.numpy()
@@ -53,9 +53,9 @@ class SlowPlan:
             received[layer] = np.pad(old, ((0, 0), (0, end - old.shape[1])))
         out = np.zeros_like(queries)
         for first, stop in self._runs(start, end):
-            choice = self._choose(layer, queries[first - start : stop - start], first)
+            selection = self._select(layer, queries[first - start : stop - start], first)
             for i in range(first, stop):
-                out[i - start] = self._one(layer, queries[i - start], i, first, choice)
+                out[i - start] = self._one(layer, queries[i - start], i, first, selection)
         if start < self.prompt_tokens <= end:
             self._finish_prompt(layer, queries[-self.memory.selection.importance_queries :], end)
         return torch.from_numpy(out).float()
@@ -69,30 +69,31 @@ class SlowPlan:
     def _near_block(self, position: int) -> int:
         return max(0, position - self.memory.retention.window + 1) // self.block_size
 
-    def _choose(self, layer: int, queries: Array, first: int) -> list[list[int]]:
-        """Ids of each choice for queries from position `first` on."""
+    def _select(self, layer: int, queries: Array, first: int) -> list[list[int]]:
+        """Ids of each selection for queries from position `first` on."""
         near = self._near_block(first)
         sinks = min(-(-self.memory.retention.sinks // self.block_size), near)
         decoding = first >= self.prompt_tokens
         mode, candidates = self.memory.selection.head_select_mode, list(range(sinks, near))
-        num_choices = mode.num_choices(self.spec.num_heads, self.spec.num_kv_heads)
+        num_selections = mode.num_selections(self.spec.num_heads, self.spec.num_kv_heads)
         exact = not decoding and not self.memory.selection.execution_block
         assert self.memory.selection.topk is not None
         if exact or len(candidates) <= self.memory.selection.topk:
-            return [candidates] * num_choices
+            return [candidates] * num_selections
         if decoding and layer in self.kept:
             limit = self._near_block(self.prompt_tokens - 1)
             candidates = [b for b in candidates if b >= limit or b in self.kept[layer]]
         scoring = np.mean([self._scoring(query, first + i) for i, query in enumerate(queries)], axis=0)
         logits = np.array([self._logits(layer, scoring, block) for block in candidates])  # [n, Hq]
-        groups = logits.reshape(len(candidates), num_choices, -1)
+        groups = logits.reshape(len(candidates), num_selections, -1)
         pooled = groups.max(2) if self.memory.selection.head_pool is HeadPool.MAX else groups.mean(2)
         best = [
-            np.argsort(-pooled[:, c], kind="stable")[: self.memory.selection.topk] for c in range(num_choices)
+            np.argsort(-pooled[:, c], kind="stable")[: self.memory.selection.topk]
+            for c in range(num_selections)
         ]
         ids = [sorted(candidates[i] for i in row) for row in best]
         if decoding:
-            self.chosen.append((first, layer, ids))
+            self.selected.append((first, layer, ids))
         return ids
 
     def _scoring(self, query: Array, position: int) -> Array:
@@ -130,13 +131,13 @@ class SlowPlan:
         ranked = np.argsort(-part, kind="stable")[:num_top]
         return [keys[rows].mean(0) for rows in np.split(ranked, self.anchor_num)]
 
-    def _one(self, layer: int, query: Array, i: int, first: int, choice: list[list[int]]) -> Array:
+    def _one(self, layer: int, query: Array, i: int, first: int, selection: list[list[int]]) -> Array:
         """The output [Hq, D] of the query at i, whose run begins at `first`."""
         heads, group, window = self.spec.num_heads, self.spec.group_size, self.memory.retention.window
         out, near = np.zeros_like(query), self._near_block(first)
         sinks = min(-(-self.memory.retention.sinks // self.block_size), near)
         for head in range(heads):
-            kv, ids = head // group, choice[head * len(choice) // heads]
+            kv, ids = head // group, selection[head * len(selection) // heads]
             blocks = {*range(sinks), *ids, *range(near, i // self.block_size + 1)}
             seen = [j for j in range(i + 1) if j // self.block_size in blocks]
             logits = np.array([self._logit(query[head], self.keys[layer][j, kv], i, j) for j in seen])

@@ -137,7 +137,7 @@ CASES = [
     ),
     *(("moorage, selected", anchor_type) for anchor_type in AnchorType if anchor_type not in ANCHORS),
 ]
-"""Every preset by anchors of keys and by those of attention; what chooses, by all of them."""
+"""Every preset by anchors of keys and by those of attention; what selects, by all of them."""
 
 
 def driver_of(model: TinyModel, anchor_type: AnchorType, space: AnchorSpace = AnchorSpace.PLAIN) -> Driver:
@@ -237,7 +237,7 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "rebase_every": (memory(rope=DYNAMIC_NTK), 9, False),
     "recall_every": (SELECTED, 1, False),
 }  # fmt: skip
-"""(a choice of memory, another value of the field, whether that changes what a prompt stores)."""
+"""(a selection of memory, another value of the field, whether that changes what a prompt stores)."""
 
 
 def test_every_field_of_memory_is_looked_at() -> None:

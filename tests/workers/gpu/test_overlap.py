@@ -26,7 +26,7 @@ CHOSEN = memory(topk=3, execution_block=32, sinks=16)
 
 
 def chosen_at(positions: Positions, mode: HeadSelectMode = HeadSelectMode.SHARED) -> MemorySpec:
-    """Three chosen blocks, in the prompt as well, under any positions."""
+    """Three selected blocks, in the prompt as well, under any positions."""
     return memory(
         topk=3,
         execution_block=32,
@@ -149,7 +149,7 @@ def test_the_first_token_finds_its_window_on_the_device_when_it_is_fetched_ahead
     assert first_hits[1] > 0
 
 
-@pytest.mark.parametrize("axes", [memory(), CHOSEN], ids=["streamed", "chosen"])
+@pytest.mark.parametrize("axes", [memory(), CHOSEN], ids=["streamed", "selected"])
 def test_a_missing_wait_shows_as_a_wrong_token(llama: TinyModel, axes: MemorySpec) -> None:
     prompt = prompt_of(llama, 180)
     assert Driver(llama.directory, llama.spec, copies=emulated).generate(prompt, axes, (64,), 6)

@@ -1,4 +1,4 @@
-"""The engine's plans against slow_plan: the same chosen blocks, the same outputs."""
+"""The engine's plans against slow_plan: the same selected blocks, the same outputs."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def check(
         hidden = decoder.forward(torch.from_numpy(step), plan.attend)
         logprobs = torch.log_softmax(decoder.logits(hidden[-1:])[0].double(), dim=-1)
         assert result.logprob == pytest.approx(float(logprobs[result.token_id]), abs=2e-4)
-    assert found == plan.chosen
+    assert found == plan.selected
     return plan
 
 
@@ -133,7 +133,7 @@ def test_inf_llm(llama: TinyModel, chunks: tuple[int, ...], anchor_num: int, rep
         anchor_num=anchor_num,
         repr_topk=repr_topk,
     )
-    assert plan.chosen
+    assert plan.selected
 
 
 @pytest.mark.parametrize("preselect", [Preselect.OFF, Preselect.PROMPT])
@@ -149,7 +149,7 @@ def test_ktransformers(llama: TinyModel, mode: HeadSelectMode, preselect: Presel
         importance_queries=16,
     )
     plan = check(llama, axes, 130, 30, 8, AnchorType.DYNAMIC, rotated=True, chunks=(64,))
-    assert plan.chosen
+    assert plan.selected
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

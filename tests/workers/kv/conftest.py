@@ -127,8 +127,8 @@ class ReferenceStore:
         """(ids, scores), [R, S, k]"""
         logits = request.scale * self.logits(request)
         rows, _, count = logits.shape
-        choices = request.num_choices(self.layout.num_kv_heads)
-        ids = np.full((rows, choices, request.k), -1, np.int32)
+        selections = request.num_selections(self.layout.num_kv_heads)
+        ids = np.full((rows, selections, request.k), -1, np.int32)
         scores = np.full(ids.shape, -np.inf)
         for row in range(rows):
             allowed = np.arange(request.first, max(request.first, min(int(request.limits[row]), count)))
@@ -139,12 +139,12 @@ class ReferenceStore:
                 allowed = allowed[np.isin(allowed, kept[0]) | (allowed >= kept[1])]
             if not len(allowed):
                 continue
-            pooled = pool(logits[row][:, allowed], request.pooling).reshape(choices, -1, len(allowed))
+            pooled = pool(logits[row][:, allowed], request.pooling).reshape(selections, -1, len(allowed))
             pooled = pooled.max(1) if request.pooling is HeadPool.MAX else pooled.mean(1)
-            for choice in range(choices):
-                best = np.sort(np.argsort(-pooled[choice], kind="stable")[: request.k])
-                ids[row, choice, : len(best)] = allowed[best]
-                scores[row, choice, : len(best)] = pooled[choice][best]
+            for selection in range(selections):
+                best = np.sort(np.argsort(-pooled[selection], kind="stable")[: request.k])
+                ids[row, selection, : len(best)] = allowed[best]
+                scores[row, selection, : len(best)] = pooled[selection][best]
         return ids, scores
 
     def _round(self, rows: NDArray[np.generic]) -> Array:

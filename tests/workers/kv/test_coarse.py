@@ -31,7 +31,7 @@ def append(rng, stores, start, end, scale=1.0, layer=0):
         store.append(1, layer, start, *rows)
 
 
-def choices(rng, stores, rows=3, shared=True, first=1, limit=BLOCKS, layer=0, **more):
+def selections(rng, stores, rows=3, shared=True, first=1, limit=BLOCKS, layer=0, **more):
     queries = rng.standard_normal((rows, 4, 64)).astype(np.float32)
     request = SelectRequest(
         1,
@@ -59,29 +59,29 @@ def check_same(coded, exact):
 @pytest.mark.parametrize("shared", [True, False])
 def test_codes_choose_as_anchors_do(rng, stores, shared):
     append(rng, stores, 0, 2 * BLOCKS)
-    check_same(*choices(rng, stores, 8, shared))
-    check_same(*choices(rng, stores, 8, shared, first=5, limit=333))
+    check_same(*selections(rng, stores, 8, shared))
+    check_same(*selections(rng, stores, 8, shared, first=5, limit=333))
 
 
 def test_codes_follow_what_is_appended_truncated_and_written_again(rng, stores):
     append(rng, stores, 0, 600)
-    check_same(*choices(rng, stores))
+    check_same(*selections(rng, stores))
     append(rng, stores, 600, 700, scale=3.0)
-    check_same(*choices(rng, stores))
+    check_same(*selections(rng, stores))
     for store in stores:
         store.truncate(1, 301)
     append(rng, stores, 301, 2 * BLOCKS, scale=2.0)
-    check_same(*choices(rng, stores))
+    check_same(*selections(rng, stores))
 
 
 def test_a_session_under_an_old_name_starts_anew(rng, stores):
     append(rng, stores, 0, 2 * BLOCKS)
-    choices(rng, stores)
+    selections(rng, stores)
     for store in stores:
         store.drop(1)
         store.open(1, BLOCKS)
     append(rng, stores, 0, 2 * BLOCKS, scale=0.01)
-    check_same(*choices(rng, stores))
+    check_same(*selections(rng, stores))
 
 
 def test_a_preselection_is_chosen_from_by_codes_too(rng, stores):
@@ -89,7 +89,7 @@ def test_a_preselection_is_chosen_from_by_codes_too(rng, stores):
     kept = np.arange(0, BLOCKS, 3, dtype=np.int32)
     for store in stores:
         store.shard.preselect(1, 0, kept, BLOCKS)
-    coded, exact = choices(rng, stores, use_preselected=True)
+    coded, exact = selections(rng, stores, use_preselected=True)
     check_same(coded, exact)
     assert np.isin(coded.ids, kept).all()
 
@@ -105,7 +105,7 @@ def test_anchors_beyond_fp16_are_scored_exactly(rng):
     for store in stores:
         store.append(1, 0, 2 * BLOCKS - 2, *rows)
     assert np.isinf(stores[0].arena.anchors[0].view(np.float16)).any()
-    coded, exact = choices(rng, stores, limit=BLOCKS - 1)
+    coded, exact = selections(rng, stores, limit=BLOCKS - 1)
     np.testing.assert_array_equal(coded.ids, exact.ids)
     for store in stores:
         store.close()
@@ -113,7 +113,7 @@ def test_anchors_beyond_fp16_are_scored_exactly(rng):
 
 def test_short_sessions_are_scored_exactly(rng, stores):
     append(rng, stores, 0, 40)
-    coded, exact = choices(rng, stores)
+    coded, exact = selections(rng, stores)
     np.testing.assert_array_equal(coded.ids, exact.ids)
     np.testing.assert_array_equal(coded.scores, exact.scores)
 
@@ -121,8 +121,8 @@ def test_short_sessions_are_scored_exactly(rng, stores):
 def test_layers_have_ranges_of_their_own(rng, stores):
     append(rng, stores, 0, 2 * BLOCKS)
     append(rng, stores, 0, 2 * BLOCKS, scale=50.0, layer=1)
-    check_same(*choices(rng, stores))
-    check_same(*choices(rng, stores, layer=1))
+    check_same(*selections(rng, stores))
+    check_same(*selections(rng, stores, layer=1))
 
 
 def test_the_arena_has_room_for_codes_and_nothing_more(stores):

@@ -1,4 +1,4 @@
-"""Faiss must choose what the Numba kernels choose."""
+"""Faiss must select what the Numba kernels select."""
 
 from __future__ import annotations
 

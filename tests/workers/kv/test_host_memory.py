@@ -1,4 +1,4 @@
-"""A worker that writes rows into the stores' memory itself, and chooses there: as if it had asked for both."""
+"""A worker that writes rows into the stores' memory itself, and selects there: as if it had asked for both."""
 
 from __future__ import annotations
 

@@ -291,7 +291,7 @@ def test_only_kept_blocks_are_chosen(
             check_select(link, expected, request)
     link.truncate(session, 10 * layout.block_size)
     check_select(link, expected, make_request(layout, session, 8, use_preselected=True))
-    # Blocks are gone, so the choice made among them is gone as well.
+    # Blocks are gone, so the selection made among them is gone as well.
     link.truncate(session, 9 * layout.block_size)
     expected.truncate(session, 9 * layout.block_size)
     del expected.kept[session, 0]

@@ -155,8 +155,8 @@ def test_a_commit_counts_for_the_select_after_it(server: MailboxServer) -> None:
     for start in range(8):
         link.write(1, 0, start, ROWS[:1], ROWS[:1])
         link.commit(1, 0, start, start + 1)
-        chosen = link.submit_select(make_request())().ids
-        assert np.count_nonzero(chosen >= 0) == (start + 1) // 4
+        selected = link.submit_select(make_request())().ids
+        assert np.count_nonzero(selected >= 0) == (start + 1) // 4
     link.close()
 
 

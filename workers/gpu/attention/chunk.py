@@ -1,4 +1,4 @@
-"""Attention of a prompt chunk over its past: exact over everything, or over blocks chosen per execution block."""
+"""Attention of a prompt chunk over its past: exact over everything, or over blocks selected per execution block."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class ChunkAttention:
         return cos, sin
 
     def _selected(self, session: WorkerSession, layer: int, chunk: Chunk, count: int) -> torch.Tensor:
-        """One choice per execution block; blocks are aligned to the prompt, so chunking changes nothing."""
+        """One selection per execution block; blocks are aligned to the prompt, so chunking changes nothing."""
         memory, size = session.memory, session.memory.selection.execution_block
         end = chunk.start + count
         edges = {chunk.start, *range((chunk.start // size + 1) * size, end, size), end}
@@ -151,13 +151,13 @@ class ChunkAttention:
         scoring = scoring_queries(session, chunk.queries.transpose(0, 1), chunk.start)
         means = torch.stack([scoring[a:b].mean(dim=0) for a, b in rows])
         outs = []
-        # Where anchors change with every execution block, each choice has to wait for those before it.
+        # Where anchors change with every execution block, each selection has to wait for those before it.
         turn = 1 if self._importance.in_prefill else len(rows)
         for first in range(0, len(rows), turn):
             part = slice(first, first + turn)
-            choices = self._selector.prefill(session, layer, means[part], spans[part])
-            for (a, b), span, ids in zip(rows[part], spans[part], choices, strict=True):
-                session.stats.add_choice(ids.shape[1])
+            selections = self._selector.prefill(session, layer, means[part], spans[part])
+            for (a, b), span, ids in zip(rows[part], spans[part], selections, strict=True):
+                session.stats.add_selection(ids.shape[1])
                 sinks = np.tile(span.sinks, (len(ids), 1))
                 outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
         return torch.cat(outs, dim=1)
@@ -175,8 +175,8 @@ class ChunkAttention:
         for group in rows:
             self._near(session, chunk, near_block * self._layout.block_size, group)
         for index, ids in enumerate(blocks):
-            choice = None if len(blocks) == 1 else (index, len(blocks))
-            self._distant(session, layer, chunk, rows, ids[ids >= 0], choice)
+            selection = None if len(blocks) == 1 else (index, len(blocks))
+            self._distant(session, layer, chunk, rows, ids[ids >= 0], selection)
         merged = [self._merge(group.held) for group in rows]
         out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
         self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse)
@@ -218,9 +218,9 @@ class ChunkAttention:
         chunk: Chunk,
         rows: list[Rows],
         blocks: Int32,
-        choice: tuple[int, int] | None,
+        selection: tuple[int, int] | None,
     ) -> None:
-        """Whole blocks before the near ones, streamed in pieces; `choice` i of n limits them to its heads."""
+        """Whole blocks before the near ones, streamed in pieces; `selection` i of n limits them to its heads."""
         scheme, size = session.rotations.scheme, self._layout.block_size
         # Blocks before the near ones lie beyond the window, so only parts without end reach them.
         reaching = [(group, part) for group in rows for part in group.parts if part.most == FOREVER]
@@ -236,7 +236,7 @@ class ChunkAttention:
                         chunk.turned[part.variant][:, group.first : group.end],
                         (rotated if scheme.rotates_keys(part.variant) else keys)[:, seen],
                         values[:, seen],
-                        choice,
+                        selection,
                     )
                     group.held.append(partial)
                 if len(group.held) == MOST_PARTS:
@@ -248,16 +248,16 @@ class ChunkAttention:
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        choice: tuple[int, int] | None,
+        selection: tuple[int, int] | None,
     ) -> Partial:
-        """All keys for all queries, or for the heads of choice i of n; the other heads' parts then weigh nothing."""
+        """All keys for all queries, or for the heads of selection i of n; the parts of other heads then weigh 0."""
         scale = attention_scale(session, self._layout.head_dim)
         with self._timer("attend"):
-            if choice is None:
+            if selection is None:
                 return attend_dense(queries, keys, values, scale)
-            index, num_choices = choice
-            group = len(queries) // num_choices
-            kv_head = index * self._layout.num_kv_heads // num_choices
+            index, num_selections = selection
+            group = len(queries) // num_selections
+            kv_head = index * self._layout.num_kv_heads // num_selections
             rows, head = slice(index * group, (index + 1) * group), slice(kv_head, kv_head + 1)
             out, lse = attend_dense(queries[rows], keys[head], values[head], scale)
             full_out = out.new_zeros((len(queries), *out.shape[1:]))

@@ -131,11 +131,11 @@ class DeviceSlotAttention:
     def _attend(self, query: TokenQuery, always: StepBlocks, selected: Selection) -> Partial:
         session, ranges = query.step.session, query.step.ranges
         if selected is None:
-            session.stats.add_choice(ranges.num_candidates)
+            session.stats.add_selection(ranges.num_candidates)
             if ranges.near_block + len(always.window.blocks) > session.cache.slots.shape[1]:
                 return self._attend_all(query, always)
             return self._attend_selected(query, always, ranges.candidates)
-        session.stats.add_choice(selected.shape[1])
+        session.stats.add_selection(selected.shape[1])
         if len(selected) == 1:
             return self._attend_selected(query, always, selected[0])
         return self._attend_per_head(query, always, selected)
@@ -145,15 +145,15 @@ class DeviceSlotAttention:
 
     def _attend_per_head(self, query: TokenQuery, always: StepBlocks, selected: Int32) -> Partial:
         """Every selection with its own heads, one after the other, so that a session's slots hold each in turn."""
-        num_choices, num_kv_heads = len(selected), self._layout.num_kv_heads
-        count = len(query.query.plain) // num_choices
+        num_selections, num_kv_heads = len(selected), self._layout.num_kv_heads
+        count = len(query.query.plain) // num_selections
         parts = [
             self._attend_selected(
-                query.of_heads(i * count, (i + 1) * count, i * num_kv_heads // num_choices),
+                query.of_heads(i * count, (i + 1) * count, i * num_kv_heads // num_selections),
                 always,
                 selected[i],
             )
-            for i in range(num_choices)
+            for i in range(num_selections)
         ]
         return Partial(torch.cat([out for out, _ in parts]), torch.cat([lse for _, lse in parts]))
 
@@ -187,7 +187,7 @@ class DeviceSlotAttention:
         session = step.session
         if layer in session.ahead:
             return
-        kept = session.choices.get(layer)
+        kept = session.selections.get(layer)
         ids = kept.ids[0] if kept is not None and len(kept.ids) == 1 else np.empty(0, np.int32)
         likely = np.unique(np.concatenate((always.blocks.blocks, ids[ids >= 0])))
         # The token's own row is not stored in that layer yet.

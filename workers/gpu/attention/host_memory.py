@@ -16,7 +16,7 @@ from moorage.kernels.decode_layer import NOT_FINITE_ROW, LayerMemory, LayerShape
 from moorage.workers.errors import Internal, MoorageError
 from moorage.workers.gpu.attention.backend import DecodeParts
 from moorage.workers.gpu.attention.host_group import GroupStep, HostGroup, HostMetadata
-from moorage.workers.gpu.attention.host_selections import given_choices
+from moorage.workers.gpu.attention.host_selections import given_selections
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.queries import LayerQueries
 from moorage.workers.kv.block_table import beyond_storage
@@ -127,13 +127,20 @@ class HostMemoryAttention:
         """[n, Hq, D] in fp32, overwritten by the next layer."""
         group = part.group
         if group.selections is not None:
-            choices = group.selections.choices(layer)
+            selections = group.selections.of_layer(layer)
         else:
-            choices = given_choices(part.steps, part.given, len(self._host.layers[0].kv))
+            selections = given_selections(part.steps, part.given, len(self._host.layers[0].kv))
         q, k, v = _array(heads[0]), _array(heads[1]), _array(heads[2])
         with self._parts.timer("attend"):
             num_failed = decode_layer(
-                self._memory[layer], part.batch, q, k, v, choices, group.output, is_checked=group.is_checked
+                self._memory[layer],
+                part.batch,
+                q,
+                k,
+                v,
+                selections,
+                group.output,
+                is_checked=group.is_checked,
             )
         # The arrays of a group, unlike those that a selector's answers are put in, are the same in each layer.
         group.is_checked = group.selections is not None

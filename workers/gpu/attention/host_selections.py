@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.kernels.decode_layer import Choices
-from moorage.kernels.decode_layer.plan import NEVER, LayerChoices, Policy, Standing, end_step, plan_layers
+from moorage.kernels.decode_layer import Selections
+from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Standing, end_step, plan_layers
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
 from moorage.workers.gpu.engine.session_state import LayerSelections, WorkerSession
 from moorage.workers.gpu.selection.reuse import selects_in_step
@@ -35,10 +35,10 @@ class CompiledSelections:
             axes.layer_step,
             axes.token_step,
         )
-        num_choices = axes.head_select_mode.num_choices(model.num_heads, model.num_kv_heads)
-        shape = count, num_choices if axes.topk else 1, self._policy.budget
+        num_selections = axes.head_select_mode.num_selections(model.num_heads, model.num_kv_heads)
+        shape = count, num_selections if axes.topk else 1, self._policy.budget
         by_layer = layout.num_layers, count
-        self._held = LayerChoices(
+        self._held = SelectionState(
             np.full((layout.num_layers, *shape), -1, np.int32),
             np.zeros(by_layer, np.int32),
             np.full(by_layer, NEVER, np.int64),
@@ -57,7 +57,7 @@ class CompiledSelections:
         self._steps = np.zeros((*by_layer, num_links, size), np.float32)
         self._kept = np.zeros((*by_layer, num_links), np.int32)
         self._codes: list[HostCodes | None] = [None] * count
-        self._choices = self._of_layers(np.empty(shape, np.float32))
+        self._layers = self._of_layers(np.empty(shape, np.float32))
         self._mine = [
             LayerSelections(
                 self._held.ids[:, row], self._held.window_first[:, row], self._held.made_at[:, row]
@@ -65,14 +65,14 @@ class CompiledSelections:
             for row in range(count)
         ]
 
-    def _of_layers(self, scores: NDArray[np.float32]) -> list[Choices]:
+    def _of_layers(self, scores: NDArray[np.float32]) -> list[Selections]:
         """The arrays of each layer; one that shares a selection has those of the layer that makes it."""
         held, found = self._held, []
         for layer in range(len(held.made_at)):
             leader = self._leader(layer)
             found.append(
-                Choices(
-                    held.chooses[layer], held.ids[leader], scores, held.window_first[leader],
+                Selections(
+                    held.selects[layer], held.ids[leader], scores, held.window_first[leader],
                     self._steps[leader], self._kept[leader],
                 )
             )  # fmt: skip
@@ -89,7 +89,7 @@ class CompiledSelections:
             session, ranges = step.session, step.ranges
             if session.layer_selections is not mine:
                 _adopt(session, mine)
-            standing.step[row], standing.may_choose[row] = session.decode_index, selects_in_step(step)
+            standing.step[row], standing.may_select[row] = session.decode_index, selects_in_step(step)
             standing.num_sinks[row], standing.near_block[row] = ranges.num_sinks, ranges.near_block
         if plan_layers(self._held, standing, self._policy):
             for row, step in enumerate(steps):
@@ -101,9 +101,9 @@ class CompiledSelections:
             self._codes[row] = found
             self._steps[:, row], self._kept[:, row] = found.steps, found.num_kept
 
-    def choices(self, layer: int) -> Choices:
+    def of_layer(self, layer: int) -> Selections:
         """Of one layer."""
-        return self._choices[layer]
+        return self._layers[layer]
 
     def selected(self, layer: int, row: int) -> Selection:
         """What one session attends in a layer that was attended, with the blocks that left the window since."""
@@ -118,8 +118,8 @@ class CompiledSelections:
         """Records when selections were made, and how many blocks were attended."""
         end_step(self._held, self._standing, self._policy, self._counts)
         for session, count in zip(self._sessions, self._counts.tolist(), strict=True):
-            session.stats.num_chosen += count
-            session.stats.num_choices += len(self._choices)
+            session.stats.num_selected += count
+            session.stats.num_selections += len(self._layers)
 
 
 def _adopt(session: WorkerSession, mine: LayerSelections) -> None:
@@ -131,7 +131,9 @@ def _adopt(session: WorkerSession, mine: LayerSelections) -> None:
     session.layer_selections = mine
 
 
-def given_choices(steps: Sequence[DecodeStep], selected: Sequence[Selection], num_links: int) -> Choices:
+def given_selections(
+    steps: Sequence[DecodeStep], selected: Sequence[Selection], num_links: int
+) -> Selections:
     """What a `BlockSelector` selected for one layer, which the compiled call attends as it is.
 
     Selections [S, k] of the sessions may differ in k.
@@ -143,12 +145,12 @@ def given_choices(steps: Sequence[DecodeStep], selected: Sequence[Selection], nu
     for row, (step, found) in enumerate(zip(steps, selected, strict=True)):
         if found is None:
             window_first[row] = step.ranges.num_sinks
-            step.session.stats.add_choice(step.ranges.num_candidates)
+            step.session.stats.add_selection(step.ranges.num_candidates)
             continue
         ids[row, :, : found.shape[1]] = found
         window_first[row] = step.ranges.near_block
-        step.session.stats.add_choice(found.shape[1])
-    return Choices(
+        step.session.stats.add_selection(found.shape[1])
+    return Selections(
         np.zeros(count, np.uint8), ids, np.empty(ids.shape, np.float32), window_first,
         np.zeros((count, num_links, 0), np.float32), np.zeros((count, num_links), np.int32),
     )  # fmt: skip

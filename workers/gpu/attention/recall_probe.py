@@ -1,4 +1,4 @@
-"""How much of the exact attention a choice of blocks holds, beside the best choice of the same size."""
+"""How much of the exact attention a selection of blocks holds, beside the best selection of the same size."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class RecallSample:
     recall: Float32
     """[Hq] on the attended keys: exp(lse_chosen - lse_all)."""
     oracle: Float32
-    """[Hq] on sinks, window and the distant blocks of most mass, as many as were chosen and shared alike."""
+    """[Hq] on sinks, window and the distant blocks of most mass, as many as were selected and shared alike."""
     blocks: tuple[int, ...]
     """Distant blocks that any head attended."""
     masses: Float32
     """[len(blocks)] exact mass of each, the mean over heads."""
     num_keys: int
-    """Keys that one head attended: sinks, its chosen blocks, and everything from the first near block on."""
+    """Keys that one head attended: sinks, its selected blocks, and everything from the first near block on."""
 
 
 class RecallProbe:
@@ -74,18 +74,18 @@ class RecallProbe:
         )
 
 
-def _oracle(masses: torch.Tensor, chosen: Int32) -> torch.Tensor:
-    """[Hq]: the best share that choices like `chosen` [S, k] can hold, given masses [n, Hq] of the candidates.
+def _oracle(masses: torch.Tensor, selected: Int32) -> torch.Tensor:
+    """[Hq]: the best share that selections like `selected` [S, k] can hold, given masses [n, Hq] of the candidates.
 
     Without a candidate (n = 0), sinks and window hold everything.
     """
-    num_choices = len(chosen)
+    num_selections = len(selected)
     num_blocks, num_heads = masses.shape
     always = 1 - masses.sum(dim=0)
-    groups = masses.view(num_blocks, num_choices, num_heads // num_choices)
+    groups = masses.view(num_blocks, num_selections, num_heads // num_selections)
     best = masses.new_zeros(groups.shape[1:])
-    for choice in range(num_choices):
-        count = min(int((chosen[choice] >= 0).sum()), num_blocks)
-        top = groups[:, choice].mean(dim=1).topk(count).indices
-        best[choice] = groups[top, choice].sum(dim=0)
+    for selection in range(num_selections):
+        count = min(int((selected[selection] >= 0).sum()), num_blocks)
+        top = groups[:, selection].mean(dim=1).topk(count).indices
+        best[selection] = groups[top, selection].sum(dim=0)
     return always + best.reshape(num_heads)

@@ -132,7 +132,7 @@ def _result(step: SessionStep, output: SegmentOutput) -> SegmentResult:
         logprob=sampled.logprob if sampled else None,
         top_logprobs=sampled.top_logprobs if sampled else (),
         prompt_logprobs=output.prompt_logprobs,
-        num_chosen_blocks=stats.num_chosen / max(stats.num_choices, 1),
+        num_selected_blocks=stats.num_selected / max(stats.num_selections, 1),
         num_corrected=stats.num_corrected,
         recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
     )

@@ -33,8 +33,8 @@ class SegmentOutput:
 class OutputStage:
     """The last part of a step: logits only for the positions that need them, then one batched draw.
 
-    Temperature, top-k, top-p and the draw are torch operations on the device, see `sampler`; the chosen tokens of all
-    sessions reach the host in one hand-over.
+    Temperature, top-k, top-p and the draw are torch operations on the device, see `sampler`; the sampled tokens of
+    all sessions reach the host in one copy.
     """
 
     def __init__(self, decoder: Decoder, vocab_size: int, timer: PartTimer) -> None:

@@ -20,8 +20,8 @@ Int32 = NDArray[np.int32]
 
 
 @dataclass(slots=True)
-class Choice:
-    """Blocks chosen in one layer, and when."""
+class SelectionRecord:
+    """Blocks selected in one layer, and when."""
 
     ids: Int32
     """[S, k] with S = 1 (shared) or one row for each KV head."""
@@ -81,15 +81,15 @@ class ReceivedAttention:
 class SessionStats:
     """Sums over the layers of one step; the worker resets them at its start."""
 
-    num_chosen: int = 0
-    num_choices: int = 0
+    num_selected: int = 0
+    num_selections: int = 0
     num_corrected: int = 0
     recall: list[float] = field(default_factory=list)
 
-    def add_choice(self, num_blocks: int) -> None:
+    def add_selection(self, num_blocks: int) -> None:
         """Counts the distant blocks attended in one layer."""
-        self.num_chosen += num_blocks
-        self.num_choices += 1
+        self.num_selected += num_blocks
+        self.num_selections += 1
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class WorkerSession:
     num_generated: int = 0
     idle: bool = False
     """No request uses it: it holds no slots, and its KV lies in DRAM alone."""
-    choices: dict[int, Choice] = field(default_factory=dict)
+    selections: dict[int, SelectionRecord] = field(default_factory=dict)
     layer_selections: LayerSelections | None = None
     stats: SessionStats = field(default_factory=SessionStats)
     tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)

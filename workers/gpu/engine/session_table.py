@@ -115,7 +115,7 @@ class SessionTable:
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
         self._kv.truncate(session.session_id, keep)
         if self._layout.anchor_type is AnchorType.DYNAMIC and opening.memory.selection.execution_block:
-            # Anchors that followed an earlier prompt's end would choose for this prompt's execution blocks.
+            # Anchors that followed an earlier prompt's end would select for this prompt's execution blocks.
             self._kv.reseal(session.session_id, keep)
         del self.sessions[opening.session_id]
         self._release_slots(session)

@@ -7,13 +7,13 @@ import numpy as np
 from moorage.kernels.decode_layer import (
     MAX_PARTS,
     Attended,
-    Choices,
     LayerMemory,
     LayerShape,
+    Selections,
     SessionBatch,
     decode_layer,
 )
-from moorage.kernels.decode_layer.plan import NEVER, LayerChoices, Policy, Standing, end_step, plan_layers
+from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Standing, end_step, plan_layers
 from moorage.kernels.numba_flags import always_parallel, num_workers
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import AnchorType, KvLayout
@@ -34,7 +34,7 @@ def warm_up_decode(layout: KvLayout, group_size: int, rotary_dim: int) -> None:
 def _plan() -> None:
     """The plan of a step for one session and one layer."""
     whole, half, flags = np.zeros(1, np.int64), np.zeros(1, np.int32), np.zeros((2, 1, 1), np.uint8)
-    choices = LayerChoices(
+    selections = SelectionState(
         np.full((1, 1, 1, 1), -1, np.int32),
         np.zeros((1, 1), np.int32),
         np.full((1, 1), NEVER, np.int64),
@@ -43,8 +43,8 @@ def _plan() -> None:
     )
     standing = Standing(whole, np.zeros(1, np.uint8), half, half.copy())
     policy = Policy(budget=1, attends_none=False, dense_layers=0, layer_step=1, token_step=1)
-    plan_layers(choices, standing, policy)
-    end_step(choices, standing, policy, whole.copy())
+    plan_layers(selections, standing, policy)
+    end_step(selections, standing, policy, whole.copy())
 
 
 def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
@@ -62,7 +62,7 @@ def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
     memory = LayerMemory.of(shape, (arena.kv[0],), (arena.anchors[0],), (arena.codes[0],))
     rows = np.zeros((2, count, layout.num_kv_heads, layout.head_dim), np.float32)
     size = memory.anchor_size if layout.anchor_codes else 0
-    choices = Choices(
+    selections = Selections(
         np.zeros(count, np.uint8),
         np.full((count, 1, 1), -1, np.int32),
         np.zeros((count, 1, 1), np.float32),
@@ -76,7 +76,7 @@ def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
         np.zeros(count, np.int32),
     )
     query = np.zeros((count, heads, layout.head_dim), np.float32)
-    decode_layer(memory, _first_tokens(layout, half, count), query, rows[0], rows[1], choices, attended)
+    decode_layer(memory, _first_tokens(layout, half, count), query, rows[0], rows[1], selections, attended)
     arena.close()
 
 

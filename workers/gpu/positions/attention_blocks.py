@@ -38,9 +38,9 @@ class AttentionBlocks(NamedTuple):
         """These entries, then the others."""
         return AttentionBlocks.of((self, other))
 
-    def only(self, chosen: NDArray[np.bool_]) -> AttentionBlocks:
+    def only(self, selected: NDArray[np.bool_]) -> AttentionBlocks:
         """Those of the entries."""
-        return AttentionBlocks._make(array[chosen] for array in self)
+        return AttentionBlocks._make(array[selected] for array in self)
 
     def after(self, count: int) -> AttentionBlocks:
         """All but the first `count`, which lie in the same memory."""

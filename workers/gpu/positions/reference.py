@@ -13,7 +13,7 @@ from moorage.workers.spec import MemorySpec, Positions
 def pair_positions(memory: MemorySpec, block_size: int, query: int, key: int) -> tuple[int, int] | None:
     """Positions that a query and an earlier or equal key take for each other; None if the key is not seen.
 
-    Chosen blocks are not considered: with `topk` None every key is seen, with 0 the sinks and the window.
+    Selected blocks are not considered: with `topk` None every key is seen, with 0 the sinks and the window.
     """
     window = memory.retention.window
     sinks = -(-memory.retention.sinks // block_size) * block_size

@@ -3,7 +3,7 @@
 For a query at position i with a window of W tokens and blocks of B tokens:
 
     block:   0 .. sinks | sinks .. near_block     | near_block .. i // B
-             sinks      | candidates for a choice | near: the window, and the rest of its first block
+             sinks      | candidates for a selection | near: the window, and the rest of its first block
 
 Keys at distance < W are *in the window*. What position a query and a key take is the scheme's (`schemes.py`):
 each block has a position base and a stride of 0 or 1, and meets one of at most three variants of the query.
@@ -47,7 +47,7 @@ class BlockRanges:
 
     @property
     def num_candidates(self) -> int:
-        """Blocks that selection chooses from."""
+        """The candidates of a selection."""
         return self.near_block - self.num_sinks
 
     @property

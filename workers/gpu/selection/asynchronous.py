@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
-from moorage.workers.gpu.engine.session_state import Choice, WorkerSession
+from moorage.workers.gpu.engine.session_state import SelectionRecord, WorkerSession
 from moorage.workers.gpu.selection.queries import LayerQueries, scoring_query
 from moorage.workers.gpu.selection.reuse import with_aged_blocks
 from moorage.workers.gpu.selection.selector import Selection, StoreSelector
@@ -87,7 +87,7 @@ class AsynchronousSelector:
         def query() -> Float32:
             return scoring_query(step.session, queries.on_host()[row], step.ranges.position)
 
-        last = last_choice(step.session, layer)
+        last = last_selection(step.session, layer)
         if last is None:
             return False
         if (
@@ -102,7 +102,7 @@ class AsynchronousSelector:
 
 def _adopt(step: DecodeStep, layer: int, query: Float32, ids: Int32) -> None:
     """Attends `ids` [S, k], selected by this step's query, with the heads that moved, or with all of them."""
-    last = last_choice(step.session, layer)
+    last = last_selection(step.session, layer)
     step.selected[layer] = ids
     if last is not None:
         moved = moved_rows(last, query, step.selection.asynchronous_cosine)
@@ -113,23 +113,23 @@ def _adopt(step: DecodeStep, layer: int, query: Float32, ids: Int32) -> None:
 
 def _keep(step: DecodeStep, layer: int, query: Float32, ids: Int32) -> None:
     # A copy of the query, which may be a view of all that a layer computed.
-    choice = Choice(ids, step.session.decode_index, step.ranges.near_block, query.copy())
-    step.session.choices[layer] = choice
+    selection = SelectionRecord(ids, step.session.decode_index, step.ranges.near_block, query.copy())
+    step.session.selections[layer] = selection
 
 
-def last_choice(session: WorkerSession, layer: int) -> Choice | None:
-    """The choice by the last step's query; None for the first step after a prompt, and where a step failed."""
-    kept = session.choices.get(layer)
+def last_selection(session: WorkerSession, layer: int) -> SelectionRecord | None:
+    """The selection by the last step's query; None for the first step after a prompt, and where a step failed."""
+    kept = session.selections.get(layer)
     return kept if kept is not None and kept.decode_step == session.decode_index - 1 else None
 
 
 def waits_for_query(session: WorkerSession, layer: int) -> bool:
     """Whether this step's query has a say in what this step attends."""
-    return session.memory.selection.asynchronous_cosine > NEVER or last_choice(session, layer) is None
+    return session.memory.selection.asynchronous_cosine > NEVER or last_selection(session, layer) is None
 
 
-def moved_rows(last: Choice, query: Float32, cosine: float) -> NDArray[np.bool_]:
-    """[S]: whether a head that shares the choice has moved: its `query`, of [1, Hq, D], has a smaller cosine."""
+def moved_rows(last: SelectionRecord, query: Float32, cosine: float) -> NDArray[np.bool_]:
+    """[S]: whether a head that shares the selection has moved: its `query`, of [1, Hq, D], has a smaller cosine."""
     products = (query * last.query).sum(axis=-1)
     lengths = np.linalg.norm(query, axis=-1) * np.linalg.norm(last.query, axis=-1)
     moved: NDArray[np.bool_] = (products < cosine * lengths).reshape(len(last.ids), -1).any(axis=1)

@@ -1,4 +1,4 @@
-"""Anchors on the device as well: a generated token's choice without a way to the host and back.
+"""Anchors on the device as well: a generated token's selection without a way to the host and back.
 
 The stores go on making the anchors. Their copies here are brought up to date when a layer asks for more sealed
 blocks than it has, which is once in `block_size` tokens, or when the stores made anchors anew.
@@ -33,7 +33,7 @@ class Mirror:
 
 
 class DeviceScorer:
-    """Scores, pools and chooses on the device, for the sessions whose anchors have room there."""
+    """Scores, pools and selects on the device, for the sessions whose anchors have room there."""
 
     def __init__(self, kv: ShardedKv, layout: KvLayout, device: torch.device, room_bytes: int | None) -> None:
         """`room_bytes` bounds the memory of all mirrors; None leaves it to the device."""
@@ -109,8 +109,8 @@ class DeviceScorer:
             queries = queries @ self._turn
         quest = layout.anchor_type.bounds
         logits = scale * score_tensors(mirror.anchors[layer], pages, queries, quest, add=add)[0]
-        num_choices = memory.selection.head_select_mode.num_choices(len(query), layout.num_kv_heads)
-        pooled = _pool(logits, num_choices, memory.selection.head_pool)
+        num_selections = memory.selection.head_select_mode.num_selections(len(query), layout.num_kv_heads)
+        pooled = _pool(logits, num_selections, memory.selection.head_pool)
         ids = pooled.topk(memory.selection.topk or 0, dim=1, sorted=False).indices.sort(dim=1).values + first
         return ids.to(torch.int32).cpu().numpy()
 
@@ -131,9 +131,9 @@ class DeviceScorer:
         return True
 
 
-def _pool(logits: torch.Tensor, num_choices: int, pooling: HeadPool) -> torch.Tensor:
+def _pool(logits: torch.Tensor, num_selections: int, pooling: HeadPool) -> torch.Tensor:
     """[S, n] of scaled logits [Hq, n]; see `kernels.pool_scores`."""
-    groups = logits.view(num_choices, -1, logits.shape[1])
+    groups = logits.view(num_selections, -1, logits.shape[1])
     if pooling is HeadPool.MAX:
         return groups.amax(dim=1)
     if pooling is HeadPool.SOFTMAX:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
-from moorage.workers.gpu.engine.session_state import Choice
+from moorage.workers.gpu.engine.session_state import SelectionRecord
 from moorage.workers.gpu.positions.rotary import BlockRanges
 from moorage.workers.gpu.selection.queries import LayerQueries
 from moorage.workers.gpu.selection.selector import BlockSelector, Selection
@@ -34,15 +34,15 @@ def unselected(step: DecodeStep) -> Selection:
     return np.empty((1, 0), np.int32) if step.selection.topk == 0 else None
 
 
-def with_aged_blocks(choice: Choice, ranges: BlockRanges) -> Int32:
+def with_aged_blocks(selection: SelectionRecord, ranges: BlockRanges) -> Int32:
     """The ids of an earlier step and the blocks that have left the window since, so that no token lies between them.
 
     Those come first, since ids may be padded at their end.
     """
-    if choice.near_block == ranges.near_block:
-        return choice.ids
-    aged = np.arange(choice.near_block, ranges.near_block, dtype=np.int32)
-    return np.concatenate((np.tile(aged, (len(choice.ids), 1)), choice.ids), axis=1)
+    if selection.near_block == ranges.near_block:
+        return selection.ids
+    aged = np.arange(selection.near_block, ranges.near_block, dtype=np.int32)
+    return np.concatenate((np.tile(aged, (len(selection.ids), 1)), selection.ids), axis=1)
 
 
 class SelectiveLayers:
@@ -69,28 +69,28 @@ class ReusePrevious:
     ) -> list[Selection]:
         """See BlockSelector."""
         kept = [_kept(step, layer) for step in steps]
-        found = among(self._inner, layer, queries, steps, guard, [choice is None for choice in kept])
-        for i, (step, choice) in enumerate(zip(steps, kept, strict=True)):
+        found = among(self._inner, layer, queries, steps, guard, [selection is None for selection in kept])
+        for i, (step, selection) in enumerate(zip(steps, kept, strict=True)):
             ids = found[i]
-            if choice is not None:
-                found[i] = with_aged_blocks(choice, step.ranges)
+            if selection is not None:
+                found[i] = with_aged_blocks(selection, step.ranges)
             elif ids is not None and not step.selection.asynchronous:
                 session = step.session
-                session.choices[layer] = Choice(ids, session.decode_index, step.ranges.near_block)
+                session.selections[layer] = SelectionRecord(ids, session.decode_index, step.ranges.near_block)
         return found
 
 
-def _kept(step: DecodeStep, layer: int) -> Choice | None:
+def _kept(step: DecodeStep, layer: int) -> SelectionRecord | None:
     """The selection that `layer_step` and `token_step` say to use again, if there is one."""
     axes, session = step.selection, step.session
     if axes.asynchronous:
         return None
     offset = (layer - axes.dense_layers) % axes.layer_step
-    kept = session.choices.get(layer - offset)
+    kept = session.selections.get(layer - offset)
     if kept is None:
         return None
     if offset:
-        session.choices[layer] = kept
+        session.selections[layer] = kept
         return kept
     return kept if session.decode_index - kept.decode_step < axes.token_step else None
 

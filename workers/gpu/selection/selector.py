@@ -81,7 +81,7 @@ class StoreSelector:
     ) -> list[Int32]:
         """Ids [S, k] for each execution block; `queries` [R, Hq, D] are the means of their scoring queries."""
         axes = session.memory.selection
-        num_rows = axes.head_select_mode.num_choices(queries.shape[1], self._layout.num_kv_heads)
+        num_rows = axes.head_select_mode.num_selections(queries.shape[1], self._layout.num_kv_heads)
         selected: list[Int32] = [np.tile(span.candidates, (num_rows, 1)) for span in spans]
         topk = axes.topk or 0
         rows = [r for r, span in enumerate(spans) if span.num_candidates > topk]

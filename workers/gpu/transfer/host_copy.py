@@ -1,4 +1,4 @@
-"""What passes between host and device in a step: queries to choose by, K and V to store, sampled tokens."""
+"""What passes between host and device in a step: queries to select by, K and V to store, sampled tokens."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 def outcome(result: SegmentResult) -> tuple[int | None, float | None, float]:
-    return result.token_id, result.logprob, result.num_chosen_blocks
+    return result.token_id, result.logprob, result.num_selected_blocks
 
 
 def backend_of(driver: Driver) -> HostMemoryAttention:

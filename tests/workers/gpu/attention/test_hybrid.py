@@ -1,4 +1,4 @@
-"""Chosen blocks that the device does not hold, attended by the host: the same tokens, and fewer copies."""
+"""Selected blocks that the device does not hold, attended by the host: the same tokens, and fewer copies."""
 
 from __future__ import annotations
 

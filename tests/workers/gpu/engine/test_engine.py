@@ -164,12 +164,12 @@ def test_a_budget_that_covers_every_block_equals_full(
     driver = Driver(llama.directory, llama.spec, anchor_type=anchor_type)
     prompt = prompt_of(llama, 230)
     full = memory(scheme=positions, pretraining_length=60, dca_chunk=48)
-    chosen = full.replace(head_select_mode=mode, topk=13, execution_block=24, sinks=16)
+    selected = full.replace(head_select_mode=mode, topk=13, execution_block=24, sinks=16)
     want = driver.prompt_logprobs(prompt, full, (64,))
-    got = driver.prompt_logprobs(prompt, chosen, (72, 48))
+    got = driver.prompt_logprobs(prompt, selected, (72, 48))
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     want_tokens = [(r.token_id, r.logprob) for r in driver.generate(prompt, full, (64,), 24)]
-    got_tokens = [(r.token_id, r.logprob) for r in driver.generate(prompt, chosen, (72,), 24)]
+    got_tokens = [(r.token_id, r.logprob) for r in driver.generate(prompt, selected, (72,), 24)]
     assert [t for t, _ in got_tokens] == [t for t, _ in want_tokens]
     np.testing.assert_allclose([p for _, p in got_tokens], [p for _, p in want_tokens], atol=1e-4)
 
@@ -199,7 +199,7 @@ def test_sessions_in_one_batch_get_what_each_gets_alone(
             together[i].append(result.token_id)
             assert result.logprob == pytest.approx(alone[i][step].logprob, abs=1e-4)
     assert together == [[r.token_id for r in results] for results in alone]
-    # The second session never has more blocks than it may choose, the third from its second token on: from there
+    # The second session never has more blocks than it may select, the third from its second token on: from there
     # each layer of a step asks one question for two.
     assert asked == ([] if in_place else [2] * 9 * llama.spec.num_layers)
 
@@ -338,14 +338,14 @@ def test_attending_in_place_gives_what_slots_give(
 def test_short_contexts_attend_everything(
     llama: TinyModel, positions: Positions, max_cached_block: int | None
 ) -> None:
-    """From slots where they have the room, else streamed; a longer context starts to choose."""
+    """From slots where they have the room, else streamed; a longer context starts to select."""
     driver = Driver(llama.directory, llama.spec, max_cached_block=max_cached_block)
     prompt = prompt_of(llama, 150)
     full = memory(scheme=positions, sinks=16)
-    chosen = memory(scheme=positions, sinks=16, topk=2, execution_block=16, dense_until=160)
+    selected = memory(scheme=positions, sinks=16, topk=2, execution_block=16, dense_until=160)
     want = driver.prompt_logprobs(prompt, full, (64,))
-    torch.testing.assert_close(driver.prompt_logprobs(prompt, chosen, (64,)), want, atol=1e-4, rtol=1e-4)
-    dense, choosing = (driver.generate(prompt, axes, (64,), 16) for axes in (full, chosen))
+    torch.testing.assert_close(driver.prompt_logprobs(prompt, selected, (64,)), want, atol=1e-4, rtol=1e-4)
+    dense, selecting = (driver.generate(prompt, axes, (64,), 16) for axes in (full, selected))
     for step in range(10):
-        assert choosing[step].logprob == pytest.approx(dense[step].logprob, abs=1e-4)
-    assert choosing[-1].num_chosen_blocks == 2
+        assert selecting[step].logprob == pytest.approx(dense[step].logprob, abs=1e-4)
+    assert selecting[-1].num_selected_blocks == 2

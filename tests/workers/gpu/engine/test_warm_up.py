@@ -33,7 +33,7 @@ from tests.tiny_models import build_tiny_checkpoint
 CHOOSING = {"execution_block": 16, "sinks": 16, "recall_every": 3}
 SERVED = [
     memory(),
-    memory(**CHOOSING, topk=1),  # few enough to be chosen by codes
+    memory(**CHOOSING, topk=1),  # few enough to be selected by codes
     memory(**CHOOSING, topk=4, scheme=Positions.CLAMPED),
     memory(**CHOOSING, topk=4, preselect=Preselect.STEP, preselect_blocks=8),
     memory(**CHOOSING, topk=4, head_select_mode=HeadSelectMode.SEPARATE, head_pool=HeadPool.MAX),

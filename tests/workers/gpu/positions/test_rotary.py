@@ -34,7 +34,7 @@ def seen_turns(rotations: RotaryCache, entries: AttentionBlocks) -> dict[int, np
 
 
 def assert_entries_follow_the_reference(axes: MemorySpec, position: int) -> None:
-    """With all candidates chosen (or none, with a topk of 0), every key is met once, at its defined distance."""
+    """With all candidates selected (or none, with a topk of 0), every key is met once, at its defined distance."""
     rotations = RotaryCache(VIEW, axes, BLOCK)
     span = BlockRanges.at(position, axes, BLOCK)
     distant = span.sinks if axes.selection.topk == 0 else np.concatenate((span.sinks, span.candidates))

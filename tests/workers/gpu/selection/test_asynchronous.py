@@ -1,4 +1,4 @@
-"""Choices by the last step's query: against a slow plan, beside choices at once, in batches and after failures."""
+"""Selections by the last step's query: against a slow plan, beside those at once, in batches and after failures."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tests.workers.gpu.slow_plan import Array, SlowPlan
 from tests.workers.gpu.test_overlap import emulated
 from tests.workers.gpu.test_published_plans import check, read
 
-chosen = partial(memory, topk=3, sinks=16)
-lagged = partial(chosen, asynchronous=True, asynchronous_cosine=-1.0)
+selected = partial(memory, topk=3, sinks=16)
+lagged = partial(selected, asynchronous=True, asynchronous_cosine=-1.0)
 Sets = list[tuple[int, int, list[list[int]], bool]]
-"""(decode step, layer, ids of each choice, whether it was made at once) of each choice that was attended."""
+"""(decode step, layer, ids of each selection, whether it was made at once) of each selection that was attended."""
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +44,17 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @dataclass
 class LaggedPlan(SlowPlan):
-    """Each choice attends what the last step's query chose, and what left the window since, unless a head moved."""
+    """Each step attends what the last step's query selected, and what left the window since, unless a head moved."""
 
     last: dict[int, tuple[list[list[int]], int, Array]] = field(default_factory=dict)
-    """By layer: ids of each choice, the first near block and the scoring query of the last step."""
+    """By layer: ids of each selection, the first near block and the scoring query of the last step."""
     stayed: int = 0
     moved: int = 0
 
-    def _choose(self, layer: int, queries: Array, first: int) -> list[list[int]]:
-        num_choices = len(self.chosen)
-        ids = super()._choose(layer, queries, first)
-        if len(self.chosen) == num_choices:
+    def _select(self, layer: int, queries: Array, first: int) -> list[list[int]]:
+        num_selections = len(self.selected)
+        ids = super()._select(layer, queries, first)
+        if len(self.selected) == num_selections:
             return ids
         query, near = self._scoring(queries[0], first), self._near_block(first)
         attended = ids
@@ -70,7 +70,7 @@ class LaggedPlan(SlowPlan):
                 self.moved, self.stayed = self.moved + moves, self.stayed + (not moves)
                 attended.append(ids[row] if moves else [*old_ids[row], *range(old_near, near)])
         self.last[layer] = (ids, near, query)
-        self.chosen[-1] = (first, layer, attended)
+        self.selected[-1] = (first, layer, attended)
         return attended
 
 
@@ -116,7 +116,7 @@ def watch(driver: Driver) -> Sets:
     def observe(session: WorkerSession, layer: int, ids: Any, _lse: object) -> None:
         if ids is not None:
             rows = [sorted(int(block) for block in row if block >= 0) for row in ids]
-            kept = session.choices.get(layer)
+            kept = session.selections.get(layer)
             # A compiled call selects at once, and keeps nothing here.
             at_once = kept is None or kept.decode_step == session.decode_index
             sets.append((session.decode_index, layer, rows, at_once))
@@ -133,7 +133,7 @@ def test_a_threshold_that_every_head_is_under_equals_choosing_at_once(
     assert all(tokens[i] != tokens[i + 1] for i in range(180, 199)), (
         "a token again asks the same in the first layer"
     )
-    for axes in (chosen(head_select_mode=mode), lagged(head_select_mode=mode, asynchronous_cosine=1.0)):
+    for axes in (selected(head_select_mode=mode), lagged(head_select_mode=mode, asynchronous_cosine=1.0)):
         driver = Driver(llama.directory, llama.spec)
         sets = watch(driver)
         results = read(driver, axes, tokens, 180, (64,))
@@ -169,14 +169,14 @@ def test_where_blocks_and_anchors_lie_changes_nothing(
 def test_sessions_in_one_batch_choose_what_each_chooses_alone(
     llama: TinyModel, monkeypatch: pytest.MonkeyPatch, in_place: bool, most: int
 ) -> None:
-    """One choice at once, two lagged ones of different thresholds, and one that is short of a choice.
+    """One selection at once, two lagged ones of different thresholds, and one that is short of a selection.
 
     In place the first is made by a compiled call, without a question.
     """
     plans = [
         (prompt_of(llama, length, length), axes)
         for length, axes in (
-            (150, chosen(topk=2)),
+            (150, selected(topk=2)),
             (140, lagged(topk=2)),
             (160, lagged(topk=2, asynchronous_cosine=0.0)),
             (40, lagged(topk=2)),
@@ -329,7 +329,7 @@ class FailingLink(LocalLink):
 
 
 def test_a_step_that_failed_leaves_nothing_behind(llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tried again, its first layers choose at once, since theirs are made by the failed step's query already."""
+    """Tried again, its first layers select at once, since theirs are made by the failed step's query already."""
     driver = Driver(llama.directory, llama.spec, num_shards=1, link=FailingLink, in_place=False)
     last_layer, prompt = llama.spec.num_layers - 1, prompt_of(llama, 150)
     sets = watch(driver)

@@ -1,4 +1,4 @@
-"""Choices on the device are those of the stores."""
+"""Selections on the device are those of the stores."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 def generate(llama: TinyModel, axes: Any, num_tokens: int = 40, **options: Any) -> tuple[list[Any], Driver]:
     driver = Driver(llama.directory, llama.spec, **options)
-    chosen: list[Any] = []
+    selected: list[Any] = []
     driver.observe(
-        lambda _session, layer, ids, _lse: chosen.append((layer, None if ids is None else ids.tolist()))
+        lambda _session, layer, ids, _lse: selected.append((layer, None if ids is None else ids.tolist()))
     )
     tokens = [r.token_id for r in driver.generate(prompt_of(llama, 150), axes, (64,), num_tokens)]
-    return [tokens, chosen], driver
+    return [tokens, selected], driver
 
 
 @pytest.mark.parametrize("pool", list(HeadPool))

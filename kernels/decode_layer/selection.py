@@ -17,24 +17,24 @@ from moorage.kernels.rotation import rotate_into
 
 
 @njit(**SERIAL, inline="always")
-def choose_blocks(i: Any, layer: Any, workers: Any) -> None:
+def select_candidates(i: Any, layer: Any, workers: Any) -> None:
     """Writes ids, scores and window_first of session i of a `Layer`, for which some workers score."""
-    shape, batch, query, choices = layer.shape, layer.batch, layer.query, layer.choices
-    num_memories, (num_choices, k) = len(layer.table), choices.ids.shape[1:]
-    choices.window_first[i] = batch.near_block[i]
+    shape, batch, query, selections = layer.shape, layer.batch, layer.query, layer.selections
+    num_memories, (num_selections, k) = len(layer.table), selections.ids.shape[1:]
+    selections.window_first[i] = batch.near_block[i]
     if k == 0:
         return
     queries = np.empty((1, *query.shape[1:]), np.float32)
     _as_scored(i, batch, query[i], shape.hadamard, queries[0])
     if num_memories == 1:
-        ids, scores = choices.ids[i : i + 1], choices.scores[i : i + 1]
+        ids, scores = selections.ids[i : i + 1], selections.scores[i : i + 1]
     else:
-        ids = np.empty((num_memories, num_choices, k), np.int32)
-        scores = np.empty((num_memories, num_choices, k), np.float32)
+        ids = np.empty((num_memories, num_selections, k), np.int32)
+        scores = np.empty((num_memories, num_selections, k), np.float32)
     for shard in range(num_memories):
-        _choose_within(shard, i, layer, queries, workers, ids[shard : shard + 1], scores[shard : shard + 1])
+        _select_within(shard, i, layer, queries, workers, ids[shard : shard + 1], scores[shard : shard + 1])
     if num_memories > 1:
-        merge_into(ids, scores, shape.stripe_blocks, choices.ids[i], choices.scores[i])
+        merge_into(ids, scores, shape.stripe_blocks, selections.ids[i], selections.scores[i])
 
 
 @njit(**SERIAL)
@@ -51,9 +51,9 @@ def _as_scored(i: Any, batch: Any, query: Any, hadamard: Any, out: Any) -> None:
 
 
 @njit(**SERIAL, inline="always")
-def _choose_within(shard: Any, i: Any, layer: Any, queries: Any, workers: Any, ids: Any, scores: Any) -> None:
+def _select_within(shard: Any, i: Any, layer: Any, queries: Any, workers: Any, ids: Any, scores: Any) -> None:
     """ids, scores [1, S, k] of the best candidates in the memory of stripe `shard`, numbered within the memory."""
-    table, shape, batch, choices = layer.table, layer.shape, layer.batch, layer.choices
+    table, shape, batch, selections = layer.table, layer.shape, layer.batch, layer.selections
     num_memories = len(table)
     m = (batch.first_memory[i] + shard) % num_memories
     low = count_in(batch.num_sinks[i], shard, num_memories, shape.stripe_blocks)
@@ -63,14 +63,14 @@ def _choose_within(shard: Any, i: Any, layer: Any, queries: Any, workers: Any, i
         return
     begin, num_pages = batch.page_start[i, m], table[m, PAGES]
     pages = batch.pages[begin + low : begin + high]
-    num_choices, kept = ids.shape[1], np.int64(choices.num_kept[i, m])
-    factor = batch.scale[i] * np.float32(num_choices / queries.shape[1])
+    num_selections, kept = ids.shape[1], np.int64(selections.num_kept[i, m])
+    factor = batch.scale[i] * np.float32(num_selections / queries.shape[1])
     limits = np.full(1, high - low, np.int32)
     problem = queries, shape.bounds, shape.num_kv_heads, factor, limits, low, ids, scores
     anchors = matrix_at(table[m, ANCHORS], num_pages, layer.anchor_size, layer.empty)
-    pooled, splits = np.empty(num_choices * len(pages), np.float32), min(workers, len(pages))
+    pooled, splits = np.empty(num_selections * len(pages), np.float32), min(workers, len(pages))
     if kept:
-        codes = matrix_at(table[m, CODES], num_pages, layer.anchor_size // 2, choices.chooses)
-        select_by_codes(anchors, pages, problem, pooled, codes, choices.code_steps[i, m], kept, splits)
+        codes = matrix_at(table[m, CODES], num_pages, layer.anchor_size // 2, selections.selects)
+        select_by_codes(anchors, pages, problem, pooled, codes, selections.code_steps[i, m], kept, splits)
     else:
         select_exactly(anchors, pages, problem, pooled, layer.hints[0], layer.hints[1], splits)
