@@ -145,7 +145,7 @@ def _misfit(
     check_multiple("query heads", queries.shape[1], num_kv_heads)
     if ids.shape[1] not in (1, num_kv_heads) or scratch.size < rows * ids.shape[1] * count:
         return ValueError(
-            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} selections and scratch for each"
+            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} selections, room for each block"
         )
     if coded is not None:
         check_array("codes_layer", coded.codes_layer, UINT8, (num_pages, size // 2))

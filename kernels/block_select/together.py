@@ -70,7 +70,7 @@ def select_blocks_together(
     selections, lengths = ids.shape[1], np.diff(bounds)
     if selections not in (1, num_kv_heads) or scratch.size < selections * len(pages):
         raise ValueError(
-            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} selections and scratch for each"
+            f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} selections, room for each block"
         )
     in_order = bounds[0] == 0 and bounds[-1] == len(pages) and not (lengths < 0).any()
     if not in_order or (limits < 0).any() or (limits > lengths).any():
