@@ -48,10 +48,6 @@ class SelectionState(NamedTuple):
     """[L, N], written by `plan_layers`: 1 attends a selection, 0 all candidates or none."""
 
 
-LayerChoices = SelectionState
-"""Its former name, by which kernels that were compiled under it are still found in the disk cache."""
-
-
 class Standing(NamedTuple):
     """Where N sessions stand in a step."""
 

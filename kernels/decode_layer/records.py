@@ -145,10 +145,6 @@ class Selections(NamedTuple):
     """[N, M]: blocks that get exact scores after the codes have been scored; 0 scores all blocks exactly."""
 
 
-Choices = Selections
-"""Its former name, by which kernels that were compiled under it are still found in the disk cache."""
-
-
 class Attended(NamedTuple):
     """What a layer gives."""
 
