@@ -53,15 +53,13 @@ class HostGeometry:
 
     def of(self, steps: Sequence[DecodeStep]) -> SessionBatch:
         """The arrays of a step."""
-        batch = self._batch
+        batch, rotates = self._batch, False
         for row, step in enumerate(steps):
             ranges = step.ranges
             batch.position[row], batch.near_block[row] = ranges.position, ranges.near_block
             batch.num_sinks[row] = ranges.num_sinks
             self._set_parts(row, ranges.position)
-        rotates = False
-        for row, step in enumerate(steps):
-            rotation = scoring_rotation(step.session, step.ranges.position)
+            rotation = scoring_rotation(step.session, ranges.position)
             if rotation is not None:
                 rotates, batch.score_cos[row], batch.score_sin[row] = True, *rotation
         bases = self._rotary.bases_until(max(step.ranges.position for step in steps) // self._block_size)

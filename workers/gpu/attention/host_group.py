@@ -82,7 +82,7 @@ class HostMetadata:
         for part in self.groups:
             selections = part.group.selections
             for at, step in enumerate(part.steps):
-                ids = part.given[at] if selections is None else selections.selected(layer, at)
+                ids = part.given[at] if selections is None else selections.selected(layer, at, step)
                 selected[step.row] = ids
                 lse[step.row] = torch.from_numpy(part.group.output.lse[at])
         queries = self.queries if self.queries is not None else torch.zeros((count, 0, 0))

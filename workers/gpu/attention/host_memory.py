@@ -19,6 +19,7 @@ from moorage.workers.gpu.attention.host_group import GroupStep, HostGroup, HostM
 from moorage.workers.gpu.attention.host_selections import given_selections
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.queries import LayerQueries
+from moorage.workers.gpu.selection.reuse import NO_BLOCKS
 from moorage.workers.kv.block_table import beyond_storage
 from moorage.workers.kv.host_memory import HostMemory
 from moorage.workers.spec import (
@@ -72,21 +73,16 @@ class HostMemoryAttention:
 
     def _group_step(self, steps: list[DecodeStep], batch: DecodeBatch) -> list[GroupStep]:
         """The group of some sessions in this step; none where they can't be looked up."""
-        found: list[GroupStep] = []
-
-        def look_up() -> None:
-            group = self._group(steps)
-            rows = None if len(steps) == len(batch.steps) else torch.tensor([step.row for step in steps])
-            if group.selections is not None:
-                group.selections.prepare(steps, batch.guard)
-            found.append(GroupStep(group, steps, rows, group.geometry.of(steps)))
-
         try:
-            look_up()
+            group = self._group(steps)
         except MoorageError as error:
             for step in steps:
                 batch.guard.failed.setdefault(step.session.session_id, error)
-        return found
+            return []
+        if group.selections is not None:
+            group.selections.prepare(steps, batch.guard)
+        rows = None if len(steps) == len(batch.steps) else torch.tensor([step.row for step in steps])
+        return [GroupStep(group, steps, rows, group.geometry.of(steps))]
 
     def _group(self, steps: Sequence[DecodeStep]) -> HostGroup:
         key = tuple(step.session.session_id for step in steps)
@@ -106,15 +102,14 @@ class HostMemoryAttention:
         metadata.queries = q
         if metadata.given:
             self._select(layer, q, metadata)
-        alone = len(metadata.groups) == 1 and metadata.groups[0].rows is None
-        out = q if alone else q.new_zeros(q.shape)
-        for part in metadata.groups:
-            heads = (q, k, v) if part.rows is None else (q[part.rows], k[part.rows], v[part.rows])
-            found = self._attend(layer, part, heads, metadata.batch)
-            if alone:
-                out = found
-            else:
-                out[part.rows if part.rows is not None else slice(None)] = found.to(out.dtype)
+        groups = metadata.groups
+        if groups and groups[0].rows is None:  # one group of all sessions
+            out = self._attend(layer, groups[0], (q, k, v), metadata.batch)
+        else:
+            out = q.new_zeros(q.shape)
+            for part in groups:
+                heads = q[part.rows], k[part.rows], v[part.rows]
+                out[part.rows] = self._attend(layer, part, heads, metadata.batch).to(out.dtype)
         if self._commits_layers:
             self._host.commit_layer(layer, _rows(metadata.batch.live()))
         if metadata.given:
@@ -149,11 +144,19 @@ class HostMemoryAttention:
         return torch.from_numpy(group.output.out)
 
     def _select(self, layer: int, q: torch.Tensor, metadata: HostMetadata) -> None:
-        """Asks the selector for the sessions whose blocks the compiled call does not select."""
+        """Asks the selector for the sessions whose blocks the compiled call does not select.
+
+        A session that has failed attends its window alone, so that the others need not wait for more.
+        """
         steps = [step for part in metadata.given for step in part.steps]
         found = iter(self._parts.selector.select(layer, LayerQueries(q), steps, metadata.batch.guard))
+        failed = metadata.batch.guard.failed
         for part in metadata.given:
-            part.given = [next(found) for _ in part.steps]
+            selected = [next(found) for _ in part.steps]
+            part.given = [
+                NO_BLOCKS if step.session.session_id in failed else ids
+                for step, ids in zip(part.steps, selected, strict=True)
+            ]
 
     def _record_failures(
         self, layer: int, part: GroupStep, heads: tuple[torch.Tensor, ...], batch: DecodeBatch

@@ -11,7 +11,7 @@ from moorage.kernels.decode_layer import Selections
 from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Standing, end_step, plan_layers
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
 from moorage.workers.gpu.engine.session_state import LayerSelections, WorkerSession
-from moorage.workers.gpu.selection.reuse import selects_in_step
+from moorage.workers.gpu.selection.reuse import selects_in_step, unselected, with_aged_blocks
 from moorage.workers.gpu.selection.selector import Selection
 from moorage.workers.kv.host_memory import HostCodes, HostMemory
 from moorage.workers.spec import ModelSpec
@@ -105,14 +105,13 @@ class CompiledSelections:
         """Of one layer."""
         return self._layers[layer]
 
-    def selected(self, layer: int, row: int) -> Selection:
+    def selected(self, layer: int, row: int, step: DecodeStep) -> Selection:
         """What one session attends in a layer that was attended, with the blocks that left the window since."""
         if not self._held.is_partial[layer, row]:
-            return np.empty((1, 0), np.int32) if self._policy.attends_none else None
-        leader, near = self._leader(layer), self._standing.near_block[row]
-        ids = self._held.ids[leader, row].copy()
-        aged = np.arange(self._held.window_first[leader, row], near, dtype=np.int32)
-        return np.concatenate((np.tile(aged, (len(ids), 1)), ids), axis=1) if len(aged) else ids
+            return unselected(step)
+        leader = self._leader(layer)
+        window_first = int(self._held.window_first[leader, row])
+        return with_aged_blocks(self._held.ids[leader, row].copy(), window_first, step.ranges)
 
     def finish(self) -> None:
         """Records when selections were made, and how many blocks were attended."""

@@ -95,7 +95,7 @@ class AsynchronousSelector:
             and moved_rows(last, query(), step.selection.asynchronous_cosine).any()
         ):
             return False
-        step.selected[layer] = with_aged_blocks(last, step.ranges)
+        step.selected[layer] = with_aged_blocks(last.ids, last.near_block, step.ranges)
         step.deferred[layer] = query
         return True
 
@@ -106,7 +106,9 @@ def _adopt(step: DecodeStep, layer: int, query: Float32, ids: Int32) -> None:
     step.selected[layer] = ids
     if last is not None:
         moved = moved_rows(last, query, step.selection.asynchronous_cosine)
-        step.selected[layer] = replace_rows(with_aged_blocks(last, step.ranges), ids, moved)
+        step.selected[layer] = replace_rows(
+            with_aged_blocks(last.ids, last.near_block, step.ranges), ids, moved
+        )
         step.session.stats.num_corrected += 1
     _keep(step, layer, query, ids)
 

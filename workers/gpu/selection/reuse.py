@@ -29,20 +29,24 @@ def selects(step: DecodeStep, layer: int) -> bool:
     return selects_in_step(step)
 
 
+NO_BLOCKS = np.empty((1, 0), np.int32)
+"""The selection of no block."""
+
+
 def unselected(step: DecodeStep) -> Selection:
     """What a session attends where nothing is selected: all blocks, or none with a topk of 0."""
-    return np.empty((1, 0), np.int32) if step.selection.topk == 0 else None
+    return NO_BLOCKS if step.selection.topk == 0 else None
 
 
-def with_aged_blocks(selection: SelectionRecord, ranges: BlockRanges) -> Int32:
-    """The ids of an earlier step and the blocks that have left the window since, so that no token lies between them.
+def with_aged_blocks(ids: Int32, window_first: int, ranges: BlockRanges) -> Int32:
+    """The `ids` [S, k] of an earlier step, and the blocks from `window_first` on that have left the window since.
 
     Those come first, since ids may be padded at their end.
     """
-    if selection.near_block == ranges.near_block:
-        return selection.ids
-    aged = np.arange(selection.near_block, ranges.near_block, dtype=np.int32)
-    return np.concatenate((np.tile(aged, (len(selection.ids), 1)), selection.ids), axis=1)
+    if window_first == ranges.near_block:
+        return ids
+    aged = np.arange(window_first, ranges.near_block, dtype=np.int32)
+    return np.concatenate((np.tile(aged, (len(ids), 1)), ids), axis=1)
 
 
 class SelectiveLayers:
@@ -73,7 +77,7 @@ class ReusePrevious:
         for i, (step, selection) in enumerate(zip(steps, kept, strict=True)):
             ids = found[i]
             if selection is not None:
-                found[i] = with_aged_blocks(selection, step.ranges)
+                found[i] = with_aged_blocks(selection.ids, selection.near_block, step.ranges)
             elif ids is not None and not step.selection.asynchronous:
                 session = step.session
                 session.selections[layer] = SelectionRecord(ids, session.decode_index, step.ranges.near_block)
