@@ -14,7 +14,7 @@ from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_config import ARCHITECTURES, read_model_spec
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import ModelSpec, QkNorm
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -69,7 +69,7 @@ def test_eos_ids_of_both_files(tmp_path: Path, generation: object) -> None:
 @pytest.mark.parametrize(("architecture", "family"), ARCHITECTURES.items())
 def test_every_architecture(tmp_path: Path, architecture: str, family: str) -> None:
     spec = read(tmp_path, architectures=[architecture], sliding_window=None, head_dim=48)
-    assert (spec.family, spec.head_dim, spec.qk_norm) == (family, 48, family == "qwen3")
+    assert (spec.family, spec.head_dim, spec.qk_norm is QkNorm.HEAD) == (family, 48, family == "qwen3")
     assert spec.qkv_bias == (family in ("qwen2", "internlm2"))
 
 

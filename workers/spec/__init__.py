@@ -4,18 +4,23 @@ The lower package owns the contract: `runtime` builds these from configuration a
 """
 
 from moorage.workers.spec.kinds import (
+    Activation,
     AnchorPool,
     AnchorSpace,
     AnchorType,
+    ExpertScores,
     HeadPool,
     HeadSelectMode,
     KvType,
+    NormKind,
     Positions,
     Preselect,
+    QkNorm,
+    Residual,
     Scorer,
 )
 from moorage.workers.spec.memory import MemorySpec
-from moorage.workers.spec.model import DualChunkSpec, ModelSpec, RopeSpec
+from moorage.workers.spec.model import DualChunkSpec, ExpertsSpec, LayerSpec, ModelSpec, RopeSpec
 from moorage.workers.spec.positions import PositionSpec, RotarySettings
 from moorage.workers.spec.selection import RetentionSpec, SelectionSpec
 from moorage.workers.spec.steps import (
@@ -31,23 +36,30 @@ from moorage.workers.spec.store import CODE_ELEMENTS, BlockShape, KvLayout, KvSh
 
 __all__ = [
     "CODE_ELEMENTS",
+    "Activation",
     "AnchorPool",
     "AnchorSpace",
     "AnchorType",
     "BlockShape",
     "ContinueSession",
     "DualChunkSpec",
+    "ExpertScores",
+    "ExpertsSpec",
     "HeadPool",
     "HeadSelectMode",
     "KvLayout",
     "KvShape",
     "KvType",
+    "LayerSpec",
     "MemorySpec",
     "ModelSpec",
+    "NormKind",
     "OpenSession",
     "PositionSpec",
     "Positions",
     "Preselect",
+    "QkNorm",
+    "Residual",
     "RetentionSpec",
     "RopeSpec",
     "RotarySettings",

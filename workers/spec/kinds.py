@@ -119,3 +119,56 @@ class HeadSelectMode(StrEnum):
     def num_selections(self, num_heads: int, num_kv_heads: int) -> int:
         """Selections of one layer and step."""
         return {"SHARED": 1, "SEPARATE": num_kv_heads, "PERHEAD": num_heads}[self.value]
+
+
+class NormKind(StrEnum):
+    """How hidden states are normalised."""
+
+    RMS = "rms"
+    """By the root of the mean square."""
+    LAYER = "layer"
+    """By mean and variance (LayerNorm)."""
+
+
+class Residual(StrEnum):
+    """Where a layer normalises what attention and feed-forward part take and give."""
+
+    PRE = "pre"
+    """Before each part (Llama)."""
+    POST = "post"
+    """After each part, before it is added (OLMo 2)."""
+    SANDWICH = "sandwich"
+    """Before and after each part (Gemma 2 and 3, GLM-4)."""
+    PARALLEL = "parallel"
+    """Once, before both parts, which are added together (Command-R)."""
+
+
+class QkNorm(StrEnum):
+    """How queries and keys are normalised before they are rotated."""
+
+    NONE = "none"
+    HEAD = "head"
+    """RMS of each head, with one weight for all heads (Qwen3, Gemma 3)."""
+    HEAD_LAYER = "head_layer"
+    """LayerNorm of each head, with a weight for each head (Command-R+, StableLM)."""
+    ALL_HEADS = "all_heads"
+    """RMS over all heads together (OLMo 2)."""
+
+
+class Activation(StrEnum):
+    """The function of a gate in the feed-forward part."""
+
+    SILU = "silu"
+    GELU_TANH = "gelu_tanh"
+    """GELU by its approximation with tanh (Gemma)."""
+    CLAMPED_SWISH = "clamped_swish"
+    """(up + 1) * gate * sigmoid(1.702 * gate), both clamped (GPT-OSS)."""
+
+
+class ExpertScores(StrEnum):
+    """How the logits of a router become the weights of the experts that a token uses."""
+
+    SOFTMAX = "softmax"
+    """Softmax over all experts; the weights of the chosen ones are used as they are."""
+    SOFTMAX_NORMALIZED = "softmax_normalized"
+    """The same, divided by their sum. It equals the softmax over the chosen experts' logits (Mixtral, GPT-OSS)."""

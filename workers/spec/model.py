@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moorage.workers.spec.kinds import Activation, ExpertScores, NormKind, QkNorm, Residual
+
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
@@ -59,8 +61,42 @@ class DualChunkSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """In what one layer may differ from the others."""
+
+    window: int | None = None
+    """Tokens that a query attends at most, its own included (sliding window); None is all."""
+    rope: RopeSpec | None = None
+    """The rotary embedding of this layer alone, which no setting of a session changes; None is the model's."""
+    rotates: bool = True
+    """False attends without positions (NoPE): queries and keys are used as projected."""
+    has_experts: bool = False
+    """Whether the feed-forward part is `ModelSpec.experts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsSpec:
+    """A feed-forward part of which each token uses some experts (mixture of experts)."""
+
+    num_experts: int
+    per_token: int
+    """Experts that a token uses."""
+    intermediate_size: int
+    """Of each expert."""
+    scores: ExpertScores
+    """How the router's logits become the weights of the chosen experts."""
+    shared_intermediate_size: int = 0
+    """Of the expert that every token uses beside the others; 0 is none."""
+    shared_gate: bool = False
+    """Whether the shared expert's output is weighted by the sigmoid of a product of its own."""
+    router_bias: bool = False
+    bias: bool = False
+    """Whether gate, up and down of the experts have biases."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """The shape of a decoder, read from a Hugging Face `config.json`."""
+    """The shape of a decoder, read from a Hugging Face `config.json` or the header of a GGUF file."""
 
     family: str
     """Its name in `workers/gpu/model/families`."""
@@ -78,7 +114,7 @@ class ModelSpec:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: QkNorm = QkNorm.NONE
     dtype: str = "float16"
     """Storage type of the checkpoint: float32, bfloat16 or float16."""
     bos_token_id: int | None = None
@@ -86,6 +122,27 @@ class ModelSpec:
     dual_chunk: DualChunkSpec | None = None
     sliding_window: int | None = None
     """Tokens that the reference attends at most; sessions must not outgrow it. None is all."""
+    layers: tuple[LayerSpec, ...] = ()
+    """One for each layer; empty where all are `LayerSpec()`. Read through `layer`."""
+    norm: NormKind = NormKind.RMS
+    norm_bias: bool = False
+    residual: Residual = Residual.PRE
+    activation: Activation = Activation.SILU
+    embedding_scale: float = 1.0
+    """Factor on the embeddings of tokens (Gemma, Granite)."""
+    residual_scale: float = 1.0
+    """Factor on what attention and feed-forward part add to the hidden states (Granite)."""
+    logit_scale: float = 1.0
+    """Factor on the logits (Command-R; Granite's divisor as its inverse)."""
+    logit_softcap: float | None = None
+    """c of c * tanh(logit / c), for the logits of tokens (Gemma 2)."""
+    attention_scale: float | None = None
+    """Factor on the products of queries and keys; None is 1 / sqrt(head_dim)."""
+    attention_softcap: float | None = None
+    """c of c * tanh(x / c), for scaled products of queries and keys (Gemma 2)."""
+    attention_sinks: bool = False
+    """Whether each query head has a learned logit that takes part in the softmax and has no value (GPT-OSS)."""
+    experts: ExpertsSpec | None = None
     notes: tuple[str, ...] = ()
     """Where the directory disagrees with itself: what was taken, one line each."""
 
@@ -93,3 +150,17 @@ class ModelSpec:
     def group_size(self) -> int:
         """Query heads that share a KV head."""
         return self.num_heads // self.num_kv_heads
+
+    def layer(self, index: int) -> LayerSpec:
+        """What layer `index` has of its own."""
+        return self.layers[index] if self.layers else LayerSpec()
+
+    @property
+    def stored_layers(self) -> tuple[int, ...]:
+        """The layers whose keys and values lie in the stores: those that attend everything."""
+        return tuple(i for i in range(self.num_layers) if self.layer(i).window is None)
+
+    @property
+    def window_layers(self) -> tuple[int, ...]:
+        """The layers that attend a window alone, and whose worker keeps no more than that."""
+        return tuple(i for i in range(self.num_layers) if self.layer(i).window is not None)

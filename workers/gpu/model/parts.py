@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import ModelSpec, QkNorm
 
 Shape = tuple[int, ...]
 
@@ -50,7 +50,7 @@ def part_shapes(spec: ModelSpec) -> dict[Part, Shape]:
     }
     if not spec.tie_word_embeddings:
         shapes[Part.LM_HEAD] = (spec.vocab_size, hidden)
-    if spec.qk_norm:
+    if spec.qk_norm is QkNorm.HEAD:
         shapes |= dict.fromkeys((Part.Q_NORM, Part.K_NORM), (spec.head_dim,))
     return shapes
 

@@ -16,7 +16,7 @@ from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights
 from moorage.workers.hf_tensors import present_name
 from moorage.workers.hf_weights import check_weights
 from moorage.workers.safetensors_header import TensorHeader
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import ModelSpec, QkNorm
 
 Progress = Callable[[int, int], None]
 """A function that is called with the bytes that are read so far, and the bytes of all tensors."""
@@ -123,6 +123,6 @@ def _allocate_layer(spec: ModelSpec, empty: Callable[..., Tensor]) -> LayerWeigh
         output_bias=empty(hidden) if spec.output_bias else None,
         gate_up_bias=empty(2 * intermediate) if spec.mlp_bias else None,
         down_bias=empty(hidden) if spec.mlp_bias else None,
-        q_norm=empty(head_dim) if spec.qk_norm else None,
-        k_norm=empty(head_dim) if spec.qk_norm else None,
+        q_norm=empty(head_dim) if spec.qk_norm is QkNorm.HEAD else None,
+        k_norm=empty(head_dim) if spec.qk_norm is QkNorm.HEAD else None,
     )

@@ -9,12 +9,12 @@ from moorage.workers.gpu.model.families.qwen2 import qwen_keys
 from moorage.workers.gpu.model.family import Family, PublishedModel
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_fields import Fields
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import ModelSpec, QkNorm
 
 
 def _own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
     biased = config.flag("attention_bias")
-    return replace(qwen_keys(spec, config), qkv_bias=biased, output_bias=biased, qk_norm=True)
+    return replace(qwen_keys(spec, config), qkv_bias=biased, output_bias=biased, qk_norm=QkNorm.HEAD)
 
 
 FAMILY = Family(
