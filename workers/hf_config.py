@@ -10,6 +10,7 @@ from moorage.workers.errors import InvalidModel
 from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.family import Family
 from moorage.workers.gpu.model.parts import Part
+from moorage.workers.hf_claims import with_claim
 from moorage.workers.hf_directory import check_directory
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
@@ -66,7 +67,7 @@ def read_spec(config: Fields, family: Family) -> ModelSpec:
     )
     spec = family.own_keys(common, config)
     _check_window(config, spec)
-    return spec
+    return with_claim(spec, family)
 
 
 def _rope(config: Fields, head_dim: int) -> RopeSpec:

@@ -22,6 +22,9 @@ from moorage.workers.spec import (
 )
 from moorage.workers.spec.setting import settings_of
 
+_OF_POSITIONS = {"scheme", "pretraining_length", "rope_scaling", "rope_scaling_factor"}
+"""Settings of which one is enough that positions do not follow the checkpoint's dual chunks."""
+
 
 def given(config: ClusterConfig, kind: type[Any] | None = None) -> dict[str, Any]:
     """The settings that a configuration gives, by name; with `kind` only those of this record."""
@@ -47,7 +50,18 @@ def resolve_settings(
         # Distant keys are attended un-rotated then, so that anchors of rotated keys would say nothing of them.
         own = {"anchor_space": AnchorSpace.PLAIN} | own
     settings = _in_blocks_of(PRESETS[config.memory.preset].settings(), own)
-    return _within_trained(settings.replace(own), own, model).replace(own)
+    settings = _with_own_chunks(settings.replace(own), config.memory.preset, own, model)
+    return _within_trained(settings, own, model).replace(own)
+
+
+def _with_own_chunks(
+    settings: Settings, preset: str, own: dict[str, Any], model: ModelSpec | None
+) -> Settings:
+    """The settings with dual chunks, where the checkpoint names them and nobody says anything else of positions."""
+    said = own.keys() | PRESETS[preset].differs.keys()
+    if model is None or model.dual_chunk is None or said & _OF_POSITIONS:
+        return settings
+    return settings.replace({"scheme": Positions.DCA})
 
 
 def _in_blocks_of(settings: Settings, own: dict[str, Any]) -> Settings:

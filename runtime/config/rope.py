@@ -11,9 +11,6 @@ from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
 from moorage.workers.spec import MemorySpec, ModelSpec, Positions, PositionSpec, RopeSpec, RotarySettings
 
-QWEN_MSCALE = 0.1
-"""Growth of attention of checkpoints that name a `dual_chunk_attention_config` with an original length."""
-
 
 def settle_positions(
     memory: MemorySpec, rotary: RotarySettings, model: ModelSpec, block_size: int, replaces_own: bool
@@ -24,18 +21,22 @@ def settle_positions(
     ValueError with key, fault and fix.
     """
     positions = memory.positions
-    positions = replace(positions, rope=_rope(rotary, positions.pretraining_length, model, replaces_own))
+    positions = replace(positions, rope=_rope(rotary, positions, model, replaces_own))
     if positions.scheme is Positions.DCA:
         positions = _dual_chunk(positions, model, block_size)
     return replace(memory, positions=positions)
 
 
-def _rope(rotary: RotarySettings, trained: int | None, model: ModelSpec, replaces_own: bool) -> RopeSpec:
+def _rope(rotary: RotarySettings, positions: PositionSpec, model: ModelSpec, replaces_own: bool) -> RopeSpec:
+    trained = positions.pretraining_length
     rope, factor = model.rope, rotary.rope_scaling_factor
+    if trained is not None or positions.scheme is not Positions.ROPE:
+        # What a model card recommends is for plain positions and the checkpoint's own length.
+        rope = replace(rope, longer=None)
     if rotary.rope_scaling is not None:
         rope = _scaled(rotary.rope_scaling, trained, model)
     elif factor is not None and (replaces_own or rope.rope_type == "default"):
-        rope = replace(rope, rope_type="dynamic", factor=factor)
+        rope = replace(rope, rope_type="dynamic", factor=factor, longer=None)
     if trained is not None and rope.rope_type == "dynamic":
         rope = replace(rope, max_position_embeddings=trained)
     if rotary.session_len is not None:
@@ -73,7 +74,7 @@ def _dual_chunk(positions: PositionSpec, model: ModelSpec, block_size: int) -> P
         positions,
         pretraining_length=length,
         dca_chunk=chunk,
-        mscale=(QWEN_MSCALE if original else 0.0) if positions.mscale is None else positions.mscale,
+        mscale=(own.mscale if own else 0.0) if positions.mscale is None else positions.mscale,
         mscale_length=original or length,
     )
 

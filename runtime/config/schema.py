@@ -58,8 +58,8 @@ class LongContextSection(DeclaredSection):
     )
     max_seq_len: Tokens | None = Field(
         None,
-        description="Most tokens of one session, prompt and generated together; default is the model's trained "
-        "length, or up to 128K where positions reach further.",
+        description="Most tokens of one session, prompt and generated together; default is what the checkpoint or "
+        "its model card promises, or up to 128K where positions reach further.",
     )
     threads_num: Threads | None = Field(
         None,

@@ -68,8 +68,14 @@ def _positions(memory: MemorySpec, block_size: int, num_tokens: int) -> Hashable
 
 
 def _rope(rope: RopeSpec | None, num_tokens: int) -> RopeSpec | None:
-    """Dynamic NTK is plain RoPE up to the trained length."""
-    if rope is None or rope.rope_type != "dynamic":
+    """Dynamic NTK, and what a model card recommends beyond it, are plain RoPE up to the trained length."""
+    if rope is None:
+        return None
+    if rope.longer is not None:
+        return replace(
+            rope.of_length(max(num_tokens, rope.fixed_length or 0)), longer=None, fixed_length=None
+        )
+    if rope.rope_type != "dynamic":
         return rope
     if max(num_tokens, rope.fixed_length or 0) > rope.max_position_embeddings:
         return rope

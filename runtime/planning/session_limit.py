@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moorage.runtime.config.session_settings import resolve_memory
-from moorage.runtime.planning.trained_length import Reach, reach, trained_length
+from moorage.runtime.planning.trained_length import Reach, claimed_length, reach, trained_length
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.spec import ModelSpec
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moorage.runtime.config.schema import ClusterConfig
 
 EXTENDED_TOKENS = 131072
-"""Default of a session whose positions reach further than the model was trained; memory is reserved by it."""
+"""Default of a session whose positions reach further than the model promises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class SessionLimit:
 def session_limit(config: ClusterConfig, model: ModelSpec) -> SessionLimit:
     """The configured length, or by default as far as positions reach.
 
-    Where they reach beyond the trained length, the default is at most EXTENDED_TOKENS, or the trained length where
-    that is longer. Raises InvalidRequest for positions that don't fit the model, and InvalidConfig for a length at
-    which the checkpoint's sliding window would be active.
+    Where they reach beyond what the model itself promises, the default is at most EXTENDED_TOKENS, or that length
+    where it is longer. Raises InvalidRequest for positions that don't fit the model, and InvalidConfig for a length
+    at which the checkpoint's sliding window would be active.
     """
     memory = resolve_memory(config, model=model)
     found, trained = reach(memory, model), trained_length(model)
-    longest = max(EXTENDED_TOKENS, trained)
+    longest = max(EXTENDED_TOKENS, claimed_length(model))
     default = longest if found.tokens is None else min(found.tokens, longest)
     given = config.long_context.max_seq_len
     check_window(model, given or default)

@@ -54,6 +54,12 @@ def trained_length(model: ModelSpec) -> int:
     return model.rope.max_position_embeddings
 
 
+def claimed_length(model: ModelSpec) -> int:
+    """Tokens of a session that config.json or the model card promises, the trained length at least."""
+    chunked = 0 if model.dual_chunk is None else model.rope.max_position_embeddings
+    return max(trained_length(model), model.claimed_length or 0, chunked)
+
+
 def reach(memory: MemorySpec, model: ModelSpec) -> Reach:
     """How far positions hold under axes that `resolve_memory` settled against `model`."""
     found = _reach_of_positions(memory, model)
@@ -90,6 +96,13 @@ def _reach_of_chunks(memory: MemorySpec, model: ModelSpec) -> Reach:
 
 def _reach_of_rope(memory: MemorySpec, model: ModelSpec) -> _Limit:
     rope = memory.positions.rope or model.rope
+    if (
+        model.claimed_length is not None
+        and rope == model.rope
+        and memory.positions.pretraining_length is None
+    ):
+        by = "" if rope.longer is None else f" by {rope.longer.rope_type}"
+        return _Limit(model.claimed_length, f"the model card promises {model.claimed_length:,} tokens{by}")
     trained = memory.positions.pretraining_length or trained_length(model)
     start = memory.positions.pretraining_length or _unscaled_length(model)
     if rope.rope_type == "dynamic":
@@ -127,7 +140,9 @@ def _unscaled_length(model: ModelSpec) -> int:
 
 def _method(rope: RopeSpec) -> RopeSpec:
     """The scaling alone, without what a session may add to it."""
-    return replace(rope, theta=10000.0, max_position_embeddings=1, fixed_length=None, distance_scale=1.0)
+    return replace(
+        rope, theta=10000.0, max_position_embeddings=1, fixed_length=None, distance_scale=1.0, longer=None
+    )
 
 
 def _scaled(name: str, factor: float, rope: RopeSpec) -> str:

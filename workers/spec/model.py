@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moorage.workers.spec.kinds import Activation, ExpertScores, NormKind, QkNorm, Residual
 
@@ -33,16 +33,31 @@ class RopeSpec:
     """Length that dynamic and longrope assume; None takes the sequence's own."""
     distance_scale: float = 1.0
     """Factor on every position (InfLLM's name for linear interpolation)."""
+    longer: RopeSpec | None = None
+    """The scaling of sequences beyond max_position_embeddings, as the model card recommends; None keeps this one."""
 
     @property
     def follows_length(self) -> bool:
         """Whether frequencies depend on the sequence's length."""
-        return self.rope_type in ("dynamic", "longrope") and self.fixed_length is None
+        by_length = self.rope_type in ("dynamic", "longrope") or self.longer is not None
+        return by_length and self.fixed_length is None
+
+    def of_length(self, seq_len: int) -> RopeSpec:
+        """The scaling of a sequence of `seq_len` tokens: this one, or `longer` with this one's own distances."""
+        if self.longer is None or seq_len <= self.max_position_embeddings:
+            return self
+        return replace(self.longer, theta=self.theta, distance_scale=self.distance_scale)
+
+    def switches_at(self, seq_len: int) -> bool:
+        """Whether a sequence gets another scaling when it grows to `seq_len` tokens; dynamic only drifts."""
+        return self.rope_type != "dynamic" and self.length_class(seq_len - 1) != self.length_class(seq_len)
 
     def length_class(self, seq_len: int) -> int:
         """Sequences of the same class have the same frequencies; it never falls as `seq_len` grows."""
         if not self.follows_length:
             return 0
+        if self.longer is not None:
+            return int(seq_len > self.max_position_embeddings)
         if self.rope_type == "longrope":
             return int(seq_len > (self.original_max_position_embeddings or self.max_position_embeddings))
         return max(seq_len, self.max_position_embeddings)
@@ -58,6 +73,8 @@ class DualChunkSpec:
     """s: tokens of one chunk."""
     original_length: int | None = None
     """Length beyond which attention is scaled; None never scales."""
+    mscale: float = 0.0
+    """Growth of attention beyond it, see `PositionSpec.mscale`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,8 @@ class ModelSpec:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dual_chunk: DualChunkSpec | None = None
+    claimed_length: int | None = None
+    """Tokens of a session that the model card promises; None promises no more than config.json says."""
     sliding_window: int | None = None
     """Tokens that the reference attends at most; sessions must not outgrow it. None is all."""
     layers: tuple[LayerSpec, ...] = ()

@@ -19,7 +19,7 @@ class PositionSpec:
         Positions.ROPE,
         "Where a query sees keys: rope (each at its own position), clamped (beyond the local window all at "
         "local_windows_len - 1, as InfLLM), dca (within chunks, as Dual Chunk Attention) or rolling (only sinks and "
-        "window, side by side, as StreamingLLM).",
+        "window, side by side, as StreamingLLM); default is rope, or dca where the checkpoint names dual chunks.",
     )
     rope: RopeSpec | None = None
     """Rotary embedding of this session, from RotarySettings and the model; None takes the model's."""

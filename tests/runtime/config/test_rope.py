@@ -58,13 +58,14 @@ def test_dca_takes_three_quarters_of_the_trained_length() -> None:
 
 
 def test_a_checkpoint_names_its_own_dual_chunks() -> None:
-    qwen = replace(PLAIN, dual_chunk=DualChunkSpec(262145, 253952, 262144))
+    qwen = replace(PLAIN, dual_chunk=DualChunkSpec(262145, 253952, 262144, mscale=0.1))
     memory = settled(qwen, positions="dca")
     assert (memory.positions.pretraining_length, memory.positions.dca_chunk) == (262145, 253952)
     assert (memory.positions.mscale, memory.positions.mscale_length) == (0.1, 262144)
     assert settled(qwen, positions="dca", mscale=0).positions.mscale == 0
     assert settled(qwen, positions="dca", pretraining_length=4096).positions.dca_chunk == 3072
-    assert settled(qwen).positions.dca_chunk is None
+    assert settled(qwen).positions == memory.positions, "the checkpoint's own positions are the default"
+    assert settled(qwen, positions="rope").positions.dca_chunk is None
 
 
 def test_the_key_of_qwen_checkpoints_is_read(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_the_key_of_qwen_checkpoints_is_read(tmp_path: Path) -> None:
         },
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert read_model_spec(tmp_path).dual_chunk == DualChunkSpec(262145, 253952, 262144)
+    assert read_model_spec(tmp_path).dual_chunk == DualChunkSpec(262145, 253952, 262144, mscale=0.1)
     for local in (33, 64):
         values["dual_chunk_attention_config"] = {"chunk_size": 64, "local_size": local}
         (tmp_path / "config.json").write_text(json.dumps(values))

@@ -128,9 +128,10 @@ class Engine:
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""
         memory, rope = session.memory, session.memory.positions.rope or self._spec.rope
-        due = session.decode_index % memory.positions.rebase_every == 0 or rope.rope_type == "longrope"
+        length = session.num_tokens + 1
+        due = session.decode_index % memory.positions.rebase_every == 0 or rope.switches_at(length)
         if due and (memory.positions.mscale or rope.follows_length):
-            session.rotations = self._table.rotations(memory, session.num_tokens + 1)
+            session.rotations = self._table.rotations(memory, length)
 
     def _recover(self, plan: StepPlan) -> None:
         """After a step that raised half-way: no trace of its sessions is left, and the slots of the others agree."""

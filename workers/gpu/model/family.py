@@ -43,6 +43,16 @@ class Accepted:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """What a model card says of long contexts, and config.json does not."""
+
+    tokens: int
+    """Of a session, that the card promises."""
+    scaling: Mapping[str, object] | None = None
+    """`rope_scaling` that it recommends beyond max_position_embeddings; None keeps that of config.json."""
+
+
+@dataclass(frozen=True, slots=True)
 class PublishedModel:
     """The keys of a published config.json that sizes depend on."""
 
@@ -54,6 +64,7 @@ class PublishedModel:
     vocab_size: int
     max_position_embeddings: int
     other_keys: Mapping[str, object] = field(default_factory=dict)
+    claim: Claim | None = None
 
     def config(self) -> dict[str, object]:
         """As config.json has them; the type is bfloat16 unless `other_keys` says another one."""

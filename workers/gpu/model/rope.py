@@ -26,8 +26,9 @@ class RopeView:
 
 
 def rope_view(spec: RopeSpec, seq_len: int) -> RopeView:
-    """The view for a sequence of `seq_len` tokens; only dynamic and longrope depend on the length."""
-    view = _scaled_view(spec, spec.fixed_length or seq_len)
+    """The view for a sequence of `seq_len` tokens; dynamic, longrope and `longer` depend on the length."""
+    length = spec.fixed_length or seq_len
+    view = _scaled_view(spec.of_length(length), length)
     return RopeView(view.inv_freq * spec.distance_scale, view.attention_scale)
 
 

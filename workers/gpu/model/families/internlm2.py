@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moorage.workers.gpu.model.family import Family, PackedByKvHead, PublishedModel, TensorNames
+from moorage.workers.gpu.model.family import Claim, Family, PackedByKvHead, PublishedModel, TensorNames
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_fields import Fields
 from moorage.workers.spec import ModelSpec
@@ -45,6 +45,7 @@ FAMILY = Family(
             92544,
             262144,
             {"bias": False, "rope_scaling": {"type": "dynamic", "factor": 2.5}},
+            Claim(2**20),
         ),
     },
 )

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moorage.workers.gpu.model.families.llama import TENSORS
-from moorage.workers.gpu.model.family import Family, PublishedModel, read_sliding_window
+from moorage.workers.gpu.model.family import Claim, Family, PublishedModel, read_sliding_window
 from moorage.workers.hf_fields import Fields
 from moorage.workers.spec import DualChunkSpec, ModelSpec
+
+MSCALE = 0.1
+"""Growth of attention beyond the original length of a checkpoint with dual chunks."""
+YARN_CLAIM = Claim(131072, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768})
+"""What the cards of Qwen2, Qwen2.5 and Qwen3 say of prompts beyond 32K tokens."""
+_THETA = {"rope_theta": 1000000.0}
 
 
 def qwen_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
@@ -42,7 +48,7 @@ def _dual_chunk(config: Fields) -> DualChunkSpec | None:
     original = values.get("original_max_position_embeddings") or None
     if original is not None:
         original = values.positive_int("original_max_position_embeddings")
-    return DualChunkSpec(largest + 1, largest - local, original)
+    return DualChunkSpec(largest + 1, largest - local, original, 0.0 if original is None else MSCALE)
 
 
 def _own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
@@ -55,9 +61,9 @@ FAMILY = Family(
     tensors=TENSORS,
     own_keys=_own_keys,
     published={
-        "qwen2.5-7b": PublishedModel(28, 3584, 18944, 28, 4, 152064, 32768),
-        "qwen2.5-14b": PublishedModel(48, 5120, 13824, 40, 8, 152064, 32768),
-        "qwen2.5-32b": PublishedModel(64, 5120, 27648, 40, 8, 152064, 32768),
-        "qwen2.5-72b": PublishedModel(80, 8192, 29568, 64, 8, 152064, 32768),
+        "qwen2.5-7b": PublishedModel(28, 3584, 18944, 28, 4, 152064, 32768, _THETA, YARN_CLAIM),
+        "qwen2.5-14b": PublishedModel(48, 5120, 13824, 40, 8, 152064, 32768, _THETA, YARN_CLAIM),
+        "qwen2.5-32b": PublishedModel(64, 5120, 27648, 40, 8, 152064, 32768, _THETA, YARN_CLAIM),
+        "qwen2.5-72b": PublishedModel(80, 8192, 29568, 64, 8, 152064, 32768, _THETA, YARN_CLAIM),
     },
 )
