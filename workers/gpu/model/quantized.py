@@ -1,0 +1,73 @@
+"""Weights that are kept quantised: how float ones are quantised, and matrices of several parts.
+
+A checkpoint's own codes become a matrix by `pack`; value = scale * code + minimum fits Q4_0, Q4_1, Q4_K, Q5, Q6_K,
+Q8_0, AWQ, GPTQ, FP8 and, by a table of 16 values, IQ4_NL and MXFP4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moorage.kernels.quantized_linear import CodeKind, QuantizedMatrix, dequantize, dequantize_rows, pack
+
+__all__ = [
+    "CodeKind",
+    "Matrix",
+    "QuantizedMatrix",
+    "StackedMatrix",
+    "dequantize",
+    "dequantize_rows",
+    "group_size_for",
+    "pack",
+    "quantize",
+]
+
+GROUP_SIZES = (32, 16)
+"""Channels that share a scale where this program quantises; the first that divides a row is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackedMatrix:
+    """Matrices of the same width, one below the other, for instance query, key and value of different types."""
+
+    parts: tuple[Tensor | QuantizedMatrix, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+
+Matrix = Tensor | QuantizedMatrix | StackedMatrix
+"""What `linear` multiplies with."""
+
+
+def group_size_for(width: int) -> int | None:
+    """Channels that share a scale in rows of `width`; None where rows can't be divided and so stay float."""
+    return next((size for size in GROUP_SIZES if width % size == 0), None)
+
+
+def quantize(weight: Tensor, bits: int, group_size: int) -> QuantizedMatrix:
+    """The nearest codes to a float `weight` [out, in]: 4 bits with minima (as Q4_1), 8 bits without (as Q8_0)."""
+    groups = weight.float().view(weight.shape[0], -1, group_size)
+    if bits == 8:
+        scales = (groups.abs().amax(-1) / 127).half()
+        codes = (groups / _divisor(scales)).round().clamp(-127, 127).to(torch.int8)
+        return pack(codes.flatten(1), scales, bits=8)
+    low, high = groups.aminmax(dim=-1)
+    scales, minima = ((high - low) / 15).half(), low.half()
+    codes = ((groups - minima.float().unsqueeze(-1)) / _divisor(scales)).round().clamp(0, 15).to(torch.uint8)
+    return pack(codes.flatten(1), scales, minima, bits=4)
+
+
+def _divisor(scales: Tensor) -> Tensor:
+    """`scales` [out, groups] to divide groups by; 1 where a scale is 0."""
+    return torch.where(scales == 0, 1, scales.float()).unsqueeze(-1)
