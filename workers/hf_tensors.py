@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from moorage.workers.gpu.model.families import FAMILIES
-from moorage.workers.gpu.model.family import PackedByKvHead
+from moorage.workers.gpu.model.family import AllExperts, EachExpert, Held, PackedByKvHead, TensorNames
 from moorage.workers.gpu.model.parts import Part, Shape, biased_parts, part_shapes
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import LayerSpec, ModelSpec
 
 Kind = Literal["weight", "bias"]
 
@@ -27,19 +27,25 @@ class CheckpointTensor:
     """How often rows of all its parts follow one another; 1 where each part is in one piece."""
     layer: int | None
     """Of the parts; None for those outside the layers."""
+    expert: int | None = None
+    """The one expert whose rows it holds."""
+    stacked: AllExperts | None = None
+    """How it holds the rows of all experts."""
 
 
-def checkpoint_tensors(spec: ModelSpec) -> Iterator[CheckpointTensor]:
-    """Every tensor that a checkpoint of `spec` must hold."""
-    names = FAMILIES[spec.family].tensors
-    yield from _tensors(spec, names.model, "", None)
-    for index in range(spec.num_layers):
-        yield from _tensors(spec, names.layer, f"model.layers.{index}.", index)
+def checkpoint_tensors(spec: ModelSpec, names: Collection[str] = ()) -> list[CheckpointTensor]:
+    """Every tensor that a checkpoint of `spec` must hold.
+
+    A family may name them in several ways: the one that shares most names with `names`, those of the files, counts.
+    """
+    family = FAMILIES[spec.family]
+    ways = [list(_all_tensors(spec, tensors)) for tensors in (family.tensors, *family.other_tensors)]
+    return max(ways, key=lambda way: sum(tensor.name in names for tensor in way))
 
 
-def tensor_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """Shape by name of every tensor that a checkpoint of `spec` must hold."""
-    return {tensor.name: tensor.shape for tensor in checkpoint_tensors(spec)}
+def tensor_shapes(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, Shape]:
+    """Shape by name of every tensor that a checkpoint of `spec` must hold; `names` as in `checkpoint_tensors`."""
+    return {tensor.name: tensor.shape for tensor in checkpoint_tensors(spec, names)}
 
 
 def present_name(name: str, family: str) -> str:
@@ -55,19 +61,53 @@ def is_redundant(name: str, spec: ModelSpec) -> bool:
     return name.endswith("rotary_emb.inv_freq") or (spec.tie_word_embeddings and name == f"{head}.weight")
 
 
+def _all_tensors(spec: ModelSpec, tensors: TensorNames) -> Iterator[CheckpointTensor]:
+    yield from _tensors(spec, tensors.model, "", None)
+    for index in range(spec.num_layers):
+        yield from _tensors(spec, tensors.layer, f"model.layers.{index}.", index)
+
+
 def _tensors(
-    spec: ModelSpec, names: Mapping[str, Part | PackedByKvHead], prefix: str, layer: int | None
+    spec: ModelSpec, names: Mapping[str, Held], prefix: str, layer: int | None
 ) -> Iterator[CheckpointTensor]:
-    shapes, biased = part_shapes(spec), biased_parts(spec)
+    weights = part_shapes(spec, LayerSpec() if layer is None else spec.layer(layer))
+    biases = {part: weights[part][:-1] for part in biased_parts(spec) if part in weights}
+    shapes_of: tuple[tuple[Kind, dict[Part, Shape]], ...] = (("weight", weights), ("bias", biases))
     for name, held in names.items():
-        if isinstance(held, PackedByKvHead):
-            parts, groups = held.parts, spec.num_kv_heads
-        else:
-            parts, groups = (held,), 1
-        if not shapes.keys() >= set(parts):
-            continue
-        rows = sum(shapes[part][0] for part in parts)
-        weight = (rows, *shapes[parts[0]][1:])
-        yield CheckpointTensor(f"{prefix}{name}.weight", weight, "weight", parts, groups, layer)
-        if biased >= set(parts):
-            yield CheckpointTensor(f"{prefix}{name}.bias", (rows,), "bias", parts, groups, layer)
+        for kind, shapes in shapes_of:
+            if shapes.keys() >= set(parts_in(held)):
+                yield from _held(spec, f"{prefix}{name}", held, kind, shapes, layer)
+
+
+def parts_in(held: Held) -> tuple[Part, ...]:
+    """The parts whose rows a tensor holds."""
+    match held:
+        case Part():
+            return (held,)
+        case EachExpert(part):
+            return (part,)
+        case PackedByKvHead(parts) | AllExperts(parts):
+            return parts
+
+
+def _held(
+    spec: ModelSpec, name: str, held: Held, kind: Kind, shapes: Mapping[Part, Shape], layer: int | None
+) -> Iterator[CheckpointTensor]:
+    """The tensor of this name, or one for each expert."""
+    parts = parts_in(held)
+    shape = shapes[parts[0]]
+    match held:
+        case EachExpert():
+            for i in range(shape[0]):
+                numbered = f"{name.format(expert=i)}.{kind}"
+                yield CheckpointTensor(numbered, shape[1:], kind, parts, 1, layer, expert=i)
+        case AllExperts():
+            shape = (shape[0], sum(shapes[part][1] for part in parts), *shape[2:])
+            if held.transposed and kind == "weight":
+                shape = (shape[0], shape[2], shape[1])
+            suffix = held.suffixes[kind == "bias"]
+            yield CheckpointTensor(f"{name}{suffix}", shape, kind, parts, 1, layer, stacked=held)
+        case _:
+            groups = spec.num_kv_heads if isinstance(held, PackedByKvHead) else 1
+            rows = sum(shapes[part][0] for part in parts)
+            yield CheckpointTensor(f"{name}.{kind}", (rows, *shape[1:]), kind, parts, groups, layer)

@@ -67,7 +67,8 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
 
     Raises InvalidModel with the file and the tensor.
     """
-    headers, expected = read_headers(directory, spec.family), tensor_shapes(spec)
+    headers = read_headers(directory, spec.family)
+    expected = tensor_shapes(spec, headers)
     for name, shape in expected.items():
         if name not in headers:
             raise InvalidModel(

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gpu.model.allocation import random_weights
 from moorage.workers.gpu.model.naming import slots
-from moorage.workers.gpu.model.weights import load_weights, random_weights
+from moorage.workers.gpu.model.weights import load_weights
 from moorage.workers.hf_config import read_model_spec
-from moorage.workers.hf_tensors import tensor_shapes
+from moorage.workers.hf_tensors import checkpoint_tensors, tensor_shapes
 from moorage.workers.hf_weights import check_weights
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint, random_prompt
 
@@ -56,7 +57,12 @@ def refusal(directory: Path) -> str:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_names_and_shapes_are_those_that_the_decoder_takes(tmp_path: Path, family: str) -> None:
     tiny = build_tiny_checkpoint(family, tmp_path)
-    expected = {name: slot.shape for name, slot in slots(tiny.spec, random_weights(tiny.spec, CPU)).items()}
+    expected = {
+        name: slot.shape
+        for name, slot in slots(
+            tiny.spec, random_weights(tiny.spec, CPU), checkpoint_tensors(tiny.spec)
+        ).items()
+    }
     assert tensor_shapes(tiny.spec) == expected
     found = check_weights(tmp_path, tiny.spec)
     assert {name: header.shape for name, header in found.items()} == expected

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from moorage.runtime.planning.known_models import MODEL_PRESETS
+from moorage.workers.gpu.model.allocation import random_weights
 from moorage.workers.gpu.model.decoder import Attend, Decoder
 from moorage.workers.gpu.model.parameters import DecoderWeights
-from moorage.workers.gpu.model.weights import random_weights
 from moorage.workers.kv.messages import AnchorRotation, Int32
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import KvLayout, ModelSpec, RopeSpec

@@ -8,10 +8,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear, silu
+from torch.nn.functional import embedding, linear
 
 from moorage.kernels.rms_norm import add_rms_norm, norm_heads, rms_norm
-from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights
+from moorage.workers.gpu.model.activations import gated
+from moorage.workers.gpu.model.experts import run_experts, run_mlp
+from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights, MlpWeights
 from moorage.workers.gpu.model.weights import Progress, load_weights, resolve_dtype
 from moorage.workers.spec import ModelSpec
 
@@ -46,6 +48,7 @@ class Decoder:
     def __init__(self, spec: ModelSpec, weights: DecoderWeights) -> None:
         self.spec = spec
         self.weights = weights
+        self._activate = gated(spec.activation)
         self.graphs: StepGraphs | None = None
         """Launch all that lies between two attentions at once, for few tokens. An engine on a GPU sets them."""
 
@@ -135,5 +138,10 @@ class Decoder:
         )
         for piece, more in pieces:
             normed = add_rms_norm(piece, more, layer.post_norm, self.spec.rms_norm_eps)
-            gate, up = linear(normed, layer.gate_up, layer.gate_up_bias).chunk(2, dim=-1)
-            piece += linear(silu(gate).mul_(up), layer.down, layer.down_bias)
+            piece += self._feed_forward(layer, normed)
+
+    def _feed_forward(self, layer: LayerWeights, normed: Tensor) -> Tensor:
+        if isinstance(layer.feed_forward, MlpWeights):
+            return run_mlp(normed, layer.feed_forward, self._activate)
+        assert self.spec.experts is not None
+        return run_experts(normed, layer.feed_forward, self.spec.experts, self._activate)

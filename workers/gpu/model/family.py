@@ -18,11 +18,35 @@ class PackedByKvHead:
 
 
 @dataclass(frozen=True, slots=True)
+class EachExpert:
+    """One tensor for each expert, at whose number the name has `{expert}`; together they hold `part`."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
+class AllExperts:
+    """One tensor for all experts, [experts, out, in], with the rows of several parts one after the other."""
+
+    parts: tuple[Part, ...]
+    interleaved: bool = False
+    """Whether rows of the parts alternate."""
+    transposed: bool = False
+    """Whether it is [experts, in, out]."""
+    suffixes: tuple[str, str] = ("", "_bias")
+    """What its weight and its bias have after their name."""
+
+
+Held = Part | PackedByKvHead | EachExpert | AllExperts
+"""What a tensor holds."""
+
+
+@dataclass(frozen=True, slots=True)
 class TensorNames:
     """The tensors of a checkpoint, named without `.weight` and `.bias`, and the parts that they hold."""
 
     model: Mapping[str, Part]
-    layer: Mapping[str, Part | PackedByKvHead]
+    layer: Mapping[str, Held]
     """Those of one layer, named without `model.layers.0.`. A part that a model lacks may stand here."""
     older_names: Mapping[str, str] = field(default_factory=dict)
     """Pieces of names in older checkpoints, and what stands for them in `layer`."""
@@ -102,6 +126,8 @@ class Family:
     architectures: tuple[str, ...]
     """The classes that config.json may name."""
     tensors: TensorNames
+    other_tensors: tuple[TensorNames, ...] = ()
+    """How other checkpoints of this family name their tensors."""
     own_keys: Callable[[ModelSpec, Fields], ModelSpec] = _no_own_keys
     """Completes what the keys of all families say with what this family's keys say. Raises InvalidModel."""
     model_types: tuple[str, ...] = ()

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights
-from moorage.workers.gpu.model.parts import Part, part_shapes
-from moorage.workers.hf_tensors import Kind, checkpoint_tensors
+from moorage.workers.gpu.model.family import AllExperts
+from moorage.workers.gpu.model.parameters import DecoderWeights, ExpertsWeights, LayerWeights, MlpWeights
+from moorage.workers.gpu.model.parts import Part
+from moorage.workers.hf_tensors import CheckpointTensor, Kind
 from moorage.workers.spec import ModelSpec
 
 Views = dict[tuple[Part, Kind], Tensor]
 
 
+class Fillable(Protocol):
+    """The views of a decoder's weights that one tensor of the checkpoint fills."""
+
+    def fill(self, tensor: Tensor) -> None:
+        """Copies a tensor of the checkpoint into the decoder, and converts type and device."""
+
+    def is_finite(self) -> bool:
+        """Whether no element that was filled is NaN or infinite."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The views of a decoder's weights that one tensor of the checkpoint fills."""
+    """Views whose rows follow one another in the tensor."""
 
     targets: tuple[Tensor, ...]
     groups: int
@@ -26,18 +43,47 @@ class Slot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """See Fillable."""
         return (sum(target.shape[0] for target in self.targets), *self.targets[0].shape[1:])
 
     def fill(self, tensor: Tensor) -> None:
-        """Copies a tensor of `shape` into the decoder, and converts type and device."""
+        """See Fillable; the tensor is of `shape`."""
         grouped = tensor.view(self.groups, -1, *tensor.shape[1:])
         rows = [target.shape[0] // self.groups for target in self.targets]
         for target, part in zip(self.targets, torch.split(grouped, rows, dim=1), strict=True):
             target.view(part.shape).copy_(part)
 
     def is_finite(self) -> bool:
-        """Whether no element that was filled is NaN or infinite."""
+        """See Fillable."""
+        return all(is_finite(target) for target in self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsSlot:
+    """Views of the parts of all experts, [experts, out, in] or [experts, out]."""
+
+    targets: tuple[Tensor, ...]
+    held: AllExperts
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See Fillable."""
+        number, _, *inner = self.targets[0].shape
+        rows = sum(target.shape[1] for target in self.targets)
+        return (number, *inner, rows) if self.held.transposed else (number, rows, *inner)
+
+    def fill(self, tensor: Tensor) -> None:
+        """See Fillable."""
+        rows = tensor.mT if self.held.transposed and tensor.dim() == 3 else tensor
+        if self.held.interleaved:
+            parts = tuple(rows[:, i :: len(self.targets)] for i in range(len(self.targets)))
+        else:
+            parts = torch.split(rows, [target.shape[1] for target in self.targets], dim=1)
+        for target, part in zip(self.targets, parts, strict=True):
+            target.copy_(part)
+
+    def is_finite(self) -> bool:
+        """See Fillable."""
         return all(is_finite(target) for target in self.targets)
 
 
@@ -50,39 +96,80 @@ def is_finite(tensor: Tensor) -> bool:
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
-def slots(spec: ModelSpec, weights: DecoderWeights) -> dict[str, Slot]:
-    """Where each tensor of a checkpoint of `spec` goes, by its name."""
+def slots(
+    spec: ModelSpec, weights: DecoderWeights, tensors: Iterable[CheckpointTensor]
+) -> dict[str, Fillable]:
+    """Where each of the tensors of a checkpoint of `spec` goes, by its name."""
     outside: Views = {
         (Part.EMBED, "weight"): weights.embed,
         (Part.FINAL_NORM, "weight"): weights.norm,
         (Part.LM_HEAD, "weight"): weights.lm_head,
     }
     layers = [_views(spec, layer) for layer in weights.layers]
-    found = {}
-    for tensor in checkpoint_tensors(spec):
-        views = outside if tensor.layer is None else layers[tensor.layer]
-        found[tensor.name] = Slot(tuple(views[part, tensor.kind] for part in tensor.parts), tensor.groups)
-    return found
+    return {
+        tensor.name: _slot(tensor, outside if tensor.layer is None else layers[tensor.layer])
+        for tensor in tensors
+    }
+
+
+def _slot(tensor: CheckpointTensor, views: Views) -> Fillable:
+    targets = tuple(views[part, tensor.kind] for part in tensor.parts)
+    if tensor.stacked is not None:
+        return ExpertsSlot(targets, tensor.stacked)
+    if tensor.expert is not None:
+        targets = tuple(target[tensor.expert] for target in targets)
+    return Slot(targets, tensor.groups)
 
 
 def _views(spec: ModelSpec, layer: LayerWeights) -> Views:
     """Each part of a layer as a view of the matrix in which it lies."""
-    views: Views = {
-        (Part.INPUT_NORM, "weight"): layer.input_norm,
-        (Part.POST_NORM, "weight"): layer.post_norm,
+    query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    views = {
+        **_whole(Part.INPUT_NORM, layer.input_norm),
+        **_whole(Part.POST_NORM, layer.post_norm),
+        **_whole(Part.Q_NORM, layer.q_norm),
+        **_whole(Part.K_NORM, layer.k_norm),
+        **_whole(Part.OUTPUT, layer.output, layer.output_bias),
     }
-    if layer.q_norm is not None and layer.k_norm is not None:
-        views |= {(Part.Q_NORM, "weight"): layer.q_norm, (Part.K_NORM, "weight"): layer.k_norm}
-    matrices: dict[tuple[Part, ...], tuple[Tensor, Tensor | None]] = {
-        (Part.QUERY, Part.KEY, Part.VALUE): (layer.qkv, layer.qkv_bias),
-        (Part.OUTPUT,): (layer.output, layer.output_bias),
-        (Part.GATE, Part.UP): (layer.gate_up, layer.gate_up_bias),
-        (Part.DOWN,): (layer.down, layer.down_bias),
+    rows = {Part.QUERY: query, Part.KEY: key_value, Part.VALUE: key_value}
+    views |= _split(rows, layer.qkv, layer.qkv_bias)
+    if isinstance(layer.feed_forward, MlpWeights):
+        return views | _mlp_views(layer.feed_forward, Part.GATE, Part.UP, Part.DOWN)
+    return views | _experts_views(layer.feed_forward)
+
+
+def _experts_views(weights: ExpertsWeights) -> Views:
+    views = {
+        **_whole(Part.ROUTER, weights.router, weights.router_bias),
+        **_whole(Part.SHARED_WEIGHT, weights.shared_weight),
+        **_mlp_views(weights.experts, Part.EXPERT_GATE, Part.EXPERT_UP, Part.EXPERT_DOWN),
     }
-    shapes = part_shapes(spec)
-    for parts, (weight, bias) in matrices.items():
-        rows = [shapes[part][0] for part in parts]
-        views |= {(part, "weight"): view for part, view in zip(parts, torch.split(weight, rows), strict=True)}
-        if bias is not None:
-            views |= {(part, "bias"): view for part, view in zip(parts, torch.split(bias, rows), strict=True)}
+    if weights.shared is not None:
+        views |= _mlp_views(weights.shared, Part.SHARED_GATE, Part.SHARED_UP, Part.SHARED_DOWN)
     return views
+
+
+def _mlp_views(weights: MlpWeights, gate: Part, up: Part, down: Part) -> Views:
+    intermediate = weights.gate_up.shape[-2] // 2
+    rows = {gate: intermediate, up: intermediate}
+    axis = weights.gate_up.dim() - 2
+    return _split(rows, weights.gate_up, weights.gate_up_bias, axis) | _whole(
+        down, weights.down, weights.down_bias
+    )
+
+
+def _whole(part: Part, weight: Tensor | None, bias: Tensor | None = None) -> Views:
+    """A part that is a matrix or vector of its own; none where the layer lacks it."""
+    given: tuple[tuple[Kind, Tensor | None], ...] = (("weight", weight), ("bias", bias))
+    return {(part, kind): tensor for kind, tensor in given if tensor is not None}
+
+
+def _split(rows: Mapping[Part, int], weight: Tensor, bias: Tensor | None, axis: int = 0) -> Views:
+    """The parts that follow one another in one matrix, by their numbers of rows, which lie along `axis`."""
+    given: tuple[tuple[Kind, Tensor | None], ...] = (("weight", weight), ("bias", bias))
+    return {
+        (part, kind): view
+        for kind, tensor in given
+        if tensor is not None
+        for part, view in zip(rows, torch.split(tensor, list(rows.values()), dim=axis), strict=True)
+    }

@@ -9,19 +9,49 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """A feed-forward part, or that of every expert, with one more axis in front. Gate and up are one matrix."""
+
+    gate_up: Tensor
+    down: Tensor
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+
+    def of(self, expert: int) -> MlpWeights:
+        """Views of one expert's, where these are of all."""
+        gate_up_bias, down_bias = self.gate_up_bias, self.down_bias
+        return MlpWeights(
+            self.gate_up[expert],
+            self.down[expert],
+            None if gate_up_bias is None else gate_up_bias[expert],
+            None if down_bias is None else down_bias[expert],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsWeights:
+    """A feed-forward part of experts."""
+
+    router: Tensor
+    router_bias: Tensor | None
+    experts: MlpWeights
+    shared: MlpWeights | None
+    """Of the expert that every token uses."""
+    shared_weight: Tensor | None
+    """[1, hidden]: a logit, whose sigmoid weights the shared expert."""
+
+
+@dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer. Matrices are [out, in]. Query, key and value are one matrix in this order; so are gate and up."""
+    """One layer. Matrices are [out, in]. Query, key and value are one matrix in this order."""
 
     input_norm: Tensor
     qkv: Tensor
     output: Tensor
     post_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    feed_forward: MlpWeights | ExpertsWeights
     qkv_bias: Tensor | None
     output_bias: Tensor | None
-    gate_up_bias: Tensor | None
-    down_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
 
@@ -44,7 +74,13 @@ class DecoderWeights:
         """All tensors; those of tied embeddings stand twice."""
         yield from (self.embed, self.norm, self.lm_head)
         for layer in self.layers:
-            for field in fields(layer):
-                tensor = getattr(layer, field.name)
-                if tensor is not None:
-                    yield tensor
+            yield from _tensors(layer)
+
+
+def _tensors(weights: LayerWeights | ExpertsWeights | MlpWeights) -> Iterator[Tensor]:
+    for field in fields(weights):
+        value = getattr(weights, field.name)
+        if isinstance(value, Tensor):
+            yield value
+        elif value is not None:
+            yield from _tensors(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 
-from moorage.workers.spec import ModelSpec, QkNorm
+from moorage.workers.spec import LayerSpec, ModelSpec, QkNorm
 
 Shape = tuple[int, ...]
 
@@ -29,11 +29,26 @@ class Part(StrEnum):
     GATE = auto()
     UP = auto()
     DOWN = auto()
+    ROUTER = auto()
+    """A logit for each expert; it stands in layers with experts, as do all that follow."""
+    EXPERT_GATE = auto()
+    """Of all experts, one after the other; so are the next two."""
+    EXPERT_UP = auto()
+    EXPERT_DOWN = auto()
+    SHARED_GATE = auto()
+    """Of the expert that every token uses; so are the next two."""
+    SHARED_UP = auto()
+    SHARED_DOWN = auto()
+    SHARED_WEIGHT = auto()
+    """A logit, whose sigmoid weights the shared expert."""
 
 
-def part_shapes(spec: ModelSpec) -> dict[Part, Shape]:
-    """Shapes [out, in] or [channels] of the weights that a decoder of `spec` has outside its layers and in each."""
-    hidden, intermediate = spec.hidden_size, spec.intermediate_size
+def part_shapes(spec: ModelSpec, layer: LayerSpec | None = None) -> dict[Part, Shape]:
+    """Shapes [out, in] or [channels] of the weights that a decoder of `spec` has outside its layers and in `layer`.
+
+    None is a layer without experts.
+    """
+    hidden = spec.hidden_size
     query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     shapes: dict[Part, Shape] = {
         Part.EMBED: (spec.vocab_size, hidden),
@@ -44,9 +59,7 @@ def part_shapes(spec: ModelSpec) -> dict[Part, Shape]:
         Part.KEY: (key_value, hidden),
         Part.VALUE: (key_value, hidden),
         Part.OUTPUT: (hidden, query),
-        Part.GATE: (intermediate, hidden),
-        Part.UP: (intermediate, hidden),
-        Part.DOWN: (hidden, intermediate),
+        **_feed_forward_shapes(spec, layer),
     }
     if not spec.tie_word_embeddings:
         shapes[Part.LM_HEAD] = (spec.vocab_size, hidden)
@@ -55,8 +68,28 @@ def part_shapes(spec: ModelSpec) -> dict[Part, Shape]:
     return shapes
 
 
+def _feed_forward_shapes(spec: ModelSpec, layer: LayerSpec | None) -> dict[Part, Shape]:
+    hidden, experts = spec.hidden_size, spec.experts
+    if experts is None or layer is None or not layer.has_experts:
+        gate_and_up = (spec.intermediate_size, hidden)
+        return {Part.GATE: gate_and_up, Part.UP: gate_and_up, Part.DOWN: gate_and_up[::-1]}
+    number, intermediate = experts.num_experts, experts.intermediate_size
+    shapes: dict[Part, Shape] = {
+        Part.ROUTER: (number, hidden),
+        Part.EXPERT_GATE: (number, intermediate, hidden),
+        Part.EXPERT_UP: (number, intermediate, hidden),
+        Part.EXPERT_DOWN: (number, hidden, intermediate),
+    }
+    if shared := experts.shared_intermediate_size:
+        shapes |= dict.fromkeys((Part.SHARED_GATE, Part.SHARED_UP), (shared, hidden))
+        shapes[Part.SHARED_DOWN] = (hidden, shared)
+    if experts.shared_gate:
+        shapes[Part.SHARED_WEIGHT] = (1, hidden)
+    return shapes
+
+
 def biased_parts(spec: ModelSpec) -> frozenset[Part]:
-    """The parts that have a bias, [out], beside their weight."""
+    """The parts that have a bias, [out] or [experts, out], beside their weight."""
     found: tuple[Part, ...] = ()
     if spec.qkv_bias:
         found += (Part.QUERY, Part.KEY, Part.VALUE)
@@ -64,4 +97,8 @@ def biased_parts(spec: ModelSpec) -> frozenset[Part]:
         found += (Part.OUTPUT,)
     if spec.mlp_bias:
         found += (Part.GATE, Part.UP, Part.DOWN)
+    if spec.experts is not None and spec.experts.router_bias:
+        found += (Part.ROUTER,)
+    if spec.experts is not None and spec.experts.bias:
+        found += (Part.EXPERT_GATE, Part.EXPERT_UP, Part.EXPERT_DOWN)
     return frozenset(found)

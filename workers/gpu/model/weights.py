@@ -1,4 +1,4 @@
-"""The weights of a decoder: their allocation, and how they are read from safetensors files."""
+"""The weights of a decoder: how they are read from safetensors files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from moorage.workers.counting import counted
-from moorage.workers.errors import InvalidModel, ResourceExhausted
+from moorage.workers.errors import InvalidModel
+from moorage.workers.gpu.model.allocation import allocate
 from moorage.workers.gpu.model.checkpoint import read_tensors
 from moorage.workers.gpu.model.naming import is_finite, slots
-from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights
-from moorage.workers.hf_tensors import present_name
+from moorage.workers.gpu.model.parameters import DecoderWeights
+from moorage.workers.hf_tensors import checkpoint_tensors, present_name
 from moorage.workers.hf_weights import check_weights
 from moorage.workers.safetensors_header import TensorHeader
-from moorage.workers.spec import ModelSpec, QkNorm
+from moorage.workers.spec import ModelSpec
 
 Progress = Callable[[int, int], None]
 """A function that is called with the bytes that are read so far, and the bytes of all tensors."""
@@ -45,9 +46,10 @@ def load_weights(
     checked before anything is read, and values while they are copied: NaN and infinity count as damage. Raises
     InvalidModel with the file and the tensor, and ResourceExhausted when the device has too little memory.
     """
-    wanted = list(check_weights(Path(directory), spec).values())
-    weights = _allocate(spec, dtype, device)
-    filled = slots(spec, weights)
+    headers = check_weights(Path(directory), spec)
+    wanted = list(headers.values())
+    weights = allocate(spec, dtype, device)
+    filled = slots(spec, weights, checkpoint_tensors(spec, headers))
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     if progress is not None:
         progress(0, total_bytes)
@@ -74,55 +76,4 @@ def _not_finite(header: TensorHeader, tensor: Tensor, dtype: torch.dtype) -> Inv
     count = int((~torch.isfinite(tensor)).sum())
     return InvalidModel(
         f"{where} holds NaN or infinity in {counted(count, 'element')}; download the weights again, or repair them"
-    )
-
-
-def random_weights(spec: ModelSpec, device: torch.device, seed: int = 0) -> DecoderWeights:
-    """Weights for measurements: normal with a deviation of 0.02, norms of 1, in the type of `spec`."""
-    weights = _allocate(spec, resolve_dtype("auto", spec), device)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    for tensor in weights.tensors():
-        if tensor.dim() == 1:
-            tensor.fill_(1.0)
-        else:
-            tensor.normal_(0.0, 0.02, generator=generator)
-    return weights
-
-
-def _allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    try:
-        embed = empty(spec.vocab_size, spec.hidden_size)
-        return DecoderWeights(
-            embed=embed,
-            layers=tuple(_allocate_layer(spec, empty) for _ in range(spec.num_layers)),
-            norm=empty(spec.hidden_size),
-            lm_head=embed if spec.tie_word_embeddings else empty(spec.vocab_size, spec.hidden_size),
-        )
-    except torch.OutOfMemoryError:
-        needed = _allocate(spec, dtype, torch.device("meta")).num_bytes
-        raise ResourceExhausted(
-            f"the weights need {needed / 1e9:.2f} GB, more than {device} has; use a smaller model or dtype"
-        ) from None
-
-
-def _allocate_layer(spec: ModelSpec, empty: Callable[..., Tensor]) -> LayerWeights:
-    hidden, head_dim, intermediate = spec.hidden_size, spec.head_dim, spec.intermediate_size
-    num_q_rows = spec.num_heads * head_dim
-    num_qkv_rows = num_q_rows + 2 * spec.num_kv_heads * head_dim
-    return LayerWeights(
-        input_norm=empty(hidden),
-        qkv=empty(num_qkv_rows, hidden),
-        output=empty(hidden, num_q_rows),
-        post_norm=empty(hidden),
-        gate_up=empty(2 * intermediate, hidden),
-        down=empty(hidden, intermediate),
-        qkv_bias=empty(num_qkv_rows) if spec.qkv_bias else None,
-        output_bias=empty(hidden) if spec.output_bias else None,
-        gate_up_bias=empty(2 * intermediate) if spec.mlp_bias else None,
-        down_bias=empty(hidden) if spec.mlp_bias else None,
-        q_norm=empty(head_dim) if spec.qk_norm is QkNorm.HEAD else None,
-        k_norm=empty(head_dim) if spec.qk_norm is QkNorm.HEAD else None,
     )

@@ -41,10 +41,7 @@ def refusal(tiny: TinyModel) -> str:
 
 
 def flat(weights: DecoderWeights) -> list[torch.Tensor]:
-    tensors = [weights.embed, weights.norm, weights.lm_head]
-    for layer in weights.layers:
-        tensors += [value for value in dataclasses.astuple(layer) if value is not None]
-    return tensors
+    return list(weights.tensors())
 
 
 def rewrite(tiny: TinyModel, change: Callable[[Tensors], object]) -> Path:
