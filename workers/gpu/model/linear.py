@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from moorage.kernels.quantized_linear import QuantizedMatrix, dequantize_rows, quantized_linear
-from moorage.workers.gpu.model.quantized import Matrix, StackedMatrix
+from moorage.workers.gpu.model.quantized import Matrix, ReorderedMatrix, StackedMatrix
 
 
 def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
@@ -17,6 +17,8 @@ def linear(x: Tensor, weight: Matrix, bias: Tensor | None = None) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, StackedMatrix):
         out = torch.cat([linear(rows, part) for part in weight.parts], dim=-1)
+    elif isinstance(weight, ReorderedMatrix):
+        out = quantized_linear(rows[:, weight.order], weight.matrix)
     else:
         out = quantized_linear(rows, weight)
     if bias is not None:

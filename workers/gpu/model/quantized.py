@@ -17,6 +17,7 @@ __all__ = [
     "CodeKind",
     "Matrix",
     "QuantizedMatrix",
+    "ReorderedMatrix",
     "StackedMatrix",
     "dequantize",
     "dequantize_rows",
@@ -30,10 +31,29 @@ GROUP_SIZES = (32, 16)
 
 
 @dataclass(frozen=True, slots=True)
+class ReorderedMatrix:
+    """A matrix whose columns stand in another order than input channels do (GPTQ's act-order)."""
+
+    matrix: QuantizedMatrix
+    order: Tensor
+    """int64 [in]: the input channel of each column."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in)."""
+        return self.matrix.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.matrix.nbytes + self.order.nbytes
+
+
+@dataclass(frozen=True, slots=True)
 class StackedMatrix:
     """Matrices of the same width, one below the other, for instance query, key and value of different types."""
 
-    parts: tuple[Tensor | QuantizedMatrix, ...]
+    parts: tuple[Tensor | QuantizedMatrix | ReorderedMatrix, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,7 +66,7 @@ class StackedMatrix:
         return sum(part.nbytes for part in self.parts)
 
 
-Matrix = Tensor | QuantizedMatrix | StackedMatrix
+Matrix = Tensor | QuantizedMatrix | ReorderedMatrix | StackedMatrix
 """What `linear` multiplies with."""
 
 
