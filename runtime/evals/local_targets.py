@@ -37,9 +37,7 @@ class LocalConfig:
         given = [*self._overrides, *overrides]
         source = read_source(self._file, given, os.environ) if self._file else Source(Path("--model"), {})
         if self._file is None:
-            for name, _, value in (override.partition("=") for override in given):
-                section, _, key = name.partition(".")
-                source.put(section, key, value, f"--set {name}")
+            source.put_overrides(given)
         if self._model is not None:
             source.put("model", "path", str(self._model), f"--model {self._model}")
         return build_config(source)
