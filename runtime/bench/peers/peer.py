@@ -54,18 +54,3 @@ class Peer(Protocol):
 
     def close(self) -> None:
         """Gives back everything."""
-
-
-def make_peer(spec: PeerSpec) -> Peer:
-    """Loads the model. Only the engine that is asked for is imported."""
-    if spec.kind == "llama.cpp":
-        from moorage.runtime.bench.peers.llama_cpp_peer import LlamaCppPeer
-
-        return LlamaCppPeer(spec)
-    if spec.kind == "transformers":
-        from moorage.runtime.bench.peers.transformers_peer import TransformersPeer
-
-        return TransformersPeer(spec)
-    from moorage.runtime.bench.peers.moorage_peer import MooragePeer
-
-    return MooragePeer(spec)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from moorage.runtime.bench.measure import Sample, sample
-from moorage.runtime.bench.peers.peer import Peer, PeerSpec, make_peer
+from moorage.runtime.bench.peers.engines import make_peer
+from moorage.runtime.bench.peers.peer import Peer, PeerSpec
 from moorage.workers.errors import MoorageError, Unavailable
 
 _RESET_PEAK = "5"
