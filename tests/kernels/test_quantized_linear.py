@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 import torch
 
+from moorage.kernels.numba_flags import always_parallel
 from moorage.kernels.quantized_linear import (
     CodeKind,
     QuantizedMatrix,
     dequantize,
     dequantize_rows,
+    gpu,
     pack,
     quantized_linear,
     unpack,
 )
+from moorage.kernels.quantized_linear.cpu import few_rows_linear
 from tests.kernels.quantized_matrices import KINDS, draw_matrix, reference_weights
 
 SHAPES = [((1, 16), 16), ((16, 32), 32), ((40, 96), 32), ((33, 256), 64), ((50, 40), 40)]
@@ -37,7 +40,7 @@ def test_what_is_packed_is_unpacked(rng, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tokens", [0, 1, 2, 5, 40])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 7, 40])
 @pytest.mark.parametrize(("shape", "group_size"), SHAPES)
 def test_product_equals_the_reference(rng, kind, tokens, shape, group_size):
     matrix = draw_matrix(rng, kind, shape, group_size)
@@ -47,9 +50,56 @@ def test_product_equals_the_reference(rng, kind, tokens, shape, group_size):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_product_in_bfloat16(rng, kind):
+def test_product_in_plain_torch_equals_the_reference(rng, kind):
+    matrix = draw_matrix(rng, kind, (33, 96), 32)
+    x = torch.from_numpy(rng.standard_normal((5, 96)).astype(np.float32))
+    expected = x.double().numpy() @ reference_weights(matrix).T
+    np.testing.assert_allclose(gpu.quantized_linear(x, matrix).numpy(), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_does_not_depend_on_the_others(rng, kind):
     matrix = draw_matrix(rng, kind, (48, 128), 32)
-    x = torch.from_numpy(rng.standard_normal((3, 128))).bfloat16()
+    x = torch.from_numpy(rng.standard_normal((7, 128)).astype(np.float32))
+    together = quantized_linear(x, matrix)
+    for row in range(7):
+        assert torch.equal(quantized_linear(x[row : row + 1], matrix)[0], together[row])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_work_that_is_shared_gives_the_same(rng, kind, tokens):
+    matrix = draw_matrix(rng, kind, (150, 64), 32)
+    x = torch.from_numpy(rng.standard_normal((tokens, 64)).astype(np.float32))
+    alone = quantized_linear(x, matrix)
+    with always_parallel():
+        assert torch.equal(quantized_linear(x, matrix), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 16), (4, 48), (37, 64), (96, 576)])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 7])
+def test_few_rows_with_float_weights(rng, dtype, shape, tokens):
+    weight = torch.from_numpy(rng.standard_normal(shape)).to(dtype)
+    x = torch.from_numpy(rng.standard_normal((tokens, shape[1])).astype(np.float32))
+    found = few_rows_linear(x, weight)
+    np.testing.assert_allclose(
+        found.numpy(), x.double().numpy() @ weight.double().numpy().T, rtol=1e-5, atol=1e-4
+    )
+    for row in range(tokens):
+        assert torch.equal(few_rows_linear(x[row : row + 1], weight)[0], found[row])
+
+
+def test_float_weights_of_an_odd_width_are_refused():
+    with pytest.raises(ValueError, match=r"weight \[4, 40\]; expected contiguous rows of a multiple of 16"):
+        few_rows_linear(torch.zeros(1, 40), torch.zeros(4, 40))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_product_in_bfloat16(rng, kind, tokens):
+    matrix = draw_matrix(rng, kind, (48, 128), 32)
+    x = torch.from_numpy(rng.standard_normal((tokens, 128))).bfloat16()
     expected = x.double().numpy() @ reference_weights(matrix).T
     found = quantized_linear(x, matrix)
     assert found.dtype == torch.bfloat16
