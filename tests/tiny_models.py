@@ -19,12 +19,18 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from moorage.workers.hf_config import read_model_spec
@@ -90,6 +96,50 @@ _FAMILIES: Mapping[str, _Family] = {
         Qwen3ForCausalLM,
         {"head_dim": 64, "num_key_value_heads": 1, "hidden_size": 80},
         {"rope_theta": 1e6},
+    ),
+    "mixtral": _Family(
+        MixtralConfig,
+        MixtralForCausalLM,
+        {"num_local_experts": 6, "num_experts_per_tok": 2},
+        {"rope_theta": 1e6},
+    ),
+    "qwen2_moe": _Family(
+        Qwen2MoeConfig,
+        Qwen2MoeForCausalLM,
+        {
+            "num_experts": 5,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 80,
+            "mlp_only_layers": [1],
+        },
+        {},
+    ),
+    "qwen3_moe": _Family(
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+        {
+            "head_dim": 64,
+            "num_experts": 16,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 48,
+            "norm_topk_prob": True,
+        },
+        {"rope_theta": 1e6},
+    ),
+    "qwen3_moe_merged": _Family(
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+        {
+            "head_dim": 64,
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 1,
+            "moe_intermediate_size": 48,
+            "decoder_sparse_step": 2,
+        },
+        {},
+        published_as="merged",
     ),
     "internlm2": _Family(
         LlamaConfig,
@@ -165,7 +215,8 @@ def build_tiny_checkpoint(
     _draw_wide(model, torch.Generator().manual_seed(seed))
     _assert_telling(model, seed)
     _forget_lengths(model)
-    model.save_pretrained(directory)
+    # transformers 5 computes with one tensor for all experts; most checkpoints hold one for each.
+    model.save_pretrained(directory, save_original_format=made.published_as != "merged")
     _publish(made.published_as, model, directory)
     return TinyModel(directory, model, read_model_spec(directory))
 
@@ -186,7 +237,7 @@ def _draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
         elif "embed_tokens" in name:
             weight.copy_(noise)
         else:
-            weight.copy_(gain * noise / weight.shape[1] ** 0.5)
+            weight.copy_(gain * noise / weight.shape[-1] ** 0.5)
 
 
 def _assert_telling(model: PreTrainedModel, seed: int) -> None:
@@ -208,7 +259,7 @@ def _forget_lengths(model: PreTrainedModel) -> None:
 def _publish(published_as: str, model: PreTrainedModel, directory: Path) -> None:
     path = directory / "config.json"
     config = json.loads(path.read_text())
-    if published_as:
+    if published_as not in ("", "merged"):
         _use_old_rope_keys(config)
     if published_as == "yi":
         config |= {"architectures": ["YiForCausalLM"], "model_type": "Yi"}

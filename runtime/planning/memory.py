@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 from moorage.runtime.config.units import format_bytes
@@ -79,6 +80,7 @@ class ContextSizes:
     """For spilled blocks; this version keeps all of them in DRAM."""
 
 
+@cache
 def num_parameters(model: ModelSpec) -> int:
     """Parameters of the decoder, embeddings and head included."""
     return sum(prod(shape) for shape in tensor_shapes(model).values())
@@ -126,7 +128,7 @@ def workspace_bytes(deployment: Deployment) -> int:
     model, tokens = deployment.model, deployment.max_step_tokens
     item = DTYPE_BYTES[deployment.weight_dtype]
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    linear = tokens * (3 * model.hidden_size + 3 * model.intermediate_size + 2 * heads) * item
+    linear = tokens * (3 * model.hidden_size + 3 * model.feed_forward_channels + 2 * heads) * item
     near_tokens = deployment.memory.retention.window + deployment.layout.block_size + tokens
     near = 3 * near_tokens * model.num_kv_heads * model.head_dim * item
     partials = 2 * (_MERGED_PARTS + 1) * tokens * model.num_heads * (model.head_dim + 1) * 4

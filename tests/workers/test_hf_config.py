@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.hf_config import ARCHITECTURES, read_model_spec
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_rope import read_rope
@@ -68,9 +69,12 @@ def test_eos_ids_of_both_files(tmp_path: Path, generation: object) -> None:
 
 @pytest.mark.parametrize(("architecture", "family"), ARCHITECTURES.items())
 def test_every_architecture(tmp_path: Path, architecture: str, family: str) -> None:
-    spec = read(tmp_path, architectures=[architecture], sliding_window=None, head_dim=48)
-    assert (spec.family, spec.head_dim, spec.qk_norm is QkNorm.HEAD) == (family, 48, family == "qwen3")
-    assert spec.qkv_bias == (family in ("qwen2", "internlm2"))
+    published = next(iter(FAMILIES[family].published.values())).other_keys
+    experts = {key: value for key, value in published.items() if "expert" in key or key.startswith("moe_")}
+    spec = read(tmp_path, architectures=[architecture], sliding_window=None, head_dim=48, **experts)
+    assert (spec.family, spec.head_dim) == (family, 48)
+    assert (spec.qk_norm is QkNorm.HEAD) == (family in ("qwen3", "qwen3_moe"))
+    assert spec.qkv_bias == (family in ("qwen2", "qwen2_moe", "internlm2"))
 
 
 def test_model_type_serves_without_architectures(tmp_path: Path) -> None:

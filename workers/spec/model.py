@@ -170,6 +170,18 @@ class ModelSpec:
         """Query heads that share a KV head."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def feed_forward_channels(self) -> int:
+        """Channels of a token in the widest feed-forward part, and of all its experts."""
+        experts = self.experts
+        if experts is None:
+            return self.intermediate_size
+        of_experts = experts.per_token * (experts.intermediate_size + self.hidden_size)
+        of_experts += experts.shared_intermediate_size
+        if all(layer.has_experts for layer in self.layers):
+            return of_experts
+        return max(self.intermediate_size, of_experts)
+
     def layer(self, index: int) -> LayerSpec:
         """What layer `index` has of its own."""
         return self.layers[index] if self.layers else LayerSpec()

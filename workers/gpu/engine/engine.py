@@ -40,7 +40,7 @@ class Engine:
     ) -> None:
         """`copies` None takes the copy engine that suits the device."""
         self._spec, self._layout, self._device = spec, layout, device
-        if device.type == "cuda" and decoder.graphs is None:
+        if device.type == "cuda" and decoder.graphs is None and not decoder.waits_for_device:
             decoder.graphs = PieceGraphs(decoder, cuda_capture())
         self._timer = PartTimer()
         compute = decoder.dtype if device.type == "cuda" else torch.float32

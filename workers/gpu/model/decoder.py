@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
+from moorage.kernels.experts import has_grouped_products
 from moorage.kernels.rms_norm import add_rms_norm, norm_heads, rms_norm
 from moorage.workers.gpu.model.activations import gated
 from moorage.workers.gpu.model.experts import run_experts, run_mlp
@@ -74,6 +75,11 @@ class Decoder:
         return self.weights.embed.dtype
 
     @property
+    def waits_for_device(self) -> bool:
+        """Whether the host must know results between two attentions: which experts to run."""
+        return self.spec.experts is not None and not has_grouped_products(self.device, self.dtype)
+
+    @property
     def device(self) -> torch.device:
         """The device of weights and hidden states."""
         return self.weights.embed.device
@@ -128,7 +134,7 @@ class Decoder:
 
     def _add_mlp(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
         """Adds `added` and then the feed-forward part to `hidden` in place, in pieces of bounded workspace."""
-        bytes_per_token = 3 * self.spec.intermediate_size * hidden.element_size()
+        bytes_per_token = 3 * self.spec.feed_forward_channels * hidden.element_size()
         at_once = max(1, MLP_WORKSPACE_BYTES // bytes_per_token)
         whole = hidden.shape[0] <= at_once
         pieces = (

@@ -50,13 +50,30 @@ def test_families_are_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [(name, way) for name in FAMILIES for way in range(1 + len(FAMILIES[name].other_tensors))],
+)
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_checkpoint_fills_every_part_once(family: str, tied: bool) -> None:
+def test_a_checkpoint_fills_every_part_once(family: str, way: int, tied: bool) -> None:
     """A part that a family forgets to name would keep whatever its memory held."""
     spec = replace(smallest(family), tie_word_embeddings=tied)
-    weights = [tensor for tensor in checkpoint_tensors(spec) if tensor.kind == "weight"]
-    assert Counter(part for tensor in weights for part in tensor.parts) == Counter(list(part_shapes(spec)))
+    tensors = (FAMILIES[family].tensors, *FAMILIES[family].other_tensors)[way]
+    names = {f"model.layers.0.{name}{suffix}" for name in tensors.layer for suffix in ("", ".weight")}
+    weights = [tensor for tensor in checkpoint_tensors(spec, names) if tensor.kind == "weight"]
+    every_expert = range(spec.experts.num_experts if spec.experts else 0)
+    filled = Counter(
+        (part, expert)
+        for tensor in weights
+        for part in tensor.parts
+        for expert in (every_expert if tensor.stacked else [tensor.expert])
+    )
+    wanted = Counter(
+        (part, expert)
+        for part, shape in part_shapes(spec, spec.layer(0)).items()
+        for expert in (every_expert if len(shape) == 3 else [None])
+    )
+    assert filled == wanted
 
 
 def test_a_value_that_a_family_does_not_accept_is_refused() -> None:
