@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moorage.workers.gpu.model.families import FAMILIES
-from moorage.workers.gpu.model.family import AllExperts, EachExpert, Held, PackedByKvHead, TensorNames
+from moorage.workers.gpu.model.family import (
+    AllExperts,
+    EachExpert,
+    Held,
+    PackedByKvHead,
+    TensorNames,
+    Unsuffixed,
+)
 from moorage.workers.gpu.model.parts import Part, Shape, biased_parts, part_shapes
 from moorage.workers.spec import LayerSpec, ModelSpec
 
@@ -84,7 +91,7 @@ def parts_in(held: Held) -> tuple[Part, ...]:
     match held:
         case Part():
             return (held,)
-        case EachExpert(part):
+        case EachExpert(part) | Unsuffixed(part):
             return (part,)
         case PackedByKvHead(parts) | AllExperts(parts):
             return parts
@@ -107,6 +114,8 @@ def _held(
                 shape = (shape[0], shape[2], shape[1])
             suffix = held.suffixes[kind == "bias"]
             yield CheckpointTensor(f"{name}{suffix}", shape, kind, parts, 1, layer, stacked=held)
+        case Unsuffixed():
+            yield CheckpointTensor(name, shape, kind, parts, 1, layer)
         case _:
             groups = spec.num_kv_heads if isinstance(held, PackedByKvHead) else 1
             rows = sum(shapes[part][0] for part in parts)

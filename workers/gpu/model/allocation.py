@@ -53,6 +53,7 @@ def _layer(spec: ModelSpec, layer: LayerSpec, empty: Empty) -> LayerWeights:
         output_bias=empty(hidden) if spec.output_bias else None,
         q_norm=empty(head_dim) if spec.qk_norm is QkNorm.HEAD else None,
         k_norm=empty(head_dim) if spec.qk_norm is QkNorm.HEAD else None,
+        sinks=empty(spec.num_heads) if spec.attention_sinks else None,
     )
 
 

@@ -18,6 +18,13 @@ class PackedByKvHead:
 
 
 @dataclass(frozen=True, slots=True)
+class Unsuffixed:
+    """A part whose tensor has nothing after its name."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
 class EachExpert:
     """One tensor for each expert, at whose number the name has `{expert}`; together they hold `part`."""
 
@@ -37,7 +44,7 @@ class AllExperts:
     """What its weight and its bias have after their name."""
 
 
-Held = Part | PackedByKvHead | EachExpert | AllExperts
+Held = Part | Unsuffixed | PackedByKvHead | EachExpert | AllExperts
 """What a tensor holds."""
 
 

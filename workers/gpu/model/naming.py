@@ -129,6 +129,7 @@ def _views(spec: ModelSpec, layer: LayerWeights) -> Views:
         **_whole(Part.POST_NORM, layer.post_norm),
         **_whole(Part.Q_NORM, layer.q_norm),
         **_whole(Part.K_NORM, layer.k_norm),
+        **_whole(Part.SINKS, layer.sinks),
         **_whole(Part.OUTPUT, layer.output, layer.output_bias),
     }
     rows = {Part.QUERY: query, Part.KEY: key_value, Part.VALUE: key_value}

@@ -54,6 +54,8 @@ class LayerWeights:
     output_bias: Tensor | None
     q_norm: Tensor | None
     k_norm: Tensor | None
+    sinks: Tensor | None
+    """[query heads]: a logit that takes part in the softmax of each and has no value."""
 
 
 @dataclass(frozen=True, slots=True)

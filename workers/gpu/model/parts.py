@@ -25,6 +25,8 @@ class Part(StrEnum):
     Q_NORM = auto()
     """Of each query head."""
     K_NORM = auto()
+    SINKS = auto()
+    """A logit for each query head that takes part in its softmax and has no value."""
     OUTPUT = auto()
     GATE = auto()
     UP = auto()
@@ -65,6 +67,8 @@ def part_shapes(spec: ModelSpec, layer: LayerSpec | None = None) -> dict[Part, S
         shapes[Part.LM_HEAD] = (spec.vocab_size, hidden)
     if spec.qk_norm is QkNorm.HEAD:
         shapes |= dict.fromkeys((Part.Q_NORM, Part.K_NORM), (spec.head_dim,))
+    if spec.attention_sinks:
+        shapes[Part.SINKS] = (spec.num_heads,)
     return shapes
 
 
