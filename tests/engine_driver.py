@@ -69,6 +69,7 @@ class Driver:
     num_pages: int = 128
     num_shards: int = 2
     num_slots: int = 4096
+    num_rings: int = 8
     piece_blocks: int = 4
     max_cached_block: int | None = None
     cache_strategy: CacheStrategy = "lru"
@@ -89,7 +90,7 @@ class Driver:
     def __post_init__(self) -> None:
         spec = self.spec
         layout = KvLayout(
-            spec.num_layers,
+            spec.num_stored_layers,
             spec.num_kv_heads,
             spec.head_dim,
             self.block_size,
@@ -103,6 +104,7 @@ class Driver:
         self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
         engine = EngineSettings(
             self.num_slots,
+            self.num_rings,
             self.piece_blocks,
             self.max_cached_block,
             self.cache_strategy,

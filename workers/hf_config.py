@@ -66,7 +66,6 @@ def read_spec(config: Fields, family: Family) -> ModelSpec:
         eos_token_ids=tuple(dict.fromkeys(config.token_ids("eos_token_id"))),
     )
     spec = family.own_keys(common, config)
-    _check_window(config, spec)
     return with_claim(spec, family)
 
 
@@ -116,15 +115,6 @@ def _check_accepted(config: Fields, family: Family) -> None:
     for accepted in family.accepted:
         if config.get(accepted.key) not in (None, *accepted.values):
             raise config.wrong(accepted.key, accepted.expected)
-
-
-def _check_window(config: Fields, spec: ModelSpec) -> None:
-    window = spec.sliding_window
-    if window is not None and window < spec.max_position_embeddings:
-        raise InvalidModel(
-            f"{config.source}: sliding_window {window} is active and not supported; set it to null to attend "
-            "the whole context, or use a checkpoint trained without it"
-        )
 
 
 def _head_dim(config: Fields, family: Family, num_heads: int) -> int:

@@ -72,7 +72,7 @@ def score_keys(
 
 def prefetch_distance(itemsize: int, scored_size: int) -> tuple[int, int]:
     """(elements of a cache line, pages by which prefetching goes ahead), for `scored_size` elements of a page."""
-    return LINE_BYTES // itemsize, TILE * max(1, PREFETCH_BYTES // (TILE * scored_size * itemsize))
+    return LINE_BYTES // itemsize, TILE * max(1, PREFETCH_BYTES // (TILE * max(1, scored_size) * itemsize))
 
 
 def _score(

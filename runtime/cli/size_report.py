@@ -166,6 +166,13 @@ class SizeReport:
             f"{format_gb(row.ray_bytes)} GB for Ray and its processes{on_cpu}. Every block stays in DRAM, none on "
             "disk.",
         ]
+        windows = plan.windows
+        if windows.num_layers:
+            notes.append(
+                f"{counted(windows.num_layers, 'layer')} of {plan.model.num_layers} attend a sliding window of "
+                f"{windows.window:,} tokens: they take {format_bytes(windows.ring_bytes)} of device memory for each "
+                "session, however long, and no DRAM of the KV actors."
+            )
         if token_bytes(plan.layout) == _PUBLISHED_TOKEN_BYTES and plan.layout.kv_type is KvType.FP16:
             notes.append(_PUBLISHED)
         return notes
@@ -186,6 +193,7 @@ class SizeReport:
             "device_weights_bytes": row.device.weights_bytes,
             "device_slots_bytes": row.device.slots_bytes,
             "device_window_bytes": row.device.window_bytes,
+            "device_rings_bytes": row.device.rings_bytes,
             "device_workspace_bytes": row.device.workspace_bytes,
             "device_staging_bytes": row.device.staging_bytes,
             "device_reserve_bytes": row.device.reserve_bytes,

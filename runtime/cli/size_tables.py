@@ -58,11 +58,13 @@ def _conclusion(report: SizeReport) -> str:
 
 def _print_device(report: SizeReport) -> None:
     plan, device = report.deployment, device_sizes(report.deployment)
-    columns = ("weights", "window", "other slots", "workspace", "staging", "total")
+    rings = ("rings",) if device.rings_bytes else ()
+    columns = ("weights", "window", "other slots", *rings, "workspace", "staging", "total")
     parts = (
         device.weights_bytes,
         device.window_bytes,
         device.slots_bytes - device.window_bytes,
+        *([device.rings_bytes] if device.rings_bytes else []),
         device.workspace_bytes,
         device.staging_bytes,
         device.total_bytes,

@@ -46,7 +46,7 @@ class Settings:
         one_vector = store.anchor_num == 1 and self.memory.selection.head_pool is HeadPool.SUM
         whole_runs = store.anchor_type.vectors * model.head_dim % CODE_ELEMENTS == 0
         codes = store.anchor_codes and store.scorer is Scorer.NUMBA and one_vector and whole_runs
-        shape = (model.num_layers, model.num_kv_heads, model.head_dim)
+        shape = (model.num_stored_layers, model.num_kv_heads, model.head_dim)
         return KvLayout(*shape, **asdict(replace(store, anchor_codes=codes)))
 
 

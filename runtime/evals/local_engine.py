@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.host import deployment_of
-from moorage.runtime.planning.session_limit import check_window
 from moorage.runtime.planning.worker_settings import for_one_session, worker_settings
 from moorage.runtime.serving.executor import LocalExecutor
 from moorage.runtime.text.tokenizer import TextTokenizer, stop_token_ids
@@ -49,7 +48,6 @@ class LocalEngine:
         """
         self.config, self.max_tokens = config, max_tokens
         self.model = read_model_spec(config.model.path)
-        check_window(self.model, max_tokens)
         self.memory = memory or resolve_memory(config, preset, self.model)
         self.tokenizer = TextTokenizer.load(config.model.path)
         self.eos_token_ids = stop_token_ids(self.model, self.tokenizer)

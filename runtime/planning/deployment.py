@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
+from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec, WindowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,11 @@ class Deployment:
     object_store_bytes: int = 256 * 1024**2
     other_memories: tuple[MemorySpec, ...] = ()
     """Axes that a request may ask for instead; the slots must hold one session of each."""
+
+    @property
+    def windows(self) -> WindowLayout:
+        """Rings of the sliding-window layers."""
+        return WindowLayout.of(self.model, self.layout)
 
     @property
     def weight_dtype(self) -> str:

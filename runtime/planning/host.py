@@ -118,9 +118,9 @@ def _parts(plan: Deployment) -> str:
         return f"{fixed} for Ray and staging"
     device = device_sizes(plan)
     return (
-        f"{fixed} beside the KV cache (weights {format_bytes(device.weights_bytes)}, slots "
-        f"{format_bytes(device.slots_bytes)}, workspace {format_bytes(device.workspace_bytes)}, the rest Ray and "
-        "staging)"
+        f"{fixed} beside the KV cache (weights {format_bytes(device.weights_bytes)}, slots and rings "
+        f"{format_bytes(device.slots_bytes + device.rings_bytes)}, workspace "
+        f"{format_bytes(device.workspace_bytes)}, the rest Ray and staging)"
     )
 
 
@@ -129,7 +129,7 @@ def _knob(plan: Deployment) -> str:
     device = device_sizes(plan)
     if not plan.on_cpu or ray_bytes(plan) > device.total_bytes:
         return "kv_store.actors or ray.object_store_memory"
-    if device.slots_bytes >= max(device.weights_bytes, device.workspace_bytes):
+    if device.slots_bytes + device.rings_bytes >= max(device.weights_bytes, device.workspace_bytes):
         return "server.max_running, memory.topk or long_context.local_windows_len"
     if device.workspace_bytes > device.weights_bytes:
         return "long_context.chunk_size or local_windows_len"

@@ -10,7 +10,7 @@ from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import check_positions
 from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.host import check_memory, deployment_of
-from moorage.runtime.planning.memory import num_slots
+from moorage.runtime.planning.memory import num_rings, num_slots
 from moorage.runtime.planning.pages import pages_per_actor
 from moorage.runtime.planning.session_limit import SessionLimit, session_limit
 from moorage.runtime.serving.capacity import Capacity, Resources
@@ -76,14 +76,18 @@ def plan_launch(config: ClusterConfig) -> LaunchPlan:
     sampling = read_sampling_defaults(directory)
     deployment = deployment_of(config, spec)
     pages = pages_per_actor(config.kv_store.dram, config.kv_store.actors, deployment.layout)
-    total = Resources((pages,) * config.kv_store.actors, num_slots(deployment))
+    total = Resources((pages,) * config.kv_store.actors, num_slots(deployment), num_rings(deployment))
     check_memory(config, deployment)
     return LaunchPlan(
         config=config,
         deployment=deployment,
         pages_per_actor=pages,
         capacity=Capacity(
-            deployment.layout, total, config.kv_store.stripe_blocks, config.memory.max_cached_block
+            deployment.layout,
+            total,
+            config.kv_store.stripe_blocks,
+            config.memory.max_cached_block,
+            deployment.windows if deployment.windows.num_layers else None,
         ),
         tokenizer=tokenizer,
         eos_token_ids=stop_token_ids(spec, tokenizer),

@@ -1,9 +1,9 @@
 """How much memory a model and a context need: the one formula behind admission, start-up and `runtime size`.
 
     DRAM   = KV pages (keys, values, anchors) + host staging + Ray and its processes (+ all device memory on a CPU)
-    device = weights + slots + workspace + device staging + the reserve of a GPU's runtime
+    device = weights + slots + rings + workspace + device staging + the reserve of a GPU's runtime
 
-Pages and slots are exact, since arenas and slot pools are allocated by the same sizes; workspace is an upper
+Pages, slots and rings are exact, since arenas and pools are allocated by the same sizes; workspace is an upper
 estimate of what a step's tensors take at once.
 """
 
@@ -33,6 +33,8 @@ CUDA_RESERVE_BYTES = 1024**3
 graphs, and unused ends of the allocator's segments. An estimate; no GPU has been measured yet."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STAGING_BUFFERS = 2
+IDLE_RINGS = 4
+"""Rings of sliding-window layers beside those of running sessions, so that idle sessions keep theirs."""
 _MERGED_PARTS = 8
 """Partial attention results that prefill holds before it merges them."""
 
@@ -45,6 +47,8 @@ class DeviceSizes:
     slots_bytes: int
     window_bytes: int
     """The part of `slots_bytes` that holds local windows."""
+    rings_bytes: int
+    """Keys and values of sliding-window layers, of running and idle sessions."""
     workspace_bytes: int
     staging_bytes: int
     reserve_bytes: int
@@ -54,7 +58,13 @@ class DeviceSizes:
     @property
     def total_bytes(self) -> int:
         """All of it."""
-        parts = self.weights_bytes, self.slots_bytes, self.workspace_bytes, self.staging_bytes
+        parts = (
+            self.weights_bytes,
+            self.slots_bytes,
+            self.rings_bytes,
+            self.workspace_bytes,
+            self.staging_bytes,
+        )
         return sum(parts) + self.reserve_bytes
 
 
@@ -101,8 +111,7 @@ def num_slots(deployment: Deployment) -> int:
     wanted = max(deployment.max_running * one, *_each_slots(deployment), one)
     if deployment.device_memory is None:
         return wanted
-    fixed = weights_bytes(deployment) + workspace_bytes(deployment) + _device_staging(deployment)
-    fixed += reserve_bytes(deployment)
+    fixed = _beside_sessions(deployment) + num_rings(deployment) * deployment.windows.ring_bytes
     room = (deployment.device_memory - fixed) // layout.slot_bytes
     if room < one:
         raise InvalidConfig(
@@ -111,6 +120,18 @@ def num_slots(deployment: Deployment) -> int:
             "long_context.local_windows_len or long_context.chunk_size"
         )
     return min(wanted, room)
+
+
+def num_rings(deployment: Deployment) -> int:
+    """Rings of sliding-window layers: for `max_running` sessions and some idle ones, and within `device_memory`."""
+    ring_bytes = deployment.windows.ring_bytes
+    if not ring_bytes:
+        return 0
+    wanted = deployment.max_running + IDLE_RINGS
+    if deployment.device_memory is None:
+        return wanted
+    each = ring_bytes + _slots(deployment, deployment.memory) * deployment.layout.slot_bytes
+    return max(1, min(wanted, (deployment.device_memory - _beside_sessions(deployment)) // each))
 
 
 def session_slots(deployment: Deployment) -> int:
@@ -132,8 +153,19 @@ def workspace_bytes(deployment: Deployment) -> int:
     near_tokens = deployment.memory.retention.window + deployment.layout.block_size + tokens
     near = 3 * near_tokens * model.num_kv_heads * model.head_dim * item
     partials = 2 * (_MERGED_PARTS + 1) * tokens * model.num_heads * (model.head_dim + 1) * 4
+    # The last tokens of a step's chunks are held for each window layer until the step is through.
+    windows = deployment.windows
+    held = tokens * windows.token_bytes + 3 * (windows.window + tokens) * windows.token_bytes // max(
+        1, windows.num_layers
+    )
     logits = 3 * deployment.max_running * model.vocab_size * 4
-    return linear + near + partials + logits
+    return linear + near + held + partials + logits
+
+
+def _beside_sessions(deployment: Deployment) -> int:
+    """Device memory beside slots and rings."""
+    parts = weights_bytes(deployment), workspace_bytes(deployment), _device_staging(deployment)
+    return sum(parts) + reserve_bytes(deployment)
 
 
 def reserve_bytes(deployment: Deployment) -> int:
@@ -151,6 +183,7 @@ def device_sizes(deployment: Deployment) -> DeviceSizes:
         weights_bytes=weights_bytes(deployment),
         slots_bytes=slots * layout.slot_bytes,
         window_bytes=windows * layout.slot_bytes,
+        rings_bytes=num_rings(deployment) * deployment.windows.ring_bytes,
         workspace_bytes=workspace_bytes(deployment),
         staging_bytes=_device_staging(deployment),
         reserve_bytes=reserve_bytes(deployment),

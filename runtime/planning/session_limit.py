@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.trained_length import Reach, claimed_length, reach, trained_length
-from moorage.workers.errors import InvalidConfig
 from moorage.workers.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -47,24 +46,11 @@ def session_limit(config: ClusterConfig, model: ModelSpec) -> SessionLimit:
     """The configured length, or by default as far as positions reach.
 
     Where they reach beyond what the model itself promises, the default is at most EXTENDED_TOKENS, or that length
-    where it is longer. Raises InvalidRequest for positions that don't fit the model, and InvalidConfig for a length
-    at which the checkpoint's sliding window would be active.
+    where it is longer. Raises InvalidRequest for positions that don't fit the model.
     """
     memory = resolve_memory(config, model=model)
     found, trained = reach(memory, model), trained_length(model)
     longest = max(EXTENDED_TOKENS, claimed_length(model))
     default = longest if found.tokens is None else min(found.tokens, longest)
     given = config.long_context.max_seq_len
-    check_window(model, given or default)
     return SessionLimit(given or default, trained, found, model.notes)
-
-
-def check_window(model: ModelSpec, max_seq_len: int) -> None:
-    """Raises InvalidConfig when sessions of `max_seq_len` tokens outgrow the checkpoint's sliding window."""
-    window = model.sliding_window
-    if window is not None and max_seq_len > window:
-        raise InvalidConfig(
-            f"long_context.max_seq_len: {max_seq_len} is more than the sliding_window {window} of the checkpoint, "
-            f"which is not supported; use {window} or less, or set sliding_window to null in config.json to attend "
-            "the whole context"
-        )

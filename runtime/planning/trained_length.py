@@ -62,14 +62,6 @@ def claimed_length(model: ModelSpec) -> int:
 
 def reach(memory: MemorySpec, model: ModelSpec) -> Reach:
     """How far positions hold under axes that `resolve_memory` settled against `model`."""
-    found = _reach_of_positions(memory, model)
-    window = model.sliding_window
-    if window is not None and (found.tokens is None or window < found.tokens):
-        return Reach(window, f"the checkpoint's sliding_window of {window:,}")
-    return found
-
-
-def _reach_of_positions(memory: MemorySpec, model: ModelSpec) -> Reach:
     rope = _reach_of_rope(memory, model)
     match memory.positions.scheme:
         case Positions.ROPE:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from moorage.runtime.config.resolve import given
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.deployment import Deployment
-from moorage.runtime.planning.memory import num_slots, spare_device_bytes
+from moorage.runtime.planning.memory import num_rings, num_slots, spare_device_bytes
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.spec import MemorySpec
 
@@ -27,6 +27,7 @@ def worker_settings(config: ClusterConfig, deployment: Deployment) -> WorkerSett
         stripe_blocks=deployment.stripe_blocks,
         engine=EngineSettings(
             num_slots=num_slots(deployment),
+            num_rings=num_rings(deployment),
             anchor_bytes=spare_device_bytes(deployment),
             **given(config, EngineSettings),
         ),

@@ -97,12 +97,17 @@ class Admission:
         """Of the first request whose session is not in use; "queue" when the next step admits it."""
         if num_running >= self.limits.max_running:
             return Wait(request, "running", place)
-        if request.need.slots > self.free.slots:
+        if self._lacks_device(request):
             return Wait(request, "device_slots", place)
         if self._start_of(request) is None:
             held, _ = self._continued(request)
             return Wait(request, "memory", place, request.need if held is None else _beyond(request, held))
         return Wait(request, "queue", place)
+
+    def _lacks_device(self, request: ScheduledRequest) -> bool:
+        """Whether running sessions hold slots or rings of the device that the request needs."""
+        rings = self.free.rings + self.idle.resources.rings
+        return request.need.slots > self.free.slots or request.need.rings > rings
 
     def _begin(self, request: ScheduledRequest, start: Start) -> None:
         self.waiting.remove(request)
@@ -118,7 +123,7 @@ class Admission:
 
     def _start_of(self, request: ScheduledRequest) -> Start | None:
         """How a request can start now, evicting idle sessions where that makes it fit; None if it can't."""
-        if request.need.slots > self.free.slots:
+        if self._lacks_device(request):
             return None
         held, cached_tokens = self._continued(request)
         if held is None:

@@ -1,16 +1,16 @@
-"""What requests need and what the cluster has, as admission counts it: pages in each KV actor, and device slots."""
+"""What requests need and what the cluster has, as admission counts it: KV pages by actor, device slots, and rings."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moorage.runtime.config.units import format_bytes
 from moorage.workers.counting import counted
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.sizes import slots_per_layer
-from moorage.workers.spec import KvLayout, MemorySpec
+from moorage.workers.spec import KvLayout, MemorySpec, WindowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,30 +19,34 @@ class Resources:
 
     pages: tuple[int, ...]
     slots: int
+    rings: int = 0
+    """On the device, with the keys and values of sliding-window layers; idle sessions keep theirs."""
 
     def holds(self, need: Resources) -> bool:
         """Whether `need` fits."""
-        return need.slots <= self.slots and all(n <= h for n, h in zip(need.pages, self.pages, strict=True))
+        on_device = need.slots <= self.slots and need.rings <= self.rings
+        return on_device and all(n <= h for n, h in zip(need.pages, self.pages, strict=True))
 
     def plus(self, other: Resources) -> Resources:
         """The sum."""
         pages = tuple(a + b for a, b in zip(self.pages, other.pages, strict=True))
-        return Resources(pages, self.slots + other.slots)
+        return Resources(pages, self.slots + other.slots, self.rings + other.rings)
 
     def beyond(self, held: Resources) -> Resources:
         """What must be added to `held` to have all of this."""
         pages = tuple(max(0, a - b) for a, b in zip(self.pages, held.pages, strict=True))
-        return Resources(pages, max(0, self.slots - held.slots))
+        return Resources(pages, max(0, self.slots - held.slots), max(0, self.rings - held.rings))
 
     def minus(self, other: Resources) -> Resources:
         """The difference."""
         pages = tuple(a - b for a, b in zip(self.pages, other.pages, strict=True))
-        return Resources(pages, self.slots - other.slots)
+        return Resources(pages, self.slots - other.slots, self.rings - other.rings)
 
     def starting_at(self, actor: int) -> Resources:
         """The same need for a session whose first stripe lies in `actor` and not in actor 0."""
         num_actors = len(self.pages)
-        return Resources(tuple(self.pages[(i - actor) % num_actors] for i in range(num_actors)), self.slots)
+        pages = tuple(self.pages[(i - actor) % num_actors] for i in range(num_actors))
+        return Resources(pages, self.slots, self.rings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +57,19 @@ class Capacity:
     total: Resources
     stripe_blocks: int
     max_cached_block: int | None
+    windows: WindowLayout | None = None
+    """Rings of the model's sliding-window layers; None without any."""
 
     def need(self, num_tokens: int, memory: MemorySpec) -> Resources:
         """For a session of `num_tokens`, prompt and generated together, that starts at actor 0."""
-        pages = self.idle(num_tokens).pages
         slots = slots_per_layer(memory, self.layout, self.max_cached_block) * self.layout.num_layers
-        return Resources(pages, slots)
+        return replace(self.idle(num_tokens), slots=slots)
 
     def idle(self, num_tokens: int) -> Resources:
-        """For the KV alone of a session of `num_tokens` that starts at actor 0."""
+        """For the KV alone, and the ring, of a session of `num_tokens` that starts at actor 0."""
         blocks, stripes = self.layout.num_blocks(num_tokens), self._stripes
-        return Resources(tuple(stripes.count(blocks, shard) for shard in range(stripes.num_shards)), 0)
+        pages = tuple(stripes.count(blocks, shard) for shard in range(stripes.num_shards))
+        return Resources(pages, 0, 0 if self.windows is None else 1)
 
     def check(self, need: Resources, num_tokens: int) -> None:
         """Raises ResourceExhausted when the request could not run even alone."""

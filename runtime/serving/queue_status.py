@@ -129,6 +129,8 @@ def _reason(wait: Wait, scheduler: Scheduler, capacity: Capacity) -> str:
             return f"as many requests run as server.max_running allows, {len(scheduler.running)}"
         case "device_slots":
             free, need = scheduler.free.slots, wait.request.need.slots
+            if need <= free:
+                return f"all rings for sliding-window layers on the device belong to {running}"
             return (
                 f"it needs {counted(need, 'device slot')}; {free} are free, and the rest belongs to {running}"
             )

@@ -172,8 +172,16 @@ class Request:
             return None
         first_actor = self.scheduled.first_actor
         resources = capacity.idle(len(tokens)).starting_at(first_actor)
-        stored = StoredKv(tokens, len(self.prompt), self.memory)
+        stored = StoredKv(tokens, len(self.prompt), self.memory, self._first_held(capacity, len(tokens)))
         return IdleSession(name, self.session_id, stored, resources, first_actor)
+
+    def _first_held(self, capacity: Capacity, num_tokens: int) -> int:
+        """The first token that rings of sliding-window layers hold; what was overwritten before stays so."""
+        if capacity.windows is None:
+            return 0
+        held = self.scheduled.continues
+        before = 0 if held is None else held.stored.first_held
+        return max(before, capacity.windows.first_held(num_tokens))
 
     def text_of(self, token_id: int) -> str:
         """New text that is complete and can't become a stop string."""

@@ -11,6 +11,7 @@ of the attention that computed it: all settings on which its keys and values dep
 
 Prefill goes on at a point from which everything else that a prompt leaves can be made again. The prompt's last
 queries run again where they decide on blocks, and a whole window where the attention is counted that keys receive.
+A sliding-window layer holds the last tokens alone: prefill goes on only where the window before it is left.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from dataclasses import dataclass
 
 from moorage.runtime.serving.capacity import Resources
 from moorage.workers.sizes import near_block, sink_blocks
-from moorage.workers.spec import AnchorType, KvLayout, MemorySpec, Positions, Preselect, RopeSpec
+from moorage.workers.spec import (
+    AnchorType,
+    KvLayout,
+    MemorySpec,
+    Positions,
+    Preselect,
+    RopeSpec,
+    WindowLayout,
+)
 from moorage.workers.token_ids import TokenIds
 
 Shape = tuple[object, ...]
@@ -37,6 +46,8 @@ class StoredKv:
     prompt_tokens: int
     """Tokens of the last request's whole prompt, prefilled to its end or not."""
     memory: MemorySpec
+    first_held: int = 0
+    """The first token whose keys and values the rings of sliding-window layers still hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +99,12 @@ def reusable_tokens(
     memory: MemorySpec,
     layout: KvLayout,
     model_rope: RopeSpec | None = None,
+    windows: WindowLayout | None = None,
 ) -> int:
     """First tokens of `prompt` that need no prefill under `memory`; fewer than all, since its end must be run.
 
-    `model_rope` stands for a `memory` that names no rotary embedding of its own.
+    `model_rope` stands for a `memory` that names no rotary embedding of its own. `windows` are the rings of the
+    model's sliding-window layers, which must still hold the window before the first token that is run.
     """
     length = len(prompt)
     held_shape = attention_shape(stored.memory, layout, stored.prompt_tokens, model_rope)
@@ -101,7 +114,8 @@ def reusable_tokens(
     if memory.selection.topk and _needs_last_queries(memory, layout):
         alike = min(alike, max(0, length - memory.selection.importance_queries))
     shared = stored.token_ids.shared(prompt, alike)
-    return _aligned(shared, stored, memory, layout, length)
+    kept = _aligned(shared, stored, memory, layout, length)
+    return kept if windows is None or windows.continues_at(kept, stored.first_held) else 0
 
 
 def attention_shape(

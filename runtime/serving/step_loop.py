@@ -116,7 +116,13 @@ class StepLoop:
     def _reusable(self, request_id: str, held: IdleSession) -> int:
         """How many tokens of a request's prompt need no prefill when it goes on with `held`."""
         request = self.requests[request_id]
-        return reusable_tokens(held.stored, request.prompt, request.memory, self._capacity.layout)
+        return reusable_tokens(
+            held.stored,
+            request.prompt,
+            request.memory,
+            self._capacity.layout,
+            windows=self._capacity.windows,
+        )
 
     async def _run(self) -> None:
         """The loop: settle, schedule, execute, process the output."""

@@ -244,16 +244,30 @@ QWEN = {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "max_
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "windows"),
     [
-        {**MISTRAL, "sliding_window": 1024},
-        {**MISTRAL, "max_position_embeddings": 32768},
-        {**QWEN, "sliding_window": 1024},
-        {**QWEN, "sliding_window": 1024, "layer_types": ["full_attention", "sliding_attention"] * 2},
+        ({**MISTRAL, "sliding_window": 1024}, [1024] * 4),
+        ({**MISTRAL, "max_position_embeddings": 32768}, [4096] * 4),
+        ({**QWEN, "sliding_window": 1024}, [None, None, 1024, 1024]),
+        (
+            {**QWEN, "sliding_window": 1024, "layer_types": ["full_attention", "sliding_attention"] * 2},
+            [None, 1024, None, 1024],
+        ),
     ],
 )
-def test_active_sliding_window_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    assert "set it to null" in refusal(tmp_path, **changes)
+def test_layers_that_slide_have_windows(
+    tmp_path: Path, changes: dict[str, Any], windows: list[int | None]
+) -> None:
+    spec = read(tmp_path, **changes)
+    assert [spec.layer(index).window for index in range(4)] == windows
+    assert len(spec.stored_layers) + len(spec.window_layers) == 4
+
+
+@pytest.mark.parametrize(
+    "types", [["full_attention"] * 3, ["full_attention"] * 3 + ["linear"], "sliding_attention"]
+)
+def test_layer_types_must_name_every_layer(tmp_path: Path, types: object) -> None:
+    assert "layer_types" in refusal(tmp_path, **QWEN, sliding_window=1024, layer_types=types)
 
 
 @pytest.mark.parametrize(
@@ -268,18 +282,18 @@ def test_active_sliding_window_is_refused(tmp_path: Path, changes: dict[str, Any
         {"sliding_window": 1024},
     ],
 )
-def test_inactive_sliding_window_is_accepted(tmp_path: Path, changes: dict[str, Any]) -> None:
-    assert read(tmp_path, **changes).num_layers == 4
+def test_without_an_active_sliding_window_every_layer_is_stored(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    assert read(tmp_path, **changes).stored_layers == (0, 1, 2, 3)
 
 
-def test_a_window_that_a_longer_session_would_outgrow_is_told(tmp_path: Path) -> None:
+def test_a_window_that_only_a_longer_session_would_outgrow_is_told(tmp_path: Path) -> None:
     """Ministral-8B names a sliding_window of 32 768 beside as many positions."""
-    ministral = {**MISTRAL, "sliding_window": 32768, "max_position_embeddings": 32768}
-    assert read(tmp_path, **ministral).sliding_window == 32768
-    assert read(tmp_path, **MISTRAL).sliding_window == 4096
-    assert read(tmp_path, **{**QWEN, "sliding_window": 4096}).sliding_window == 4096
-    assert read(tmp_path, **{**QWEN, "sliding_window": 1024, "max_window_layers": 4}).sliding_window is None
-    assert read(tmp_path, sliding_window=1024).sliding_window is None
+    spec = read(tmp_path, **MISTRAL, sliding_window=32768, max_position_embeddings=32768)
+    assert not spec.window_layers
+    (note,) = spec.notes
+    assert "sliding_window 32,768" in note
 
 
 def test_missing_directory_and_config(tmp_path: Path) -> None:

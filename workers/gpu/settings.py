@@ -19,6 +19,8 @@ class EngineSettings:
     """Sizes of one engine's device memory, and what people set of it."""
 
     num_slots: int
+    num_rings: int = 0
+    """Sessions, running or idle, that have keys and values of sliding-window layers on the device at once."""
     piece_blocks: int | None = None
     """Blocks of one streamed piece; None is what suits the device."""
     max_cached_block: int | None = setting(

@@ -33,9 +33,12 @@ from moorage.workers.spec.steps import (
     StepResult,
 )
 from moorage.workers.spec.store import CODE_ELEMENTS, BlockShape, KvLayout, KvShape, StoreSpec
+from moorage.workers.spec.window import RING_BLOCK, RING_MARGIN, WindowLayout
 
 __all__ = [
     "CODE_ELEMENTS",
+    "RING_BLOCK",
+    "RING_MARGIN",
     "Activation",
     "AnchorPool",
     "AnchorSpace",
@@ -71,4 +74,5 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "StoreSpec",
+    "WindowLayout",
 ]

@@ -139,8 +139,6 @@ class ModelSpec:
     dual_chunk: DualChunkSpec | None = None
     claimed_length: int | None = None
     """Tokens of a session that the model card promises; None promises no more than config.json says."""
-    sliding_window: int | None = None
-    """Tokens that the reference attends at most; sessions must not outgrow it. None is all."""
     layers: tuple[LayerSpec, ...] = ()
     """One for each layer; empty where all are `LayerSpec()`. Read through `layer`."""
     norm: NormKind = NormKind.RMS
@@ -190,6 +188,11 @@ class ModelSpec:
     def stored_layers(self) -> tuple[int, ...]:
         """The layers whose keys and values lie in the stores: those that attend everything."""
         return tuple(i for i in range(self.num_layers) if self.layer(i).window is None)
+
+    @property
+    def num_stored_layers(self) -> int:
+        """Layers that the stores have room for: `stored_layers`, or one that stays empty where there are none."""
+        return max(1, len(self.stored_layers))
 
     @property
     def window_layers(self) -> tuple[int, ...]:

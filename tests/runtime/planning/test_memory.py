@@ -17,6 +17,7 @@ from moorage.runtime.planning.memory import (
     device_sizes,
     fixed_dram_bytes,
     num_parameters,
+    num_rings,
     num_slots,
     spare_device_bytes,
     token_bytes,
@@ -28,7 +29,7 @@ from moorage.runtime.serving.scheduler import Scheduler
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.sizes import slots_per_layer
-from moorage.workers.spec import KvType, MemorySpec
+from moorage.workers.spec import KvType, LayerSpec, MemorySpec
 
 PILOT = Path(__file__).resolve().parents[3] / "deploy" / "models" / "moorage-pilot"
 GIB = 2**30
@@ -259,3 +260,33 @@ def test_an_automatic_chunk_costs_no_slot() -> None:
         assert steps(gpu_workers={**cuda, "device_memory": needed(chunk)}) == chunk
         assert steps(gpu_workers={**cuda, "device_memory": needed(chunk) - 1}) == chunk // 2
     assert steps(gpu_workers={**cuda, "device_memory": needed(2048) // 2}) == 2048
+
+
+def windowed() -> Deployment:
+    """Three of four layers attend a window of 1 024 tokens."""
+    num_layers = INTERNLM.num_layers
+    layers = tuple(LayerSpec(window=1024 if layer % 4 else None) for layer in range(num_layers))
+    return deployment_of(cluster(gpu_workers={"device": "cuda"}), replace(INTERNLM, layers=layers))
+
+
+def test_window_layers_take_device_memory_and_no_pages() -> None:
+    plan, plain = windowed(), deployment()
+    assert token_bytes(plan.layout) * 4 == token_bytes(plain.layout)
+    ring = device_sizes(plan).rings_bytes // num_rings(plan)
+    assert ring == plan.windows.ring_bytes
+    assert 1024 * 3 * token_bytes(plan.layout) < ring < 2.2 * 1024 * 3 * token_bytes(plan.layout)
+    assert num_rings(plain) == device_sizes(plain).rings_bytes == 0
+    assert num_rings(plan) > plan.max_running
+
+
+def test_device_memory_holds_as_many_rings_as_sessions() -> None:
+    plan = windowed()
+    full = device_sizes(plan)
+    exactly = replace(plan, device_memory=full.total_bytes)
+    assert device_sizes(exactly).total_bytes <= full.total_bytes
+    tight = replace(plan, device_memory=full.total_bytes - full.slots_bytes * 3 // 4)
+    found = device_sizes(tight)
+    assert found.total_bytes <= tight.device_memory
+    assert 1 <= num_rings(tight) < num_rings(plan)
+    with pytest.raises(InvalidConfig, match="is too little"):
+        num_slots(replace(plan, device_memory=full.weights_bytes))

@@ -9,8 +9,7 @@ import pytest
 
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.runtime.planning.session_limit import SessionLimit, session_limit
-from moorage.workers.errors import InvalidConfig
-from moorage.workers.spec import ModelSpec, RopeSpec
+from moorage.workers.spec import LayerSpec, ModelSpec, RopeSpec
 from tests.runtime.config.test_presets import config
 
 
@@ -51,9 +50,6 @@ def test_a_longer_session_than_positions_reach_is_warned_of() -> None:
     assert limit(max_seq_len=1 << 20, preset="inf-llm").warnings == ()
 
 
-def test_a_session_that_outgrows_a_sliding_window_is_refused() -> None:
-    windowed = replace(model(32768), sliding_window=32768)
+def test_a_sliding_window_does_not_limit_a_session() -> None:
+    windowed = replace(model(32768), layers=(LayerSpec(window=4096),) * model(32768).num_layers)
     assert session_limit(config(), windowed).max_seq_len == 32768
-    assert session_limit(config(memory={"positions": "clamped"}), windowed).max_seq_len == 32768
-    with pytest.raises(InvalidConfig, match=r"max_seq_len: 32769 .*sliding_window 32768.*to null"):
-        session_limit(config(long_context={"max_seq_len": 32769}), windowed)

@@ -124,12 +124,6 @@ def test_a_scaling_in_place_of_the_checkpoints_starts_from_the_unscaled_length()
     assert reached(YARN, rope_scaling={"rope_type": "linear", "factor": 2}) == 65536
 
 
-def test_no_positions_reach_beyond_a_sliding_window() -> None:
-    windowed = replace(PLAIN, sliding_window=8192)
-    assert reached(windowed, "inf-llm") == 8192
-    assert reached(replace(PLAIN, sliding_window=10000)) == 8192
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_that_extends_the_trained_length_says_how_far(name: str) -> None:
     found, source = reached(preset=name), PRESETS[name].source

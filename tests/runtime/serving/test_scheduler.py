@@ -24,13 +24,14 @@ def scheduler(**changes: int) -> Scheduler:
     values = {
         "pages": 100,
         "slots": 1000,
+        "rings": 0,
         "max_step_tokens": 64,
         "decode_prefill_tokens": 16,
         "max_running": 8,
         "max_waiting": 16,
         "reused_tokens": 0,
     } | changes
-    resources = Resources((values.pop("pages"),), values.pop("slots"))
+    resources = Resources((values.pop("pages"),), values.pop("slots"), values.pop("rings"))
     reused = values.pop("reused_tokens")
     return Scheduler(Limits(resources=resources, **values), lambda _request_id, _held: reused)
 
@@ -57,6 +58,21 @@ def keep(sched: Scheduler, request_id: str) -> None:
     sched.keep(
         request_id, IdleSession(ended.session_name, len(sched.idle), NOTHING, resources, ended.first_actor)
     )
+
+
+def test_a_ring_is_taken_from_an_idle_session_and_not_from_a_running_one() -> None:
+    sched = scheduler(rings=2)
+    for name in ("a", "b"):
+        sched.add(ScheduledRequest(name, 5, Resources((1,), 1, 1), session_name=name))
+    run_prefill(sched)
+    sched.keep("a", IdleSession("a", 1, NOTHING, Resources((1,), 0, 1)))
+    for name in ("c", "d"):
+        sched.add(ScheduledRequest(name, 5, Resources((1,), 1, 1)))
+    step = sched.next_step()
+    assert step.admitted == ("c",)
+    assert [held.name for held in step.evicted] == ["a"]
+    (wait,) = sched.waits()
+    assert (wait.request.request_id, wait.waits_for) == ("d", "device_slots")
 
 
 def run_prefill(sched: Scheduler) -> dict[str, int]:

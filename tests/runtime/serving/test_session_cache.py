@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
-from moorage.workers.spec import AnchorType, KvLayout, MemorySpec, Positions, Preselect, RopeSpec
+from moorage.workers.spec import (
+    RING_BLOCK,
+    RING_MARGIN,
+    AnchorType,
+    BlockShape,
+    KvLayout,
+    MemorySpec,
+    Positions,
+    Preselect,
+    RopeSpec,
+    WindowLayout,
+)
 from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import memory
 
@@ -141,3 +152,19 @@ def test_a_prompt_that_was_cut_off_serves_as_far_as_it_came() -> None:
     held = StoredKv(TokenIds(range(48)), 100, SELECTED)
     assert reusable_tokens(held, range(100), SELECTED, LAYOUT) == 48
     assert reusable_tokens(replace(held, memory=EXACT), range(100), EXACT, LAYOUT) == 48
+
+
+WINDOWS = WindowLayout(2, 100, BlockShape(1, RING_BLOCK, 16), "float16", 2)
+
+
+def test_a_sliding_window_is_continued_as_far_back_as_its_ring_reaches() -> None:
+    """Of 5 000 tokens the ring still holds those from its first block on, and the window before needs 99 of them."""
+    held, first = tuple(range(5000)), WINDOWS.first_held(5000)
+    stored = StoredKv(TokenIds(held), 5000, EXACT, first)
+    earliest = first + WINDOWS.window - 1
+
+    def kept(shared: int) -> int:
+        return reusable_tokens(stored, [*held[:shared], 9999, 9999], EXACT, LAYOUT, windows=WINDOWS)
+
+    assert [kept(5000), kept(earliest), kept(earliest - 1)] == [5000, earliest, 0]
+    assert earliest <= 5000 - RING_MARGIN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,7 +16,11 @@ from moorage.workers.gpu.attention.hybrid import HybridAttention
 from moorage.workers.gpu.attention.observed import ImportanceCounting, RecallSampling
 from moorage.workers.gpu.attention.prefill import PrefillAttention
 from moorage.workers.gpu.attention.row_writer import RowWriter
-from moorage.workers.gpu.attention.step_attention import StepAttention
+from moorage.workers.gpu.attention.step_attention import StepAttention, WindowBackends
+from moorage.workers.gpu.attention.window_decode import HostWindowDecode, WindowDecode
+from moorage.workers.gpu.attention.window_device import DeviceWindowDecode
+from moorage.workers.gpu.attention.window_prefill import WindowPrefill
+from moorage.workers.gpu.attention.window_rings import WindowLayers, WindowRings
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.selection.asynchronous import AsynchronousSelector
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
@@ -29,7 +34,7 @@ from moorage.workers.gpu.transfer.copy_engine import CopyEngine, DirectCopyEngin
 from moorage.workers.gpu.transfer.factory import copy_engine
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import piece_blocks
-from moorage.workers.spec import KvLayout, ModelSpec
+from moorage.workers.spec import KvLayout, ModelSpec, WindowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class AttentionParts:
     loader: BlockLoader
     scorer: DeviceScorer | None
     exact: ExactAttention
+    rings: WindowRings
     attention: StepAttention
 
 
@@ -77,7 +83,18 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
     decode = RecallSampling(decode, exact, layout.num_layers)
     chunk = ChunkAttention(loader, stores, importance, layout, timer)
     prefill = PrefillAttention(chunk, writer, importance, layout)
-    return AttentionParts(copies, loader, scorer, exact, StepAttention(decode, prefill, site.device))
+    rings = WindowRings(
+        WindowLayout.of(site.model, layout), WindowLayers.of(site.model), settings.num_rings, site.device
+    )
+    attention = StepAttention(decode, prefill, _window_backends(site, rings), site.model, site.device)
+    return AttentionParts(copies, loader, scorer, exact, rings, attention)
+
+
+def _window_backends(site: Site, rings: WindowRings) -> WindowBackends:
+    """The backends of window layers that suit the device."""
+    kind: type[WindowDecode[Any]] = HostWindowDecode if site.device.type == "cpu" else DeviceWindowDecode
+    prefill = WindowPrefill(rings, site.model, site.compute_dtype, site.timer)
+    return WindowBackends(kind(rings, site.model, site.timer), prefill)
 
 
 def _decode_backend(site: Site, parts: DecodeParts, is_host: bool) -> DecodeBackend:

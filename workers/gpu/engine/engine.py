@@ -51,7 +51,7 @@ class Engine:
         """Attends all of a session's past, for evaluations."""
         self._output = OutputStage(decoder, spec.vocab_size, self._timer)
         self._table = SessionTable(
-            spec, layout, kv, device, settings, parts.loader, parts.scorer, self._output
+            spec, layout, kv, device, settings, parts.loader, parts.rings, parts.scorer, self._output
         )
         self._forward = ForwardPass(decoder, parts.attention, self._output, self._table.make_room)
 

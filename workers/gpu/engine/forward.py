@@ -112,6 +112,7 @@ class ForwardPass:
         hidden = self._decoder.forward(token_ids.to(self._decoder.device), attend)
         self._attention.finish(metadata)
         outputs = self._output(hidden, [step.segment for step in steps], [step.session for step in steps])
+        self._attention.commit(metadata)
         results = []
         for step, output in zip(steps, outputs, strict=True):
             if step.segment.session_id in failed:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.workers.gpu.attention.window_rings import Ring
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.model.sampler import TokenCounts
 from moorage.workers.gpu.positions.rotary import RotaryCache
@@ -103,6 +104,8 @@ class WorkerSession:
     max_tokens: int
     cache: BlockCache
     rotations: RotaryCache
+    ring: Ring | None = None
+    """Keys and values of sliding-window layers; None for a model without any."""
     num_tokens: int = 0
     """Tokens whose K and V are stored in all layers."""
     kept_tokens: int = 0

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from moorage.workers.errors import InvalidRequest, MoorageError
+from moorage.workers.gpu.attention.window_rings import WindowRings
 from moorage.workers.gpu.engine.output import OutputStage
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.model.rope import session_view
@@ -42,12 +43,13 @@ class SessionTable:
         device: torch.device,
         settings: EngineSettings,
         reader: BlockLoader,
+        rings: WindowRings,
         scorer: DeviceScorer | None,
         output: OutputStage,
     ) -> None:
         self._spec, self._layout, self._kv, self._device = spec, layout, kv, device
         self._settings, self._reader, self._scorer, self._output = settings, reader, scorer, output
-        self._pool = SlotPool(settings.num_slots)
+        self._pool, self._rings = SlotPool(settings.num_slots), rings
         self._least_slots = False
         """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
         self._rotary: WeakValueDictionary[tuple[MemorySpec, bytes, float], RotaryCache] = (
@@ -75,11 +77,13 @@ class SessionTable:
         rotated = self._layout.anchor_space is AnchorSpace.ROTATED
         inv_freq = rotations.view.inv_freq.numpy() if rotated else None
         cache = self._new_cache(opening.memory, opening.max_tokens)
-        blocks = self._layout.num_blocks(opening.max_tokens)
+        blocks, ring = self._layout.num_blocks(opening.max_tokens), None
         try:
+            ring = self._rings.allocate(opening.prompt_tokens)
             self._kv.open(opening.session_id, blocks, inv_freq, opening.first_shard)
         except MoorageError:
             self._pool.free(cache.slots.reshape(-1))
+            self._rings.free(ring)
             raise
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
@@ -89,6 +93,7 @@ class SessionTable:
             opening.max_tokens,
             cache,
             rotations,
+            ring,
             anchor_view=rotations.view if rotated else None,
         )
         self._mirror(opening)
@@ -112,6 +117,11 @@ class SessionTable:
                 "send the prompt without a session"
             )
         keep = opening.keep_tokens
+        if session.ring is not None and not self._rings.layout.continues_at(keep, session.ring.first_held):
+            raise InvalidRequest(
+                f"session {opening.session_id}: the window before token {keep} is no longer held; send the prompt "
+                "without a session"
+            )
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
         self._kv.truncate(session.session_id, keep)
         if self._layout.anchor_type is AnchorType.DYNAMIC and opening.memory.selection.execution_block:
@@ -128,6 +138,7 @@ class SessionTable:
             opening.max_tokens,
             self._new_cache(opening.memory, opening.max_tokens),
             rotations,
+            session.ring,
             num_tokens=keep,
             kept_tokens=keep,
             received=session.received_by(keep),
@@ -193,6 +204,7 @@ class SessionTable:
         session = self.sessions.pop(session_id, None)
         if session is not None:
             self._release_slots(session)
+            self._rings.free(session.ring)
         if self._scorer is not None:
             self._scorer.drop(session_id)
         self._kv.drop(session_id)
@@ -244,11 +256,17 @@ class SessionTable:
         held = [session.cache.slots.reshape(-1) for session in self.sessions.values()]
         taken = np.concatenate([np.empty(0, np.int32), *held])
         self._pool = SlotPool.beside(self._pool.num_slots, taken)
+        self._rings.beside([session.ring for session in self.sessions.values()])
 
     def check_integrity(self) -> None:
         """Raises if slots or block maps disagree; for tests and idle times."""
         held = sum(s.cache.slots.size for s in self.sessions.values())
         if held + self._pool.num_free != self._pool.num_slots:
             raise RuntimeError(f"slots: {held} held and {self._pool.num_free} free of {self._pool.num_slots}")
+        rings = [session.ring for session in self.sessions.values() if session.ring is not None]
+        if len({ring.index for ring in rings}) + self._rings.num_free != self._rings.num_rings:
+            raise RuntimeError(
+                f"rings: {len(rings)} held and {self._rings.num_free} free of {self._rings.num_rings}"
+            )
         for session in self.sessions.values():
             session.cache.check_integrity()

@@ -144,10 +144,3 @@ class Family:
     accepted: tuple[Accepted, ...] = ACCEPTED
     published: Mapping[str, PublishedModel] = field(default_factory=dict)
     """Models that can be sized by name, without their files."""
-
-
-def read_sliding_window(config: Fields, default: int = 4096) -> int | None:
-    """`sliding_window` of a family whose layers attend no further unless the key is null."""
-    if config.values.get("sliding_window", default) is None:
-        return None
-    return config.positive_int("sliding_window", default)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from moorage.workers.gpu.model.families.llama import TENSORS
-from moorage.workers.gpu.model.family import Family, PublishedModel, read_sliding_window
+from moorage.workers.gpu.model.family import Family, PublishedModel
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_layers import read_layer_types, read_window, with_windows
 from moorage.workers.spec import ModelSpec
 
 
 def _own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
-    return replace(spec, sliding_window=read_sliding_window(config))
+    slides = read_layer_types(config) or (True,) * spec.num_layers
+    return with_windows(spec, config, slides, read_window(config, 4096))
 
 
 FAMILY = Family(

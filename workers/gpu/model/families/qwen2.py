@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moorage.workers.gpu.model.families.llama import TENSORS
-from moorage.workers.gpu.model.family import Claim, Family, PublishedModel, read_sliding_window
+from moorage.workers.gpu.model.family import Claim, Family, PublishedModel
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_layers import read_layer_types, read_window, with_windows
 from moorage.workers.spec import DualChunkSpec, ModelSpec
 
 MSCALE = 0.1
@@ -18,22 +19,19 @@ _THETA = {"rope_theta": 1000000.0}
 
 def qwen_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
     """`spec` with what Qwen2 and Qwen3 have in common: a sliding window that few models use, and dual chunks."""
-    slides = config.flag("use_sliding_window") and _some_layer_slides(config)
-    return replace(
-        spec,
-        sliding_window=read_sliding_window(config) if slides else None,
-        dual_chunk=_dual_chunk(config),
-    )
+    spec = replace(spec, dual_chunk=_dual_chunk(config))
+    if not config.flag("use_sliding_window"):
+        return spec
+    slides = read_layer_types(config) or _after_full_layers(config)
+    return with_windows(spec, config, slides, read_window(config, 4096))
 
 
-def _some_layer_slides(config: Fields) -> bool:
-    layer_types = config.get("layer_types")
-    if isinstance(layer_types, list):
-        return any(name != "full_attention" for name in layer_types)
+def _after_full_layers(config: Fields) -> tuple[bool, ...]:
+    """The layers from `max_window_layers` on slide."""
     num_full_layers = config.get("max_window_layers")
     if not isinstance(num_full_layers, int):
         num_full_layers = 28
-    return num_full_layers < config.positive_int("num_hidden_layers")
+    return tuple(layer >= num_full_layers for layer in range(config.positive_int("num_hidden_layers")))
 
 
 def _dual_chunk(config: Fields) -> DualChunkSpec | None:

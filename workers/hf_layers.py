@@ -1,0 +1,56 @@
+"""Reads from a config.json which layers attend a sliding window."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from moorage.workers.hf_fields import Fields
+from moorage.workers.spec import LayerSpec, ModelSpec
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Values of `layer_types`."""
+
+
+def read_layer_types(config: Fields) -> tuple[bool, ...] | None:
+    """Whether each layer slides by the key `layer_types`; None without the key. Raises InvalidModel."""
+    names, num_layers = config.get("layer_types"), config.positive_int("num_hidden_layers")
+    if names is None:
+        return None
+    if (
+        not isinstance(names, list)
+        or len(names) != num_layers
+        or any(n not in (FULL, SLIDING) for n in names)
+    ):
+        raise config.wrong("layer_types", f"{num_layers} names, each {FULL} or {SLIDING}")
+    return tuple(name == SLIDING for name in names)
+
+
+def read_window(config: Fields, default: int | None) -> int | None:
+    """`sliding_window`, which null takes away; `default` stands for a key that is not there."""
+    if config.values.get("sliding_window", default) is None:
+        return None
+    return config.positive_int("sliding_window", default)
+
+
+def with_windows(spec: ModelSpec, config: Fields, slides: Sequence[bool], window: int | None) -> ModelSpec:
+    """`spec` with a window in the layers that slide.
+
+    A window as long as the trained length leaves those layers as they are, since no query within that length sees it.
+    """
+    if window is None or not any(slides):
+        return spec
+    if window >= spec.max_position_embeddings:
+        note = (
+            f"{config.source}: sliding_window {window:,} is not below max_position_embeddings "
+            f"{spec.max_position_embeddings:,}; longer sessions attend all their tokens"
+        )
+        return replace(spec, notes=(*spec.notes, note))
+    layers = spec.layers or tuple(LayerSpec() for _ in slides)
+    return replace(
+        spec,
+        layers=tuple(
+            replace(layer, window=window) if slid else layer
+            for layer, slid in zip(layers, slides, strict=True)
+        ),
+    )
