@@ -15,13 +15,15 @@ from moorage.workers.gpu.model.family import (
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_experts import read_expert_counts, with_experts
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_layers import read_window, with_windows
 from moorage.workers.spec import ExpertScores, ExpertsSpec, ModelSpec
 
 
 def _own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
     number, per_token = read_expert_counts(config)
     experts = ExpertsSpec(number, per_token, spec.intermediate_size, ExpertScores.SOFTMAX_NORMALIZED)
-    return with_experts(replace(spec, sliding_window=config.optional_positive_int("sliding_window")), experts)
+    slides = (True,) * spec.num_layers
+    return with_experts(with_windows(spec, config, slides, read_window(config, None)), experts)
 
 
 _ATTENTION = {name: part for name, part in TENSORS.layer.items() if not name.startswith("mlp.")}
