@@ -16,6 +16,7 @@ from moorage.workers.gpu.model.family import (
     Unsuffixed,
 )
 from moorage.workers.gpu.model.parts import Part, Shape, biased_parts, part_shapes
+from moorage.workers.safetensors_header import FLOAT_BYTES
 from moorage.workers.spec import LayerSpec, ModelSpec
 
 Kind = Literal["weight", "bias"]
@@ -34,6 +35,8 @@ class CheckpointTensor:
     """How often rows of all its parts follow one another; 1 where each part is in one piece."""
     layer: int | None
     """Of the parts; None for those outside the layers."""
+    dtypes: tuple[str, ...] = tuple(FLOAT_BYTES)
+    """Types that it may have, as safetensors names them."""
     expert: int | None = None
     """The one expert whose rows it holds."""
     stacked: AllExperts | None = None

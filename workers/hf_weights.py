@@ -10,8 +10,8 @@ from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_directory import NO_GGUF
 from moorage.workers.hf_fields import Fields
-from moorage.workers.hf_tensors import is_redundant, present_name, tensor_shapes
-from moorage.workers.safetensors_header import TensorHeader, read_header
+from moorage.workers.hf_tensors import checkpoint_tensors, is_redundant, present_name
+from moorage.workers.safetensors_header import TensorHeader, read_header, wrong_type
 from moorage.workers.spec import ModelSpec
 
 WHOLE = "model.safetensors"
@@ -68,16 +68,18 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
     Raises InvalidModel with the file and the tensor.
     """
     headers = read_headers(directory, spec.family)
-    expected = tensor_shapes(spec, headers)
-    for name, shape in expected.items():
+    expected = {tensor.name: tensor for tensor in checkpoint_tensors(spec, headers)}
+    for name, tensor in expected.items():
         if name not in headers:
             raise InvalidModel(
                 f"{directory}: tensor {name} is missing; download the weights again, or correct config.json"
             )
-        if headers[name].shape != shape:
+        if headers[name].dtype not in tensor.dtypes:
+            raise wrong_type(headers[name].file, name, headers[name].dtype)
+        if headers[name].shape != tensor.shape:
             raise InvalidModel(
                 f"{headers[name].file}: tensor {name} has shape {list(headers[name].shape)} where "
-                f"config.json makes it {list(shape)}; weights and config.json must be of one model"
+                f"config.json makes it {list(tensor.shape)}; weights and config.json must be of one model"
             )
     for name, header in headers.items():
         if name not in expected and not is_redundant(name, spec):

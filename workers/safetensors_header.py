@@ -18,7 +18,9 @@ _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100 << 20
 _LFS_POINTER = b"version https://git-lfs"
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-"""Bytes of one element of each type that weights may have."""
+"""Bytes of one element of each type that plain weights may have."""
+ELEMENT_BYTES = {**FLOAT_BYTES, "F8_E4M3": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8}
+"""Of each type that tensors may have, those of quantised weights included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class TensorHeader:
 def read_header(file: Path) -> list[TensorHeader]:
     """The tensors of a file in the order of their bytes, which are not read.
 
-    Raises InvalidModel when the file is not a whole safetensors file, and for a tensor that is not of plain floats.
+    Raises InvalidModel when the file is not a whole safetensors file, and for a type that no weights have.
     """
     try:
         size = file.stat().st_size
@@ -69,18 +71,23 @@ def _tensor(file: Path, name: str, value: Any, data: int) -> TensorHeader:
     )
     if not (isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2):
         raise _incomplete(file, f"the header of tensor {name} has no dtype, shape and data_offsets")
-    if dtype not in FLOAT_BYTES:
-        raise InvalidModel(
-            f"{file}: tensor {name} has type {dtype}; use the checkpoint with plain float weights"
-        )
+    if dtype not in ELEMENT_BYTES:
+        raise wrong_type(file, name, dtype)
     begin, end = offsets
-    num_bytes = prod(shape) * FLOAT_BYTES[dtype]
+    num_bytes = prod(shape) * ELEMENT_BYTES[dtype]
     if end - begin != num_bytes:
         raise _incomplete(
             file,
             f"tensor {name} of shape {shape} and type {dtype} takes {num_bytes} bytes, not {end - begin}",
         )
     return TensorHeader(name, file, dtype, tuple(shape), data + begin, num_bytes)
+
+
+def wrong_type(file: Path, name: str, dtype: str) -> InvalidModel:
+    """The error for a tensor of a type that its weights can't have."""
+    return InvalidModel(
+        f"{file}: tensor {name} has type {dtype}; use the checkpoint with plain float weights"
+    )
 
 
 def _check_offsets(file: Path, tensors: list[TensorHeader], data: int, size: int) -> None:

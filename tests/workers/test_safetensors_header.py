@@ -85,8 +85,8 @@ def test_a_pointer_of_git_lfs_is_told_as_one(tmp_path: Path) -> None:
         read_header(file)
 
 
-@pytest.mark.parametrize("dtype", ["I8", "F8_E4M3", "BOOL"])
-def test_weights_must_be_plain_floats(tmp_path: Path, dtype: str) -> None:
+@pytest.mark.parametrize("dtype", ["C64", "F4", "BOOL"])
+def test_a_type_that_no_weights_have_is_refused(tmp_path: Path, dtype: str) -> None:
     file = write(tmp_path / "model.safetensors", {"a": {**ONE, "dtype": dtype}})
     with pytest.raises(InvalidModel, match=f"tensor a has type {dtype}; use the checkpoint with plain float"):
         read_header(file)

@@ -126,11 +126,13 @@ def test_tensor_without_a_place(tiny: TinyModel) -> None:
     assert f"{file}: tensor {name} has no place in a llama model" in refusal(tiny)
 
 
-def test_integer_weights(tiny: TinyModel) -> None:
-    file = rewrite(
-        tiny, lambda tensors: tensors.update({"model.norm.weight": torch.ones(128, dtype=torch.int8)})
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_weights_must_be_plain_floats(tiny: TinyModel, dtype: torch.dtype, name: str) -> None:
+    file = rewrite(tiny, lambda tensors: tensors.update({"model.norm.weight": torch.ones(128).to(dtype)}))
+    expected = (
+        f"{file}: tensor model.norm.weight has type {name}; use the checkpoint with plain float weights"
     )
-    assert f"{file}: tensor model.norm.weight has type I8" in refusal(tiny)
+    assert expected in refusal(tiny)
 
 
 @pytest.mark.parametrize("kept", [0, 5, 100, 0.5, 0.999])
