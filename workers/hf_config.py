@@ -7,6 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.config import config_of
+from moorage.workers.gguf.files import gguf_files
+from moorage.workers.gguf.model import read_gguf
 from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.family import Family
 from moorage.workers.gpu.model.parts import Part
@@ -29,11 +32,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def read_model_spec(directory: str | Path) -> ModelSpec:
-    """ModelSpec from `config.json` and, where there is one, `generation_config.json`.
+    """ModelSpec from `config.json` and, where there is one, `generation_config.json`; or from a GGUF file.
 
     Raises InvalidModel with the file, the field and the fix when the model can't be served as it is.
     """
     directory = Path(directory)
+    if files := gguf_files(directory):
+        config = config_of(read_gguf(files))
+        return read_spec(config, _family(config))
     check_directory(directory)
     config = Fields.read(directory / "config.json")
     spec = _with_generation(read_spec(config, _family(config)), directory)

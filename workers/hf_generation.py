@@ -1,4 +1,4 @@
-"""The sampling that a model's authors recommend, read from generation_config.json."""
+"""The sampling that a model's authors recommend, read from generation_config.json or a GGUF file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from moorage.workers.gguf.files import gguf_files
+from moorage.workers.gguf.model import read_gguf
+from moorage.workers.gguf.sampling import sampling_of
 from moorage.workers.hf_fields import Fields
 
 FILE_NAME = "generation_config.json"
@@ -23,15 +26,14 @@ class SamplingDefaults:
 
 
 def read_sampling_defaults(directory: str | Path) -> SamplingDefaults:
-    """The defaults of a model directory. Fields that the file lacks keep the defaults of SamplingDefaults.
+    """The defaults of a model. Fields that its file lacks keep the defaults of SamplingDefaults.
 
     `do_sample: false` stands for greedy. `do_sample: true` without a temperature stands for temperature 1, as in
     transformers. Raises InvalidModel with the file and the field for a value that no request may have.
     """
-    path = Path(directory) / FILE_NAME
-    if not path.is_file():
-        return SamplingDefaults()
-    config, plain = Fields.read(path), SamplingDefaults()
+    config, plain = _fields(Path(directory)), SamplingDefaults()
+    if config is None:
+        return plain
     do_sample = None if config.get("do_sample") is None else config.flag("do_sample")
     temperature = _number(config, "temperature", 0.0, 100.0, 1.0 if do_sample else plain.temperature)
     return SamplingDefaults(
@@ -41,6 +43,13 @@ def read_sampling_defaults(directory: str | Path) -> SamplingDefaults:
         min_p=_number(config, "min_p", 0.0, 1.0, plain.min_p),
         repetition_penalty=_number(config, "repetition_penalty", 0.1, 10.0, plain.repetition_penalty),
     )
+
+
+def _fields(model: Path) -> Fields | None:
+    if files := gguf_files(model):
+        return sampling_of(read_gguf(files))
+    path = model / FILE_NAME
+    return Fields.read(path) if path.is_file() else None
 
 
 def _top_k(config: Fields) -> int:

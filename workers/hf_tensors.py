@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from moorage.workers.gguf.names import GGUF_LAYOUTS
 from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.family import (
     AllExperts,
@@ -46,10 +47,12 @@ class CheckpointTensor:
 def checkpoint_tensors(spec: ModelSpec, names: Collection[str] = ()) -> list[CheckpointTensor]:
     """Every tensor that a checkpoint of `spec` must hold.
 
-    A family may name them in several ways: the one that shares most names with `names`, those of the files, counts.
+    A family may name them in several ways, and GGUF files in others: the one that shares most names with `names`,
+    those of the files, counts.
     """
     family = FAMILIES[spec.family]
-    ways = [list(_all_tensors(spec, tensors)) for tensors in (family.tensors, *family.other_tensors)]
+    layouts = (family.tensors, *family.other_tensors, *GGUF_LAYOUTS)
+    ways = [list(_all_tensors(spec, tensors)) for tensors in layouts]
     return max(ways, key=lambda way: sum(tensor.name in names for tensor in way))
 
 
@@ -74,7 +77,7 @@ def is_redundant(name: str, spec: ModelSpec) -> bool:
 def _all_tensors(spec: ModelSpec, tensors: TensorNames) -> Iterator[CheckpointTensor]:
     yield from _tensors(spec, tensors.model, "", None)
     for index in range(spec.num_layers):
-        yield from _tensors(spec, tensors.layer, f"model.layers.{index}.", index)
+        yield from _tensors(spec, tensors.layer, tensors.layer_prefix.format(index), index)
 
 
 def _tensors(

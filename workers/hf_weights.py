@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.files import gguf_files
+from moorage.workers.gguf.model import read_gguf
+from moorage.workers.gguf.weights import check_tensors
 from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.parts import Part
-from moorage.workers.hf_directory import NO_GGUF
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_tensors import checkpoint_tensors, is_redundant, present_name
 from moorage.workers.safetensors_header import TensorHeader, read_header, wrong_type
@@ -57,8 +59,6 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory}: holds only pickled weights ({pickles[0]}), which can run code and are "
             "never loaded; convert the model to safetensors"
         )
-    if any(directory.glob("*.gguf")):
-        raise InvalidModel(f"{directory}: no model*.safetensors file, and {NO_GGUF}")
     raise InvalidModel(f"{directory}: no model*.safetensors file; download the weights, or check model.path")
 
 
@@ -67,6 +67,8 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
 
     Raises InvalidModel with the file and the tensor.
     """
+    if files := gguf_files(directory):
+        return check_tensors(read_gguf(files), spec)
     headers = read_headers(directory, spec.family)
     expected = {tensor.name: tensor for tensor in checkpoint_tensors(spec, headers)}
     for name, tensor in expected.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +16,7 @@ from moorage.runtime.cli.output import print_json, print_note
 from moorage.runtime.cluster.daemon import launch_detached
 from moorage.runtime.cluster.logs import configure_logs
 from moorage.runtime.config.load import load_cluster_config
+from moorage.runtime.config.source import is_model
 from moorage.runtime.planning.preflight import check_host
 
 
@@ -34,7 +34,7 @@ def launch(
         Path | None,
         typer.Argument(
             metavar="FILE|DIR",
-            help="A cluster file, or a model directory for every default.",
+            help="A cluster file; or, for every default, a model directory or GGUF file.",
             show_default=False,
         ),
     ] = None,
@@ -52,9 +52,9 @@ def launch(
         bool, typer.Option("--json", help="Print what the ready file holds when it is ready.")
     ] = False,
 ) -> None:
-    """Start a cluster from a file, or serve a model directory.
+    """Start a cluster from a file, or serve a model directory or GGUF file.
 
-    It serves until Ctrl-C, SIGTERM or `runtime stop`. A model directory is served with every default; if the
+    It serves until Ctrl-C, SIGTERM or `runtime stop`. A model is served with every default; if the
     default port is in use, a free one is taken.
     """
     file = o.cluster_file(file, example)
@@ -86,8 +86,8 @@ def launch(
 
 
 def _adjusted(file: Path, overrides: Sequence[str]) -> list[str]:
-    """Overrides that make a bare model directory work on this host, each said; none for a cluster file."""
-    if not os.path.isdir(file):
+    """Overrides that make a bare model work on this host, each said; none for a cluster file."""
+    if not is_model(file):
         return []
     from moorage.runtime.planning.model_launch import adjustments
 

@@ -126,7 +126,7 @@ def cluster_file(file: Path | None, example: str | None) -> Path:
         return file
     if example is not None and file is None:
         return example_file(example)
-    raise typer.BadParameter("give one cluster file or model directory, or --example NAME", param_hint="FILE")
+    raise typer.BadParameter("give one cluster file or model, or --example NAME", param_hint="FILE")
 
 
 def read_text(text: str | None, prompt_file: Path | None) -> bytes:

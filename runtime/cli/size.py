@@ -53,7 +53,7 @@ def _source(config: Path | None, overrides: Sequence[str]) -> Source:
 def size(
     model: Annotated[
         str | None,
-        typer.Option(metavar="DIR_OR_PRESET", help="A model directory, or a built-in preset's name."),
+        typer.Option(metavar="MODEL", help="A model directory, a GGUF file, or a built-in preset's name."),
     ] = None,
     context: Annotated[
         str, typer.Option(help="Context lengths in tokens; K is 1024 and M is 1024².", metavar="N,N,…")
@@ -90,7 +90,7 @@ def size(
 ) -> None:
     """Size DRAM and device memory for a model and contexts."""
     if model is None and config is None:
-        raise typer.BadParameter("give --model DIR_OR_PRESET or --config FILE", param_hint="--model")
+        raise typer.BadParameter("give --model MODEL or --config FILE", param_hint="--model")
     contexts = _contexts(context)
     flags = {
         ("model", "path"): ("--model", model),

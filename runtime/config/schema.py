@@ -31,7 +31,8 @@ class ModelSection(Section):
     """Which model is served."""
 
     path: DirectoryPath = Field(
-        description="Directory of the model in the Hugging Face layout, relative to this file; required."
+        description="Directory of the model in the Hugging Face layout, or GGUF file (any part of a split one); "
+        "relative to this file; required."
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "auto", description="Type of weights and activations; auto is the checkpoint's own."

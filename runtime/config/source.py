@@ -12,13 +12,15 @@ import yaml
 
 from moorage.runtime.config.yaml_reading import compose, construct, parse_value, read_text
 from moorage.workers.errors import InvalidConfig
+from moorage.workers.gguf.files import SUFFIX as GGUF_SUFFIX
+from moorage.workers.gguf.files import gguf_files
 from moorage.workers.hf_directory import check_directory
 
 PREFIX = "MOORAGE_"
 _KEY_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _MOST_SHOWN = 100
-_WEIGHTS = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
-"""Files that people give for a model; its directory, or a cluster file, is what can be launched."""
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+"""Files that people give for a model; its directory, a GGUF file or a cluster file is what can be launched."""
 Tree = dict[str, Any]
 
 
@@ -67,20 +69,27 @@ class Source:
 def read_source(path: str | Path, overrides: Iterable[str], environ: Mapping[str, str]) -> Source:
     """The file's values, with the environment's above them and the `section.key=value` flags above all.
 
-    A model directory in the place of the file is a file with nothing but model.path. Raises InvalidConfig with
-    file and line, variable or flag, and InvalidModel for a file of weights.
+    A model directory or GGUF file in its place is a file with nothing but model.path. Raises InvalidConfig
+    with file and line, variable or flag, and InvalidModel for a file of weights.
     """
     given = Path(path)
     if given.suffix.lower() in _WEIGHTS:
         check_directory(given)
-    source = _model_directory(given) if os.path.isdir(given) else _read_file(given)
+    source = _model(given) if is_model(given) else _read_file(given)
     source.put_environment(environ)
     source.put_overrides(overrides)
     return source
 
 
-def _model_directory(path: Path) -> Source:
-    if not (path / "config.json").is_file():
+def is_model(path: Path) -> bool:
+    """Whether a path is that of a model and not of a cluster file."""
+    return os.path.isdir(path) or path.suffix.lower() == GGUF_SUFFIX
+
+
+def _model(path: Path) -> Source:
+    if not ((path / "config.json").is_file() or gguf_files(path)):
+        if path.suffix.lower() == GGUF_SUFFIX:
+            raise InvalidConfig(f"{path}: no such file; give the path of a model or of a cluster file")
         raise InvalidConfig(
             f"{path}: is a directory without config.json; give the path of a model directory or of a cluster file"
         )

@@ -20,7 +20,7 @@ MODEL_PRESETS = {
 
 
 def find_model(name_or_directory: str) -> ModelSpec:
-    """The preset of that name (in any case), or the shape of a local Hugging Face directory.
+    """The preset of that name (in any case), or the shape of a local Hugging Face directory or GGUF file.
 
     Raises InvalidModel when there is neither, or when the path is not a model directory.
     """

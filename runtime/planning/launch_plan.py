@@ -32,7 +32,7 @@ class LaunchPlan:
     pages_per_actor: int
     capacity: Capacity
     tokenizer: TextTokenizer | None
-    """None when there is no tokenizer.json: token ids can still be served."""
+    """None when the model has no tokenizer: token ids can still be served."""
     eos_token_ids: tuple[int, ...]
     """Those of config.json, generation_config.json and the tokenizer."""
     default_sampling: SamplingDefaults
@@ -65,14 +65,14 @@ def plan_launch(config: ClusterConfig) -> LaunchPlan:
     Raises InvalidModel for files that can't be served, InvalidConfig for positions, sizes and memory that don't fit
     the model or this host.
     """
-    from moorage.runtime.text.tokenizer import TextTokenizer, stop_token_ids
+    from moorage.runtime.text.tokenizer import TextTokenizer, has_tokenizer, stop_token_ids
 
     directory = Path(config.model.path)
     spec = read_model_spec(directory)
     check_positions(config, spec)
     limit = session_limit(config, spec)
     check_weights(directory, spec)
-    tokenizer = TextTokenizer.load(directory) if (directory / "tokenizer.json").exists() else None
+    tokenizer = TextTokenizer.load(directory) if has_tokenizer(directory) else None
     sampling = read_sampling_defaults(directory)
     deployment = deployment_of(config, spec)
     pages = pages_per_actor(config.kv_store.dram, config.kv_store.actors, deployment.layout)

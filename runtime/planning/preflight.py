@@ -32,8 +32,9 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
     _check_scorer(config)
     plan = plan_launch(config)
     if plan.tokenizer is None:
-        file = config.model.path / "tokenizer.json"
-        say(f"warning: {file}: missing; requests can send token ids, but neither text nor chat messages")
+        path = config.model.path
+        missing = f"{path / 'tokenizer.json'}: missing" if path.is_dir() else f"{path}: holds no tokenizer"
+        say(f"warning: {missing}; requests can send token ids, but neither text nor chat messages")
     _check_port(config.server.grpc)
     if (warning := exposure_warning(config.server.grpc)) is not None:
         say(f"warning: {warning}")

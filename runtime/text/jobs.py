@@ -27,6 +27,10 @@ class Tokenizer(Protocol):
         """Token ids of the prompt for a conversation."""
 
     @property
+    def source(self) -> str:
+        """The file that holds the tokenizer."""
+
+    @property
     def chat_template_source(self) -> str:
         """The file that holds the chat template."""
 
@@ -63,7 +67,7 @@ def encode(
 ) -> bytes:
     """Token ids, four bytes each, of UTF-8 text."""
     text = _utf8(options["field"], data)
-    on_stage("tokenizer.json: the tokenizer", len(data))
+    on_stage(f"{tokenizer.source}: the tokenizer", len(data))
     return array("I", tokenizer.encode(text, add_special_tokens=options["add_special_tokens"])).tobytes()
 
 
@@ -86,7 +90,7 @@ def decode(
     tokenizer: Tokenizer, data: bytes, options: Mapping[str, Any], on_stage: OnStage = lambda *_: None
 ) -> bytes:
     """UTF-8 text of token ids, four bytes each."""
-    on_stage("tokenizer.json: the tokenizer", len(data))
+    on_stage(f"{tokenizer.source}: the tokenizer", len(data))
     return tokenizer.decode(list(array("I", data)), **options).encode("utf-8", "replace")
 
 

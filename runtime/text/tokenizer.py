@@ -10,8 +10,15 @@ from tokenizers import Tokenizer
 
 from moorage.runtime.text.chat_encoding import ChatEncoder
 from moorage.runtime.text.chat_template import ChatTemplate
-from moorage.runtime.text.tokenizer_files import DEFAULT_TEMPLATE, TEMPLATE_FILE, read_tokenizer_files
+from moorage.runtime.text.gguf_tokenizer import has_gguf_tokenizer, read_gguf_tokenizer
+from moorage.runtime.text.tokenizer_files import (
+    DEFAULT_TEMPLATE,
+    TEMPLATE_FILE,
+    TokenizerFiles,
+    read_tokenizer_files,
+)
 from moorage.workers.errors import InvalidModel, InvalidRequest
+from moorage.workers.gguf.files import gguf_files
 from moorage.workers.spec import ModelSpec
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -23,9 +30,9 @@ class TextTokenizer:
     """A tokenizer and its chat templates. Encoding adds what the post-processor adds, such as BOS."""
 
     def __init__(
-        self, tokenizer: Tokenizer, directory: Path, chats: Mapping[str, ChatEncoder], ends: Sequence[str]
+        self, tokenizer: Tokenizer, file: Path, chats: Mapping[str, ChatEncoder], ends: Sequence[str]
     ) -> None:
-        self._tokenizer, self._directory, self._chats = tokenizer, directory, chats
+        self._tokenizer, self._file, self._chats = tokenizer, file, chats
         self.special_ids = frozenset(
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
@@ -35,23 +42,21 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, model_dir: str | Path) -> Self:
-        """From tokenizer.json and the files beside it: see `read_tokenizer_files`.
+        """From tokenizer.json and the files beside it (see `read_tokenizer_files`), or from a GGUF file.
 
         Raises InvalidModel with the file that is missing or can't be read.
         """
         directory = Path(model_dir)
-        path = directory / TOKENIZER_FILE
-        if not path.is_file():
-            raise InvalidModel(
-                f"{path}: missing; add the model's tokenizer.json, or send token ids instead of text"
-            )
+        gguf = gguf_files(directory)
+        path = gguf[0] if gguf else directory / TOKENIZER_FILE
         try:
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            tokenizer, files = read_gguf_tokenizer(path) if gguf else _read_directory(directory)
+        except InvalidModel:
+            raise
         except Exception as error:  # the library raises no narrower class
             raise InvalidModel(f"{path}: not a tokenizer ({_brief(error)}); download it again") from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        files = read_tokenizer_files(directory)
         templates = {
             name: ChatTemplate(source, files.special_tokens) for name, source in files.templates.items()
         }
@@ -59,7 +64,12 @@ class TextTokenizer:
             chats = {name: ChatEncoder(tokenizer, template) for name, template in templates.items()}
         except RecursionError:
             raise InvalidModel(f"{path}: its added tokens are too many and too alike; remove some") from None
-        return cls(tokenizer, directory, chats, files.eos_tokens)
+        return cls(tokenizer, path, chats, files.eos_tokens)
+
+    @property
+    def source(self) -> str:
+        """The name of the file that holds the tokenizer."""
+        return self._file.name
 
     @property
     def vocab_size(self) -> int:
@@ -129,11 +139,29 @@ class TextTokenizer:
         chat = self._chats.get(name) or self._chats.get(DEFAULT_TEMPLATE)
         if chat is None:
             others = f"; it only has the named ones {', '.join(sorted(self._chats))}" if self._chats else ""
+            where = "tokenizer.chat_template"
+            model = self._file
+            if self._file.name == TOKENIZER_FILE:
+                model, where = self._file.parent, "chat_template.jinja or tokenizer_config.json"
             raise InvalidRequest(
-                f"{self._directory.name} has no chat template (in chat_template.jinja or "
-                f"tokenizer_config.json){others}; send a plain prompt instead"
+                f"{model.name} has no chat template (in {where}){others}; send a plain prompt instead"
             )
         return chat
+
+
+def has_tokenizer(model: str | Path) -> bool:
+    """Whether a model has a tokenizer; without one it can be served token ids. Raises InvalidModel for a bad file."""
+    files = gguf_files(Path(model))
+    return has_gguf_tokenizer(files[0]) if files else (Path(model) / TOKENIZER_FILE).exists()
+
+
+def _read_directory(directory: Path) -> tuple[Tokenizer, TokenizerFiles]:
+    path = directory / TOKENIZER_FILE
+    if not path.is_file():
+        raise InvalidModel(
+            f"{path}: missing; add the model's tokenizer.json, or send token ids instead of text"
+        )
+    return Tokenizer.from_str(path.read_text(encoding="utf-8")), read_tokenizer_files(directory)
 
 
 def stop_token_ids(spec: ModelSpec, tokenizer: TextTokenizer | None) -> tuple[int, ...]:

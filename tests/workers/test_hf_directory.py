@@ -18,19 +18,14 @@ def refusal(path: Path | str) -> str:
     return str(caught.value)
 
 
-def test_a_gguf_file_is_called_one(tmp_path: Path) -> None:
+def test_what_is_called_gguf_must_be_it(tmp_path: Path) -> None:
     by_name, by_content = tmp_path / "model-q4.gguf", tmp_path / "model.bin"
     by_name.write_bytes(b"")
     by_content.write_bytes(b"GGUF\x03\x00\x00\x00")
-    for path in (by_name, by_content):
-        assert "is a GGUF file, which is not supported yet; convert it to a Hugging Face" in refusal(path)
-        with pytest.raises(InvalidModel, match="is a GGUF file"):
+    for path in (by_name, by_content, tmp_path):
+        assert "not a complete GGUF file (" in refusal(path)
+        with pytest.raises(InvalidModel, match="not a complete GGUF file"):
             find_model(str(path))
-
-
-def test_a_directory_of_gguf_files_is_called_one(tmp_path: Path) -> None:
-    (tmp_path / "model-q4.gguf").write_bytes(b"")
-    assert "the directory holds a GGUF file, which is not supported yet" in refusal(tmp_path)
 
 
 def test_a_file_is_not_a_directory_and_its_own_is_named(tmp_path: Path) -> None:

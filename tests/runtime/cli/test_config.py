@@ -228,7 +228,7 @@ def test_a_file_of_weights_is_called_one(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     for name, words in (
-        ("m.gguf", "is a GGUF file, which is not supported yet"),
+        ("m.gguf", "not a complete GGUF file (the version ends beyond the file); download it again"),
         ("m.safetensors", "is a file and not"),
     ):
         (tmp_path / name).write_bytes(b"GGUF" if name == "m.gguf" else b"\0" * 16)

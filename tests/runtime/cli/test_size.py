@@ -158,7 +158,7 @@ def test_a_cluster_file_limits_the_room(capsys: pytest.CaptureFixture[str], tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "names"),
     [
-        ((), 2, "give --model DIR_OR_PRESET or --config FILE"),
+        ((), 2, "give --model MODEL or --config FILE"),
         (("--model", "llama-3-8b", "--context", "4X"), 2, "such as 4096, 128K or 1M"),
         (("--model", "llama-3-8b", "--context", "0"), 2, "at least 1 token"),
         (("--model", "llama-9"), 1, "error: llama-9: no such directory or model preset"),

@@ -1,27 +1,36 @@
-"""Reads the tensors of safetensors files one by one."""
+"""Reads the tensors of safetensors and GGUF files one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.tensors import read_tensor
+from moorage.workers.gguf.weights import GgufTensor
 from moorage.workers.safetensors_header import TensorHeader
 
 MAPPED_BYTES = 2**30
 """Most bytes that are read through one mapping of a file; they count as this process's memory until it is closed."""
 
 
-def read_tensors(headers: Iterable[TensorHeader]) -> Iterator[tuple[TensorHeader, Tensor]]:
+def read_tensors(
+    headers: Iterable[TensorHeader], dtype: torch.dtype
+) -> Iterator[tuple[TensorHeader, Tensor]]:
     """The tensors of `headers` on the CPU, file by file. The caller drops each before it takes the next.
 
-    They are views of a mapped file, of which no more than about MAPPED_BYTES stay in memory. Raises InvalidModel.
+    They are views of a mapped file, of which no more than about MAPPED_BYTES stay in memory, or floats made from
+    blocks of a GGUF file, in `dtype` where that holds all of them. Raises InvalidModel.
     """
     by_file: dict[Path, list[TensorHeader]] = {}
     for header in headers:
+        if isinstance(header, GgufTensor):
+            yield header, read_tensor(header, dtype)
+            continue
         by_file.setdefault(header.file, []).append(header)
     for file, in_file in by_file.items():
         for wanted in _mapped_together(in_file):

@@ -57,6 +57,8 @@ class TensorNames:
     """Those of one layer, named without `model.layers.0.`. A part that a model lacks may stand here."""
     older_names: Mapping[str, str] = field(default_factory=dict)
     """Pieces of names in older checkpoints, and what stands for them in `layer`."""
+    layer_prefix: str = "model.layers.{}."
+    """What stands before the names of a layer's tensors, with its number."""
 
     def name_of(self, wanted: Part) -> str:
         """The name of a part outside the layers."""

@@ -1,4 +1,4 @@
-"""The weights of a decoder: how they are read from safetensors files."""
+"""The weights of a decoder: how they are read from the files of a model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load_weights(
     device: torch.device,
     progress: Progress | None = None,
 ) -> DecoderWeights:
-    """Reads a checkpoint's safetensors onto `device`, tensor by tensor.
+    """Reads a checkpoint onto `device`, tensor by tensor.
 
     The host never holds a second copy of the model, nor any copy of one that goes to a GPU. Names and shapes are
     checked before anything is read, and values while they are copied: NaN and infinity count as damage. Raises
@@ -53,7 +53,7 @@ def load_weights(
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     if progress is not None:
         progress(0, total_bytes)
-    for header, tensor in read_tensors(wanted):
+    for header, tensor in read_tensors(wanted, dtype):
         slot = filled[present_name(header.name, spec.family)]
         slot.fill(tensor)
         if not slot.is_finite():

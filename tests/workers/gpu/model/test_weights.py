@@ -154,7 +154,7 @@ def test_no_weights(tiny: TinyModel) -> None:
     (tiny.directory / "model.safetensors").unlink()
     assert "no model*.safetensors file; download the weights" in refusal(tiny)
     (tiny.directory / "model-q4.gguf").write_bytes(b"GGUF")
-    assert "no model*.safetensors file, and a GGUF file, which is not supported yet" in refusal(tiny)
+    assert "model-q4.gguf: not a complete GGUF file (the version ends beyond the file)" in refusal(tiny)
 
 
 def test_index_with_a_missing_shard(tiny: TinyModel) -> None:

@@ -1,0 +1,42 @@
+"""A checkpoint as a GGUF file is the same model as its Hugging Face directory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from moorage.workers.gpu.model.weights import load_weights
+from moorage.workers.hf_config import read_model_spec
+from tests.gguf_files import convert
+from tests.tiny_models import TinyModel, build_tiny_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def assert_same_model(tiny: TinyModel, file: Path) -> None:
+    """The same shape and the same weights, element by element."""
+    spec = read_model_spec(file)
+    assert replace(spec, family=tiny.spec.family, notes=()) == tiny.spec
+    ours = load_weights(file, spec, torch.float32, CPU)
+    theirs = load_weights(tiny.directory, tiny.spec, torch.float32, CPU)
+    pairs = list(zip(ours.tensors(), theirs.tensors(), strict=True))
+    assert pairs
+    for mine, other in pairs:
+        torch.testing.assert_close(mine, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "architecture"),
+    [
+        ("llama2", "llama"),
+        ("llama_biased", "llama"),
+        ("qwen2", "qwen2"),
+        ("qwen3", "qwen3"),
+    ],
+)
+def test_the_same_model(tmp_path: Path, family: str, architecture: str) -> None:
+    tiny = build_tiny_checkpoint(family, tmp_path)
+    assert_same_model(tiny, convert(tiny, tmp_path / "model.gguf", architecture))

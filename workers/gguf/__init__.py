@@ -1,0 +1,1 @@
+"""GGUF files as models: header, configuration, names and tensors."""

@@ -1,0 +1,136 @@
+"""The keys of a GGUF file as those of a config.json, so that each family is read by one piece of code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.architectures import ARCHITECTURES, COMMON, IGNORED, Architecture
+from moorage.workers.gguf.model import GgufModel
+from moorage.workers.gguf.names import EMBED, LM_HEAD
+from moorage.workers.gguf.rope import rope_scaling
+from moorage.workers.gguf.special import SPECIAL
+from moorage.workers.hf_fields import Fields
+
+_REQUIRED = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+)
+_BOS_KEY = "tokenizer.ggml.bos_token_id"
+_END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+_PLAIN = {"F32": "float32", "F16": "float16"}
+_SIGNIFICANT_DIGITS = 9
+"""Those of a number in single precision."""
+
+
+def architecture_of(model: GgufModel) -> Architecture:
+    """How the file's architecture is computed. Raises InvalidModel for one that is not supported."""
+    name = model.architecture
+    if name == "llama" and model.values.get("llama.expert_count"):
+        name = "mixtral"
+    found = ARCHITECTURES.get(name)
+    if found is None:
+        raise InvalidModel(
+            f"{model.file}: architecture {name[:40] or 'without a name'} is not supported; use a model of "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return found
+
+
+def config_of(model: GgufModel) -> Fields:
+    """What the config.json of this model would say. Raises InvalidModel for a key that can't be obeyed."""
+    architecture, keys = architecture_of(model), _own_keys(model)
+    names = {**COMMON, **architecture.keys}
+    for key, value in keys.items():
+        if key not in names and key not in IGNORED and key not in architecture.ignored and value:
+            raise _wrong(
+                model, key, "changes what the model computes and is not supported; use another model"
+            )
+    for key in _REQUIRED:
+        if key not in keys:
+            raise _wrong(model, key, "is missing; download the file again")
+    if EMBED not in model.tensors:
+        raise InvalidModel(f"{model.file}: tensor {EMBED} is missing; download the file again")
+    config = {name: _single(model, key, keys[key]) for key, name in names.items() if key in keys}
+    config |= architecture.fixed
+    config |= {flag: f"blk.0.{tensor}" in model.tensors for tensor, flag in architecture.flags.items()}
+    config |= {
+        "architectures": [architecture.hf_class],
+        "vocab_size": model.tensors[EMBED].shape[0],
+        "tie_word_embeddings": LM_HEAD not in model.tensors,
+        "dtype": _dtype(model),
+        "bos_token_id": model.values.get(_BOS_KEY),
+        "eos_token_id": [model.values[key] for key in _END_KEYS if key in model.values],
+    }
+    _add_heads(model, keys, config)
+    config |= rope_scaling(model, keys, config)
+    config |= SPECIAL.get(model.architecture, lambda _config: {})(config)
+    return Fields(config, str(model.file))
+
+
+def _own_keys(model: GgufModel) -> dict[str, Any]:
+    """The architecture's keys, without its name before them."""
+    prefix = f"{model.architecture}."
+    long = {key: [None] * length for key, length in model.lengths.items() if key.startswith(prefix)}
+    return {
+        key.removeprefix(prefix): value
+        for key, value in {**model.values, **long}.items()
+        if key.startswith(prefix)
+    }
+
+
+def _single(model: GgufModel, key: str, value: Any) -> Any:
+    """One value for all layers; numbers in single precision as they were written in decimals."""
+    if isinstance(value, list):
+        if len({repr(each) for each in value}) != 1:
+            raise _wrong(model, key, "differs between layers, which is not supported; use another model")
+        value = value[0]
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{_shortest(value)}g}")
+
+
+def _shortest(value: float) -> int:
+    """The fewest digits that mean the same number in single precision."""
+    return next(
+        (digits for digits in range(1, _SIGNIFICANT_DIGITS) if _is_near(float(f"{value:.{digits}g}"), value)),
+        _SIGNIFICANT_DIGITS,
+    )
+
+
+def _is_near(decimal: float, value: float) -> bool:
+    return abs(decimal - value) <= abs(value) * 2.0**-25
+
+
+def _add_heads(model: GgufModel, keys: dict[str, Any], config: dict[str, Any]) -> None:
+    """Adds the share of the channels that rotate, and checks what only other models have."""
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    if not (isinstance(heads, int) and isinstance(hidden, int) and heads > 0):
+        return  # The reader of the configuration says so.
+    head_dim = config.setdefault("head_dim", hidden // heads)
+    if keys.get("attention.value_length", head_dim) != head_dim:
+        raise _wrong(model, "attention.value_length", "differs from the keys' length, which is not supported")
+    if keys.get("attention.causal", True) is not True:
+        raise _wrong(model, "attention.causal", "is false; a model that generates attends no later token")
+    rotated = keys.get("rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        if not isinstance(rotated, int) or not 0 < rotated <= head_dim:
+            raise _wrong(model, "rope.dimension_count", f"must be from 1 to {head_dim}")
+        config["partial_rotary_factor"] = rotated / head_dim
+
+
+def _dtype(model: GgufModel) -> str:
+    """The plain type of most weights; that of quantised ones is bfloat16."""
+    types: Counter[str] = Counter()
+    for tensor in model.tensors.values():
+        if len(tensor.shape) > 1:
+            types[tensor.dtype] += tensor.num_bytes
+    return _PLAIN.get(types.most_common(1)[0][0], "bfloat16")
+
+
+def _wrong(model: GgufModel, key: str, what: str) -> InvalidModel:
+    return InvalidModel(f"{model.file}: key {model.architecture}.{key} {what}")

@@ -1,0 +1,65 @@
+"""Reads tensors of GGUF files as floats, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.types import BY_NAME
+from moorage.workers.gguf.weights import GgufTensor
+
+PIECE_ELEMENTS = 1 << 22
+"""Elements that are dequantised at once: 16 MiB of floats."""
+
+
+def read_tensor(header: GgufTensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in float32, or in bfloat16 where that is `dtype`: other types would hide what is too large for them.
+
+    Never is more than a piece of it held twice. Raises InvalidModel when the file ends before it.
+    """
+    out = torch.empty(header.shape, dtype=dtype if dtype is torch.bfloat16 else torch.float32)
+    flat, begin = out.view(-1), 0
+    for piece in _pieces(header):
+        values = torch.from_numpy(_floats(piece, header.dtype))
+        flat[begin : begin + values.numel()] = values
+        begin += values.numel()
+    return _in_halves(out, header.pair_heads) if header.pair_heads else out
+
+
+def _pieces(header: GgufTensor) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of a tensor in pieces of whole blocks."""
+    block = BY_NAME[header.dtype]
+    at_once = PIECE_ELEMENTS // block.elements * block.num_bytes
+    end = header.begin + header.num_bytes
+    for begin in range(header.begin, end, at_once):
+        count = min(at_once, end - begin)
+        try:
+            piece = np.fromfile(header.file, np.uint8, count, offset=begin)
+        except OSError as error:
+            raise InvalidModel(
+                f"{header.file}: can't be read ({error.strerror or error}); check the file"
+            ) from None
+        if len(piece) != count:
+            raise InvalidModel(f"{header.file}: ends within tensor {header.name}; download it again")
+        yield piece
+
+
+def _floats(piece: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """The elements f32 of whole blocks."""
+    # A file may hold the bits of any number, and NaN is reported by the caller.
+    with np.errstate(all="ignore"):
+        blocks = piece.reshape(-1, BY_NAME[dtype].num_bytes)
+        values = dequantize(blocks, GGMLQuantizationType[dtype])
+    return np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+
+
+def _in_halves(rows: Tensor, num_heads: int) -> Tensor:
+    """Rows [heads * channels, …] whose rotated pairs are neighbours, with the second of each pair half a head on."""
+    return rows.view(num_heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
