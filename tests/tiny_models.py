@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -32,6 +34,7 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import ModelSpec
@@ -69,6 +72,21 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_GPT_OSS: Mapping[str, Any] = {
+    "head_dim": 32,
+    "num_hidden_layers": 4,
+    "intermediate_size": 96,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 2,
+    "sliding_window": 24,
+}
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "original_max_position_embeddings": 128,
+    "truncate": False,
+}
 _FAMILIES: Mapping[str, _Family] = {
     "llama2": _Family(
         LlamaConfig, LlamaForCausalLM, {"head_dim": 32, "num_key_value_heads": 4}, {"rope_theta": 10000.0}
@@ -103,6 +121,8 @@ _FAMILIES: Mapping[str, _Family] = {
         {"num_local_experts": 6, "num_experts_per_tok": 2},
         {"rope_theta": 1e6},
     ),
+    "gpt_oss": _Family(GptOssConfig, GptOssForCausalLM, _GPT_OSS, _GPT_OSS_ROPE),
+    "gpt_oss_mxfp4": _Family(GptOssConfig, GptOssForCausalLM, _GPT_OSS, _GPT_OSS_ROPE, published_as="mxfp4"),
     "qwen2_moe": _Family(
         Qwen2MoeConfig,
         Qwen2MoeForCausalLM,
@@ -213,10 +233,13 @@ def build_tiny_checkpoint(
     config = made.config(**fields, rope_parameters=parameters, attn_implementation="eager")
     model = made.model(config).eval()
     _draw_wide(model, torch.Generator().manual_seed(seed))
+    packed = _round_to_mxfp4(model) if made.published_as == "mxfp4" else {}
     _assert_telling(model, seed)
     _forget_lengths(model)
     # transformers 5 computes with one tensor for all experts; most checkpoints hold one for each.
     model.save_pretrained(directory, save_original_format=made.published_as != "merged")
+    if packed:
+        _replace_experts(directory, packed)
     _publish(made.published_as, model, directory)
     return TinyModel(directory, model, read_model_spec(directory))
 
@@ -232,7 +255,7 @@ def _draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
         gain = 1.5 if wide else final_norm if name == "model.norm.weight" else 1.0
         if "norm" in name:
             weight.copy_(gain * (1 + 0.2 * noise))
-        elif name.endswith(".bias"):
+        elif name.endswith(("bias", "sinks")):
             weight.copy_(0.3 * noise)
         elif "embed_tokens" in name:
             weight.copy_(noise)
@@ -251,6 +274,28 @@ def _assert_telling(model: PreTrainedModel, seed: int) -> None:
     assert heaviest.min() > 0.2, f"attention is too flat: {heaviest.tolist()}"
 
 
+@torch.no_grad()
+def _round_to_mxfp4(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Gives experts random weights that MXFP4 can hold, and returns their codes and scales by tensor name."""
+    packed = {}
+    for name, weight in model.named_parameters():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            number, width, rows = weight.shape
+            blocks = torch.randint(256, (number, rows, width // 32, 16), dtype=torch.uint8)
+            scales = torch.randint(122, 125, blocks.shape[:3], dtype=torch.uint8)
+            weight.copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+            packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+    return packed
+
+
+def _replace_experts(directory: Path, packed: Mapping[str, torch.Tensor]) -> None:
+    """Writes codes and scales into the checkpoint in place of the float weights of experts."""
+    tensors = load_file(directory / "model.safetensors")
+    for name in packed:
+        tensors.pop(name.removesuffix("_blocks"), None)
+    save_file({**tensors, **packed}, directory / "model.safetensors", metadata={"format": "pt"})
+
+
 def _forget_lengths(model: PreTrainedModel) -> None:
     """Dynamic rope in transformers keeps the base of the longest prompt so far; start anew."""
     model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
@@ -259,7 +304,9 @@ def _forget_lengths(model: PreTrainedModel) -> None:
 def _publish(published_as: str, model: PreTrainedModel, directory: Path) -> None:
     path = directory / "config.json"
     config = json.loads(path.read_text())
-    if published_as not in ("", "merged"):
+    if published_as == "mxfp4":
+        config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    if published_as not in ("", "merged", "mxfp4"):
         _use_old_rope_keys(config)
     if published_as == "yi":
         config |= {"architectures": ["YiForCausalLM"], "model_type": "Yi"}

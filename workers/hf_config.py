@@ -114,7 +114,8 @@ def _family(config: Fields) -> Family:
 
 def _check_accepted(config: Fields, family: Family) -> None:
     """Refuses what the decoder would compute in another way than the model's authors, without an error."""
-    if config.get("quantization_config") is not None:
+    quantized = config.child("quantization_config")
+    if quantized is not None and quantized.get("quant_method") not in family.quant_methods:
         raise InvalidModel(
             f"{config.source}: quantization_config is set; use the checkpoint with plain float weights"
         )

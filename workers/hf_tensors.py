@@ -12,6 +12,7 @@ from moorage.workers.gpu.model.family import (
     AllExperts,
     EachExpert,
     Held,
+    Mxfp4Experts,
     PackedByKvHead,
     TensorNames,
     Unsuffixed,
@@ -21,6 +22,8 @@ from moorage.workers.safetensors_header import FLOAT_BYTES
 from moorage.workers.spec import LayerSpec, ModelSpec
 
 Kind = Literal["weight", "bias"]
+MXFP4_GROUP = 32
+"""Codes that share a scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class CheckpointTensor:
     """Types that it may have, as safetensors names them."""
     expert: int | None = None
     """The one expert whose rows it holds."""
-    stacked: AllExperts | None = None
+    stacked: AllExperts | Mxfp4Experts | None = None
     """How it holds the rows of all experts."""
 
 
@@ -99,7 +102,7 @@ def parts_in(held: Held) -> tuple[Part, ...]:
             return (held,)
         case EachExpert(part) | Unsuffixed(part):
             return (part,)
-        case PackedByKvHead(parts) | AllExperts(parts):
+        case PackedByKvHead(parts) | AllExperts(parts) | Mxfp4Experts(parts):
             return parts
 
 
@@ -114,6 +117,15 @@ def _held(
             for i in range(shape[0]):
                 numbered = f"{name.format(expert=i)}.{kind}"
                 yield CheckpointTensor(numbered, shape[1:], kind, parts, 1, layer, expert=i)
+        case Mxfp4Experts() if kind == "weight":
+            number, rows, width = shape[0], sum(shapes[part][1] for part in parts), shape[2]
+            blocks = (number, rows, width // MXFP4_GROUP)
+            for suffix, stored in (("_blocks", (*blocks, MXFP4_GROUP // 2)), ("_scales", blocks)):
+                yield CheckpointTensor(
+                    f"{name}{suffix}", stored, kind, parts, 1, layer, ("U8",), stacked=held
+                )
+        case Mxfp4Experts():
+            yield from _held(spec, name, AllExperts(parts, held.interleaved), kind, shapes, layer)
         case AllExperts():
             shape = (shape[0], sum(shapes[part][1] for part in parts), *shape[2:])
             if held.transposed and kind == "weight":

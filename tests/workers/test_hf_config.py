@@ -74,7 +74,7 @@ def test_every_architecture(tmp_path: Path, architecture: str, family: str) -> N
     spec = read(tmp_path, architectures=[architecture], sliding_window=None, head_dim=48, **experts)
     assert (spec.family, spec.head_dim) == (family, 48)
     assert (spec.qk_norm is QkNorm.HEAD) == (family in ("qwen3", "qwen3_moe"))
-    assert spec.qkv_bias == (family in ("qwen2", "qwen2_moe", "internlm2"))
+    assert spec.qkv_bias == (family in ("qwen2", "qwen2_moe", "internlm2", "gpt_oss"))
 
 
 def test_model_type_serves_without_architectures(tmp_path: Path) -> None:

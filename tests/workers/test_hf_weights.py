@@ -54,7 +54,7 @@ def refusal(directory: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gpt_oss_mxfp4"])
 def test_names_and_shapes_are_those_that_the_decoder_takes(tmp_path: Path, family: str) -> None:
     tiny = build_tiny_checkpoint(family, tmp_path)
     found = check_weights(tmp_path, tiny.spec)

@@ -44,7 +44,19 @@ class AllExperts:
     """What its weight and its bias have after their name."""
 
 
-Held = Part | Unsuffixed | PackedByKvHead | EachExpert | AllExperts
+@dataclass(frozen=True, slots=True)
+class Mxfp4Experts:
+    """Two tensors for all experts, `_blocks` and `_scales`: codes of 4 bits, 32 of which share a power of two.
+
+    The bias is a tensor as in AllExperts.
+    """
+
+    parts: tuple[Part, ...]
+    interleaved: bool = False
+    """Whether rows of the parts alternate."""
+
+
+Held = Part | Unsuffixed | PackedByKvHead | EachExpert | AllExperts | Mxfp4Experts
 """What a tensor holds."""
 
 
@@ -137,6 +149,8 @@ class Family:
     tensors: TensorNames
     other_tensors: tuple[TensorNames, ...] = ()
     """How other checkpoints of this family name their tensors."""
+    quant_methods: tuple[str, ...] = ()
+    """What `quantization_config` may name where `other_tensors` say how its weights are stored."""
     own_keys: Callable[[ModelSpec, Fields], ModelSpec] = _no_own_keys
     """Completes what the keys of all families say with what this family's keys say. Raises InvalidModel."""
     model_types: tuple[str, ...] = ()

@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from moorage.workers.gpu.model.family import AllExperts
+from moorage.workers.gpu.model.family import AllExperts, Mxfp4Experts
+from moorage.workers.gpu.model.mxfp4 import Mxfp4Slot
 from moorage.workers.gpu.model.parameters import DecoderWeights, ExpertsWeights, LayerWeights, MlpWeights
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_tensors import CheckpointTensor, Kind
@@ -28,10 +29,6 @@ class Fillable(Protocol):
     def is_finite(self) -> bool:
         """Whether no element that was filled is NaN or infinite."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
-
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -43,7 +40,7 @@ class Slot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See Fillable."""
+        """Of the tensor."""
         return (sum(target.shape[0] for target in self.targets), *self.targets[0].shape[1:])
 
     def fill(self, tensor: Tensor) -> None:
@@ -67,7 +64,7 @@ class ExpertsSlot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See Fillable."""
+        """Of the tensor."""
         number, _, *inner = self.targets[0].shape
         rows = sum(target.shape[1] for target in self.targets)
         return (number, *inner, rows) if self.held.transposed else (number, rows, *inner)
@@ -106,14 +103,19 @@ def slots(
         (Part.LM_HEAD, "weight"): weights.lm_head,
     }
     layers = [_views(spec, layer) for layer in weights.layers]
-    return {
-        tensor.name: _slot(tensor, outside if tensor.layer is None else layers[tensor.layer])
-        for tensor in tensors
-    }
+    found: dict[str, Fillable] = {}
+    for tensor in tensors:
+        slot = _slot(tensor, outside if tensor.layer is None else layers[tensor.layer])
+        # The two tensors of MXFP4 weights share one.
+        pair = found.get(f"{tensor.name.removesuffix('_scales')}_blocks")
+        found[tensor.name] = slot if pair is None else pair
+    return found
 
 
 def _slot(tensor: CheckpointTensor, views: Views) -> Fillable:
     targets = tuple(views[part, tensor.kind] for part in tensor.parts)
+    if isinstance(tensor.stacked, Mxfp4Experts):
+        return Mxfp4Slot(targets, tensor.stacked.interleaved)
     if tensor.stacked is not None:
         return ExpertsSlot(targets, tensor.stacked)
     if tensor.expert is not None:

@@ -67,6 +67,11 @@ def load_weights(
 
 def _not_finite(header: TensorHeader, tensor: Tensor, dtype: torch.dtype) -> InvalidModel:
     where = f"{header.file}: tensor {header.name}"
+    if not tensor.is_floating_point():
+        return InvalidModel(
+            f"{where} gives weights that are not finite in {str(dtype).removeprefix('torch.')}; set model.dtype to "
+            "bfloat16 or float32, or download the weights again"
+        )
     if is_finite(tensor):
         largest = tensor.abs().max().item()
         return InvalidModel(

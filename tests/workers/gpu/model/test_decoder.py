@@ -14,19 +14,18 @@ from moorage.workers.gpu.model import decoder as decoder_module
 from moorage.workers.gpu.model.decoder import Attend, Decoder
 from moorage.workers.gpu.model.rope import cos_sin, rope_view, rotate
 from moorage.workers.hf_config import read_model_spec
-from moorage.workers.spec import ModelSpec
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint, random_prompt
 
 
-def dense_attention(spec: ModelSpec, lengths: list[int]) -> Attend:
+def dense_attention(decoder: Decoder, lengths: list[int]) -> Attend:
     """Plain causal attention over prompts of `lengths` that lie end to end."""
+    spec = decoder.spec
 
     def attend(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        del layer
         parts = zip(*(torch.split(x, lengths) for x in (q, k, v)), strict=True)
-        return torch.cat([attend_one(*part) for part in parts])
+        return torch.cat([attend_one(layer, *part) for part in parts])
 
-    def attend_one(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend_one(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         view = rope_view(spec.rope, len(q))
         cos, sin = cos_sin(view, torch.arange(len(q)))
         q, k, v = (x.transpose(0, 1).float() for x in (q, k, v))
@@ -34,14 +33,19 @@ def dense_attention(spec: ModelSpec, lengths: list[int]) -> Attend:
         k, v = (x.repeat_interleave(spec.group_size, dim=0) for x in (k, v))
         scores = q @ k.mT * (spec.head_dim**-0.5 * view.attention_scale**2)
         hidden = torch.ones(len(cos), len(cos), dtype=torch.bool).triu(1)
-        return (scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+        if (window := spec.layer(layer).window) is not None:
+            hidden |= torch.ones_like(hidden).tril(-window)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if (sinks := decoder.weights.layers[layer].sinks) is not None:
+            scores = torch.cat((scores, sinks.float()[:, None, None].expand(-1, len(cos), 1)), dim=-1)
+        return (scores.softmax(-1)[..., : len(cos)] @ v).transpose(0, 1)
 
     return attend
 
 
 def logits_of(decoder: Decoder, *prompts: torch.Tensor) -> torch.Tensor:
     lengths = [len(prompt) for prompt in prompts]
-    return decoder.logits(decoder.forward(torch.cat(prompts), dense_attention(decoder.spec, lengths)))
+    return decoder.logits(decoder.forward(torch.cat(prompts), dense_attention(decoder, lengths)))
 
 
 def assert_equals_transformers(tiny: TinyModel, num_tokens: int = 80) -> None:

@@ -26,6 +26,7 @@ def _own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
     return with_experts(with_windows(spec, config, slides, read_window(config, None)), experts)
 
 
+_KEYS = {"num_local_experts": 8, "num_experts_per_tok": 2, "rope_theta": 1000000.0}
 _ATTENTION = {name: part for name, part in TENSORS.layer.items() if not name.startswith("mlp.")}
 MERGED_EXPERTS: dict[str, AllExperts] = {
     "mlp.experts.gate_up_proj": AllExperts((Part.EXPERT_GATE, Part.EXPERT_UP)),
@@ -49,11 +50,7 @@ FAMILY = Family(
     other_tensors=(TensorNames(TENSORS.model, {**_ATTENTION, "mlp.gate": Part.ROUTER, **MERGED_EXPERTS}),),
     own_keys=_own_keys,
     published={
-        "mixtral-8x7b": PublishedModel(
-            32, 4096, 14336, 32, 8, 32000, 32768, {"num_local_experts": 8, "num_experts_per_tok": 2}
-        ),
-        "mixtral-8x22b": PublishedModel(
-            56, 6144, 16384, 48, 8, 32768, 65536, {"num_local_experts": 8, "num_experts_per_tok": 2}
-        ),
+        "mixtral-8x7b": PublishedModel(32, 4096, 14336, 32, 8, 32000, 32768, _KEYS),
+        "mixtral-8x22b": PublishedModel(56, 6144, 16384, 48, 8, 32768, 65536, _KEYS),
     },
 )

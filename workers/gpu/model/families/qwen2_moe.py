@@ -72,6 +72,7 @@ FAMILY = Family(
             151936,
             8192,
             {
+                "rope_theta": 1000000.0,
                 "num_experts": 60,
                 "num_experts_per_tok": 4,
                 "moe_intermediate_size": 1408,
@@ -85,8 +86,9 @@ FAMILY = Family(
             28,
             4,
             151936,
-            131072,
+            32768,
             {
+                "rope_theta": 1000000.0,
                 "num_experts": 64,
                 "num_experts_per_tok": 8,
                 "moe_intermediate_size": 2560,
