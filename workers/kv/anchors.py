@@ -60,17 +60,18 @@ class AnchorBuilder:
                 num_top=ranked,
                 rotation=None
                 if rotation is None
-                else self._turns(rotation, first + start, first + part.stop),
+                else self._turns(rotation, layer, first + start, first + part.stop),
             )
             if not in_place:
                 anchors[wanted] = made
 
-    def _turns(self, rotation: AnchorRotation, first: int, end: int) -> tuple[Float32, Float32]:
+    def _turns(self, rotation: AnchorRotation, layer: int, first: int, end: int) -> tuple[Float32, Float32]:
         """(cos, sin), each [n, B, rotary_dim / 2], of the keys of blocks [first, end); angles in fp64."""
         blocks = np.arange(first, end, dtype=np.int32)
         places = Stripes(rotation.num_shards, rotation.stripe_blocks).joined(rotation.shard, blocks)
         positions = places.astype(np.int64)[:, None] * self._layout.block_size + np.arange(
             self._layout.block_size
         )
-        angles = np.multiply.outer(positions, rotation.inv_freq)
+        shape = self._layout.num_layers, rotation.inv_freq.shape[-1]
+        angles = np.multiply.outer(positions, np.broadcast_to(rotation.inv_freq, shape)[layer])
         return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

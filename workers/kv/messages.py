@@ -21,7 +21,7 @@ class AnchorRotation:
     """What a store needs to rotate keys at their own positions: the angles, and where its blocks lie."""
 
     inv_freq: NDArray[np.float64]
-    """[rotary_dim / 2] radians per token."""
+    """[rotary_dim / 2] radians per token, or by layer [L, rotary_dim / 2]."""
     shard: int = 0
     num_shards: int = 1
     stripe_blocks: int = 1

@@ -74,8 +74,8 @@ class ShardedKv:
     ) -> None:
         """Reserves room in all shards. If StoreFull or InvalidRequest is raised, nothing has changed.
 
-        `inv_freq` [rotary_dim / 2] is needed where anchors summarise rotated keys. `first_shard` is the link that
-        gets the first stripe.
+        `inv_freq` [rotary_dim / 2], or by layer [L, rotary_dim / 2], is needed where anchors summarise rotated keys.
+        `first_shard` is the link that gets the first stripe.
         """
         links = self._in_turn(first_shard)
         for shard, link in enumerate(links):

@@ -116,10 +116,10 @@ class ChunkAttention:
         return Chunk(
             start,
             new_queries,
-            self._turned(session.rotations, new_queries, start),
+            self._turned(session.rotations_of(layer), new_queries, start),
             near_block * size,
             near_keys,
-            self._rotated(session.rotations, near_keys, blocks),
+            self._rotated(session.rotations_of(layer), near_keys, blocks),
             torch.cat((past_values, new_values), dim=1),
         )
 
@@ -148,7 +148,7 @@ class ChunkAttention:
             edges.add(end - 1)
         rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(sorted(edges))]
         spans = [BlockRanges.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
-        scoring = scoring_queries(session, chunk.queries.transpose(0, 1), chunk.start)
+        scoring = scoring_queries(session, layer, chunk.queries.transpose(0, 1), chunk.start)
         means = torch.stack([scoring[a:b].mean(dim=0) for a, b in rows])
         outs = []
         # Where anchors change with every execution block, each selection has to wait for those before it.
@@ -166,14 +166,14 @@ class ChunkAttention:
         self, session: WorkerSession, layer: int, chunk: Chunk, first: int, end: int, blocks: Int32
     ) -> torch.Tensor:
         """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [Hq, rows, D]."""
-        scheme, start = session.rotations.scheme, chunk.start
+        scheme, start = session.rotations_of(layer).scheme, chunk.start
         near_block = BlockRanges.at(start + first, session.memory, self._layout.block_size).near_block
         rows = [
             Rows(a - start, b - start, scheme.parts(a, b), [])
             for a, b in scheme.groups(start + first, start + end)
         ]
         for group in rows:
-            self._near(session, chunk, near_block * self._layout.block_size, group)
+            self._near(session, layer, chunk, near_block * self._layout.block_size, group)
         for index, ids in enumerate(blocks):
             selection = None if len(blocks) == 1 else (index, len(blocks))
             self._distant(session, layer, chunk, rows, ids[ids >= 0], selection)
@@ -189,22 +189,23 @@ class ChunkAttention:
             outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
             return merge_lse(outs, lses)
 
-    def _near(self, session: WorkerSession, chunk: Chunk, near_start: int, rows: Rows) -> None:
+    def _near(self, session: WorkerSession, layer: int, chunk: Chunk, near_start: int, rows: Rows) -> None:
         """Keys from `near_start` on up to the rows' own."""
         first, end = chunk.start + rows.first, chunk.start + rows.end
+        scheme, scale = session.rotations_of(layer).scheme, attention_scale(session, layer)
         for part in rows.parts:
             low, high = part.clipped(first, end)
             low = max(low, near_start)
             if low >= high:
                 continue
-            rotated = session.rotations.scheme.rotates_keys(part.variant)
+            rotated = scheme.rotates_keys(part.variant)
             keys = slice(low - chunk.near_start, high - chunk.near_start)
             with self._timer("attend"):
                 partial = attend_dense(
                     chunk.turned[part.variant][:, rows.first : rows.end],
                     (chunk.rotated_keys if rotated else chunk.keys)[:, keys],
                     chunk.values[:, keys],
-                    attention_scale(session, self._layout.head_dim),
+                    scale,
                     band=(part.least, part.most),
                     q_start=first,
                     k_start=low,
@@ -221,18 +222,19 @@ class ChunkAttention:
         selection: tuple[int, int] | None,
     ) -> None:
         """Whole blocks before the near ones, streamed in pieces; `selection` i of n limits them to its heads."""
-        scheme, size = session.rotations.scheme, self._layout.block_size
+        rotations, size = session.rotations_of(layer), self._layout.block_size
+        scheme, scale = rotations.scheme, attention_scale(session, layer)
         # Blocks before the near ones lie beyond the window, so only parts without end reach them.
         reaching = [(group, part) for group in rows for part in group.parts if part.most == FOREVER]
         rotates = any(scheme.rotates_keys(part.variant) for _, part in reaching)
         for piece, keys, values in self._reader.pieces(session.session_id, layer, blocks):
-            rotated = self._rotated(session.rotations, keys, piece) if rotates else keys
+            rotated = self._rotated(rotations, keys, piece) if rotates else keys
             for group, part in reaching:
                 low, high = np.searchsorted(piece, (part.low // size, -(-part.high // size)))
                 if low < high:
                     seen = slice(low * size, high * size)
                     partial = self._attend_blocks(
-                        session,
+                        scale,
                         chunk.turned[part.variant][:, group.first : group.end],
                         (rotated if scheme.rotates_keys(part.variant) else keys)[:, seen],
                         values[:, seen],
@@ -244,14 +246,13 @@ class ChunkAttention:
 
     def _attend_blocks(
         self,
-        session: WorkerSession,
+        scale: float,
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         selection: tuple[int, int] | None,
     ) -> Partial:
         """All keys for all queries, or for the heads of selection i of n; the parts of other heads then weigh 0."""
-        scale = attention_scale(session, self._layout.head_dim)
         with self._timer("attend"):
             if selection is None:
                 return attend_dense(queries, keys, values, scale)

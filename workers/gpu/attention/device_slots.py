@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -39,9 +39,18 @@ class SlotMetadata:
     """What the layers of one step share."""
 
     batch: DecodeBatch
-    blocks: list[StepBlocks]
-    """By row: the blocks that a session attends whatever it selects."""
     latest: SlotLayer | None = None
+    _blocks: dict[tuple[int, int], StepBlocks] = field(default_factory=dict)
+    """By row and rotary cache."""
+
+    def blocks(self, step: DecodeStep, layer: int) -> StepBlocks:
+        """The blocks that a session attends in a layer whatever it selects."""
+        rotary = step.session.rotations_of(layer)
+        found = self._blocks.get((step.row, id(rotary)))
+        if found is None:
+            found = StepBlocks.of(step.ranges, rotary, step.selection.topk or 0)
+            self._blocks[step.row, id(rotary)] = found
+        return found
 
     def attended(self, layer: int) -> Attended:
         """See DecodeMetadata."""
@@ -65,11 +74,7 @@ class DeviceSlotAttention:
 
     def prepare(self, batch: DecodeBatch) -> SlotMetadata:
         """See AttentionBackend."""
-        blocks = [
-            StepBlocks.of(step.ranges, step.session.rotations, step.selection.topk or 0)
-            for step in batch.steps
-        ]
-        return SlotMetadata(batch, blocks)
+        return SlotMetadata(batch)
 
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: SlotMetadata
@@ -89,7 +94,7 @@ class DeviceSlotAttention:
 
             def attend(step: DecodeStep = step) -> None:
                 query = self._query(step, layer, begun[step.row], queries)
-                found[step.row] = self._attend(query, metadata.blocks[step.row], selected[step.row])
+                found[step.row] = self._attend(query, metadata.blocks(step, layer), selected[step.row])
 
             if batch.guard.run(step.session, attend) and step.row in late:
                 batch.guard.run(step.session, late[step.row])
@@ -125,8 +130,7 @@ class DeviceSlotAttention:
     def _query(self, step: DecodeStep, layer: int, query: DecodeQuery, queries: LayerQueries) -> TokenQuery:
         session, row = step.session, step.row
         query.copied = lambda: queries.on_host()[row]
-        scale = attention_scale(session, self._layout.head_dim)
-        return TokenQuery(step, layer, query, session.rotations, scale)
+        return TokenQuery(step, layer, query, session.rotations_of(layer), attention_scale(session, layer))
 
     def _attend(self, query: TokenQuery, always: StepBlocks, selected: Selection) -> Partial:
         session, ranges = query.step.session, query.step.ranges

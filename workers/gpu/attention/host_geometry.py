@@ -14,13 +14,18 @@ from moorage.workers.kv.host_memory import HostMemory
 
 
 class HostGeometry:
-    """Of sessions that share a rotary cache; its arrays are used again in each step."""
+    """Of sessions in layers that share a rotary cache; its arrays are used again in each step."""
 
-    def __init__(self, host: HostMemory, sessions: Sequence[WorkerSession]) -> None:
+    def __init__(self, host: HostMemory, sessions: Sequence[WorkerSession], layer: int) -> None:
+        """`layer` is one of these layers."""
         count, layout = len(sessions), host.layout
-        self._rotary, self._block_size = sessions[0].rotations, layout.block_size
+        self._rotary, self._block_size, self._layer = (
+            sessions[0].rotations_of(layer),
+            layout.block_size,
+            layer,
+        )
         half = self._rotary.offset_cos.shape[1]
-        scale = attention_scale(sessions[0], layout.head_dim)
+        scale = attention_scale(sessions[0], layer)
         tables = [host.tables(session.session_id) for session in sessions]
         num_links = len(tables[0].pages)
         lengths = [len(pages) for table in tables for pages in table.pages]
@@ -59,7 +64,7 @@ class HostGeometry:
             batch.position[row], batch.near_block[row] = ranges.position, ranges.near_block
             batch.num_sinks[row] = ranges.num_sinks
             self._set_parts(row, ranges.position)
-            rotation = scoring_rotation(step.session, ranges.position)
+            rotation = scoring_rotation(step.session, self._layer, ranges.position)
             if rotation is not None:
                 rotates, batch.score_cos[row], batch.score_sin[row] = True, *rotation
         bases = self._rotary.bases_until(max(step.ranges.position for step in steps) // self._block_size)

@@ -29,7 +29,15 @@ class HostGroup:
         """`compiled` has the call select blocks; else it is given what a selector selects."""
         self._sessions = [step.session for step in steps]
         self._memory, self._rotary = self._sessions[0].memory, self._sessions[0].rotations
-        self.geometry = HostGeometry(host, self._sessions)
+        first, layers = self._sessions[0], range(host.layout.num_layers)
+        leader = {
+            layer: next(at for at in layers if first.rotations_of(at) is first.rotations_of(layer))
+            for layer in layers
+        }
+        self._geometries = {
+            at: HostGeometry(host, self._sessions, at) for at in dict.fromkeys(leader.values())
+        }
+        self._leader = tuple(leader.values())
         self.selections = CompiledSelections(host, model, self._sessions) if compiled else None
         self.is_checked = False
         """Whether its arrays were found to fit the stores' memory."""
@@ -39,6 +47,11 @@ class HostGroup:
             np.zeros((count, heads), np.float32),
             np.zeros(count, np.int32),
         )
+
+    def batches(self, steps: Sequence[DecodeStep]) -> list[SessionBatch]:
+        """Where the sessions stand in a step, by layer; layers with one rotary cache share the arrays."""
+        made = {at: geometry.of(steps) for at, geometry in self._geometries.items()}
+        return [made[at] for at in self._leader]
 
     def serves(self, steps: Sequence[DecodeStep]) -> bool:
         """Whether these are the same sessions, with the axes and positions that they had."""
@@ -56,7 +69,8 @@ class GroupStep:
     steps: list[DecodeStep]
     rows: torch.Tensor | None
     """Of the batch's queries; None is all."""
-    batch: SessionBatch
+    batches: list[SessionBatch]
+    """By layer."""
     given: list[Selection] = field(default_factory=list)
     """Of the latest layer, where the call does not select."""
 

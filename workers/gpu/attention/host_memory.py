@@ -82,7 +82,7 @@ class HostMemoryAttention:
         if group.selections is not None:
             group.selections.prepare(steps, batch.guard)
         rows = None if len(steps) == len(batch.steps) else torch.tensor([step.row for step in steps])
-        return [GroupStep(group, steps, rows, group.geometry.of(steps))]
+        return [GroupStep(group, steps, rows, group.batches(steps))]
 
     def _group(self, steps: Sequence[DecodeStep]) -> HostGroup:
         key = tuple(step.session.session_id for step in steps)
@@ -129,7 +129,7 @@ class HostMemoryAttention:
         with self._parts.timer("attend"):
             num_failed = decode_layer(
                 self._memory[layer],
-                part.batch,
+                part.batches[layer],
                 q,
                 k,
                 v,

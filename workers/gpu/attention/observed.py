@@ -94,7 +94,7 @@ class RecallSampling(WatchedAttention):
         return self._due.get(layer, [])
 
     def _observe(self, step: DecodeStep, layer: int, attended: Attended) -> None:
-        exact = step.session.rotations.exact()
+        exact = step.session.rotations_of(layer).exact()
         if exact is None or attended.selected[step.row] is None:
             return
         query = self._exact.query(step, layer, attended.queries.plain[step.row], exact)

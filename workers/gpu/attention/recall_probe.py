@@ -49,7 +49,7 @@ class RecallProbe:
         session, ranges = step.session, step.ranges
         if session.decode_index % self._every:
             return
-        rotary = session.rotations.exact()
+        rotary = session.rotations_of(layer).exact()
         if rotary is None:
             return
         query = self._exact.query(step, layer, attended.queries.plain[step.row], rotary)

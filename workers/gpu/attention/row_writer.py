@@ -57,7 +57,7 @@ class RowWriter:
         session.await_ahead(layer)
         slot = session.cache.slot_of(layer, block)
         with self._timer("append"):
-            start, stored = self._start(session, (query, key, value), slot, row)
+            start, stored = self._start(session, layer, (query, key, value), slot, row)
         rows = HostCopy(stored)
 
         def store() -> None:
@@ -70,11 +70,11 @@ class RowWriter:
         return Written(start, None)
 
     def _start(
-        self, session: WorkerSession, heads: tuple[torch.Tensor, ...], slot: int, row: int
+        self, session: WorkerSession, layer: int, heads: tuple[torch.Tensor, ...], slot: int, row: int
     ) -> tuple[DecodeQuery, torch.Tensor]:
         """What attention starts from, and K and V as stored [2, Hkv, D], written to a slot unless it is -1."""
         query, key, value = heads
-        tables = session.rotations.tables
+        tables = session.rotations_of(layer).tables
         if tables is not None:
             return tables.start(query, key, value, session.num_tokens, self._loader.slots, slot, row)
         stored = torch.stack((key, value)).to(self._storage)

@@ -44,7 +44,7 @@ class TokenQuery:
     layer: int
     query: DecodeQuery
     rotary: RotaryCache
-    """The positions by which it sees keys: the session's own, or those of an exact pass."""
+    """The positions by which it sees keys: the layer's own, or those of an exact pass."""
     scale: float
     kv_head: int | None = None
     """The one KV head whose query heads these are; None is all heads."""
@@ -71,7 +71,7 @@ class TokenQuery:
         if tables is None:
             return Partial(*attend_blocks(self.query.plain, memory, **self._arguments(slots, blocks)))
         rotated = self.query.turned
-        if rotated is None or self.rotary is not self.step.session.rotations:
+        if rotated is None or self.rotary is not self.step.session.rotations_of(self.layer):
             rotated = tables.turn(self.query.plain, self.position)
         return Partial(*tables.attend(rotated, memory, slots, blocks, self.scale))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,6 +105,11 @@ class WorkerSession:
     max_tokens: int
     cache: BlockCache
     rotations: RotaryCache
+    """By its own positions, in all stored layers but those of `other_rotations`."""
+    scale: float = 1.0
+    """Factor on the products of queries and keys, before that of a rotary embedding."""
+    other_rotations: Mapping[int, RotaryCache] = field(default_factory=dict)
+    """By stored layer: of those that rotate by an embedding of their own, or not at all."""
     ring: Ring | None = None
     """Keys and values of sliding-window layers; None for a model without any."""
     num_tokens: int = 0
@@ -125,11 +131,20 @@ class WorkerSession:
     received_at_resume: dict[int, ReceivedAttention] = field(default_factory=dict)
     """By layer: `received` as it was at the prompt's resume point."""
     anchor_view: RopeView | None = None
-    """The view of RoPE under which rotated anchors were made."""
+    """The view of RoPE under which rotated anchors were made, in layers that have no other."""
     counts: TokenCounts | None = None
     """Kept where sampling has a penalty."""
     last_logprobs: torch.Tensor | None = None
     """[vocab] of the last position, kept while prompt log-probabilities are asked for."""
+
+    def rotations_of(self, layer: int) -> RotaryCache:
+        """Where queries of a stored layer see its keys."""
+        return self.other_rotations.get(layer, self.rotations)
+
+    def anchor_view_of(self, layer: int) -> RopeView | None:
+        """The view of RoPE under which a stored layer's rotated anchors were made; None for anchors of plain keys."""
+        other = self.other_rotations.get(layer)
+        return self.anchor_view if self.anchor_view is None or other is None else other.view
 
     @property
     def repeatable(self) -> bool:

@@ -7,12 +7,14 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.gpu.attention.window_rings import WindowRings
 from moorage.workers.gpu.engine.output import OutputStage
 from moorage.workers.gpu.engine.session_state import WorkerSession
-from moorage.workers.gpu.model.rope import session_view
+from moorage.workers.gpu.model.rope import RopeView, session_view
+from moorage.workers.gpu.positions.layer_rotations import own_positions, own_ropes, own_view
 from moorage.workers.gpu.positions.rotary import RotaryCache
 from moorage.workers.gpu.positions.rotary_tables import uses_tables
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
@@ -50,6 +52,8 @@ class SessionTable:
         self._spec, self._layout, self._kv, self._device = spec, layout, kv, device
         self._settings, self._reader, self._scorer, self._output = settings, reader, scorer, output
         self._pool, self._rings = SlotPool(settings.num_slots), rings
+        self._scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
+        self._own_ropes = own_ropes(spec)
         self._least_slots = False
         """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
         self._rotary: WeakValueDictionary[tuple[MemorySpec, bytes, float], RotaryCache] = (
@@ -75,7 +79,8 @@ class SessionTable:
             return
         rotations = self.rotations(opening.memory, opening.prompt_tokens)
         rotated = self._layout.anchor_space is AnchorSpace.ROTATED
-        inv_freq = rotations.view.inv_freq.numpy() if rotated else None
+        others = self._other_rotations(opening.memory)
+        inv_freq = self._anchor_angles(rotations, others) if rotated else None
         cache = self._new_cache(opening.memory, opening.max_tokens)
         blocks, ring = self._layout.num_blocks(opening.max_tokens), None
         try:
@@ -93,6 +98,8 @@ class SessionTable:
             opening.max_tokens,
             cache,
             rotations,
+            self._scale,
+            others,
             ring,
             anchor_view=rotations.view if rotated else None,
         )
@@ -138,6 +145,8 @@ class SessionTable:
             opening.max_tokens,
             self._new_cache(opening.memory, opening.max_tokens),
             rotations,
+            self._scale,
+            self._other_rotations(opening.memory),
             session.ring,
             num_tokens=keep,
             kept_tokens=keep,
@@ -211,7 +220,30 @@ class SessionTable:
 
     def rotations(self, memory: MemorySpec, seq_len: int) -> RotaryCache:
         """The rotary view of a session whose length is `seq_len`."""
-        view = session_view(self._spec.rope, memory, seq_len)
+        return self._cache(session_view(self._spec.rope, memory, seq_len), memory)
+
+    def _other_rotations(self, memory: MemorySpec) -> dict[int, RotaryCache]:
+        """By stored layer, of those that rotate otherwise; layers of one embedding share a cache."""
+        if not self._own_ropes:
+            return {}
+        caches = {
+            rope: self._cache(own_view(rope), own_positions(memory)) for rope in self._own_ropes.values()
+        }
+        return {layer: caches[rope] for layer, rope in self._own_ropes.items()}
+
+    def _anchor_angles(self, rotations: RotaryCache, others: dict[int, RotaryCache]) -> NDArray[np.float64]:
+        """[L, rotary_dim / 2], or for all layers [rotary_dim / 2]: radians per token by which anchors are rotated."""
+        own = rotations.view.inv_freq.numpy()
+        if not others:
+            return own
+        return np.stack(
+            [
+                others[layer].view.inv_freq.numpy() if layer in others else own
+                for layer in range(self._layout.num_layers)
+            ]
+        )
+
+    def _cache(self, view: RopeView, memory: MemorySpec) -> RotaryCache:
         if uses_tables(self._device):  # these follow the position of one session
             return RotaryCache(view, memory, self._layout.block_size, self._device)
         key = memory, view.inv_freq.numpy().tobytes(), view.attention_scale

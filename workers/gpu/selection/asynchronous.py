@@ -41,7 +41,7 @@ class AsynchronousSelector:
         asking = []
         for i, step in enumerate(steps):
             if not step.selection.asynchronous or not self._keeps_last(step, layer, queries):
-                query = scoring_query(step.session, queries.on_host()[step.row], step.ranges.position)
+                query = scoring_query(step.session, layer, queries.on_host()[step.row], step.ranges.position)
                 asking.append((i, query))
         asked = [(steps[i], layer, query) for i, query in asking]
         for (i, query), ids in zip(asking, self._stores.by_queries(asked, guard), strict=True):
@@ -85,7 +85,7 @@ class AsynchronousSelector:
 
         @cache
         def query() -> Float32:
-            return scoring_query(step.session, queries.on_host()[row], step.ranges.position)
+            return scoring_query(step.session, layer, queries.on_host()[row], step.ranges.position)
 
         last = last_selection(step.session, layer)
         if last is None:

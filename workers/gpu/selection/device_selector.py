@@ -51,11 +51,11 @@ class DeviceSelector:
             ids = self._scorer.select(
                 session.session_id,
                 layer,
-                scoring_queries(session, queries.plain[step.row][None], ranges.position)[0],
+                scoring_queries(session, layer, queries.plain[step.row][None], ranges.position)[0],
                 first=ranges.num_sinks,
                 limit=ranges.near_block,
                 memory=session.memory,
-                scale=attention_scale(session, self._layout.head_dim),
+                scale=attention_scale(session, layer),
             )
         if ids is not None:
             found[step.row] = ids

@@ -116,12 +116,12 @@ class KeyImportance:
         first, window = received.first_block * size, session.memory.retention.window
         keys = self._window_keys(session, layer, received.first_block, end)
         received.extend(self._layout.num_blocks(end) * size - first)
-        for view in self._views(session, queries, start, keys, first, window):
+        for view in self._views(session, layer, queries, start, keys, first, window):
             found = token_importance(
                 view.queries,
                 view.keys,
                 lse[:, view.rows],
-                attention_scale(session, self._layout.head_dim),
+                attention_scale(session, layer),
                 view.band,
                 start + view.rows.start,
                 view.k_start,
@@ -177,7 +177,7 @@ class KeyImportance:
         Two streaming passes: the sums of exponentials, then each key's share of them.
         """
         num_tokens = self._layout.num_blocks(end) * self._layout.block_size
-        start, scale = end - queries.shape[1], attention_scale(session, self._layout.head_dim)
+        start, scale = end - queries.shape[1], attention_scale(session, layer)
         lse = torch.full(queries.shape[:2], -math.inf, device=self._reader.device)
         for view in self._views_of_all(session, layer, queries, end):
             rows, q_start = view.rows, start + view.rows.start
@@ -198,11 +198,12 @@ class KeyImportance:
         start, size = end - queries.shape[1], self._layout.block_size
         blocks = np.arange(self._layout.num_blocks(end), dtype=np.int32)
         for piece, keys, _ in self._reader.pieces(session.session_id, layer, blocks):
-            yield from self._views(session, queries, start, keys, int(piece[0]) * size, FOREVER)
+            yield from self._views(session, layer, queries, start, keys, int(piece[0]) * size, FOREVER)
 
     def _views(
         self,
         session: WorkerSession,
+        layer: int,
         queries: torch.Tensor,
         start: int,
         keys: torch.Tensor,
@@ -210,7 +211,7 @@ class KeyImportance:
         most: int,
     ) -> Iterator[_View]:
         """Keys [Hkv, n, D] from position `first` on, as the scheme shows them at distances below `most`."""
-        rotations = session.rotations
+        rotations = session.rotations_of(layer)
         scheme, size = rotations.scheme, self._layout.block_size
         blocks = np.arange(first // size, self._layout.num_blocks(first + keys.shape[1]), dtype=np.int32)
         rotated = self._turned(keys, *(part[: keys.shape[1]] for part in rotations.keys(blocks)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -37,46 +35,51 @@ class LayerQueries:
         return self._copy()[0]
 
 
-def scoring_queries(session: WorkerSession, queries: torch.Tensor, start: int) -> torch.Tensor:
-    """Queries [n, Hq, D], un-rotated and from position `start` on, as anchors are scored with, in fp32.
+def scoring_queries(session: WorkerSession, layer: int, queries: torch.Tensor, start: int) -> torch.Tensor:
+    """Queries [n, Hq, D] of a stored layer, un-rotated and from position `start` on, as its anchors are scored with.
+
+    The result is in fp32.
 
     Anchors of rotated keys are met by each query at its own position, as ktransformers does. Those of plain keys
     are met, under clamped positions, by the query at the clamped position, which is how attention will use these
     keys; under RoPE both sides stay un-rotated (as InfLLM scores).
     """
     queries = queries.float()
-    if session.anchor_view is not None:
+    view, rotations = session.anchor_view_of(layer), session.rotations_of(layer)
+    if view is not None:
         positions = torch.arange(start, start + len(queries))
-        cos, sin = (part.to(queries.device) for part in cos_sin(session.anchor_view, positions))
+        cos, sin = (part.to(queries.device) for part in cos_sin(view, positions))
         return rotate(queries.transpose(0, 1), cos, sin).transpose(0, 1)
-    if not session.rotations.clamped:
+    if not rotations.clamped:
         return queries
-    cos, sin = (torch.from_numpy(part).to(queries.device) for part in session.rotations.clamp)
+    cos, sin = (torch.from_numpy(part).to(queries.device) for part in rotations.clamp)
     return rotate(queries, cos, sin)
 
 
-def scoring_query(session: WorkerSession, query: torch.Tensor, position: int) -> Float32:
+def scoring_query(session: WorkerSession, layer: int, query: torch.Tensor, position: int) -> Float32:
     """`scoring_queries` [1, Hq, D] of one query [Hq, D] of the host."""
     if session.anchor_view is not None:
-        return np.asarray(scoring_queries(session, query[None], position).numpy())
+        return np.asarray(scoring_queries(session, layer, query[None], position).numpy())
     heads: Float32 = query.float().numpy()
-    if session.rotations.clamped:
-        cos, sin = session.rotations.clamp
+    rotations = session.rotations_of(layer)
+    if rotations.clamped:
+        cos, sin = rotations.clamp
         heads = rotate_heads(heads, cos[0], sin[0])
     return np.ascontiguousarray(heads[None])
 
 
-def scoring_rotation(session: WorkerSession, position: int) -> tuple[Float32, Float32] | None:
+def scoring_rotation(session: WorkerSession, layer: int, position: int) -> tuple[Float32, Float32] | None:
     """(cos, sin), each [rotary_dim / 2], by which `scoring_query` rotates; None where it does not."""
-    if session.anchor_view is not None:
-        rotated = cos_sin(session.anchor_view, torch.tensor([position]))
+    view, rotations = session.anchor_view_of(layer), session.rotations_of(layer)
+    if view is not None:
+        rotated = cos_sin(view, torch.tensor([position]))
         return rotated[0][0].numpy(), rotated[1][0].numpy()
-    if session.rotations.clamped:
-        cos, sin = session.rotations.clamp
+    if rotations.clamped:
+        cos, sin = rotations.clamp
         return cos[0], sin[0]
     return None
 
 
-def attention_scale(session: WorkerSession, head_dim: int) -> float:
-    """Factor on the logits of a session: of its rotary embedding, and 1 / sqrt(D)."""
-    return session.rotations.view.attention_scale**2 / math.sqrt(head_dim)
+def attention_scale(session: WorkerSession, layer: int) -> float:
+    """Factor on the products of a stored layer: the model's, and that of the layer's rotary embedding."""
+    return session.scale * session.rotations_of(layer).view.attention_scale ** 2

@@ -47,7 +47,9 @@ class StoreSelector:
         if not steps:
             return []
         rows = queries.on_host()
-        scored = [(step, scoring_query(step.session, rows[step.row], step.ranges.position)) for step in steps]
+        scored = [
+            (step, scoring_query(step.session, layer, rows[step.row], step.ranges.position)) for step in steps
+        ]
         return self.by_queries([(step, layer, query) for step, query in scored], guard)
 
     def by_queries(
@@ -131,7 +133,7 @@ class StoreSelector:
             limits,
             axes.topk or 0,
             axes.head_select_mode is HeadSelectMode.SHARED,
-            attention_scale(session, self._layout.head_dim),
+            attention_scale(session, layer),
             preselected,
             axes.head_pool,
             axes.anchor_pool,
