@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -53,6 +54,7 @@ def config_of(model: GgufModel) -> Fields:
     for key in _REQUIRED:
         if key not in keys:
             raise _wrong(model, key, "is missing; download the file again")
+        _check_count(model, key, _single(model, key, keys[key]))
     if EMBED not in model.tensors:
         raise InvalidModel(f"{model.file}: tensor {EMBED} is missing; download the file again")
     config = {name: _single(model, key, keys[key]) for key, name in names.items() if key in keys}
@@ -89,9 +91,16 @@ def _single(model: GgufModel, key: str, value: Any) -> Any:
         if len({repr(each) for each in value}) != 1:
             raise _wrong(model, key, "differs between layers, which is not supported; use another model")
         value = value[0]
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise _wrong(model, key, f"is {str(value)[:40]!r}; it must be a number")
     if not isinstance(value, float):
         return value
     return float(f"{value:.{_shortest(value)}g}")
+
+
+def _check_count(model: GgufModel, key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _wrong(model, key, f"is {value}; it must be a positive integer")
 
 
 def _shortest(value: float) -> int:
@@ -108,18 +117,22 @@ def _is_near(decimal: float, value: float) -> bool:
 
 def _add_heads(model: GgufModel, keys: dict[str, Any], config: dict[str, Any]) -> None:
     """Adds the share of the channels that rotate, and checks what only other models have."""
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
-    if not (isinstance(heads, int) and isinstance(hidden, int) and heads > 0):
-        return  # The reader of the configuration says so.
-    head_dim = config.setdefault("head_dim", hidden // heads)
+    head_dim = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    _check_count(model, "attention.key_length", head_dim)
     if keys.get("attention.value_length", head_dim) != head_dim:
-        raise _wrong(model, "attention.value_length", "differs from the keys' length, which is not supported")
+        raise _wrong(
+            model,
+            "attention.value_length",
+            "differs from the keys' length, which is not supported; use another model",
+        )
     if keys.get("attention.causal", True) is not True:
-        raise _wrong(model, "attention.causal", "is false; a model that generates attends no later token")
+        raise _wrong(
+            model, "attention.causal", "is false, and only causal models are supported; use another model"
+        )
     rotated = keys.get("rope.dimension_count", head_dim)
     if rotated != head_dim:
         if not isinstance(rotated, int) or not 0 < rotated <= head_dim:
-            raise _wrong(model, "rope.dimension_count", f"must be from 1 to {head_dim}")
+            raise _wrong(model, "rope.dimension_count", f"must be from 1 to {head_dim}; use another model")
         config["partial_rotary_factor"] = rotated / head_dim
 
 
