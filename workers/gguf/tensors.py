@@ -12,9 +12,11 @@ from torch import Tensor
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.blocks import LAYOUTS, take_apart
 from moorage.workers.gguf.types import BY_NAME
 from moorage.workers.gguf.weights import GgufTensor
 
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PIECE_ELEMENTS = 1 << 22
 """Elements that are dequantised at once: 16 MiB of floats."""
 
@@ -27,7 +29,7 @@ def read_tensor(header: GgufTensor, dtype: torch.dtype) -> Tensor:
     out = torch.empty(header.shape, dtype=dtype if dtype is torch.bfloat16 else torch.float32)
     flat, begin = out.view(-1), 0
     for piece in _pieces(header):
-        values = torch.from_numpy(_floats(piece, header.dtype))
+        values = _floats(piece, header.dtype)
         flat[begin : begin + values.numel()] = values
         begin += values.numel()
     return _in_halves(out, header.pair_heads) if header.pair_heads else out
@@ -51,13 +53,17 @@ def _pieces(header: GgufTensor) -> Iterator[NDArray[np.uint8]]:
         yield piece
 
 
-def _floats(piece: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+def _floats(piece: NDArray[np.uint8], dtype: str) -> Tensor:
     """The elements f32 of whole blocks."""
+    blocks = piece.reshape(-1, BY_NAME[dtype].num_bytes)
+    if dtype in LAYOUTS:
+        return take_apart(torch.from_numpy(blocks), dtype).values().view(-1)
+    if dtype in _PLAIN:
+        return torch.from_numpy(piece).view(_PLAIN[dtype]).float()
     # A file may hold the bits of any number, and NaN is reported by the caller.
     with np.errstate(all="ignore"):
-        blocks = piece.reshape(-1, BY_NAME[dtype].num_bytes)
         values = dequantize(blocks, GGMLQuantizationType[dtype])
-    return np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(-1)
 
 
 def _in_halves(rows: Tensor, num_heads: int) -> Tensor:

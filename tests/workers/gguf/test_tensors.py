@@ -1,0 +1,83 @@
+"""Tensors of every type are what the package gguf makes of their bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf import tensors
+from moorage.workers.gguf.blocks import LAYOUTS
+from moorage.workers.gguf.tensors import read_tensor
+from moorage.workers.gguf.types import BY_NAME, READ_TYPES
+from moorage.workers.gguf.weights import GgufTensor
+
+ROWS, WIDTH = 6, 512
+
+
+def stored(tmp_path: Path, data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> GgufTensor:
+    """A tensor of these bytes, behind others, in a file."""
+    file = tmp_path / "tensor"
+    file.write_bytes(b"before" + data.tobytes() + b"after")
+    return GgufTensor("t", file, dtype, shape, len(b"before"), data.nbytes)
+
+
+def random_blocks(rng: np.random.Generator, dtype: str) -> NDArray[np.uint8]:
+    """Rows of blocks of random bytes: every code, scale and minimum comes up, those that are not finite too."""
+    block = BY_NAME[dtype]
+    return rng.integers(0, 256, (ROWS, WIDTH // block.elements * block.num_bytes), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("dtype", READ_TYPES)
+def test_every_type_is_dequantised_as_by_gguf(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setattr(tensors, "PIECE_ELEMENTS", 1024)
+    data = random_blocks(rng, dtype)
+    ours = read_tensor(stored(tmp_path, data, dtype, (ROWS, WIDTH)), torch.float32)
+    with np.errstate(all="ignore"):
+        theirs = gguf.dequantize(data, gguf.GGMLQuantizationType[dtype]).astype(np.float32)
+    assert np.isfinite(theirs).mean() > 0.8
+    np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+def test_types_of_the_families_people_run_need_no_package() -> None:
+    assert {
+        "Q8_0",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
+        "IQ4_NL",
+        "IQ4_XS",
+    } <= LAYOUTS.keys()
+
+
+def test_the_type_of_the_weights_saves_memory(tmp_path: Path, rng: np.random.Generator) -> None:
+    header = stored(tmp_path, random_blocks(rng, "Q8_0"), "Q8_0", (ROWS, WIDTH))
+    exact = read_tensor(header, torch.float32)
+    assert read_tensor(header, torch.float16).dtype == torch.float32
+    torch.testing.assert_close(read_tensor(header, torch.bfloat16), exact.bfloat16(), equal_nan=True)
+
+
+def test_rows_of_neighbouring_pairs_come_in_halves(tmp_path: Path) -> None:
+    """Two heads of six channels: what was rotated together as 0 and 1 now is 0 and 3."""
+    rows = np.arange(12, dtype=np.float32).reshape(12, 1)
+    header = stored(tmp_path, rows.view(np.uint8), "F32", (12, 1))
+    paired = GgufTensor("t", header.file, "F32", (12, 1), header.begin, header.num_bytes, pair_heads=2)
+    assert read_tensor(paired, torch.float32).flatten().tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+
+
+def test_a_file_that_ends_before_its_tensor(tmp_path: Path) -> None:
+    header = stored(tmp_path, np.zeros(64, np.uint8), "F32", (16,))
+    header.file.write_bytes(b"before" + bytes(10))
+    with pytest.raises(InvalidModel, match="tensor: ends within tensor t; download it again"):
+        read_tensor(header, torch.float32)
