@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Literal
 
 from moorage.workers.gguf.names import GGUF_LAYOUTS
@@ -13,17 +14,20 @@ from moorage.workers.gpu.model.family import (
     EachExpert,
     Held,
     Mxfp4Experts,
+    Packed,
     PackedByKvHead,
     TensorNames,
     Unsuffixed,
 )
-from moorage.workers.gpu.model.parts import Part, Shape, biased_parts, part_shapes
+from moorage.workers.gpu.model.parts import NORMS, Part, Shape, biased_parts, part_shapes
 from moorage.workers.safetensors_header import FLOAT_BYTES
 from moorage.workers.spec import LayerSpec, ModelSpec
 
 Kind = Literal["weight", "bias"]
 MXFP4_GROUP = 32
 """Codes that share a scale."""
+WIDE_PARTS = NORMS | {Part.Q_NORM, Part.K_NORM}
+"""Norms, whose weights are float32 in every decoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,10 @@ class CheckpointTensor:
     """Types that it may have, as safetensors names them."""
     expert: int | None = None
     """The one expert whose rows it holds."""
+    is_less_one: bool = False
+    """Whether one is to be added to its elements."""
+    is_interleaved: bool = False
+    """Whether rows of queries and keys that rotate together stand side by side."""
     stacked: AllExperts | Mxfp4Experts | None = None
     """How it holds the rows of all experts."""
 
@@ -64,6 +72,14 @@ def tensor_shapes(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, Sha
     return {tensor.name: tensor.shape for tensor in checkpoint_tensors(spec, names)}
 
 
+def weights_bytes(spec: ModelSpec, item_bytes: int) -> int:
+    """Bytes of a decoder whose matrices and biases have elements of `item_bytes`."""
+    return sum(
+        prod(tensor.shape) * (4 if tensor.parts[0] in WIDE_PARTS else item_bytes)
+        for tensor in checkpoint_tensors(spec)
+    )
+
+
 def present_name(name: str, family: str) -> str:
     """The name that a family's checkpoints have today for the tensor that one of them calls `name`."""
     for old, new in FAMILIES[family].tensors.older_names.items():
@@ -78,6 +94,15 @@ def is_redundant(name: str, spec: ModelSpec) -> bool:
 
 
 def _all_tensors(spec: ModelSpec, tensors: TensorNames) -> Iterator[CheckpointTensor]:
+    for tensor in _named_tensors(spec, tensors):
+        yield replace(
+            tensor,
+            is_less_one=tensors.norms_less_one and tensor.kind == "weight" and tensor.parts[0] in WIDE_PARTS,
+            is_interleaved=tensors.interleaved_rotation,
+        )
+
+
+def _named_tensors(spec: ModelSpec, tensors: TensorNames) -> Iterator[CheckpointTensor]:
     yield from _tensors(spec, tensors.model, "", None)
     for index in range(spec.num_layers):
         yield from _tensors(spec, tensors.layer, tensors.layer_prefix.format(index), index)
@@ -87,7 +112,11 @@ def _tensors(
     spec: ModelSpec, names: Mapping[str, Held], prefix: str, layer: int | None
 ) -> Iterator[CheckpointTensor]:
     weights = part_shapes(spec, LayerSpec() if layer is None else spec.layer(layer))
-    biases = {part: weights[part][:-1] for part in biased_parts(spec) if part in weights}
+    biases = {
+        part: weights[part] if part in NORMS else weights[part][:-1]
+        for part in biased_parts(spec)
+        if part in weights
+    }
     shapes_of: tuple[tuple[Kind, dict[Part, Shape]], ...] = (("weight", weights), ("bias", biases))
     for name, held in names.items():
         for kind, shapes in shapes_of:
@@ -102,7 +131,7 @@ def parts_in(held: Held) -> tuple[Part, ...]:
             return (held,)
         case EachExpert(part) | Unsuffixed(part):
             return (part,)
-        case PackedByKvHead(parts) | AllExperts(parts) | Mxfp4Experts(parts):
+        case Packed(parts) | PackedByKvHead(parts) | AllExperts(parts) | Mxfp4Experts(parts):
             return parts
 
 

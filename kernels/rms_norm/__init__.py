@@ -9,7 +9,10 @@ from moorage.kernels.triton_support import has_triton
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Norm of x [..., D] over its last axis, in fp32, rounded before the weight [D] as in transformers."""
+    """Norm of x [..., D] over its last axis, in fp32, rounded before the weight [D] as in transformers.
+
+    The weight may be of x's type or float32.
+    """
     if x.is_cuda and has_triton():
         from moorage.kernels.rms_norm import triton
 

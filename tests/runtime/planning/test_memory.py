@@ -147,7 +147,7 @@ def test_total_adds_up() -> None:
         + device.staging_bytes
         + device.reserve_bytes
     )
-    assert device.weights_bytes == 2 * num_parameters(INTERNLM)
+    assert device.weights_bytes == 2 * num_parameters(INTERNLM) + 2 * 65 * 4096, "norms are float32"
 
 
 def test_slots_hold_what_a_step_attends() -> None:

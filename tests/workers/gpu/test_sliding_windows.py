@@ -174,7 +174,7 @@ def test_a_value_beyond_the_stored_type_fails_its_session_alone(tmp_path: Path) 
     weights = driver.worker.decoder.weights
     v_rows = weights.layers[0].qkv[-model.spec.head_dim :]
     normed = torch.nn.functional.rms_norm(
-        weights.embed[7], (model.spec.hidden_size,), weights.layers[0].input_norm
+        weights.embed[7], (model.spec.hidden_size,), weights.layers[0].input_norm.weight
     )
     v_rows.copy_(v_rows + 1e6 * normed / normed.square().sum())
     other = next(each for each in range(20) if abs(float(weights.embed[each] @ weights.embed[7])) < 3)

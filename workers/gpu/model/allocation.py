@@ -8,8 +8,15 @@ import torch
 from torch import Tensor
 
 from moorage.workers.errors import ResourceExhausted
-from moorage.workers.gpu.model.parameters import DecoderWeights, ExpertsWeights, LayerWeights, MlpWeights
-from moorage.workers.spec import ExpertsSpec, LayerSpec, ModelSpec, QkNorm
+from moorage.workers.gpu.model.parameters import (
+    DecoderWeights,
+    ExpertsWeights,
+    LayerWeights,
+    MlpWeights,
+    Norm,
+)
+from moorage.workers.gpu.model.parts import LAYER_NORMS, Part, Shape, qk_norm_shapes
+from moorage.workers.spec import ExpertsSpec, LayerSpec, ModelSpec
 
 Empty = Callable[..., Tensor]
 """A tensor of these sizes that holds nothing yet."""
@@ -25,9 +32,10 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Decod
         embed = empty(spec.vocab_size, spec.hidden_size)
         return DecoderWeights(
             embed=embed,
-            layers=tuple(_layer(spec, spec.layer(i), empty) for i in range(spec.num_layers)),
-            norm=empty(spec.hidden_size),
+            layers=tuple(_layer(spec, spec.layer(i), empty, device) for i in range(spec.num_layers)),
+            norm=_norm(spec, device),
             lm_head=embed if spec.tie_word_embeddings else empty(spec.vocab_size, spec.hidden_size),
+            dtype=dtype,
         )
     except torch.OutOfMemoryError:
         needed = allocate(spec, dtype, torch.device("meta")).num_bytes
@@ -36,25 +44,42 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Decod
         ) from None
 
 
-def _layer(spec: ModelSpec, layer: LayerSpec, empty: Empty) -> LayerWeights:
+def _layer(spec: ModelSpec, layer: LayerSpec, empty: Empty, device: torch.device) -> LayerWeights:
     hidden, head_dim = spec.hidden_size, spec.head_dim
     num_q_rows = spec.num_heads * head_dim
     num_qkv_rows = num_q_rows + 2 * spec.num_kv_heads * head_dim
     experts = spec.experts if layer.has_experts else None
+    head_norms = qk_norm_shapes(spec)
     return LayerWeights(
-        input_norm=empty(hidden),
+        input_norm=_layer_norm(spec, Part.INPUT_NORM, device),
+        attention_out_norm=_layer_norm(spec, Part.ATTENTION_OUT_NORM, device),
+        post_norm=_layer_norm(spec, Part.POST_NORM, device),
+        mlp_out_norm=_layer_norm(spec, Part.MLP_OUT_NORM, device),
         qkv=empty(num_qkv_rows, hidden),
         output=empty(hidden, num_q_rows),
-        post_norm=empty(hidden),
         feed_forward=_mlp(empty, hidden, spec.intermediate_size, spec.mlp_bias)
         if experts is None
         else _experts(empty, hidden, experts),
         qkv_bias=empty(num_qkv_rows) if spec.qkv_bias else None,
         output_bias=empty(hidden) if spec.output_bias else None,
-        q_norm=empty(head_dim) if spec.qk_norm is QkNorm.HEAD else None,
-        k_norm=empty(head_dim) if spec.qk_norm is QkNorm.HEAD else None,
+        q_norm=_vector(head_norms.get(Part.Q_NORM), device),
+        k_norm=_vector(head_norms.get(Part.K_NORM), device),
         sinks=empty(spec.num_heads) if spec.attention_sinks else None,
     )
+
+
+def _vector(shape: Shape | None, device: torch.device) -> Tensor | None:
+    """The weight of a norm, float32; None where a model has none."""
+    return None if shape is None else torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def _norm(spec: ModelSpec, device: torch.device) -> Norm:
+    weight, bias = (torch.empty(spec.hidden_size, dtype=torch.float32, device=device) for _ in range(2))
+    return Norm(weight, bias if spec.norm_bias else None)
+
+
+def _layer_norm(spec: ModelSpec, part: Part, device: torch.device) -> Norm | None:
+    return _norm(spec, device) if part in LAYER_NORMS[spec.residual] else None
 
 
 def _experts(empty: Empty, hidden: int, experts: ExpertsSpec) -> ExpertsWeights:

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear
 
 from moorage.kernels.experts import has_grouped_products
-from moorage.kernels.rms_norm import add_rms_norm, norm_heads, rms_norm
 from moorage.workers.gpu.model.activations import gated
 from moorage.workers.gpu.model.experts import run_experts, run_mlp
+from moorage.workers.gpu.model.norms import head_normalizer, normalizer
 from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights, MlpWeights
+from moorage.workers.gpu.model.residual import join_of
 from moorage.workers.gpu.model.weights import Progress, load_weights, resolve_dtype
 from moorage.workers.spec import ModelSpec
 
@@ -50,6 +51,10 @@ class Decoder:
         self.spec = spec
         self.weights = weights
         self._activate = gated(spec.activation)
+        self._norm, self._norm_heads = normalizer(spec), head_normalizer(spec)
+        self._join = join_of(spec, self._feed_forward)
+        # Rounded as the reference rounds it, which multiplies in the type of the embeddings.
+        self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=weights.dtype).item()
         self.graphs: StepGraphs | None = None
         """Launch all that lies between two attentions at once, for few tokens. An engine on a GPU sets them."""
 
@@ -72,7 +77,7 @@ class Decoder:
     @property
     def dtype(self) -> torch.dtype:
         """The type of weights and hidden states."""
-        return self.weights.embed.dtype
+        return self.weights.dtype
 
     @property
     def waits_for_device(self) -> bool:
@@ -97,7 +102,8 @@ class Decoder:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of `token_ids`."""
-        return embedding(token_ids, self.weights.embed)
+        hidden = embedding(token_ids, self.weights.embed)
+        return hidden if self._embedding_scale == 1.0 else hidden.mul_(self._embedding_scale)
 
     def split(self, heads: Tensor) -> Heads:
         """Views of `heads` [T, Hq + 2 Hkv, D]."""
@@ -107,11 +113,11 @@ class Decoder:
     def inputs(self, index: int, hidden: Tensor) -> Tensor:
         """Queries, keys and values of layer `index` in one tensor [T, Hq + 2 Hkv, D]."""
         spec, layer = self.spec, self.weights.layers[index]
-        normed = rms_norm(hidden, layer.input_norm, spec.rms_norm_eps)
+        normed = hidden if layer.input_norm is None else self._norm(hidden, layer.input_norm)
         num_heads = spec.num_heads + 2 * spec.num_kv_heads
         heads = linear(normed, layer.qkv, layer.qkv_bias).view(hidden.shape[0], num_heads, spec.head_dim)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            norm_heads(heads, spec.num_heads, layer.q_norm, layer.k_norm, spec.rms_norm_eps)
+        if self._norm_heads is not None:
+            self._norm_heads(heads, layer)
         return heads
 
     def between(self, index: int, hidden: Tensor, attended: Tensor) -> Tensor:
@@ -119,21 +125,23 @@ class Decoder:
 
         Adds to `hidden` in place. Returns the next layer's inputs or, after the last layer, the final norm's output.
         """
-        layer, eps = self.weights.layers[index], self.spec.rms_norm_eps
-        self._add_mlp(
-            layer, hidden, linear(attended.to(hidden.dtype).flatten(1), layer.output, layer.output_bias)
-        )
+        layer = self.weights.layers[index]
+        added = linear(attended.to(hidden.dtype).flatten(1), layer.output, layer.output_bias)
+        self._join_in_pieces(layer, hidden, added)
         if index + 1 < len(self.weights.layers):
             return self.inputs(index + 1, hidden)
-        return rms_norm(hidden, self.weights.norm, eps)
+        return self._norm(hidden, self.weights.norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits f32 [n, vocab] of `hidden` [n, hidden], which are rows that `forward` returned."""
         with torch.inference_mode():
-            return linear(hidden, self.weights.lm_head).float()
+            logits, cap = linear(hidden, self.weights.lm_head).float(), self.spec.logit_softcap
+            if self.spec.logit_scale != 1.0:
+                logits *= self.spec.logit_scale
+            return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
-    def _add_mlp(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
-        """Adds `added` and then the feed-forward part to `hidden` in place, in pieces of bounded workspace."""
+    def _join_in_pieces(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
+        """Adds attention's output and the feed-forward part to `hidden` in place, in pieces of bounded workspace."""
         bytes_per_token = 3 * self.spec.feed_forward_channels * hidden.element_size()
         at_once = max(1, MLP_WORKSPACE_BYTES // bytes_per_token)
         whole = hidden.shape[0] <= at_once
@@ -143,8 +151,7 @@ class Decoder:
             else zip(*(torch.split(x, at_once) for x in (hidden, added)), strict=True)
         )
         for piece, more in pieces:
-            normed = add_rms_norm(piece, more, layer.post_norm, self.spec.rms_norm_eps)
-            piece += self._feed_forward(layer, normed)
+            self._join(layer, piece, more)
 
     def _feed_forward(self, layer: LayerWeights, normed: Tensor) -> Tensor:
         if isinstance(layer.feed_forward, MlpWeights):

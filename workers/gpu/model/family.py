@@ -11,6 +11,13 @@ from moorage.workers.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """One tensor with the rows of several parts, one after the other."""
+
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PackedByKvHead:
     """One tensor with the rows of several parts: for each KV head, its rows of the first part, then of the next."""
 
@@ -56,7 +63,7 @@ class Mxfp4Experts:
     """Whether rows of the parts alternate."""
 
 
-Held = Part | Unsuffixed | PackedByKvHead | EachExpert | AllExperts | Mxfp4Experts
+Held = Part | Unsuffixed | Packed | PackedByKvHead | EachExpert | AllExperts | Mxfp4Experts
 """What a tensor holds."""
 
 
@@ -71,6 +78,11 @@ class TensorNames:
     """Pieces of names in older checkpoints, and what stands for them in `layer`."""
     layer_prefix: str = "model.layers.{}."
     """What stands before the names of a layer's tensors, with its number."""
+    norms_less_one: bool = False
+    """Whether the weights of norms are stored less by one, those of queries and keys as well."""
+    interleaved_rotation: bool = False
+    """Whether channel 2 i of a head rotates with 2 i + 1 in the order of the tensors' rows. In a decoder channel i
+    rotates with the one half the rotated channels after it."""
 
     def name_of(self, wanted: Part) -> str:
         """The name of a part outside the layers."""

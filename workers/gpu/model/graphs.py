@@ -72,9 +72,9 @@ class PieceGraphs:
 
     def _record(self, rows: int) -> Pieces:
         decoder, spec = self._decoder, self._decoder.spec
-        like = decoder.weights.embed
-        hidden = torch.zeros((rows, spec.hidden_size), dtype=like.dtype, device=like.device)
-        attended = torch.zeros((rows, spec.num_heads, spec.head_dim), dtype=like.dtype, device=like.device)
+        like = decoder.weights
+        hidden = torch.zeros((rows, spec.hidden_size), dtype=like.dtype, device=decoder.device)
+        attended = torch.zeros((rows, spec.num_heads, spec.head_dim), dtype=like.dtype, device=decoder.device)
         recorded = [self._capture(lambda: decoder.inputs(0, hidden))]
         for index in range(len(decoder.weights.layers)):
 

@@ -12,10 +12,16 @@ from torch import Tensor
 
 from moorage.workers.gpu.model.family import AllExperts, Mxfp4Experts
 from moorage.workers.gpu.model.mxfp4 import Mxfp4Slot
-from moorage.workers.gpu.model.parameters import DecoderWeights, ExpertsWeights, LayerWeights, MlpWeights
+from moorage.workers.gpu.model.parameters import (
+    DecoderWeights,
+    ExpertsWeights,
+    LayerWeights,
+    MlpWeights,
+    Norm,
+)
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_tensors import CheckpointTensor, Kind
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import ModelSpec, QkNorm
 
 Views = dict[tuple[Part, Kind], Tensor]
 
@@ -37,6 +43,10 @@ class Slot:
     targets: tuple[Tensor, ...]
     groups: int
     """See CheckpointTensor."""
+    orders: tuple[Tensor | None, ...] = ()
+    """For each target, int64 [rows]: the row of the tensor that stands at each place; None leaves the order."""
+    added: float = 0.0
+    """What is added to every element."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -47,8 +57,12 @@ class Slot:
         """See Fillable; the tensor is of `shape`."""
         grouped = tensor.view(self.groups, -1, *tensor.shape[1:])
         rows = [target.shape[0] // self.groups for target in self.targets]
-        for target, part in zip(self.targets, torch.split(grouped, rows, dim=1), strict=True):
-            target.view(part.shape).copy_(part)
+        orders = self.orders or (None,) * len(rows)
+        for target, part, order in zip(self.targets, torch.split(grouped, rows, dim=1), orders, strict=True):
+            in_order = part if order is None else part.reshape(len(order), -1)[order]
+            target.copy_(in_order.reshape(target.shape))
+            if self.added:
+                target += self.added
 
     def is_finite(self) -> bool:
         """See Fillable."""
@@ -99,20 +113,20 @@ def slots(
     """Where each of the tensors of a checkpoint of `spec` goes, by its name."""
     outside: Views = {
         (Part.EMBED, "weight"): weights.embed,
-        (Part.FINAL_NORM, "weight"): weights.norm,
+        **_norm(Part.FINAL_NORM, weights.norm),
         (Part.LM_HEAD, "weight"): weights.lm_head,
     }
     layers = [_views(spec, layer) for layer in weights.layers]
     found: dict[str, Fillable] = {}
     for tensor in tensors:
-        slot = _slot(tensor, outside if tensor.layer is None else layers[tensor.layer])
+        slot = _slot(spec, tensor, outside if tensor.layer is None else layers[tensor.layer])
         # The two tensors of MXFP4 weights share one.
         pair = found.get(f"{tensor.name.removesuffix('_scales')}_blocks")
         found[tensor.name] = slot if pair is None else pair
     return found
 
 
-def _slot(tensor: CheckpointTensor, views: Views) -> Fillable:
+def _slot(spec: ModelSpec, tensor: CheckpointTensor, views: Views) -> Fillable:
     targets = tuple(views[part, tensor.kind] for part in tensor.parts)
     if isinstance(tensor.stacked, Mxfp4Experts):
         return Mxfp4Slot(targets, tensor.stacked.interleaved)
@@ -120,15 +134,30 @@ def _slot(tensor: CheckpointTensor, views: Views) -> Fillable:
         return ExpertsSlot(targets, tensor.stacked)
     if tensor.expert is not None:
         targets = tuple(target[tensor.expert] for target in targets)
-    return Slot(targets, tensor.groups)
+    orders = tuple(_order(spec, part) for part in tensor.parts) if tensor.is_interleaved else ()
+    return Slot(targets, tensor.groups, orders, 1.0 if tensor.is_less_one else 0.0)
+
+
+def _order(spec: ModelSpec, part: Part) -> Tensor | None:
+    """Where a decoder has the rows of a part whose rotated channels alternate; None where none of them rotate."""
+    if part not in (Part.QUERY, Part.KEY, Part.Q_NORM, Part.K_NORM):
+        return None
+    channels, rotated = torch.arange(spec.head_dim), spec.rope.rotary_dim
+    channels[:rotated] = torch.cat((channels[:rotated:2], channels[1:rotated:2]))
+    if spec.qk_norm is QkNorm.HEAD and part in (Part.Q_NORM, Part.K_NORM):
+        return channels
+    heads = spec.num_heads if part in (Part.QUERY, Part.Q_NORM) else spec.num_kv_heads
+    return (torch.arange(heads)[:, None] * spec.head_dim + channels).flatten()
 
 
 def _views(spec: ModelSpec, layer: LayerWeights) -> Views:
     """Each part of a layer as a view of the matrix in which it lies."""
     query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     views = {
-        **_whole(Part.INPUT_NORM, layer.input_norm),
-        **_whole(Part.POST_NORM, layer.post_norm),
+        **_norm(Part.INPUT_NORM, layer.input_norm),
+        **_norm(Part.ATTENTION_OUT_NORM, layer.attention_out_norm),
+        **_norm(Part.POST_NORM, layer.post_norm),
+        **_norm(Part.MLP_OUT_NORM, layer.mlp_out_norm),
         **_whole(Part.Q_NORM, layer.q_norm),
         **_whole(Part.K_NORM, layer.k_norm),
         **_whole(Part.SINKS, layer.sinks),
@@ -139,6 +168,10 @@ def _views(spec: ModelSpec, layer: LayerWeights) -> Views:
     if isinstance(layer.feed_forward, MlpWeights):
         return views | _mlp_views(layer.feed_forward, Part.GATE, Part.UP, Part.DOWN)
     return views | _experts_views(layer.feed_forward)
+
+
+def _norm(part: Part, norm: Norm | None) -> Views:
+    return {} if norm is None else _whole(part, norm.weight, norm.bias)
 
 
 def _experts_views(weights: ExpertsWeights) -> Views:

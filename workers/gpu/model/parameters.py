@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The weight of a norm of hidden states, and its bias; float32 whatever the decoder's type."""
+
+    weight: Tensor
+    bias: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +54,19 @@ class ExpertsWeights:
 class LayerWeights:
     """One layer. Matrices are [out, in]. Query, key and value are one matrix in this order."""
 
-    input_norm: Tensor
+    input_norm: Norm | None
+    """Before attention; it and the next three stand where the model's `Residual` has them."""
+    attention_out_norm: Norm | None
+    post_norm: Norm | None
+    """Before the feed-forward part."""
+    mlp_out_norm: Norm | None
     qkv: Tensor
     output: Tensor
-    post_norm: Tensor
     feed_forward: MlpWeights | ExpertsWeights
     qkv_bias: Tensor | None
     output_bias: Tensor | None
     q_norm: Tensor | None
+    """In float32, as is the next."""
     k_norm: Tensor | None
     sinks: Tensor | None
     """[query heads]: a logit that takes part in the softmax of each and has no value."""
@@ -64,8 +78,10 @@ class DecoderWeights:
 
     embed: Tensor
     layers: tuple[LayerWeights, ...]
-    norm: Tensor
+    norm: Norm
     lm_head: Tensor
+    dtype: torch.dtype
+    """Of the matrices, embeddings and hidden states."""
 
     @property
     def num_bytes(self) -> int:
@@ -74,15 +90,15 @@ class DecoderWeights:
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors; those of tied embeddings stand twice."""
-        yield from (self.embed, self.norm, self.lm_head)
+        yield from (self.embed, *_tensors(self.norm), self.lm_head)
         for layer in self.layers:
             yield from _tensors(layer)
 
 
-def _tensors(weights: LayerWeights | ExpertsWeights | MlpWeights) -> Iterator[Tensor]:
+def _tensors(weights: Norm | LayerWeights | ExpertsWeights | MlpWeights) -> Iterator[Tensor]:
     for field in fields(weights):
         value = getattr(weights, field.name)
         if isinstance(value, Tensor):
             yield value
-        elif value is not None:
+        elif isinstance(value, Norm | MlpWeights | ExpertsWeights):
             yield from _tensors(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 
-from moorage.workers.spec import LayerSpec, ModelSpec, QkNorm
+from moorage.workers.spec import LayerSpec, ModelSpec, QkNorm, Residual
 
 Shape = tuple[int, ...]
 
@@ -17,13 +17,17 @@ class Part(StrEnum):
     LM_HEAD = auto()
     INPUT_NORM = auto()
     """Of a layer, before its attention."""
+    ATTENTION_OUT_NORM = auto()
+    """Of what attention adds."""
     POST_NORM = auto()
     """Of a layer, between its attention and its feed-forward part."""
+    MLP_OUT_NORM = auto()
+    """Of what the feed-forward part adds."""
     QUERY = auto()
     KEY = auto()
     VALUE = auto()
     Q_NORM = auto()
-    """Of each query head."""
+    """Of each query head, or of all together."""
     K_NORM = auto()
     SINKS = auto()
     """A logit for each query head that takes part in its softmax and has no value."""
@@ -45,6 +49,17 @@ class Part(StrEnum):
     """A logit, whose sigmoid weights the shared expert."""
 
 
+LAYER_NORMS: dict[Residual, tuple[Part, ...]] = {
+    Residual.PRE: (Part.INPUT_NORM, Part.POST_NORM),
+    Residual.POST: (Part.ATTENTION_OUT_NORM, Part.MLP_OUT_NORM),
+    Residual.SANDWICH: (Part.INPUT_NORM, Part.ATTENTION_OUT_NORM, Part.POST_NORM, Part.MLP_OUT_NORM),
+    Residual.PARALLEL: (Part.INPUT_NORM,),
+}
+"""The norms of hidden states that a layer has."""
+NORMS = frozenset({Part.FINAL_NORM, *LAYER_NORMS[Residual.SANDWICH]})
+"""Every norm of hidden states."""
+
+
 def part_shapes(spec: ModelSpec, layer: LayerSpec | None = None) -> dict[Part, Shape]:
     """Shapes [out, in] or [channels] of the weights that a decoder of `spec` has outside its layers and in `layer`.
 
@@ -55,8 +70,7 @@ def part_shapes(spec: ModelSpec, layer: LayerSpec | None = None) -> dict[Part, S
     shapes: dict[Part, Shape] = {
         Part.EMBED: (spec.vocab_size, hidden),
         Part.FINAL_NORM: (hidden,),
-        Part.INPUT_NORM: (hidden,),
-        Part.POST_NORM: (hidden,),
+        **dict.fromkeys(LAYER_NORMS[spec.residual], (hidden,)),
         Part.QUERY: (query, hidden),
         Part.KEY: (key_value, hidden),
         Part.VALUE: (key_value, hidden),
@@ -65,11 +79,24 @@ def part_shapes(spec: ModelSpec, layer: LayerSpec | None = None) -> dict[Part, S
     }
     if not spec.tie_word_embeddings:
         shapes[Part.LM_HEAD] = (spec.vocab_size, hidden)
-    if spec.qk_norm is QkNorm.HEAD:
-        shapes |= dict.fromkeys((Part.Q_NORM, Part.K_NORM), (spec.head_dim,))
+    shapes |= qk_norm_shapes(spec)
     if spec.attention_sinks:
         shapes[Part.SINKS] = (spec.num_heads,)
     return shapes
+
+
+def qk_norm_shapes(spec: ModelSpec) -> dict[Part, Shape]:
+    """Of the norms of queries and keys; empty where a model has none."""
+    query, key = spec.num_heads, spec.num_kv_heads
+    match spec.qk_norm:
+        case QkNorm.NONE:
+            return {}
+        case QkNorm.HEAD:
+            return dict.fromkeys((Part.Q_NORM, Part.K_NORM), (spec.head_dim,))
+        case QkNorm.HEAD_LAYER:
+            return {Part.Q_NORM: (query, spec.head_dim), Part.K_NORM: (key, spec.head_dim)}
+        case QkNorm.ALL_HEADS:
+            return {Part.Q_NORM: (query * spec.head_dim,), Part.K_NORM: (key * spec.head_dim,)}
 
 
 def _feed_forward_shapes(spec: ModelSpec, layer: LayerSpec | None) -> dict[Part, Shape]:
@@ -93,8 +120,10 @@ def _feed_forward_shapes(spec: ModelSpec, layer: LayerSpec | None) -> dict[Part,
 
 
 def biased_parts(spec: ModelSpec) -> frozenset[Part]:
-    """The parts that have a bias, [out] or [experts, out], beside their weight."""
+    """The parts that have a bias, [out], [experts, out] or that of a norm, beside their weight."""
     found: tuple[Part, ...] = ()
+    if spec.norm_bias:
+        found += tuple(NORMS)
     if spec.qkv_bias:
         found += (Part.QUERY, Part.KEY, Part.VALUE)
     if spec.output_bias:
