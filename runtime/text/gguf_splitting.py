@@ -79,6 +79,7 @@ SPLITTINGS: Mapping[str, Splitting] = {
     "llama-v3": _LLAMA3,
     "llama-bpe": _LLAMA3,
     "falcon3": _LLAMA3,
+    "pixtral": _LLAMA3,
     "dbrx": _GPT4,
     "smaug-bpe": _GPT4,
     "glm4": _GPT4,
@@ -90,7 +91,6 @@ SPLITTINGS: Mapping[str, Splitting] = {
     "gpt-4o": _GPT4O,
     "llama4": _GPT4O,
     "tekken": _TEKKEN,
-    "pixtral": _TEKKEN,
     "deepseek-coder": _DEEPSEEK_CODER,
 }
 """Splitting by the name that llama.cpp's converter gives a tokenizer."""

@@ -69,7 +69,11 @@ class _Vocabulary:
 
 def read_gguf_tokenizer(file: Path) -> tuple[Tokenizer, TokenizerFiles]:
     """The tokenizer of a file and what belongs to it. Raises InvalidModel, in one line, where there is none."""
-    header = read_whole_header(file)
+    return tokenizer_of(read_whole_header(file))
+
+
+def tokenizer_of(header: GgufHeader) -> tuple[Tokenizer, TokenizerFiles]:
+    """What `read_gguf_tokenizer` makes of a header."""
     vocabulary = _vocabulary(header)
     kind = vocabulary.key("model")
     if kind == "gpt2":
@@ -77,7 +81,9 @@ def read_gguf_tokenizer(file: Path) -> tuple[Tokenizer, TokenizerFiles]:
     elif kind == "llama":
         tokenizer, adds_bos = _sentencepiece(vocabulary), True
     else:
-        raise _wrong(file, "model", "gpt2 or llama; send token ids instead of text, or use another model")
+        raise _wrong(
+            header.file, "model", "gpt2 or llama; send token ids instead of text, or use another model"
+        )
     _add_special_tokens(tokenizer, vocabulary)
     _add_ends(tokenizer, vocabulary, adds_bos)
     return tokenizer, _files(vocabulary)
@@ -145,7 +151,7 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
     pieces = {
         token: float(score)
         for token, score, kind in zip(vocabulary.tokens, scores, vocabulary.types, strict=True)
-        if kind in (TokenType.NORMAL, TokenType.USER_DEFINED)
+        if kind == TokenType.NORMAL
     }
     unknown = next(iter(vocabulary.of_type(TokenType.UNKNOWN)), None)
     tokenizer = Tokenizer(
