@@ -21,7 +21,7 @@ class Architecture:
     flags: Mapping[str, str] = field(default_factory=dict)
     """Tensor of layer 0 -> flag of config.json that is true when the file has it."""
     pairs: bool = False
-    """Whether rows of queries and keys are stored for the rotation of neighbouring channels."""
+    """Whether rows of queries and keys that rotate together stand side by side."""
 
 
 COMMON: Mapping[str, str] = {
@@ -96,7 +96,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "phi3": Architecture("Phi3ForCausalLM", {**_RMS, **_WINDOW}),
     "granite": Architecture("GraniteForCausalLM", {**_RMS, **_GRANITE}, flags=_LLAMA_FLAGS, pairs=True),
     "olmo2": Architecture("Olmo2ForCausalLM", _RMS),
-    "glm4": Architecture("Glm4ForCausalLM", _RMS, flags=_BIASES),
+    "glm4": Architecture("Glm4ForCausalLM", _RMS, flags=_BIASES, pairs=True),
     "smollm3": Architecture(
         "SmolLM3ForCausalLM", _RMS, {"no_rope_layer_interval": 4}, flags=_LLAMA_FLAGS, pairs=True
     ),
@@ -104,11 +104,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "CohereForCausalLM",
         {**_LAYER_NORM, "logit_scale": "logit_scale"},
         flags={"attn_q_norm.weight": "use_qk_norm"},
+        pairs=True,
     ),
     "cohere2": Architecture(
         "Cohere2ForCausalLM",
         {**_LAYER_NORM, **_WINDOW, "logit_scale": "logit_scale"},
         {"sliding_window_pattern": 4},
+        pairs=True,
     ),
     "stablelm": Architecture(
         "StableLmForCausalLM",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from moorage.workers.gpu.model.family import AllExperts, TensorNames
+from dataclasses import replace
+
+from moorage.workers.gpu.model.family import AllExperts, Packed, TensorNames
 from moorage.workers.gpu.model.parts import Part
 
 EMBED, LM_HEAD = "token_embd.weight", "output.weight"
@@ -12,12 +14,15 @@ GGUF_TENSORS = TensorNames(
     model={"token_embd": Part.EMBED, "output_norm": Part.FINAL_NORM, "output": Part.LM_HEAD},
     layer={
         "attn_norm": Part.INPUT_NORM,
+        "post_attention_norm": Part.ATTENTION_OUT_NORM,
         "ffn_norm": Part.POST_NORM,
+        "post_ffw_norm": Part.MLP_OUT_NORM,
         "attn_q": Part.QUERY,
         "attn_k": Part.KEY,
         "attn_v": Part.VALUE,
         "attn_q_norm": Part.Q_NORM,
         "attn_k_norm": Part.K_NORM,
+        "attn_sinks": Part.SINKS,
         "attn_output": Part.OUTPUT,
         "ffn_gate": Part.GATE,
         "ffn_up": Part.UP,
@@ -33,7 +38,20 @@ GGUF_TENSORS = TensorNames(
     },
     layer_prefix="blk.{}.",
 )
-GGUF_LAYOUTS = (GGUF_TENSORS,)
-"""The ways in which architectures divide the parts between tensors."""
+_PACKED_MLP = {
+    **{name: held for name, held in GGUF_TENSORS.layer.items() if name != "ffn_gate"},
+    "ffn_up": Packed((Part.GATE, Part.UP)),
+}
+_PACKED = {**_PACKED_MLP, "attn_qkv": Packed((Part.QUERY, Part.KEY, Part.VALUE))}
+_GPT_OSS = {**GGUF_TENSORS.layer, "post_attention_norm": Part.POST_NORM}
+GGUF_LAYOUTS = (
+    GGUF_TENSORS,
+    replace(GGUF_TENSORS, layer=_PACKED_MLP),
+    replace(
+        GGUF_TENSORS, layer={k: v for k, v in _PACKED.items() if k not in ("attn_q", "attn_k", "attn_v")}
+    ),
+    replace(GGUF_TENSORS, layer={k: v for k, v in _GPT_OSS.items() if k != "ffn_norm"}),
+)
+"""The ways in which architectures divide the parts between tensors: most of them, GLM-4, Phi-3, GPT-OSS."""
 DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that the decoder computes by itself."""

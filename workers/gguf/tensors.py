@@ -32,7 +32,7 @@ def read_tensor(header: GgufTensor, dtype: torch.dtype) -> Tensor:
         values = _floats(piece, header.dtype)
         flat[begin : begin + values.numel()] = values
         begin += values.numel()
-    return _in_halves(out, header.pair_heads) if header.pair_heads else out
+    return out
 
 
 def _pieces(header: GgufTensor) -> Iterator[NDArray[np.uint8]]:
@@ -64,8 +64,3 @@ def _floats(piece: NDArray[np.uint8], dtype: str) -> Tensor:
     with np.errstate(all="ignore"):
         values = dequantize(blocks, GGMLQuantizationType[dtype])
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(-1)
-
-
-def _in_halves(rows: Tensor, num_heads: int) -> Tensor:
-    """Rows [heads * channels, …] whose rotated pairs are neighbours, with the second of each pair half a head on."""
-    return rows.view(num_heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)

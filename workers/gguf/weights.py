@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from math import prod
 
 from moorage.workers.errors import InvalidModel
@@ -10,7 +11,6 @@ from moorage.workers.gguf.config import architecture_of
 from moorage.workers.gguf.model import GgufModel
 from moorage.workers.gguf.names import DERIVED, LM_HEAD
 from moorage.workers.gguf.types import BY_NAME, READ_TYPES
-from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_tensors import CheckpointTensor, checkpoint_tensors
 from moorage.workers.safetensors_header import TensorHeader
 from moorage.workers.spec import ModelSpec
@@ -20,16 +20,27 @@ from moorage.workers.spec import ModelSpec
 class GgufTensor(TensorHeader):
     """One tensor, in the shape that the decoder has for it."""
 
-    pair_heads: int = 0
-    """Heads whose rows are ordered for the rotation of neighbouring channels; 0 where no rows are."""
+    is_interleaved: bool = False
+    """Whether rows of queries and keys that rotate together stand side by side."""
+
+
+def decoder_tensors(spec: ModelSpec, headers: Mapping[str, TensorHeader]) -> list[CheckpointTensor]:
+    """`checkpoint_tensors` of the files that hold `headers`, with the order of rows that GGUF files have."""
+    found = []
+    for tensor in checkpoint_tensors(spec, headers):
+        header = headers[tensor.name]
+        if isinstance(header, GgufTensor):
+            tensor = replace(tensor, is_interleaved=header.is_interleaved)
+        found.append(tensor)
+    return found
 
 
 def check_tensors(model: GgufModel, spec: ModelSpec) -> dict[str, TensorHeader]:
     """The tensors that `spec` needs, by name. Raises InvalidModel, in one line, for one that can't be used."""
     expected = checkpoint_tensors(spec, model.tensors)
-    pairs = architecture_of(model).pairs
+    is_interleaved = architecture_of(model).pairs
     found: dict[str, TensorHeader] = {
-        tensor.name: _checked(model, tensor, _pair_heads(tensor, spec) if pairs else 0) for tensor in expected
+        tensor.name: _checked(model, tensor, is_interleaved) for tensor in expected
     }
     for name, header in model.tensors.items():
         if name not in found and name not in DERIVED and not (spec.tie_word_embeddings and name == LM_HEAD):
@@ -39,11 +50,7 @@ def check_tensors(model: GgufModel, spec: ModelSpec) -> dict[str, TensorHeader]:
     return found
 
 
-def _pair_heads(tensor: CheckpointTensor, spec: ModelSpec) -> int:
-    return {Part.QUERY: spec.num_heads, Part.KEY: spec.num_kv_heads}.get(tensor.parts[0], 0)
-
-
-def _checked(model: GgufModel, expected: CheckpointTensor, pair_heads: int) -> GgufTensor:
+def _checked(model: GgufModel, expected: CheckpointTensor, is_interleaved: bool) -> GgufTensor:
     header = model.tensors.get(expected.name)
     if header is None:
         raise InvalidModel(f"{model.file}: tensor {expected.name} is missing; download the file again")
@@ -60,5 +67,5 @@ def _checked(model: GgufModel, expected: CheckpointTensor, pair_heads: int) -> G
             f"{', '.join(READ_TYPES)}"
         )
     return GgufTensor(
-        header.name, header.file, header.dtype, expected.shape, header.begin, header.num_bytes, pair_heads
+        header.name, header.file, header.dtype, expected.shape, header.begin, header.num_bytes, is_interleaved
     )

@@ -68,14 +68,6 @@ def test_the_type_of_the_weights_saves_memory(tmp_path: Path, rng: np.random.Gen
     torch.testing.assert_close(read_tensor(header, torch.bfloat16), exact.bfloat16(), equal_nan=True)
 
 
-def test_rows_of_neighbouring_pairs_come_in_halves(tmp_path: Path) -> None:
-    """Two heads of six channels: what was rotated together as 0 and 1 now is 0 and 3."""
-    rows = np.arange(12, dtype=np.float32).reshape(12, 1)
-    header = stored(tmp_path, rows.view(np.uint8), "F32", (12, 1))
-    paired = GgufTensor("t", header.file, "F32", (12, 1), header.begin, header.num_bytes, pair_heads=2)
-    assert read_tensor(paired, torch.float32).flatten().tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
-
-
 def test_a_file_that_ends_before_its_tensor(tmp_path: Path) -> None:
     header = stored(tmp_path, np.zeros(64, np.uint8), "F32", (16,))
     header.file.write_bytes(b"before" + bytes(10))

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.weights import decoder_tensors
 from moorage.workers.gpu.model.allocation import allocate
 from moorage.workers.gpu.model.checkpoint import read_tensors
 from moorage.workers.gpu.model.naming import is_finite, slots
 from moorage.workers.gpu.model.parameters import DecoderWeights
-from moorage.workers.hf_tensors import checkpoint_tensors, present_name
+from moorage.workers.hf_tensors import present_name
 from moorage.workers.hf_weights import check_weights
 from moorage.workers.safetensors_header import TensorHeader
 from moorage.workers.spec import ModelSpec
@@ -49,7 +50,7 @@ def load_weights(
     headers = check_weights(Path(directory), spec)
     wanted = list(headers.values())
     weights = allocate(spec, dtype, device)
-    filled = slots(spec, weights, checkpoint_tensors(spec, headers))
+    filled = slots(spec, weights, decoder_tensors(spec, headers))
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     if progress is not None:
         progress(0, total_bytes)
