@@ -48,6 +48,7 @@ def read_model_spec(directory: str | Path) -> ModelSpec:
 
 def read_spec(config: Fields, family: Family) -> ModelSpec:
     """ModelSpec of a model of `family`, by the fields of its `config.json` alone. Raises InvalidModel."""
+    config = Fields({**family.defaults, **config.values}, config.source)
     _check_accepted(config, family)
     num_heads = config.positive_int("num_attention_heads", most=MOST_HEADS)
     num_kv_heads = config.positive_int("num_key_value_heads", num_heads)

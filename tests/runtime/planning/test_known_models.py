@@ -24,6 +24,9 @@ PARAMETERS = {
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-235b-a22b": 235_093_634_560,
     "yi-9b-200k": 8_829_407_232,
+    "granite-3.3-8b": 8_170_864_640,
+    "olmo-2-7b": 7_298_617_344,
+    "olmo-2-32b": 32_234_279_936,
 }
 """As published in the checkpoints' indices."""
 

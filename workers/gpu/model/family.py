@@ -170,5 +170,7 @@ class Family:
     head_dim: int | None = None
     """Channels of a head where config.json names none; None is the hidden size by the number of heads."""
     accepted: tuple[Accepted, ...] = ACCEPTED
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    """Keys that config.json may leave out, with the values that the architecture then has."""
     published: Mapping[str, PublishedModel] = field(default_factory=dict)
     """Models that can be sized by name, without their files."""

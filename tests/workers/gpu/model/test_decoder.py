@@ -31,7 +31,8 @@ def dense_attention(decoder: Decoder, lengths: list[int]) -> Attend:
         q, k, v = (x.transpose(0, 1).float() for x in (q, k, v))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = (x.repeat_interleave(spec.group_size, dim=0) for x in (k, v))
-        scores = q @ k.mT * (spec.head_dim**-0.5 * view.attention_scale**2)
+        scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
+        scores = q @ k.mT * (scale * view.attention_scale**2)
         hidden = torch.ones(len(cos), len(cos), dtype=torch.bool).triu(1)
         if (window := spec.layer(layer).window) is not None:
             hidden |= torch.ones_like(hidden).tril(-window)
