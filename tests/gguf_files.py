@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ from tests.tiny_models import TinyModel
 
 PERMUTED = ("llama", "internlm2", "granite", "smollm3")
 """Architectures whose converter orders rows of queries and keys for the rotation of neighbouring channels."""
-Extra = Callable[[gguf.GGUFWriter, PreTrainedConfig], None]
-"""Adds the keys of one architecture."""
 
 
 def write_gguf(
@@ -54,26 +52,66 @@ def convert(
     path: Path,
     architecture: str,
     kind: gguf.GGMLQuantizationType | None = None,
-    extra: Extra = lambda _writer, _config: None,
     keys: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The checkpoint as a GGUF file; `kind` is the type of its matrices, F32 unless given."""
+    """The checkpoint as a GGUF file; `kind` is the type of its matrices, F32 unless given; `keys` stand beside."""
     config = tiny.hf_model.config
     writer = gguf.GGUFWriter(path, architecture)
     _add_shape(writer, config)
-    extra(writer, config)
-    for key, value in (keys or {}).items():
+    _add_rope(writer, config)
+    for key, value in {**_own_keys(architecture, config), **(keys or {})}.items():
         add_key(writer, key, value)
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     state = tiny.hf_model.state_dict()
     if config.tie_word_embeddings:
         del state["lm_head.weight"]
-    for name, tensor in state.items():
+    for name, tensor in _one_part_each(state).items():
         values = _ordered(name, tensor, config) if architecture in PERMUTED else tensor
-        _add(writer, names.get_name(name, (".weight", ".bias")), values.float().numpy(), kind)
+        found = names.get_name(name, (".weight", ".bias"))
+        found = found if found.endswith((".weight", ".bias")) else f"{found}.weight"
+        _add(writer, found, values.float().contiguous().numpy(), kind)
     _finish(writer)
     return path
+
+
+def _one_part_each(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, with gate and up of experts apart and in rows, under the names that the converter has for them."""
+    found = {}
+    is_gpt_oss = any(name.endswith("self_attn.sinks") for name in state)
+    for name, tensor in state.items():
+        if ".experts." not in name:
+            found[name] = tensor
+            continue
+        module, _, last = name.rpartition(".")
+        part, kind = last.removesuffix("_bias"), "bias" if last.endswith("_bias") else "weight"
+        rows = tensor.mT if is_gpt_oss and kind == "weight" else tensor
+        if part == "down_proj":
+            found[f"{module}.down_proj.{kind}"] = rows
+            continue
+        gate, up = (rows[:, ::2], rows[:, 1::2]) if is_gpt_oss else rows.chunk(2, dim=1)
+        found |= {f"{module}.gate_proj.{kind}": gate, f"{module}.up_proj.{kind}": up}
+    return found
+
+
+def _own_keys(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
+    """The keys of one architecture."""
+    names = {
+        "expert_count": ("num_local_experts", "num_experts"),
+        "expert_used_count": ("num_experts_per_tok",),
+        "expert_feed_forward_length": ("moe_intermediate_size",),
+        "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
+        "attention.sliding_window": ("sliding_window",),
+    }
+    found = {
+        f"{architecture}.{key}": getattr(config, name)
+        for key, options in names.items()
+        for name in options
+        if getattr(config, name, None)
+    }
+    if architecture in ("llama", "qwen2", "qwen3"):
+        found.pop(f"{architecture}.attention.sliding_window", None)
+    return found
 
 
 def _add(
@@ -96,11 +134,22 @@ def _add_shape(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
+
+
+def _add_rope(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    rope = config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
 
 
 def _ordered(name: str, tensor: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:

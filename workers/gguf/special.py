@@ -29,5 +29,14 @@ def _attention_scalar(config: Config, largest: int) -> dict[str, Any]:
     return {"query_pre_attn_scalar": scalar, "hidden_activation": "gelu_pytorch_tanh"}
 
 
-SPECIAL: Mapping[str, Callable[[Config], dict[str, Any]]] = {"gemma2": _gemma2, "gemma3": _gemma3}
+def _gpt_oss(config: Config) -> dict[str, Any]:
+    """The authors do not round the limits of YaRN, and all projections of attention have biases."""
+    return {"attention_bias": True, "rope_scaling": {**config.get("rope_scaling", {}), "truncate": False}}
+
+
+SPECIAL: Mapping[str, Callable[[Config], dict[str, Any]]] = {
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "gpt-oss": _gpt_oss,
+}
 """By architecture: from the keys read so far to more of them."""
