@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     GraniteConfig,
@@ -138,6 +140,18 @@ _FAMILIES: Mapping[str, _Family] = {
         {},
     ),
     "olmo2": _Family(Olmo2Config, Olmo2ForCausalLM, {}, {"rope_theta": 5e5}),
+    "gemma2": _Family(
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 12,
+            "sliding_window": 24,
+            "attn_logit_softcapping": 8.0,
+            "final_logit_softcapping": 6.0,
+        },
+        {},
+    ),
     "gpt_oss": _Family(GptOssConfig, GptOssForCausalLM, _GPT_OSS, _GPT_OSS_ROPE),
     "gpt_oss_mxfp4": _Family(GptOssConfig, GptOssForCausalLM, _GPT_OSS, _GPT_OSS_ROPE, published_as="mxfp4"),
     "qwen2_moe": _Family(
@@ -265,13 +279,16 @@ def build_tiny_checkpoint(
 def _draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
     """Queries and keys wide enough for peaked attention, not so wide that fp32 rounding grows to 1e-4."""
     # Tied embeddings stay as wide as others; the final norm then keeps their logits in range.
+    less = (
+        1.0 if model.config.model_type.startswith("gemma") else 0.0
+    )  # what Gemma's norms add to their weight
     final_norm = 1.5 / model.config.hidden_size**0.5 if model.config.tie_word_embeddings else 1.0
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         wide = any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm", "lm_head"))
         gain = 1.5 if wide else final_norm if name == "model.norm.weight" else 1.0
         if "norm" in name:
-            weight.copy_(gain * (1 + 0.2 * noise))
+            weight.copy_(gain * (1 + 0.2 * noise) - less)
         elif name.endswith(("bias", "sinks")):
             weight.copy_(0.3 * noise)
         elif "embed_tokens" in name:

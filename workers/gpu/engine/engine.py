@@ -41,6 +41,10 @@ class Engine:
         """`copies` None takes the copy engine that suits the device."""
         if spec.attention_sinks:
             raise InvalidModel("attention sinks of query heads (GPT-OSS) are not computed; use another model")
+        if spec.attention_softcap is not None:
+            raise InvalidModel(
+                "capped products of queries and keys (Gemma 2) are not computed; use another model"
+            )
         self._spec, self._layout, self._device = spec, layout, device
         if device.type == "cuda" and decoder.graphs is None and not decoder.waits_for_device:
             decoder.graphs = PieceGraphs(decoder, cuda_capture())

@@ -26,15 +26,19 @@ def dense_attention(decoder: Decoder, lengths: list[int]) -> Attend:
         return torch.cat([attend_one(layer, *part) for part in parts])
 
     def attend_one(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        view = rope_view(spec.rope, len(q))
+        own = spec.layer(layer)
+        view = rope_view(own.rope or spec.rope, len(q))
         cos, sin = cos_sin(view, torch.arange(len(q)))
         q, k, v = (x.transpose(0, 1).float() for x in (q, k, v))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if own.rotates:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = (x.repeat_interleave(spec.group_size, dim=0) for x in (k, v))
         scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
         scores = q @ k.mT * (scale * view.attention_scale**2)
+        if (cap := spec.attention_softcap) is not None:
+            scores = cap * torch.tanh(scores / cap)
         hidden = torch.ones(len(cos), len(cos), dtype=torch.bool).triu(1)
-        if (window := spec.layer(layer).window) is not None:
+        if (window := own.window) is not None:
             hidden |= torch.ones_like(hidden).tril(-window)
         scores = scores.masked_fill(hidden, -torch.inf)
         if (sinks := decoder.weights.layers[layer].sinks) is not None:
