@@ -196,7 +196,7 @@ def _take_units(layer: Any, dealt: Any, shares: Any) -> None:
         for group in range(each * share // shares, each * (share + 1) // shares):
             attend_group(
                 selection * each + group, num_groups, entries, layer.memory, shape, layer.query[i], batch.scale[i],
-                dealt.outs[into], dealt.lses[into],
+                batch.softcap[i], dealt.outs[into], dealt.lses[into],
             )  # fmt: skip
         number = take(counter)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from moorage.kernels.prefill_attention import gpu
+
 Band = tuple[int, int]
 Partial = tuple[torch.Tensor, torch.Tensor]
 
@@ -23,8 +25,11 @@ def attend_dense(
     band: Band | None = None,
     q_start: int = 0,
     k_start: int = 0,
+    softcap: float = 0.0,
 ) -> Partial:
     """See the package."""
+    if softcap:  # torch's flash attention has none
+        return gpu.attend_dense(q, k, v, scale, band, q_start, k_start, softcap)
     if band is None:
         return _attend_all(q, k, v, scale)
     tile = max(1, min(TILE_ROWS, MASK_BYTES // (4 * max(1, k.shape[1]))))

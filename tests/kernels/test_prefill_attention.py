@@ -37,9 +37,10 @@ def make_case(shape, dtype=torch.float32):
     return q.to(dtype), k.to(dtype), v.to(dtype), dim**-0.5
 
 
-def check(attend, case, band, start, tolerance):
-    out, lse = attend(*case, band, 1_000_000 + start, 1_000_000)
-    expected_out, expected_lse = reference.attend_dense(*case, band, 1_000_000 + start, 1_000_000)
+def check(attend, case, band, start, tolerance, softcap=0.0):
+    place = band, 1_000_000 + start, 1_000_000, softcap
+    out, lse = attend(*case, *place)
+    expected_out, expected_lse = reference.attend_dense(*case, *place)
     assert out.dtype == lse.dtype == torch.float32
     torch.testing.assert_close(out.double(), expected_out, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(lse.double(), expected_lse, rtol=tolerance, atol=tolerance)
@@ -50,6 +51,14 @@ def check(attend, case, band, start, tolerance):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_matches_reference(attend, shape, band, start):
     check(attend, make_case(shape), band, start, 2e-5)
+
+
+@pytest.mark.parametrize("attend", FORMS, ids=["cpu", "torch"])
+@pytest.mark.parametrize(("band", "start"), BANDS)
+@pytest.mark.parametrize("softcap", [0.5, 30.0])
+def test_logits_are_capped(attend, band, start, softcap):
+    q, k, v, scale = make_case((2, 3, 17, 40, 32))
+    check(attend, (20 * q, k, v, scale), band, start, 5e-5, softcap)
 
 
 @pytest.mark.parametrize("attend", FORMS, ids=["cpu", "torch"])

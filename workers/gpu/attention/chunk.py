@@ -209,6 +209,7 @@ class ChunkAttention:
                     band=(part.least, part.most),
                     q_start=first,
                     k_start=low,
+                    softcap=session.softcap,
                 )
             rows.held.append(partial)
 
@@ -223,7 +224,7 @@ class ChunkAttention:
     ) -> None:
         """Whole blocks before the near ones, streamed in pieces; `selection` i of n limits them to its heads."""
         rotations, size = session.rotations_of(layer), self._layout.block_size
-        scheme, scale = rotations.scheme, attention_scale(session, layer)
+        scheme = rotations.scheme
         # Blocks before the near ones lie beyond the window, so only parts without end reach them.
         reaching = [(group, part) for group in rows for part in group.parts if part.most == FOREVER]
         rotates = any(scheme.rotates_keys(part.variant) for _, part in reaching)
@@ -234,7 +235,8 @@ class ChunkAttention:
                 if low < high:
                     seen = slice(low * size, high * size)
                     partial = self._attend_blocks(
-                        scale,
+                        session,
+                        layer,
                         chunk.turned[part.variant][:, group.first : group.end],
                         (rotated if scheme.rotates_keys(part.variant) else keys)[:, seen],
                         values[:, seen],
@@ -246,21 +248,23 @@ class ChunkAttention:
 
     def _attend_blocks(
         self,
-        scale: float,
+        session: WorkerSession,
+        layer: int,
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         selection: tuple[int, int] | None,
     ) -> Partial:
         """All keys for all queries, or for the heads of selection i of n; the parts of other heads then weigh 0."""
+        scale, softcap = attention_scale(session, layer), session.softcap
         with self._timer("attend"):
             if selection is None:
-                return attend_dense(queries, keys, values, scale)
+                return attend_dense(queries, keys, values, scale, softcap=softcap)
             index, num_selections = selection
             group = len(queries) // num_selections
             kv_head = index * self._layout.num_kv_heads // num_selections
             rows, head = slice(index * group, (index + 1) * group), slice(kv_head, kv_head + 1)
-            out, lse = attend_dense(queries[rows], keys[head], values[head], scale)
+            out, lse = attend_dense(queries[rows], keys[head], values[head], scale, softcap=softcap)
             full_out = out.new_zeros((len(queries), *out.shape[1:]))
             full_lse = lse.new_full((len(queries), *lse.shape[1:]), -math.inf)
             full_out[rows], full_lse[rows] = out, lse

@@ -130,7 +130,8 @@ class DeviceSlotAttention:
     def _query(self, step: DecodeStep, layer: int, query: DecodeQuery, queries: LayerQueries) -> TokenQuery:
         session, row = step.session, step.row
         query.copied = lambda: queries.on_host()[row]
-        return TokenQuery(step, layer, query, session.rotations_of(layer), attention_scale(session, layer))
+        scale, softcap = attention_scale(session, layer), session.softcap
+        return TokenQuery(step, layer, query, session.rotations_of(layer), scale, softcap)
 
     def _attend(self, query: TokenQuery, always: StepBlocks, selected: Selection) -> Partial:
         session, ranges = query.step.session, query.step.ranges

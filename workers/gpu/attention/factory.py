@@ -92,7 +92,8 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
 
 def _window_backends(site: Site, rings: WindowRings) -> WindowBackends:
     """The backends of window layers that suit the device."""
-    kind: type[WindowDecode[Any]] = HostWindowDecode if site.device.type == "cpu" else DeviceWindowDecode
+    on_host = site.device.type == "cpu" and site.settings.in_place
+    kind: type[WindowDecode[Any]] = HostWindowDecode if on_host else DeviceWindowDecode
     prefill = WindowPrefill(rings, site.model, site.compute_dtype, site.timer)
     return WindowBackends(kind(rings, site.model, site.timer), prefill)
 

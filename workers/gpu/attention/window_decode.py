@@ -66,6 +66,7 @@ class WindowDecode(ABC, Generic[MetadataT]):
     def __init__(self, rings: WindowRings, model: ModelSpec, timer: PartTimer) -> None:
         self._rings, self._layers, self._timer = rings, rings.layers_of, timer
         self._num_heads, self._head_dim = model.num_heads, model.head_dim
+        self._softcap = model.attention_softcap or 0.0
         self._scale = model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
 
     def scale_of(self, ring: Ring, kind: int) -> float:
@@ -184,6 +185,7 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
             num_sinks=np.zeros(count, np.int32),
             near_block=np.zeros(count, np.int32),
             scale=np.array([self.scale_of(ring, kind) for ring in rings], np.float32),
+            softcap=np.full(count, self._softcap, np.float32),
             num_parts=np.ones(count, np.int32),
             part_low=np.zeros((count, MAX_PARTS), np.int64),
             part_high=np.zeros((count, MAX_PARTS), np.int64),

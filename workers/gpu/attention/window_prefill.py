@@ -51,6 +51,7 @@ class WindowPrefill:
         """`compute` is the type of queries and keys."""
         self._rings, self._layers = rings, rings.layers_of
         self._compute, self._timer = compute, timer
+        self._softcap = model.attention_softcap or 0.0
         self._scale = model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
 
     def prepare(self, batch: PrefillBatch) -> WindowPrefillMetadata:
@@ -120,7 +121,14 @@ class WindowPrefill:
             keys, values = new.to(self._compute)
             scale = self._scale * view.attention_scale**2
             out, _ = attend_dense(
-                queries, keys, values, scale, band=(0, kind.window), q_start=chunk.start, k_start=first
+                queries,
+                keys,
+                values,
+                scale,
+                band=(0, kind.window),
+                q_start=chunk.start,
+                k_start=first,
+                softcap=self._softcap,
             )
         return out
 
