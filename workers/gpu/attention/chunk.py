@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.merge_lse import merge_lse
 from moorage.kernels.prefill_attention import attend_dense
+from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.rope import rotate
@@ -68,10 +69,11 @@ class ChunkAttention:
         reader: BlockLoader,
         selector: StoreSelector,
         importance: KeyImportance,
+        sinks: AttentionSinks,
         layout: KvLayout,
         timer: PartTimer,
     ) -> None:
-        self._importance = importance
+        self._importance, self._sinks = importance, sinks
         self._reader = reader
         self._selector = selector
         self._layout = layout
@@ -96,7 +98,7 @@ class ChunkAttention:
             out = self._attend(session, layer, chunk, 0, count, blocks[None])
         else:
             out = self._selected(session, layer, chunk, count)
-        return out.transpose(0, 1)
+        return out
 
     def _chunk(
         self,
@@ -160,12 +162,12 @@ class ChunkAttention:
                 session.stats.add_selection(ids.shape[1])
                 sinks = np.tile(span.sinks, (len(ids), 1))
                 outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
-        return torch.cat(outs, dim=1)
+        return torch.cat(outs)
 
     def _attend(
         self, session: WorkerSession, layer: int, chunk: Chunk, first: int, end: int, blocks: Int32
     ) -> torch.Tensor:
-        """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [Hq, rows, D]."""
+        """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [rows, Hq, D]."""
         scheme, start = session.rotations_of(layer).scheme, chunk.start
         near_block = BlockRanges.at(start + first, session.memory, self._layout.block_size).near_block
         rows = [
@@ -180,7 +182,7 @@ class ChunkAttention:
         merged = [self._merge(group.held) for group in rows]
         out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
         self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse)
-        return out
+        return self._sinks.weigh(layer, out.transpose(0, 1), lse.T)
 
     def _merge(self, parts: list[Partial]) -> Partial:
         if len(parts) == 1:

@@ -85,8 +85,8 @@ class DeviceWindowDecode(WindowDecode[DeviceWindowStep]):
         with self._timer("attend"):
             key = rotate(k, kind.cos, kind.sin)
             memory[metadata.pages, :, :, metadata.rows] = torch.stack((key, v), dim=1).to(memory.dtype)
-            out, _ = self._attend(rotate(q.float(), kind.cos, kind.sin), memory, kind)
-        return out
+            found = self._attend(rotate(q.float(), kind.cos, kind.sin), memory, kind)
+            return self._sinks.weigh(layer, *found)
 
     def _attend(
         self, queries: torch.Tensor, memory: torch.Tensor, kind: DeviceKind
