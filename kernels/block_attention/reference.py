@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +23,6 @@ def attend_blocks(
     offset_cos: NDArray[np.float32],
     offset_sin: NDArray[np.float32],
     scale: float,
-    softcap: float = 0.0,
 ) -> tuple[Float64, Float64]:
     """See the package."""
     num_heads, dim = query.shape
@@ -39,8 +36,7 @@ def attend_blocks(
                 key, value = from_storage(blocks[slot[e], :, head // group, row]).astype(np.float64)
                 if rotate_keys[e]:
                     key = _rotate(key, offset_cos[row], offset_sin[row])
-                logit = scale * float(turned @ key)
-                logits.append(softcap * math.tanh(logit / softcap) if softcap else logit)
+                logits.append(scale * float(turned @ key))
                 values.append(value)
         if logits:
             peak = max(logits)

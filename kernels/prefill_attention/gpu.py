@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from moorage.kernels.softcap import capped
-
 Band = tuple[int, int]
 Partial = tuple[torch.Tensor, torch.Tensor]
 
@@ -21,7 +19,6 @@ def attend_dense(
     band: Band | None = None,
     q_start: int = 0,
     k_start: int = 0,
-    softcap: float = 0.0,
 ) -> Partial:
     """See the package."""
     num_heads, num_rows, dim = q.shape
@@ -34,7 +31,7 @@ def attend_dense(
     tile = max(1, LOGIT_BYTES // (4 * num_heads * k.shape[1]))
     for a in range(0, num_rows, tile):
         rows = groups[:, :, a : a + tile]
-        logits = capped(torch.einsum("hgtd,hnd->hgtn", rows.float(), k.float()) * scale, softcap)
+        logits = torch.einsum("hgtd,hnd->hgtn", rows.float(), k.float()) * scale
         if band is not None:
             queries = torch.arange(q_start + a, q_start + a + rows.shape[2], device=q.device)
             distance = queries[:, None] - keys

@@ -18,7 +18,6 @@ from moorage.workers.spec.kinds import (
     QkNorm,
     Residual,
     Scorer,
-    WeightKind,
 )
 from moorage.workers.spec.memory import MemorySpec
 from moorage.workers.spec.model import DualChunkSpec, ExpertsSpec, LayerSpec, ModelSpec, RopeSpec
@@ -75,6 +74,5 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "StoreSpec",
-    "WeightKind",
     "WindowLayout",
 ]

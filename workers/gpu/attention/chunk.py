@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from moorage.kernels.merge_lse import merge_lse
 from moorage.kernels.prefill_attention import attend_dense
-from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.rope import rotate
@@ -69,11 +68,10 @@ class ChunkAttention:
         reader: BlockLoader,
         selector: StoreSelector,
         importance: KeyImportance,
-        sinks: AttentionSinks,
         layout: KvLayout,
         timer: PartTimer,
     ) -> None:
-        self._importance, self._sinks = importance, sinks
+        self._importance = importance
         self._reader = reader
         self._selector = selector
         self._layout = layout
@@ -98,7 +96,7 @@ class ChunkAttention:
             out = self._attend(session, layer, chunk, 0, count, blocks[None])
         else:
             out = self._selected(session, layer, chunk, count)
-        return out
+        return out.transpose(0, 1)
 
     def _chunk(
         self,
@@ -162,12 +160,12 @@ class ChunkAttention:
                 session.stats.add_selection(ids.shape[1])
                 sinks = np.tile(span.sinks, (len(ids), 1))
                 outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
-        return torch.cat(outs)
+        return torch.cat(outs, dim=1)
 
     def _attend(
         self, session: WorkerSession, layer: int, chunk: Chunk, first: int, end: int, blocks: Int32
     ) -> torch.Tensor:
-        """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [rows, Hq, D]."""
+        """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [Hq, rows, D]."""
         scheme, start = session.rotations_of(layer).scheme, chunk.start
         near_block = BlockRanges.at(start + first, session.memory, self._layout.block_size).near_block
         rows = [
@@ -182,7 +180,7 @@ class ChunkAttention:
         merged = [self._merge(group.held) for group in rows]
         out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
         self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse)
-        return self._sinks.weigh(layer, out.transpose(0, 1), lse.T)
+        return out
 
     def _merge(self, parts: list[Partial]) -> Partial:
         if len(parts) == 1:
@@ -211,7 +209,6 @@ class ChunkAttention:
                     band=(part.least, part.most),
                     q_start=first,
                     k_start=low,
-                    softcap=session.softcap,
                 )
             rows.held.append(partial)
 
@@ -226,7 +223,7 @@ class ChunkAttention:
     ) -> None:
         """Whole blocks before the near ones, streamed in pieces; `selection` i of n limits them to its heads."""
         rotations, size = session.rotations_of(layer), self._layout.block_size
-        scheme = rotations.scheme
+        scheme, scale = rotations.scheme, attention_scale(session, layer)
         # Blocks before the near ones lie beyond the window, so only parts without end reach them.
         reaching = [(group, part) for group in rows for part in group.parts if part.most == FOREVER]
         rotates = any(scheme.rotates_keys(part.variant) for _, part in reaching)
@@ -237,8 +234,7 @@ class ChunkAttention:
                 if low < high:
                     seen = slice(low * size, high * size)
                     partial = self._attend_blocks(
-                        session,
-                        layer,
+                        scale,
                         chunk.turned[part.variant][:, group.first : group.end],
                         (rotated if scheme.rotates_keys(part.variant) else keys)[:, seen],
                         values[:, seen],
@@ -250,23 +246,21 @@ class ChunkAttention:
 
     def _attend_blocks(
         self,
-        session: WorkerSession,
-        layer: int,
+        scale: float,
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         selection: tuple[int, int] | None,
     ) -> Partial:
         """All keys for all queries, or for the heads of selection i of n; the parts of other heads then weigh 0."""
-        scale, softcap = attention_scale(session, layer), session.softcap
         with self._timer("attend"):
             if selection is None:
-                return attend_dense(queries, keys, values, scale, softcap=softcap)
+                return attend_dense(queries, keys, values, scale)
             index, num_selections = selection
             group = len(queries) // num_selections
             kv_head = index * self._layout.num_kv_heads // num_selections
             rows, head = slice(index * group, (index + 1) * group), slice(kv_head, kv_head + 1)
-            out, lse = attend_dense(queries[rows], keys[head], values[head], scale, softcap=softcap)
+            out, lse = attend_dense(queries[rows], keys[head], values[head], scale)
             full_out = out.new_zeros((len(queries), *out.shape[1:]))
             full_lse = lse.new_full((len(queries), *lse.shape[1:]), -math.inf)
             full_out[rows], full_lse[rows] = out, lse
