@@ -263,20 +263,20 @@ def build_tiny_checkpoint(
     fields = {**_COMMON, **made.fields, **config_overrides}
     config = made.config(**fields, rope_parameters=parameters, attn_implementation="eager")
     model = made.model(config).eval()
-    _draw_wide(model, torch.Generator().manual_seed(seed))
-    packed = _round_to_mxfp4(model) if made.published_as == "mxfp4" else {}
+    draw_wide(model, torch.Generator().manual_seed(seed))
+    packed = round_to_mxfp4(model) if made.published_as == "mxfp4" else {}
     _assert_telling(model, seed)
     _forget_lengths(model)
     # transformers 5 computes with one tensor for all experts; most checkpoints hold one for each.
     model.save_pretrained(directory, save_original_format=made.published_as != "merged")
     if packed:
-        _replace_experts(directory, packed)
+        replace_experts(directory, packed)
     _publish(made.published_as, model, directory)
     return TinyModel(directory, model, read_model_spec(directory))
 
 
 @torch.no_grad()
-def _draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
+def draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
     """Queries and keys wide enough for peaked attention, not so wide that fp32 rounding grows to 1e-4."""
     # Tied embeddings stay as wide as others; the final norm then keeps their logits in range.
     less = (
@@ -285,7 +285,7 @@ def _draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
     final_norm = 1.5 / model.config.hidden_size**0.5 if model.config.tie_word_embeddings else 1.0
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
-        wide = any(part in name for part in ("q_proj", "k_proj", "q_norm", "k_norm", "lm_head"))
+        wide = any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "q_norm", "k_norm", "lm_head"))
         gain = 1.5 if wide else final_norm if name == "model.norm.weight" else 1.0
         if "norm" in name:
             weight.copy_(gain * (1 + 0.2 * noise) - less)
@@ -309,7 +309,7 @@ def _assert_telling(model: PreTrainedModel, seed: int) -> None:
 
 
 @torch.no_grad()
-def _round_to_mxfp4(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def round_to_mxfp4(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Gives experts random weights that MXFP4 can hold, and returns their codes and scales by tensor name."""
     packed = {}
     for name, weight in model.named_parameters():
@@ -322,7 +322,7 @@ def _round_to_mxfp4(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     return packed
 
 
-def _replace_experts(directory: Path, packed: Mapping[str, torch.Tensor]) -> None:
+def replace_experts(directory: Path, packed: Mapping[str, torch.Tensor]) -> None:
     """Writes codes and scales into the checkpoint in place of the float weights of experts."""
     tensors = load_file(directory / "model.safetensors")
     for name in packed:
@@ -350,7 +350,7 @@ def _publish(published_as: str, model: PreTrainedModel, directory: Path) -> None
     if published_as == "internlm2":
         config |= {"architectures": ["InternLM2ForCausalLM"], "model_type": "internlm2"}
         config |= {"bias": config.pop("attention_bias")}
-        _save_as_internlm2(model, directory)
+        save_as_internlm2(model, directory)
     path.write_text(json.dumps(config, indent=1))
 
 
@@ -372,7 +372,7 @@ def _rename_tensors(model: PreTrainedModel, directory: Path, renamed: Mapping[st
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def _save_as_internlm2(model: PreTrainedModel, directory: Path) -> None:
+def save_as_internlm2(model: PreTrainedModel, directory: Path) -> None:
     """Pack q, k and v as InternLM2 does: per KV head its group's queries, then its key, then its value."""
     config = model.config
     num_kv_heads = config.num_key_value_heads

@@ -16,6 +16,7 @@ from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_claims import with_claim
 from moorage.workers.hf_directory import check_directory
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_keys import check_keys
 from moorage.workers.hf_rope import read_rope
 from moorage.workers.hf_weights import has_own_head
 from moorage.workers.spec import ModelSpec, RopeSpec
@@ -66,20 +67,21 @@ def read_spec(config: Fields, family: Family) -> ModelSpec:
         vocab_size=config.positive_int("vocab_size", most=MOST_TOKENS),
         max_position_embeddings=config.positive_int("max_position_embeddings"),
         rms_norm_eps=config.positive_float("rms_norm_eps", 1e-6, least=1e-15, most=0.1),
-        rope=_rope(config, head_dim),
+        rope=_rope(config, family, head_dim),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
         dtype=_dtype(config),
         bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
         eos_token_ids=tuple(dict.fromkeys(config.token_ids("eos_token_id"))),
     )
     spec = family.own_keys(common, config)
+    check_keys(config, family.ignored, family.name)
     return with_claim(spec, family)
 
 
-def _rope(config: Fields, head_dim: int) -> RopeSpec:
-    """The rotary embedding. Rotation of a part of the channels counts as an error, in every family."""
-    rope = read_rope(config, head_dim)
-    if rope.rotary_dim != head_dim:
+def _rope(config: Fields, family: Family, head_dim: int) -> RopeSpec:
+    """The rotary embedding. Rotation of a part of the channels is an error where the architecture has none."""
+    rope = read_rope(config, head_dim, family.rope_by_layer)
+    if rope.rotary_dim != head_dim and not family.rotates_partly:
         raise InvalidModel(
             f"{config.source}: partial_rotary_factor makes {rope.rotary_dim} of {head_dim} channels rotate, but "
             "transformers rotates all of them in this architecture; remove it, or correct architectures"

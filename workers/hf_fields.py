@@ -21,6 +21,8 @@ class Fields:
     def __init__(self, values: dict[str, object], source: str) -> None:
         self.values = values
         self.source = source
+        self.was_read: set[str] = set()
+        """Names of the fields that a getter was asked for."""
 
     @classmethod
     def read(cls, path: Path) -> Fields:
@@ -37,6 +39,7 @@ class Fields:
 
     def get(self, name: str) -> object:
         """The raw value, None when absent."""
+        self.was_read.add(name)
         return self.values.get(name)
 
     def wrong(self, name: str, expected: str) -> InvalidModel:

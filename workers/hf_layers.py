@@ -1,4 +1,4 @@
-"""Reads from a config.json which layers attend a sliding window."""
+"""Reads from a config.json which layers attend a sliding window, and which rotate queries and keys."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moorage.workers.hf_fields import Fields
-from moorage.workers.spec import LayerSpec, ModelSpec
-
-FULL, SLIDING = "full_attention", "sliding_attention"
-"""Values of `layer_types`."""
+from moorage.workers.hf_rope import FULL, SLIDING
+from moorage.workers.spec import LayerSpec, ModelSpec, RopeSpec
 
 
 def read_layer_types(config: Fields) -> tuple[bool, ...] | None:
@@ -24,6 +22,16 @@ def read_layer_types(config: Fields) -> tuple[bool, ...] | None:
     ):
         raise config.wrong("layer_types", f"{num_layers} names, each {FULL} or {SLIDING}")
     return tuple(name == SLIDING for name in names)
+
+
+def read_pattern(config: Fields, default: int) -> tuple[bool, ...]:
+    """Whether each layer slides by `layer_types`, or else by `sliding_window_pattern`: all but every n-th one.
+
+    `default` stands for a pattern that is not there. Raises InvalidModel.
+    """
+    every = config.positive_int("sliding_window_pattern", default)
+    num_layers = config.positive_int("num_hidden_layers")
+    return read_layer_types(config) or tuple((layer + 1) % every != 0 for layer in range(num_layers))
 
 
 def read_window(config: Fields, default: int | None) -> int | None:
@@ -54,3 +62,19 @@ def with_windows(spec: ModelSpec, config: Fields, slides: Sequence[bool], window
             for layer, slid in zip(layers, slides, strict=True)
         ),
     )
+
+
+def with_sliding_rope(spec: ModelSpec, slides: Sequence[bool], rope: RopeSpec) -> ModelSpec:
+    """`spec` with the rotary embedding `rope` in the layers that slide."""
+    if rope == spec.rope:
+        return spec
+    layers = (replace(spec.layer(i), rope=rope) if slid else spec.layer(i) for i, slid in enumerate(slides))
+    return replace(spec, layers=tuple(layers))
+
+
+def with_rotation(spec: ModelSpec, rotates: Sequence[bool]) -> ModelSpec:
+    """`spec` with rotary embeddings only in the layers that rotate."""
+    if all(rotates):
+        return spec
+    layers = (replace(spec.layer(i), rotates=rotated) for i, rotated in enumerate(rotates))
+    return replace(spec, layers=tuple(layers))

@@ -7,20 +7,50 @@ from dataclasses import replace
 
 from moorage.workers.errors import InvalidModel
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_keys import check_rope_keys
 from moorage.workers.spec import RopeSpec
 
 MOST_THETA = 1e15
 _OLD_NAMES = {"su": "longrope"}
-_LAYER_TYPES = ("full_attention", "sliding_attention")
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Types of layers: `layer_types` has them, and `rope_parameters` where these have rotary embeddings of their own."""
+_LAYER_TYPES = (FULL, SLIDING)
 
 
-def read_rope(config: Fields, head_dim: int) -> RopeSpec:
-    """RopeSpec of a model whose heads have `head_dim` channels.
+def read_rope(config: Fields, head_dim: int, by_layer: bool = False) -> RopeSpec:
+    """RopeSpec of a model whose heads have `head_dim` channels; of layers that attend everything where layers differ.
 
-    Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (older); as in transformers,
-    `rope_scaling` wins where both are given. Raises InvalidModel for an unknown type or a bad field.
+    `by_layer` allows those that slide to have another one. Reads `rope_parameters` (transformers 5) or `rope_theta`
+    and `rope_scaling` (older); as in transformers, `rope_scaling` wins where both are given. Raises InvalidModel for
+    an unknown type or a bad field.
     """
-    rope = _rope_fields(config)
+    rope = _rope_object(config)
+    if rope is not None and any(name in rope.values for name in _LAYER_TYPES):
+        if rope.get(SLIDING) is not None and not by_layer:
+            raise InvalidModel(
+                f"{rope.source}: differs by layer type; only models with one rotary embedding are supported"
+            )
+        rope = _of_layers(rope, FULL)
+    return _read(config, rope, head_dim)
+
+
+def read_sliding_rope(config: Fields, head_dim: int) -> RopeSpec:
+    """RopeSpec of the layers that slide: of `rope_parameters`, or by Gemma 3's `rope_local_base_freq`.
+
+    Raises InvalidModel as `read_rope` does.
+    """
+    rope, own = _rope_object(config), config.get("rope_local_base_freq")
+    if rope is not None and rope.get(SLIDING) is not None:
+        return _read(config, _of_layers(rope, SLIDING), head_dim)
+    if own is None:
+        return read_rope(config, head_dim, by_layer=True)
+    theta = config.positive_float("rope_local_base_freq", most=MOST_THETA)
+    return _read(config, Fields({"rope_theta": theta}, config.source), head_dim)
+
+
+def _read(config: Fields, given: Fields | None, head_dim: int) -> RopeSpec:
+    """The rotary embedding of the object `given`, which the top level of the configuration completes."""
+    rope = _completed(config, given)
     theta = rope.positive_float("rope_theta", 10000.0, most=MOST_THETA)
     if theta <= 1:
         raise rope.wrong("rope_theta", "a number above 1")
@@ -33,27 +63,31 @@ def read_rope(config: Fields, head_dim: int) -> RopeSpec:
     return _READERS[plain.rope_type](plain, rope)
 
 
-def _rope_fields(config: Fields) -> Fields:
+def _rope_object(config: Fields) -> Fields | None:
+    newer, older = config.child("rope_parameters"), config.child("rope_scaling")
+    return older or newer
+
+
+def _of_layers(rope: Fields, name: str) -> Fields:
+    """What `rope` says of the layers of one type."""
+    flat = rope.child(name)
+    if flat is None:
+        raise rope.wrong(name, "an object")
+    return flat
+
+
+def _completed(config: Fields, rope: Fields | None) -> Fields:
     """One flat object: the model's rope object, completed from the top level of the configuration."""
-    rope = config.child("rope_scaling") or config.child("rope_parameters")
-    if rope is not None and any(name in rope.values for name in _LAYER_TYPES):
-        rope = _of_full_attention(rope)
+    if rope is not None:
+        check_rope_keys(rope)
     values = {} if rope is None else dict(rope.values)
     for name in ("rope_theta", "partial_rotary_factor"):
+        given = config.get(name)
         if values.get(name) is None:
-            values[name] = config.get(name)
+            values[name] = given
     if config.get("original_max_position_embeddings") is not None:
         values["original_max_position_embeddings"] = config.get("original_max_position_embeddings")
     return Fields(values, config.source if rope is None else rope.source)
-
-
-def _of_full_attention(rope: Fields) -> Fields:
-    flat = rope.child("full_attention")
-    if flat is None or rope.get("sliding_attention") is not None:
-        raise InvalidModel(
-            f"{rope.source}: differs by layer type; only models with one rotary embedding are supported"
-        )
-    return flat
 
 
 def _rope_type(rope: Fields) -> str:

@@ -27,18 +27,20 @@ def attend_blocks(
     offset_cos: Float32,
     offset_sin: Float32,
     scale: float,
+    softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out [Hq, D], lse [Hq]) in fp32 of one query over n entries; entry e holds rows [begin, end) of slot[e].
 
     query f32 [Hq, D]; blocks [S, 2, Hkv, B, D] fp16 or float32, un-rotated keys then values, its last two dimensions
     contiguous. The query meets entry e rotated by angle_cos, angle_sin [n, rd / 2] (pairs (i, i + rd / 2), channels
     from rd on pass through). Where rotate_keys [n], the key of row t is rotated by row t of offset_cos, offset_sin
-    [B, rd / 2]; elsewhere keys are used as stored. One softmax of scale * logit over all entries. Without any row
-    out is 0 and lse -inf. Raises ValueError if arrays do not fit, or on the CPU if a row lies outside the blocks.
+    [B, rd / 2]; elsewhere keys are used as stored. One softmax of scale * logit over all entries, where a softcap c
+    other than 0 makes x to c * tanh(x / c). Without any row out is 0 and lse -inf. Raises ValueError if arrays do not
+    fit, or on the CPU if a row lies outside the blocks.
     """
     rotations = (angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin)
     _check(query, blocks, (slot, begin, end), rotations)
-    arguments = query, blocks, (slot, begin, end), rotations, scale
+    arguments = query, blocks, (slot, begin, end), rotations, scale, softcap
     if query.device.type == "cpu":
         return cpu.attend_blocks(*arguments)
     if query.device.type == "cuda" and has_triton():
@@ -61,6 +63,7 @@ def entry_lse(
     offset_cos: Float32,
     offset_sin: Float32,
     scale: float,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
     """[n, Hq] fp32: the log-sum-exp of each entry alone; exp(it - lse) is the attention that the entry receives.
 
@@ -68,7 +71,7 @@ def entry_lse(
     """
     rotations = (angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin)
     _check(query, blocks, (slot, begin, end), rotations)
-    return gpu.entry_lse(query, blocks, (slot, begin, end), rotations, scale)
+    return gpu.entry_lse(query, blocks, (slot, begin, end), rotations, scale, softcap)
 
 
 def _check(

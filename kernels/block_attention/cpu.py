@@ -18,7 +18,12 @@ Arrays = tuple[Any, ...]
 
 
 def attend_blocks(
-    query: torch.Tensor, blocks: torch.Tensor, entries: Arrays, rotations: Arrays, scale: float
+    query: torch.Tensor,
+    blocks: torch.Tensor,
+    entries: Arrays,
+    rotations: Arrays,
+    scale: float,
+    softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See the package; entries are (slot, begin, end), rotations the five arrays in the order of its arguments."""
     _, _, num_kv_heads, block_size, dim = blocks.shape
@@ -34,7 +39,8 @@ def attend_blocks(
     strides = blocks.stride()
     offset = slot.astype(np.int64) * strides[0]
     num_bytes = 2 * len(slot) * num_kv_heads * block_size * dim * blocks.itemsize
-    problem = (_flat(blocks), strides[2], strides[1], offset, (begin, end), rotations, np.float32(scale))
+    scaling = np.float32(scale), np.float32(softcap)
+    problem = (_flat(blocks), strides[2], strides[1], offset, (begin, end), rotations, *scaling)
     return _attend(query.detach().contiguous().numpy(), num_kv_heads, problem, num_bytes)
 
 
@@ -60,19 +66,19 @@ def _flat(blocks: torch.Tensor) -> Any:
 
 @njit(**SERIAL)
 def attend_serial(query: Any, num_kv_heads: Any, problem: Any, out: Any, lse: Any) -> None:
-    stored, to_head, to_values, offset, rows, rotations, scale = problem
+    stored, to_head, to_values, offset, rows, rotations, scale, softcap = problem
     group, count = len(query) // num_kv_heads, len(offset)
     for head in range(num_kv_heads):
         a, b = head * group, (head + 1) * group
         attend_head(
             query[a:b], stored, head * to_head, to_values, offset, rows, np.int64(0), count, rotations, scale,
-            out[a:b], lse[a:b],
+            softcap, out[a:b], lse[a:b],
         )  # fmt: skip
 
 
 @njit(**PARALLEL)
 def attend_parallel(query: Any, num_kv_heads: Any, problem: Any, splits: Any, out: Any, lse: Any) -> None:
-    stored, to_head, to_values, offset, rows, rotations, scale = problem
+    stored, to_head, to_values, offset, rows, rotations, scale, softcap = problem
     group, count = len(query) // num_kv_heads, len(offset)
     outs = np.empty((splits, *query.shape), np.float32)
     lses = np.empty((splits, len(query)), np.float32)
@@ -81,7 +87,7 @@ def attend_parallel(query: Any, num_kv_heads: Any, problem: Any, splits: Any, ou
         a, b = head * group, (head + 1) * group
         first, last = count * part // splits, count * (part + 1) // splits
         attend_head(
-            query[a:b], stored, head * to_head, to_values, offset, rows, first, last, rotations, scale,
+            query[a:b], stored, head * to_head, to_values, offset, rows, first, last, rotations, scale, softcap,
             outs[part, a:b], lses[part, a:b],
         )  # fmt: skip
     _merge(outs, lses, out, lse)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from moorage.kernels.merge_lse import merge_lse
+from moorage.kernels.softcap import capped
 
 Arrays = tuple[Any, ...]
 
@@ -16,24 +17,34 @@ PIECE_BYTES = 256 * 2**20
 
 
 def attend_blocks(
-    query: torch.Tensor, blocks: torch.Tensor, entries: Arrays, rotations: Arrays, scale: float
+    query: torch.Tensor,
+    blocks: torch.Tensor,
+    entries: Arrays,
+    rotations: Arrays,
+    scale: float,
+    softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See the package; entries are (slot, begin, end), rotations the five arrays in the order of its arguments."""
     if not len(entries[0]):
         return torch.zeros_like(query), query.new_full(query.shape[:1], -torch.inf)
-    parts = [_attend(*piece) for piece in _pieces(query, blocks, entries, rotations, scale)]
+    parts = [_attend(*piece, softcap) for piece in _pieces(query, blocks, entries, rotations, scale)]
     outs, lses = (torch.stack(tensors) for tensors in zip(*parts, strict=True))
     return merge_lse(outs, lses)
 
 
 def entry_lse(
-    query: torch.Tensor, blocks: torch.Tensor, entries: Arrays, rotations: Arrays, scale: float
+    query: torch.Tensor,
+    blocks: torch.Tensor,
+    entries: Arrays,
+    rotations: Arrays,
+    scale: float,
+    softcap: float = 0.0,
 ) -> torch.Tensor:
     """See the package."""
     found = [query.new_empty((0, len(query)))]
     for queries, keys, _, hidden in _pieces(query, blocks, entries, rotations, scale):
         groups = queries.view(*keys.shape[:2], -1, keys.shape[-1])
-        logits = torch.einsum("nhgd,nhtd->nhgt", groups, keys)
+        logits = capped(torch.einsum("nhgd,nhtd->nhgt", groups, keys), softcap)
         found.append(
             torch.logsumexp(logits.masked_fill(hidden[:, None, None], -torch.inf), dim=-1).flatten(1)
         )
@@ -71,12 +82,13 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, hidden: torch.Tensor, softcap: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """queries [n, Hq, D], keys, values [n, Hkv, B, D], hidden [n, B] -> out [Hq, D], lse [Hq]."""
     num_entries, num_kv_heads, _, dim = keys.shape
     groups = queries.view(num_entries, num_kv_heads, -1, dim)
-    logits = torch.einsum("nhgd,nhtd->hgnt", groups, keys).masked_fill(hidden, -torch.inf).flatten(2)
+    logits = capped(torch.einsum("nhgd,nhtd->hgnt", groups, keys), softcap)
+    logits = logits.masked_fill(hidden, -torch.inf).flatten(2)
     lse = torch.logsumexp(logits, dim=-1)
     weights = torch.exp(logits - lse.masked_fill(lse == -torch.inf, 0.0)[..., None])
     # Hidden rows may hold anything, also NaN, which a weight of zero would not silence.

@@ -23,6 +23,8 @@ from moorage.kernels.simd import (
 from moorage.kernels.simd_rows import rotate_rows, row_max
 from moorage.kernels.vector_math import exp32
 
+_ONE, _MINUS_TWO = np.float32(1), np.float32(-2)
+
 ROWS = 32
 """Rows of a tile: its values stay in the L1 cache while all queries of the group read them."""
 
@@ -60,6 +62,15 @@ def _logits(stored: Any, at: Any, count: Any, queries: Any, group: Any, dim: Any
             m += 2
         if m < group:
             dots_1(stored, a, b, c, d, queries, m * dim, dim, out, m * ROWS + t, ROWS, True)
+
+
+@njit(**INLINE)
+def _cap(logits: Any, count: Any, softcap: Any) -> None:
+    """Bends `count` logits to softcap * tanh(logit / softcap)."""
+    for t in range(count):
+        falling = exp32(_MINUS_TWO * abs(logits[t]) / softcap)
+        bent = softcap * (_ONE - falling) / (_ONE + falling)
+        logits[t] = bent if logits[t] > 0 else -bent
 
 
 @njit(**INLINE)
@@ -103,12 +114,12 @@ def _weights(logits: Any, count: Any, out: Any, peak: Any, total: Any) -> None:
 @njit(**SERIAL)
 def attend_head(
     query: Any, stored: Any, base: Any, to_values: Any, offset: Any, rows: Any, first: Any, last: Any,
-    rotations: Any, scale: Any, out: Any, lse: Any,
+    rotations: Any, scale: Any, softcap: Any, out: Any, lse: Any,
 ) -> None:  # fmt: skip
     """Entries [first, last) for query [G, D] into out [G, D], lse [G].
 
     offset [n] says where in the flat `stored` an entry's block begins; the head's keys lie `base` elements after
-    that, their values `to_values` further on. rows (begin, end) [n].
+    that, their values `to_values` further on. rows (begin, end) [n]. A softcap of 0 leaves logits as they are.
     """
     begin, end = rows
     angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin = rotations
@@ -146,6 +157,8 @@ def attend_head(
             else:
                 _logits(stored, key_at, count, rotated, group, dim, flat)
             for m in range(group):
+                if softcap > 0:
+                    _cap(logits[m], count, softcap)
                 _weights(logits[m], count, out[m], peak[m : m + 1], total[m : m + 1])
             _add_values(stored, value_at, count, flat, group, dim, sums)
     for m in range(group):

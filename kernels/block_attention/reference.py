@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +25,7 @@ def attend_blocks(
     offset_cos: NDArray[np.float32],
     offset_sin: NDArray[np.float32],
     scale: float,
+    softcap: float = 0.0,
 ) -> tuple[Float64, Float64]:
     """See the package."""
     num_heads, dim = query.shape
@@ -36,7 +39,8 @@ def attend_blocks(
                 key, value = from_storage(blocks[slot[e], :, head // group, row]).astype(np.float64)
                 if rotate_keys[e]:
                     key = _rotate(key, offset_cos[row], offset_sin[row])
-                logits.append(scale * float(turned @ key))
+                logit = scale * float(turned @ key)
+                logits.append(softcap * math.tanh(logit / softcap) if softcap else logit)
                 values.append(value)
         if logits:
             peak = max(logits)

@@ -35,6 +35,7 @@ def attend_resident(
     rotations: Rotations,
     scale: float,
     kv_head: int | None = None,
+    softcap: float = 0.0,
 ) -> tuple[Float32, Float32]:
     """(out [Hq, D], lse [Hq]) of one query over rows [begin, end) of n blocks, as `attend_blocks`.
 
@@ -62,7 +63,7 @@ def attend_resident(
     )
     wrong = _attend(
         query, arrays, (memories[0][:0], blocks[:0]), layer_sizes, layer, stripe_blocks, num_kv_heads, block_size,
-        blocks, rows, rotations, np.float32(scale), kv_head or 0, seen_heads, splits, out, lse,
+        blocks, rows, rotations, np.float32(scale), np.float32(softcap), kv_head or 0, seen_heads, splits, out, lse,
     )  # fmt: skip
     if wrong >= 0:
         raise ValueError(
@@ -74,8 +75,8 @@ def attend_resident(
 @njit(**SERIAL)
 def _attend(
     query: Any, arrays: Any, empty: Any, layer_sizes: Any, layer: Any, stripe_blocks: Any, num_kv_heads: Any,
-    block_size: Any, blocks: Any, rows: Any, rotations: Any, scale: Any, first_head: Any, seen_heads: Any,
-    splits: Any, out: Any, lse: Any,
+    block_size: Any, blocks: Any, rows: Any, rotations: Any, scale: Any, softcap: Any, first_head: Any,
+    seen_heads: Any, splits: Any, out: Any, lse: Any,
 ) -> Any:  # fmt: skip
     """Returns the first entry that lies nowhere, or -1.
 
@@ -93,7 +94,7 @@ def _attend(
         table = matrix_at(arrays[m, 2], np.int64(1), arrays[m, 3], empty[1])
         page = np.int64(table[0, local])
         offset[e] = memory_at[m] + layer * layer_sizes[m] + (page * 2 * num_kv_heads + first_head) * head_size
-    problem = stored, head_size, num_kv_heads * head_size, offset, rows, rotations, scale
+    problem = stored, head_size, num_kv_heads * head_size, offset, rows, rotations, scale, softcap
     if splits:
         attend_parallel(query, seen_heads, problem, splits, out, lse)
     else:

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from moorage.kernels.merge_lse.triton import merge_lse
+from moorage.kernels.triton_math import capped
 from moorage.kernels.triton_support import SPLIT_WAVES, num_processors, power_of_2, upload
 
 Arrays = tuple[Any, ...]
@@ -78,6 +79,7 @@ def _attend(
     out,
     lse,
     scale,
+    softcap,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
@@ -90,6 +92,7 @@ def _attend(
     PAD_HALF: tl.constexpr,
     PAD_REST: tl.constexpr,
     OPERAND: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):
     split, head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_splits = tl.num_programs(0)
@@ -159,7 +162,10 @@ def _attend(
                 query_rest.to(OPERAND), tl.trans(key_rest.to(OPERAND)), logits, input_precision="ieee"
             )
 
-        logits = tl.where(seen[None, :], logits * (scale * 1.4426950408889634), -float("inf"))
+        logits = logits * scale
+        if CAPPED:
+            logits = capped(logits, softcap)
+        logits = tl.where(seen[None, :], logits * 1.4426950408889634, -float("inf"))
         highest = tl.maximum(peak, tl.max(logits, axis=1))
         # While nothing is seen the peak is -inf, and a difference of infinities would be NaN.
         level = tl.where(highest == -float("inf"), 0.0, highest)
@@ -195,6 +201,7 @@ def attend_lists(
     num_splits: int,
     *,
     exact: bool = False,
+    softcap: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out [R, Hq, D], lse [R, Hq]) in fp32 of R = `num_rows` queries, all arguments on one device, without a wait.
 
@@ -202,6 +209,7 @@ def attend_lists(
     int32 [6, N] hold slot, begin, end, query row, turn row and whether keys are rotated; first int32
     [R * lists + 1], where `lists` is 1 or Hkv, cuts the entries into lists. Counts are read on the device, so one
     launch serves any number of entries up to N. `exact` multiplies in fp32 instead of in the type of the blocks.
+    See the package for `softcap`.
     """
     num_heads, dim = queries.shape[1:]
     _, _, num_kv_heads, block_size, _ = blocks.shape
@@ -229,6 +237,7 @@ def attend_lists(
         outs,
         lses,
         scale,
+        softcap,
         num_kv_heads,
         group,
         dim,
@@ -241,6 +250,7 @@ def attend_lists(
         power_of_2(half, MIN_ROWS),
         power_of_2(dim - 2 * half, MIN_ROWS),
         OPERANDS[operand],
+        softcap > 0,
         num_warps=4 if padded_dim <= 128 else 8,
     )
     return merge_lse(outs, lses)
@@ -265,6 +275,7 @@ def attend_blocks(
     entries: Arrays,
     rotations: Arrays,
     scale: float,
+    softcap: float = 0.0,
     *,
     exact: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -280,6 +291,15 @@ def attend_blocks(
     fields, first, *tables = upload(arrays, query.device)
     splits = splits_for(count, blocks.shape[2], query.device)
     out, lse = attend_lists(
-        query.contiguous()[None], blocks, fields, first, Turns(*tables), scale, 1, splits, exact=exact
+        query.contiguous()[None],
+        blocks,
+        fields,
+        first,
+        Turns(*tables),
+        scale,
+        1,
+        splits,
+        exact=exact,
+        softcap=softcap,
     )
     return out[0], lse[0]

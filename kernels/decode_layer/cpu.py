@@ -30,7 +30,7 @@ _INT32, _INT64, _UINT8 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.uin
 _FLOAT32, _COMPLEX = np.dtype(np.float32), np.dtype(np.complex128)
 _TYPES: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("position", _INT64), ("pages", _INT32), ("page_start", _INT64), ("first_memory", _INT32),
-    ("num_sinks", _INT32), ("near_block", _INT32), ("scale", _FLOAT32), ("num_parts", _INT32),
+    ("num_sinks", _INT32), ("near_block", _INT32), ("scale", _FLOAT32), ("softcap", _FLOAT32), ("num_parts", _INT32),
     ("part_low", _INT64), ("part_high", _INT64), ("part_rotates", _UINT8), ("query_turn", _COMPLEX),
     ("bases", _COMPLEX), ("offset_cos", _FLOAT32), ("offset_sin", _FLOAT32), ("score_cos", _FLOAT32),
     ("score_sin", _FLOAT32), ("selects", _UINT8), ("ids", _INT32), ("scores", _FLOAT32), ("window_first", _INT32),
@@ -143,7 +143,7 @@ def _shapes(memory: LayerMemory, batch: SessionBatch, query: Float32, selections
     rows = (n, shape.num_kv_heads, shape.head_dim)
     coded = memory.anchor_size if selections.code_steps.shape[-1] else 0
     return (
-        one, batch.pages.shape[:1], (n, num_memories + 1), one, one, one, one, one, parts, parts, parts,
+        one, batch.pages.shape[:1], (n, num_memories + 1), one, one, one, one, one, one, parts, parts, parts,
         (*parts, half), (len(batch.bases), half), offsets, offsets, turns, turns, one, ids, ids, one,
         (n, num_memories, coded), (n, num_memories), (n, heads, shape.head_dim), (n, heads), one,
         (n, heads, shape.head_dim), rows, rows,
@@ -180,7 +180,7 @@ def _misfit(memory: LayerMemory, batch: SessionBatch, arrays: Arrays, shapes: Sh
     """Why nothing was done."""
     for (name, dtype), array, shape in zip(_TYPES, arrays, shapes, strict=True):
         check_array(name, array, (dtype,), shape)
-    shape, (num_sessions, heads, _), num_selections = memory.shape, arrays[-3].shape, shapes[18][1]
+    shape, (num_sessions, heads, _), num_selections = memory.shape, arrays[-3].shape, shapes[19][1]
     check_multiple("query heads", heads, shape.num_kv_heads)
     return ValueError(
         f"{num_selections} selections of {num_sessions} sessions, {heads} query and {shape.num_kv_heads} KV heads, "

@@ -98,6 +98,7 @@ def attend_group(
     shape: Any,
     query: Any,
     scale: Any,
+    softcap: Any,
     out: Any,
     lse: Any,
 ) -> None:
@@ -111,7 +112,7 @@ def attend_group(
     head_size = shape.block_size * shape.head_dim
     attend_head(
         query[a:b], memory, kv_head * head_size, shape.num_kv_heads * head_size, offset, rows, np.int64(0), count,
-        rotations, scale, out[a:b], lse[a:b],
+        rotations, scale, softcap, out[a:b], lse[a:b],
     )  # fmt: skip
 
 

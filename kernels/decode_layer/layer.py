@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from moorage.kernels.counter import take
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
-from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
+from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, take, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
 from moorage.kernels.decode_layer.selection import select_candidates
 from moorage.kernels.numba_flags import SERIAL
@@ -197,7 +196,7 @@ def _take_units(layer: Any, dealt: Any, shares: Any) -> None:
         for group in range(each * share // shares, each * (share + 1) // shares):
             attend_group(
                 selection * each + group, num_groups, entries, layer.memory, shape, layer.query[i], batch.scale[i],
-                dealt.outs[into], dealt.lses[into],
+                batch.softcap[i], dealt.outs[into], dealt.lses[into],
             )  # fmt: skip
         number = take(counter)
 

@@ -105,6 +105,8 @@ class SessionBatch(NamedTuple):
     """[N]: blocks [num_sinks, near_block) are the candidates of a selection; all are sealed."""
     scale: Float32
     """[N], of logits."""
+    softcap: Float32
+    """[N]: c of c * tanh(x / c) for scaled logits x; 0 leaves them as they are."""
     num_parts: Int32
     """[N]: key ranges of the position scheme, at most MAX_PARTS."""
     part_low: Int64

@@ -111,7 +111,8 @@ def _attend(
                 if batch.part_rotates[i, part]:
                     offset = batch.offset_cos[row] + 1j * batch.offset_sin[row].astype(np.float64)
                     seen = _turned(seen, batch.bases[first // size] * offset)
-                logits.append(batch.scale[i] * float(turned @ seen))
+                logit, softcap = batch.scale[i] * float(turned @ seen), float(batch.softcap[i])
+                logits.append(softcap * np.tanh(logit / softcap) if softcap else logit)
                 values.append(rows[1, row])
     if logits:
         peak = max(logits)

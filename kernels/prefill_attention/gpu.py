@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from moorage.kernels.softcap import capped
+
 Band = tuple[int, int]
 Partial = tuple[torch.Tensor, torch.Tensor]
 
@@ -19,6 +21,7 @@ def attend_dense(
     band: Band | None = None,
     q_start: int = 0,
     k_start: int = 0,
+    softcap: float = 0.0,
 ) -> Partial:
     """See the package."""
     num_heads, num_rows, dim = q.shape
@@ -31,7 +34,7 @@ def attend_dense(
     tile = max(1, LOGIT_BYTES // (4 * num_heads * k.shape[1]))
     for a in range(0, num_rows, tile):
         rows = groups[:, :, a : a + tile]
-        logits = torch.einsum("hgtd,hnd->hgtn", rows.float(), k.float()) * scale
+        logits = capped(torch.einsum("hgtd,hnd->hgtn", rows.float(), k.float()) * scale, softcap)
         if band is not None:
             queries = torch.arange(q_start + a, q_start + a + rows.shape[2], device=q.device)
             distance = queries[:, None] - keys

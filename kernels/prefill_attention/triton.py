@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from moorage.kernels.triton_math import capped
 from moorage.kernels.triton_support import power_of_2, shared_bytes
 
 Band = tuple[int, int]
@@ -62,11 +63,13 @@ def _attend(
     shift,
     least,
     most,
+    softcap,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     PAD_DIM: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    CAPPED: tl.constexpr,
 ):
     tile, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = tile * ROWS + tl.arange(0, ROWS)
@@ -92,7 +95,10 @@ def _attend(
         present = (place < num_keys)[:, None] & in_dim
         at = place[:, None] * DIM + channel[None, :]
         key = tl.load(keys + at, mask=present, other=0.0)
-        logits = tl.dot(query, tl.trans(key), input_precision="ieee") * (scale * 1.4426950408889634)
+        logits = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
+        if CAPPED:
+            logits = capped(logits, softcap)
+        logits = logits * 1.4426950408889634
         distance = shift + row[:, None] - place[None, :]
         seen = (distance >= least) & (distance < most) & (place < num_keys)[None, :]
         logits = tl.where(seen, logits, -float("inf"))
@@ -123,6 +129,7 @@ def attend_dense(
     band: Band | None = None,
     q_start: int = 0,
     k_start: int = 0,
+    softcap: float = 0.0,
 ) -> Partial:
     """See the package."""
     if not q.numel() or not k.numel():
@@ -130,13 +137,19 @@ def attend_dense(
             q.shape[:2], -torch.inf, dtype=torch.float32
         )
     half = q.dtype in (torch.float16, torch.bfloat16)
-    if band is None and half and q.device.type == "cuda" and q.shape[2] <= FLASH_HEAD_SIZE:
+    if band is None and half and not softcap and q.device.type == "cuda" and q.shape[2] <= FLASH_HEAD_SIZE:
         return _by_flash_attention(q, k, v, scale)
-    return _by_kernel(q, k, v, scale, band, q_start - k_start)
+    return _by_kernel(q, k, v, scale, band, q_start - k_start, softcap)
 
 
 def _by_kernel(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, band: Band | None, shift: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    band: Band | None,
+    shift: int,
+    softcap: float,
 ) -> Partial:
     q, k, v = (_rows_together(tensor) for tensor in (q, k, v))
     num_heads, num_rows, dim = q.shape
@@ -161,11 +174,13 @@ def _by_kernel(
         shift,
         max(least, -EVERYTHING),
         min(most, EVERYTHING),
+        softcap,
         num_heads // len(k),
         dim,
         padded,
         rows,
         keys,
+        softcap > 0,
         num_warps=8 if rows == 128 else 4,
         num_stages=tiles.stages,
     )

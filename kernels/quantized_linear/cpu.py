@@ -94,7 +94,7 @@ def _few_rows(x: Tensor, weight: QuantizedMatrix | Tensor) -> Tensor:
         _part(address, num_panels * share // shares, num_panels * (share + 1) // shares)
 
     run_each(run, shares, workers)
-    return out[:, : weight.shape[0]].to(x.dtype)
+    return out[:, : weight.shape[0]].to(x.dtype).contiguous()
 
 
 def _many_rows(x: Tensor, matrix: QuantizedMatrix) -> Tensor:

@@ -8,35 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from enum import StrEnum, auto
 
 import torch
 from torch import Tensor
 
-PANEL = 16
-"""Rows that lie interleaved. The last panel is padded with rows of zeros."""
+from moorage.kernels.code_kinds import PANEL, CodeKind
+
 WORD_CODES = 8
 """Codes of 4 bits in a 32-bit word; the lowest bits hold the first channel."""
 INT4_ZERO = 8
 """The code of 4 bits that stands for 0 where there are no minima."""
-
-
-class CodeKind(StrEnum):
-    """What a code stands for; the value of a weight is scale * meaning + minimum."""
-
-    INT4 = auto()
-    """With minima: 0 to 15. Without: -8 to 7, stored plus INT4_ZERO (Q4_0)."""
-    TABLE4 = auto()
-    """One of 16 numbers of the matrix's table (IQ4_NL, MXFP4)."""
-    INT8 = auto()
-    """-128 to 127."""
-    FLOAT8 = auto()
-    """The bits of an 8-bit float, E4M3 without infinities (FP8 checkpoints)."""
-
-    @property
-    def bits(self) -> int:
-        """Of a code."""
-        return 4 if self in (CodeKind.INT4, CodeKind.TABLE4) else 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +98,8 @@ class QuantizedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors())
+        """Bytes of all tensors but the table."""
+        return sum(tensor.nbytes for tensor in self.row_tensors())
 
     def row_tensors(self) -> Iterator[Tensor]:
         """The tensors [panels, ..., PANEL]."""
@@ -146,11 +127,11 @@ class QuantizedMatrix:
         )
 
     def copy_(self, other: QuantizedMatrix) -> None:
-        """Copies the tensors of a matrix of the same shape, groups and kind; a table must be the same already."""
+        """Copies a matrix of the same shape, groups, kind and types, its table included."""
         ours, theirs = list(self.row_tensors()), list(other.row_tensors())
         if self.kind != other.kind or [t.shape for t in ours] != [t.shape for t in theirs]:
             raise ValueError(
                 f"a matrix {list(other.shape)} of {other.kind} does not fit {list(self.shape)} of {self.kind}"
             )
-        for target, source in zip(ours, theirs, strict=True):
+        for target, source in zip(self.tensors(), other.tensors(), strict=True):
             target.copy_(source)

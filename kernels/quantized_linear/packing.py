@@ -78,7 +78,8 @@ def dequantize_rows(matrix: QuantizedMatrix, ids: Tensor, dtype: torch.dtype) ->
     """The rows `ids` int64 [n] of the weights, [n, in]."""
     panels, lanes = ids // PANEL, ids % PANEL
     picked = QuantizedMatrix(
-        *(_picked(tensor, panels, lanes) for tensor in (matrix.codes, matrix.scales)),
+        _picked(matrix.codes, panels, lanes),
+        _picked(matrix.scales, panels, lanes),
         None if matrix.minima is None else _picked(matrix.minima, panels, lanes),
         matrix.table,
         len(ids),
@@ -97,7 +98,7 @@ def _interleaved(rows: Tensor) -> Tensor:
 def _rows(panels: Tensor, num_rows: int) -> Tensor:
     """[panels, n, PANEL] as [out, n]."""
     rows = panels.transpose(1, 2).reshape(-1, panels.shape[1])
-    return rows[:num_rows]
+    return rows[:num_rows].contiguous()
 
 
 def _picked(tensor: Tensor, panels: Tensor, lanes: Tensor) -> Tensor:

@@ -81,6 +81,9 @@ def size(
     dtype: Annotated[
         str | None, typer.Option(metavar="TYPE", help="float32, bfloat16, float16 or auto.")
     ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="KIND", help="How matrices are kept: auto, float, int8 or int4.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cuda or cpu.")] = None,
     config: Annotated[Path | None, typer.Option(help="Take everything else from a cluster file.")] = None,
     overrides: Annotated[
@@ -95,6 +98,7 @@ def size(
     flags = {
         ("model", "path"): ("--model", model),
         ("model", "dtype"): ("--dtype", dtype),
+        ("model", "weights"): ("--weights", weights),
         ("memory", "preset"): ("--preset", preset),
         ("long_context", "kv_type"): ("--kv-type", kv_type),
         ("long_context", "block_size"): ("--block-size", block_size),

@@ -112,6 +112,7 @@ class SizeReport:
             "model": self.model,
             "parameters": num_parameters(plan.model),
             "dtype": plan.weight_dtype,
+            "weights": plan.weights.value,
             "device": "cpu" if plan.on_cpu else "cuda",
             "preset": plan.memory.preset,
             "kv_type": layout.kv_type.value,

@@ -70,7 +70,8 @@ def _print_device(report: SizeReport) -> None:
         device.total_bytes,
     )
     print_text(
-        f"GB of device memory ({'cpu' if plan.on_cpu else 'cuda'}, {plan.weight_dtype}, preset "
-        f"{plan.memory.preset}), with slots for {counted(plan.max_running, 'session')} at once"
+        f"GB of device memory ({'cpu' if plan.on_cpu else 'cuda'}, {plan.weight_dtype}, "
+        f"weights {plan.weights.value}, preset {plan.memory.preset}), with slots for "
+        f"{counted(plan.max_running, 'session')} at once"
     )
     print_table(columns, [tuple(map(format_gb, parts))], right=columns)

@@ -22,6 +22,7 @@ from moorage.runtime.config.types import (
     TokensOrAuto,
 )
 from moorage.workers.counting import counted
+from moorage.workers.spec import WeightKind
 
 CPU_CHUNK = 4096
 """An automatic chunk_size on a CPU."""
@@ -36,6 +37,12 @@ class ModelSection(Section):
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         "auto", description="Type of weights and activations; auto is the checkpoint's own."
+    )
+    weights: WeightKind = Field(
+        WeightKind.AUTO,
+        description="How matrices are kept: auto as the checkpoint holds them; float in the type of activations; "
+        "int8 or int4 quantised at load, in groups of 32 channels, where the checkpoint holds floats. Under int4 "
+        "embeddings and head have 8 bits.",
     )
 
 

@@ -82,6 +82,7 @@ class LocalTargets:
             "preset": variant.preset,
             "overrides": list(variant.overrides),
             "dtype": config.model.dtype,
+            "weights": config.model.weights.value,
             "memory": {shown_key(name): value for name, value in memory.settings().items()}
             | {"rope": asdict(memory.positions.rope or self._spec.rope)},
             "store": asdict(kv_layout(config, self._spec)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec, WindowLayout
+from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec, WeightKind, WindowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Deployment:
     """Whether the device's memory is the host's."""
     shards: int = 2
     stripe_blocks: int = 8
+    weights: WeightKind = WeightKind.AUTO
+    """How matrices are kept."""
     max_running: int = 8
     max_step_tokens: int = 4096
     max_cached_block: int | None = None

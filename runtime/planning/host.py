@@ -52,6 +52,7 @@ def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
         layout=kv_layout(config, model),
         memory=unsettled_memory(config, None, model),
         dtype=config.model.dtype,
+        weights=config.model.weights,
         on_cpu=runs_on_cpu(config.gpu_workers.device),
         shards=config.kv_store.actors,
         stripe_blocks=config.kv_store.stripe_blocks,

@@ -18,8 +18,8 @@ from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.pages import largest_shard
 from moorage.workers.errors import InvalidConfig
+from moorage.workers.gpu.model.weight_plan import plan_weights, planned_bytes
 from moorage.workers.hf_tensors import tensor_shapes
-from moorage.workers.hf_tensors import weights_bytes as decoder_bytes
 from moorage.workers.sizes import piece_blocks, slots_per_layer
 from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
 
@@ -141,8 +141,9 @@ def session_slots(deployment: Deployment) -> int:
 
 
 def weights_bytes(deployment: Deployment) -> int:
-    """The model's parameters in their types on the device."""
-    return decoder_bytes(deployment.model, DTYPE_BYTES[deployment.weight_dtype])
+    """The model's parameters as they are kept on the device, quantised or in their types."""
+    plan = plan_weights(deployment.model, deployment.weights)
+    return planned_bytes(deployment.model, plan, DTYPE_BYTES[deployment.weight_dtype])
 
 
 def workspace_bytes(deployment: Deployment) -> int:

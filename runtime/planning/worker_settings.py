@@ -22,6 +22,7 @@ def worker_settings(config: ClusterConfig, deployment: Deployment) -> WorkerSett
         model_dir=config.model.path,
         spec=deployment.model,
         dtype=deployment.dtype,
+        weights=deployment.weights,
         device=workers.device,
         layout=deployment.layout,
         stripe_blocks=deployment.stripe_blocks,

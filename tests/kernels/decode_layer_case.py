@@ -35,6 +35,7 @@ class Setting:
     selects: bool = True
     window: int = 40
     sinks: int = 1
+    softcap: float = 0.0
 
 
 class Case:
@@ -158,7 +159,8 @@ class Case:
         ]
         return SessionBatch(
             position, pages, self.page_start, firsts, np.minimum(s.sinks, near).astype(np.int32),
-            near.astype(np.int32), rng.uniform(0.1, 0.4, n).astype(np.float32), num_parts, low, high, rotates,
+            near.astype(np.int32), rng.uniform(0.1, 0.4, n).astype(np.float32),
+            np.full(n, s.softcap, np.float32), num_parts, low, high, rotates,
             turn(variant), chunk if s.scheme == DCA else 0, turn(np.arange(rows) * s.block), *parts_of_real,
             s.rotates_scoring,
         )  # fmt: skip

@@ -70,7 +70,9 @@ def in_torch(query, blocks, arguments):
     entries = tuple(arguments[name] for name in ("slot", "begin", "end"))
     names = ("angle_cos", "angle_sin", "rotate_keys", "offset_cos", "offset_sin")
     rotations = tuple(arguments[name] for name in names)
-    return gpu.attend_blocks(torch.from_numpy(query), blocks, entries, rotations, arguments["scale"])
+    return gpu.attend_blocks(
+        torch.from_numpy(query), blocks, entries, rotations, arguments["scale"], arguments.get("softcap", 0.0)
+    )
 
 
 def check(attend, query, stored, arguments):
@@ -87,9 +89,19 @@ def test_matches_reference(rng, draw, shape, attend):
     check(attend, *make_case(rng, draw, shape))
 
 
+@pytest.mark.parametrize("attend", [on_cpu, in_torch])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_entry_alone(rng, draw, shape, monkeypatch):
+@pytest.mark.parametrize("softcap", [0.5, 30.0])
+def test_logits_are_capped(rng, draw, shape, attend, softcap):
     query, stored, arguments = make_case(rng, draw, shape)
+    check(attend, 20 * query, stored, {**arguments, "softcap": softcap})
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_each_entry_alone(rng, draw, shape, softcap, monkeypatch):
+    query, stored, arguments = make_case(rng, draw, shape)
+    arguments["softcap"] = softcap
     monkeypatch.setattr(gpu, "PIECE_BYTES", 1)
     found = entry_lse(torch.from_numpy(query), as_tensor(stored), **arguments)
     assert found.shape == (shape[-1], len(query))

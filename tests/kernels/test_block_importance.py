@@ -11,19 +11,19 @@ BANDS = [None, (0, 1 << 40), (0, 4), (4, 1 << 40)]
 
 @pytest.mark.parametrize("band", BANDS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("tile_bytes", [1, 1 << 20])
-def test_matches_reference(shape, band, tile_bytes, monkeypatch):
+@pytest.mark.parametrize(("tile_bytes", "softcap"), [(1, 0.0), (1 << 20, 0.0), (1 << 20, 0.5)])
+def test_matches_reference(shape, band, tile_bytes, softcap, monkeypatch):
     monkeypatch.setattr(gpu, "MAX_TILE_BYTES", tile_bytes)
     num_kv_heads, group, rows, count, dim = shape
     generator = torch.Generator().manual_seed(count)
     queries = torch.randn(num_kv_heads * group, rows, dim, generator=generator)
     keys = torch.randn(num_kv_heads, count, dim, generator=generator)
     for starts in ((0, 0), (9, 4), (3, 5)):
-        lse = attention_lse(queries, keys, 0.3, band, *starts)
-        expected = reference.attention_lse(queries, keys, 0.3, band, *starts)
+        lse = attention_lse(queries, keys, 0.3, band, *starts, softcap)
+        expected = reference.attention_lse(queries, keys, 0.3, band, *starts, softcap)
         torch.testing.assert_close(lse.double(), expected, atol=1e-5, rtol=1e-5)
-        found = token_importance(queries, keys, lse, 0.3, band, *starts)
-        expected = reference.token_importance(queries, keys, lse, 0.3, band, *starts)
+        found = token_importance(queries, keys, lse, 0.3, band, *starts, softcap)
+        expected = reference.token_importance(queries, keys, lse, 0.3, band, *starts, softcap)
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 

@@ -35,6 +35,7 @@ SETTINGS = {
         positions=(600, 77), selects=False, num_selections=6, group=3, scheme=CLAMPED
     ),
     "everything": Setting(positions=(9000, 4100), selects=False, k=0, window=9000, block=8, dim=32),
+    "capped": Setting(positions=(300, 41), softcap=0.5, num_memories=2),
     "a-wide-group": Setting(positions=(300,), heads=1, group=7, block=32, dim=64, rotated=64),
 }
 

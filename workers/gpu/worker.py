@@ -54,7 +54,9 @@ class GpuWorker:
         # On a CPU the worker reads the stores' memory itself, so it selects there as well, without asking them.
         here = self.device.type == "cpu" and settings.engine.in_place
         self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks, score_here=here)
-        self.decoder = Decoder.load(settings.model_dir, settings.spec, settings.dtype, self.device, progress)
+        self.decoder = Decoder.load(
+            settings.model_dir, settings.spec, settings.dtype, self.device, progress, settings.weights
+        )
         self.engine = Engine(
             self.decoder,
             settings.spec,

@@ -18,6 +18,7 @@ from moorage.workers.spec.kinds import (
     QkNorm,
     Residual,
     Scorer,
+    WeightKind,
 )
 from moorage.workers.spec.memory import MemorySpec
 from moorage.workers.spec.model import DualChunkSpec, ExpertsSpec, LayerSpec, ModelSpec, RopeSpec
@@ -74,5 +75,6 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "StoreSpec",
+    "WeightKind",
     "WindowLayout",
 ]

@@ -121,6 +121,19 @@ class HeadSelectMode(StrEnum):
         return {"SHARED": 1, "SEPARATE": num_kv_heads, "PERHEAD": num_heads}[self.value]
 
 
+class WeightKind(StrEnum):
+    """How the matrices of a model are kept in memory."""
+
+    AUTO = "auto"
+    """As the checkpoint holds them, quantised or float."""
+    FLOAT = "float"
+    """In the type of activations."""
+    INT8 = "int8"
+    """8 bits, where the checkpoint holds floats."""
+    INT4 = "int4"
+    """4 bits, where the checkpoint holds floats; embeddings and head 8 bits."""
+
+
 class NormKind(StrEnum):
     """How hidden states are normalised."""
 

@@ -47,6 +47,7 @@ def attend(query, blocks, arguments, device, *, exact=True):
         entries,
         rotations,
         arguments["scale"],
+        arguments.get("softcap", 0.0),
         exact=exact,
     )
     return tuple(tensor.cpu().numpy() for tensor in found)
@@ -88,6 +89,7 @@ def test_products_in_the_stored_type_cost_no_more_than_its_rounding(rng, multipl
 def test_random_shapes_match_reference(seed, device):
     rng = np.random.default_rng(seed)
     query, stored, arguments = make_case(rng, draw_float32(rng), random_shape(rng))
+    arguments["softcap"] = 2.0 * (seed % 2)
     blocks, values = stored_as(stored, torch.float16)
     expected = reference.attend_blocks(query, values, **arguments)
     for actual, wanted in zip(attend(query, blocks, arguments, device), expected, strict=True):

@@ -17,8 +17,9 @@ CASES = [  # KV heads, group, queries, keys, head size, band, first query, first
 ]
 
 
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("case", CASES)
-def test_matches_reference(rng, device, multiplied, case):
+def test_matches_reference(rng, device, multiplied, case, softcap):
     num_kv_heads, group, num_rows, num_keys, dim, band, q_start, k_start = case
     q, k, v = (
         torch.from_numpy(rng.standard_normal(shape)).to(multiplied)
@@ -28,7 +29,7 @@ def test_matches_reference(rng, device, multiplied, case):
             (num_kv_heads, num_keys, dim),
         )
     )
-    place = (dim**-0.5, band, q_start, k_start)
+    place = (dim**-0.5, band, q_start, k_start, softcap)
     expected = reference.attend_dense(q, k, v, *place)
     found = triton.attend_dense(*(tensor.to(device) for tensor in (q, k, v)), *place)
     tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[multiplied]

@@ -290,3 +290,11 @@ def test_device_memory_holds_as_many_rings_as_sessions() -> None:
     assert 1 <= num_rings(tight) < num_rings(plan)
     with pytest.raises(InvalidConfig, match="is too little"):
         num_slots(replace(plan, device_memory=full.weights_bytes))
+
+
+@pytest.mark.parametrize(
+    ("kept", "gigabytes"), [("float", 15.48), ("auto", 15.48), ("int8", 8.22), ("int4", 5.17)]
+)
+def test_weights_count_as_they_are_kept(kept: str, gigabytes: float) -> None:
+    plan = deployment(model={"path": "m", "weights": kept})
+    assert device_sizes(plan).weights_bytes / 1e9 == pytest.approx(gigabytes, abs=0.005)

@@ -11,10 +11,12 @@ import torch
 
 from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
 from moorage.workers.errors import InvalidRequest, NotFinite, ResourceExhausted
-from moorage.workers.spec import KvType, OpenSession, SamplingSpec, Segment, WindowLayout
+from moorage.workers.gpu.positions import rotary_tables
+from moorage.workers.spec import KvType, MemorySpec, OpenSession, SamplingSpec, Segment, WindowLayout
 from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint, random_prompt
+from tests.workers.gpu.test_overlap import emulated
 
 WINDOW = 24
 WINDOWS = {
@@ -231,3 +233,32 @@ def test_a_continued_session_equals_a_fresh_one_as_far_back_as_its_window_is_hel
     gone = first + windows.window - 2
     with pytest.raises(InvalidRequest, match=f"the window before token {gone} is no longer held"):
         driver.generate(prompt, num_tokens=1, continued=gone)
+
+
+BACKENDS = ("host", "device", "hybrid", "tables")
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss"])
+@pytest.mark.parametrize("axes", [memory(), memory(topk=2, sinks=8, window=24)], ids=["all", "selected"])
+def test_every_backend_attends_alike(
+    family: str, axes: MemorySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With windows, soft caps and sinks: by the host, by device slots, by both, and by the kernels of a GPU."""
+    fields = {"sliding_window": WINDOW} if family == "mistral" else {}
+    model = build_tiny_checkpoint(family, tmp_path, **fields)
+    prompt, found = random_prompt(model.spec, 100).tolist(), []
+    for backend in BACKENDS:
+        if backend == "tables":
+            pytest.importorskip("triton")
+            monkeypatch.setattr(rotary_tables, "uses_tables", lambda _device: True)
+        settings: dict[str, Any] = {} if backend == "host" else {"in_place": False}
+        settings |= {"attend_on": "cpu"} if backend == "hybrid" else {}
+        settings |= {"copies": emulated} if backend == "tables" else {}
+        driver = Driver(model.directory, model.spec, **settings)
+        found.append(driver.generate(prompt, axes.replace(recall_every=1), (64,), 4))
+    for other in found[1:]:
+        assert [each.token_id for each in other] == [each.token_id for each in found[0]]
+        assert [each.logprob for each in other] == pytest.approx(
+            [each.logprob for each in found[0]], abs=2e-4
+        )
+        assert [each.recall for each in other] == pytest.approx([each.recall for each in found[0]], abs=1e-3)

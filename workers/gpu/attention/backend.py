@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from moorage.workers.gpu.attention.row_writer import RowWriter
+from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.engine.batch import DecodeBatch
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.selection.asynchronous import AsynchronousSelector
@@ -52,6 +53,7 @@ class DecodeParts:
     scores_in_stores: bool
     """Whether anchors are scored where the blocks are stored, and not on the device."""
     writer: RowWriter
+    sinks: AttentionSinks
     layout: KvLayout
     timer: PartTimer
 

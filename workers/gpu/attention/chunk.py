@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.merge_lse import merge_lse
 from moorage.kernels.prefill_attention import attend_dense
+from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.rope import rotate
@@ -68,10 +69,11 @@ class ChunkAttention:
         reader: BlockLoader,
         selector: StoreSelector,
         importance: KeyImportance,
+        sinks: AttentionSinks,
         layout: KvLayout,
         timer: PartTimer,
     ) -> None:
-        self._importance = importance
+        self._importance, self._sinks = importance, sinks
         self._reader = reader
         self._selector = selector
         self._layout = layout
@@ -96,7 +98,7 @@ class ChunkAttention:
             out = self._attend(session, layer, chunk, 0, count, blocks[None])
         else:
             out = self._selected(session, layer, chunk, count)
-        return out.transpose(0, 1)
+        return out
 
     def _chunk(
         self,
@@ -160,12 +162,12 @@ class ChunkAttention:
                 session.stats.add_selection(ids.shape[1])
                 sinks = np.tile(span.sinks, (len(ids), 1))
                 outs.append(self._attend(session, layer, chunk, a, b, np.concatenate((sinks, ids), axis=1)))
-        return torch.cat(outs, dim=1)
+        return torch.cat(outs)
 
     def _attend(
         self, session: WorkerSession, layer: int, chunk: Chunk, first: int, end: int, blocks: Int32
     ) -> torch.Tensor:
-        """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [Hq, rows, D]."""
+        """Rows [first, end) over near keys and distant `blocks` [S, n], ascending: out [rows, Hq, D]."""
         scheme, start = session.rotations_of(layer).scheme, chunk.start
         near_block = BlockRanges.at(start + first, session.memory, self._layout.block_size).near_block
         rows = [
@@ -180,7 +182,7 @@ class ChunkAttention:
         merged = [self._merge(group.held) for group in rows]
         out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
         self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse)
-        return out
+        return self._sinks.weigh(layer, out.transpose(0, 1), lse.T)
 
     def _merge(self, parts: list[Partial]) -> Partial:
         if len(parts) == 1:
@@ -209,6 +211,7 @@ class ChunkAttention:
                     band=(part.least, part.most),
                     q_start=first,
                     k_start=low,
+                    softcap=session.softcap,
                 )
             rows.held.append(partial)
 
@@ -223,7 +226,7 @@ class ChunkAttention:
     ) -> None:
         """Whole blocks before the near ones, streamed in pieces; `selection` i of n limits them to its heads."""
         rotations, size = session.rotations_of(layer), self._layout.block_size
-        scheme, scale = rotations.scheme, attention_scale(session, layer)
+        scheme = rotations.scheme
         # Blocks before the near ones lie beyond the window, so only parts without end reach them.
         reaching = [(group, part) for group in rows for part in group.parts if part.most == FOREVER]
         rotates = any(scheme.rotates_keys(part.variant) for _, part in reaching)
@@ -234,7 +237,8 @@ class ChunkAttention:
                 if low < high:
                     seen = slice(low * size, high * size)
                     partial = self._attend_blocks(
-                        scale,
+                        session,
+                        layer,
                         chunk.turned[part.variant][:, group.first : group.end],
                         (rotated if scheme.rotates_keys(part.variant) else keys)[:, seen],
                         values[:, seen],
@@ -246,21 +250,23 @@ class ChunkAttention:
 
     def _attend_blocks(
         self,
-        scale: float,
+        session: WorkerSession,
+        layer: int,
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         selection: tuple[int, int] | None,
     ) -> Partial:
         """All keys for all queries, or for the heads of selection i of n; the parts of other heads then weigh 0."""
+        scale, softcap = attention_scale(session, layer), session.softcap
         with self._timer("attend"):
             if selection is None:
-                return attend_dense(queries, keys, values, scale)
+                return attend_dense(queries, keys, values, scale, softcap=softcap)
             index, num_selections = selection
             group = len(queries) // num_selections
             kv_head = index * self._layout.num_kv_heads // num_selections
             rows, head = slice(index * group, (index + 1) * group), slice(kv_head, kv_head + 1)
-            out, lse = attend_dense(queries[rows], keys[head], values[head], scale)
+            out, lse = attend_dense(queries[rows], keys[head], values[head], scale, softcap=softcap)
             full_out = out.new_zeros((len(queries), *out.shape[1:]))
             full_lse = lse.new_full((len(queries), *lse.shape[1:]), -math.inf)
             full_out[rows], full_lse[rows] = out, lse

@@ -68,7 +68,7 @@ class DeviceSlotAttention:
     def __init__(self, parts: DecodeParts, prefetch: bool = False) -> None:
         """`prefetch` begins to fetch what the next layer probably attends while a layer computes."""
         self._loader, self._writer = parts.loader, parts.writer
-        self._selector, self._deferring = parts.selector, parts.deferring
+        self._selector, self._deferring, self._sinks = parts.selector, parts.deferring, parts.sinks
         self._layout, self._timer, self._prefetch = parts.layout, parts.timer, prefetch
         self._exact = ExactAttention(parts.loader, parts.layout, parts.timer)
 
@@ -101,8 +101,10 @@ class DeviceSlotAttention:
         self._deferring.make_deferred(batch.live(), batch.guard, until=layer)
         metadata.latest = SlotLayer(queries, selected, found)
         if len(found) == 1 and len(batch.steps) == 1:
-            return found[0].out[None]
-        return _stacked(found, q)
+            outs, lses = found[0].out[None], found[0].lse[None]
+        else:
+            outs, lses = _stacked(found, q)
+        return self._sinks.weigh(layer, outs, lses)
 
     def finish(self, metadata: SlotMetadata) -> None:
         """Makes the selections of the last layers for the next step, while the device ends this one."""
@@ -130,7 +132,8 @@ class DeviceSlotAttention:
     def _query(self, step: DecodeStep, layer: int, query: DecodeQuery, queries: LayerQueries) -> TokenQuery:
         session, row = step.session, step.row
         query.copied = lambda: queries.on_host()[row]
-        return TokenQuery(step, layer, query, session.rotations_of(layer), attention_scale(session, layer))
+        scale, softcap = attention_scale(session, layer), session.softcap
+        return TokenQuery(step, layer, query, session.rotations_of(layer), scale, softcap)
 
     def _attend(self, query: TokenQuery, always: StepBlocks, selected: Selection) -> Partial:
         session, ranges = query.step.session, query.step.ranges
@@ -229,9 +232,11 @@ class DeviceSlotAttention:
         session.cache.record(query.layer, session.decode_index, blocks.blocks, received)
 
 
-def _stacked(found: dict[int, Partial], q: torch.Tensor) -> torch.Tensor:
-    """[N, Hq, D] in fp32 of the rows that were found; 0 for the others."""
+def _stacked(found: dict[int, Partial], q: torch.Tensor) -> Partial:
+    """[N, Hq, D] and [N, Hq] in fp32 of the rows that were found; 0 for the others."""
     if len(found) < len(q):
         none = q.new_zeros(q.shape[1:], dtype=torch.float32)
-        return torch.stack([found[row].out if row in found else none for row in range(len(q))])
-    return torch.stack([found[row].out for row in range(len(q))])
+        missing = Partial(none, none[:, 0])
+        found = {row: found.get(row, missing) for row in range(len(q))}
+    rows = [found[row] for row in range(len(q))]
+    return Partial(torch.stack([row.out for row in rows]), torch.stack([row.lse for row in rows]))

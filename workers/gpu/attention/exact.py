@@ -28,7 +28,8 @@ class ExactAttention:
 
     def query(self, step: DecodeStep, layer: int, plain: torch.Tensor, rotary: RotaryCache) -> TokenQuery:
         """`plain` [Hq, D] in fp32, un-rotated, as `rotary` shows it the keys."""
-        return TokenQuery(step, layer, DecodeQuery(plain), rotary, attention_scale(step.session, layer))
+        scale, softcap = attention_scale(step.session, layer), step.session.softcap
+        return TokenQuery(step, layer, DecodeQuery(plain), rotary, scale, softcap)
 
     def __call__(self, query: TokenQuery) -> Partial:
         """Over all keys up to the query's own."""

@@ -16,6 +16,7 @@ from moorage.workers.gpu.attention.hybrid import HybridAttention
 from moorage.workers.gpu.attention.observed import ImportanceCounting, RecallSampling
 from moorage.workers.gpu.attention.prefill import PrefillAttention
 from moorage.workers.gpu.attention.row_writer import RowWriter
+from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.attention.step_attention import StepAttention, WindowBackends
 from moorage.workers.gpu.attention.window_decode import HostWindowDecode, WindowDecode
 from moorage.workers.gpu.attention.window_device import DeviceWindowDecode
@@ -47,6 +48,8 @@ class Site:
     compute_dtype: torch.dtype
     """Of prefill's queries and keys."""
     model: ModelSpec
+    sinks: tuple[torch.Tensor | None, ...]
+    """By layer of the model."""
     settings: EngineSettings
     timer: PartTimer
 
@@ -75,13 +78,14 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
     stores = StoreSelector(site.kv, layout, timer)
     deferring = AsynchronousSelector(stores)
     selector = _selector(site, deferring, scorer)
-    parts = DecodeParts(loader, selector, deferring, scorer is None, writer, layout, timer)
+    sinks = AttentionSinks([site.sinks[layer] for layer in site.model.stored_layers])
+    parts = DecodeParts(loader, selector, deferring, scorer is None, writer, sinks, layout, timer)
     decode = _decode_backend(site, parts, isinstance(copies, DirectCopyEngine))
     if layout.anchor_type.needs_importance:
         decode = ImportanceCounting(decode, importance)
     exact = ExactAttention(loader, layout, timer)
     decode = RecallSampling(decode, exact, layout.num_layers)
-    chunk = ChunkAttention(loader, stores, importance, layout, timer)
+    chunk = ChunkAttention(loader, stores, importance, sinks, layout, timer)
     prefill = PrefillAttention(chunk, writer, importance, layout)
     rings = WindowRings(
         WindowLayout.of(site.model, layout), WindowLayers.of(site.model), settings.num_rings, site.device
@@ -92,9 +96,11 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
 
 def _window_backends(site: Site, rings: WindowRings) -> WindowBackends:
     """The backends of window layers that suit the device."""
-    kind: type[WindowDecode[Any]] = HostWindowDecode if site.device.type == "cpu" else DeviceWindowDecode
-    prefill = WindowPrefill(rings, site.model, site.compute_dtype, site.timer)
-    return WindowBackends(kind(rings, site.model, site.timer), prefill)
+    on_host = site.device.type == "cpu" and site.settings.in_place
+    kind: type[WindowDecode[Any]] = HostWindowDecode if on_host else DeviceWindowDecode
+    sinks = AttentionSinks([site.sinks[layer] for layer in site.model.window_layers])
+    prefill = WindowPrefill(rings, site.model, sinks, site.compute_dtype, site.timer)
+    return WindowBackends(kind(rings, site.model, sinks, site.timer), prefill)
 
 
 def _decode_backend(site: Site, parts: DecodeParts, is_host: bool) -> DecodeBackend:

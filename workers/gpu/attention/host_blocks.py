@@ -32,5 +32,6 @@ def attend_on_host(
         (blocks.angle_cos, blocks.angle_sin, blocks.rotate_keys, rotary.offset_cos, rotary.offset_sin),
         query.scale,
         query.kv_head,
+        query.softcap,
     )
     return Partial(torch.from_numpy(out), torch.from_numpy(lse))

@@ -42,6 +42,7 @@ class HostGeometry:
             num_sinks=np.zeros(count, np.int32),
             near_block=np.zeros(count, np.int32),
             scale=np.full(count, scale, np.float32),
+            softcap=np.full(count, sessions[0].softcap, np.float32),
             num_parts=np.zeros(count, np.int32),
             part_low=low_high[0],
             part_high=low_high[1],

@@ -141,7 +141,8 @@ class HostMemoryAttention:
         group.is_checked = group.selections is not None
         if num_failed:
             self._record_failures(layer, part, heads, batch)
-        return torch.from_numpy(group.output.out)
+        output = group.output
+        return self._parts.sinks.weigh(layer, torch.from_numpy(output.out), torch.from_numpy(output.lse))
 
     def _select(self, layer: int, q: torch.Tensor, metadata: HostMetadata) -> None:
         """Asks the selector for the sessions whose blocks the compiled call does not select.

@@ -46,6 +46,8 @@ class TokenQuery:
     rotary: RotaryCache
     """The positions by which it sees keys: the layer's own, or those of an exact pass."""
     scale: float
+    softcap: float
+    """See WorkerSession."""
     kv_head: int | None = None
     """The one KV head whose query heads these are; None is all heads."""
 
@@ -73,7 +75,7 @@ class TokenQuery:
         rotated = self.query.turned
         if rotated is None or self.rotary is not self.step.session.rotations_of(self.layer):
             rotated = tables.turn(self.query.plain, self.position)
-        return Partial(*tables.attend(rotated, memory, slots, blocks, self.scale))
+        return Partial(*tables.attend(rotated, memory, slots, blocks, self.scale, self.softcap))
 
     def lse_by_block(self, memory: torch.Tensor, slots: Int32, blocks: AttentionBlocks) -> torch.Tensor:
         """[n, Hq] log-sum-exp of the logits of each of `blocks` alone."""
@@ -94,4 +96,5 @@ class TokenQuery:
             "offset_cos": self.rotary.offset_cos,
             "offset_sin": self.rotary.offset_sin,
             "scale": self.scale,
+            "softcap": self.softcap,
         }

@@ -22,6 +22,7 @@ from moorage.kernels.decode_layer import (
     decode_layer,
 )
 from moorage.kernels.rotation import rotate_each
+from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.attention.window_rings import Ring, WindowKind, WindowRings
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.engine.session_state import WorkerSession
@@ -63,9 +64,10 @@ def first_seen(position: int, kind: WindowKind) -> int:
 class WindowDecode(ABC, Generic[MetadataT]):
     """A backend of generated tokens whose layers are window layers."""
 
-    def __init__(self, rings: WindowRings, model: ModelSpec, timer: PartTimer) -> None:
-        self._rings, self._layers, self._timer = rings, rings.layers_of, timer
+    def __init__(self, rings: WindowRings, model: ModelSpec, sinks: AttentionSinks, timer: PartTimer) -> None:
+        self._rings, self._layers, self._sinks, self._timer = rings, rings.layers_of, sinks, timer
         self._num_heads, self._head_dim = model.num_heads, model.head_dim
+        self._softcap = model.attention_softcap or 0.0
         self._scale = model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
 
     def scale_of(self, ring: Ring, kind: int) -> float:
@@ -131,8 +133,8 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
     pages of a ring stand twice in its table, so that a window that begins before the ring's start is one range.
     """
 
-    def __init__(self, rings: WindowRings, model: ModelSpec, timer: PartTimer) -> None:
-        super().__init__(rings, model, timer)
+    def __init__(self, rings: WindowRings, model: ModelSpec, sinks: AttentionSinks, timer: PartTimer) -> None:
+        super().__init__(rings, model, sinks, timer)
         self.num_heads, self.head_dim, self.kinds = model.num_heads, model.head_dim, rings.layers_of.kinds
         shape = LayerShape(model.num_kv_heads, RING_BLOCK, model.head_dim, 1, bounds=False, hadamard=False)
         self._memory = []
@@ -184,6 +186,7 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
             num_sinks=np.zeros(count, np.int32),
             near_block=np.zeros(count, np.int32),
             scale=np.array([self.scale_of(ring, kind) for ring in rings], np.float32),
+            softcap=np.full(count, self._softcap, np.float32),
             num_parts=np.ones(count, np.int32),
             part_low=np.zeros((count, MAX_PARTS), np.int64),
             part_high=np.zeros((count, MAX_PARTS), np.int64),
@@ -218,7 +221,8 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
         group.checked[kind] = True
         if num_failed:
             self._record_failures(layer, k, v, metadata)
-        return torch.from_numpy(group.output.out)
+        output = group.output
+        return self._sinks.weigh(layer, torch.from_numpy(output.out), torch.from_numpy(output.lse))
 
     def _record_failures(
         self, layer: int, k: torch.Tensor, v: torch.Tensor, metadata: HostWindowStep

@@ -8,10 +8,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from moorage.kernels.triton_support import has_triton, upload
+from moorage.kernels.block_attention import gpu
+from moorage.kernels.triton_support import upload
 from moorage.workers.gpu.attention.window_decode import WindowDecode, first_seen, ring_of, turns
 from moorage.workers.gpu.engine.batch import DecodeBatch
 from moorage.workers.gpu.model.rope import rotate
+from moorage.workers.gpu.positions import rotary_tables
 from moorage.workers.spec import RING_BLOCK
 
 
@@ -83,37 +85,46 @@ class DeviceWindowDecode(WindowDecode[DeviceWindowStep]):
         with self._timer("attend"):
             key = rotate(k, kind.cos, kind.sin)
             memory[metadata.pages, :, :, metadata.rows] = torch.stack((key, v), dim=1).to(memory.dtype)
-            out, _ = self._attend(rotate(q.float(), kind.cos, kind.sin), memory, kind)
-        return out
+            found = self._attend(rotate(q.float(), kind.cos, kind.sin), memory, kind)
+            return self._sinks.weigh(layer, *found)
 
     def _attend(
         self, queries: torch.Tensor, memory: torch.Tensor, kind: DeviceKind
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(out [N, Hq, D], lse [N, Hq]) in fp32."""
-        if not has_triton():
-            return _attend_plainly(queries, memory, kind)
+        if not rotary_tables.uses_tables(memory.device):
+            return self._attend_plainly(queries, memory, kind)
         from moorage.kernels.block_attention import triton
 
         none, count = queries.new_empty((1, 0)), len(queries)
         splits = triton.splits_for(kind.most_entries, count * memory.shape[2], queries.device)
         tables = triton.Turns(none, none, none, none)
         return triton.attend_lists(
-            queries.contiguous(), memory, kind.entries, kind.first, tables, kind.scale, count, splits
+            queries.contiguous(),
+            memory,
+            kind.entries,
+            kind.first,
+            tables,
+            kind.scale,
+            count,
+            splits,
+            softcap=self._softcap,
         )
 
-
-def _attend_plainly(
-    queries: torch.Tensor, memory: torch.Tensor, kind: DeviceKind
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attend_lists` in plain torch operations, session by session."""
-    from moorage.kernels.block_attention import gpu
-
-    fields, bounds = kind.entries.cpu().numpy(), kind.first.tolist()
-    found = []
-    for row, (begin, end) in enumerate(pairwise(bounds)):
-        slot, low, high = fields[:3, begin:end]
-        none = np.zeros((end - begin, 0), np.float32)
-        rotations = none, none, np.zeros(end - begin, np.uint8), *np.zeros((2, RING_BLOCK, 0), np.float32)
-        found.append(gpu.attend_blocks(queries[row], memory, (slot, low, high), rotations, kind.scale))
-    outs, lses = zip(*found, strict=True)
-    return torch.stack(outs), torch.stack(lses)
+    def _attend_plainly(
+        self, queries: torch.Tensor, memory: torch.Tensor, kind: DeviceKind
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`attend_lists` in plain torch operations, session by session."""
+        fields, bounds = kind.entries.cpu().numpy(), kind.first.tolist()
+        found = []
+        for row, (begin, end) in enumerate(pairwise(bounds)):
+            slot, low, high = fields[:3, begin:end]
+            none = np.zeros((end - begin, 0), np.float32)
+            rotations = none, none, np.zeros(end - begin, np.uint8), *np.zeros((2, RING_BLOCK, 0), np.float32)
+            found.append(
+                gpu.attend_blocks(
+                    queries[row], memory, (slot, low, high), rotations, kind.scale, self._softcap
+                )
+            )
+        outs, lses = zip(*found, strict=True)
+        return torch.stack(outs), torch.stack(lses)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from moorage.kernels.prefill_attention import attend_dense
+from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.attention.window_rings import Ring, RingRows, WindowRings
 from moorage.workers.gpu.engine.batch import PrefillBatch
 from moorage.workers.gpu.engine.session_state import WorkerSession
@@ -47,10 +48,18 @@ class WindowPrefillMetadata:
 class WindowPrefill:
     """One chunk after the other. Rings change when the step is `committed`, so that it can run again before."""
 
-    def __init__(self, rings: WindowRings, model: ModelSpec, compute: torch.dtype, timer: PartTimer) -> None:
+    def __init__(
+        self,
+        rings: WindowRings,
+        model: ModelSpec,
+        sinks: AttentionSinks,
+        compute: torch.dtype,
+        timer: PartTimer,
+    ) -> None:
         """`compute` is the type of queries and keys."""
         self._rings, self._layers = rings, rings.layers_of
-        self._compute, self._timer = compute, timer
+        self._sinks, self._compute, self._timer = sinks, compute, timer
+        self._softcap = model.attention_softcap or 0.0
         self._scale = model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
 
     def prepare(self, batch: PrefillBatch) -> WindowPrefillMetadata:
@@ -84,7 +93,7 @@ class WindowPrefill:
 
             def attend(chunk: WindowChunk = chunk) -> None:
                 heads = (part[chunk.rows].transpose(0, 1) for part in (q, k, v))
-                out[chunk.rows] = self._attend(layer, chunk, *heads).transpose(0, 1).to(out.dtype)
+                out[chunk.rows] = self._attend(layer, chunk, *heads).to(out.dtype)
 
             metadata.batch.guard.run(chunk.session, attend)
         return out
@@ -105,7 +114,7 @@ class WindowPrefill:
     def _attend(
         self, layer: int, chunk: WindowChunk, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> torch.Tensor:
-        """[Hq, T, D] for q [Hq, T, D] and k, v [Hkv, T, D] of a chunk."""
+        """[T, Hq, D] for q [Hq, T, D] and k, v [Hkv, T, D] of a chunk."""
         at = self._layers.kind_of[layer]
         kind, past, view = self._layers.kinds[at], chunk.past[at], chunk.ring.views[at]
         with self._timer("attend"):
@@ -119,10 +128,17 @@ class WindowPrefill:
                 new = torch.cat((self._rings.read(layer, past), new), dim=2)
             keys, values = new.to(self._compute)
             scale = self._scale * view.attention_scale**2
-            out, _ = attend_dense(
-                queries, keys, values, scale, band=(0, kind.window), q_start=chunk.start, k_start=first
+            out, lse = attend_dense(
+                queries,
+                keys,
+                values,
+                scale,
+                band=(0, kind.window),
+                q_start=chunk.start,
+                k_start=first,
+                softcap=self._softcap,
             )
-        return out
+            return self._sinks.weigh(layer, out.transpose(0, 1), lse.T)
 
     def _keep(self, layer: int, chunk: WindowChunk, new: torch.Tensor) -> None:
         end = chunk.start + new.shape[2]

@@ -7,11 +7,10 @@ import time
 import torch
 
 from moorage.workers.counting import counted
-from moorage.workers.errors import InvalidModel, InvalidRequest, MoorageError, ResourceExhausted, Unavailable
+from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.gpu.attention.factory import Site, build_attention
 from moorage.workers.gpu.attention.observed import ObservedAttention, Observer
 from moorage.workers.gpu.engine.batch import DecodeStep, Failures
-from moorage.workers.gpu.engine.compute_type import attention_dtype
 from moorage.workers.gpu.engine.forward import ForwardPass, SessionStep
 from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
 from moorage.workers.gpu.engine.output import OutputStage
@@ -40,18 +39,13 @@ class Engine:
         copies: CopyEngine | None = None,
     ) -> None:
         """`copies` None takes the copy engine that suits the device."""
-        if spec.attention_sinks:
-            raise InvalidModel("attention sinks of query heads (GPT-OSS) are not computed; use another model")
-        if spec.attention_softcap is not None:
-            raise InvalidModel(
-                "capped products of queries and keys (Gemma 2) are not computed; use another model"
-            )
         self._spec, self._layout, self._device = spec, layout, device
         if device.type == "cuda" and decoder.graphs is None and not decoder.waits_for_device:
             decoder.graphs = PieceGraphs(decoder, cuda_capture())
         self._timer = PartTimer()
-        compute = attention_dtype(decoder.dtype, device)
-        site = Site(kv, layout, device, compute, spec, settings, self._timer)
+        compute = decoder.dtype if device.type == "cuda" else torch.float32
+        sinks = tuple(layer.sinks for layer in decoder.weights.layers)
+        site = Site(kv, layout, device, compute, spec, sinks, settings, self._timer)
         parts = build_attention(site, copies)
         self.copies, self._loader, self._attention = parts.copies, parts.loader, parts.attention
         self.exact = parts.exact

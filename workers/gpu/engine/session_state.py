@@ -108,6 +108,8 @@ class WorkerSession:
     """By its own positions, in all stored layers but those of `other_rotations`."""
     scale: float = 1.0
     """Factor on the products of queries and keys, before that of a rotary embedding."""
+    softcap: float = 0.0
+    """c of c * tanh(x / c) for scaled products x; 0 leaves them as they are."""
     other_rotations: Mapping[int, RotaryCache] = field(default_factory=dict)
     """By stored layer: of those that rotate by an embedding of their own, or not at all."""
     ring: Ring | None = None

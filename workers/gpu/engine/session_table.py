@@ -53,6 +53,7 @@ class SessionTable:
         self._settings, self._reader, self._scorer, self._output = settings, reader, scorer, output
         self._pool, self._rings = SlotPool(settings.num_slots), rings
         self._scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
+        self._softcap = spec.attention_softcap or 0.0
         self._own_ropes = own_ropes(spec)
         self._least_slots = False
         """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
@@ -99,6 +100,7 @@ class SessionTable:
             cache,
             rotations,
             self._scale,
+            self._softcap,
             others,
             ring,
             anchor_view=rotations.view if rotated else None,
@@ -146,6 +148,7 @@ class SessionTable:
             self._new_cache(opening.memory, opening.max_tokens),
             rotations,
             self._scale,
+            self._softcap,
             self._other_rotations(opening.memory),
             session.ring,
             num_tokens=keep,

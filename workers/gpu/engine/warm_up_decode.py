@@ -94,6 +94,7 @@ def _first_tokens(layout: KvLayout, half: int, count: int) -> SessionBatch:
         num_sinks=np.zeros(count, np.int32),
         near_block=np.zeros(count, np.int32),
         scale=np.ones(count, np.float32),
+        softcap=np.zeros(count, np.float32),
         num_parts=np.ones(count, np.int32),
         part_low=np.zeros_like(one),
         part_high=one,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from moorage.kernels.quantized_linear import PANEL, QuantizedMatrix
 from moorage.workers.errors import ResourceExhausted
 from moorage.workers.gpu.model.parameters import (
     DecoderWeights,
@@ -15,52 +17,119 @@ from moorage.workers.gpu.model.parameters import (
     MlpWeights,
     Norm,
 )
-from moorage.workers.gpu.model.parts import LAYER_NORMS, Part, Shape, qk_norm_shapes
+from moorage.workers.gpu.model.parts import (
+    DENSE,
+    EXPERT,
+    LAYER_NORMS,
+    SHARED,
+    MlpParts,
+    Part,
+    Shape,
+    qk_norm_shapes,
+)
+from moorage.workers.gpu.model.quantized import Matrix, ReorderedMatrix, StackedMatrix, empty_matrix
+from moorage.workers.gpu.model.weight_plan import MatrixKind, WeightPlan
 from moorage.workers.spec import ExpertsSpec, LayerSpec, ModelSpec
 
-Empty = Callable[..., Tensor]
-"""A tensor of these sizes that holds nothing yet."""
 
+def allocate(
+    spec: ModelSpec, dtype: torch.dtype, device: torch.device, plan: WeightPlan | None = None
+) -> DecoderWeights:
+    """Weights that hold nothing yet: matrices as `plan` says, all else in `dtype`.
 
-def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> DecoderWeights:
-    """Weights that hold nothing yet. Raises ResourceExhausted when the device has too little memory."""
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
+    Raises ResourceExhausted when the device has too little memory.
+    """
+    outside = _Space(dtype, device, plan or {}, None)
     try:
-        embed = empty(spec.vocab_size, spec.hidden_size)
+        embed = outside.whole(Part.EMBED, spec.vocab_size, spec.hidden_size)
+        head = (
+            embed
+            if spec.tie_word_embeddings
+            else outside.whole(Part.LM_HEAD, spec.vocab_size, spec.hidden_size)
+        )
         return DecoderWeights(
             embed=embed,
-            layers=tuple(_layer(spec, spec.layer(i), empty, device) for i in range(spec.num_layers)),
+            layers=tuple(
+                _layer(spec, spec.layer(i), _Space(dtype, device, plan or {}, i))
+                for i in range(spec.num_layers)
+            ),
             norm=_norm(spec, device),
-            lm_head=embed if spec.tie_word_embeddings else empty(spec.vocab_size, spec.hidden_size),
+            lm_head=head,
             dtype=dtype,
         )
     except torch.OutOfMemoryError:
-        needed = allocate(spec, dtype, torch.device("meta")).num_bytes
+        needed = allocate(spec, dtype, torch.device("meta"), plan).num_bytes
         raise ResourceExhausted(
-            f"the weights need {needed / 1e9:.2f} GB, more than {device} has; use a smaller model or dtype"
+            f"the weights need {needed / 1e9:.2f} GB, more than {device} has; use a smaller model or dtype, or "
+            "model.weights int8 or int4"
         ) from None
 
 
-def _layer(spec: ModelSpec, layer: LayerSpec, empty: Empty, device: torch.device) -> LayerWeights:
-    hidden, head_dim = spec.hidden_size, spec.head_dim
-    num_q_rows = spec.num_heads * head_dim
-    num_qkv_rows = num_q_rows + 2 * spec.num_kv_heads * head_dim
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """Allocates the weights of one layer, or those outside the layers."""
+
+    dtype: torch.dtype
+    device: torch.device
+    plan: WeightPlan
+    layer: int | None
+
+    def empty(self, *shape: int) -> Tensor:
+        """A float tensor."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def whole(self, part: Part, rows: int, width: int) -> Tensor | QuantizedMatrix:
+        """A matrix of one part that can't have a column order of its own."""
+        matrix = self.stack({part: rows}, width)
+        assert isinstance(matrix, Tensor | QuantizedMatrix)
+        return matrix
+
+    def stack(self, rows: Mapping[Part, int], width: int, number: int = 0) -> Matrix:
+        """Parts below one another, by their numbers of rows; those of `number` experts where it is not 0.
+
+        Parts of one kind lie in one matrix, expert after expert; others are matrices of their own.
+        """
+        kinds = {self.plan.get((self.layer, part)) for part in rows}
+        aligned = all(count % PANEL == 0 for count in rows.values())
+        if kinds == {None} or (
+            len(kinds) == 1 and (aligned or not number) and _may_join(*kinds, aligned, len(rows))
+        ):
+            return self._one(*kinds, sum(rows.values()), width, number)
+        parts = (
+            self._one(self.plan.get((self.layer, part)), count, width, number) for part, count in rows.items()
+        )
+        return StackedMatrix(tuple(parts))
+
+    def _one(
+        self, kind: MatrixKind | None, rows: int, width: int, number: int
+    ) -> Tensor | QuantizedMatrix | ReorderedMatrix:
+        if kind is None:
+            return self.empty(number, rows, width) if number else self.empty(rows, width)
+        return empty_matrix((rows * max(1, number), width), kind, self.device)
+
+
+def _may_join(kind: MatrixKind | None, aligned: bool, num_parts: int) -> bool:
+    """Whether parts of one kind may lie in one matrix."""
+    return num_parts == 1 or (aligned and kind is not None and not kind.has_order)
+
+
+def _layer(spec: ModelSpec, layer: LayerSpec, space: _Space) -> LayerWeights:
+    hidden, head_dim, empty, device = spec.hidden_size, spec.head_dim, space.empty, space.device
+    query, key_value = spec.num_heads * head_dim, spec.num_kv_heads * head_dim
     experts = spec.experts if layer.has_experts else None
     head_norms = qk_norm_shapes(spec)
+    rows = {Part.QUERY: query, Part.KEY: key_value, Part.VALUE: key_value}
     return LayerWeights(
         input_norm=_layer_norm(spec, Part.INPUT_NORM, device),
         attention_out_norm=_layer_norm(spec, Part.ATTENTION_OUT_NORM, device),
         post_norm=_layer_norm(spec, Part.POST_NORM, device),
         mlp_out_norm=_layer_norm(spec, Part.MLP_OUT_NORM, device),
-        qkv=empty(num_qkv_rows, hidden),
-        output=empty(hidden, num_q_rows),
-        feed_forward=_mlp(empty, hidden, spec.intermediate_size, spec.mlp_bias)
+        qkv=space.stack(rows, hidden),
+        output=space.stack({Part.OUTPUT: hidden}, query),
+        feed_forward=_mlp(space, DENSE, hidden, spec.intermediate_size, spec.mlp_bias)
         if experts is None
-        else _experts(empty, hidden, experts),
-        qkv_bias=empty(num_qkv_rows) if spec.qkv_bias else None,
+        else _experts(space, hidden, experts),
+        qkv_bias=empty(query + 2 * key_value) if spec.qkv_bias else None,
         output_bias=empty(hidden) if spec.output_bias else None,
         q_norm=_vector(head_norms.get(Part.Q_NORM), device),
         k_norm=_vector(head_norms.get(Part.K_NORM), device),
@@ -82,23 +151,27 @@ def _layer_norm(spec: ModelSpec, part: Part, device: torch.device) -> Norm | Non
     return _norm(spec, device) if part in LAYER_NORMS[spec.residual] else None
 
 
-def _experts(empty: Empty, hidden: int, experts: ExpertsSpec) -> ExpertsWeights:
+def _experts(space: _Space, hidden: int, experts: ExpertsSpec) -> ExpertsWeights:
     number, shared = experts.num_experts, experts.shared_intermediate_size
     return ExpertsWeights(
-        router=empty(number, hidden),
-        router_bias=empty(number) if experts.router_bias else None,
-        experts=_mlp(empty, hidden, experts.intermediate_size, experts.bias, number),
-        shared=_mlp(empty, hidden, shared, False) if shared else None,
-        shared_weight=empty(1, hidden) if experts.shared_gate else None,
+        router=space.empty(number, hidden),
+        router_bias=space.empty(number) if experts.router_bias else None,
+        experts=_mlp(space, EXPERT, hidden, experts.intermediate_size, experts.bias, number),
+        shared=_mlp(space, SHARED, hidden, shared, False) if shared else None,
+        shared_weight=space.empty(1, hidden) if experts.shared_gate else None,
     )
 
 
-def _mlp(empty: Empty, hidden: int, intermediate: int, biased: bool, *number: int) -> MlpWeights:
+def _mlp(
+    space: _Space, parts: MlpParts, hidden: int, intermediate: int, biased: bool, number: int = 0
+) -> MlpWeights:
+    experts = (number,) if number else ()
     return MlpWeights(
-        gate_up=empty(*number, 2 * intermediate, hidden),
-        down=empty(*number, hidden, intermediate),
-        gate_up_bias=empty(*number, 2 * intermediate) if biased else None,
-        down_bias=empty(*number, hidden) if biased else None,
+        gate_up=space.stack({parts.gate: intermediate, parts.up: intermediate}, hidden, number),
+        down=space.stack({parts.down: hidden}, intermediate, number),
+        gate_up_bias=space.empty(*experts, 2 * intermediate) if biased else None,
+        down_bias=space.empty(*experts, hidden) if biased else None,
+        num_experts=number,
     )
 
 

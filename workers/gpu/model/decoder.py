@@ -8,16 +8,16 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear
 
 from moorage.kernels.experts import has_grouped_products
 from moorage.workers.gpu.model.activations import gated
 from moorage.workers.gpu.model.experts import run_experts, run_mlp
+from moorage.workers.gpu.model.linear import embedding, linear
 from moorage.workers.gpu.model.norms import head_normalizer, normalizer
 from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights, MlpWeights
 from moorage.workers.gpu.model.residual import join_of
 from moorage.workers.gpu.model.weights import Progress, load_weights, resolve_dtype
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import ModelSpec, WeightKind
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]. q and k are un-rotated; all may be views."""
@@ -66,13 +66,15 @@ class Decoder:
         dtype: str,
         device: torch.device | str,
         progress: Progress | None = None,
+        weights: WeightKind = WeightKind.AUTO,
     ) -> Decoder:
         """The decoder of a Hugging Face directory, in float32, bfloat16, float16 or, as auto, the checkpoint's type.
 
-        Raises InvalidModel for a directory that does not match `spec`, ResourceExhausted for lack of memory.
+        `weights` says how its matrices are kept. Raises InvalidModel for a directory that does not match `spec`,
+        ResourceExhausted for lack of memory.
         """
         torch_dtype = resolve_dtype(dtype, spec)
-        return cls(spec, load_weights(directory, spec, torch_dtype, torch.device(device), progress))
+        return cls(spec, load_weights(directory, spec, torch_dtype, torch.device(device), progress, weights))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,7 +89,7 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """The device of weights and hidden states."""
-        return self.weights.embed.device
+        return self.weights.norm.weight.device
 
     def forward(self, token_ids: Tensor, attend: Attend) -> Tensor:
         """Hidden states [T, hidden] after the final norm, of `token_ids`, int64 [T] on this device."""
@@ -102,7 +104,7 @@ class Decoder:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Embeddings [T, hidden] of `token_ids`."""
-        hidden = embedding(token_ids, self.weights.embed)
+        hidden = embedding(token_ids, self.weights.embed, self.dtype)
         return hidden if self._embedding_scale == 1.0 else hidden.mul_(self._embedding_scale)
 
     def split(self, heads: Tensor) -> Heads:

@@ -28,8 +28,10 @@ def run_experts(normed: Tensor, weights: ExpertsWeights, spec: ExpertsSpec, acti
     """What the experts of each row add for rows [T, hidden]. Only the weights of experts that a row uses are read."""
     logits = linear(normed, weights.router, weights.router_bias)
     routing = route(logits, spec.per_token, spec.scores is ExpertScores.SOFTMAX_NORMALIZED)
-    if has_grouped_products(normed.device, normed.dtype):
-        added = _all_at_once(normed, routing, weights.experts, activate)
+    gate_up, down = weights.experts.gate_up, weights.experts.down
+    grouped = has_grouped_products(normed.device, normed.dtype)
+    if grouped and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
+        added = _all_at_once(normed, routing, weights.experts, gate_up, down, activate)
     else:
         added = sum_experts(
             normed, routing, spec.num_experts, lambda i, rows: run_mlp(rows, weights.experts.of(i), activate)
@@ -42,12 +44,14 @@ def run_experts(normed: Tensor, weights: ExpertsWeights, spec: ExpertsSpec, acti
     return added.add_(shared)
 
 
-def _all_at_once(normed: Tensor, routing: Routing, weights: MlpWeights, activate: Gated) -> Tensor:
+def _all_at_once(
+    normed: Tensor, routing: Routing, weights: MlpWeights, gate_up: Tensor, down: Tensor, activate: Gated
+) -> Tensor:
     def run(rows: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
-        inner = grouped_linear(rows, ends, weights.gate_up)
+        inner = grouped_linear(rows, ends, gate_up)
         if weights.gate_up_bias is not None:
             inner += weights.gate_up_bias[experts]
-        out = grouped_linear(activate(inner), ends, weights.down)
+        out = grouped_linear(activate(inner), ends, down)
         return out if weights.down_bias is None else out.add_(weights.down_bias[experts])
 
-    return sum_experts_grouped(normed, routing, len(weights.gate_up), run)
+    return sum_experts_grouped(normed, routing, len(gate_up), run)

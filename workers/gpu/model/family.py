@@ -172,5 +172,11 @@ class Family:
     accepted: tuple[Accepted, ...] = ACCEPTED
     defaults: Mapping[str, object] = field(default_factory=dict)
     """Keys that config.json may leave out, with the values that the architecture then has."""
+    ignored: tuple[str, ...] = ()
+    """Keys that the architecture has no use for, or none beside the other keys of a config.json."""
+    rotates_partly: bool = False
+    """Whether `partial_rotary_factor` may leave channels of a head un-rotated."""
+    rope_by_layer: bool = False
+    """Whether layers that slide may have a rotary embedding of their own."""
     published: Mapping[str, PublishedModel] = field(default_factory=dict)
     """Models that can be sized by name, without their files."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from moorage.workers.gpu.model.matrix_rows import Target, is_filled_finite
+
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The value of each code: a sign, two bits of exponent, one of mantissa."""
 E8M0 = (*(2.0 ** (code - 127) for code in range(255)), float("nan"))
@@ -34,7 +36,7 @@ class Mxfp4Slot:
     Codes are [experts, rows, groups, bytes], scales [experts, rows, groups].
     """
 
-    targets: tuple[Tensor, ...]
+    targets: tuple[Target, ...]
     interleaved: bool
     """Whether rows of the parts alternate."""
     _given: dict[int, Tensor] = field(default_factory=dict)
@@ -53,9 +55,7 @@ class Mxfp4Slot:
 
     def is_finite(self) -> bool:
         """Whether no element is NaN or infinite; True before both tensors have come."""
-        return bool(self._given) or all(
-            bool(torch.isfinite(rows).all()) for target in self.targets for rows in target
-        )
+        return bool(self._given) or all(is_filled_finite(rows) for target in self.targets for rows in target)
 
     def _rows(self, part: int) -> slice:
         if self.interleaved:

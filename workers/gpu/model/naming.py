@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from moorage.workers.gpu.model.family import AllExperts, Mxfp4Experts
+from moorage.workers.gpu.model.matrix_rows import MatrixRows, Target, is_filled_finite
 from moorage.workers.gpu.model.mxfp4 import Mxfp4Slot
 from moorage.workers.gpu.model.parameters import (
     DecoderWeights,
@@ -19,11 +20,12 @@ from moorage.workers.gpu.model.parameters import (
     MlpWeights,
     Norm,
 )
-from moorage.workers.gpu.model.parts import Part
+from moorage.workers.gpu.model.parts import DENSE, EXPERT, SHARED, MlpParts, Part
+from moorage.workers.gpu.model.quantized import Matrix, StackedMatrix
 from moorage.workers.hf_tensors import CheckpointTensor, Kind
-from moorage.workers.spec import ModelSpec, QkNorm
+from moorage.workers.spec import ExpertsSpec, ModelSpec, QkNorm
 
-Views = dict[tuple[Part, Kind], Tensor]
+Views = dict[tuple[Part, Kind], Target]
 
 
 class Fillable(Protocol):
@@ -40,7 +42,7 @@ class Fillable(Protocol):
 class Slot:
     """Views whose rows follow one another in the tensor."""
 
-    targets: tuple[Tensor, ...]
+    targets: tuple[Target, ...]
     groups: int
     """See CheckpointTensor."""
     orders: tuple[Tensor | None, ...] = ()
@@ -61,19 +63,19 @@ class Slot:
         for target, part, order in zip(self.targets, torch.split(grouped, rows, dim=1), orders, strict=True):
             in_order = part if order is None else part.reshape(len(order), -1)[order]
             target.copy_(in_order.reshape(target.shape))
-            if self.added:
+            if self.added and isinstance(target, Tensor):
                 target += self.added
 
     def is_finite(self) -> bool:
         """See Fillable."""
-        return all(is_finite(target) for target in self.targets)
+        return all(is_filled_finite(target) for target in self.targets)
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertsSlot:
     """Views of the parts of all experts, [experts, out, in] or [experts, out]."""
 
-    targets: tuple[Tensor, ...]
+    targets: tuple[Target, ...]
     held: AllExperts
 
     @property
@@ -95,16 +97,7 @@ class ExpertsSlot:
 
     def is_finite(self) -> bool:
         """See Fillable."""
-        return all(is_finite(target) for target in self.targets)
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite.
-
-    A sum is never finite where an element is not, and costs less than the copy; each element is looked at only where
-    the sum is not, since it may overflow.
-    """
-    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+        return all(is_filled_finite(target) for target in self.targets)
 
 
 def slots(
@@ -112,9 +105,9 @@ def slots(
 ) -> dict[str, Fillable]:
     """Where each of the tensors of a checkpoint of `spec` goes, by its name."""
     outside: Views = {
-        (Part.EMBED, "weight"): weights.embed,
+        **_stacked({Part.EMBED: spec.vocab_size}, weights.embed, None),
         **_norm(Part.FINAL_NORM, weights.norm),
-        (Part.LM_HEAD, "weight"): weights.lm_head,
+        **_stacked({Part.LM_HEAD: spec.vocab_size}, weights.lm_head, None),
     }
     layers = [_views(spec, layer) for layer in weights.layers]
     found: dict[str, Fillable] = {}
@@ -153,7 +146,7 @@ def _order(spec: ModelSpec, part: Part) -> Tensor | None:
 def _views(spec: ModelSpec, layer: LayerWeights) -> Views:
     """Each part of a layer as a view of the matrix in which it lies."""
     query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    views = {
+    views: Views = {
         **_norm(Part.INPUT_NORM, layer.input_norm),
         **_norm(Part.ATTENTION_OUT_NORM, layer.attention_out_norm),
         **_norm(Part.POST_NORM, layer.post_norm),
@@ -161,51 +154,70 @@ def _views(spec: ModelSpec, layer: LayerWeights) -> Views:
         **_whole(Part.Q_NORM, layer.q_norm),
         **_whole(Part.K_NORM, layer.k_norm),
         **_whole(Part.SINKS, layer.sinks),
-        **_whole(Part.OUTPUT, layer.output, layer.output_bias),
+        **_stacked({Part.OUTPUT: spec.hidden_size}, layer.output, layer.output_bias),
     }
     rows = {Part.QUERY: query, Part.KEY: key_value, Part.VALUE: key_value}
-    views |= _split(rows, layer.qkv, layer.qkv_bias)
+    views |= _stacked(rows, layer.qkv, layer.qkv_bias)
     if isinstance(layer.feed_forward, MlpWeights):
-        return views | _mlp_views(layer.feed_forward, Part.GATE, Part.UP, Part.DOWN)
-    return views | _experts_views(layer.feed_forward)
+        return views | _mlp_views(layer.feed_forward, DENSE, spec.hidden_size, spec.intermediate_size)
+    assert spec.experts is not None
+    return views | _experts_views(spec.experts, spec.hidden_size, layer.feed_forward)
 
 
 def _norm(part: Part, norm: Norm | None) -> Views:
-    return {} if norm is None else _whole(part, norm.weight, norm.bias)
+    return {} if norm is None else {**_whole(part, norm.weight), **_whole(part, norm.bias, "bias")}
 
 
-def _experts_views(weights: ExpertsWeights) -> Views:
+def _experts_views(spec: ExpertsSpec, hidden: int, weights: ExpertsWeights) -> Views:
     views = {
-        **_whole(Part.ROUTER, weights.router, weights.router_bias),
+        **_stacked({Part.ROUTER: spec.num_experts}, weights.router, weights.router_bias),
         **_whole(Part.SHARED_WEIGHT, weights.shared_weight),
-        **_mlp_views(weights.experts, Part.EXPERT_GATE, Part.EXPERT_UP, Part.EXPERT_DOWN),
+        **_mlp_views(weights.experts, EXPERT, hidden, spec.intermediate_size),
     }
     if weights.shared is not None:
-        views |= _mlp_views(weights.shared, Part.SHARED_GATE, Part.SHARED_UP, Part.SHARED_DOWN)
+        views |= _mlp_views(weights.shared, SHARED, hidden, spec.shared_intermediate_size)
     return views
 
 
-def _mlp_views(weights: MlpWeights, gate: Part, up: Part, down: Part) -> Views:
-    intermediate = weights.gate_up.shape[-2] // 2
-    rows = {gate: intermediate, up: intermediate}
-    axis = weights.gate_up.dim() - 2
-    return _split(rows, weights.gate_up, weights.gate_up_bias, axis) | _whole(
-        down, weights.down, weights.down_bias
-    )
-
-
-def _whole(part: Part, weight: Tensor | None, bias: Tensor | None = None) -> Views:
-    """A part that is a matrix or vector of its own; none where the layer lacks it."""
-    given: tuple[tuple[Kind, Tensor | None], ...] = (("weight", weight), ("bias", bias))
-    return {(part, kind): tensor for kind, tensor in given if tensor is not None}
-
-
-def _split(rows: Mapping[Part, int], weight: Tensor, bias: Tensor | None, axis: int = 0) -> Views:
-    """The parts that follow one another in one matrix, by their numbers of rows, which lie along `axis`."""
-    given: tuple[tuple[Kind, Tensor | None], ...] = (("weight", weight), ("bias", bias))
+def _mlp_views(weights: MlpWeights, parts: MlpParts, hidden: int, intermediate: int) -> Views:
+    number = weights.num_experts
+    gate_and_up = {parts.gate: intermediate, parts.up: intermediate}
     return {
-        (part, kind): view
-        for kind, tensor in given
-        if tensor is not None
-        for part, view in zip(rows, torch.split(tensor, list(rows.values()), dim=axis), strict=True)
+        **_stacked(gate_and_up, weights.gate_up, weights.gate_up_bias, number),
+        **_stacked({parts.down: hidden}, weights.down, weights.down_bias, number),
     }
+
+
+def _whole(part: Part, tensor: Tensor | None, kind: Kind = "weight") -> Views:
+    """A part that is a tensor of its own; none where the layer lacks it."""
+    return {} if tensor is None else {(part, kind): tensor}
+
+
+def _stacked(rows: Mapping[Part, int], weight: Matrix, bias: Tensor | None, number: int = 0) -> Views:
+    """The parts that follow one another in one matrix, by their numbers of rows; those of `number` experts."""
+    axis, sizes = int(number > 0), list(rows.values())
+    views: Views = {
+        (part, "weight"): view for part, view in zip(rows, _pieces(weight, sizes, number), strict=True)
+    }
+    if bias is not None:
+        views |= {
+            (part, "bias"): view for part, view in zip(rows, torch.split(bias, sizes, dim=axis), strict=True)
+        }
+    return views
+
+
+def _pieces(weight: Matrix, sizes: Sequence[int], number: int) -> Sequence[Target]:
+    if isinstance(weight, Tensor):
+        return torch.split(weight, list(sizes), dim=int(number > 0))
+    if isinstance(weight, StackedMatrix):
+        return [_pieces(part, [size], number)[0] for part, size in zip(weight.parts, sizes, strict=True)]
+    starts = [0, *accumulate(sizes)]
+    return [
+        MatrixRows(
+            weight,
+            tuple(expert * starts[-1] + start for expert in range(max(1, number))),
+            size,
+            is_stack=number > 0,
+        )
+        for start, size in zip(starts, sizes, strict=False)
+    ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from moorage.kernels.quantized_linear import QuantizedMatrix
+from moorage.workers.gpu.model.quantized import Matrix, ReorderedMatrix, StackedMatrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,20 +24,36 @@ class Norm:
 class MlpWeights:
     """A feed-forward part, or that of every expert, with one more axis in front. Gate and up are one matrix."""
 
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
     gate_up_bias: Tensor | None = None
     down_bias: Tensor | None = None
+    num_experts: int = 0
+    """Experts of which these are all; 0 for one part."""
 
     def of(self, expert: int) -> MlpWeights:
         """Views of one expert's, where these are of all."""
         gate_up_bias, down_bias = self.gate_up_bias, self.down_bias
         return MlpWeights(
-            self.gate_up[expert],
-            self.down[expert],
+            self._of_expert(self.gate_up, expert),
+            self._of_expert(self.down, expert),
             None if gate_up_bias is None else gate_up_bias[expert],
             None if down_bias is None else down_bias[expert],
         )
+
+    def _of_expert(self, weight: Matrix, expert: int) -> Matrix:
+        match weight:
+            case Tensor():
+                return weight[expert]
+            case QuantizedMatrix():
+                rows = weight.num_rows // self.num_experts
+                return weight.rows(expert * rows, (expert + 1) * rows)
+            case ReorderedMatrix():
+                rows = weight.matrix.num_rows // self.num_experts
+                return replace(weight, matrix=weight.matrix.rows(expert * rows, (expert + 1) * rows))
+            case StackedMatrix():
+                parts = (self._of_expert(part, expert) for part in weight.parts)
+                return StackedMatrix(tuple(part for part in parts if not isinstance(part, StackedMatrix)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +79,8 @@ class LayerWeights:
     post_norm: Norm | None
     """Before the feed-forward part."""
     mlp_out_norm: Norm | None
-    qkv: Tensor
-    output: Tensor
+    qkv: Matrix
+    output: Matrix
     feed_forward: MlpWeights | ExpertsWeights
     qkv_bias: Tensor | None
     output_bias: Tensor | None
@@ -76,12 +95,12 @@ class LayerWeights:
 class DecoderWeights:
     """The whole decoder. With tied embeddings `lm_head` is the same tensor as `embed`."""
 
-    embed: Tensor
+    embed: Tensor | QuantizedMatrix
     layers: tuple[LayerWeights, ...]
     norm: Norm
-    lm_head: Tensor
+    lm_head: Tensor | QuantizedMatrix
     dtype: torch.dtype
-    """Of the matrices, embeddings and hidden states."""
+    """Of float matrices, embeddings and hidden states."""
 
     @property
     def num_bytes(self) -> int:
@@ -89,16 +108,30 @@ class DecoderWeights:
         return sum({id(tensor): tensor.nbytes for tensor in self.tensors()}.values())
 
     def tensors(self) -> Iterator[Tensor]:
-        """All tensors; those of tied embeddings stand twice."""
-        yield from (self.embed, *_tensors(self.norm), self.lm_head)
+        """All tensors; those of tied embeddings stand twice. The tables of quantised matrices are left out."""
+        yield from (*tensors_of(self.embed), *_tensors(self.norm), *tensors_of(self.lm_head))
         for layer in self.layers:
             yield from _tensors(layer)
+
+
+def tensors_of(weight: Matrix) -> Iterator[Tensor]:
+    """The tensors that a matrix, or a vector, is made of."""
+    match weight:
+        case Tensor():
+            yield weight
+        case QuantizedMatrix():
+            yield from weight.row_tensors()
+        case ReorderedMatrix():
+            yield from (*weight.matrix.row_tensors(), weight.order)
+        case StackedMatrix():
+            for part in weight.parts:
+                yield from tensors_of(part)
 
 
 def _tensors(weights: Norm | LayerWeights | ExpertsWeights | MlpWeights) -> Iterator[Tensor]:
     for field in fields(weights):
         value = getattr(weights, field.name)
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Norm | MlpWeights | ExpertsWeights):
+        if isinstance(value, Norm | MlpWeights | ExpertsWeights):
             yield from _tensors(value)
+        elif isinstance(value, Matrix):
+            yield from tensors_of(value)

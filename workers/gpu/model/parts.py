@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum, auto
+from typing import NamedTuple
 
 from moorage.workers.spec import LayerSpec, ModelSpec, QkNorm, Residual
 
@@ -58,6 +59,19 @@ LAYER_NORMS: dict[Residual, tuple[Part, ...]] = {
 """The norms of hidden states that a layer has."""
 NORMS = frozenset({Part.FINAL_NORM, *LAYER_NORMS[Residual.SANDWICH]})
 """Every norm of hidden states."""
+
+
+class MlpParts(NamedTuple):
+    """The parts of a feed-forward part."""
+
+    gate: Part
+    up: Part
+    down: Part
+
+
+DENSE = MlpParts(Part.GATE, Part.UP, Part.DOWN)
+EXPERT = MlpParts(Part.EXPERT_GATE, Part.EXPERT_UP, Part.EXPERT_DOWN)
+SHARED = MlpParts(Part.SHARED_GATE, Part.SHARED_UP, Part.SHARED_DOWN)
 
 
 def part_shapes(spec: ModelSpec, layer: LayerSpec | None = None) -> dict[Part, Shape]:

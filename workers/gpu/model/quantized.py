@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from moorage.kernels.quantized_linear import CodeKind, QuantizedMatrix, dequantize, dequantize_rows, pack
+from moorage.workers.gpu.model.weight_plan import MatrixKind
 
 __all__ = [
     "CodeKind",
@@ -21,13 +22,10 @@ __all__ = [
     "StackedMatrix",
     "dequantize",
     "dequantize_rows",
-    "group_size_for",
+    "empty_matrix",
     "pack",
     "quantize",
 ]
-
-GROUP_SIZES = (32, 16)
-"""Channels that share a scale where this program quantises; the first that divides a row is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,20 @@ Matrix = Tensor | QuantizedMatrix | ReorderedMatrix | StackedMatrix
 """What `linear` multiplies with."""
 
 
-def group_size_for(width: int) -> int | None:
-    """Channels that share a scale in rows of `width`; None where rows can't be divided and so stay float."""
-    return next((size for size in GROUP_SIZES if width % size == 0), None)
+def empty_matrix(
+    shape: tuple[int, int], kind: MatrixKind, device: torch.device | str
+) -> QuantizedMatrix | ReorderedMatrix:
+    """A matrix of `kind` that holds nothing yet."""
+    matrix = QuantizedMatrix.empty(
+        shape,
+        kind.group_size,
+        kind.code,
+        has_minima=kind.has_minima,
+        scale_dtype={2: torch.float16, 4: torch.float32}[kind.scale_bytes],
+        table=torch.zeros(16) if kind.code is CodeKind.TABLE4 else None,
+        device=device,
+    )
+    return ReorderedMatrix(matrix, torch.arange(shape[1], device=device)) if kind.has_order else matrix
 
 
 def quantize(weight: Tensor, bits: int, group_size: int) -> QuantizedMatrix:

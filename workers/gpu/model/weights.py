@@ -13,12 +13,14 @@ from moorage.workers.errors import InvalidModel
 from moorage.workers.gguf.weights import decoder_tensors
 from moorage.workers.gpu.model.allocation import allocate
 from moorage.workers.gpu.model.checkpoint import read_tensors
-from moorage.workers.gpu.model.naming import is_finite, slots
+from moorage.workers.gpu.model.matrix_rows import is_finite
+from moorage.workers.gpu.model.naming import slots
 from moorage.workers.gpu.model.parameters import DecoderWeights
+from moorage.workers.gpu.model.weight_plan import plan_weights
 from moorage.workers.hf_tensors import present_name
 from moorage.workers.hf_weights import check_weights
 from moorage.workers.safetensors_header import TensorHeader
-from moorage.workers.spec import ModelSpec
+from moorage.workers.spec import ModelSpec, WeightKind
 
 Progress = Callable[[int, int], None]
 """A function that is called with the bytes that are read so far, and the bytes of all tensors."""
@@ -40,8 +42,9 @@ def load_weights(
     dtype: torch.dtype,
     device: torch.device,
     progress: Progress | None = None,
+    kept: WeightKind = WeightKind.AUTO,
 ) -> DecoderWeights:
-    """Reads a checkpoint onto `device`, tensor by tensor.
+    """Reads a checkpoint onto `device`, tensor by tensor, and quantises those that `kept` asks for.
 
     The host never holds a second copy of the model, nor any copy of one that goes to a GPU. Names and shapes are
     checked before anything is read, and values while they are copied: NaN and infinity count as damage. Raises
@@ -49,7 +52,7 @@ def load_weights(
     """
     headers = check_weights(Path(directory), spec)
     wanted = list(headers.values())
-    weights = allocate(spec, dtype, device)
+    weights = allocate(spec, dtype, device, plan_weights(spec, kept))
     filled = slots(spec, weights, decoder_tensors(spec, headers))
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     if progress is not None:

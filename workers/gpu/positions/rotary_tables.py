@@ -106,6 +106,7 @@ class RotaryTables:
         slots: Int32,
         entries: AttentionBlocks,
         scale: float,
+        softcap: float = 0.0,
     ) -> Partial:
         """As `kernels.block_attention.attend_blocks`, for `queries` that `turn` made; launches and returns."""
         from moorage.kernels.block_attention import triton
@@ -120,7 +121,9 @@ class RotaryTables:
         there, first = upload((fields, np.array([0, count], np.int32)), self._device)
         turns = triton.Turns(*self._base_tables(), *self._offsets)
         splits = triton.splits_for(count, blocks.shape[2], self._device)
-        out, lse = triton.attend_lists(queries, blocks, there, first, turns, scale, 1, splits)
+        out, lse = triton.attend_lists(
+            queries, blocks, there, first, turns, scale, 1, splits, softcap=softcap
+        )
         return out[0], lse[0]
 
     def _query_turns(self, position: int) -> list[torch.Tensor]:

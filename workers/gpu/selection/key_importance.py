@@ -125,6 +125,7 @@ class KeyImportance:
                 view.band,
                 start + view.rows.start,
                 view.k_start,
+                session.softcap,
             )
             received.add(view.k_start - first, found)
 
@@ -181,13 +182,22 @@ class KeyImportance:
         lse = torch.full(queries.shape[:2], -math.inf, device=self._reader.device)
         for view in self._views_of_all(session, layer, queries, end):
             rows, q_start = view.rows, start + view.rows.start
-            part = attention_lse(view.queries, view.keys, scale, view.band, q_start, view.k_start)
+            part = attention_lse(
+                view.queries, view.keys, scale, view.band, q_start, view.k_start, session.softcap
+            )
             lse[:, rows] = torch.logaddexp(lse[:, rows], part)
         received = torch.zeros((self._layout.num_kv_heads, num_tokens), device=self._reader.device)
         for view in self._views_of_all(session, layer, queries, end):
             rows, q_start = view.rows, start + view.rows.start
             part = token_importance(
-                view.queries, view.keys, lse[:, rows], scale, view.band, q_start, view.k_start
+                view.queries,
+                view.keys,
+                lse[:, rows],
+                scale,
+                view.band,
+                q_start,
+                view.k_start,
+                session.softcap,
             )
             received[:, view.k_start : view.k_start + part.shape[1]] += part
         return received

@@ -7,6 +7,7 @@ from dataclasses import replace
 from moorage.workers.gpu.model.family import Family, PublishedModel, TensorNames
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_keys import UNUSED_WINDOW
 from moorage.workers.spec import ModelSpec
 
 TENSORS = TensorNames(
@@ -44,6 +45,7 @@ FAMILY = Family(
     model_types=("Yi", "yi"),
     tensors=TENSORS,
     own_keys=_own_keys,
+    ignored=UNUSED_WINDOW,
     published={
         "llama-2-7b": PublishedModel(32, 4096, 11008, 32, 32, 32000, 4096, _HALF),
         "llama-2-13b": PublishedModel(40, 5120, 13824, 40, 40, 32000, 4096, _HALF),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from moorage.workers.gpu.model.families.llama import TENSORS
 from moorage.workers.gpu.model.family import Claim, Family, PublishedModel
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_keys import UNUSED_WINDOW
 from moorage.workers.hf_layers import read_layer_types, read_window, with_windows
 from moorage.workers.spec import DualChunkSpec, ModelSpec
 
@@ -58,6 +59,7 @@ FAMILY = Family(
     architectures=("Qwen2ForCausalLM",),
     tensors=TENSORS,
     own_keys=_own_keys,
+    ignored=UNUSED_WINDOW,
     published={
         "qwen2.5-7b": PublishedModel(28, 3584, 18944, 28, 4, 152064, 32768, _THETA, YARN_CLAIM),
         "qwen2.5-14b": PublishedModel(48, 5120, 13824, 40, 8, 152064, 32768, _THETA, YARN_CLAIM),

@@ -18,6 +18,7 @@ from moorage.workers.gpu.model.family import (
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_experts import MOST_INTERMEDIATE, read_dense_layers, read_expert_counts, with_experts
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_keys import UNUSED_WINDOW
 from moorage.workers.spec import ExpertScores, ExpertsSpec, ModelSpec
 
 
@@ -61,6 +62,7 @@ FAMILY = Family(
     tensors=TensorNames(TENSORS.model, {**_LAYER, **ONE_EACH}),
     other_tensors=(TensorNames(TENSORS.model, {**_LAYER, "mlp.gate": Part.ROUTER, **MERGED_EXPERTS}),),
     own_keys=_own_keys,
+    ignored=UNUSED_WINDOW,
     accepted=(*ACCEPTED, NO_SLIDING_WINDOW),
     published={
         "qwen1.5-moe-a2.7b": PublishedModel(

@@ -9,6 +9,7 @@ from moorage.workers.gpu.model.families.qwen2 import YARN_CLAIM, qwen_keys
 from moorage.workers.gpu.model.family import Family, PublishedModel
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_keys import UNUSED_WINDOW
 from moorage.workers.spec import ModelSpec, QkNorm
 
 
@@ -29,6 +30,7 @@ FAMILY = Family(
         layer={**TENSORS.layer, "self_attn.q_norm": Part.Q_NORM, "self_attn.k_norm": Part.K_NORM},
     ),
     own_keys=_own_keys,
+    ignored=UNUSED_WINDOW,
     published={
         "qwen3-4b": PublishedModel(
             36, 2560, 9728, 32, 8, 151936, 40960, {**_THETA, "tie_word_embeddings": True}, YARN_CLAIM

@@ -13,6 +13,7 @@ from moorage.workers.gpu.model.family import ACCEPTED, Family, PublishedModel, T
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_experts import read_dense_layers, with_experts
 from moorage.workers.hf_fields import Fields
+from moorage.workers.hf_keys import UNUSED_WINDOW
 from moorage.workers.spec import ModelSpec, QkNorm
 
 
@@ -41,6 +42,7 @@ FAMILY = Family(
     tensors=TensorNames(TENSORS.model, {**_LAYER, **ONE_EACH}),
     other_tensors=(TensorNames(TENSORS.model, {**_LAYER, "mlp.gate": Part.ROUTER, **MERGED_EXPERTS}),),
     own_keys=_own_keys,
+    ignored=UNUSED_WINDOW,
     accepted=(*ACCEPTED, NO_SLIDING_WINDOW),
     published={
         "qwen3-30b-a3b": PublishedModel(48, 2048, 6144, 32, 4, 151936, 40960, _keys(128, 768), YARN_CLAIM),

@@ -19,6 +19,7 @@ from moorage.workers.gpu.model.quantization.base import (
     groups_of,
     skipped_modules,
 )
+from moorage.workers.gpu.model.weight_plan import CodeKind
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Awq:
 
     def kind(self, shape: tuple[int, int]) -> MatrixKind:
         """See WeightFormat."""
-        return MatrixKind(BITS, self.group_size or shape[1], scale_bytes=4, has_minima=True)
+        return MatrixKind(CodeKind.INT4, self.group_size or shape[1], scale_bytes=4, has_minima=True)
 
     def matrix(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> Matrix:
         """See WeightFormat."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from moorage.workers.gpu.model.weight_plan import MatrixKind
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -27,17 +28,6 @@ class StoredTensor:
     dtypes: tuple[str, ...]
     """Types that it may have, as safetensors names them."""
     optional: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixKind:
-    """What a quantised matrix takes in memory."""
-
-    bits: int
-    group_size: int
-    """Channels of a row that share a scale."""
-    scale_bytes: int
-    has_minima: bool
 
 
 class WeightFormat(Protocol):

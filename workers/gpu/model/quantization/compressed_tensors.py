@@ -20,6 +20,7 @@ from moorage.workers.gpu.model.quantization.base import (
     skipped_modules,
 )
 from moorage.workers.gpu.model.quantization.fp8 import CODES
+from moorage.workers.gpu.model.weight_plan import CodeKind, integers
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ class CompressedTensors:
     def kind(self, shape: tuple[int, int]) -> MatrixKind:
         """See WeightFormat."""
         group = self._group(shape)
-        return MatrixKind(self.bits, group, scale_bytes=4, has_minima=not self.symmetric)
+        code = CodeKind.FLOAT8 if self.format == FLOAT8 else integers(self.bits)
+        return MatrixKind(code, group, scale_bytes=4, has_minima=not self.symmetric)
 
     def _group(self, shape: tuple[int, int]) -> int:
         group = self.group_size or (self.block[1] if self.block else shape[1])

@@ -17,6 +17,7 @@ from moorage.workers.gpu.model.quantization.base import (
     StoredTensor,
     skipped_modules,
 )
+from moorage.workers.gpu.model.weight_plan import CodeKind
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Fp8:
 
     def kind(self, shape: tuple[int, int]) -> MatrixKind:
         """See WeightFormat."""
-        return MatrixKind(8, self._group(shape), scale_bytes=4, has_minima=False)
+        return MatrixKind(CodeKind.FLOAT8, self._group(shape), scale_bytes=4, has_minima=False)
 
     def matrix(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> Matrix:
         """See WeightFormat."""

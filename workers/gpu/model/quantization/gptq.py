@@ -20,6 +20,7 @@ from moorage.workers.gpu.model.quantization.base import (
     groups_of,
     skipped_modules,
 )
+from moorage.workers.gpu.model.weight_plan import integers
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Gptq:
 
     def kind(self, shape: tuple[int, int]) -> MatrixKind:
         """See WeightFormat."""
-        return MatrixKind(self.bits, self.group_size or shape[1], scale_bytes=4, has_minima=True)
+        return MatrixKind(integers(self.bits), self.group_size or shape[1], scale_bytes=4, has_minima=True)
 
     def matrix(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> Matrix:
         """See WeightFormat."""

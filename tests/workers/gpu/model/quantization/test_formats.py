@@ -66,7 +66,7 @@ def check(format: WeightFormat, stored: dict[str, Tensor], weight: Tensor) -> Ma
     inner = matrix.matrix if isinstance(matrix, ReorderedMatrix) else matrix
     assert isinstance(inner, QuantizedMatrix)
     kind = format.kind(shape)
-    assert (inner.kind.bits, inner.group_size) == (kind.bits, kind.group_size)
+    assert (inner.kind, inner.group_size) == (kind.code, kind.group_size)
     assert (inner.scales.element_size(), inner.minima is not None) == (kind.scale_bytes, kind.has_minima)
     torch.testing.assert_close(value_of(matrix), weight, atol=1e-6, rtol=1e-5)
     x = torch.randn(3, shape[1])
