@@ -28,7 +28,7 @@ WITHOUT_EFFECT: Mapping[str, frozenset[str]] = {
         "keys_to_ignore_at_inference chunk_size_feed_forward pretraining_tp tf_legacy_loss is_decoder "
         "tie_encoder_decoder cross_attention_hidden_size ep_size tp_size"
     ),
-    "what a family is found by": _keys("architectures model_type"),
+    "what a family is found by": _keys("architectures model_type is_llama_config"),
     "training": _keys(
         "attention_dropout attn_pdrop hidden_dropout resid_pdrop resid_dropout embd_pdrop embedding_dropout dropout "
         "hidden_dropout_prob attention_probs_dropout_prob classifier_dropout initializer_range initializer_factor "
@@ -42,7 +42,7 @@ WITHOUT_EFFECT: Mapping[str, frozenset[str]] = {
         "encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate "
         "forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty "
         "suppress_tokens begin_suppress_tokens prefix cache_implementation pad_token_id sep_token_id unk_token_id "
-        "decoder_start_token_id model_max_length seq_length logits_to_keep num_logits_to_keep"
+        "decoder_start_token_id model_max_length max_sequence_length seq_length logits_to_keep num_logits_to_keep"
     ),
     "labels of classifiers": _keys(
         "id2label label2id num_labels problem_type finetuning_task task_specific_params"

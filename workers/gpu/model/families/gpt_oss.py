@@ -82,6 +82,7 @@ FAMILY = Family(
     other_tensors=(TensorNames(TENSORS.model, {**_LAYER, **_MXFP4}),),
     quant_methods=("mxfp4",),
     own_keys=_own_keys,
+    ignored=("experts_per_token", "initial_context_length"),  # said again by other keys
     accepted=(
         *ACCEPTED,
         Accepted("swiglu_alpha", (1.702,), "1.702, the only supported slope of the gate"),
