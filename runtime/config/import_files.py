@@ -18,6 +18,11 @@ from moorage.workers.errors import InvalidConfig
 ENGINE_CALL = "TurbomindEngineConfig"
 _CALL = re.compile(rf"\b{ENGINE_CALL}\s*\(")
 _FENCED = re.compile(r"^ {0,3}```[^\n]*\n(.*?)^ {0,3}```", re.MULTILINE | re.DOTALL)
+_KTRANSFORMERS = re.compile(
+    r"\s*(?:\w+=\S+\s+)*(?:python[\d.]*\s+(?:-m\s+)?)?(?P<program>\S*(?:ktransformers|local_chat)\S*)\s+(?=.*--)",
+    re.DOTALL,
+)
+"""How a command line of ktransformers begins: its server, or its chat."""
 _COMMAND_WORDS = ("lmdeploy", "serve", "api_server", "chat")
 _PARSE_ERRORS = (SyntaxError, ValueError, RecursionError, MemoryError)
 
@@ -29,7 +34,8 @@ class Given:
     values: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     is_lmdeploy: bool = False
-    """Whether the form alone tells the system."""
+    """Whether the form alone tells that it is LMDeploy's."""
+    is_ktransformers_command: bool = False
 
 
 def read_forms(text: str, origin: str) -> Iterator[Given]:
@@ -50,7 +56,12 @@ def read_forms(text: str, origin: str) -> Iterator[Given]:
 
 def _read_form(text: str, origin: str) -> Given:
     if text.lstrip().startswith("lmdeploy "):
-        return Given(_command_line(text, origin), is_lmdeploy=True)
+        return Given(_lmdeploy_command(text, origin), is_lmdeploy=True)
+    if command := _KTRANSFORMERS.match(text):
+        values, positional = _command_line(text[command.end() :], origin)
+        if positional:
+            values.setdefault("model_path", positional[0])
+        return Given(values, is_ktransformers_command=True)
     if _CALL.search(text):
         return _snippet(text, origin)
     values = parse_value(text, origin)
@@ -59,10 +70,18 @@ def _read_form(text: str, origin: str) -> Given:
     return Given(values)
 
 
-def _command_line(text: str, origin: str) -> dict[str, Any]:
+def _lmdeploy_command(text: str, origin: str) -> dict[str, Any]:
     """`lmdeploy serve api_server MODEL --session-len N ...` as a mapping."""
+    values, positional = _command_line(text, origin)
+    if positional[-1] not in _COMMAND_WORDS:
+        values["model_path"] = positional[-1]
+    return values
+
+
+def _command_line(text: str, origin: str) -> tuple[dict[str, Any], list[str]]:
+    """The options of a command line as a mapping, and its other words."""
     try:
-        words = shlex.split(text.replace("\\\n", " "), comments=True)[1:]
+        words = shlex.split(text.replace("\\\n", " "), comments=True)
     except ValueError as error:
         raise InvalidConfig(f"{origin}: not a command line ({error}); correct its quotes") from None
     values: dict[str, Any] = {}
@@ -76,9 +95,7 @@ def _command_line(text: str, origin: str) -> dict[str, Any]:
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else "true"
         values[name.replace("-", "_")] = parse_value(value, f"{origin}: --{name}")
-    if positional and positional[-1] not in _COMMAND_WORDS:
-        values["model_path"] = positional[-1]
-    return values
+    return values, positional
 
 
 def _snippet(text: str, origin: str) -> Given:

@@ -133,6 +133,34 @@ KTRANSFORMERS_FLAT = Rules(
 )
 """As its page lists the keys, which says of threads_num that it is the number of CPU threads."""
 KTRANSFORMERS_KEYS = KTRANSFORMERS_FLAT.same.keys() | KTRANSFORMERS_FLAT.special.keys()
+KTRANSFORMERS_COMMAND = Rules(
+    same={
+        "model_path": "model.path",
+        "gguf_path": "model.path",
+        "cpu_infer": "long_context.threads_num",
+        "cache_lens": "long_context.max_seq_len",
+        "chunk_size": "long_context.chunk_size",
+        "max_batch_size": "server.max_running",
+    },
+    dropped={
+        "optimize_config_path": "operators are chosen by the device",
+        "max_new_tokens": "each request says it",
+        "temperature": "each request says it",
+        "top_p": "each request says it",
+        "prompt_file": "each request says it",
+        "port": "set server.grpc",
+        "host": "set server.grpc",
+        "model_name": "a server serves one model",
+        "use_cuda_graph": "the device decides it",
+        "web": "the server speaks gRPC",
+        "backend_type": "there is one engine",
+        "architectures": "the model's files say it",
+    },
+    special={"mode": lambda value, into: into.put("memory.preset", MODES.get(str(value), "full"))},
+)
+"""Its command lines: `ktransformers --model_path … --gguf_path …` and `python -m ktransformers.local_chat …`."""
+MODES = {"long_context": "ktransformers"}
+"""Mode of a command line -> our preset; without one ktransformers attends everything."""
 INFLLM = Rules(
     same=WORDS["InfLLM"],
     dropped={

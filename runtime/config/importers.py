@@ -12,6 +12,7 @@ from moorage.runtime.config.import_files import Given, read_forms
 from moorage.runtime.config.import_rules import (
     INFLLM,
     KTRANSFORMERS,
+    KTRANSFORMERS_COMMAND,
     KTRANSFORMERS_FLAT,
     KTRANSFORMERS_KEYS,
     LMDEPLOY,
@@ -41,7 +42,8 @@ def import_config(path: Path) -> Imported:
     """
     text = read_text(path, "a configuration of ktransformers, InfLLM or LMDeploy")
     for given in read_forms(text, str(path)):
-        if not given.is_lmdeploy and _is_cluster_file(given.values):
+        by_form = given.is_lmdeploy or given.is_ktransformers_command
+        if not by_form and _is_cluster_file(given.values):
             raise InvalidConfig(
                 f"{path}: is a Moorage cluster file already, so nothing is to be imported; check it with "
                 f"`runtime config {path}`"
@@ -52,9 +54,9 @@ def import_config(path: Path) -> Imported:
             _check(found)
             return found
     raise InvalidConfig(
-        f"{path}: neither a ktransformers config.yaml (long_context:, or its keys alone), nor an InfLLM YAML (model: "
-        "with a type), nor LMDeploy engine arguments (session_len, cache_max_entry_count, ..., an lmdeploy command "
-        "line or a TurbomindEngineConfig(...) call)"
+        f"{path}: neither a ktransformers config.yaml (long_context:, or its keys alone) or command line, nor an "
+        "InfLLM YAML (model: with a type), nor LMDeploy engine arguments (session_len, cache_max_entry_count, ..., "
+        "an lmdeploy command line or a TurbomindEngineConfig(...) call)"
     )
 
 
@@ -63,6 +65,8 @@ def _recognised(given: Given) -> Imported | None:
     model = values.get("model")
     if given.is_lmdeploy:
         return _lmdeploy(values)
+    if given.is_ktransformers_command:
+        return _ktransformers_command(values)
     if isinstance(values.get("long_context"), dict):
         return _ktransformers(values)
     if isinstance(model, dict) and ("type" in model or "n_local" in model):
@@ -109,6 +113,17 @@ def _ktransformers_page(values: Values) -> Imported:
     found.put("memory.preset", "ktransformers")
     KTRANSFORMERS_FLAT.apply({key: values[key] for key in values if key in KTRANSFORMERS_KEYS}, found)
     _ktransformers_rest({key: values[key] for key in values if key not in KTRANSFORMERS_KEYS}, found)
+    return found
+
+
+def _ktransformers_command(values: Values) -> Imported:
+    """Its command line. Where it names a GGUF file, that has the configuration and the tokenizer too."""
+    found = Imported("ktransformers")
+    found.put("memory.preset", "full")
+    if "gguf_path" in values and "model_path" in values:
+        found.notes.append(f"model_path: {values['model_path']}: the GGUF file has all that the model needs")
+        values = {key: value for key, value in values.items() if key != "model_path"}
+    KTRANSFORMERS_COMMAND.apply(values, found)
     return found
 
 

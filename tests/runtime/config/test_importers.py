@@ -142,6 +142,40 @@ def test_lmdeploy_arguments(tmp_path: Path, text: str) -> None:
     assert sorted(note.split(":")[0] for note in found.notes) == ["cache_max_entry_count", "tp"]
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "python -m ktransformers.local_chat",
+        "CUDA_VISIBLE_DEVICES=0 python3 ktransformers/server/main.py",
+        "ktransformers",
+        "python ./ktransformers/local_chat.py",
+    ],
+)
+def test_a_command_line_of_ktransformers(tmp_path: Path, program: str) -> None:
+    found = imported(
+        tmp_path,
+        f"{program} --model_path internlm/internlm2_5-7b-chat-1m --gguf_path ./internlm2_5-7b-chat-1m-Q4_0.gguf \\\n"
+        "  --cpu_infer 10 --cache_lens=32768 --mode long_context --max_new_tokens 500 --port 10002\n",
+    )
+    assert found.system == "ktransformers"
+    assert is_valid(found)
+    assert found.sections == {
+        "memory": {"preset": "ktransformers"},
+        "model": {"path": "./internlm2_5-7b-chat-1m-Q4_0.gguf"},
+        "long_context": {"threads_num": 10, "max_seq_len": 32768},
+    }
+    assert sorted(note.split(":")[0] for note in found.notes) == ["max_new_tokens", "model_path", "port"]
+
+
+def test_a_command_line_without_a_mode_attends_everything(tmp_path: Path) -> None:
+    found = imported(tmp_path, "python -m ktransformers.local_chat ./model --cpu_infer 4")
+    assert found.sections == {
+        "memory": {"preset": "full"},
+        "model": {"path": "./model"},
+        "long_context": {"threads_num": 4},
+    }
+
+
 def test_every_key_is_carried_over_or_noted(tmp_path: Path) -> None:
     found = imported(tmp_path, KTRANSFORMERS.replace("anchor_num: 1", "anchor_num: 1\n  brand_new: 7"))
     assert "long_context.brand_new: 7: no such setting here" in found.notes
