@@ -25,9 +25,9 @@ def import_config_command(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A ktransformers config.yaml, its keys alone or its command line, an InfLLM YAML, or LMDeploy "
-            "engine arguments: YAML, an lmdeploy command line, or Python with a TurbomindEngineConfig(...) call, which is "
-            "not run."
+            help="A ktransformers config.yaml, its keys alone or its command line; an InfLLM YAML; or LMDeploy "
+            "engine arguments: YAML, an lmdeploy command line, or Python with a TurbomindEngineConfig(...) call, "
+            "which is not run."
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, notes included.")] = False,

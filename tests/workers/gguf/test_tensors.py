@@ -10,10 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from moorage.kernels.quantized_linear import dequantize
 from moorage.workers.errors import InvalidModel
 from moorage.workers.gguf import tensors
 from moorage.workers.gguf.blocks import LAYOUTS
-from moorage.workers.gguf.tensors import read_tensor
+from moorage.workers.gguf.matrices import KINDS
+from moorage.workers.gguf.tensors import read_matrix, read_tensor
 from moorage.workers.gguf.types import BY_NAME, READ_TYPES
 from moorage.workers.gguf.weights import GgufTensor
 
@@ -44,6 +46,46 @@ def test_every_type_is_dequantised_as_by_gguf(
         theirs = gguf.dequantize(data, gguf.GGMLQuantizationType[dtype]).astype(np.float32)
     assert np.isfinite(theirs).mean() > 0.8
     np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+def finite_blocks(rng: np.random.Generator, dtype: str, rows: int) -> NDArray[np.uint8]:
+    """Blocks of random codes and factors, whose scales of 16 bits are near 2^-6, as those of weights are."""
+    block = BY_NAME[dtype]
+    blocks = rng.integers(0, 256, (rows * WIDTH // block.elements, block.num_bytes), dtype=np.uint8)
+    for at in SCALES_AT.get(dtype, (0,)):
+        blocks[:, at : at + 2] = rng.uniform(0.01, 0.02, (len(blocks), 1)).astype(np.float16).view(np.uint8)
+    if dtype == "MXFP4":
+        blocks[:, 0] = rng.integers(110, 130, len(blocks), dtype=np.uint8)
+    return blocks
+
+
+SCALES_AT = {
+    "Q4_1": (0, 2),
+    "Q5_1": (0, 2),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+} | {
+    "Q6_K": (208,),
+    "MXFP4": (),
+}
+"""Where a block has its numbers of 16 bits, beside the first bytes."""
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_a_matrix_of_the_files_codes(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Types of one level are kept exactly; the others within the rounding of scale and minimum to 16 bits."""
+    monkeypatch.setattr(tensors, "PIECE_ELEMENTS", 16 * WIDTH)
+    header = stored(tmp_path, finite_blocks(rng, dtype, 40), dtype, (40, WIDTH))
+    matrix, exact = read_matrix(header), read_tensor(header, torch.float32)
+    assert matrix.shape == (40, WIDTH)
+    assert matrix.nbytes <= KINDS[dtype].num_bytes((48, WIDTH)) + 64
+    is_exact = "K" not in dtype and dtype != "IQ4_XS"
+    largest = exact.abs().amax().item()
+    torch.testing.assert_close(dequantize(matrix), exact, rtol=0, atol=0.0 if is_exact else 1e-3 * largest)
 
 
 def test_types_of_the_families_people_run_need_no_package() -> None:
