@@ -109,6 +109,8 @@ class ExpertsSpec:
     router_bias: bool = False
     bias: bool = False
     """Whether gate, up and down of the experts have biases."""
+    is_mxfp4: bool = False
+    """Whether the checkpoint holds the experts' weights as MXFP4."""
 
 
 @dataclass(frozen=True, slots=True)

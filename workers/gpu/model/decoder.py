@@ -9,12 +9,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from moorage.kernels.experts import has_grouped_products
 from moorage.workers.gpu.model.activations import gated
-from moorage.workers.gpu.model.experts import run_experts, run_mlp
+from moorage.workers.gpu.model.experts import run_experts, run_mlp, runs_at_once
 from moorage.workers.gpu.model.linear import embedding, linear
 from moorage.workers.gpu.model.norms import head_normalizer, normalizer
-from moorage.workers.gpu.model.parameters import DecoderWeights, LayerWeights, MlpWeights
+from moorage.workers.gpu.model.parameters import DecoderWeights, ExpertsWeights, LayerWeights, MlpWeights
 from moorage.workers.gpu.model.residual import join_of
 from moorage.workers.gpu.model.weights import Progress, load_weights, resolve_dtype
 from moorage.workers.spec import ModelSpec, WeightKind
@@ -84,7 +83,12 @@ class Decoder:
     @property
     def waits_for_device(self) -> bool:
         """Whether the host must know results between two attentions: which experts to run."""
-        return self.spec.experts is not None and not has_grouped_products(self.device, self.dtype)
+        experts = [
+            layer.feed_forward.experts
+            for layer in self.weights.layers
+            if isinstance(layer.feed_forward, ExpertsWeights)
+        ]
+        return any(not runs_at_once(each, self.device, self.dtype) for each in experts)
 
     @property
     def device(self) -> torch.device:

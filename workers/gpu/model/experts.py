@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from moorage.kernels.experts import (
@@ -24,14 +25,18 @@ def run_mlp(normed: Tensor, weights: MlpWeights, activate: Gated) -> Tensor:
     return linear(inner, weights.down, weights.down_bias)
 
 
+def runs_at_once(weights: MlpWeights, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one product of rows in `dtype` on `device` computes all experts, so that the host waits for nothing."""
+    matrices = (weights.gate_up, weights.down)
+    return has_grouped_products(device, dtype) and all(isinstance(matrix, Tensor) for matrix in matrices)
+
+
 def run_experts(normed: Tensor, weights: ExpertsWeights, spec: ExpertsSpec, activate: Gated) -> Tensor:
     """What the experts of each row add for rows [T, hidden]. Only the weights of experts that a row uses are read."""
     logits = linear(normed, weights.router, weights.router_bias)
     routing = route(logits, spec.per_token, spec.scores is ExpertScores.SOFTMAX_NORMALIZED)
-    gate_up, down = weights.experts.gate_up, weights.experts.down
-    grouped = has_grouped_products(normed.device, normed.dtype)
-    if grouped and isinstance(gate_up, Tensor) and isinstance(down, Tensor):
-        added = _all_at_once(normed, routing, weights.experts, gate_up, down, activate)
+    if runs_at_once(weights.experts, normed.device, normed.dtype):
+        added = _all_at_once(normed, routing, weights.experts, activate)
     else:
         added = sum_experts(
             normed, routing, spec.num_experts, lambda i, rows: run_mlp(rows, weights.experts.of(i), activate)
@@ -44,9 +49,11 @@ def run_experts(normed: Tensor, weights: ExpertsWeights, spec: ExpertsSpec, acti
     return added.add_(shared)
 
 
-def _all_at_once(
-    normed: Tensor, routing: Routing, weights: MlpWeights, gate_up: Tensor, down: Tensor, activate: Gated
-) -> Tensor:
+def _all_at_once(normed: Tensor, routing: Routing, weights: MlpWeights, activate: Gated) -> Tensor:
+    gate_up, down = weights.gate_up, weights.down
+    assert isinstance(gate_up, Tensor)
+    assert isinstance(down, Tensor)
+
     def run(rows: Tensor, experts: Tensor, ends: Tensor) -> Tensor:
         inner = grouped_linear(rows, ends, gate_up)
         if weights.gate_up_bias is not None:

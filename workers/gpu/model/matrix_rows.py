@@ -32,6 +32,11 @@ class MatrixRows:
         inner = (self.num_rows, self.matrix.shape[1])
         return (len(self.begins), *inner) if self.is_stack else inner
 
+    @property
+    def code(self) -> CodeKind:
+        """What codes of the matrix stand for."""
+        return self._inner().kind
+
     def __iter__(self) -> Iterator[MatrixRows]:
         """The rows of each expert."""
         return (self[expert] for expert in range(len(self.begins)))

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from moorage.workers.gpu.model.matrix_rows import Target, is_filled_finite
+from moorage.kernels.quantized_linear import CodeKind, pack
+from moorage.workers.gpu.model.matrix_rows import MatrixRows, Target, is_filled_finite
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The value of each code: a sign, two bits of exponent, one of mantissa."""
@@ -50,7 +51,7 @@ class Mxfp4Slot:
         for expert, (blocks, scales) in enumerate(zip(self._given[4], self._given[3], strict=True)):
             for part, target in enumerate(self.targets):
                 rows = self._rows(part)
-                target[expert].copy_(decode(blocks[rows], scales[rows]))
+                _copy(blocks[rows], scales[rows], target[expert])
         self._given.clear()
 
     def is_finite(self) -> bool:
@@ -62,3 +63,13 @@ class Mxfp4Slot:
             return slice(part, None, len(self.targets))
         sizes = [target.shape[1] for target in self.targets]
         return slice(sum(sizes[:part]), sum(sizes[: part + 1]))
+
+
+def _copy(blocks: Tensor, scales: Tensor, target: Target) -> None:
+    """Copies one expert's rows, as they are where the target holds codes of this table."""
+    if isinstance(target, MatrixRows) and target.code is CodeKind.TABLE4:
+        codes = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(1)
+        powers = powers_of(scales)
+        target.copy_matrix(pack(codes, powers, bits=4, table=torch.tensor(E2M1), scale_dtype=powers.dtype))
+    else:
+        target.copy_(decode(blocks, scales))

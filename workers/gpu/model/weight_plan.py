@@ -13,7 +13,7 @@ from math import prod
 
 from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.workers.gpu.model.parts import DENSE, EXPERT, SHARED, Part, Shape, part_shapes
-from moorage.workers.hf_tensors import weights_bytes
+from moorage.workers.hf_tensors import MXFP4_GROUP, weights_bytes
 from moorage.workers.spec import LayerSpec, ModelSpec, WeightKind
 
 GROUP_SIZES = (32, 16)
@@ -51,7 +51,7 @@ def plan_weights(spec: ModelSpec, weights: WeightKind, stored: WeightPlan | None
     """The plan for `model.weights`; `stored` has the kinds of what the checkpoint holds quantised."""
     if weights is WeightKind.FLOAT:
         return {}
-    found = dict(stored or {})
+    found = {**_of_mxfp4(spec), **(stored or {})}
     if weights is WeightKind.AUTO:
         return found
     for key, shape in matrices(spec):
@@ -94,6 +94,17 @@ def group_size_for(width: int) -> int | None:
 def integers(bits: int) -> CodeKind:
     """Codes of 4 or 8 bits that are numbers."""
     return {4: CodeKind.INT4, 8: CodeKind.INT8}[bits]
+
+
+def _of_mxfp4(spec: ModelSpec) -> dict[tuple[int | None, Part], MatrixKind]:
+    """Experts that the checkpoint holds as MXFP4, with their own codes and, in float32, scales."""
+    if spec.experts is None or not spec.experts.is_mxfp4:
+        return {}
+    return {
+        key: MatrixKind(CodeKind.TABLE4, MXFP4_GROUP, scale_bytes=4)
+        for key, shape in matrices(spec)
+        if key[1] in EXPERT and shape[1] % PANEL == 0
+    }
 
 
 def _kind(bits: int, width: int) -> MatrixKind | None:

@@ -7,7 +7,11 @@ import math
 import pytest
 import torch
 
+from moorage.kernels.quantized_linear import CodeKind, QuantizedMatrix, dequantize
+from moorage.workers.gpu.model.matrix_rows import MatrixRows
 from moorage.workers.gpu.model.mxfp4 import Mxfp4Slot, decode
+from moorage.workers.gpu.model.quantized import empty_matrix
+from moorage.workers.gpu.model.weight_plan import MatrixKind
 
 
 def of_code(code: int) -> float:
@@ -52,6 +56,21 @@ def test_two_tensors_fill_the_parts_in_any_order(
         expected = (rows[0::2], rows[1::2]) if interleaved else (rows[:4], rows[4:])
         assert torch.equal(gate[expert], expected[0])
         assert torch.equal(up[expert], expected[1])
+
+
+def test_codes_are_kept_where_the_matrix_has_their_table() -> None:
+    """Of two experts, whose gate and up follow one another in one matrix."""
+    blocks, scales = drawn(2, 64, 96)
+    matrix = empty_matrix((2 * 64, 96), MatrixKind(CodeKind.TABLE4, 32, scale_bytes=4), "cpu")
+    parts = tuple(MatrixRows(matrix, (start, 64 + start), 32, is_stack=True) for start in (0, 32))
+    slot = Mxfp4Slot(parts, interleaved=True)
+    slot.fill(blocks)
+    slot.fill(scales)
+    assert slot.is_finite()
+    assert isinstance(matrix, QuantizedMatrix)
+    for expert, weights in enumerate(dequantize(matrix).view(2, 64, 96)):
+        rows = decode(blocks[expert], scales[expert])
+        assert torch.equal(weights, torch.cat((rows[0::2], rows[1::2])))
 
 
 def test_a_scale_that_is_no_number_shows() -> None:

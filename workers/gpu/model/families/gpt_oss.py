@@ -32,6 +32,7 @@ def _own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
         ExpertScores.SOFTMAX_NORMALIZED,
         router_bias=True,
         bias=True,
+        is_mxfp4=config.child("quantization_config") is not None,
     )
     slides = read_layer_types(config) or tuple(layer % 2 == 0 for layer in range(spec.num_layers))
     typed = config.get("dtype") is not None or config.get("torch_dtype") is not None
@@ -63,6 +64,7 @@ _MXFP4 = {
 _KEYS = {
     "head_dim": 64,
     "num_experts_per_tok": 4,
+    "quantization_config": {"quant_method": "mxfp4"},
     "rope_theta": 150000,
     "rope_scaling": {
         "rope_type": "yarn",
