@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+import torch
+from numba import njit, prange
 from numpy.typing import NDArray
 
-from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.bfloat import narrow, stored, widen
+from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 
 Float32 = NDArray[np.float32]
 
@@ -48,3 +50,44 @@ def rotate_each(heads: Float32, cos: Float32, sin: Float32) -> Float32:
 def _rotate_each(heads: Any, cos: Any, sin: Any, out: Any) -> None:
     for i in range(len(heads)):
         rotate_into(heads[i], cos[i], sin[i], out[i])
+
+
+def rotate_tokens(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x [H, T, D], float32 or bfloat16 on the host, token t turned by row t of cos, sin f32 [T or 1, rd / 2].
+
+    Channels pair as in `rotate_heads`. Computed in fp32, returned in the type of x as a view of [T, H, D].
+    """
+    num_heads, num_tokens, dim = x.shape
+    if cos.shape != sin.shape or cos.shape[0] not in (1, num_tokens) or 2 * cos.shape[1] > dim:
+        raise ValueError(f"cos {list(cos.shape)}, sin {list(sin.shape)} do not fit x {list(x.shape)}")
+    out = torch.empty((num_tokens, num_heads, dim), dtype=x.dtype)
+    arrays = stored(x), cos.contiguous().numpy(), sin.contiguous().numpy(), stored(out)
+    workers = num_workers(2 * x.nbytes)
+    if workers > 1:
+        _rotate_parallel(*arrays, workers)
+    else:
+        _rotate_range(*arrays, 0, num_tokens)
+    return out.transpose(0, 1)
+
+
+@njit(**SERIAL)
+def _rotate_range(x: Any, cos: Any, sin: Any, out: Any, begin: Any, end: Any) -> None:
+    half, only_one = cos.shape[1], len(cos) == 1
+    for t in range(begin, end):
+        turn = 0 if only_one else t
+        c, s = cos[turn], sin[turn]
+        for h in range(len(x)):
+            source, into = x[h, t], out[t, h]
+            for d in range(half):
+                low, high = widen(source[d]), widen(source[half + d])
+                into[d] = narrow(low * c[d] - high * s[d], into[d])
+                into[half + d] = narrow(high * c[d] + low * s[d], into[d])
+            for d in range(2 * half, len(into)):
+                into[d] = source[d]
+
+
+@njit(**PARALLEL)
+def _rotate_parallel(x: Any, cos: Any, sin: Any, out: Any, workers: Any) -> None:
+    count = x.shape[1]
+    for i in prange(workers):
+        _rotate_range(x, cos, sin, out, count * i // workers, count * (i + 1) // workers)

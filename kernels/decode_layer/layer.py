@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from moorage.kernels.counter import take
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
-from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, take, write_row
+from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
 from moorage.kernels.decode_layer.selection import select_candidates
 from moorage.kernels.numba_flags import SERIAL

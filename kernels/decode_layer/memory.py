@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from moorage.kernels.addresses import spanned
 from moorage.kernels.checks import all_within
@@ -16,17 +14,6 @@ from moorage.kernels.numba_flags import SERIAL
 
 KV, ANCHORS, CODES, PAGES = 0, 1, 2, 3
 """Columns of `LayerMemory.table`."""
-
-
-@intrinsic
-def take(_typing: Any, counter: Any) -> Any:
-    """counter[0], int64, and adds one to it: each value goes to one thread alone."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", data, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(counter), build
 
 
 @njit(**SERIAL)

@@ -17,7 +17,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         from moorage.kernels.rms_norm import triton
 
         return triton.rms_norm(x, weight, eps)
-    if x.dtype == torch.float32 and not x.is_cuda:
+    if cpu.supports(x, weight):
         return cpu.rms_norm(x, weight, eps)
     return gpu.rms_norm(x, weight, eps)
 
@@ -28,7 +28,7 @@ def add_rms_norm(x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps
         from moorage.kernels.rms_norm import triton
 
         return triton.add_rms_norm(x, added, weight, eps)
-    if x.dtype == torch.float32 and not x.is_cuda:
+    if cpu.supports(x, weight):
         return cpu.add_rms_norm(x, added, weight, eps)
     return gpu.add_rms_norm(x, added, weight, eps)
 

@@ -1,4 +1,4 @@
-"""The norm of float32 rows on the host, in one pass over each row; torch takes five operations for it."""
+"""The norm of float32 or bfloat16 rows on the host, in one pass over each row; torch takes five operations for it."""
 
 from __future__ import annotations
 
@@ -9,51 +9,53 @@ import torch
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from moorage.kernels.checks import FLOAT32, is_typed
+from moorage.kernels.bfloat import narrow, stored, widen
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 
-Float32 = NDArray[np.float32]
+Rows = NDArray[np.float32] | NDArray[np.uint16]
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+def supports(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether rows of this type lie on the host and can be normed here."""
+    return x.device.type == "cpu" and x.dtype in _TYPES and weight.dtype == torch.float32
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """See the package; float32 only."""
-    _check_types(x, weight)
-    array = x.numpy()
-    rows = array if array.ndim == 2 and array.flags.c_contiguous else _as_rows(array)
-    out = _normed(rows, rows, False, weight.numpy(), eps)
-    return torch.from_numpy(out if out.ndim == array.ndim else out.reshape(array.shape))
+    """See the package; float32 or bfloat16 rows and a float32 weight."""
+    rows = x if x.dim() == 2 and x.is_contiguous() else x.reshape(-1, x.shape[-1]).contiguous()
+    out = _normed(rows, rows, False, weight, eps)
+    return out if out.dim() == x.dim() else out.reshape(x.shape)
 
 
 def add_rms_norm(x: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """See the package; float32 only."""
-    _check_types(x, weight)
-    rows, more = x.numpy(), added.numpy()
-    if more.shape != rows.shape or not (is_typed(rows, FLOAT32, 2) and is_typed(more, FLOAT32, 2)):
+    """See the package; float32 or bfloat16 rows and a float32 weight."""
+    are_rows = x.dim() == 2 and x.is_contiguous() and added.is_contiguous()
+    if x.shape != added.shape or x.dtype != added.dtype or not are_rows:
         raise ValueError(
-            f"x {rows.shape}, added {more.shape} {more.dtype}; expected contiguous float32, alike"
+            f"x {list(x.shape)} {x.dtype}, added {list(added.shape)} {added.dtype}; expected contiguous rows, alike"
         )
-    return torch.from_numpy(_normed(rows, more, True, weight.numpy(), eps))
+    return _normed(x, added, True, weight, eps)
 
 
-def _check_types(x: torch.Tensor, weight: torch.Tensor) -> None:
-    if x.dtype != torch.float32 or weight.dtype != torch.float32:
-        raise ValueError(f"x {x.dtype}, weight {weight.dtype}; expected float32")
-
-
-def _as_rows(x: Float32) -> Float32:
-    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-
-
-def _normed(rows: Float32, added: Float32, adds: bool, weight: Float32, eps: float) -> Float32:
-    if not is_typed(weight, FLOAT32, 1) or len(weight) != rows.shape[1]:
+def _normed(
+    rows: torch.Tensor, added: torch.Tensor, adds: bool, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    if not supports(rows, weight):
         raise ValueError(
-            f"x {rows.shape}, weight {weight.shape}; expected a contiguous weight of as many channels"
+            f"x {rows.dtype}, weight {weight.dtype}; expected float32 or bfloat16, and a float32 weight"
         )
-    out, workers = np.empty(rows.shape, np.float32), num_workers(2 * rows.nbytes)
+    if weight.shape != rows.shape[1:] or not weight.is_contiguous():
+        raise ValueError(
+            f"x {list(rows.shape)}, weight {list(weight.shape)}; expected a contiguous weight of as many channels"
+        )
+    out = torch.empty_like(rows)
+    workers = num_workers(2 * rows.nbytes)
+    arrays = stored(rows), stored(added), adds, weight.numpy(), eps, stored(out)
     if workers > 1:
-        _parallel(rows, added, adds, weight, eps, out, min(workers, len(rows)))
+        _parallel(*arrays, min(workers, len(rows)))
     else:
-        _range(rows, added, adds, weight, eps, out, 0, len(rows))
+        _range(*arrays, 0, len(rows))
     return out
 
 
@@ -64,12 +66,13 @@ def _range(x: Any, added: Any, adds: Any, weight: Any, eps: Any, out: Any, begin
         row, more, into, total = x[r], added[r], out[r], np.float32(0)
         if adds:
             for d in range(len(row)):
-                row[d] += more[d]
+                row[d] = narrow(widen(row[d]) + widen(more[d]), row[d])
         for d in range(len(row)):
-            total += row[d] * row[d]
+            total += widen(row[d]) * widen(row[d])
         scale = np.float32(1) / np.sqrt(total / np.float32(len(row)) + epsilon)
         for d in range(len(row)):
-            into[d] = row[d] * scale * weight[d]
+            normed = narrow(widen(row[d]) * scale, row[d])
+            into[d] = narrow(widen(normed) * weight[d], row[d])
 
 
 @njit(**PARALLEL)

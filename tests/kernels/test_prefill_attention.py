@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moorage.kernels.prefill_attention import attend_dense, cpu, gpu, reference
+from moorage.kernels.prefill_attention import attend_dense, cpu, flash, gpu, reference
 
 FOREVER = 1 << 62
 SHAPES = [  # KV heads, group, queries, keys, head size
@@ -27,7 +27,7 @@ BANDS = [  # band, distance of the first query from the first key
     ((-3, 3), 4),
     ((5, 5), 4),
 ]
-FORMS = [cpu.attend_dense, gpu.attend_dense]
+FORMS = [cpu.attend_dense, flash.attend_dense, gpu.attend_dense]
 
 
 def make_case(shape, dtype=torch.float32):
@@ -46,14 +46,14 @@ def check(attend, case, band, start, tolerance, softcap=0.0):
     torch.testing.assert_close(lse.double(), expected_lse, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("attend", FORMS, ids=["cpu", "torch"])
+@pytest.mark.parametrize("attend", FORMS, ids=["cpu", "flash", "torch"])
 @pytest.mark.parametrize(("band", "start"), BANDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_matches_reference(attend, shape, band, start):
     check(attend, make_case(shape), band, start, 2e-5)
 
 
-@pytest.mark.parametrize("attend", FORMS, ids=["cpu", "torch"])
+@pytest.mark.parametrize("attend", FORMS, ids=["cpu", "flash", "torch"])
 @pytest.mark.parametrize(("band", "start"), BANDS)
 @pytest.mark.parametrize("softcap", [0.5, 30.0])
 def test_logits_are_capped(attend, band, start, softcap):
@@ -61,7 +61,7 @@ def test_logits_are_capped(attend, band, start, softcap):
     check(attend, (20 * q, k, v, scale), band, start, 5e-5, softcap)
 
 
-@pytest.mark.parametrize("attend", FORMS, ids=["cpu", "torch"])
+@pytest.mark.parametrize("attend", FORMS, ids=["cpu", "flash", "torch"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("band", "start"), BANDS[:3])
 def test_low_precision_inputs(attend, dtype, band, start):
@@ -71,10 +71,10 @@ def test_low_precision_inputs(attend, dtype, band, start):
 @pytest.mark.parametrize(("band", "start"), [*BANDS[1:4], ((0, 20), 10), ((25, FOREVER), 30)])
 def test_tiles_of_rows_join(monkeypatch, band, start):
     case = make_case((2, 2, 50, 64, 32))
-    monkeypatch.setattr(cpu, "TILE_ROWS", 16)
-    check(cpu.attend_dense, case, band, start, 2e-5)
-    monkeypatch.setattr(cpu, "MASK_BYTES", 64 * 4 * 7)
-    check(cpu.attend_dense, case, band, start, 2e-5)
+    monkeypatch.setattr(flash, "TILE_ROWS", 16)
+    check(flash.attend_dense, case, band, start, 2e-5)
+    monkeypatch.setattr(flash, "MASK_BYTES", 64 * 4 * 7)
+    check(flash.attend_dense, case, band, start, 2e-5)
     monkeypatch.setattr(gpu, "LOGIT_BYTES", 64 * 4 * 4 * 7)
     check(gpu.attend_dense, case, band, start, 2e-5)
 

@@ -11,6 +11,7 @@ from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhaust
 from moorage.workers.gpu.attention.factory import Site, build_attention
 from moorage.workers.gpu.attention.observed import ObservedAttention, Observer
 from moorage.workers.gpu.engine.batch import DecodeStep, Failures
+from moorage.workers.gpu.engine.compute_type import attention_dtype
 from moorage.workers.gpu.engine.forward import ForwardPass, SessionStep
 from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
 from moorage.workers.gpu.engine.output import OutputStage
@@ -43,7 +44,7 @@ class Engine:
         if device.type == "cuda" and decoder.graphs is None and not decoder.waits_for_device:
             decoder.graphs = PieceGraphs(decoder, cuda_capture())
         self._timer = PartTimer()
-        compute = decoder.dtype if device.type == "cuda" else torch.float32
+        compute = attention_dtype(decoder.dtype, device)
         sinks = tuple(layer.sinks for layer in decoder.weights.layers)
         site = Site(kv, layout, device, compute, spec, sinks, settings, self._timer)
         parts = build_attention(site, copies)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moorage.kernels.rotation import rotate_tokens
 from moorage.workers.spec import MemorySpec, RopeSpec
 
 
@@ -68,6 +69,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Channel i pairs with i + rotary_dim / 2 (the rotate-half convention); channels >= rotary_dim pass through.
     """
+    if x.device.type == "cpu" and x.dim() == 3 and x.dtype in (torch.float32, torch.bfloat16):
+        return rotate_tokens(x, cos, sin)
     half = cos.shape[-1]
     first, second = x[..., :half].float(), x[..., half : 2 * half].float()
     rotated = (first * cos - second * sin, second * cos + first * sin)
