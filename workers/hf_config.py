@@ -12,13 +12,12 @@ from moorage.workers.gguf.files import gguf_files
 from moorage.workers.gguf.model import read_gguf
 from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.family import Family
-from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_claims import with_claim
 from moorage.workers.hf_directory import check_directory
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_keys import check_keys
 from moorage.workers.hf_rope import read_rope
-from moorage.workers.hf_weights import has_own_head
+from moorage.workers.hf_weights import own_head
 from moorage.workers.spec import ModelSpec, RopeSpec
 
 ARCHITECTURES: Mapping[str, str] = {
@@ -29,6 +28,15 @@ ARCHITECTURES: Mapping[str, str] = {
 MOST_LAYERS, MOST_HEADS, MOST_HEAD_DIM = 4096, 4096, 4096
 MOST_CHANNELS, MOST_TOKENS = 2**20, 2**24
 """Sizes beyond which a config.json is taken for a mistake; several times the largest that is published."""
+SHARED_KEYS = (
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "quantization_config",
+    "tie_word_embeddings",
+    "torch_dtype",
+)
+"""Keys that a model of several parts has once, beside its text part's."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -43,8 +51,20 @@ def read_model_spec(directory: str | Path) -> ModelSpec:
         return read_spec(config, _family(config))
     check_directory(directory)
     config = Fields.read(directory / "config.json")
-    spec = _with_generation(read_spec(config, _family(config)), directory)
+    family = _family(config)
+    spec = _with_generation(_of_text(config, family), directory)
     return _with_own_head(spec, directory) if spec.tie_word_embeddings else spec
+
+
+def _of_text(config: Fields, family: Family) -> ModelSpec:
+    """ModelSpec of a whole model, or of the text part of one that has others."""
+    text = None if family.text_config is None else config.child(family.text_config)
+    if text is None:
+        return read_spec(config, family)
+    shared = {key: value for key in SHARED_KEYS if (value := config.get(key)) is not None}
+    spec = read_spec(Fields({**shared, **text.values}, text.source), family)
+    note = f"{config.source}: only the text part of {family.name} is served; prompts are text alone"
+    return replace(spec, notes=(*spec.notes, note))
 
 
 def read_spec(config: Fields, family: Family) -> ModelSpec:
@@ -160,11 +180,13 @@ def _with_generation(spec: ModelSpec, directory: Path) -> ModelSpec:
 
 def _with_own_head(spec: ModelSpec, directory: Path) -> ModelSpec:
     """`spec` without tied embeddings where the files hold another output matrix, as transformers 5 reads it."""
-    if not any(directory.glob("model*.safetensors")) or not has_own_head(directory, spec.family):
+    if not any(directory.glob("model*.safetensors")):
         return spec
-    head = FAMILIES[spec.family].tensors.name_of(Part.LM_HEAD)
+    head = own_head(directory, spec.family)
+    if head is None:
+        return spec
     note = (
-        f"{directory}: config.json has tie_word_embeddings true, but {head}.weight differs from the embeddings; "
+        f"{directory}: config.json has tie_word_embeddings true, but {head} differs from the embeddings; "
         "the file's is used, as in transformers 5"
     )
     return replace(spec, tie_word_embeddings=False, notes=(*spec.notes, note))

@@ -61,8 +61,7 @@ def checkpoint_tensors(spec: ModelSpec, names: Collection[str] = ()) -> list[Che
     A family may name them in several ways, and GGUF files in others: the one that shares most names with `names`,
     those of the files, counts.
     """
-    family = FAMILIES[spec.family]
-    layouts = (family.tensors, *family.other_tensors, *GGUF_LAYOUTS)
+    layouts = (*FAMILIES[spec.family].layouts, *GGUF_LAYOUTS)
     ways = [list(_all_tensors(spec, tensors)) for tensors in layouts]
     return max(ways, key=lambda way: sum(tensor.name in names for tensor in way))
 
@@ -89,8 +88,10 @@ def present_name(name: str, family: str) -> str:
 
 def is_redundant(name: str, spec: ModelSpec) -> bool:
     """Whether a tensor that `tensor_shapes` lacks may be skipped, because the decoder derives it."""
-    head = FAMILIES[spec.family].tensors.name_of(Part.LM_HEAD)
-    return name.endswith("rotary_emb.inv_freq") or (spec.tie_word_embeddings and name == f"{head}.weight")
+    if name.endswith("rotary_emb.inv_freq"):
+        return True
+    heads = {f"{names.name_of(Part.LM_HEAD)}.weight" for names in FAMILIES[spec.family].layouts}
+    return spec.tie_word_embeddings and name in heads
 
 
 def _all_tensors(spec: ModelSpec, tensors: TensorNames) -> Iterator[CheckpointTensor]:

@@ -71,6 +71,7 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
         return check_tensors(read_gguf(files), spec)
     headers = read_headers(directory, spec.family)
     expected = {tensor.name: tensor for tensor in checkpoint_tensors(spec, headers)}
+    other = FAMILIES[spec.family].other_modalities
     for name, tensor in expected.items():
         if name not in headers:
             raise InvalidModel(
@@ -84,7 +85,7 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
                 f"config.json makes it {list(tensor.shape)}; weights and config.json must be of one model"
             )
     for name, header in headers.items():
-        if name not in expected and not is_redundant(name, spec):
+        if name not in expected and not is_redundant(name, spec) and not name.startswith(other):
             raise InvalidModel(
                 f"{header.file}: tensor {name} has no place in a {spec.family} model by config.json; "
                 "weights and config.json must be of one model"
@@ -92,16 +93,21 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
     return {name: headers[name] for name in expected}
 
 
-def has_own_head(directory: Path, family: str) -> bool:
-    """Whether the files hold an output matrix that differs from the embeddings.
+def own_head(directory: Path, family: str) -> str | None:
+    """The name of the output matrix where the files hold one that differs from the embeddings.
 
     transformers 5 then keeps the file's, whatever `tie_word_embeddings` says. Equal bytes count as tied; two types of
     the same values count as different, which costs memory alone. Raises InvalidModel for bad files.
     """
-    names, headers = FAMILIES[family].tensors, read_headers(directory, family)
-    head, embed = (headers.get(f"{names.name_of(part)}.weight") for part in (Part.LM_HEAD, Part.EMBED))
-    if head is None or embed is None:
-        return False
+    headers = read_headers(directory, family)
+    for names in FAMILIES[family].layouts:
+        head, embed = (headers.get(f"{names.name_of(part)}.weight") for part in (Part.LM_HEAD, Part.EMBED))
+        if head is not None and embed is not None and _differ(head, embed):
+            return head.name
+    return None
+
+
+def _differ(head: TensorHeader, embed: TensorHeader) -> bool:
     if (head.dtype, head.shape) != (embed.dtype, embed.shape):
         return True
     return any(ours != theirs for ours, theirs in zip(_pieces(head), _pieces(embed), strict=True))

@@ -161,6 +161,10 @@ class Family:
     tensors: TensorNames
     other_tensors: tuple[TensorNames, ...] = ()
     """How other checkpoints of this family name their tensors."""
+    text_config: str | None = None
+    """The key of config.json under which models that see or hear beside reading have the keys of their text part."""
+    other_modalities: tuple[str, ...] = ()
+    """What names of the tensors begin with that such models have for anything but text."""
     quant_methods: tuple[str, ...] = ()
     """What `quantization_config` may name where `other_tensors` say how its weights are stored."""
     own_keys: Callable[[ModelSpec, Fields], ModelSpec] = _no_own_keys
@@ -180,3 +184,8 @@ class Family:
     """Whether layers that slide may have a rotary embedding of their own."""
     published: Mapping[str, PublishedModel] = field(default_factory=dict)
     """Models that can be sized by name, without their files."""
+
+    @property
+    def layouts(self) -> tuple[TensorNames, ...]:
+        """Every way in which checkpoints of this family name their tensors."""
+        return (self.tensors, *self.other_tensors)
