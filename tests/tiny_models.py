@@ -7,7 +7,7 @@ rotation, scale or mask shows. With transformers' own initialisation it would no
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,20 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GemmaForCausalLM,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     GptOssConfig,
     GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -29,6 +39,10 @@ from transformers import (
     MixtralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -93,6 +107,31 @@ _GPT_OSS_ROPE = {
     "original_max_position_embeddings": 128,
     "truncate": False,
 }
+_GRANITE: Mapping[str, Any] = {
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "logits_scaling": 0.125,
+}
+_GEMMA3: Mapping[str, Any] = {
+    "head_dim": 32,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 24,
+    "num_hidden_layers": 7,
+}
+_GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 2e4},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+}
+_OLMO3_ROPE = {
+    "full_attention": {
+        "rope_type": "yarn",
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+        "rope_theta": 5e5,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+}
 _FAMILIES: Mapping[str, _Family] = {
     "llama2": _Family(
         LlamaConfig, LlamaForCausalLM, {"head_dim": 32, "num_key_value_heads": 4}, {"rope_theta": 10000.0}
@@ -108,6 +147,13 @@ _FAMILIES: Mapping[str, _Family] = {
         MistralForCausalLM,
         {"head_dim": 128, "num_key_value_heads": 1, "sliding_window": None},
         {"rope_theta": 1e6},
+    ),
+    "mistral3": _Family(
+        MistralConfig,
+        MistralForCausalLM,
+        {"head_dim": 32, "sliding_window": None},
+        {"rope_theta": 1e9},
+        published_as="Mistral3ForConditionalGeneration",
     ),
     "qwen2": _Family(
         Qwen2Config,
@@ -127,18 +173,15 @@ _FAMILIES: Mapping[str, _Family] = {
         {"num_local_experts": 6, "num_experts_per_tok": 2},
         {"rope_theta": 1e6},
     ),
-    "granite": _Family(
-        GraniteConfig,
-        GraniteForCausalLM,
-        {
-            "attention_bias": True,
-            "attention_multiplier": 0.25,
-            "embedding_multiplier": 12.0,
-            "residual_multiplier": 0.22,
-            "logits_scaling": 0.125,
-        },
+    "gemma": _Family(GemmaConfig, GemmaForCausalLM, {"head_dim": 32, "tie_word_embeddings": True}, {}),
+    "granite": _Family(GraniteConfig, GraniteForCausalLM, {**_GRANITE, "attention_bias": True}, {}),
+    "granitemoe": _Family(
+        GraniteMoeConfig,
+        GraniteMoeForCausalLM,
+        {**_GRANITE, "num_local_experts": 6, "num_experts_per_tok": 2},
         {},
     ),
+    "olmoe": _Family(OlmoeConfig, OlmoeForCausalLM, {"num_experts": 6, "num_experts_per_tok": 2}, {}),
     "olmo2": _Family(Olmo2Config, Olmo2ForCausalLM, {}, {"rope_theta": 5e5}),
     "gemma2": _Family(
         Gemma2Config,
@@ -151,6 +194,24 @@ _FAMILIES: Mapping[str, _Family] = {
             "final_logit_softcapping": 6.0,
         },
         {},
+    ),
+    "gemma3": _Family(Gemma3TextConfig, Gemma3ForCausalLM, _GEMMA3, _GEMMA3_ROPE),
+    "gemma3_vision": _Family(
+        Gemma3TextConfig,
+        Gemma3ForCausalLM,
+        _GEMMA3,
+        _GEMMA3_ROPE,
+        published_as="Gemma3ForConditionalGeneration",
+    ),
+    "glm": _Family(GlmConfig, GlmForCausalLM, {"head_dim": 32}, {"partial_rotary_factor": 0.5}),
+    "glm4": _Family(
+        Glm4Config,
+        Glm4ForCausalLM,
+        {"head_dim": 64, "attention_bias": False},
+        {"partial_rotary_factor": 0.5},
+    ),
+    "olmo3": _Family(
+        Olmo3Config, Olmo3ForCausalLM, {"sliding_window": 24, "num_hidden_layers": 5}, _OLMO3_ROPE
     ),
     "gpt_oss": _Family(GptOssConfig, GptOssForCausalLM, _GPT_OSS, _GPT_OSS_ROPE),
     "gpt_oss_mxfp4": _Family(GptOssConfig, GptOssForCausalLM, _GPT_OSS, _GPT_OSS_ROPE, published_as="mxfp4"),
@@ -259,7 +320,9 @@ def build_tiny_checkpoint(
     fields of its transformers configuration.
     """
     made = _FAMILIES[family]
-    parameters = {"rope_type": "default", "rope_theta": 10000.0} | dict(made.rope if rope is None else rope)
+    parameters = dict(made.rope if rope is None else rope)
+    if "full_attention" not in parameters:
+        parameters = {"rope_type": "default", "rope_theta": 10000.0} | parameters
     fields = {**_COMMON, **made.fields, **config_overrides}
     config = made.config(**fields, rope_parameters=parameters, attn_implementation="eager")
     model = made.model(config).eval()
@@ -340,7 +403,9 @@ def _publish(published_as: str, model: PreTrainedModel, directory: Path) -> None
     config = json.loads(path.read_text())
     if published_as == "mxfp4":
         config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
-    if published_as not in ("", "merged", "mxfp4"):
+    if published_as.endswith("ForConditionalGeneration"):
+        config = _with_vision(published_as, model, config, directory)
+    if published_as in ("internlm2", "legacy", "yi"):
         _use_old_rope_keys(config)
     if published_as == "yi":
         config |= {"architectures": ["YiForCausalLM"], "model_type": "Yi"}
@@ -354,6 +419,31 @@ def _publish(published_as: str, model: PreTrainedModel, directory: Path) -> None
     path.write_text(json.dumps(config, indent=1))
 
 
+def _with_vision(
+    architecture: str, model: PreTrainedModel, config: dict[str, Any], directory: Path
+) -> dict[str, Any]:
+    """The checkpoint as one of a model that sees as well, with the older rope keys; returns its config.json."""
+    tied = model.config.tie_word_embeddings
+    text = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
+    seen = {
+        "vision_tower.vision_model.post_layernorm.weight": torch.ones(8),
+        "multi_modal_projector.mm_input_projection_weight": torch.ones(8, 8),
+    }
+    _rename_tensors(model, directory, text, leave=("lm_head.weight",) if tied else (), more=seen)
+    rope = config.pop("rope_parameters")
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    config |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    shared = {key: config.pop(key) for key in ("bos_token_id", "eos_token_id", "dtype")}
+    return shared | {
+        "architectures": [architecture],
+        "model_type": architecture.removesuffix("ForConditionalGeneration").lower(),
+        "text_config": config,
+        "vision_config": {"hidden_size": 8, "model_type": "siglip_vision_model"},
+    }
+
+
 def _use_old_rope_keys(config: dict[str, Any]) -> None:
     """Write rotary parameters as transformers 4 did."""
     rope = config.pop("rope_parameters")
@@ -363,9 +453,18 @@ def _use_old_rope_keys(config: dict[str, Any]) -> None:
     config["rope_scaling"] = None if rope_type == "default" else {"type": rope_type, **rope}
 
 
-def _rename_tensors(model: PreTrainedModel, directory: Path, renamed: Mapping[str, str]) -> None:
-    tensors = {}
+def _rename_tensors(
+    model: PreTrainedModel,
+    directory: Path,
+    renamed: Mapping[str, str],
+    leave: Collection[str] = (),
+    more: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Writes the tensors under other names, without those to `leave`, and with `more`."""
+    tensors = dict(more or {})
     for name, tensor in model.state_dict().items():
+        if name in leave:
+            continue
         for ours, theirs in renamed.items():
             name = name.replace(ours, theirs)
         tensors[name] = tensor.contiguous()

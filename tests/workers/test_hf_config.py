@@ -73,8 +73,8 @@ def test_every_architecture(tmp_path: Path, architecture: str, family: str) -> N
     experts = {key: value for key, value in published.items() if "expert" in key or key.startswith("moe_")}
     spec = read(tmp_path, architectures=[architecture], sliding_window=None, head_dim=48, **experts)
     assert (spec.family, spec.head_dim) == (family, 48)
-    assert (spec.qk_norm is QkNorm.HEAD) == (family in ("qwen3", "qwen3_moe"))
-    assert spec.qkv_bias == (family in ("qwen2", "qwen2_moe", "internlm2", "gpt_oss"))
+    assert (spec.qk_norm is QkNorm.HEAD) == (family in ("gemma3", "qwen3", "qwen3_moe"))
+    assert spec.qkv_bias == (family in ("glm", "glm4", "gpt_oss", "internlm2", "qwen2", "qwen2_moe"))
 
 
 def test_model_type_serves_without_architectures(tmp_path: Path) -> None:
@@ -86,6 +86,42 @@ def test_biases(tmp_path: Path) -> None:
     assert (spec.qkv_bias, spec.output_bias, spec.mlp_bias) == (True, True, True)
     spec = read(tmp_path, architectures=["InternLM2ForCausalLM"], bias=False)
     assert (spec.qkv_bias, spec.output_bias) == (False, False)
+
+
+def test_of_a_model_that_sees_the_text_part_is_read(tmp_path: Path) -> None:
+    """As google/gemma-3-4b-it is published: much is left to the architecture, some keys stand beside the text's."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    config = {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "eos_token_id": [1, 106],
+        "mm_tokens_per_image": 256,
+        "model_type": "gemma3",
+        "text_config": text,
+        "torch_dtype": "bfloat16",
+        "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = read_model_spec(tmp_path)
+    assert (spec.family, spec.num_heads, spec.num_kv_heads, spec.head_dim) == ("gemma3", 8, 4, 256)
+    assert (spec.vocab_size, spec.max_position_embeddings) == (262208, 131072)
+    assert (spec.dtype, spec.eos_token_ids, spec.tie_word_embeddings) == ("bfloat16", (1, 106), True)
+    assert spec.stored_layers == (5, 11, 17, 23, 29)
+    assert (spec.rope.rope_type, spec.rope.factor, spec.rope.theta) == ("linear", 8.0, 1e6)
+    local = spec.layer(0).rope
+    assert local is not None
+    assert (local.rope_type, local.theta, spec.layer(0).window) == ("default", 10000.0, 1024)
+    assert "only the text part of gemma3 is served" in spec.notes[0]
+    text["hidden_size"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidModel, match=r"config\.json: text_config: hidden_size is 0"):
+        read_model_spec(tmp_path)
 
 
 LONG = [1.0 + i / 10 for i in range(16)]

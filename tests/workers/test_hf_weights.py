@@ -71,6 +71,15 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named(tiny: TinyModel) -> None:
     assert "tensor model.norm.weight is missing" in refusal(tiny.directory)
 
 
+def test_what_a_model_sees_with_has_no_place_among_text_alone(tmp_path: Path, tiny: TinyModel) -> None:
+    seen = {"vision_tower.vision_model.post_layernorm.weight": torch.ones(8)}
+    seeing = build_tiny_checkpoint("gemma3_vision", tmp_path / "seeing")
+    assert load_file(seeing.directory / "model.safetensors").keys() >= seen.keys()
+    assert check_weights(seeing.directory, seeing.spec).keys().isdisjoint(seen)
+    rewrite(tiny.directory, lambda tensors: tensors.update(seen))
+    assert f"tensor {next(iter(seen))} has no place in a llama model" in refusal(tiny.directory)
+
+
 def test_headers_are_checked_without_torch(tiny: TinyModel) -> None:
     code = (
         "import sys; from pathlib import Path; from moorage.workers.hf_weights import check_weights; "
@@ -121,6 +130,20 @@ def test_an_output_matrix_of_its_own_is_kept_as_transformers_keeps_it(tied: Tiny
     assert bool(spec.notes) == differs
     if differs:
         assert "tie_word_embeddings true, but lm_head.weight differs" in spec.notes[0]
+
+
+def test_an_output_matrix_is_found_by_the_names_of_its_checkpoint(tmp_path: Path) -> None:
+    tied = build_tiny_checkpoint("gemma3_vision", tmp_path)
+    embed, head = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+    rewrite(tmp_path, lambda tensors: tensors.update({head: tensors[embed].clone()}))
+    assert read_model_spec(tmp_path) == tied.spec
+    assert head not in check_weights(tmp_path, tied.spec)
+    rewrite(tmp_path, lambda tensors: tensors.update({head: 2 * tensors[embed]}))
+    spec = read_model_spec(tmp_path)
+    assert not spec.tie_word_embeddings
+    assert f"{head} differs" in spec.notes[1]
+    weights = load_weights(tmp_path, spec, torch.float32, CPU)
+    assert torch.equal(weights.lm_head, 2 * weights.embed)
 
 
 def test_a_tied_checkpoint_without_an_output_matrix_stays_tied(tied: TinyModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_fields import Fields
@@ -88,6 +88,19 @@ class TensorNames:
         """The name of a part outside the layers."""
         return next(name for name, part in self.model.items() if part is wanted)
 
+    def of_text_part(self) -> tuple[TensorNames, TensorNames]:
+        """The names where text is one part of several: as published, and as transformers 5 has them."""
+        return self._moved("language_model.model.", "language_model."), self._moved(
+            "model.language_model.", ""
+        )
+
+    def _moved(self, model: str, head: str) -> TensorNames:
+        moved = {
+            model + name.removeprefix("model.") if name.startswith("model.") else head + name: part
+            for name, part in self.model.items()
+        }
+        return replace(self, model=moved, layer_prefix=f"{model}layers.{{}}.")
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
@@ -138,6 +151,13 @@ class PublishedModel:
         }
 
 
+VISION = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+"""What names of tensors begin with that a model sees with."""
 ACCEPTED = (
     Accepted("hidden_act", ("silu", "swish"), "silu, the only supported activation"),
     Accepted("is_causal", (True,), "true: a model that generates attends no later token"),

@@ -59,7 +59,8 @@ def test_a_checkpoint_fills_every_part_once(family: str, way: int, tied: bool) -
     """A part that a family forgets to name would keep whatever its memory held."""
     spec = replace(smallest(family), tie_word_embeddings=tied)
     tensors = (FAMILIES[family].tensors, *FAMILIES[family].other_tensors)[way]
-    names = {f"model.layers.0.{name}{suffix}" for name in tensors.layer for suffix in ("", ".weight")}
+    prefix = tensors.layer_prefix.format(0)
+    names = {f"{prefix}{name}{suffix}" for name in tensors.layer for suffix in ("", ".weight")}
     weights = [tensor for tensor in checkpoint_tensors(spec, names) if tensor.kind == "weight"]
     every_expert = range(spec.experts.num_experts if spec.experts else 0)
     filled = Counter(

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moorage.workers.gpu.model.families.llama import TENSORS
+from moorage.workers.gpu.model.families.llama import TENSORS as LLAMA_TENSORS
 from moorage.workers.gpu.model.family import Family, PublishedModel
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.hf_fields import Fields
 from moorage.workers.spec import ModelSpec, QkNorm, Residual
 
-OLMO_TENSORS = replace(
-    TENSORS,
+TENSORS = replace(
+    LLAMA_TENSORS,
     layer={
-        **{name: part for name, part in TENSORS.layer.items() if not name.endswith("layernorm")},
+        **{name: part for name, part in LLAMA_TENSORS.layer.items() if not name.endswith("layernorm")},
         "post_attention_layernorm": Part.ATTENTION_OUT_NORM,
         "post_feedforward_layernorm": Part.MLP_OUT_NORM,
         "self_attn.q_norm": Part.Q_NORM,
@@ -36,7 +36,7 @@ _THETA = {"rope_theta": 500000.0}
 FAMILY = Family(
     name="olmo2",
     architectures=("Olmo2ForCausalLM",),
-    tensors=OLMO_TENSORS,
+    tensors=TENSORS,
     own_keys=olmo_keys,
     defaults={"rms_norm_eps": 1e-5},
     published={
