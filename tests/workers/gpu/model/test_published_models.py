@@ -15,10 +15,7 @@ REFUSED = {
     "HuggingFaceTB/SmolLM3-3B": "SmolLM3ForCausalLM is not supported",
     "Qwen/Qwen3-Next-80B-A3B-Instruct": "Qwen3NextForCausalLM is not supported",
     "ai21labs/AI21-Jamba-1.5-Mini": "JambaForCausalLM is not supported",
-    "allenai/OLMoE-1B-7B-0924-Instruct": "OlmoeForCausalLM is not supported",
     "deepseek-ai/DeepSeek-V3": "DeepseekV3ForCausalLM is not supported",
-    "google/gemma-3-1b-it": "Gemma3ForCausalLM is not supported",
-    "ibm-granite/granite-3.1-3b-a800m-instruct": "GraniteMoeForCausalLM is not supported",
     "ibm-granite/granite-4.0-h-tiny": "GraniteMoeHybridForCausalLM is not supported",
     "microsoft/Phi-3-mini-4k-instruct": "Phi3ForCausalLM is not supported",
     "microsoft/Phi-3.5-mini-instruct": "Phi3ForCausalLM is not supported",
@@ -28,15 +25,10 @@ REFUSED = {
     "openbmb/MiniCPM3-4B": "MiniCPM3ForCausalLM is not supported",
     "stabilityai/stablelm-2-12b-chat": "StableLmForCausalLM is not supported",
     "stabilityai/stablelm-zephyr-3b": "StableLmForCausalLM is not supported",
-    "zai-org/GLM-4-9B-0414": "Glm4ForCausalLM is not supported",
-    "zai-org/glm-4-9b-chat-hf": "GlmForCausalLM is not supported",
 }
 """A piece of the line that says why."""
 WAITING = {
-    "google/gemma-2-2b-it",
-    "google/gemma-2-27b-it",
     "mistralai/Ministral-8B-Instruct-2410",
-    "openai/gpt-oss-20b",
 }
 """Read and loaded; their attention is not computed yet."""
 SERVED = [name for name in PUBLISHED if name not in REFUSED]
