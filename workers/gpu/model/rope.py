@@ -69,7 +69,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Channel i pairs with i + rotary_dim / 2 (the rotate-half convention); channels >= rotary_dim pass through.
     """
-    if x.device.type == "cpu" and x.dim() == 3 and x.dtype in (torch.float32, torch.bfloat16):
+    is_simple = x.dim() == 3 and cos.dim() == 2 and x.dtype in (torch.float32, torch.bfloat16)
+    if is_simple and x.device.type == "cpu":
         return rotate_tokens(x, cos, sin)
     half = cos.shape[-1]
     first, second = x[..., :half].float(), x[..., half : 2 * half].float()
