@@ -21,7 +21,7 @@ _THREADS = min(2, len(os.sched_getaffinity(0)))
     epilog=examples(
         "runtime bench peers --model SmolLM2-135M-Instruct.Q4_1.gguf",
         "runtime bench peers --model MODEL_DIR --gguf FILE.gguf --lengths 2K,8K --rounds 1",
-        "runtime bench peers --model MODEL_DIR --lengths 128K --weights stored",
+        "runtime bench peers --model MODEL_DIR --lengths 128K --weights float",
     )
 )
 def peers(
@@ -44,10 +44,8 @@ def peers(
     ] = "32K",
     weights: Annotated[
         str,
-        typer.Option(
-            metavar="NAME,…", help="Weights of Moorage: stored, or values of model.weights such as int4."
-        ),
-    ] = "stored",
+        typer.Option(metavar="NAME,…", help="Values of model.weights, each measured in Moorage."),
+    ] = "float,int4",
     preset: Annotated[
         str, typer.Option(metavar="NAME", help="Preset that Moorage also generates under, beside full.")
     ] = "moorage",

@@ -61,6 +61,8 @@ def peer_specs(plan: PeerPlan, dtype: str = "") -> tuple[list[PeerSpec], list[st
         package, command = PACKAGES[kind]
         if not installed(package):
             notes.append(f"{kind} is not installed, so its rows are missing: {command}")
+        elif kind == "transformers" and model is not None and model.is_file() and not installed("accelerate"):
+            notes.append("transformers reads GGUF files with accelerate alone: pip install accelerate")
         elif model is None:
             notes.append(f"{kind} reads GGUF files alone, so its rows are missing: name one with --gguf")
         else:
@@ -68,8 +70,7 @@ def peer_specs(plan: PeerPlan, dtype: str = "") -> tuple[list[PeerSpec], list[st
     modes = tuple(dict.fromkeys(("full", plan.preset)))
     longest = max(*plan.lengths, WARM_PROMPT) + plan.room
     for weights in plan.weights:
-        chosen = () if weights == "stored" else (f"model.weights={weights}",)
-        overrides = (*chosen, *plan.overrides)
+        overrides = (f"model.weights={weights}", *plan.overrides)
         spec = PeerSpec(
             f"moorage {weights}", "moorage", plan.model, plan.threads, modes, overrides, dtype, longest
         )

@@ -30,7 +30,7 @@ def plan(**changes: object) -> PeerPlan:
         "threads": 1,
         "rounds": 1,
         "steps": 2,
-        "weights": ("stored",),
+        "weights": ("float",),
         "preset": "moorage",
     }
     return PeerPlan(**(values | changes))  # type: ignore[arg-type]
@@ -44,11 +44,24 @@ def test_a_table_and_json_have_every_engine_at_every_length(
     file = tmp_path / "peers.json"
     words = ["bench", "peers", "--model", str(REF), "--lengths", "96,400", "--prefill-context", "128"]
     with pytest.raises(SystemExit) as ended:
-        main([*words, "--rounds", "1", "--steps", "2", "--compare-answers", "--json", str(file)])
+        main(
+            [
+                *words,
+                "--weights",
+                "float",
+                "--rounds",
+                "1",
+                "--steps",
+                "2",
+                "--compare-answers",
+                "--json",
+                str(file),
+            ]
+        )
     assert ended.value.code == 0
     report = json.loads(file.read_text(encoding="utf-8"))
     rows = {(row["name"], row["context_tokens"]): row for row in report["rows"]}
-    engines = {"transformers", "moorage stored full", "moorage stored moorage"}
+    engines = {"transformers", "moorage float full", "moorage float moorage"}
     assert set(rows) >= {(name, length) for name in engines for length in (96, 400)}
     for (name, length), row in rows.items():
         assert row["decode_s"] > 0
@@ -61,7 +74,7 @@ def test_a_table_and_json_have_every_engine_at_every_length(
         answers["identical"] >= 18
     )  # keys and values are stored in fp16, which decides between equal tokens
     shown = capsys.readouterr()
-    assert "moorage stored full" in shown.out
+    assert "moorage float full" in shown.out
     assert "of 20 prompts" in shown.out
 
 
@@ -80,16 +93,28 @@ def test_llama_cpp_is_left_out_of_a_directory_without_a_gguf_file(monkeypatch: p
     assert notes == ["llama.cpp reads GGUF files alone, so its rows are missing: name one with --gguf"]
 
 
+def test_transformers_needs_accelerate_for_a_gguf_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("moorage.runtime.bench.peers.run.installed", lambda name: name != "accelerate")
+    file = tmp_path / "model.gguf"
+    file.touch()
+    specs, notes = peer_specs(plan(model=file))
+    assert [spec.kind for spec in specs] == ["llama.cpp", "moorage"]
+    assert [spec.model for spec in specs] == [file, file]
+    assert notes == ["transformers reads GGUF files with accelerate alone: pip install accelerate"]
+
+
 def test_forms_of_weights_are_engines_of_their_own() -> None:
-    specs = [spec for spec in peer_specs(plan(weights=("stored", "int4")))[0] if spec.kind == "moorage"]
-    assert [spec.name for spec in specs] == ["moorage stored", "moorage int4"]
-    assert [spec.overrides for spec in specs] == [(), ("model.weights=int4",)]
+    specs = [spec for spec in peer_specs(plan(weights=("float", "int4")))[0] if spec.kind == "moorage"]
+    assert [spec.name for spec in specs] == ["moorage float", "moorage int4"]
+    assert [spec.overrides for spec in specs] == [("model.weights=float",), ("model.weights=int4",)]
     assert all(spec.modes == ("full", "moorage") for spec in specs)
 
 
 def test_ratios_are_speeds() -> None:
     calm = [Sample({"linear": 0.001}, 0.002, disturbed=False)]
-    own = make_figures("moorage stored full", 100, calm, calm, 5)
+    own = make_figures("moorage float full", 100, calm, calm, 5)
     peer = Figures("llama.cpp", 100, 0.004, 5, prefill_s=None)
     found = ratios_to_peers(own, [own, peer, Figures("llama.cpp", 200, 1.0, 5)])["llama.cpp"]
     assert found.prefill is None
@@ -108,8 +133,8 @@ def test_errors_of_a_peer_reach_the_caller(tmp_path: Path) -> None:
     """A broken model is one line, and a process that dies is told with its exit code."""
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(InvalidModel, match=r"config\.json"):
-        PeerProcess(PeerSpec("moorage stored", "moorage", tmp_path, 1, ("full",), longest=64))
-    with PeerProcess(PeerSpec("moorage stored", "moorage", PILOT, 1, ("full",), longest=64)) as process:
+        PeerProcess(PeerSpec("moorage float", "moorage", tmp_path, 1, ("full",), longest=64))
+    with PeerProcess(PeerSpec("moorage float", "moorage", PILOT, 1, ("full",), longest=64)) as process:
         process._process.kill()
-        with pytest.raises(Unavailable, match="moorage stored: its process ended with code -9"):
+        with pytest.raises(Unavailable, match="moorage float: its process ended with code -9"):
             process.prefill([1, 2, 3], 8)
