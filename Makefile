@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: setup ## find a fact in a long document with the embedded model
+demo: setup ## a real model reads a document; a small one finds a fact in a longer one
 	@$(BIN)/runtime demo
 
 test: check ## lint, types, import rules, and every test but the slow ones
