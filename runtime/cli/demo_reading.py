@@ -74,7 +74,7 @@ class Reading:
 
 
 READING = Reading(
-    "the Python reference from the module socketserver on, and the history of Python",
+    "the Python reference from socketserver on, and the history of Python",
     Passage(DOCUMENTS / "python_reference.txt", "The module socketserver"),
     Passage(DOCUMENTS / "LICENSE.PSF", "A. HISTORY OF THE SOFTWARE", "All Python releases are Open Source"),
     (
@@ -93,7 +93,10 @@ def read_document(model: Path, reading: Reading = READING) -> None:
     """
     with demo_cluster(model, _OVERRIDES) as client:
         text = reading.text(client, READING_TOKENS)
-        print_note(f"{model.name} reads {READING_TOKENS:,} tokens: {reading.title}.")
+        print_note(
+            f"{model.stem} reads {READING_TOKENS:,} tokens, and answers two questions about them:\n"
+            f"  {reading.title}."
+        )
         first, second = reading.questions
         messages = [{"role": "user", "content": f"{text}\n\n{first.text}"}]
         answers = [_ask(client, messages, first)]
@@ -102,6 +105,7 @@ def read_document(model: Path, reading: Reading = READING) -> None:
             {"role": "user", "content": second.text},
         ]
         answers.append(_ask(client, messages, second))
+        print()
         print_figures({f"question {number}": one.usage for number, one in enumerate(answers, start=1)})
     for question, answer in zip(reading.questions, answers, strict=True):
         if not question.answered_by(answer.text):

@@ -166,6 +166,7 @@ class PeerServer:
 def serve(parent: Connection, spec: PeerSpec) -> None:
     """The other process: answers until its parent closes the pipe or dies."""
     os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(spec.threads)))
+    os.environ["TQDM_DISABLE"] = "1"
     try:
         peer = make_peer(spec)
     except MoorageError as error:

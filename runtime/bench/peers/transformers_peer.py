@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, GgufConfig
 from transformers.utils import logging
 
 from moorage.runtime.bench.peers.peer import PeerSpec
 
 
 class TransformersPeer:
-    """One model and its cache. A GGUF file is dequantised by transformers itself."""
+    """One model and its cache. transformers itself dequantises a GGUF file."""
 
     def __init__(self, spec: PeerSpec) -> None:
         self.part_s: dict[str, float] = {}
@@ -24,7 +24,11 @@ class TransformersPeer:
             directory,
             dtype=torch.float32 if spec.dtype == "float32" else torch.bfloat16,
             attn_implementation="sdpa",
-            **({} if file is None else {"gguf_file": file}),
+            **(
+                {}
+                if file is None
+                else {"gguf_file": file, "quantization_config": GgufConfig(dequantize=True)}
+            ),
         )
         self._model = model.eval()
         self._cache = DynamicCache()
