@@ -51,10 +51,13 @@ def convert(
     tiny: TinyModel,
     path: Path,
     architecture: str,
-    kind: gguf.GGMLQuantizationType | None = None,
+    kinds: Mapping[str, gguf.GGMLQuantizationType] | None = None,
     keys: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The checkpoint as a GGUF file; `kind` is the type of its matrices, F32 unless given; `keys` stand beside."""
+    """The checkpoint as a GGUF file; `keys` stand beside its own.
+
+    `kinds` has types of matrices by pieces of their names, of which the last that fits counts; others are F32.
+    """
     config = tiny.hf_model.config
     writer = gguf.GGUFWriter(path, architecture)
     _add_shape(writer, config)
@@ -68,9 +71,12 @@ def convert(
         del state["lm_head.weight"]
     for name, tensor in _one_part_each(state).items():
         values = _ordered(name, tensor, config) if architecture in PERMUTED else tensor
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            values = values + 1
         found = names.get_name(name, (".weight", ".bias"))
         found = found if found.endswith((".weight", ".bias")) else f"{found}.weight"
-        _add(writer, found, values.float().contiguous().numpy(), kind)
+        fitting = [kind for piece, kind in (kinds or {}).items() if piece in found]
+        _add(writer, found, values.float().contiguous().numpy(), fitting[-1] if fitting else None)
     _finish(writer)
     return path
 
@@ -102,6 +108,13 @@ def _own_keys(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
         "expert_feed_forward_length": ("moe_intermediate_size",),
         "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
         "attention.sliding_window": ("sliding_window",),
+        "attention.scale": ("attention_multiplier",),
+        "embedding_scale": ("embedding_multiplier",),
+        "residual_scale": ("residual_multiplier",),
+        "logit_scale": ("logits_scaling", "logit_scale"),
+        "attn_logit_softcapping": ("attn_logit_softcapping",),
+        "final_logit_softcapping": ("final_logit_softcapping",),
+        "use_parallel_residual": ("use_parallel_residual",),
     }
     found = {
         f"{architecture}.{key}": getattr(config, name)
@@ -134,7 +147,10 @@ def _add_shape(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    else:
+        writer.add_layer_norm_eps(config.layer_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)

@@ -9,6 +9,7 @@ from pathlib import Path
 from moorage.workers.errors import InvalidModel
 from moorage.workers.gguf.config import config_of
 from moorage.workers.gguf.files import gguf_files
+from moorage.workers.gguf.matrices import stored_matrices
 from moorage.workers.gguf.model import read_gguf
 from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.family import Family
@@ -47,8 +48,10 @@ def read_model_spec(directory: str | Path) -> ModelSpec:
     """
     directory = Path(directory)
     if files := gguf_files(directory):
-        config = config_of(read_gguf(files))
-        return read_spec(config, _family(config))
+        model = read_gguf(files)
+        config = config_of(model)
+        spec = read_spec(config, _family(config))
+        return replace(spec, stored_matrices=stored_matrices(model, spec))
     check_directory(directory)
     config = Fields.read(directory / "config.json")
     family = _family(config)

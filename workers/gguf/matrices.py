@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.workers.gguf.model import GgufModel
-from moorage.workers.gpu.model.parts import Part
-from moorage.workers.gpu.model.weight_plan import MatrixKind, matrices
-from moorage.workers.hf_tensors import checkpoint_tensors
-from moorage.workers.spec import ModelSpec
+from moorage.workers.gguf.weights import GgufTensor
+from moorage.workers.gpu.model.weight_plan import MatrixKind, WeightPlan, matrices, stored_matrix
+from moorage.workers.hf_tensors import CheckpointTensor, checkpoint_tensors
+from moorage.workers.safetensors_header import TensorHeader
+from moorage.workers.spec import ModelSpec, StoredMatrix
 
 KINDS: Mapping[str, MatrixKind] = {
     "Q8_0": MatrixKind(CodeKind.INT8, 32),
@@ -30,8 +31,8 @@ KINDS: Mapping[str, MatrixKind] = {
 with common scales of 256 elements (K, IQ4_XS) their products rounded to float16."""
 
 
-def kinds_of(model: GgufModel, spec: ModelSpec) -> tuple[tuple[tuple[int | None, Part], MatrixKind], ...]:
-    """What the file holds quantised, by layer and part; the others become float."""
+def stored_matrices(model: GgufModel, spec: ModelSpec) -> tuple[StoredMatrix, ...]:
+    """What the file holds quantised; the others become float."""
     may_be, found = dict(matrices(spec)), []
     for tensor in checkpoint_tensors(spec, model.tensors):
         header = model.tensors.get(tensor.name)
@@ -39,5 +40,19 @@ def kinds_of(model: GgufModel, spec: ModelSpec) -> tuple[tuple[tuple[int | None,
         for part in tensor.parts if kind is not None else ():
             shape = may_be.get((tensor.layer, part))
             if kind is not None and shape is not None and (len(shape) == 2 or shape[1] % PANEL == 0):
-                found.append(((tensor.layer, part), kind))
+                found.append(stored_matrix(tensor.layer, part, kind))
     return tuple(found)
+
+
+def kept_names(
+    plan: WeightPlan, tensors: Iterable[CheckpointTensor], headers: Mapping[str, TensorHeader]
+) -> frozenset[str]:
+    """The tensors whose codes become those of a decoder as they are: `plan` has the kind of their type."""
+    return frozenset(
+        tensor.name
+        for tensor in tensors
+        if isinstance(headers[tensor.name], GgufTensor)
+        and tensor.kind == "weight"
+        and headers[tensor.name].dtype in KINDS
+        and all(plan.get((tensor.layer, part)) == KINDS[headers[tensor.name].dtype] for part in tensor.parts)
+    )

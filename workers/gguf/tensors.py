@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -41,24 +42,38 @@ def read_tensor(header: GgufTensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def read_matrix(header: GgufTensor) -> QuantizedMatrix:
-    """A tensor of a type that KINDS has, as a matrix of its own codes; experts stand one after the other.
+@dataclass(frozen=True, slots=True)
+class MatrixReader:
+    """Reads rows of a tensor of a type that KINDS has, as a matrix of the file's own codes."""
 
-    Raises InvalidModel when the file ends before it.
-    """
-    kind, width = KINDS[header.dtype], header.shape[-1]
-    rows = prod(header.shape[:-1])
-    matrix = empty_matrix((rows, width), kind, "cpu")
-    assert isinstance(matrix, QuantizedMatrix)
-    begin, block = 0, BY_NAME[header.dtype]
-    for piece in _pieces(header, PANEL * (width // block.elements)):
-        blocks = take_apart(torch.from_numpy(piece.reshape(-1, block.num_bytes)), header.dtype)
-        part = _packed(blocks, kind, width)
-        matrix.rows(begin, begin + part.num_rows).copy_(part)
-        if matrix.table is not None and part.table is not None:
-            matrix.table.copy_(part.table)
-        begin += part.num_rows
-    return matrix
+    header: GgufTensor
+
+    def rows(self, begin: int, end: int) -> QuantizedMatrix:
+        """Rows [begin, end); those of experts stand one after the other. Raises InvalidModel where the file ends."""
+        return self._matrix(self._raw(begin, end))
+
+    def picked(self, rows: Tensor) -> QuantizedMatrix:
+        """The rows int64 [n], in this order."""
+        return self._matrix(self._raw(0, prod(self.header.shape[:-1]))[rows])
+
+    def _raw(self, begin: int, end: int) -> Tensor:
+        """The bytes of rows, [end - begin, bytes of a row]."""
+        header = self.header
+        row_bytes = header.num_bytes // prod(header.shape[:-1])
+        raw = _read(header, header.begin + begin * row_bytes, (end - begin) * row_bytes)
+        return torch.from_numpy(raw).view(end - begin, row_bytes)
+
+    def _matrix(self, raw: Tensor) -> QuantizedMatrix:
+        kind, block = KINDS[self.header.dtype], BY_NAME[self.header.dtype]
+        width = self.header.shape[-1]
+        matrix = empty_matrix((len(raw), width), kind, "cpu")
+        assert isinstance(matrix, QuantizedMatrix)
+        at_once = max(1, PIECE_ELEMENTS // width // PANEL) * PANEL
+        for begin in range(0, len(raw), at_once):
+            piece = raw[begin : begin + at_once].reshape(-1, block.num_bytes)
+            part = _packed(take_apart(piece, self.header.dtype), kind, width)
+            matrix.rows(begin, begin + part.num_rows).copy_(part)
+        return matrix
 
 
 def _packed(blocks: Blocks, kind: MatrixKind, width: int) -> QuantizedMatrix:
@@ -77,23 +92,26 @@ def _packed(blocks: Blocks, kind: MatrixKind, width: int) -> QuantizedMatrix:
     )
 
 
-def _pieces(header: GgufTensor, multiple: int = 1) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of a tensor in pieces of whole blocks, `multiple` times n of them but for the last piece."""
+def _pieces(header: GgufTensor) -> Iterator[NDArray[np.uint8]]:
+    """The bytes of a tensor in pieces of whole blocks."""
     block = BY_NAME[header.dtype]
-    blocks_at_once = max(1, PIECE_ELEMENTS // block.elements // multiple) * multiple
-    at_once = blocks_at_once * block.num_bytes
+    at_once = PIECE_ELEMENTS // block.elements * block.num_bytes
     end = header.begin + header.num_bytes
     for begin in range(header.begin, end, at_once):
-        count = min(at_once, end - begin)
-        try:
-            piece = np.fromfile(header.file, np.uint8, count, offset=begin)
-        except OSError as error:
-            raise InvalidModel(
-                f"{header.file}: can't be read ({error.strerror or error}); check the file"
-            ) from None
-        if len(piece) != count:
-            raise InvalidModel(f"{header.file}: ends within tensor {header.name}; download it again")
-        yield piece
+        yield _read(header, begin, min(at_once, end - begin))
+
+
+def _read(header: GgufTensor, begin: int, num_bytes: int) -> NDArray[np.uint8]:
+    """Bytes of the file. Raises InvalidModel where it ends before."""
+    try:
+        piece = np.fromfile(header.file, np.uint8, num_bytes, offset=begin)
+    except OSError as error:
+        raise InvalidModel(
+            f"{header.file}: can't be read ({error.strerror or error}); check the file"
+        ) from None
+    if len(piece) != num_bytes:
+        raise InvalidModel(f"{header.file}: ends within tensor {header.name}; download it again")
+    return piece
 
 
 def _floats(piece: NDArray[np.uint8], dtype: str) -> Tensor:

@@ -21,7 +21,14 @@ from moorage.workers.spec.kinds import (
     WeightKind,
 )
 from moorage.workers.spec.memory import MemorySpec
-from moorage.workers.spec.model import DualChunkSpec, ExpertsSpec, LayerSpec, ModelSpec, RopeSpec
+from moorage.workers.spec.model import (
+    DualChunkSpec,
+    ExpertsSpec,
+    LayerSpec,
+    ModelSpec,
+    RopeSpec,
+    StoredMatrix,
+)
 from moorage.workers.spec.positions import PositionSpec, RotarySettings
 from moorage.workers.spec.selection import RetentionSpec, SelectionSpec
 from moorage.workers.spec.steps import (
@@ -75,6 +82,7 @@ __all__ = [
     "StepPlan",
     "StepResult",
     "StoreSpec",
+    "StoredMatrix",
     "WeightKind",
     "WindowLayout",
 ]

@@ -114,6 +114,24 @@ class ExpertsSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """A matrix that the checkpoint holds quantised, and what it takes in memory as it is."""
+
+    layer: int | None
+    """None outside the layers."""
+    part: str
+    """A `Part`."""
+    code: str
+    """A `CodeKind`."""
+    group_size: int
+    """Channels of a row that share a scale."""
+    scale_bytes: int = 2
+    has_minima: bool = False
+    has_order: bool = False
+    """Whether columns stand in another order than input channels do."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """The shape of a decoder, read from a Hugging Face `config.json` or the header of a GGUF file."""
 
@@ -162,6 +180,8 @@ class ModelSpec:
     attention_sinks: bool = False
     """Whether each query head has a learned logit that takes part in the softmax and has no value (GPT-OSS)."""
     experts: ExpertsSpec | None = None
+    stored_matrices: tuple[StoredMatrix, ...] = ()
+    """What the checkpoint holds quantised."""
     notes: tuple[str, ...] = ()
     """Where the directory disagrees with itself: what was taken, one line each."""
 

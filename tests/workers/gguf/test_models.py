@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,12 @@ from moorage.workers.hf_config import read_model_spec
 from tests.gguf_files import convert
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
 
+CHANGES: Mapping[str, dict[str, Any]] = {
+    "qwen2_moe": {"mlp_only_layers": []},
+    "qwen3_moe": {"mlp_only_layers": []},
+    "gemma2": {"query_pre_attn_scalar": 32},
+}
+"""What llama.cpp can't do otherwise: experts in every layer; Gemma's scale follows from its size."""
 CPU = torch.device("cpu")
 
 
@@ -41,9 +49,11 @@ def assert_same_model(tiny: TinyModel, file: Path) -> None:
         ("qwen2_moe", "qwen2moe"),
         ("qwen3_moe", "qwen3moe"),
         ("gpt_oss", "gpt-oss"),
+        ("granite", "granite"),
+        ("olmo2", "olmo2"),
+        ("gemma2", "gemma2"),
     ],
 )
 def test_the_same_model(tmp_path: Path, family: str, architecture: str) -> None:
-    only_experts = {"mlp_only_layers": []} if family.endswith("_moe") else {}
-    tiny = build_tiny_checkpoint(family, tmp_path, **only_experts)
+    tiny = build_tiny_checkpoint(family, tmp_path, **CHANGES.get(family, {}))
     assert_same_model(tiny, convert(tiny, tmp_path / "model.gguf", architecture))

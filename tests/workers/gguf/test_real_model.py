@@ -82,7 +82,13 @@ def oracle(file: Path) -> LlamaForCausalLM:
 @pytest.fixture(scope="module")
 def engine(file: Path) -> Iterator[LocalEngine]:
     """Moorage's whole engine, with float weights and exact attention."""
-    changes = ("model.dtype=float32", "memory.preset=full", "gpu_workers.device=cpu", "kv_store.dram=256MiB")
+    changes = (
+        "model.dtype=float32",
+        "model.weights=float",
+        "memory.preset=full",
+        "gpu_workers.device=cpu",
+        "kv_store.dram=256MiB",
+    )
     engine = LocalEngine(build_config(read_source(file, changes, {})), 512)
     yield engine
     engine.close()

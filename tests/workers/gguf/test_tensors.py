@@ -15,7 +15,7 @@ from moorage.workers.errors import InvalidModel
 from moorage.workers.gguf import tensors
 from moorage.workers.gguf.blocks import LAYOUTS
 from moorage.workers.gguf.matrices import KINDS
-from moorage.workers.gguf.tensors import read_matrix, read_tensor
+from moorage.workers.gguf.tensors import MatrixReader, read_tensor
 from moorage.workers.gguf.types import BY_NAME, READ_TYPES
 from moorage.workers.gguf.weights import GgufTensor
 
@@ -80,12 +80,18 @@ def test_a_matrix_of_the_files_codes(
     """Types of one level are kept exactly; the others within the rounding of scale and minimum to 16 bits."""
     monkeypatch.setattr(tensors, "PIECE_ELEMENTS", 16 * WIDTH)
     header = stored(tmp_path, finite_blocks(rng, dtype, 40), dtype, (40, WIDTH))
-    matrix, exact = read_matrix(header), read_tensor(header, torch.float32)
+    matrix, exact = MatrixReader(header).rows(0, 40), read_tensor(header, torch.float32)
     assert matrix.shape == (40, WIDTH)
     assert matrix.nbytes <= KINDS[dtype].num_bytes((48, WIDTH)) + 64
     is_exact = "K" not in dtype and dtype != "IQ4_XS"
     largest = exact.abs().amax().item()
-    torch.testing.assert_close(dequantize(matrix), exact, rtol=0, atol=0.0 if is_exact else 1e-3 * largest)
+    atol = 0.0 if is_exact else 1e-3 * largest
+    torch.testing.assert_close(dequantize(matrix), exact, rtol=0, atol=atol)
+    order = torch.from_numpy(rng.permutation(40))
+    torch.testing.assert_close(
+        dequantize(MatrixReader(header).picked(order)), exact[order], rtol=0, atol=atol
+    )
+    torch.testing.assert_close(dequantize(MatrixReader(header).rows(16, 33)), exact[16:33], rtol=0, atol=atol)
 
 
 def test_types_of_the_families_people_run_need_no_package() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from moorage.workers.errors import InvalidModel
-from moorage.workers.gguf.tensors import read_tensor
+from moorage.workers.gguf.tensors import MatrixReader, read_tensor
 from moorage.workers.gguf.weights import GgufTensor
 from moorage.workers.safetensors_header import TensorHeader
 
@@ -19,17 +19,18 @@ MAPPED_BYTES = 2**30
 
 
 def read_tensors(
-    headers: Iterable[TensorHeader], dtype: torch.dtype
-) -> Iterator[tuple[TensorHeader, Tensor]]:
+    headers: Iterable[TensorHeader], dtype: torch.dtype, kept: Collection[str] = ()
+) -> Iterator[tuple[TensorHeader, Tensor | MatrixReader]]:
     """The tensors of `headers` on the CPU, file by file. The caller drops each before it takes the next.
 
     They are views of a mapped file, of which no more than about MAPPED_BYTES stay in memory, or floats made from
-    blocks of a GGUF file, in `dtype` where that holds all of them. Raises InvalidModel.
+    blocks of a GGUF file, in `dtype` where that holds all of them. Those of a GGUF file that `kept` names are given
+    as what reads them as matrices. Raises InvalidModel.
     """
     by_file: dict[Path, list[TensorHeader]] = {}
     for header in headers:
         if isinstance(header, GgufTensor):
-            yield header, read_tensor(header, dtype)
+            yield header, MatrixReader(header) if header.name in kept else read_tensor(header, dtype)
             continue
         by_file.setdefault(header.file, []).append(header)
     for file, in_file in by_file.items():

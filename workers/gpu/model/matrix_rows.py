@@ -45,6 +45,10 @@ class MatrixRows:
         """The rows of one expert."""
         return replace(self, begins=(self.begins[expert],), is_stack=False)
 
+    def part(self, begin: int, end: int) -> MatrixRows:
+        """Rows [begin, end) of one piece; both are multiples of PANEL, or `end` is its end."""
+        return replace(self, begins=(self.begins[0] + begin,), num_rows=end - begin)
+
     def copy_(self, weights: Tensor) -> None:
         """Quantises float weights of `shape`, on the device of the matrix."""
         inner = self._inner()

@@ -14,7 +14,7 @@ from math import prod
 from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.workers.gpu.model.parts import DENSE, EXPERT, SHARED, Part, Shape, part_shapes
 from moorage.workers.hf_tensors import MXFP4_GROUP, weights_bytes
-from moorage.workers.spec import LayerSpec, ModelSpec, WeightKind
+from moorage.workers.spec import LayerSpec, ModelSpec, StoredMatrix, WeightKind
 
 GROUP_SIZES = (32, 16)
 """Channels that share a scale where this program quantises; the first that divides a row is taken."""
@@ -47,11 +47,11 @@ WeightPlan = Mapping[tuple[int | None, Part], MatrixKind]
 """By layer, None for what lies outside of them, and part: matrices that are quantised. All others are float."""
 
 
-def plan_weights(spec: ModelSpec, weights: WeightKind, stored: WeightPlan | None = None) -> WeightPlan:
-    """The plan for `model.weights`; `stored` has the kinds of what the checkpoint holds quantised."""
+def plan_weights(spec: ModelSpec, weights: WeightKind) -> WeightPlan:
+    """The plan for `model.weights`."""
     if weights is WeightKind.FLOAT:
         return {}
-    found = {**_of_mxfp4(spec), **(stored or {})}
+    found = {**_of_mxfp4(spec), **_as_stored(spec)}
     if weights is WeightKind.AUTO:
         return found
     for key, shape in matrices(spec):
@@ -94,6 +94,29 @@ def group_size_for(width: int) -> int | None:
 def integers(bits: int) -> CodeKind:
     """Codes of 4 or 8 bits that are numbers."""
     return {4: CodeKind.INT4, 8: CodeKind.INT8}[bits]
+
+
+def stored_matrix(layer: int | None, part: Part, kind: MatrixKind) -> StoredMatrix:
+    """What `ModelSpec.stored_matrices` has for a matrix of this kind."""
+    return StoredMatrix(
+        layer,
+        part.value,
+        kind.code.value,
+        kind.group_size,
+        kind.scale_bytes,
+        kind.has_minima,
+        kind.has_order,
+    )
+
+
+def _as_stored(spec: ModelSpec) -> dict[tuple[int | None, Part], MatrixKind]:
+    """The kinds of what the checkpoint holds quantised."""
+    return {
+        (each.layer, Part(each.part)): MatrixKind(
+            CodeKind(each.code), each.group_size, each.scale_bytes, each.has_minima, each.has_order
+        )
+        for each in spec.stored_matrices
+    }
 
 
 def _of_mxfp4(spec: ModelSpec) -> dict[tuple[int | None, Part], MatrixKind]:

@@ -10,9 +10,12 @@ from torch import Tensor
 
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.matrices import kept_names
+from moorage.workers.gguf.tensors import MatrixReader
 from moorage.workers.gguf.weights import decoder_tensors
 from moorage.workers.gpu.model.allocation import allocate
 from moorage.workers.gpu.model.checkpoint import read_tensors
+from moorage.workers.gpu.model.matrix_filling import fill_matrices
 from moorage.workers.gpu.model.matrix_rows import is_finite
 from moorage.workers.gpu.model.naming import slots
 from moorage.workers.gpu.model.parameters import DecoderWeights
@@ -52,14 +55,18 @@ def load_weights(
     """
     headers = check_weights(Path(directory), spec)
     wanted = list(headers.values())
-    weights = allocate(spec, dtype, device, plan_weights(spec, kept))
-    filled = slots(spec, weights, decoder_tensors(spec, headers))
+    plan, tensors = plan_weights(spec, kept), decoder_tensors(spec, headers)
+    weights = allocate(spec, dtype, device, plan)
+    filled = slots(spec, weights, tensors)
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     if progress is not None:
         progress(0, total_bytes)
-    for header, tensor in read_tensors(wanted, dtype):
+    for header, tensor in read_tensors(wanted, dtype, kept_names(plan, tensors, headers)):
         slot = filled[present_name(header.name, spec.family)]
-        slot.fill(tensor)
+        if isinstance(tensor, Tensor):
+            slot.fill(tensor)
+        else:
+            fill_matrices(slot, tensor)
         if not slot.is_finite():
             raise _not_finite(header, tensor, dtype)
         del tensor  # otherwise this file stays mapped beside the next one
@@ -69,8 +76,10 @@ def load_weights(
     return weights
 
 
-def _not_finite(header: TensorHeader, tensor: Tensor, dtype: torch.dtype) -> InvalidModel:
+def _not_finite(header: TensorHeader, tensor: Tensor | MatrixReader, dtype: torch.dtype) -> InvalidModel:
     where = f"{header.file}: tensor {header.name}"
+    if not isinstance(tensor, Tensor):
+        return InvalidModel(f"{where} holds NaN or infinity among its scales; download the file again")
     if not tensor.is_floating_point():
         return InvalidModel(
             f"{where} gives weights that are not finite in {str(dtype).removeprefix('torch.')}; set model.dtype to "

@@ -11,7 +11,13 @@ from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.parameters import MlpWeights
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.gpu.model.quantized import QuantizedMatrix, StackedMatrix, dequantize, quantize
-from moorage.workers.gpu.model.weight_plan import MatrixKind, group_size_for, plan_weights, planned_bytes
+from moorage.workers.gpu.model.weight_plan import (
+    MatrixKind,
+    group_size_for,
+    plan_weights,
+    planned_bytes,
+    stored_matrix,
+)
 from moorage.workers.gpu.model.weights import load_weights
 from moorage.workers.spec import WeightKind
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint
@@ -65,10 +71,12 @@ def test_embeddings_and_head_have_8_bits(tmp_path: Path) -> None:
 def test_what_a_checkpoint_holds_quantised_stays(tmp_path: Path) -> None:
     spec = build_tiny_checkpoint("llama2", tmp_path).spec
     stored = {(0, Part.DOWN): MatrixKind(CodeKind.TABLE4, 32)}
-    assert plan_weights(spec, WeightKind.AUTO, stored) == stored
-    assert plan_weights(spec, WeightKind.INT8, stored)[0, Part.DOWN].code is CodeKind.TABLE4
-    assert plan_weights(spec, WeightKind.INT8, stored)[1, Part.DOWN].code is CodeKind.INT8
-    assert plan_weights(spec, WeightKind.FLOAT, stored) == {}
+    matrices = tuple(stored_matrix(layer, part, kind) for (layer, part), kind in stored.items())
+    spec = replace(spec, stored_matrices=matrices)
+    assert plan_weights(spec, WeightKind.AUTO) == stored
+    assert plan_weights(spec, WeightKind.INT8)[0, Part.DOWN].code is CodeKind.TABLE4
+    assert plan_weights(spec, WeightKind.INT8)[1, Part.DOWN].code is CodeKind.INT8
+    assert plan_weights(spec, WeightKind.FLOAT) == {}
 
 
 def test_rows_that_no_group_divides_stay_float(tmp_path: Path) -> None:
