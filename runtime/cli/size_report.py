@@ -14,6 +14,7 @@ from moorage.runtime.planning.memory import (
     ContextSizes,
     context_sizes,
     fixed_dram_bytes,
+    host_weights_bytes,
     num_parameters,
     num_slots,
     session_slots,
@@ -167,6 +168,8 @@ class SizeReport:
             f"{format_gb(row.ray_bytes)} GB for Ray and its processes{on_cpu}. Every block stays in DRAM, none on "
             "disk.",
         ]
+        if experts := host_weights_bytes(plan):
+            notes.append(f"DRAM holds {format_gb(experts)} GB of experts' weights (model.experts host).")
         windows = plan.windows
         if windows.num_layers:
             notes.append(
@@ -191,6 +194,7 @@ class SizeReport:
             "total_dram_bytes": row.total_dram_bytes,
             "disk_bytes": row.disk_bytes,
             "device_bytes": row.device.total_bytes,
+            "host_weights_bytes": host_weights_bytes(self.deployment),
             "device_weights_bytes": row.device.weights_bytes,
             "device_slots_bytes": row.device.slots_bytes,
             "device_window_bytes": row.device.window_bytes,

@@ -22,7 +22,7 @@ from moorage.runtime.config.types import (
     TokensOrAuto,
 )
 from moorage.workers.counting import counted
-from moorage.workers.spec import WeightKind
+from moorage.workers.spec import ExpertsPlace, WeightKind
 
 CPU_CHUNK = 4096
 """An automatic chunk_size on a CPU."""
@@ -43,6 +43,12 @@ class ModelSection(Section):
         description="How matrices are kept: auto as the checkpoint holds them; float in the type of activations; "
         "int8 or int4 quantised at load, in groups of 32 channels, where the checkpoint holds floats. Under int4 "
         "embeddings and head have 8 bits.",
+    )
+    experts: ExpertsPlace = Field(
+        ExpertsPlace.DEVICE,
+        description="Where the weights of a mixture of experts lie: device, or host, for models that a GPU does not "
+        "hold. The CPU then computes the experts of generated tokens, and a prompt streams them to the GPU "
+        "(llama.cpp's --cpu-moe). On a CPU both are one.",
     )
 
 

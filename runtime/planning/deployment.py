@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec, WeightKind, WindowLayout
+from moorage.workers.spec import ExpertsPlace, KvLayout, MemorySpec, ModelSpec, WeightKind, WindowLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,8 @@ class Deployment:
     stripe_blocks: int = 8
     weights: WeightKind = WeightKind.AUTO
     """How matrices are kept."""
+    experts: ExpertsPlace = ExpertsPlace.DEVICE
+    """Where the weights of experts lie; on a CPU both places are one."""
     max_running: int = 8
     max_step_tokens: int = 4096
     max_cached_block: int | None = None

@@ -53,6 +53,7 @@ def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
         memory=unsettled_memory(config, None, model),
         dtype=config.model.dtype,
         weights=config.model.weights,
+        experts=config.model.experts,
         on_cpu=runs_on_cpu(config.gpu_workers.device),
         shards=config.kv_store.actors,
         stripe_blocks=config.kv_store.stripe_blocks,

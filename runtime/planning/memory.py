@@ -18,10 +18,10 @@ from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.pages import largest_shard
 from moorage.workers.errors import InvalidConfig
-from moorage.workers.gpu.model.weight_plan import plan_weights, planned_bytes
+from moorage.workers.gpu.model.weight_plan import expert_bytes, plan_weights, planned_bytes
 from moorage.workers.hf_tensors import tensor_shapes
 from moorage.workers.sizes import piece_blocks, slots_per_layer
-from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
+from moorage.workers.spec import ExpertsPlace, KvLayout, MemorySpec, ModelSpec
 
 RAY_BASE_BYTES = 320 * 1024**2
 """Proportional memory of a private Ray's own processes."""
@@ -143,7 +143,16 @@ def session_slots(deployment: Deployment) -> int:
 def weights_bytes(deployment: Deployment) -> int:
     """The model's parameters as they are kept on the device, quantised or in their types."""
     plan = plan_weights(deployment.model, deployment.weights)
-    return planned_bytes(deployment.model, plan, DTYPE_BYTES[deployment.weight_dtype])
+    every = planned_bytes(deployment.model, plan, DTYPE_BYTES[deployment.weight_dtype])
+    return every - host_weights_bytes(deployment)
+
+
+def host_weights_bytes(deployment: Deployment) -> int:
+    """The weights of experts that a GPU leaves in host memory."""
+    if deployment.on_cpu or deployment.experts is ExpertsPlace.DEVICE:
+        return 0
+    plan = plan_weights(deployment.model, deployment.weights)
+    return expert_bytes(deployment.model, plan, DTYPE_BYTES[deployment.weight_dtype])
 
 
 def workspace_bytes(deployment: Deployment) -> int:
@@ -223,9 +232,10 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
 
 
 def fixed_dram_bytes(deployment: Deployment) -> int:
-    """Host memory beside the KV pages: staging, Ray and, on a CPU, the device's own."""
+    """Host memory beside the KV pages: staging, Ray, experts of a GPU's model and, on a CPU, the device's own."""
     device = device_sizes(deployment).total_bytes if deployment.on_cpu else 0
-    return _host_staging(deployment) + ray_bytes(deployment) + device
+    beside = ray_bytes(deployment) + host_weights_bytes(deployment)
+    return _host_staging(deployment) + beside + device
 
 
 def ray_bytes(deployment: Deployment) -> int:

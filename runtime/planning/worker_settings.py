@@ -23,6 +23,7 @@ def worker_settings(config: ClusterConfig, deployment: Deployment) -> WorkerSett
         spec=deployment.model,
         dtype=deployment.dtype,
         weights=deployment.weights,
+        experts=deployment.experts,
         device=workers.device,
         layout=deployment.layout,
         stripe_blocks=deployment.stripe_blocks,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moorage.workers.spec import KvLayout, ModelSpec, WeightKind
+from moorage.workers.spec import ExpertsPlace, KvLayout, ModelSpec, WeightKind
 from moorage.workers.spec.setting import Limits, setting
 
 CacheStrategy = Literal["lru", "fifo", "lru-s"]
@@ -87,4 +87,5 @@ class WorkerSettings:
     num_threads: int | None = None
     """CPU threads of the linear layers; None leaves it to torch."""
     weights: WeightKind = WeightKind.AUTO
+    experts: ExpertsPlace = ExpertsPlace.DEVICE
     """How matrices are kept."""

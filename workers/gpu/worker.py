@@ -55,7 +55,13 @@ class GpuWorker:
         here = self.device.type == "cpu" and settings.engine.in_place
         self._kv = ShardedKv(links, settings.layout, settings.stripe_blocks, score_here=here)
         self.decoder = Decoder.load(
-            settings.model_dir, settings.spec, settings.dtype, self.device, progress, settings.weights
+            settings.model_dir,
+            settings.spec,
+            settings.dtype,
+            self.device,
+            progress,
+            settings.weights,
+            settings.experts,
         )
         self.engine = Engine(
             self.decoder,

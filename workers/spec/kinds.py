@@ -134,6 +134,14 @@ class WeightKind(StrEnum):
     """4 bits, where the checkpoint holds floats; embeddings and head 8 bits."""
 
 
+class ExpertsPlace(StrEnum):
+    """Where the weights of experts lie."""
+
+    DEVICE = "device"
+    HOST = "host"
+    """In host memory: the CPU computes few tokens, and the weights of experts that many tokens use are streamed."""
+
+
 class NormKind(StrEnum):
     """How hidden states are normalised."""
 

@@ -16,11 +16,13 @@ from moorage.runtime.planning.memory import (
     context_sizes,
     device_sizes,
     fixed_dram_bytes,
+    host_weights_bytes,
     num_parameters,
     num_rings,
     num_slots,
     spare_device_bytes,
     token_bytes,
+    weights_bytes,
 )
 from moorage.runtime.planning.pages import largest_context_tokens, most_sessions, pages_per_actor
 from moorage.runtime.serving.capacity import Capacity, Resources
@@ -298,3 +300,22 @@ def test_device_memory_holds_as_many_rings_as_sessions() -> None:
 def test_weights_count_as_they_are_kept(kept: str, gigabytes: float) -> None:
     plan = deployment(model={"path": "m", "weights": kept})
     assert device_sizes(plan).weights_bytes / 1e9 == pytest.approx(gigabytes, abs=0.005)
+
+
+def test_experts_in_host_memory_move_from_the_device_to_dram() -> None:
+    qwen = MODEL_PRESETS["qwen3-30b-a3b"]
+    config = cluster(gpu_workers={"device": "cuda"}, model={"path": "m", "experts": "host"})
+    here, there = deployment_of(cluster(gpu_workers={"device": "cuda"}), qwen), deployment_of(config, qwen)
+    experts = 2 * 48 * 128 * 3 * 768 * 2048
+    assert (host_weights_bytes(here), host_weights_bytes(there)) == (0, experts)
+    assert weights_bytes(here) - weights_bytes(there) == experts
+    assert fixed_dram_bytes(there) - fixed_dram_bytes(here) == experts
+
+
+def test_a_cpu_holds_experts_in_one_place() -> None:
+    qwen = MODEL_PRESETS["qwen3-30b-a3b"]
+    plans = (
+        deployment_of(cluster(gpu_workers={"device": "cpu"}, model={"path": "m", "experts": place}), qwen)
+        for place in ("device", "host")
+    )
+    assert len({(weights_bytes(plan), fixed_dram_bytes(plan)) for plan in plans}) == 1

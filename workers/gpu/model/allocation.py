@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,14 +29,19 @@ from moorage.workers.gpu.model.parts import (
 )
 from moorage.workers.gpu.model.quantized import Matrix, ReorderedMatrix, StackedMatrix, empty_matrix
 from moorage.workers.gpu.model.weight_plan import MatrixKind, WeightPlan
-from moorage.workers.spec import ExpertsSpec, LayerSpec, ModelSpec
+from moorage.workers.spec import ExpertsPlace, ExpertsSpec, LayerSpec, ModelSpec
 
 
 def allocate(
-    spec: ModelSpec, dtype: torch.dtype, device: torch.device, plan: WeightPlan | None = None
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    plan: WeightPlan | None = None,
+    experts: ExpertsPlace = ExpertsPlace.DEVICE,
 ) -> DecoderWeights:
     """Weights that hold nothing yet: matrices as `plan` says, all else in `dtype`.
 
+    Those of experts are on the device or on the host, as `experts` says; routers and shared experts on the device.
     Raises ResourceExhausted when the device has too little memory.
     """
     outside = _Space(dtype, device, plan or {}, None)
@@ -50,7 +55,7 @@ def allocate(
         return DecoderWeights(
             embed=embed,
             layers=tuple(
-                _layer(spec, spec.layer(i), _Space(dtype, device, plan or {}, i))
+                _layer(spec, spec.layer(i), _Space(dtype, device, plan or {}, i), experts)
                 for i in range(spec.num_layers)
             ),
             norm=_norm(spec, device),
@@ -59,9 +64,10 @@ def allocate(
         )
     except torch.OutOfMemoryError:
         needed = allocate(spec, dtype, torch.device("meta"), plan).num_bytes
+        other = ", or model.experts host" if spec.experts is not None else ""
         raise ResourceExhausted(
             f"the weights need {needed / 1e9:.2f} GB, more than {device} has; use a smaller model or dtype, or "
-            "model.weights int8 or int4"
+            f"model.weights int8 or int4{other}"
         ) from None
 
 
@@ -113,7 +119,7 @@ def _may_join(kind: MatrixKind | None, aligned: bool, num_parts: int) -> bool:
     return num_parts == 1 or (aligned and kind is not None and not kind.has_order)
 
 
-def _layer(spec: ModelSpec, layer: LayerSpec, space: _Space) -> LayerWeights:
+def _layer(spec: ModelSpec, layer: LayerSpec, space: _Space, place: ExpertsPlace) -> LayerWeights:
     hidden, head_dim, empty, device = spec.hidden_size, spec.head_dim, space.empty, space.device
     query, key_value = spec.num_heads * head_dim, spec.num_kv_heads * head_dim
     experts = spec.experts if layer.has_experts else None
@@ -128,7 +134,7 @@ def _layer(spec: ModelSpec, layer: LayerSpec, space: _Space) -> LayerWeights:
         output=space.stack({Part.OUTPUT: hidden}, query),
         feed_forward=_mlp(space, DENSE, hidden, spec.intermediate_size, spec.mlp_bias)
         if experts is None
-        else _experts(space, hidden, experts),
+        else _experts(space, hidden, experts, place),
         qkv_bias=empty(query + 2 * key_value) if spec.qkv_bias else None,
         output_bias=empty(hidden) if spec.output_bias else None,
         q_norm=_vector(head_norms.get(Part.Q_NORM), device),
@@ -151,12 +157,13 @@ def _layer_norm(spec: ModelSpec, part: Part, device: torch.device) -> Norm | Non
     return _norm(spec, device) if part in LAYER_NORMS[spec.residual] else None
 
 
-def _experts(space: _Space, hidden: int, experts: ExpertsSpec) -> ExpertsWeights:
+def _experts(space: _Space, hidden: int, experts: ExpertsSpec, place: ExpertsPlace) -> ExpertsWeights:
+    home = replace(space, device=torch.device("cpu")) if place is ExpertsPlace.HOST else space
     number, shared = experts.num_experts, experts.shared_intermediate_size
     return ExpertsWeights(
         router=space.empty(number, hidden),
         router_bias=space.empty(number) if experts.router_bias else None,
-        experts=_mlp(space, EXPERT, hidden, experts.intermediate_size, experts.bias, number),
+        experts=_mlp(home, EXPERT, hidden, experts.intermediate_size, experts.bias, number),
         shared=_mlp(space, SHARED, hidden, shared, False) if shared else None,
         shared_weight=space.empty(1, hidden) if experts.shared_gate else None,
     )

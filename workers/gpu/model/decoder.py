@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from moorage.workers.gpu.model.activations import gated
-from moorage.workers.gpu.model.experts import run_experts, run_mlp, runs_at_once
+from moorage.workers.gpu.model.experts import run_experts, runs_at_once
 from moorage.workers.gpu.model.linear import embedding, linear
+from moorage.workers.gpu.model.mlp import run_mlp
 from moorage.workers.gpu.model.norms import head_normalizer, normalizer
 from moorage.workers.gpu.model.parameters import DecoderWeights, ExpertsWeights, LayerWeights, MlpWeights
 from moorage.workers.gpu.model.residual import join_of
 from moorage.workers.gpu.model.weights import Progress, load_weights, resolve_dtype
-from moorage.workers.spec import ModelSpec, WeightKind
+from moorage.workers.spec import ExpertsPlace, ModelSpec, WeightKind
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q [T, Hq, D], k [T, Hkv, D], v [T, Hkv, D]) -> [T, Hq, D]. q and k are un-rotated; all may be views."""
@@ -66,14 +67,16 @@ class Decoder:
         device: torch.device | str,
         progress: Progress | None = None,
         weights: WeightKind = WeightKind.AUTO,
+        experts: ExpertsPlace = ExpertsPlace.DEVICE,
     ) -> Decoder:
         """The decoder of a Hugging Face directory, in float32, bfloat16, float16 or, as auto, the checkpoint's type.
 
-        `weights` says how its matrices are kept. Raises InvalidModel for a directory that does not match `spec`,
-        ResourceExhausted for lack of memory.
+        `weights` says how its matrices are kept, `experts` where those of experts lie. Raises InvalidModel for a
+        directory that does not match `spec`, ResourceExhausted for lack of memory.
         """
         torch_dtype = resolve_dtype(dtype, spec)
-        return cls(spec, load_weights(directory, spec, torch_dtype, torch.device(device), progress, weights))
+        device = torch.device(device)
+        return cls(spec, load_weights(directory, spec, torch_dtype, device, progress, weights, experts))
 
     @property
     def dtype(self) -> torch.dtype:

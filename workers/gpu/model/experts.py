@@ -14,21 +14,21 @@ from moorage.kernels.experts import (
     sum_experts_grouped,
 )
 from moorage.workers.gpu.model.activations import Gated
+from moorage.workers.gpu.model.host_experts import sum_host_experts
 from moorage.workers.gpu.model.linear import linear
+from moorage.workers.gpu.model.mlp import run_mlp
 from moorage.workers.gpu.model.parameters import ExpertsWeights, MlpWeights
 from moorage.workers.spec import ExpertScores, ExpertsSpec
-
-
-def run_mlp(normed: Tensor, weights: MlpWeights, activate: Gated) -> Tensor:
-    """What a dense feed-forward part adds for rows [T, hidden]."""
-    inner = activate(linear(normed, weights.gate_up, weights.gate_up_bias))
-    return linear(inner, weights.down, weights.down_bias)
 
 
 def runs_at_once(weights: MlpWeights, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether one product of rows in `dtype` on `device` computes all experts, so that the host waits for nothing."""
     matrices = (weights.gate_up, weights.down)
-    return has_grouped_products(device, dtype) and all(isinstance(matrix, Tensor) for matrix in matrices)
+    return (
+        has_grouped_products(device, dtype)
+        and weights.device.type == device.type
+        and all(isinstance(matrix, Tensor) for matrix in matrices)
+    )
 
 
 def run_experts(normed: Tensor, weights: ExpertsWeights, spec: ExpertsSpec, activate: Gated) -> Tensor:
@@ -37,6 +37,8 @@ def run_experts(normed: Tensor, weights: ExpertsWeights, spec: ExpertsSpec, acti
     routing = route(logits, spec.per_token, spec.scores is ExpertScores.SOFTMAX_NORMALIZED)
     if runs_at_once(weights.experts, normed.device, normed.dtype):
         added = _all_at_once(normed, routing, weights.experts, activate)
+    elif weights.experts.device.type != normed.device.type:
+        added = sum_host_experts(normed, routing, weights.experts, activate)
     else:
         added = sum_experts(
             normed, routing, spec.num_experts, lambda i, rows: run_mlp(rows, weights.experts.of(i), activate)

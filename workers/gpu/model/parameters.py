@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from moorage.kernels.quantized_linear import QuantizedMatrix
-from moorage.workers.gpu.model.quantized import Matrix, ReorderedMatrix, StackedMatrix
+from moorage.workers.gpu.model.quantized import Matrix, ReorderedMatrix, StackedMatrix, moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,21 @@ class MlpWeights:
     down_bias: Tensor | None = None
     num_experts: int = 0
     """Experts of which these are all; 0 for one part."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of all tensors."""
+        return next(tensors_of(self.gate_up)).device
+
+    def to(self, device: torch.device) -> MlpWeights:
+        """Copies on `device`, which may be under way."""
+        biases = (self.gate_up_bias, self.down_bias)
+        return MlpWeights(
+            moved(self.gate_up, device),
+            moved(self.down, device),
+            *(None if bias is None else bias.to(device, non_blocking=True) for bias in biases),
+            self.num_experts,
+        )
 
     def of(self, expert: int) -> MlpWeights:
         """Views of one expert's, where these are of all."""
@@ -126,6 +141,11 @@ def tensors_of(weight: Matrix) -> Iterator[Tensor]:
         case StackedMatrix():
             for part in weight.parts:
                 yield from tensors_of(part)
+
+
+def mlp_tensors(weights: MlpWeights) -> Iterator[Tensor]:
+    """The tensors of a feed-forward part."""
+    return _tensors(weights)
 
 
 def _tensors(weights: Norm | LayerWeights | ExpertsWeights | MlpWeights) -> Iterator[Tensor]:

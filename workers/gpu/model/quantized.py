@@ -23,6 +23,7 @@ __all__ = [
     "dequantize",
     "dequantize_rows",
     "empty_matrix",
+    "moved",
     "pack",
     "quantize",
 ]
@@ -82,6 +83,27 @@ def empty_matrix(
         device=device,
     )
     return ReorderedMatrix(matrix, torch.arange(shape[1], device=device)) if kind.has_order else matrix
+
+
+def moved(matrix: Matrix, device: torch.device) -> Matrix:
+    """A copy on `device`, which may be under way."""
+
+    def to(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    match matrix:
+        case Tensor():
+            return to(matrix)
+        case QuantizedMatrix(codes, scales, minima, table):
+            optional = (None if tensor is None else to(tensor) for tensor in (minima, table))
+            return QuantizedMatrix(to(codes), to(scales), *optional, matrix.num_rows)
+        case ReorderedMatrix(inner, order):
+            copied = moved(inner, device)
+            assert isinstance(copied, QuantizedMatrix)
+            return ReorderedMatrix(copied, to(order))
+        case StackedMatrix(parts):
+            copies = (moved(part, device) for part in parts)
+            return StackedMatrix(tuple(part for part in copies if not isinstance(part, StackedMatrix)))
 
 
 def quantize(weight: Tensor, bits: int, group_size: int) -> QuantizedMatrix:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from moorage.kernels.code_kinds import PANEL, CodeKind
-from moorage.workers.gpu.model.parts import DENSE, EXPERT, SHARED, Part, Shape, part_shapes
+from moorage.workers.gpu.model.parts import DENSE, EXPERT, SHARED, Part, Shape, biased_parts, part_shapes
 from moorage.workers.hf_tensors import MXFP4_GROUP, weights_bytes
 from moorage.workers.spec import LayerSpec, ModelSpec, StoredMatrix, WeightKind
 
@@ -83,6 +83,19 @@ def planned_bytes(spec: ModelSpec, plan: WeightPlan, float_bytes: int) -> int:
         kind = plan.get(key)
         if kind is not None:
             total += kind.num_bytes((prod(shape[:-1]), shape[-1])) - prod(shape) * float_bytes
+    return total
+
+
+def expert_bytes(spec: ModelSpec, plan: WeightPlan, float_bytes: int) -> int:
+    """Bytes of the experts among which tokens choose; float matrices and biases take `float_bytes` an element."""
+    biased = biased_parts(spec)
+    total = 0
+    for key, shape in matrices(spec):
+        if key[1] in EXPERT:
+            kind = plan.get(key)
+            rows = prod(shape[:-1])
+            total += prod(shape) * float_bytes if kind is None else kind.num_bytes((rows, shape[-1]))
+            total += rows * float_bytes if key[1] in biased else 0
     return total
 
 

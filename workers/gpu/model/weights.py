@@ -15,15 +15,17 @@ from moorage.workers.gguf.tensors import MatrixReader
 from moorage.workers.gguf.weights import decoder_tensors
 from moorage.workers.gpu.model.allocation import allocate
 from moorage.workers.gpu.model.checkpoint import read_tensors
+from moorage.workers.gpu.model.host_experts import pin_experts
 from moorage.workers.gpu.model.matrix_filling import fill_matrices
 from moorage.workers.gpu.model.matrix_rows import is_finite
 from moorage.workers.gpu.model.naming import slots
 from moorage.workers.gpu.model.parameters import DecoderWeights
 from moorage.workers.gpu.model.weight_plan import plan_weights
+from moorage.workers.gpu.transfer.pinning import CudaHostMemory
 from moorage.workers.hf_tensors import present_name
 from moorage.workers.hf_weights import check_weights
 from moorage.workers.safetensors_header import TensorHeader
-from moorage.workers.spec import ModelSpec, WeightKind
+from moorage.workers.spec import ExpertsPlace, ModelSpec, WeightKind
 
 Progress = Callable[[int, int], None]
 """A function that is called with the bytes that are read so far, and the bytes of all tensors."""
@@ -46,6 +48,7 @@ def load_weights(
     device: torch.device,
     progress: Progress | None = None,
     kept: WeightKind = WeightKind.AUTO,
+    experts: ExpertsPlace = ExpertsPlace.DEVICE,
 ) -> DecoderWeights:
     """Reads a checkpoint onto `device`, tensor by tensor, and quantises those that `kept` asks for.
 
@@ -56,7 +59,7 @@ def load_weights(
     headers = check_weights(Path(directory), spec)
     wanted = list(headers.values())
     plan, tensors = plan_weights(spec, kept), decoder_tensors(spec, headers)
-    weights = allocate(spec, dtype, device, plan)
+    weights = allocate(spec, dtype, device, plan, experts)
     filled = slots(spec, weights, tensors)
     total_bytes, done_bytes = sum(header.num_bytes for header in wanted), 0
     if progress is not None:
@@ -73,6 +76,8 @@ def load_weights(
         done_bytes += header.num_bytes
         if progress is not None:
             progress(done_bytes, total_bytes)
+    if device.type == "cuda" and experts is ExpertsPlace.HOST:
+        pin_experts(weights, CudaHostMemory())
     return weights
 
 
