@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from tests.tiny_models import TinyModel
 
-PERMUTED = ("llama", "internlm2", "granite", "smollm3")
+PERMUTED = ("llama", "internlm2", "granite", "granitemoe", "smollm3")
 """Architectures whose converter orders rows of queries and keys for the rotation of neighbouring channels."""
 
 
@@ -86,6 +86,8 @@ def _one_part_each(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     found = {}
     is_gpt_oss = any(name.endswith("self_attn.sinks") for name in state)
     for name, tensor in state.items():
+        name = name.replace("block_sparse_moe.experts", "mlp.experts")
+        name = name.replace("block_sparse_moe.router", "block_sparse_moe.router.layer")
         if ".experts." not in name:
             found[name] = tensor
             continue
@@ -122,6 +124,9 @@ def _own_keys(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
         for name in options
         if getattr(config, name, None)
     }
+    if architecture == "olmo2" and getattr(config, "sliding_window", None):
+        slides = [kind == "sliding_attention" for kind in config.layer_types]
+        found[f"{architecture}.attention.sliding_window_pattern"] = slides
     if architecture in ("llama", "qwen2", "qwen3"):
         found.pop(f"{architecture}.attention.sliding_window", None)
     return found
@@ -146,7 +151,8 @@ def _add_shape(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    rotated = config.rope_parameters.get("partial_rotary_factor", 1.0)
+    writer.add_rope_dimension_count(int(head_dim * rotated))
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:
@@ -158,6 +164,10 @@ def _add_shape(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
 
 def _add_rope(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     rope = config.rope_parameters
+    if "full_attention" in rope:
+        if "rope_theta" in rope["sliding_attention"] and writer.arch.startswith("gemma"):
+            writer.add_float32(f"{writer.arch}.rope.freq_base_swa", rope["sliding_attention"]["rope_theta"])
+        rope = rope["full_attention"]
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)

@@ -41,6 +41,7 @@ IGNORED = (
     "vocab_size",
     "attention.value_length",
     "attention.causal",
+    "attention.sliding_window_pattern",
     "tensor_data_layout",
     "rope.dimension_count",
     "rope.scaling.type",
@@ -89,13 +90,22 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         {"norm_topk_prob": False},
     ),
     "qwen3moe": Architecture("Qwen3MoeForCausalLM", {**_RMS, **_QWEN_MOE}, {"norm_topk_prob": True}),
+    "olmoe": Architecture("OlmoeForCausalLM", {**_RMS, **_QWEN_MOE}, {"norm_topk_prob": False}),
+    "gemma": Architecture("GemmaForCausalLM", _RMS, {"hidden_activation": "gelu_pytorch_tanh"}),
     "gemma2": Architecture("Gemma2ForCausalLM", _GEMMA2),
     "gemma3": Architecture(
         "Gemma3ForCausalLM", {**_RMS, **_WINDOW, "rope.freq_base_swa": "rope_local_base_freq"}
     ),
     "phi3": Architecture("Phi3ForCausalLM", {**_RMS, **_WINDOW}),
     "granite": Architecture("GraniteForCausalLM", {**_RMS, **_GRANITE}, flags=_LLAMA_FLAGS, pairs=True),
+    "granitemoe": Architecture(
+        "GraniteMoeForCausalLM", {**_RMS, **_GRANITE, **_MIXTRAL}, flags=_BIASES, pairs=True
+    ),
     "olmo2": Architecture("Olmo2ForCausalLM", _RMS),
+    "olmo3": Architecture("Olmo3ForCausalLM", {**_RMS, **_WINDOW}),
+    "chatglm": Architecture(
+        "GlmForCausalLM", _RMS, flags={**_BIASES, "attn_qkv.bias": "attention_bias"}, pairs=True
+    ),
     "glm4": Architecture("Glm4ForCausalLM", _RMS, flags=_BIASES, pairs=True),
     "smollm3": Architecture(
         "SmolLM3ForCausalLM", _RMS, {"no_rope_layer_interval": 4}, flags=_LLAMA_FLAGS, pairs=True

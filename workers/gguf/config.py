@@ -24,6 +24,8 @@ _REQUIRED = (
 _BOS_KEY = "tokenizer.ggml.bos_token_id"
 _END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
 _PLAIN = {"F32": "float32", "F16": "float16"}
+_VARIANTS = {"llama": {"expert_count": "mixtral"}, "olmo2": {"attention.sliding_window": "olmo3"}}
+"""Architecture of llama.cpp -> a key that is not 0 -> the entry of ARCHITECTURES that it makes of it."""
 _SIGNIFICANT_DIGITS = 9
 """Those of a number in single precision."""
 
@@ -31,8 +33,9 @@ _SIGNIFICANT_DIGITS = 9
 def architecture_of(model: GgufModel) -> Architecture:
     """How the file's architecture is computed. Raises InvalidModel for one that is not supported."""
     name = model.architecture
-    if name == "llama" and model.values.get("llama.expert_count"):
-        name = "mixtral"
+    for key, variant in _VARIANTS.get(name, {}).items():
+        if model.values.get(f"{name}.{key}"):
+            name = variant
     found = ARCHITECTURES.get(name)
     if found is None:
         raise InvalidModel(
@@ -59,7 +62,7 @@ def config_of(model: GgufModel) -> Fields:
         raise InvalidModel(f"{model.file}: tensor {EMBED} is missing; download the file again")
     config = {name: _single(model, key, keys[key]) for key, name in names.items() if key in keys}
     config |= architecture.fixed
-    config |= {flag: f"blk.0.{tensor}" in model.tensors for tensor, flag in architecture.flags.items()}
+    config |= _flags(model, architecture) | _layer_types(model, keys)
     config |= {
         "architectures": [architecture.hf_class],
         "vocab_size": model.tensors[EMBED].shape[0],
@@ -72,6 +75,24 @@ def config_of(model: GgufModel) -> Fields:
     config |= rope_scaling(model, keys, config)
     config |= SPECIAL.get(model.architecture, lambda _config: {})(config)
     return Fields(config, str(model.file))
+
+
+def _flags(model: GgufModel, architecture: Architecture) -> dict[str, bool]:
+    """The flags that a tensor of the first layer stands for."""
+    found = dict.fromkeys(architecture.flags.values(), False)
+    for tensor, flag in architecture.flags.items():
+        found[flag] |= f"blk.0.{tensor}" in model.tensors
+    return found
+
+
+def _layer_types(model: GgufModel, keys: dict[str, Any]) -> dict[str, Any]:
+    """Which layers slide, where the file lists them; a number is the period, which the family knows."""
+    slides = keys.get("attention.sliding_window_pattern")
+    if not isinstance(slides, list):
+        return {}
+    if not all(isinstance(each, bool) for each in slides):
+        raise _wrong(model, "attention.sliding_window_pattern", "must be true or false for each layer")
+    return {"layer_types": ["sliding_attention" if each else "full_attention" for each in slides]}
 
 
 def _own_keys(model: GgufModel) -> dict[str, Any]:

@@ -45,13 +45,16 @@ _PACKED_MLP = {
 _PACKED = {**_PACKED_MLP, "attn_qkv": Packed((Part.QUERY, Part.KEY, Part.VALUE))}
 _GPT_OSS = {**GGUF_TENSORS.layer, "post_attention_norm": Part.POST_NORM}
 GGUF_LAYOUTS = (
-    GGUF_TENSORS,
-    replace(GGUF_TENSORS, layer=_PACKED_MLP),
     replace(
         GGUF_TENSORS, layer={k: v for k, v in _PACKED.items() if k not in ("attn_q", "attn_k", "attn_v")}
     ),
+    replace(GGUF_TENSORS, layer=_PACKED_MLP),
     replace(GGUF_TENSORS, layer={k: v for k, v in _GPT_OSS.items() if k != "ffn_norm"}),
+    GGUF_TENSORS,
 )
-"""The ways in which architectures divide the parts between tensors: most of them, GLM-4, Phi-3, GPT-OSS."""
+"""The ways in which architectures divide the parts between tensors: Phi-3, GLM-4, GPT-OSS, all others.
+
+Where a file has the names of several, the first counts; so those with fewer tensors come first.
+"""
 DERIVED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that the decoder computes by itself."""

@@ -19,8 +19,11 @@ CHANGES: Mapping[str, dict[str, Any]] = {
     "qwen2_moe": {"mlp_only_layers": []},
     "qwen3_moe": {"mlp_only_layers": []},
     "gemma2": {"query_pre_attn_scalar": 32},
+    "gemma3": {"query_pre_attn_scalar": 32},
+    "internlm2": {"rope": {"rope_theta": 1e6}},
 }
-"""What llama.cpp can't do otherwise: experts in every layer; Gemma's scale follows from its size."""
+"""What llama.cpp can't do otherwise: experts are in every layer, Gemma's scale follows from its size, and no rotary
+embedding is dynamic."""
 CPU = torch.device("cpu")
 
 
@@ -51,7 +54,15 @@ def assert_same_model(tiny: TinyModel, file: Path) -> None:
         ("gpt_oss", "gpt-oss"),
         ("granite", "granite"),
         ("olmo2", "olmo2"),
+        ("gemma", "gemma"),
         ("gemma2", "gemma2"),
+        ("gemma3", "gemma3"),
+        ("olmo3", "olmo2"),
+        ("olmoe", "olmoe"),
+        ("granitemoe", "granitemoe"),
+        ("glm", "chatglm"),
+        ("glm4", "glm4"),
+        ("internlm2", "internlm2"),
     ],
 )
 def test_the_same_model(tmp_path: Path, family: str, architecture: str) -> None:
