@@ -15,6 +15,7 @@ from moorage.runtime.bench.peers.run import PeerPlan, agreement, peer_specs
 from moorage.runtime.cli import main
 from moorage.runtime.packaged import DEPLOY
 from moorage.workers.errors import InvalidModel, Unavailable
+from tests.real_model import smollm2
 
 PILOT = DEPLOY / "models" / "moorage-pilot"
 REF = DEPLOY / "models" / "moorage-ref"
@@ -138,3 +139,23 @@ def test_errors_of_a_peer_reach_the_caller(tmp_path: Path) -> None:
         process._process.kill()
         with pytest.raises(Unavailable, match="moorage float: its process ended with code -9"):
             process.prefill([1, 2, 3], 8)
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_as_transformers_does(tmp_path: Path) -> None:
+    """SmolLM2 from its GGUF file, in float32: 32 greedy tokens of 20 answers, and llama.cpp's beside them.
+
+    llama.cpp quantises activations to 8 bits for such a file, so that its answers part from both others'.
+    """
+    for package in ("transformers", "accelerate", "llama_cpp"):
+        pytest.importorskip(package)
+    file = tmp_path / "answers.json"
+    words = ["bench", "peers", "--model", str(smollm2()), "--lengths", "64", "--rounds", "1", "--steps", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--compare-answers", "--json", str(file)])
+    assert ended.value.code == 0
+    found = json.loads(file.read_text(encoding="utf-8"))["agreements"]
+    identical = {(one["name"], one["peer"]): one["identical"] for one in found}
+    assert identical["moorage float", "transformers"] >= 19
+    assert identical["moorage int4", "transformers"] >= 19
+    assert ("moorage float", "llama.cpp") in identical
