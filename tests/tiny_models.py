@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    Cohere2Config,
+    Cohere2ForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -43,6 +47,8 @@ from transformers import (
     Olmo3ForCausalLM,
     OlmoeConfig,
     OlmoeForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -53,6 +59,10 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
@@ -183,6 +193,59 @@ _FAMILIES: Mapping[str, _Family] = {
     ),
     "olmoe": _Family(OlmoeConfig, OlmoeForCausalLM, {"num_experts": 6, "num_experts_per_tok": 2}, {}),
     "olmo2": _Family(Olmo2Config, Olmo2ForCausalLM, {}, {"rope_theta": 5e5}),
+    "phi3": _Family(
+        Phi3Config,
+        Phi3ForCausalLM,
+        {
+            "max_position_embeddings": 2048,
+            "original_max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+        },
+        {
+            "rope_type": "longrope",
+            "partial_rotary_factor": 0.75,
+            "short_factor": [1.0 + i / 20 for i in range(12)],
+            "long_factor": [1.0 + i for i in range(12)],
+            "original_max_position_embeddings": 512,
+        },
+    ),
+    "phi3_window": _Family(Phi3Config, Phi3ForCausalLM, {"sliding_window": 23}, {}),
+    "smollm3": _Family(
+        SmolLM3Config,
+        SmolLM3ForCausalLM,
+        {"no_rope_layers": [1, 0, 1], "attention_bias": True},
+        {"rope_theta": 2e6},
+    ),
+    "cohere": _Family(
+        CohereConfig,
+        CohereForCausalLM,
+        {"use_qk_norm": True, "logit_scale": 1.25, "tie_word_embeddings": True},
+        {"rope_theta": 8e6},
+    ),
+    "cohere_biased": _Family(
+        CohereConfig,
+        CohereForCausalLM,
+        {"attention_bias": True, "logit_scale": 1.25},
+        {"rope_theta": 10000.0},
+    ),
+    "cohere2": _Family(
+        Cohere2Config,
+        Cohere2ForCausalLM,
+        {"num_hidden_layers": 4, "sliding_window": 23, "logit_scale": 1.25},
+        {"rope_theta": 50000.0},
+    ),
+    "stablelm": _Family(
+        StableLmConfig,
+        StableLmForCausalLM,
+        {"use_qkv_bias": True},
+        {"partial_rotary_factor": 0.5},
+    ),
+    "stablelm_parallel": _Family(
+        StableLmConfig,
+        StableLmForCausalLM,
+        {"head_dim": 32, "use_parallel_residual": True, "qk_layernorm": True},
+        {"partial_rotary_factor": 0.25},
+    ),
     "gemma2": _Family(
         Gemma2Config,
         Gemma2ForCausalLM,
@@ -338,6 +401,10 @@ def build_tiny_checkpoint(
     return TinyModel(directory, model, read_model_spec(directory))
 
 
+WIDE = ("q_proj", "k_proj", "qkv_proj", "q_norm", "k_norm", "q_layernorm", "k_layernorm", "lm_head")
+"""Pieces of the names of weights on which logits and the peaks of attention depend most."""
+
+
 @torch.no_grad()
 def draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
     """Queries and keys wide enough for peaked attention, not so wide that fp32 rounding grows to 1e-4."""
@@ -348,12 +415,12 @@ def draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
     final_norm = 1.5 / model.config.hidden_size**0.5 if model.config.tie_word_embeddings else 1.0
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
-        wide = any(part in name for part in ("q_proj", "k_proj", "qkv_proj", "q_norm", "k_norm", "lm_head"))
+        wide = any(part in name for part in WIDE)
         gain = 1.5 if wide else final_norm if name == "model.norm.weight" else 1.0
-        if "norm" in name:
-            weight.copy_(gain * (1 + 0.2 * noise) - less)
-        elif name.endswith(("bias", "sinks")):
+        if name.endswith(("bias", "sinks")):
             weight.copy_(0.3 * noise)
+        elif "norm" in name:
+            weight.copy_(gain * (1 + 0.2 * noise) - less)
         elif "embed_tokens" in name:
             weight.copy_(noise)
         else:

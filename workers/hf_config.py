@@ -89,7 +89,7 @@ def read_spec(config: Fields, family: Family) -> ModelSpec:
         head_dim=head_dim,
         vocab_size=config.positive_int("vocab_size", most=MOST_TOKENS),
         max_position_embeddings=config.positive_int("max_position_embeddings"),
-        rms_norm_eps=config.positive_float("rms_norm_eps", 1e-6, least=1e-15, most=0.1),
+        rms_norm_eps=config.epsilon("rms_norm_eps", 1e-6),
         rope=_rope(config, family, head_dim),
         tie_word_embeddings=config.flag("tie_word_embeddings"),
         dtype=_dtype(config),

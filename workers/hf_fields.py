@@ -78,6 +78,10 @@ class Fields:
         """A number above 0 and up to `most`, or None when absent. Raises InvalidModel."""
         return None if self.get(name) is None else self.positive_float(name, most=most)
 
+    def epsilon(self, name: str, default: float | None = None) -> float:
+        """What a norm adds to a variance, from 1e-15 to 0.1; `default` when absent. Raises InvalidModel."""
+        return self.positive_float(name, default, least=1e-15, most=0.1)
+
     def positive_floats(self, name: str, length: int) -> tuple[float, ...]:
         """A list of `length` numbers from LEAST_FLOAT to MOST_FLOAT. Raises InvalidModel."""
         value = self.get(name)

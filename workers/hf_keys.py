@@ -17,12 +17,11 @@ def _keys(names: str) -> frozenset[str]:
 
 WITHOUT_EFFECT: Mapping[str, frozenset[str]] = {
     "where the file comes from, and which code of its authors belongs to it": _keys(
-        "_name_or_path _commit_hash transformers_version transformers.js_config auto_map name_or_path model_name "
-        "tokenizer_class processor_class unsloth_version unsloth_fixed license language library_name"
+        "transformers_version transformers.js_config auto_map name_or_path model_name tokenizer_class "
+        "processor_class unsloth_version unsloth_fixed license language library_name"
     ),
     "how a library runs it, not what it computes": _keys(
-        "_attn_implementation attn_implementation _attn_implementation_autoset _attn_implementation_internal "
-        "_experts_implementation _flash_attn_2_enabled use_flash_attn use_flash_attention "
+        "attn_implementation use_flash_attn use_flash_attention "
         "use_memory_efficient_attention "
         "use_cache use_fused_rope use_fused_mlp torchscript return_dict output_attentions output_hidden_states "
         "keys_to_ignore_at_inference chunk_size_feed_forward pretraining_tp tf_legacy_loss is_decoder "
@@ -57,7 +56,10 @@ OFF: Mapping[str, tuple[object, ...]] = {
     "attention_bias": (False,),
     "bias": (False,),
     "embedding_multiplier": (1,),
+    "full_attn_mod": (1,),
+    "interpolate_factor": (1,),
     "is_encoder_decoder": (False,),
+    "lm_head_bias": (False,),
     "logit_scale": (1,),
     "logits_scaling": (1,),
     "mlp_bias": (False,),
@@ -88,6 +90,8 @@ ROPE = _keys(
 )
 """Keys of `rope_scaling` and `rope_parameters`. Each type ignores those of the others, as transformers does."""
 
+_PRIVATE = "_"
+"""What keys begin with that transformers notes for itself, such as where a model was read from."""
 _NO_EFFECT = frozenset[str]().union(*WITHOUT_EFFECT.values())
 
 
@@ -103,6 +107,7 @@ def check_keys(config: Fields, ignored: Collection[str], family: str) -> None:
         if value is not None
         and key not in config.was_read
         and key not in _NO_EFFECT
+        and not key.startswith(_PRIVATE)
         and key not in ignored
         and value not in OFF.get(key, ())
     ]

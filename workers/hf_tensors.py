@@ -12,6 +12,7 @@ from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.family import (
     AllExperts,
     EachExpert,
+    EachHead,
     Held,
     Mxfp4Experts,
     Packed,
@@ -46,7 +47,7 @@ class CheckpointTensor:
     dtypes: tuple[str, ...] = tuple(FLOAT_BYTES)
     """Types that it may have, as safetensors names them."""
     expert: int | None = None
-    """The one expert whose rows it holds."""
+    """The one expert, or the one head, whose rows it holds."""
     is_less_one: bool = False
     """Whether one is to be added to its elements."""
     is_interleaved: bool = False
@@ -130,7 +131,7 @@ def parts_in(held: Held) -> tuple[Part, ...]:
     match held:
         case Part():
             return (held,)
-        case EachExpert(part) | Unsuffixed(part):
+        case EachHead(part) | EachExpert(part) | Unsuffixed(part):
             return (part,)
         case Packed(parts) | PackedByKvHead(parts) | AllExperts(parts) | Mxfp4Experts(parts):
             return parts
@@ -139,13 +140,13 @@ def parts_in(held: Held) -> tuple[Part, ...]:
 def _held(
     spec: ModelSpec, name: str, held: Held, kind: Kind, shapes: Mapping[Part, Shape], layer: int | None
 ) -> Iterator[CheckpointTensor]:
-    """The tensor of this name, or one for each expert."""
+    """The tensor of this name, or one for each expert or head."""
     parts = parts_in(held)
     shape = shapes[parts[0]]
     match held:
-        case EachExpert():
+        case EachHead() | EachExpert():
             for i in range(shape[0]):
-                numbered = f"{name.format(expert=i)}.{kind}"
+                numbered = f"{name.format(head=i, expert=i)}.{kind}"
                 yield CheckpointTensor(numbered, shape[1:], kind, parts, 1, layer, expert=i)
         case Mxfp4Experts() if kind == "weight":
             number, rows, width = shape[0], sum(shapes[part][1] for part in parts), shape[2]

@@ -40,6 +40,11 @@ def test_a_null_counts_as_absent() -> None:
     assert read("llama", frobnicate_attention=None) == read("llama")
 
 
+def test_what_transformers_notes_for_itself_passes() -> None:
+    notes = {"_name_or_path": "x/y", "_attn_implementation_autoset": True, "_model_name_or_path": "z.gguf"}
+    assert read("llama", **notes) == read("llama")
+
+
 def test_several_unknown_keys_stand_in_one_line() -> None:
     message = refusal("llama", **{f"frob_{i}": [i] * 40 for i in range(6)})
     assert "frob_0 is [0, 0" in message

@@ -10,6 +10,7 @@ import torch
 
 from moorage.workers.gpu.attention.backend import AttentionBackend, DecodeBackend, DecodeMetadata
 from moorage.workers.gpu.attention.prefill import PrefillMetadata
+from moorage.workers.gpu.attention.unrotated import PartlyRotated, UnrotatedChannels
 from moorage.workers.gpu.attention.window_decode import WindowDecode
 from moorage.workers.gpu.attention.window_prefill import WindowPrefill, WindowPrefillMetadata
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep, PrefillBatch, SessionGuard
@@ -39,6 +40,8 @@ class StepMetadata:
     decode_rows: torch.Tensor | None
     """int64 [N]: rows of the step's queries that generated tokens have; None is all."""
     prefill_rows: torch.Tensor | None
+    unrotated: dict[PartlyRotated, torch.Tensor | float]
+    """See `UnrotatedChannels.factors`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class StepAttention:
         device: torch.device,
     ) -> None:
         self.decode, self._prefill, self._windows, self._device = decode, prefill, windows, device
+        self._unrotated = UnrotatedChannels(model)
         self._has_stored, self._has_windows = bool(model.stored_layers), bool(model.window_layers)
         places = {layer: LayerPlace(False, at) for at, layer in enumerate(model.stored_layers)}
         places |= {layer: LayerPlace(True, at) for at, layer in enumerate(model.window_layers)}
@@ -98,6 +102,7 @@ class StepAttention:
             decode_batch=decodes,
             decode_rows=self._rows([part for part, _ in decoding]) if mixed else None,
             prefill_rows=self._rows(prompts) if mixed else None,
+            unrotated=self._unrotated.factors([(part.session, part.rows) for part in parts], self._device),
         )
 
     def _rows(self, parts: Sequence[Part]) -> torch.Tensor:
@@ -107,7 +112,8 @@ class StepAttention:
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: StepMetadata
     ) -> torch.Tensor:
-        """Attention of all rows in one layer: q [T, Hq, D], k, v [T, Hkv, D] -> [T, Hq, D]."""
+        """Attention of all rows in one layer: q [T, Hq, D], which changes, k, v [T, Hkv, D] -> [T, Hq, D]."""
+        self._unrotated.scale(layer, q, metadata.unrotated)
         in_ring, at = self._places[layer]
         if in_ring:
             of_decode, of_prefill = metadata.window_decode, metadata.window_prefill

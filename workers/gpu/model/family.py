@@ -32,6 +32,13 @@ class Unsuffixed:
 
 
 @dataclass(frozen=True, slots=True)
+class EachHead:
+    """One tensor for each head, at whose number the name has `{head}`; together they hold `part`."""
+
+    part: Part
+
+
+@dataclass(frozen=True, slots=True)
 class EachExpert:
     """One tensor for each expert, at whose number the name has `{expert}`; together they hold `part`."""
 
@@ -63,7 +70,7 @@ class Mxfp4Experts:
     """Whether rows of the parts alternate."""
 
 
-Held = Part | Unsuffixed | Packed | PackedByKvHead | EachExpert | AllExperts | Mxfp4Experts
+Held = Part | Unsuffixed | Packed | PackedByKvHead | EachHead | EachExpert | AllExperts | Mxfp4Experts
 """What a tensor holds."""
 
 

@@ -7,7 +7,7 @@ too, so that positions of several million tokens keep their phase.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,19 +24,23 @@ class RopeView:
     """f64 [rotary_dim / 2], radians per token; on the CPU."""
     attention_scale: float
     """Factor on queries and on keys. The softmax scale takes its square; stored keys never have it."""
+    unrotated: float = 1.0
+    """Factor on the channels of queries that do not rotate, since a scaling of attention is not meant for them."""
 
 
 def rope_view(spec: RopeSpec, seq_len: int) -> RopeView:
     """The view for a sequence of `seq_len` tokens; dynamic, longrope and `longer` depend on the length."""
     length = spec.fixed_length or seq_len
     view = _scaled_view(spec.of_length(length), length)
-    return RopeView(view.inv_freq * spec.distance_scale, view.attention_scale)
+    return RopeView(
+        view.inv_freq * spec.distance_scale, view.attention_scale, unrotated=1 / view.attention_scale**2
+    )
 
 
 def session_view(spec: RopeSpec, memory: MemorySpec, seq_len: int) -> RopeView:
     """The view of a session, which may have a rotary embedding of its own and a growth of attention."""
     view = rope_view(memory.positions.rope or spec, seq_len)
-    return RopeView(view.inv_freq, view.attention_scale * memory.positions.attention_growth(seq_len))
+    return replace(view, attention_scale=view.attention_scale * memory.positions.attention_growth(seq_len))
 
 
 def _scaled_view(spec: RopeSpec, seq_len: int) -> RopeView:

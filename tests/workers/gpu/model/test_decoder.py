@@ -32,6 +32,7 @@ def dense_attention(decoder: Decoder, lengths: list[int]) -> Attend:
         q, k, v = (x.transpose(0, 1).float() for x in (q, k, v))
         if own.rotates:
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            q[..., 2 * cos.shape[-1] :] *= view.unrotated
         k, v = (x.repeat_interleave(spec.group_size, dim=0) for x in (k, v))
         scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
         scores = q @ k.mT * (scale * view.attention_scale**2)

@@ -10,21 +10,12 @@ from tests.published_models import PUBLISHED
 from tests.workers.gpu.model.parity import README, largest_difference, refusal
 
 REFUSED = {
-    "CohereForAI/c4ai-command-r-v01": "CohereForCausalLM is not supported",
-    "CohereForAI/c4ai-command-r7b-12-2024": "Cohere2ForCausalLM is not supported",
-    "HuggingFaceTB/SmolLM3-3B": "SmolLM3ForCausalLM is not supported",
     "Qwen/Qwen3-Next-80B-A3B-Instruct": "Qwen3NextForCausalLM is not supported",
     "ai21labs/AI21-Jamba-1.5-Mini": "JambaForCausalLM is not supported",
     "deepseek-ai/DeepSeek-V3": "DeepseekV3ForCausalLM is not supported",
     "ibm-granite/granite-4.0-h-tiny": "GraniteMoeHybridForCausalLM is not supported",
-    "microsoft/Phi-3-mini-4k-instruct": "Phi3ForCausalLM is not supported",
-    "microsoft/Phi-3.5-mini-instruct": "Phi3ForCausalLM is not supported",
-    "microsoft/Phi-4-mini-instruct": "Phi3ForCausalLM is not supported",
-    "microsoft/phi-4": "Phi3ForCausalLM is not supported",
     "mosaicml/mpt-7b": "MPTForCausalLM is not supported",
     "openbmb/MiniCPM3-4B": "MiniCPM3ForCausalLM is not supported",
-    "stabilityai/stablelm-2-12b-chat": "StableLmForCausalLM is not supported",
-    "stabilityai/stablelm-zephyr-3b": "StableLmForCausalLM is not supported",
 }
 """A piece of the line that says why."""
 WAITING = {
