@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,28 @@ def add_key(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         list: writer.add_array,
     }
     add[type(value)](key, value)
+
+
+def byte_level_keys(directory: Path) -> dict[str, Any]:
+    """The keys of a file that llama.cpp's converter makes of tokenizer.json, of byte-pair merges."""
+    source = json.loads((directory / "tokenizer.json").read_text())
+    tokens = sorted(source["model"]["vocab"], key=source["model"]["vocab"].__getitem__)
+    types = [1] * len(tokens)
+    for added in source["added_tokens"]:
+        if added["id"] == len(tokens):
+            tokens.append(added["content"])
+            types.append(1)
+        types[added["id"]] = 3 if added["special"] else 4
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in source["model"]["merges"]],
+        "tokenizer.ggml.bos_token_id": tokens.index("<s>"),
+        "tokenizer.ggml.eos_token_id": tokens.index("</s>"),
+        "tokenizer.ggml.eot_token_id": tokens.index("<|im_end|>"),
+    }
 
 
 def convert(

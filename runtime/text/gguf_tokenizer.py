@@ -14,8 +14,9 @@ from moorage.runtime.text.gguf_splitting import SPLITTINGS
 from moorage.runtime.text.sentencepiece_merges import merges_by_score
 from moorage.runtime.text.tokenizer_files import DEFAULT_TEMPLATE, TemplateSource, TokenizerFiles
 from moorage.workers.errors import InvalidModel
-from moorage.workers.gguf.header import GgufHeader, read_whole_header
+from moorage.workers.gguf.header import GgufHeader, read_headers, read_whole_header
 
+_TOKENS_KEY = "tokenizer.ggml.tokens"
 _TEMPLATE_KEY = "tokenizer.chat_template"
 _NAMED = {
     "bos": "bos",
@@ -81,9 +82,7 @@ def tokenizer_of(header: GgufHeader) -> tuple[Tokenizer, TokenizerFiles]:
     elif kind == "llama":
         tokenizer, adds_bos = _sentencepiece(vocabulary), True
     else:
-        raise _wrong(
-            header.file, "model", "gpt2 or llama; send token ids instead of text, or use another model"
-        )
+        raise _wrong(header.file, "model", "gpt2 or llama; use a Hugging Face directory of this model")
     _add_special_tokens(tokenizer, vocabulary)
     _add_ends(tokenizer, vocabulary, adds_bos)
     return tokenizer, _files(vocabulary)
@@ -91,16 +90,14 @@ def tokenizer_of(header: GgufHeader) -> tuple[Tokenizer, TokenizerFiles]:
 
 def has_gguf_tokenizer(file: Path) -> bool:
     """Whether a file holds a vocabulary. Raises InvalidModel for a damaged file."""
-    header = read_whole_header(file)
-    return "tokenizer.ggml.tokens" in header.values
+    (header,) = read_headers([file])
+    return _TOKENS_KEY in header.values or _TOKENS_KEY in header.lengths
 
 
 def _vocabulary(header: GgufHeader) -> _Vocabulary:
     tokens, types = (header.values.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
     if not tokens or not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise _wrong(
-            header.file, "tokens", "a list of texts; send token ids instead of text, or convert it again"
-        )
+        raise _wrong(header.file, "tokens", "a list of texts; download the file again")
     if types is None:
         types = [TokenType.NORMAL] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens):
@@ -122,7 +119,7 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
         raise _wrong(
             vocabulary.header.file,
             "pre",
-            f"one of {', '.join(SPLITTINGS)}; send token ids instead of text, or convert the model again",
+            f"one of {', '.join(SPLITTINGS)}; use a Hugging Face directory of this model",
         )
     merges = vocabulary.key("merges")
     if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):

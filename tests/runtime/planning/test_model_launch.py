@@ -12,6 +12,7 @@ from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.planning.host import Host
 from moorage.runtime.planning.model_launch import adjustments
 from moorage.workers.errors import InvalidConfig
+from tests.gguf_files import write_gguf
 
 PILOT = Path(__file__).parents[3] / "deploy" / "models" / "moorage-pilot"
 GIB = 1024**3
@@ -31,6 +32,16 @@ def test_a_model_directory_is_every_default() -> None:
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match=r"is a directory without config\.json"):
         load_cluster_config(tmp_path, environ={})
+
+
+def test_a_gguf_file_is_every_default(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "model.gguf", "llama", {}, {})
+    assert load_cluster_config(file, environ={}).model.path == file
+    assert load_cluster_config(tmp_path, environ={}).model.path == tmp_path, "the only model of its folder"
+    with pytest.raises(
+        InvalidConfig, match=r"nowhere\.gguf: no such file; give the path of a model or of a cluster"
+    ):
+        load_cluster_config(tmp_path / "nowhere.gguf", environ={})
 
 
 def test_a_port_in_use_gives_way_unless_it_was_chosen() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from moorage.workers.errors import InvalidModel, InvalidRequest
 from moorage.workers.gguf.header import GgufHeader
 from moorage.workers.hf_config import read_model_spec
 from tests import tokenizers
-from tests.gguf_files import write_gguf
+from tests.gguf_files import byte_level_keys, write_gguf
 from tests.real_model import smollm2
 
 TEXTS = (
@@ -36,29 +35,6 @@ TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] 
 MESSAGES = [{"role": "user", "content": "Hello <|im_end|> there"}]
 
 
-def byte_level_keys(directory: Path) -> dict[str, Any]:
-    """The keys of a file that llama.cpp's converter makes of tokenizer.json, of byte-pair merges."""
-    source = json.loads((directory / "tokenizer.json").read_text())
-    tokens = sorted(source["model"]["vocab"], key=source["model"]["vocab"].__getitem__)
-    types = [1] * len(tokens)
-    for added in source["added_tokens"]:
-        if added["id"] == len(tokens):
-            tokens.append(added["content"])
-            types.append(1)
-        types[added["id"]] = 3 if added["special"] else 4
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": [" ".join(merge) for merge in source["model"]["merges"]],
-        "tokenizer.ggml.bos_token_id": tokens.index("<s>"),
-        "tokenizer.ggml.eos_token_id": tokens.index("</s>"),
-        "tokenizer.ggml.eot_token_id": tokens.index("<|im_end|>"),
-        "tokenizer.chat_template": TEMPLATE,
-    }
-
-
 def gguf_tokenizer(directory: Path, keys: Mapping[str, Any]) -> TextTokenizer:
     given = {key: value for key, value in keys.items() if value is not None}
     return TextTokenizer.load(write_gguf(directory / "model.gguf", "llama", given, {}))
@@ -69,7 +45,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[TextTokenizer, TextT
     """A tokenizer from its directory, and the same one from a GGUF file."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("target")
     tokenizers.save(source, "byte_level", {"chat_template.jinja": TEMPLATE})
-    return TextTokenizer.load(source), gguf_tokenizer(target, byte_level_keys(source))
+    return TextTokenizer.load(source), gguf_tokenizer(
+        target, {**byte_level_keys(source), "tokenizer.chat_template": TEMPLATE}
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -137,7 +115,7 @@ def test_text_is_split_as_the_name_says(name: str, text: str, expected: list[str
 def test_names_that_are_no_splitting_are_refused(tmp_path: Path) -> None:
     keys = byte_level_keys(tokenizers.save(tmp_path, "byte_level"))
     with pytest.raises(
-        InvalidModel, match=r"model\.gguf: key tokenizer\.ggml\.pre must be one of gpt-2, .*token ids"
+        InvalidModel, match=r"model\.gguf: key tokenizer\.ggml\.pre must be one of gpt-2, .*; use a Hugging"
     ):
         gguf_tokenizer(tmp_path, keys | {"tokenizer.ggml.pre": "unheard-of"})
 
@@ -197,7 +175,7 @@ def test_named_templates(tmp_path: Path) -> None:
     ours = gguf_tokenizer(tmp_path, keys | {"tokenizer.chat_template.tool_use": "tools: {{ tools }}"})
     assert ours.render_chat(MESSAGES, tools=["t"]) == "tools: ['t']"
     (tmp_path / "model.gguf").unlink()
-    none = gguf_tokenizer(tmp_path, keys | {"tokenizer.chat_template": None})
+    none = gguf_tokenizer(tmp_path, keys)
     with pytest.raises(
         InvalidRequest, match=r"model\.gguf has no chat template \(in tokenizer\.chat_template\); send"
     ):
