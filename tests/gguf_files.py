@@ -85,6 +85,7 @@ def convert(
     writer = gguf.GGUFWriter(path, architecture)
     _add_shape(writer, config)
     _add_rope(writer, config)
+    _add_factors(writer, config)
     for key, value in {**_own_keys(architecture, config), **(keys or {})}.items():
         add_key(writer, key, value)
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
@@ -92,7 +93,7 @@ def convert(
     state = tiny.hf_model.state_dict()
     if config.tie_word_embeddings:
         del state["lm_head.weight"]
-    for name, tensor in _one_part_each(state).items():
+    for name, tensor in _stack_heads(_one_part_each(state)).items():
         values = _ordered(name, tensor, config) if architecture in PERMUTED else tensor
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             values = values + 1
@@ -164,6 +165,30 @@ def _add(
         writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
 
 
+def _add_factors(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
+    """The divisors of single frequencies that Phi-3 has."""
+    rope = config.rope_parameters
+    if rope.get("rope_type") == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        for kind in ("short", "long"):
+            factors = np.array(rope[f"{kind}_factor"], np.float32)
+            writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+
+
+def _stack_heads(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One tensor for the norms of all heads, which StableLM has one by one."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        module, _, head = name.removesuffix(".weight").partition(".norms.")
+        if not head:
+            found[name] = tensor
+        elif int(head) == 0:
+            number = sum(other.startswith(f"{module}.norms.") for other in state)
+            heads = [state[f"{module}.norms.{i}.weight"] for i in range(number)]
+            found[f"{module}.weight"] = torch.stack(heads)
+    return found
+
+
 def _add_shape(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -176,10 +201,10 @@ def _add_shape(writer: gguf.GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_value_length(head_dim)
     rotated = config.rope_parameters.get("partial_rotary_factor", 1.0)
     writer.add_rope_dimension_count(int(head_dim * rotated))
-    if hasattr(config, "rms_norm_eps"):
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    else:
+    if hasattr(config, "layer_norm_eps"):
         writer.add_layer_norm_eps(config.layer_norm_eps)
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)

@@ -113,13 +113,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "command-r": Architecture(
         "CohereForCausalLM",
         {**_LAYER_NORM, "logit_scale": "logit_scale"},
-        flags={"attn_q_norm.weight": "use_qk_norm"},
+        flags={**_BIASES, "attn_q_norm.weight": "use_qk_norm"},
         pairs=True,
     ),
     "cohere2": Architecture(
         "Cohere2ForCausalLM",
         {**_LAYER_NORM, **_WINDOW, "logit_scale": "logit_scale"},
         {"sliding_window_pattern": 4},
+        flags=_BIASES,
         pairs=True,
     ),
     "stablelm": Architecture(

@@ -8,6 +8,7 @@ from typing import Any
 
 from moorage.workers.errors import InvalidModel
 from moorage.workers.gguf.architectures import ARCHITECTURES, COMMON, IGNORED, Architecture
+from moorage.workers.gguf.decimals import as_decimal
 from moorage.workers.gguf.model import GgufModel
 from moorage.workers.gguf.names import EMBED, LM_HEAD
 from moorage.workers.gguf.rope import rope_scaling
@@ -26,8 +27,6 @@ _END_KEYS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "
 _PLAIN = {"F32": "float32", "F16": "float16"}
 _VARIANTS = {"llama": {"expert_count": "mixtral"}, "olmo2": {"attention.sliding_window": "olmo3"}}
 """Architecture of llama.cpp -> a key that is not 0 -> the entry of ARCHITECTURES that it makes of it."""
-_SIGNIFICANT_DIGITS = 9
-"""Those of a number in single precision."""
 
 
 def architecture_of(model: GgufModel) -> Architecture:
@@ -60,7 +59,9 @@ def config_of(model: GgufModel) -> Fields:
         _check_count(model, key, _single(model, key, keys[key]))
     if EMBED not in model.tensors:
         raise InvalidModel(f"{model.file}: tensor {EMBED} is missing; download the file again")
-    config = {name: _single(model, key, keys[key]) for key, name in names.items() if key in keys}
+    given = {name: _single(model, key, keys[key]) for key, name in names.items() if key in keys}
+    # llama.cpp's 0 stands for a key that a model has not.
+    config = {name: value for name, value in given.items() if value != 0 or isinstance(value, bool)}
     config |= architecture.fixed
     config |= _flags(model, architecture) | _layer_types(model, keys)
     config |= {
@@ -116,24 +117,12 @@ def _single(model: GgufModel, key: str, value: Any) -> Any:
         raise _wrong(model, key, f"is {str(value)[:40]!r}; it must be a number")
     if not isinstance(value, float):
         return value
-    return float(f"{value:.{_shortest(value)}g}")
+    return as_decimal(value)
 
 
 def _check_count(model: GgufModel, key: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise _wrong(model, key, f"is {value}; it must be a positive integer")
-
-
-def _shortest(value: float) -> int:
-    """The fewest digits that mean the same number in single precision."""
-    return next(
-        (digits for digits in range(1, _SIGNIFICANT_DIGITS) if _is_near(float(f"{value:.{digits}g}"), value)),
-        _SIGNIFICANT_DIGITS,
-    )
-
-
-def _is_near(decimal: float, value: float) -> bool:
-    return abs(decimal - value) <= abs(value) * 2.0**-25
 
 
 def _add_heads(model: GgufModel, keys: dict[str, Any], config: dict[str, Any]) -> None:

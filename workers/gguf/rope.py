@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from moorage.workers.errors import InvalidModel
+from moorage.workers.gguf.decimals import as_decimal
 from moorage.workers.gguf.model import GgufModel
 
 _FACTORS, _SHORT, _LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
@@ -54,7 +55,7 @@ def _yarn(model: GgufModel, keys: Mapping[str, Any], factor: Any, original: Any)
 def _longrope(model: GgufModel, original: Any) -> dict[str, Any]:
     """Phi-3's. llama.cpp takes the short factors for a context up to the original length, the long ones beyond it."""
     short, long = (_floats(model, name) for name in (_SHORT, _LONG))
-    scaling = {"rope_type": "longrope", "short_factor": list(short), "long_factor": list(long)}
+    scaling = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
     return {"rope_scaling": scaling, "original_max_position_embeddings": original}
 
 
@@ -69,7 +70,7 @@ def _by_factors(model: GgufModel, config: Mapping[str, Any]) -> dict[str, Any]:
     expected = _llama3_factors(float(theta), factor, len(factors))
     if all(math.isclose(ours, theirs, rel_tol=1e-4) for ours, theirs in zip(expected, factors, strict=True)):
         return {"rope_scaling": {"rope_type": "llama3", "factor": round(factor, 4), **_LLAMA3}}
-    listed = {"short_factor": list(factors), "long_factor": list(factors), "attention_factor": 1.0}
+    listed = {"short_factor": factors, "long_factor": factors, "attention_factor": 1.0}
     return {"rope_scaling": {"rope_type": "longrope", "factor": 1.0, **listed}}
 
 
@@ -84,7 +85,7 @@ def _llama3_factors(theta: float, factor: float, number: int) -> list[float]:
     return factors
 
 
-def _floats(model: GgufModel, name: str) -> Sequence[float]:
+def _floats(model: GgufModel, name: str) -> list[float]:
     """The numbers of a small tensor in single precision. Raises InvalidModel."""
     header = model.tensors.get(name)
     if header is None or header.dtype != "F32" or len(header.shape) != 1 or header.shape[0] > _MOST_FACTORS:
@@ -98,4 +99,4 @@ def _floats(model: GgufModel, name: str) -> Sequence[float]:
         raise InvalidModel(
             f"{model.file}: tensor {name} holds numbers that are not positive; download it again"
         )
-    return values
+    return [as_decimal(value) for value in values]

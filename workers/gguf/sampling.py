@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moorage.workers.gguf.decimals import as_decimal
 from moorage.workers.gguf.model import GgufModel
 from moorage.workers.hf_fields import Fields
 
@@ -17,7 +18,5 @@ _SAMPLING = {
 def sampling_of(model: GgufModel) -> Fields:
     """The sampling that the file recommends, as generation_config.json would have it."""
     found = {name: model.values[key] for key, name in _SAMPLING.items() if key in model.values}
-    return Fields(
-        {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in found.items()},
-        str(model.file),
-    )
+    numbers = {name: as_decimal(value) for name, value in found.items() if isinstance(value, float)}
+    return Fields(found | numbers, str(model.file))

@@ -20,6 +20,7 @@ CHANGES: Mapping[str, dict[str, Any]] = {
     "qwen3_moe": {"mlp_only_layers": []},
     "gemma2": {"query_pre_attn_scalar": 32},
     "gemma3": {"query_pre_attn_scalar": 32},
+    "smollm3": {"num_hidden_layers": 5, "no_rope_layers": None},
     "internlm2": {"rope": {"rope_theta": 1e6}},
 }
 """What llama.cpp can't do otherwise: experts are in every layer, Gemma's scale follows from its size, and no rotary
@@ -63,6 +64,14 @@ def assert_same_model(tiny: TinyModel, file: Path) -> None:
         ("glm", "chatglm"),
         ("glm4", "glm4"),
         ("internlm2", "internlm2"),
+        ("phi3", "phi3"),
+        ("phi3_window", "phi3"),
+        ("smollm3", "smollm3"),
+        ("cohere", "command-r"),
+        ("cohere_biased", "command-r"),
+        ("cohere2", "cohere2"),
+        ("stablelm", "stablelm"),
+        ("stablelm_parallel", "stablelm"),
     ],
 )
 def test_the_same_model(tmp_path: Path, family: str, architecture: str) -> None:
