@@ -18,6 +18,7 @@ from moorage.workers.hf_directory import check_directory
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_keys import check_keys
 from moorage.workers.hf_rope import read_rope
+from moorage.workers.hf_unsupported import unsupported
 from moorage.workers.hf_weights import own_head
 from moorage.workers.spec import ModelSpec, RopeSpec
 
@@ -133,8 +134,10 @@ def _family(config: Fields) -> Family:
     if not names and isinstance(model_type, str) and model_type in FAMILIES:
         return FAMILIES[model_type]
     shown = ", ".join(map(str, names)) or f"with model_type {model_type!r}"
+    why = unsupported(config, [str(name) for name in names])
+    because = "" if why is None else f", since {why}"
     raise InvalidModel(
-        f"{config.source}: architecture {shown} is not supported; use one of {', '.join(ARCHITECTURES)}"
+        f"{config.source}: architecture {shown} is not supported{because}; use one of {', '.join(ARCHITECTURES)}"
     )
 
 
