@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,16 @@ from moorage.workers.gguf.matrices import stored_matrices
 from moorage.workers.gguf.model import read_gguf
 from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.family import Family
+from moorage.workers.gpu.model.quantization import read_format
+from moorage.workers.gpu.model.weight_plan import quantized_matrices
 from moorage.workers.hf_claims import with_claim
 from moorage.workers.hf_directory import check_directory
 from moorage.workers.hf_fields import Fields
 from moorage.workers.hf_keys import check_keys
 from moorage.workers.hf_rope import read_rope
+from moorage.workers.hf_tensors import checkpoint_tensors
 from moorage.workers.hf_unsupported import unsupported
-from moorage.workers.hf_weights import own_head
+from moorage.workers.hf_weights import own_head, read_headers
 from moorage.workers.spec import ModelSpec, RopeSpec
 
 ARCHITECTURES: Mapping[str, str] = {
@@ -57,7 +61,14 @@ def read_model_spec(directory: str | Path) -> ModelSpec:
     config = Fields.read(directory / "config.json")
     family = _family(config)
     spec = _with_generation(_of_text(config, family), directory)
-    return _with_own_head(spec, directory) if spec.tie_word_embeddings else spec
+    if not any(directory.glob("model*.safetensors")):
+        return spec
+    if spec.tie_word_embeddings:
+        spec = _with_own_head(spec, directory)
+    if spec.quantization_config is None:
+        return spec
+    tensors = checkpoint_tensors(spec, read_headers(directory, spec.family))
+    return replace(spec, stored_matrices=quantized_matrices(spec, tensors))
 
 
 def _of_text(config: Fields, family: Family) -> ModelSpec:
@@ -97,7 +108,7 @@ def read_spec(config: Fields, family: Family) -> ModelSpec:
         bos_token_id=next(iter(config.token_ids("bos_token_id")), None),
         eos_token_ids=tuple(dict.fromkeys(config.token_ids("eos_token_id"))),
     )
-    spec = family.own_keys(common, config)
+    spec = replace(family.own_keys(common, config), quantization_config=_quantization(config, family))
     check_keys(config, family.ignored, family.name)
     return with_claim(spec, family)
 
@@ -143,14 +154,18 @@ def _family(config: Fields) -> Family:
 
 def _check_accepted(config: Fields, family: Family) -> None:
     """Refuses what the decoder would compute in another way than the model's authors, without an error."""
-    quantized = config.child("quantization_config")
-    if quantized is not None and quantized.get("quant_method") not in family.quant_methods:
-        raise InvalidModel(
-            f"{config.source}: quantization_config is set; use the checkpoint with plain float weights"
-        )
     for accepted in family.accepted:
         if config.get(accepted.key) not in (None, *accepted.values):
             raise config.wrong(accepted.key, accepted.expected)
+
+
+def _quantization(config: Fields, family: Family) -> str | None:
+    """`quantization_config` as JSON, once it was read; None where `other_tensors` of the family say what it says."""
+    quantized = config.child("quantization_config")
+    if quantized is None or quantized.get("quant_method") in family.quant_methods:
+        return None
+    read_format(config)
+    return json.dumps(quantized.values)
 
 
 def _head_dim(config: Fields, family: Family, num_heads: int) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Literal
 
+from moorage.workers.errors import InvalidModel
 from moorage.workers.gguf.names import GGUF_LAYOUTS
 from moorage.workers.gpu.model.families import FAMILIES
 from moorage.workers.gpu.model.family import (
@@ -21,6 +24,8 @@ from moorage.workers.gpu.model.family import (
     Unsuffixed,
 )
 from moorage.workers.gpu.model.parts import NORMS, Part, Shape, biased_parts, part_shapes
+from moorage.workers.gpu.model.quantization import StoredTensor, WeightFormat, read_format
+from moorage.workers.hf_fields import Fields
 from moorage.workers.safetensors_header import FLOAT_BYTES
 from moorage.workers.spec import LayerSpec, ModelSpec
 
@@ -54,6 +59,12 @@ class CheckpointTensor:
     """Whether rows of queries and keys that rotate together stand side by side."""
     stacked: AllExperts | Mxfp4Experts | None = None
     """How it holds the rows of all experts."""
+    stored: Mapping[str, StoredTensor] | None = None
+    """The tensors of a quantised weight, by their names; None where it is one tensor of floats."""
+
+    def in_files(self) -> Mapping[str, StoredTensor]:
+        """The tensors that stand for it in the files, by name."""
+        return self.stored or {self.name: StoredTensor(self.shape, self.dtypes)}
 
 
 def checkpoint_tensors(spec: ModelSpec, names: Collection[str] = ()) -> list[CheckpointTensor]:
@@ -64,7 +75,36 @@ def checkpoint_tensors(spec: ModelSpec, names: Collection[str] = ()) -> list[Che
     """
     layouts = (*FAMILIES[spec.family].layouts, *GGUF_LAYOUTS)
     ways = [list(_all_tensors(spec, tensors)) for tensors in layouts]
-    return max(ways, key=lambda way: sum(tensor.name in names for tensor in way))
+    found = max(ways, key=lambda way: sum(tensor.name in names for tensor in way))
+    format = weight_format_of(spec)
+    return found if format is None else [_as_stored(each, format, names) for each in found]
+
+
+def weight_format_of(spec: ModelSpec) -> WeightFormat | None:
+    """How the checkpoint stores quantised weights; None for plain floats."""
+    return None if spec.quantization_config is None else _read_format(spec.quantization_config)
+
+
+@cache
+def _read_format(quantization_config: str) -> WeightFormat | None:
+    return read_format(Fields({"quantization_config": json.loads(quantization_config)}, "config.json"))
+
+
+def _as_stored(tensor: CheckpointTensor, weights: WeightFormat, names: Collection[str]) -> CheckpointTensor:
+    """The tensor with what stands for it where the files hold it quantised. Raises InvalidModel."""
+    if tensor.kind != "weight" or len(tensor.shape) != 2:
+        return tensor
+    module = tensor.name.removesuffix("weight")
+    if not any(f"{module}{suffix}" in names for suffix in weights.marks):
+        return tensor
+    try:
+        stored = weights.tensors((tensor.shape[0], tensor.shape[1]))
+    except ValueError as error:
+        raise InvalidModel(f"tensor {tensor.name} can't be quantised as config.json says: {error}") from error
+    found = {f"{module}{suffix}": each for suffix, each in stored.items()}
+    return replace(
+        tensor, stored={name: each for name, each in found.items() if not each.optional or name in names}
+    )
 
 
 def tensor_shapes(spec: ModelSpec, names: Collection[str] = ()) -> dict[str, Shape]:
@@ -89,6 +129,8 @@ def present_name(name: str, family: str) -> str:
 
 def is_redundant(name: str, spec: ModelSpec) -> bool:
     """Whether a tensor that `tensor_shapes` lacks may be skipped, because the decoder derives it."""
+    if spec.quantization_config is not None and name.endswith((".k_scale", ".v_scale")):
+        return True  # of a quantised KV cache, which is stored in its own way here
     if name.endswith("rotary_emb.inv_freq"):
         return True
     heads = {f"{names.name_of(Part.LM_HEAD)}.weight" for names in FAMILIES[spec.family].layouts}

@@ -70,7 +70,11 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
     if files := gguf_files(directory):
         return check_tensors(read_gguf(files), spec)
     headers = read_headers(directory, spec.family)
-    expected = {tensor.name: tensor for tensor in checkpoint_tensors(spec, headers)}
+    expected = {
+        name: stored
+        for tensor in checkpoint_tensors(spec, headers)
+        for name, stored in tensor.in_files().items()
+    }
     other = FAMILIES[spec.family].other_modalities
     for name, tensor in expected.items():
         if name not in headers:
@@ -79,7 +83,7 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
             )
         if headers[name].dtype not in tensor.dtypes:
             raise wrong_type(headers[name].file, name, headers[name].dtype)
-        if headers[name].shape != tensor.shape:
+        if headers[name].shape != tensor.shape and not _are_one(headers[name].shape, tensor.shape):
             raise InvalidModel(
                 f"{headers[name].file}: tensor {name} has shape {list(headers[name].shape)} where "
                 f"config.json makes it {list(tensor.shape)}; weights and config.json must be of one model"
@@ -91,6 +95,11 @@ def check_weights(directory: Path, spec: ModelSpec) -> dict[str, TensorHeader]:
                 "weights and config.json must be of one model"
             )
     return {name: headers[name] for name in expected}
+
+
+def _are_one(*shapes: tuple[int, ...]) -> bool:
+    """Whether all are of one element, which checkpoints write as [] or [1]."""
+    return all(shape in ((), (1,)) for shape in shapes)
 
 
 def own_head(directory: Path, family: str) -> str | None:

@@ -184,7 +184,7 @@ def test_rope_odds_and_ends(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, ["hidden_act is 'gelu'", "silu"]),
         ({"is_causal": False}, ["is_causal is False", "attends no later token"]),
         ({"torch_dtype": "int8"}, ["torch_dtype is 'int8'", "bfloat16"]),
-        ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config", "plain float"]),
+        ({"quantization_config": {"quant_method": "quip"}}, ["quantization_config", "quip", "plain float"]),
         ({"eos_token_id": -1}, ["eos_token_id is -1"]),
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings is 'yes'", "true or false"]),
         ({"rope_theta": -1.0}, ["rope_theta is -1.0"]),

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.workers.gguf.model import GgufModel
 from moorage.workers.gguf.weights import GgufTensor
-from moorage.workers.gpu.model.weight_plan import MatrixKind, WeightPlan, matrices, stored_matrix
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
+from moorage.workers.gpu.model.weight_plan import WeightPlan, matrices, stored_matrix
 from moorage.workers.hf_tensors import CheckpointTensor, checkpoint_tensors
 from moorage.workers.safetensors_header import TensorHeader
 from moorage.workers.spec import ModelSpec, StoredMatrix
@@ -48,11 +49,10 @@ def kept_names(
     plan: WeightPlan, tensors: Iterable[CheckpointTensor], headers: Mapping[str, TensorHeader]
 ) -> frozenset[str]:
     """The tensors whose codes become those of a decoder as they are: `plan` has the kind of their type."""
-    return frozenset(
-        tensor.name
-        for tensor in tensors
-        if isinstance(headers[tensor.name], GgufTensor)
-        and tensor.kind == "weight"
-        and headers[tensor.name].dtype in KINDS
-        and all(plan.get((tensor.layer, part)) == KINDS[headers[tensor.name].dtype] for part in tensor.parts)
-    )
+    found = []
+    for tensor in tensors:
+        header = headers.get(tensor.name)
+        kind = KINDS.get(header.dtype) if isinstance(header, GgufTensor) and tensor.kind == "weight" else None
+        if kind is not None and all(plan.get((tensor.layer, part)) == kind for part in tensor.parts):
+            found.append(tensor.name)
+    return frozenset(found)

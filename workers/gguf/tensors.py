@@ -20,8 +20,8 @@ from moorage.workers.gguf.blocks import LAYOUTS, Blocks, take_apart
 from moorage.workers.gguf.matrices import KINDS
 from moorage.workers.gguf.types import BY_NAME
 from moorage.workers.gguf.weights import GgufTensor
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
 from moorage.workers.gpu.model.quantized import empty_matrix
-from moorage.workers.gpu.model.weight_plan import MatrixKind
 
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PIECE_ELEMENTS = 1 << 22

@@ -28,7 +28,7 @@ def decoder_tensors(spec: ModelSpec, headers: Mapping[str, TensorHeader]) -> lis
     """`checkpoint_tensors` of the files that hold `headers`, with the order of rows that GGUF files have."""
     found = []
     for tensor in checkpoint_tensors(spec, headers):
-        header = headers[tensor.name]
+        header = headers.get(tensor.name)
         if isinstance(header, GgufTensor):
             tensor = replace(tensor, is_interleaved=header.is_interleaved)
         found.append(tensor)

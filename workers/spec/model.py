@@ -180,6 +180,8 @@ class ModelSpec:
     attention_sinks: bool = False
     """Whether each query head has a learned logit that takes part in the softmax and has no value (GPT-OSS)."""
     experts: ExpertsSpec | None = None
+    quantization_config: str | None = None
+    """That of config.json, as JSON; None is plain floats. `weight_format_of` reads it."""
     stored_matrices: tuple[StoredMatrix, ...] = ()
     """What the checkpoint holds quantised."""
     notes: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from moorage.kernels.quantized_linear import PANEL, QuantizedMatrix
 from moorage.workers.errors import ResourceExhausted
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
 from moorage.workers.gpu.model.parameters import (
     DecoderWeights,
     ExpertsWeights,
@@ -28,7 +29,7 @@ from moorage.workers.gpu.model.parts import (
     qk_norm_shapes,
 )
 from moorage.workers.gpu.model.quantized import Matrix, ReorderedMatrix, StackedMatrix, empty_matrix
-from moorage.workers.gpu.model.weight_plan import MatrixKind, WeightPlan
+from moorage.workers.gpu.model.weight_plan import WeightPlan
 from moorage.workers.spec import ExpertsPlace, ExpertsSpec, LayerSpec, ModelSpec
 
 
@@ -111,7 +112,7 @@ class _Space:
     ) -> Tensor | QuantizedMatrix | ReorderedMatrix:
         if kind is None:
             return self.empty(number, rows, width) if number else self.empty(rows, width)
-        return empty_matrix((rows * max(1, number), width), kind, self.device)
+        return empty_matrix((rows * max(1, number), width), kind, self.device, number)
 
 
 def _may_join(kind: MatrixKind | None, aligned: bool, num_parts: int) -> bool:

@@ -43,7 +43,10 @@ class MatrixRows:
 
     def __getitem__(self, expert: int) -> MatrixRows:
         """The rows of one expert."""
-        return replace(self, begins=(self.begins[expert],), is_stack=False)
+        matrix = self.matrix
+        if isinstance(matrix, ReorderedMatrix):
+            matrix = ReorderedMatrix(matrix.matrix, matrix.order[expert])
+        return replace(self, matrix=matrix, begins=(self.begins[expert],), is_stack=False)
 
     def part(self, begin: int, end: int) -> MatrixRows:
         """Rows [begin, end) of one piece; both are multiples of PANEL, or `end` is its end."""

@@ -21,8 +21,9 @@ from moorage.workers.gpu.model.parameters import (
     Norm,
 )
 from moorage.workers.gpu.model.parts import DENSE, EXPERT, SHARED, MlpParts, Part
+from moorage.workers.gpu.model.quantization.slot import slots_of_weight
 from moorage.workers.gpu.model.quantized import Matrix, StackedMatrix
-from moorage.workers.hf_tensors import CheckpointTensor, Kind
+from moorage.workers.hf_tensors import CheckpointTensor, Kind, weight_format_of
 from moorage.workers.spec import ExpertsSpec, ModelSpec, QkNorm
 
 Views = dict[tuple[Part, Kind], Target]
@@ -112,11 +113,29 @@ def slots(
     layers = [_views(spec, layer) for layer in weights.layers]
     found: dict[str, Fillable] = {}
     for tensor in tensors:
+        if tensor.stored is not None:
+            found |= _quantized(spec, tensor, outside if tensor.layer is None else layers[tensor.layer])
+            continue
         slot = _slot(spec, tensor, outside if tensor.layer is None else layers[tensor.layer])
         # The two tensors of MXFP4 weights share one.
         pair = found.get(f"{tensor.name.removesuffix('_scales')}_blocks")
         found[tensor.name] = slot if pair is None else pair
     return found
+
+
+def _quantized(spec: ModelSpec, tensor: CheckpointTensor, views: Views) -> Mapping[str, Fillable]:
+    """The slots of the tensors that stand for a quantised weight."""
+    targets = tuple(views[part, "weight"] for part in tensor.parts)
+    if tensor.expert is not None:
+        targets = tuple(target[tensor.expert] for target in targets)
+    counts = [target.shape[0] // tensor.groups for target in targets]
+    places = torch.arange(tensor.shape[0]).view(tensor.groups, -1)
+    rows = [part.flatten() for part in torch.split(places, counts, dim=1)]
+    orders = [_order(spec, part) if tensor.is_interleaved else None for part in tensor.parts]
+    rows = [part if order is None else part[order] for part, order in zip(rows, orders, strict=True)]
+    format = weight_format_of(spec)
+    assert format is not None
+    return slots_of_weight(format, tensor, targets, tuple(rows))
 
 
 def _slot(spec: ModelSpec, tensor: CheckpointTensor, views: Views) -> Fillable:

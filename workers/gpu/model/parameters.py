@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -65,7 +65,8 @@ class MlpWeights:
                 return weight.rows(expert * rows, (expert + 1) * rows)
             case ReorderedMatrix():
                 rows = weight.matrix.num_rows // self.num_experts
-                return replace(weight, matrix=weight.matrix.rows(expert * rows, (expert + 1) * rows))
+                matrix = weight.matrix.rows(expert * rows, (expert + 1) * rows)
+                return ReorderedMatrix(matrix, weight.order[expert])
             case StackedMatrix():
                 parts = (self._of_expert(part, expert) for part in weight.parts)
                 return StackedMatrix(tuple(part for part in parts if not isinstance(part, StackedMatrix)))

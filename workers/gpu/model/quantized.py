@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moorage.kernels.quantized_linear import CodeKind, QuantizedMatrix, dequantize, dequantize_rows, pack
-from moorage.workers.gpu.model.weight_plan import MatrixKind
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
 
 __all__ = [
     "CodeKind",
@@ -35,7 +35,7 @@ class ReorderedMatrix:
 
     matrix: QuantizedMatrix
     order: Tensor
-    """int64 [in]: the input channel of each column."""
+    """int64 [in], or [experts, in] for the matrices of all experts: the input channel of each column."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,9 +70,9 @@ Matrix = Tensor | QuantizedMatrix | ReorderedMatrix | StackedMatrix
 
 
 def empty_matrix(
-    shape: tuple[int, int], kind: MatrixKind, device: torch.device | str
+    shape: tuple[int, int], kind: MatrixKind, device: torch.device | str, num_experts: int = 0
 ) -> QuantizedMatrix | ReorderedMatrix:
-    """A matrix of `kind` that holds nothing yet."""
+    """A matrix of `kind`, or the matrices of `num_experts` below one another, that holds nothing yet."""
     matrix = QuantizedMatrix.empty(
         shape,
         kind.group_size,
@@ -82,7 +82,10 @@ def empty_matrix(
         table=torch.zeros(16) if kind.code is CodeKind.TABLE4 else None,
         device=device,
     )
-    return ReorderedMatrix(matrix, torch.arange(shape[1], device=device)) if kind.has_order else matrix
+    if not kind.has_order:
+        return matrix
+    order = torch.arange(shape[1], device=device)
+    return ReorderedMatrix(matrix, order.repeat(num_experts, 1) if num_experts else order)
 
 
 def moved(matrix: Matrix, device: torch.device) -> Matrix:

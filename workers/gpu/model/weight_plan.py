@@ -7,40 +7,20 @@ all. Routers and the gate of a shared expert stay float, as does a matrix whose 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 
 from moorage.kernels.code_kinds import PANEL, CodeKind
+from moorage.workers.errors import InvalidModel
+from moorage.workers.gpu.model.matrix_kind import MatrixKind, integers
 from moorage.workers.gpu.model.parts import DENSE, EXPERT, SHARED, Part, Shape, biased_parts, part_shapes
-from moorage.workers.hf_tensors import MXFP4_GROUP, weights_bytes
+from moorage.workers.hf_tensors import MXFP4_GROUP, CheckpointTensor, weight_format_of, weights_bytes
 from moorage.workers.spec import LayerSpec, ModelSpec, StoredMatrix, WeightKind
 
 GROUP_SIZES = (32, 16)
 """Channels that share a scale where this program quantises; the first that divides a row is taken."""
 OUTSIDE = (Part.EMBED, Part.LM_HEAD)
 IN_LAYERS = (Part.QUERY, Part.KEY, Part.VALUE, Part.OUTPUT, *DENSE, *EXPERT, *SHARED)
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixKind:
-    """What a quantised matrix takes in memory."""
-
-    code: CodeKind
-    group_size: int
-    """Channels of a row that share a scale."""
-    scale_bytes: int = 2
-    """2 for float16, 4 for float32."""
-    has_minima: bool = False
-    has_order: bool = False
-    """Whether columns stand in another order than input channels do."""
-
-    def num_bytes(self, shape: Shape) -> int:
-        """Bytes of a matrix [out, in] without its table."""
-        rows, width = -(-shape[0] // PANEL) * PANEL, shape[1]
-        scales = width // self.group_size * self.scale_bytes * (2 if self.has_minima else 1)
-        order = 8 * width if self.has_order else 0
-        return rows * (width * self.code.bits // 8 + scales) + order
 
 
 WeightPlan = Mapping[tuple[int | None, Part], MatrixKind]
@@ -63,6 +43,31 @@ def plan_weights(spec: ModelSpec, weights: WeightKind) -> WeightPlan:
     return found
 
 
+def quantized_matrices(spec: ModelSpec, tensors: Iterable[CheckpointTensor]) -> tuple[StoredMatrix, ...]:
+    """What a checkpoint with these tensors holds quantised by its quantization_config.
+
+    Raises InvalidModel for a part of experts that not all have quantised alike.
+    """
+    format, found = weight_format_of(spec), dict[tuple[int | None, Part], list[MatrixKind]]()
+    for tensor in tensors:
+        if tensor.stored is not None and format is not None:
+            kind = format.kind((tensor.shape[0], tensor.shape[1]))
+            for part in tensor.parts:
+                found.setdefault((tensor.layer, part), []).append(kind)
+    for (layer, part), kinds in found.items():
+        number = spec.experts.num_experts if spec.experts is not None and part in EXPERT else 1
+        if number > 1 and part_shapes(spec, spec.layer(layer or 0))[part][1] % PANEL:
+            raise InvalidModel(
+                f"layer {layer}: the {part} of an expert is quantised and has no multiple of {PANEL} rows, which is "
+                "not supported; use a checkpoint with plain float weights"
+            )
+        if len(kinds) != number or len(set(kinds)) > 1:
+            raise InvalidModel(
+                f"layer {layer}: {len(kinds)} of {number} experts have a quantised {part}; download the weights again"
+            )
+    return tuple(stored_matrix(layer, part, kinds[0]) for (layer, part), kinds in found.items())
+
+
 def matrices(spec: ModelSpec) -> Iterator[tuple[tuple[int | None, Part], Shape]]:
     """The matrices that may be quantised, [out, in] or, of all experts, [experts, out, in], by layer and part."""
     outside = part_shapes(spec, LayerSpec())
@@ -82,7 +87,7 @@ def planned_bytes(spec: ModelSpec, plan: WeightPlan, float_bytes: int) -> int:
     for key, shape in matrices(spec):
         kind = plan.get(key)
         if kind is not None:
-            total += kind.num_bytes((prod(shape[:-1]), shape[-1])) - prod(shape) * float_bytes
+            total += kind.num_bytes(shape) - prod(shape) * float_bytes
     return total
 
 
@@ -102,11 +107,6 @@ def expert_bytes(spec: ModelSpec, plan: WeightPlan, float_bytes: int) -> int:
 def group_size_for(width: int) -> int | None:
     """Channels that share a scale in rows of `width`; None where rows can't be divided and so stay float."""
     return next((size for size in GROUP_SIZES if width % size == 0), None)
-
-
-def integers(bits: int) -> CodeKind:
-    """Codes of 4 or 8 bits that are numbers."""
-    return {4: CodeKind.INT4, 8: CodeKind.INT8}[bits]
 
 
 def stored_matrix(layer: int | None, part: Part, kind: MatrixKind) -> StoredMatrix:

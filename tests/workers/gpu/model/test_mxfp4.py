@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from moorage.kernels.quantized_linear import CodeKind, QuantizedMatrix, dequantize
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
 from moorage.workers.gpu.model.matrix_rows import MatrixRows
 from moorage.workers.gpu.model.mxfp4 import Mxfp4Slot, decode
 from moorage.workers.gpu.model.quantized import empty_matrix
-from moorage.workers.gpu.model.weight_plan import MatrixKind
 
 
 def of_code(code: int) -> float:

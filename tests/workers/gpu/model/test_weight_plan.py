@@ -8,16 +8,11 @@ import torch
 
 from moorage.kernels.code_kinds import CodeKind
 from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
 from moorage.workers.gpu.model.parameters import MlpWeights
 from moorage.workers.gpu.model.parts import Part
 from moorage.workers.gpu.model.quantized import QuantizedMatrix, StackedMatrix, dequantize, quantize
-from moorage.workers.gpu.model.weight_plan import (
-    MatrixKind,
-    group_size_for,
-    plan_weights,
-    planned_bytes,
-    stored_matrix,
-)
+from moorage.workers.gpu.model.weight_plan import group_size_for, plan_weights, planned_bytes, stored_matrix
 from moorage.workers.gpu.model.weights import load_weights
 from moorage.workers.spec import WeightKind
 from tests.tiny_models import FAMILIES, TinyModel, build_tiny_checkpoint

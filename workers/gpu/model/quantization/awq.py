@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moorage.kernels.code_kinds import CodeKind
 from moorage.workers.gpu.model.quantization.base import (
     FLOATS,
     WORDS,
@@ -17,9 +18,7 @@ from moorage.workers.gpu.model.quantization.base import (
     StoredTensor,
     group_size_of,
     groups_of,
-    skipped_modules,
 )
-from moorage.workers.gpu.model.weight_plan import CodeKind
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -37,7 +36,11 @@ class Awq:
     """See WeightFormat."""
 
     group_size: int | None
-    skipped: tuple[str, ...]
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """See WeightFormat."""
+        return ("qweight",)
 
     def tensors(self, shape: tuple[int, int]) -> Mapping[str, StoredTensor]:
         """See WeightFormat."""
@@ -79,4 +82,4 @@ def read(config: Fields) -> Awq:
         raise config.wrong("version", "gemm; other versions pack their weights in other orders")
     if not config.flag("zero_point", True):
         raise config.wrong("zero_point", "true")
-    return Awq(group_size_of(config), skipped_modules(config, "modules_to_not_convert"))
+    return Awq(group_size_of(config))

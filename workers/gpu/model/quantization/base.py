@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from moorage.workers.gpu.model.weight_plan import MatrixKind
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class WeightFormat(Protocol):
     """How the quantised weights of one checkpoint are stored. A file of this package makes one of config.json."""
 
     @property
-    def skipped(self) -> Sequence[str]:
-        """Names of modules, or pieces of them, whose weights are plain floats."""
+    def marks(self) -> tuple[str, ...]:
+        """Ends of names of which each quantised weight has one, and no plain float weight."""
 
     def tensors(self, shape: tuple[int, int]) -> Mapping[str, StoredTensor]:
         """The tensors of a weight [out, in], by what follows the module's name. Raises ValueError where none fit."""
@@ -51,17 +51,6 @@ class FormatReader(Protocol):
     """Reads `quantization_config`. Raises InvalidModel for what this program does not compute."""
 
     def __call__(self, config: Fields) -> WeightFormat: ...
-
-
-def skipped_modules(config: Fields, *keys: str) -> tuple[str, ...]:
-    """The names of modules under any of `keys`, which may be null. Raises InvalidModel."""
-    found: list[str] = []
-    for key in keys:
-        values = config.get(key) or []
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise config.wrong(key, "a list of names of modules")
-        found += values
-    return tuple(found)
 
 
 def group_size_of(config: Fields, key: str = "group_size") -> int | None:

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moorage.kernels.code_kinds import CodeKind
+from moorage.workers.gpu.model.matrix_kind import integers
 from moorage.workers.gpu.model.quantization.base import (
     FLOATS,
     WORDS,
     MatrixKind,
     StoredTensor,
     groups_of,
-    skipped_modules,
 )
 from moorage.workers.gpu.model.quantization.fp8 import CODES
-from moorage.workers.gpu.model.weight_plan import CodeKind, integers
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -46,7 +46,11 @@ class CompressedTensors:
     symmetric: bool
     reorders: bool
     """Whether weight_g_idx says which group a channel is of."""
-    skipped: tuple[str, ...]
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """See WeightFormat."""
+        return ("weight_packed", "weight_scale")
 
     def tensors(self, shape: tuple[int, int]) -> Mapping[str, StoredTensor]:
         """See WeightFormat."""
@@ -80,7 +84,7 @@ class CompressedTensors:
         """See WeightFormat."""
         group = self._group(shape)
         code = CodeKind.FLOAT8 if self.format == FLOAT8 else integers(self.bits)
-        return MatrixKind(code, group, scale_bytes=4, has_minima=not self.symmetric)
+        return MatrixKind(code, group, scale_bytes=4, has_minima=not self.symmetric, has_order=self.reorders)
 
     def _group(self, shape: tuple[int, int]) -> int:
         group = self.group_size or (self.block[1] if self.block else shape[1])
@@ -106,7 +110,7 @@ class CompressedTensors:
             codes = decode.unsigned(stored["weight"])
             if not self.symmetric:
                 zeros = stored["weight_zero_point"].short().expand(out, -1) + middle
-        order = decode.order_of_groups(stored.get("weight_g_idx"), width, scales.shape[1])
+        order = decode.order_of_groups(stored.get("weight_g_idx"), width, scales.shape[1], self.reorders)
         return decode.affine(codes, scales, zeros, bits=self.bits, order=order)
 
 
@@ -127,10 +131,10 @@ def read(config: Fields) -> CompressedTensors:
         raise config.wrong("format", ", ".join(widths))
     if bits not in widths[str(name)] or weights.get("type") != ("float" if name == FLOAT8 else "int"):
         raise weights.wrong("num_bits", f"of a type and width that {name} has: {widths[str(name)]} bits")
-    return _of_strategy(str(name), bits, weights, skipped_modules(config, "ignore"))
+    return _of_strategy(str(name), bits, weights)
 
 
-def _of_strategy(name: str, bits: int, weights: Fields, skipped: tuple[str, ...]) -> CompressedTensors:
+def _of_strategy(name: str, bits: int, weights: Fields) -> CompressedTensors:
     strategy = weights.get("strategy")
     if strategy not in STRATEGIES:
         raise weights.wrong("strategy", ", ".join(STRATEGIES))
@@ -145,5 +149,4 @@ def _of_strategy(name: str, bits: int, weights: Fields, skipped: tuple[str, ...]
         block=(block[0], block[1]) if strategy == "block" and isinstance(block, list) else None,
         symmetric=weights.flag("symmetric", True),
         reorders=weights.get("actorder") == "group",
-        skipped=skipped,
     )

@@ -41,13 +41,17 @@ def affine(
     return matrix if order is None else ReorderedMatrix(matrix, order)
 
 
-def order_of_groups(group_of: Tensor | None, width: int, groups: int) -> Tensor | None:
-    """The input channels sorted by their group, int64 [in]; None where neighbours make up the groups.
+def order_of_groups(group_of: Tensor | None, width: int, groups: int, reorders: bool) -> Tensor | None:
+    """The input channels sorted by their group, int64 [in]; None without `reorders`, where neighbours are groups.
 
-    Raises ValueError where groups differ in size.
+    Raises ValueError where groups differ in size, and where they are not as `reorders` says.
     """
     expected = torch.arange(width) // (width // groups)
-    if group_of is None or torch.equal(group_of.long(), expected):
+    if group_of is None:
+        group_of = expected
+    if not reorders:
+        if not torch.equal(group_of.long(), expected):
+            raise ValueError("g_idx reorders the channels, though desc_act is not true")
         return None
     sorted_groups, order = torch.sort(group_of.long(), stable=True)
     if not torch.equal(sorted_groups, expected):

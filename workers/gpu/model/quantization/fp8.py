@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moorage.kernels.code_kinds import CodeKind
 from moorage.workers.gpu.model.quantization.base import (
     FLOATS,
     MatrixKind,
     StoredTensor,
-    skipped_modules,
 )
-from moorage.workers.gpu.model.weight_plan import CodeKind
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -38,7 +37,11 @@ class Fp8:
     """Rows and columns that share a scale; None where `per_row` says it."""
     per_row: bool
     scale_name: str
-    skipped: tuple[str, ...]
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """See WeightFormat."""
+        return (self.scale_name,)
 
     def tensors(self, shape: tuple[int, int]) -> Mapping[str, StoredTensor]:
         """See WeightFormat."""
@@ -78,17 +81,17 @@ class Fp8:
 
 def read(config: Fields) -> Fp8:
     """See FormatReader."""
-    skipped = skipped_modules(config, "modules_to_not_convert", "ignored_layers")
     if config.get("fmt") not in (None, "e4m3", "float8_e4m3fn"):
         raise config.wrong("fmt", "e4m3, the only float of 8 bits that is supported")
     blocks = config.get("weight_block_size")
     if blocks is None:
-        return Fp8(None, False, "weight_scale", skipped)
+        return Fp8(None, False, "weight_scale")
     if not isinstance(blocks, list) or len(blocks) != 2 or not all(type(b) is int and b > 0 for b in blocks):
         raise config.wrong("weight_block_size", "two numbers of rows and columns")
-    return Fp8((blocks[0], blocks[1]), False, "weight_scale_inv", skipped)
+    return Fp8((blocks[0], blocks[1]), False, "weight_scale_inv")
 
 
 def read_fbgemm(config: Fields) -> Fp8:
     """See FormatReader."""
-    return Fp8(None, True, "weight_scale", skipped_modules(config, "modules_to_not_convert"))
+    del config
+    return Fp8(None, True, "weight_scale")

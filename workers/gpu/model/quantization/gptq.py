@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moorage.workers.gpu.model.matrix_kind import integers
 from moorage.workers.gpu.model.quantization.base import (
     FLOATS,
     WORDS,
@@ -18,9 +19,7 @@ from moorage.workers.gpu.model.quantization.base import (
     StoredTensor,
     group_size_of,
     groups_of,
-    skipped_modules,
 )
-from moorage.workers.gpu.model.weight_plan import integers
 from moorage.workers.hf_fields import Fields
 
 if TYPE_CHECKING:
@@ -39,7 +38,13 @@ class Gptq:
     bits: int
     group_size: int | None
     zero_offset: int
-    skipped: tuple[str, ...]
+    reorders: bool
+    """Whether g_idx may have groups of channels that are not neighbours (act-order)."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """See WeightFormat."""
+        return ("qweight",)
 
     def tensors(self, shape: tuple[int, int]) -> Mapping[str, StoredTensor]:
         """See WeightFormat."""
@@ -57,7 +62,13 @@ class Gptq:
 
     def kind(self, shape: tuple[int, int]) -> MatrixKind:
         """See WeightFormat."""
-        return MatrixKind(integers(self.bits), self.group_size or shape[1], scale_bytes=4, has_minima=True)
+        return MatrixKind(
+            integers(self.bits),
+            self.group_size or shape[1],
+            scale_bytes=4,
+            has_minima=True,
+            has_order=self.reorders,
+        )
 
     def matrix(self, stored: Mapping[str, Tensor], shape: tuple[int, int]) -> Matrix:
         """See WeightFormat."""
@@ -68,7 +79,8 @@ class Gptq:
         zeros = unpacked(stored["qzeros"], self.bits, 1, out) + self.zero_offset
         # A zero point of 0 is stored as -1, of which the bits of one code are left.
         zeros = zeros & (2**self.bits - 1)
-        order = order_of_groups(stored.get("g_idx"), width, groups_of(width, self.group_size))
+        groups = groups_of(width, self.group_size)
+        order = order_of_groups(stored.get("g_idx"), width, groups, self.reorders)
         return affine(codes, stored["scales"].T, zeros.T, bits=self.bits, order=order)
 
 
@@ -80,5 +92,4 @@ def read(config: Fields) -> Gptq:
     name = config.get("checkpoint_format") or "gptq"
     if name not in ZERO_OFFSET:
         raise config.wrong("checkpoint_format", " or ".join(ZERO_OFFSET))
-    skipped = skipped_modules(config, "modules_to_not_convert")
-    return Gptq(bits, group_size_of(config), ZERO_OFFSET[str(name)], skipped)
+    return Gptq(bits, group_size_of(config), ZERO_OFFSET[str(name)], config.flag("desc_act"))

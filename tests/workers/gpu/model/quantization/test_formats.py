@@ -129,8 +129,7 @@ def test_gptq(shape: tuple[int, int], bits: int, name: str, offset: int, order: 
         quant_method="gptq", bits=bits, group_size=32, desc_act=order == "act-order", checkpoint_format=name
     )
     matrix = check(gptq, stored, weights_of(codes, scales, zeros, group_of))
-    is_reordered = not torch.equal(group_of, torch.arange(width) // 32)
-    assert isinstance(matrix, ReorderedMatrix) == is_reordered
+    assert isinstance(matrix, ReorderedMatrix) == (order == "act-order")
 
 
 def test_gptq_refuses_groups_of_different_sizes() -> None:
@@ -142,6 +141,9 @@ def test_gptq_refuses_groups_of_different_sizes() -> None:
         "g_idx": torch.tensor([0] * 33 + [1] * 31, dtype=torch.int32),
     }
     with pytest.raises(ValueError, match="g_idx does not divide 64 channels into 2 groups"):
+        format_of(quant_method="gptq", bits=4, group_size=32, desc_act=True).matrix(stored, (16, 64))
+    stored["g_idx"] = torch.arange(64).flip(0).to(torch.int32) // 32
+    with pytest.raises(ValueError, match="desc_act is not true"):
         format_of(quant_method="gptq", bits=4, group_size=32).matrix(stored, (16, 64))
 
 
@@ -224,10 +226,7 @@ def test_fp8_of_a_whole_weight_and_of_rows() -> None:
     check(format_of(quant_method="fbgemm_fp8"), {"weight": codes, "weight_scale": rows}, codes.float() * rows)
 
 
-def test_modules_that_stay_float_are_named() -> None:
-    assert format_of(quant_method="awq", modules_to_not_convert=["lm_head"]).skipped == ("lm_head",)
-    assert format_of(quant_method="fp8", ignored_layers=["mlp.gate"]).skipped == ("mlp.gate",)
-    assert compressed("int-quantized", 8, "channel").skipped == ("lm_head",)
+def test_plain_floats_have_no_format() -> None:
     assert read_format(Fields({"quantization_config": None}, "config.json")) is None
 
 
@@ -243,7 +242,6 @@ def test_modules_that_stay_float_are_named() -> None:
         ({"quant_method": "gptq", "bits": 2}, "bits is 2"),
         ({"quant_method": "gptq"}, "bits is missing"),
         ({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
-        ({"quant_method": "gptq", "bits": 4, "modules_to_not_convert": "lm_head"}, "modules_to_not_convert"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt is 'e5m2'"),
         ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size"),
         ({"quant_method": "compressed-tensors", "format": "dense"}, "config_groups is missing"),
