@@ -60,8 +60,14 @@ def rotate_tokens(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     num_heads, num_tokens, dim = x.shape
     if cos.shape != sin.shape or cos.shape[0] not in (1, num_tokens) or 2 * cos.shape[1] > dim:
         raise ValueError(f"cos {list(cos.shape)}, sin {list(sin.shape)} do not fit x {list(x.shape)}")
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    size = 1 + sum((count - 1) * step for count, step in zip(x.shape, x.stride(), strict=True))
     out = torch.empty((num_tokens, num_heads, dim), dtype=x.dtype)
-    arrays = stored(x), cos.contiguous().numpy(), sin.contiguous().numpy(), stored(out)
+    if not x.numel():
+        return out.transpose(0, 1)
+    flat = stored(x.as_strided((size,), (1,)))
+    arrays = flat, x.stride(0), x.stride(1), cos.contiguous().numpy(), sin.contiguous().numpy(), stored(out)
     workers = num_workers(2 * x.nbytes)
     if workers > 1:
         _rotate_parallel(*arrays, workers)
@@ -71,23 +77,29 @@ def rotate_tokens(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
 
 
 @njit(**SERIAL)
-def _rotate_range(x: Any, cos: Any, sin: Any, out: Any, begin: Any, end: Any) -> None:
-    half, only_one = cos.shape[1], len(cos) == 1
+def _rotate_range(
+    x: Any, to_head: Any, to_token: Any, cos: Any, sin: Any, out: Any, begin: Any, end: Any
+) -> None:  # fmt: skip
+    half, only_one, dim = cos.shape[1], len(cos) == 1, out.shape[2]
     for t in range(begin, end):
         turn = 0 if only_one else t
         c, s = cos[turn], sin[turn]
-        for h in range(len(x)):
-            source, into = x[h, t], out[t, h]
+        for h in range(out.shape[1]):
+            at = h * to_head + t * to_token
+            source, into = x[at : at + dim], out[t, h]
             for d in range(half):
                 low, high = widen(source[d]), widen(source[half + d])
                 into[d] = narrow(low * c[d] - high * s[d], into[d])
                 into[half + d] = narrow(high * c[d] + low * s[d], into[d])
-            for d in range(2 * half, len(into)):
+            for d in range(2 * half, dim):
                 into[d] = source[d]
 
 
 @njit(**PARALLEL)
-def _rotate_parallel(x: Any, cos: Any, sin: Any, out: Any, workers: Any) -> None:
-    count = x.shape[1]
+def _rotate_parallel(
+    x: Any, to_head: Any, to_token: Any, cos: Any, sin: Any, out: Any, workers: Any
+) -> None:  # fmt: skip
+    count = len(out)
     for i in prange(workers):
-        _rotate_range(x, cos, sin, out, count * i // workers, count * (i + 1) // workers)
+        begin, end = count * i // workers, count * (i + 1) // workers
+        _rotate_range(x, to_head, to_token, cos, sin, out, begin, end)

@@ -1,4 +1,4 @@
-"""Rows of heads in vectors: rotated as they are widened, and the largest element of a row.
+"""Rows of heads in vectors, rotated as they are widened.
 
 As plain loops these check at each row whether arrays overlap, and allocate. Arrays are contiguous; offsets and sizes
 are in elements and are not checked.
@@ -70,28 +70,3 @@ def rotate_rows(
 
     i = types.int64
     return types.void(stored, i, i, i, cos, sin, i, i, i, out), build
-
-
-@intrinsic
-def row_max(_typing: Any, row: Any, size: Any) -> Any:
-    """The largest of row[:size] float32, -inf without any; NaN is passed over. `size` is a multiple of LANES."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = pointer_to(context, builder, signature.args[0], args[0], _I64(0))
-        most = cgutils.alloca_once_value(builder, ir.Constant(WIDE, [float("-inf")] * LANES))
-
-        def larger(left: Any, right: Any) -> Any:
-            return builder.select(builder.fcmp_ordered(">", left, right), left, right)
-
-        with cgutils.for_range(builder, builder.udiv(args[1], _I64(LANES))) as loop:
-            vector = load_lanes(
-                builder, builder.gep(base, [builder.mul(loop.index, _I64(LANES))]), ir.FloatType()
-            )
-            builder.store(larger(vector, builder.load(most)), most)
-        vector = builder.load(most)
-        found = builder.extract_element(vector, ir.IntType(32)(0))
-        for lane in range(1, LANES):
-            found = larger(builder.extract_element(vector, ir.IntType(32)(lane)), found)
-        return found
-
-    return types.float32(row, types.int64), build

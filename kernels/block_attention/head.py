@@ -20,10 +20,23 @@ from moorage.kernels.simd import (
     weigh_2,
     weigh_4,
 )
-from moorage.kernels.simd_rows import rotate_rows, row_max
+from moorage.kernels.simd_group import (
+    WIDE_LANES,
+    group_dots_1,
+    group_dots_2,
+    group_dots_3,
+    group_dots_4,
+    group_weigh_1,
+    group_weigh_2,
+    group_weigh_3,
+    group_weigh_4,
+)
+from moorage.kernels.simd_rows import rotate_rows
+from moorage.kernels.simd_softmax import row_peak, row_weights
 from moorage.kernels.vector_math import exp32
 
 _ONE, _MINUS_TWO = np.float32(1), np.float32(-2)
+_LOG2_E, _LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 
 ROWS = 32
 """Rows of a tile: its values stay in the L1 cache while all queries of the group read them."""
@@ -65,6 +78,54 @@ def _logits(stored: Any, at: Any, count: Any, queries: Any, group: Any, dim: Any
 
 
 @njit(**INLINE)
+def _wide_logits(
+    stored: Any, at: Any, count: Any, turns: Any, turn_at: Any, half: Any, rotates: Any, queries: Any, group: Any,
+    dim: Any, out: Any,
+) -> None:  # fmt: skip
+    """`_logits` of whole wide vectors, whose rows are rotated in registers where `rotates`."""
+    cos, sin = turns
+    last, turn_last = at + (count - 1) * dim, turn_at + (count - 1) * half
+    for t in range(0, count, 4):
+        row, turn, m = at + t * dim, turn_at + t * half, 0
+        while m < group:
+            left, q, into = group - m, m * dim, m * ROWS + t
+            if left >= 4:
+                group_dots_4(
+                    stored, row, last, dim, cos, sin, turn, turn_last, half, rotates, queries, q, out, into, ROWS
+                )  # fmt: skip
+            elif left == 3:
+                group_dots_3(
+                    stored, row, last, dim, cos, sin, turn, turn_last, half, rotates, queries, q, out, into, ROWS
+                )  # fmt: skip
+            elif left == 2:
+                group_dots_2(
+                    stored, row, last, dim, cos, sin, turn, turn_last, half, rotates, queries, q, out, into, ROWS
+                )  # fmt: skip
+            else:
+                group_dots_1(
+                    stored, row, last, dim, cos, sin, turn, turn_last, half, rotates, queries, q, out, into, ROWS
+                )  # fmt: skip
+            m += 4
+
+
+@njit(**INLINE)
+def _add_wide_values(stored: Any, at: Any, count: Any, weights: Any, group: Any, dim: Any, out: Any) -> None:
+    """`_add_values` of whole wide vectors."""
+    m = 0
+    while m < group:
+        left = group - m
+        if left >= 4:
+            group_weigh_4(stored, at, count, dim, weights, m * ROWS, ROWS, out, m * dim)
+        elif left == 3:
+            group_weigh_3(stored, at, count, dim, weights, m * ROWS, ROWS, out, m * dim)
+        elif left == 2:
+            group_weigh_2(stored, at, count, dim, weights, m * ROWS, ROWS, out, m * dim)
+        else:
+            group_weigh_1(stored, at, count, dim, weights, m * ROWS, ROWS, out, m * dim)
+        m += 4
+
+
+@njit(**INLINE)
 def _cap(logits: Any, count: Any, softcap: Any) -> None:
     """Bends `count` logits to softcap * tanh(logit / softcap)."""
     for t in range(count):
@@ -88,27 +149,26 @@ def _add_values(stored: Any, at: Any, count: Any, weights: Any, group: Any, dim:
 
 
 @njit(**INLINE)
-def _weights(logits: Any, count: Any, out: Any, peak: Any, total: Any) -> None:
+def _weights(
+    logits: Any, at: Any, count: Any, sums: Any, sums_at: Any, dim: Any, peak: Any, total: Any
+) -> Any:
     """Turns one query's `count` logits of a tile into weights relative to the peak so far; rescales what was summed.
 
-    Whole vectors are computed: what lies behind the last row of `logits` [ROWS] gets no weight.
+    Whole vectors are computed: what lies behind the last row gets no weight. Returns the new peak, as a power of
+    two, and the new total.
     """
-    end = (count + LANES - 1) // LANES * LANES
-    for t in range(count, end):
-        logits[t] = -np.inf
-    highest = row_max(logits, end)
-    if highest > peak[0]:
-        shrink = exp32(peak[0] - highest)
-        total[0] *= shrink
-        for d in range(len(out)):
-            out[d] *= shrink
-        peak[0] = highest
-    added = np.float32(0)
-    for t in range(end):
-        weight = exp32(logits[t] - peak[0])
-        logits[t] = weight
-        added += weight
-    total[0] += added
+    vectors = (count + WIDE_LANES - 1) // WIDE_LANES
+    for t in range(count, vectors * WIDE_LANES):
+        logits[at + t] = -np.inf
+    row = logits.ctypes.data + 4 * at
+    highest = row_peak(row, vectors) * _LOG2_E
+    if highest > peak:
+        shrink = exp32((peak - highest) * _LN2)
+        total *= shrink
+        for d in range(dim):
+            sums[sums_at + d] *= shrink
+        peak = highest
+    return peak, total + row_weights(_ONE, row, vectors, _LOG2_E, peak, row)
 
 
 @njit(**SERIAL)
@@ -130,6 +190,7 @@ def attend_head(
     for m in range(group):
         for d in range(dim):
             scaled[m * dim + d] = scale * query[m, d]
+    is_wide = dim % WIDE_LANES == 0 and half % WIDE_LANES == 0
     keys, logits = np.empty(ROWS * dim, np.float32), np.empty((group, ROWS), np.float32)
     peak, total = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
     out[:] = 0
@@ -151,7 +212,21 @@ def attend_head(
             value_at = key_at + to_values
             for d in range(0, count * dim, line):
                 prefetch(stored, value_at + d)
-            if rotate_keys[e] and half:
+            if is_wide:
+                _wide_logits(
+                    stored,
+                    key_at,
+                    count,
+                    offsets,
+                    row * half,
+                    half,
+                    rotate_keys[e] != 0,
+                    rotated,
+                    group,
+                    dim,
+                    flat,
+                )
+            elif rotate_keys[e] and half:
                 _rotate(stored, key_at, count, dim, *offsets, row * half, half, half, keys)
                 _logits(keys, zero, count, rotated, group, dim, flat)
             else:
@@ -159,11 +234,14 @@ def attend_head(
             for m in range(group):
                 if softcap > 0:
                     _cap(logits[m], count, softcap)
-                _weights(logits[m], count, out[m], peak[m : m + 1], total[m : m + 1])
-            _add_values(stored, value_at, count, flat, group, dim, sums)
+                peak[m], total[m] = _weights(flat, m * ROWS, count, sums, m * dim, dim, peak[m], total[m])
+            if is_wide:
+                _add_wide_values(stored, value_at, count, flat, group, dim, sums)
+            else:
+                _add_values(stored, value_at, count, flat, group, dim, sums)
     for m in range(group):
         if total[m] == 0:
             lse[m] = -np.inf
             continue
-        lse[m] = peak[m] + np.log(total[m])
+        lse[m] = peak[m] * _LN2 + np.log(total[m])
         out[m] *= 1 / total[m]

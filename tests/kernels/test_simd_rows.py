@@ -5,17 +5,12 @@ import pytest
 from numba import njit
 
 from moorage.kernels.half import from_storage
-from moorage.kernels.simd_rows import rotate_rows, row_max
+from moorage.kernels.simd_rows import rotate_rows
 
 
 @njit
 def rotate(stored, at, count, dim, cos, sin, turn_at, turn_step, half, out):
     rotate_rows(stored, at, count, dim, cos, sin, turn_at, turn_step, half, out)
-
-
-@njit
-def largest(row, size):
-    return row_max(row, size)
 
 
 @pytest.mark.parametrize("own_turns", [False, True])
@@ -36,12 +31,3 @@ def test_rows_are_rotated_by_pairs_of_channels(rng, draw, poisoned, dim, half, c
         (low * cos[at] - high * sin[at], high * cos[at] + low * sin[at], rows[:, 2 * half :]), axis=1
     )
     np.testing.assert_allclose(out.reshape(count, dim), expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [0, 8, 32])
-def test_the_largest_passes_over_nan(rng, size):
-    row = rng.standard_normal(40).astype(np.float32)
-    row[3::7] = np.nan
-    row[-1] = 99
-    assert largest(row, size) == np.nanmax([-np.inf, *row[:size]])
-    assert largest(np.full(8, np.nan, np.float32), 8) == -np.inf

@@ -12,9 +12,10 @@ from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
-from moorage.kernels.rms_norm import add_rms_norm
 from moorage.kernels.rotation import rotate_heads
 from moorage.workers.gpu.engine.warm_up_decode import warm_up_decode
+from moorage.workers.gpu.engine.warm_up_prefill import warm_up_prefill
+from moorage.workers.gpu.model.weights import resolve_dtype
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.gpu.transfer.copy_engine import as_storage_array
@@ -37,6 +38,8 @@ def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> 
             if in_place and format_of(layout.kv_type).is_native:
                 warm_up_decode(layout, spec.group_size, spec.rope.rotary_dim)
             _attend(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
+            if device.type == "cpu":
+                warm_up_prefill(resolve_dtype(settings.dtype, spec))
     if in_place:
         warm_up_selection(layout)
     with one_at_a_time(LOCK):
@@ -63,12 +66,12 @@ def _use_stores(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: 
 
 
 def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Computes a norm, and attends one block in host memory and one in a device slot."""
+    """Attends one block in host memory and one in a device slot."""
     half, shape = rotary_dim // 2, layout.block_shape
     copied = torch.zeros((1, 2, *shape), dtype=storage_dtype(layout.kv_type))
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
     memories, none = (as_storage_array(copied).reshape(-1),) * num_shards, np.zeros(1, np.int32)
-    sizes, rows = np.zeros(num_shards, np.int64), torch.zeros((2, layout.head_dim))
+    sizes = np.zeros(num_shards, np.int64)
     angles, offsets = np.zeros((1, half), np.float32), np.zeros((layout.block_size, half), np.float32)
     rotations = angles, angles, np.ones(1, np.uint8), offsets, offsets
 
@@ -90,7 +93,6 @@ def _attend(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int)
             offset_sin=offset_sin,
             scale=1.0,
         )
-        add_rms_norm(rows, rows, rows[0], 1.0)
 
     _in_both_ways(use)
 

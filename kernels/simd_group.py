@@ -1,0 +1,203 @@
+"""Register tiles of a group of queries with stored rows, in vectors of 16 lanes.
+
+Rows are widened and rotated in registers, once for up to four queries. Arrays are flat; offsets and sizes are in
+elements and are not checked.
+"""
+
+# ruff: noqa: ARG001 - the arguments of an intrinsic are its signature; their values come in `args`.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from moorage.kernels.simd import ELEMENT, TILE, pointer_to
+
+WIDE_LANES = 16
+"""float32 lanes of a vector; head sizes and half the rotated channels must be a multiple of this."""
+
+_FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_FLOATS = ir.VectorType(_FLOAT, WIDE_LANES)
+_FUSED = ("contract",)
+
+
+def _load(builder: Any, pointer: Any, element: ir.Type) -> Any:
+    """WIDE_LANES elements as float32."""
+    typed = builder.bitcast(pointer, ir.VectorType(element, WIDE_LANES).as_pointer())
+    vector = builder.load(typed, align=2 if element == ir.HalfType() else 4)
+    return builder.fpext(vector, _FLOATS) if element == ir.HalfType() else vector
+
+
+def _fused(builder: Any, left: Any, right: Any, added: Any) -> Any:
+    return builder.fadd(builder.fmul(left, right, flags=_FUSED), added, flags=_FUSED)
+
+
+def _pick(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+
+
+def _halved(builder: Any, left: Any, right: Any, count: int) -> Any:
+    """Sums of neighbouring lanes of `left` and then `right`, of which the first `count` are made."""
+    even = _pick(builder, left, right, list(range(0, 2 * count, 2)))
+    return builder.fadd(even, _pick(builder, left, right, list(range(1, 2 * count, 2))))
+
+
+def _lane_sums(builder: Any, vectors: list[Any]) -> Any:
+    """Four lanes: the sum of each of TILE vectors."""
+    first, second = (_halved(builder, *vectors[i : i + 2], WIDE_LANES) for i in (0, 2))
+    joined = _halved(builder, first, second, WIDE_LANES)
+    eight = _halved(builder, joined, joined, 8)
+    return _halved(builder, eight, eight, TILE)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    lane = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, _I32(0))
+    return _pick(builder, lane, lane, [0] * WIDE_LANES)
+
+
+def _dot_tile(num_queries: int) -> Callable[..., Any]:
+    def dots(
+        _typing: Any, stored: Any, at: Any, last: Any, dim: Any, cos: Any, sin: Any, turn_at: Any, turn_last: Any,
+        half: Any, rotates: Any, queries: Any, query_at: Any, out: Any, out_at: Any, out_stride: Any,
+    ) -> Any:  # fmt: skip
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds, element = signature.args, ELEMENT[signature.args[0].dtype]
+            _, at, last, dim, _, _, turn_at, turn_last, half, rotates, _, query_at, _, out_at, stride = args
+
+            def pointers(index: int, begin: Any, end: Any, step: Any) -> list[Any]:
+                found = []
+                for r in range(TILE):
+                    place = builder.add(begin, builder.mul(step, _I64(r)))
+                    place = builder.select(builder.icmp_signed("<", place, end), place, end)
+                    found.append(pointer_to(context, builder, kinds[index], args[index], place))
+                return found
+
+            rows = pointers(0, at, last, dim)
+            cosines, sines = (pointers(i, turn_at, turn_last, half) for i in (4, 5))
+            query = pointer_to(context, builder, kinds[10], args[10], query_at)
+            lines = [builder.gep(query, [builder.mul(dim, _I64(m))]) for m in range(num_queries)]
+            sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in rows] for _ in lines]
+            for held in sums:
+                for total in held:
+                    builder.store(ir.Constant(_FLOATS, [0.0] * WIDE_LANES), total)
+
+            def add(r: int, vector: Any, parts: list[Any]) -> None:
+                for held, part in zip(sums, parts, strict=True):
+                    builder.store(_fused(builder, vector, part, builder.load(held[r])), held[r])
+
+            def parts_at(place: Any) -> list[Any]:
+                return [_load(builder, builder.gep(line, [place]), _FLOAT) for line in lines]
+
+            width, none = _I64(WIDE_LANES), _I64(0)
+            turned = builder.select(rotates, half, none)
+            with cgutils.for_range(builder, builder.udiv(turned, width)) as loop:
+                left = builder.mul(loop.index, width)
+                right = builder.add(left, half)
+                low_parts, high_parts = parts_at(left), parts_at(right)
+                for r, row in enumerate(rows):
+                    low, high = (_load(builder, builder.gep(row, [d]), element) for d in (left, right))
+                    c, s = (_load(builder, builder.gep(t[r], [left]), _FLOAT) for t in (cosines, sines))
+                    minus = builder.fneg(builder.fmul(high, s, flags=_FUSED))
+                    add(r, _fused(builder, low, c, minus), low_parts)
+                    add(r, _fused(builder, high, c, builder.fmul(low, s, flags=_FUSED)), high_parts)
+            passed = builder.mul(turned, _I64(2))
+            with cgutils.for_range(builder, builder.udiv(builder.sub(dim, passed), width)) as loop:
+                place = builder.add(passed, builder.mul(loop.index, width))
+                parts = parts_at(place)
+                for r, row in enumerate(rows):
+                    add(r, _load(builder, builder.gep(row, [place]), element), parts)
+            target = pointer_to(context, builder, kinds[12], args[12], out_at)
+            for m, held in enumerate(sums):
+                found = _lane_sums(builder, [builder.load(total) for total in held])
+                into = builder.gep(target, [builder.mul(stride, _I64(m))])
+                builder.store(found, builder.bitcast(into, found.type.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        i = types.int64
+        kinds = (stored, i, i, i, cos, sin, i, i, i, types.boolean, queries, i, out, i, i)
+        return types.void(*kinds), build
+
+    tile: Callable[..., Any] = intrinsic(dots)
+    return tile
+
+
+group_dots_1 = _dot_tile(1)
+"""(stored, at, last, dim, cos, sin, turn_at, turn_last, half, rotates, queries, query_at, out, out_at, out_stride):
+out[out_at + m * out_stride + i] = the query at query_at + m * dim times row i of TILE stored rows from `at` on.
+
+Rows behind the one at `last` are that one again. Where `rotates`, channels (d, d + half) of row i are rotated by
+`half` elements of cos and sin from turn_at + i * half on, at most from turn_last on."""
+group_dots_2 = _dot_tile(2)
+"""`group_dots_1` for two queries."""
+group_dots_3 = _dot_tile(3)
+"""`group_dots_1` for three queries."""
+group_dots_4 = _dot_tile(4)
+"""`group_dots_1` for four queries."""
+
+
+def _weigh_tile(num_queries: int) -> Callable[..., Any]:
+    def weigh(
+        _typing: Any, stored: Any, at: Any, count: Any, dim: Any, weights: Any, weights_at: Any, weights_stride: Any,
+        out: Any, out_at: Any,
+    ) -> Any:  # fmt: skip
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds, element = signature.args, ELEMENT[signature.args[0].dtype]
+            _, at, count, dim, _, weights_at, stride, _, out_at = args
+            rows = pointer_to(context, builder, kinds[0], args[0], at)
+            weight = pointer_to(context, builder, kinds[4], args[4], weights_at)
+            target = pointer_to(context, builder, kinds[7], args[7], out_at)
+            lines = [builder.gep(weight, [builder.mul(stride, _I64(m))]) for m in range(num_queries)]
+
+            def add_columns(left: Any, vectors: int) -> None:
+                columns = [builder.add(left, _I64(WIDE_LANES * j)) for j in range(vectors)]
+                places = [
+                    builder.gep(target, [builder.add(builder.mul(dim, _I64(m)), column)])
+                    for m in range(num_queries)
+                    for column in columns
+                ]
+                sums = [cgutils.alloca_once(builder, _FLOATS) for _ in places]
+                for total, place in zip(sums, places, strict=True):
+                    builder.store(_load(builder, place, _FLOAT), total)
+                with cgutils.for_range(builder, count) as row:
+                    first = builder.gep(rows, [builder.mul(row.index, dim)])
+                    values = [_load(builder, builder.gep(first, [column]), element) for column in columns]
+                    for m, line in enumerate(lines):
+                        factor = _splat(builder, builder.load(builder.gep(line, [row.index])))
+                        for j, value in enumerate(values):
+                            total = sums[m * vectors + j]
+                            builder.store(_fused(builder, value, factor, builder.load(total)), total)
+                for total, place in zip(sums, places, strict=True):
+                    builder.store(builder.load(total), builder.bitcast(place, _FLOATS.as_pointer()), align=4)
+
+            wide = _I64(4 * WIDE_LANES)
+            most = builder.udiv(dim, wide)
+            with cgutils.for_range(builder, most) as loop:
+                add_columns(builder.mul(loop.index, wide), 4)
+            done = builder.mul(most, wide)
+            rest = builder.udiv(builder.sub(dim, done), _I64(WIDE_LANES))
+            with cgutils.for_range(builder, rest) as loop:
+                add_columns(builder.add(done, builder.mul(loop.index, _I64(WIDE_LANES))), 1)
+            return context.get_dummy_value()
+
+        i = types.int64
+        return types.void(stored, i, i, i, weights, i, i, out, i), build
+
+    tile: Callable[..., Any] = intrinsic(weigh)
+    return tile
+
+
+group_weigh_1 = _weigh_tile(1)
+"""(stored, at, count, dim, weights, weights_at, weights_stride, out, out_at): for query m, adds the sum over
+t < count of weights[weights_at + m * weights_stride + t] times row t from `at` on to `dim` elements of out from
+out_at + m * dim on."""
+group_weigh_2 = _weigh_tile(2)
+"""`group_weigh_1` for two queries."""
+group_weigh_3 = _weigh_tile(3)
+"""`group_weigh_1` for three queries."""
+group_weigh_4 = _weigh_tile(4)
+"""`group_weigh_1` for four queries."""

@@ -1,0 +1,138 @@
+"""The weights of a softmax row by row, in vectors of 16 lanes; and the parts of LLVM's language that they need.
+
+All arguments of the intrinsics are addresses in bytes and numbers; nothing is checked.
+"""
+
+# ruff: noqa: ARG001 - the arguments of an intrinsic are its signature; their values come in `args`.
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+"""float32 lanes of a vector."""
+F32, BF16 = types.float32, types.uint16
+"""The types of the argument `like`, which say what is written."""
+
+FLOAT, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+FLOATS, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
+_FUSED = ("contract",)
+_LEAST = -126.0
+_EXP2 = (1.5403530393381609e-4, 1.3333558146428443e-3, 9.618129107628477e-3, 5.550410866482158e-2,
+         2.402265069591007e-1, 6.931471805599453e-1, 1.0)  # fmt: skip
+"""Coefficients of 2**x on [-0.5, 0.5], from the highest power on."""
+
+
+class BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
+    """bfloat16, which llvmlite does not name."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+
+def all_lanes(value: float) -> Any:
+    """A constant vector of equal lanes."""
+    return ir.Constant(FLOATS, [value] * LANES)
+
+
+def _ints(value: int) -> Any:
+    return ir.Constant(WORDS, [value] * LANES)
+
+
+def splat(builder: Any, value: Any, kind: ir.VectorType) -> Any:
+    """A vector of `kind` with `value` in all lanes."""
+    empty = ir.Constant(kind, ir.Undefined)
+    lane = builder.insert_element(empty, value, I32(0))
+    return builder.shuffle_vector(lane, empty, ir.Constant(WORDS, [0] * LANES))
+
+
+def _at(builder: Any, address: Any, kind: ir.Type) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def load(builder: Any, address: Any, kind: ir.Type) -> Any:
+    """What lies at an address of whole words."""
+    return builder.load(_at(builder, address, kind), align=4)
+
+
+def store(builder: Any, vector: Any, address: Any, align: int = 4) -> None:
+    """Stores a vector at an address that is a multiple of `align` bytes."""
+    builder.store(vector, _at(builder, address, vector.type), align=align)
+
+
+def multiply_add(builder: Any, left: Any, right: Any, added: Any) -> Any:
+    """left * right + added, rounded once."""
+    return builder.fadd(builder.fmul(left, right, flags=_FUSED), added, flags=_FUSED)
+
+
+def call(builder: Any, name: str, result: ir.Type, arguments: list[Any]) -> Any:
+    """Calls one of LLVM's own functions."""
+    kind = ir.FunctionType(result, [each.type for each in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
+def _exp2(builder: Any, x: Any) -> Any:
+    """2**x of a vector, 0 below -126; NaN stays."""
+    # Not by adding 1.5 * 2**23: Numba lets sums be reordered here.
+    whole = call(builder, "llvm.roundeven.v16f32", FLOATS, [x])
+    rest, series = builder.fsub(x, whole), all_lanes(_EXP2[0])
+    for coefficient in _EXP2[1:]:
+        series = multiply_add(builder, series, rest, all_lanes(coefficient))
+    power = builder.shl(builder.fptosi(whole, WORDS), _ints(23))
+    scale = builder.bitcast(builder.add(power, _ints(0x3F800000)), FLOATS)
+    tiny = builder.fcmp_ordered("<", x, all_lanes(_LEAST))
+    return builder.select(tiny, all_lanes(0.0), builder.fmul(series, scale))
+
+
+@intrinsic
+def row_peak(_typing: Any, row: Any, vectors: Any) -> Any:
+    """The largest of a row of `vectors` * LANES float32; NaN is passed over."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        most = cgutils.alloca_once_value(builder, all_lanes(float("-inf")))
+        with cgutils.for_range(builder, args[1]) as loop:
+            place = builder.add(args[0], builder.mul(loop.index, I64(4 * LANES)))
+            vector, held = load(builder, place, FLOATS), builder.load(most)
+            builder.store(builder.select(builder.fcmp_ordered(">", vector, held), vector, held), most)
+        return call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, [builder.load(most)])
+
+    return types.float32(types.int64, types.int64), build
+
+
+@intrinsic
+def row_weights(_typing: Any, like: Any, row: Any, vectors: Any, factor: Any, peak: Any, out: Any) -> Any:
+    """2**(factor * logit - peak) of a row of `vectors` * LANES logits into operands at `out`; returns their sum."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, row, vectors, factor, peak, out = args
+        is_pairs = signature.args[0] == BF16
+        factors, peaks = splat(builder, factor, FLOATS), splat(builder, builder.fneg(peak), FLOATS)
+        total, size = cgutils.alloca_once_value(builder, all_lanes(0.0)), 2 if is_pairs else 4
+        with cgutils.for_range(builder, vectors) as loop:
+            place = builder.add(row, builder.mul(loop.index, I64(4 * LANES)))
+            weights = _exp2(builder, multiply_add(builder, load(builder, place, FLOATS), factors, peaks))
+            builder.store(builder.fadd(builder.load(total), weights), total)
+            into = builder.add(out, builder.mul(loop.index, I64(size * LANES)))
+            if is_pairs:
+                halves = ir.VectorType(BFloat(), LANES)
+                weights = call(builder, "llvm.x86.avx512bf16.cvtneps2bf16.512", halves, [weights])
+            store(builder, weights, into, size)
+        zero = ir.Constant(FLOAT, 0.0)
+        kind = ir.FunctionType(FLOAT, [FLOAT, FLOATS])
+        name = "llvm.vector.reduce.fadd.v16f32"
+        reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(reduce, [zero, builder.load(total)], fastmath=("reassoc",))
+
+    i, f = types.int64, types.float32
+    return types.float32(like, i, i, f, f, i), build
