@@ -16,7 +16,15 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from moorage.workers.hf_config import read_model_spec
-from tests.tiny_models import TinyModel, draw_wide, replace_experts, round_to_mxfp4, save_as_internlm2
+from tests.tiny_models import (
+    OF_TEXT_PART,
+    TinyModel,
+    draw_wide,
+    rename_tensors,
+    replace_experts,
+    round_to_mxfp4,
+    save_as_internlm2,
+)
 
 DIRECTORY = Path(__file__).parent / "workers" / "gpu" / "model" / "published"
 PUBLISHED: Mapping[str, Path] = {
@@ -41,6 +49,10 @@ LENGTHS = (
     "model_max_length",
     "sliding_window",
 )
+SIZES = ("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings")
+"""Keys to scale, which a text part may leave to its architecture."""
+PERIODS = {"gemma3_text": 6}
+"""Of the pattern of layers, where config.json leaves it to the architecture."""
 BY_LAYER = ("layer_types", "no_rope_layers")
 LOGIT_DEVIATION = 2.0
 """Standard deviation of the logits, so that no distribution over tokens is flat."""
@@ -53,7 +65,18 @@ def read(name: str) -> dict[str, Any]:
 
 
 def scaled(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with few channels, heads, layers and tokens."""
+    """`config` with few channels, heads, layers and tokens, in its text part where it has several."""
+    if "text_config" not in config:
+        return _scaled(config)
+    text = config["text_config"]
+    left_out = {
+        key: getattr(CONFIG_MAPPING[text["model_type"]](), key, None) for key in SIZES if key not in text
+    }
+    shared = {"torch_dtype": "float32"} | _small_ids(config)
+    return dict(config) | shared | {"text_config": _scaled({**left_out, **text})}
+
+
+def _scaled(config: Mapping[str, Any]) -> dict[str, Any]:
     heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads")
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     found = dict(config) | {name: width for name, width in WIDTHS.items() if name in config}
@@ -73,7 +96,13 @@ def scaled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _most_layers(config: Mapping[str, Any]) -> int:
     """Two periods of the pattern, or MOST_LAYERS."""
-    period = config.get("sliding_window_pattern") or config.get("no_rope_layer_interval") or 1
+    types = config.get("layer_types") or ["full_attention"]
+    period = (
+        config.get("sliding_window_pattern")
+        or config.get("no_rope_layer_interval")
+        or PERIODS.get(config["model_type"])
+        or types.index("full_attention") + 1
+    )
     return max(MOST_LAYERS, 2 * int(period))
 
 
@@ -105,16 +134,19 @@ def _small_ids(config: Mapping[str, Any]) -> dict[str, Any]:
 def build(name: str, directory: Path, seed: int = 0) -> TinyModel:
     """Writes the scaled checkpoint of a published model, whose config.json has the published keys."""
     config = scaled(read(name))
-    model = _reference(config)
+    text = config.get("text_config", config)
+    model = _reference(text)
     torch.manual_seed(seed)
     draw_wide(model, torch.Generator().manual_seed(seed))
     packed = round_to_mxfp4(model) if "quantization_config" in config else {}
-    _make_telling(model, config)
+    _make_telling(model, text)
     model.save_pretrained(directory)
     if packed:
         replace_experts(directory, packed)
     if config["model_type"] == "internlm2":
         save_as_internlm2(model, directory)
+    if text is not config:
+        rename_tensors(model, directory, OF_TEXT_PART, leave_head=model.config.tie_word_embeddings)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     return TinyModel(directory, model, read_model_spec(directory))
 

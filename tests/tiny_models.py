@@ -7,7 +7,7 @@ rotation, scale or mask shows. With transformers' own initialisation it would no
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -338,6 +338,8 @@ _FAMILIES: Mapping[str, _Family] = {
         LlamaConfig, LlamaForCausalLM, {}, {"rope_type": "linear", "factor": 4.0}, published_as="legacy"
     ),
 }
+OF_TEXT_PART = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
+"""How names of tensors begin where text is one of several parts, as published."""
 FAMILIES = tuple(_FAMILIES)
 """Names that `build_tiny_checkpoint` takes."""
 
@@ -476,7 +478,7 @@ def _publish(published_as: str, model: PreTrainedModel, directory: Path) -> None
         _use_old_rope_keys(config)
     if published_as == "yi":
         config |= {"architectures": ["YiForCausalLM"], "model_type": "Yi"}
-        _rename_tensors(
+        rename_tensors(
             model, directory, {".input_layernorm.": ".ln1.", ".post_attention_layernorm.": ".ln2."}
         )
     if published_as == "internlm2":
@@ -490,13 +492,11 @@ def _with_vision(
     architecture: str, model: PreTrainedModel, config: dict[str, Any], directory: Path
 ) -> dict[str, Any]:
     """The checkpoint as one of a model that sees as well, with the older rope keys; returns its config.json."""
-    tied = model.config.tie_word_embeddings
-    text = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
     seen = {
         "vision_tower.vision_model.post_layernorm.weight": torch.ones(8),
         "multi_modal_projector.mm_input_projection_weight": torch.ones(8, 8),
     }
-    _rename_tensors(model, directory, text, leave=("lm_head.weight",) if tied else (), more=seen)
+    rename_tensors(model, directory, OF_TEXT_PART, model.config.tie_word_embeddings, seen)
     rope = config.pop("rope_parameters")
     if "sliding_attention" in rope:
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
@@ -520,17 +520,17 @@ def _use_old_rope_keys(config: dict[str, Any]) -> None:
     config["rope_scaling"] = None if rope_type == "default" else {"type": rope_type, **rope}
 
 
-def _rename_tensors(
+def rename_tensors(
     model: PreTrainedModel,
     directory: Path,
     renamed: Mapping[str, str],
-    leave: Collection[str] = (),
+    leave_head: bool = False,
     more: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes the tensors under other names, without those to `leave`, and with `more`."""
+    """Writes the tensors under other names and with `more`, without the output matrix of tied embeddings."""
     tensors = dict(more or {})
     for name, tensor in model.state_dict().items():
-        if name in leave:
+        if leave_head and name == "lm_head.weight":
             continue
         for ours, theirs in renamed.items():
             name = name.replace(ours, theirs)

@@ -80,7 +80,7 @@ def _shown(name: str) -> str:
                 return f"{largest_difference(name, Path(directory)):.1e}"
             except InvalidModel as error:
                 reason = str(error)
-    return f"refused: {reason}"
+    return f"refused: {reason.split('; use one of ')[0]}"
 
 
 def main() -> None:
