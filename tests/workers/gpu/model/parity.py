@@ -1,13 +1,15 @@
 """How far an engine is from transformers on a published configuration, and the table of all of them.
 
-python -m tests.workers.gpu.model.parity     writes workers/gpu/model/families/README.md
+python -m tests.workers.gpu.model.parity              writes workers/gpu/model/families/README.md
+python -m tests.workers.gpu.model.parity ORG/NAME …   measures these and new models, and keeps the other rows
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -55,8 +57,8 @@ def refusal(name: str) -> str | None:
     return None
 
 
-def table() -> Iterator[str]:
-    """The lines of the README."""
+def table(kept: Mapping[str, str]) -> Iterator[str]:
+    """The lines of the README, with the rows that are `kept`, by model."""
     yield "# Model families\n"
     yield (
         "Each family is one file of this folder. The table has the largest difference of log-probabilities from\n"
@@ -69,7 +71,7 @@ def table() -> Iterator[str]:
     yield "| model | architecture | difference |"
     yield "|---|---|---|"
     for name in PUBLISHED:
-        yield f"| {name} | {read(name)['architectures'][0]} | {_shown(name)} |"
+        yield kept.get(name) or f"| {name} | {read(name)['architectures'][0]} | {_shown(name)} |"
 
 
 def _shown(name: str) -> str:
@@ -83,11 +85,22 @@ def _shown(name: str) -> str:
     return f"refused: {reason.split('; use one of ')[0]}"
 
 
-def main() -> None:
-    """Writes the table."""
+def rows() -> dict[str, str]:
+    """Those of the README, by model."""
+    lines = README.read_text().splitlines()
+    return {
+        line.split(" | ")[0].removeprefix("| "): line
+        for line in lines
+        if line.startswith("| ") and "/" in line
+    }
+
+
+def main(names: Sequence[str]) -> None:
+    """Writes the table; `names` are the models to measure again, none means all."""
     warnings.simplefilter("ignore")
-    README.write_text("\n".join(table()) + "\n")
+    kept = {name: row for name, row in rows().items() if names and name not in names}
+    README.write_text("\n".join(table(kept)) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

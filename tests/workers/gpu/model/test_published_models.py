@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.published_models import PUBLISHED
-from tests.workers.gpu.model.parity import README, largest_difference, refusal
+from tests.workers.gpu.model.parity import largest_difference, refusal, rows
 
 REFUSED = {
     "Qwen/Qwen3-Next-80B-A3B-Instruct": "Qwen3NextForCausalLM is not supported",
@@ -42,7 +42,4 @@ def test_as_published_it_is_served_or_refused_in_one_line(name: str) -> None:
 
 
 def test_the_table_of_families_has_every_model() -> None:
-    rows = README.read_text().splitlines()
-    assert [
-        row.split(" | ")[0].removeprefix("| ") for row in rows if "/" in row and row.startswith("| ")
-    ] == [*PUBLISHED]
+    assert [*rows()] == [*PUBLISHED]
