@@ -448,7 +448,7 @@ def round_to_mxfp4(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
             number, width, rows = weight.shape
             blocks = torch.randint(256, (number, rows, width // 32, 16), dtype=torch.uint8)
-            scales = torch.randint(122, 125, blocks.shape[:3], dtype=torch.uint8)
+            scales = torch.randint(121, 124, blocks.shape[:3], dtype=torch.uint8)
             weight.copy_(convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
             packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
     return packed

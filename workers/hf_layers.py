@@ -44,13 +44,13 @@ def read_window(config: Fields, default: int | None) -> int | None:
 def with_windows(spec: ModelSpec, config: Fields, slides: Sequence[bool], window: int | None) -> ModelSpec:
     """`spec` with a window in the layers that slide.
 
-    A window as long as the trained length leaves those layers as they are, since no query within that length sees it.
+    A window that is longer than the trained length leaves those layers as they are: no query sees the window.
     """
     if window is None or not any(slides):
         return spec
-    if window >= spec.max_position_embeddings:
+    if window > spec.max_position_embeddings:
         note = (
-            f"{config.source}: sliding_window {window:,} is not below max_position_embeddings "
+            f"{config.source}: sliding_window {window:,} is above max_position_embeddings "
             f"{spec.max_position_embeddings:,}; longer sessions attend all their tokens"
         )
         return replace(spec, notes=(*spec.notes, note))

@@ -310,7 +310,7 @@ def test_layer_types_must_name_every_layer(tmp_path: Path, types: object) -> Non
     "changes",
     [
         {**MISTRAL, "sliding_window": None, "max_position_embeddings": 32768},
-        {**MISTRAL, "sliding_window": 4096},
+        {**MISTRAL, "sliding_window": 4097},
         {**QWEN, "sliding_window": 1024, "use_sliding_window": False},
         {**QWEN, "sliding_window": 1024, "max_window_layers": 4},
         {**QWEN, "sliding_window": 1024, "layer_types": ["full_attention"] * 4},
@@ -325,11 +325,17 @@ def test_without_an_active_sliding_window_every_layer_is_stored(
 
 
 def test_a_window_that_only_a_longer_session_would_outgrow_is_told(tmp_path: Path) -> None:
-    """Ministral-8B names a sliding_window of 32 768 beside as many positions."""
-    spec = read(tmp_path, **MISTRAL, sliding_window=32768, max_position_embeddings=32768)
+    """Phi-3-mini-128k names a sliding_window of 262 144 beside half as many positions."""
+    spec = read(tmp_path, **MISTRAL, sliding_window=262144, max_position_embeddings=131072)
     assert not spec.window_layers
     (note,) = spec.notes
-    assert "sliding_window 32,768" in note
+    assert "sliding_window 262,144" in note
+
+
+def test_a_window_of_the_trained_length_stays(tmp_path: Path) -> None:
+    """Ministral-8B: the reference takes it away from no session, longer ones included."""
+    spec = read(tmp_path, **MISTRAL, sliding_window=32768, max_position_embeddings=32768)
+    assert [spec.layer(index).window for index in range(4)] == [32768] * 4
 
 
 def test_missing_directory_and_config(tmp_path: Path) -> None:

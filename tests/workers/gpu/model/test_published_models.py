@@ -18,14 +18,10 @@ REFUSED = {
     "openbmb/MiniCPM3-4B": "MiniCPM3ForCausalLM is not supported",
 }
 """A piece of the line that says why."""
-WAITING = {
-    "mistralai/Ministral-8B-Instruct-2410",
-}
-"""Read and loaded; their attention is not computed yet."""
 SERVED = [name for name in PUBLISHED if name not in REFUSED]
 
 
-@pytest.mark.parametrize("name", [name for name in SERVED if name not in WAITING])
+@pytest.mark.parametrize("name", SERVED)
 def test_equals_transformers(name: str, tmp_path: Path) -> None:
     assert largest_difference(name, tmp_path) < 1e-4
 
