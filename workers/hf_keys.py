@@ -115,9 +115,9 @@ def check_keys(config: Fields, ignored: Collection[str], family: str) -> None:
         raise _unknown(config, unknown, f"in a {family} model")
 
 
-def check_rope_keys(rope: Fields) -> None:
-    """Refuses keys of a rotary embedding that no type has. Raises InvalidModel."""
-    unknown = [key for key, value in rope.values.items() if value is not None and key not in ROPE]
+def check_rope_keys(rope: Fields, known: Collection[str] = ROPE) -> None:
+    """Refuses keys of a rotary embedding that are not known: those that no type has. Raises InvalidModel."""
+    unknown = [key for key, value in rope.values.items() if value is not None and key not in known]
     if unknown:
         raise _unknown(rope, unknown, "in a rotary embedding")
 

@@ -69,7 +69,8 @@ def _rope_object(config: Fields) -> Fields | None:
 
 
 def _of_layers(rope: Fields, name: str) -> Fields:
-    """What `rope` says of the layers of one type."""
+    """What `rope` says of the layers of one type. Raises InvalidModel where it says something of all of them too."""
+    check_rope_keys(rope, _LAYER_TYPES)
     flat = rope.child(name)
     if flat is None:
         raise rope.wrong(name, "an object")
