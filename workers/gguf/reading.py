@@ -28,6 +28,7 @@ from moorage.workers.gguf.limits import (
 from moorage.workers.gguf.types import TYPES, BlockType
 
 MAGIC: Final = b"GGUF"
+_LFS_POINTER: Final = b"vers"
 _VERSIONS = (2, 3)
 _ALIGNMENT_KEY = "general.alignment"
 _BOOL, _STRING, _ARRAY = 7, 8, 9
@@ -82,7 +83,10 @@ class Reader:
 def parse_header(stream: BinaryIO, file_bytes: int) -> dict[str, Any]:
     """Version, values by key, and tensors with their places in the file. Raises Damaged."""
     reader = Reader(stream, file_bytes)
-    if reader.take(len(MAGIC), "the magic number") != MAGIC:
+    magic = reader.take(len(MAGIC), "the magic number")
+    if magic == _LFS_POINTER:
+        raise Damaged("it is a pointer of Git LFS, and git lfs pull brings the file")
+    if magic != MAGIC:
         raise Damaged("it does not begin with GGUF")
     version = _version(reader)
     num_tensors = reader.count(MOST_TENSORS, "the number of tensors")

@@ -95,6 +95,7 @@ ONE_ROW = tensor(b"a", (32,), 0, 0)
     [
         (b"", "the magic number ends beyond the file"),
         (b"GGML" + bytes(100), "it does not begin with GGUF"),
+        (b"version https://git-lfs.github.com/spec/v1", "it is a pointer of Git LFS"),
         (header_of(version=1), "its version 1 is not supported; versions 2 and 3 are"),
         (header_of(version=0x03000000), "its numbers are big-endian"),
         (header_of(tensors=2**40), "the number of tensors is 1099511627776, more than 65536"),
