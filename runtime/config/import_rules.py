@@ -133,6 +133,14 @@ KTRANSFORMERS_FLAT = Rules(
 )
 """As its page lists the keys, which says of threads_num that it is the number of CPU threads."""
 KTRANSFORMERS_KEYS = KTRANSFORMERS_FLAT.same.keys() | KTRANSFORMERS_FLAT.special.keys()
+MODES = {"long_context": "ktransformers"}
+"""Mode of a command line -> our preset; without one ktransformers attends everything."""
+
+
+def _mode(value: Any, into: Imported) -> None:
+    into.put("memory.preset", MODES.get(str(value), "full"))
+
+
 KTRANSFORMERS_COMMAND = Rules(
     same={
         "model_path": "model.path",
@@ -156,11 +164,9 @@ KTRANSFORMERS_COMMAND = Rules(
         "backend_type": "there is one engine",
         "architectures": "the model's files say it",
     },
-    special={"mode": lambda value, into: into.put("memory.preset", MODES.get(str(value), "full"))},
+    special={"mode": _mode},
 )
 """Its command lines: `ktransformers --model_path … --gguf_path …` and `python -m ktransformers.local_chat …`."""
-MODES = {"long_context": "ktransformers"}
-"""Mode of a command line -> our preset; without one ktransformers attends everything."""
 INFLLM = Rules(
     same=WORDS["InfLLM"],
     dropped={

@@ -26,7 +26,9 @@ class Splitting:
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
         """Of the library."""
-        steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
+        steps: list[pre_tokenizers.PreTokenizer] = [
+            pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns
+        ]
         if self.single_digits:
             steps.append(pre_tokenizers.Digits(individual_digits=True))
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.then_gpt2))

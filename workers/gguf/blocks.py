@@ -54,7 +54,8 @@ def _fields(raw: Tensor, bits: int, run: int) -> Tensor:
     """Numbers of so many bits, uint8 [n, 8 / bits * bytes]: of each run of bytes the lowest bits, then the others."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
     runs = raw.reshape(raw.shape[0], -1, 1, run)
-    return ((runs >> shifts.view(-1, 1)) & (2**bits - 1)).flatten(1)
+    fields: Tensor = (runs >> shifts.view(-1, 1)) & (2**bits - 1)
+    return fields.flatten(1)
 
 
 def _half(raw: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from moorage.workers.gguf.decimals import as_decimal
 from moorage.workers.gguf.model import GgufModel
 from moorage.workers.gguf.names import EMBED, LM_HEAD
 from moorage.workers.gguf.rope import rope_scaling
-from moorage.workers.gguf.special import SPECIAL
+from moorage.workers.gguf.special import special_keys
 from moorage.workers.hf_fields import Fields
 
 _REQUIRED = (
@@ -74,7 +74,7 @@ def config_of(model: GgufModel) -> Fields:
     }
     _add_heads(model, keys, config)
     config |= rope_scaling(model, keys, config)
-    config |= SPECIAL.get(model.architecture, lambda _config: {})(config)
+    config |= special_keys(model.architecture, config)
     return Fields(config, str(model.file))
 
 

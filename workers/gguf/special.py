@@ -34,9 +34,13 @@ def _gpt_oss(config: Config) -> dict[str, Any]:
     return {"attention_bias": True, "rope_scaling": {**config.get("rope_scaling", {}), "truncate": False}}
 
 
+def special_keys(architecture: str, config: Config) -> dict[str, Any]:
+    """More keys of an architecture, by those that are read so far."""
+    return SPECIAL[architecture](config) if architecture in SPECIAL else {}
+
+
 SPECIAL: Mapping[str, Callable[[Config], dict[str, Any]]] = {
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "gpt-oss": _gpt_oss,
 }
-"""By architecture: from the keys read so far to more of them."""
