@@ -50,6 +50,7 @@ WITHOUT_EFFECT: Mapping[str, frozenset[str]] = {
 """Keys by why they have no effect."""
 
 OFF: Mapping[str, tuple[object, ...]] = {
+    "activation": ("silu", "swiglu"),
     "add_cross_attention": (False,),
     "alibi": (False,),
     "apply_residual_connection_post_layernorm": (False,),
@@ -63,12 +64,14 @@ OFF: Mapping[str, tuple[object, ...]] = {
     "logit_scale": (1,),
     "logits_scaling": (1,),
     "mlp_bias": (False,),
+    "num_nextn_predict_layers": (0,),
     "parallel_attn": (False,),
     "pruned_heads": ({},),
     "qk_layernorm": (False,),
     "qkv_bias": (False,),
     "residual_multiplier": (1,),
     "rope_interleaved": (False,),
+    "shared_expert_intermediate_size": (0,),
     "use_alibi": (False,),
     "use_bidirectional_attention": (False,),
     "use_dynamic_ntk": (False,),

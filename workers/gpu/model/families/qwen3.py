@@ -30,7 +30,7 @@ FAMILY = Family(
         layer={**TENSORS.layer, "self_attn.q_norm": Part.Q_NORM, "self_attn.k_norm": Part.K_NORM},
     ),
     own_keys=_own_keys,
-    ignored=UNUSED_WINDOW,
+    ignored=(*UNUSED_WINDOW, "use_qk_norm"),
     published={
         "qwen3-4b": PublishedModel(
             36, 2560, 9728, 32, 8, 151936, 40960, {**_THETA, "tie_word_embeddings": True}, YARN_CLAIM

@@ -42,7 +42,7 @@ FAMILY = Family(
     tensors=TensorNames(TENSORS.model, {**_LAYER, **ONE_EACH}),
     other_tensors=(TensorNames(TENSORS.model, {**_LAYER, "mlp.gate": Part.ROUTER, **MERGED_EXPERTS}),),
     own_keys=_own_keys,
-    ignored=UNUSED_WINDOW,
+    ignored=(*UNUSED_WINDOW, "use_qk_norm"),
     accepted=(*ACCEPTED, NO_SLIDING_WINDOW),
     published={
         "qwen3-30b-a3b": PublishedModel(48, 2048, 6144, 32, 4, 151936, 40960, _keys(128, 768), YARN_CLAIM),
