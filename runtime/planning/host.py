@@ -14,7 +14,7 @@ from moorage.runtime.config.session_settings import unsettled_memory
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.gpu_presence import why_no_gpu
-from moorage.runtime.planning.memory import device_sizes, fixed_dram_bytes, ray_bytes
+from moorage.runtime.planning.memory import device_sizes, fixed_dram_bytes, host_weights_bytes, ray_bytes
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.sizes import LEAST_CHUNK, MOST_CHUNK
 from moorage.workers.spec import ModelSpec
@@ -117,7 +117,9 @@ def _parts(plan: Deployment) -> str:
     """What takes memory beside the KV cache, by part."""
     fixed = format_bytes(fixed_dram_bytes(plan))
     if not plan.on_cpu:
-        return f"{fixed} for Ray and staging"
+        experts = host_weights_bytes(plan)
+        held = f", {format_bytes(experts)} of them for experts (model.experts host)" if experts else ""
+        return f"{fixed} for Ray and staging{held}"
     device = device_sizes(plan)
     return (
         f"{fixed} beside the KV cache (weights {format_bytes(device.weights_bytes)}, slots and rings "

@@ -170,7 +170,16 @@ def workspace_bytes(deployment: Deployment) -> int:
         1, windows.num_layers
     )
     logits = 3 * deployment.max_running * model.vocab_size * 4
-    return linear + near + held + partials + logits
+    return linear + near + held + partials + logits + _streamed_expert_bytes(deployment)
+
+
+def _streamed_expert_bytes(deployment: Deployment) -> int:
+    """Copies of the weights of two experts, where those of all lie in host memory."""
+    experts, model = deployment.model.experts, deployment.model
+    if experts is None:
+        return 0
+    layers = sum(model.layer(index).has_experts for index in range(model.num_layers))
+    return 2 * host_weights_bytes(deployment) // (layers * experts.num_experts)
 
 
 def _beside_sessions(deployment: Deployment) -> int:

@@ -23,6 +23,7 @@ from moorage.runtime.planning.memory import (
     spare_device_bytes,
     token_bytes,
     weights_bytes,
+    workspace_bytes,
 )
 from moorage.runtime.planning.pages import largest_context_tokens, most_sessions, pages_per_actor
 from moorage.runtime.serving.capacity import Capacity, Resources
@@ -310,6 +311,11 @@ def test_experts_in_host_memory_move_from_the_device_to_dram() -> None:
     assert (host_weights_bytes(here), host_weights_bytes(there)) == (0, experts)
     assert weights_bytes(here) - weights_bytes(there) == experts
     assert fixed_dram_bytes(there) - fixed_dram_bytes(here) == experts
+    two = 2 * 2 * 3 * 768 * 2048
+    assert workspace_bytes(there) - workspace_bytes(here) == two
+    host = Host(64 * GIB, 48 * GIB)
+    with pytest.raises(InvalidConfig, match=r"GiB for Ray and staging, 54.00 GiB of them for experts"):
+        check_memory(config, there, host)
 
 
 def test_a_cpu_holds_experts_in_one_place() -> None:
