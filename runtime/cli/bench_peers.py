@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -68,7 +69,14 @@ def peers(
     """Measure one model in llama.cpp, transformers and Moorage: prefill, decode and memory by length."""
     from moorage.runtime.bench.peers.figures import PeerReport
     from moorage.runtime.bench.peers.prompts import QUESTIONS
-    from moorage.runtime.bench.peers.run import WARM_PROMPT, PeerPlan, PeerRun, check_lengths, peer_specs
+    from moorage.runtime.bench.peers.run import (
+        WARM_PROMPT,
+        PeerPlan,
+        PeerRun,
+        answer_specs,
+        check_lengths,
+        peer_specs,
+    )
     from moorage.runtime.bench.peers.text import PeerText
 
     plan = PeerPlan(
@@ -89,7 +97,10 @@ def peers(
     report = PeerReport(describe_machine(), model.name, threads, notes=notes)
     text = PeerText(model)
     if compare_answers:
-        with PeerRun(plan, peer_specs(plan, "float32")[0], print_note) as run:
+        with (
+            TemporaryDirectory() as folder,
+            PeerRun(plan, answer_specs(plan, Path(folder)), print_note) as run,
+        ):
             report.agreements += run.agreements(text.questions(QUESTIONS))
     with PeerRun(plan, specs, print_note) as run:
         run.warm_up(text.document(WARM_PROMPT))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moorage.runtime.bench.measure import Sample, installed
+from moorage.runtime.bench.peers.dequantised import write_dequantised
 from moorage.runtime.bench.peers.figures import Agreement, Figures, make_figures
 from moorage.runtime.bench.peers.peer import PACKAGES, Kind, PeerSpec
 from moorage.runtime.bench.peers.process import Parts, PeerProcess
@@ -76,6 +77,21 @@ def peer_specs(plan: PeerPlan, dtype: str = "") -> tuple[list[PeerSpec], list[st
         )
         specs.append(spec)
     return specs, notes
+
+
+def answer_specs(plan: PeerPlan, folder: Path) -> list[PeerSpec]:
+    """The engines whose answers are compared, computing in float32.
+
+    llama.cpp is asked twice: with its file, and with the same values in float32, in a copy that lies in `folder`.
+    """
+    specs = []
+    for spec in peer_specs(plan, "float32")[0]:
+        specs.append(spec)
+        if spec.kind == "llama.cpp":
+            copy = folder / "float32.gguf"
+            write_dequantised(spec.model, copy)
+            specs.append(replace(spec, name="llama.cpp float32", model=copy))
+    return specs
 
 
 def row_name(spec: PeerSpec, mode: str) -> str:

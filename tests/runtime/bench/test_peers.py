@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from moorage.runtime.bench.measure import Sample
+from moorage.runtime.bench.peers.dequantised import write_dequantised
 from moorage.runtime.bench.peers.figures import Figures, make_figures, ratios_to_peers
 from moorage.runtime.bench.peers.peer import PeerSpec
 from moorage.runtime.bench.peers.process import PeerProcess
@@ -142,20 +144,44 @@ def test_errors_of_a_peer_reach_the_caller(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_model_answers_as_transformers_does(tmp_path: Path) -> None:
-    """SmolLM2 from its GGUF file, in float32: 32 greedy tokens of 20 answers, and llama.cpp's beside them.
+def test_a_real_model_answers_as_its_peers_do(tmp_path: Path) -> None:
+    """SmolLM2 from its GGUF file: the first 32 greedy tokens of 20 answers, computed in float32.
 
-    llama.cpp quantises activations to 8 bits for such a file, so that its answers part from both others'.
+    From the quantised file itself llama.cpp rounds activations to 8 bits, and its answers part from everyone's.
     """
     for package in ("transformers", "accelerate", "llama_cpp"):
         pytest.importorskip(package)
     file = tmp_path / "answers.json"
     words = ["bench", "peers", "--model", str(smollm2()), "--lengths", "64", "--rounds", "1", "--steps", "1"]
     with pytest.raises(SystemExit) as ended:
-        main([*words, "--compare-answers", "--json", str(file)])
+        main([*words, "--weights", "float,auto", "--compare-answers", "--json", str(file)])
     assert ended.value.code == 0
     found = json.loads(file.read_text(encoding="utf-8"))["agreements"]
     identical = {(one["name"], one["peer"]): one["identical"] for one in found}
-    assert identical["moorage float", "transformers"] >= 19
-    assert identical["moorage int4", "transformers"] >= 19
-    assert ("moorage float", "llama.cpp") in identical
+    for name in ("moorage float", "moorage auto"):
+        assert identical[name, "transformers"] >= 19
+        assert identical[name, "llama.cpp float32"] >= 18
+        assert (name, "llama.cpp") in identical
+
+
+def test_a_dequantised_copy_has_the_same_values_and_keys(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    values = np.linspace(-1, 1, 256, dtype=np.float32).reshape(4, 64)
+    packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1)
+    writer = gguf.GGUFWriter(tmp_path / "packed.gguf", "llama")
+    writer.add_context_length(77)
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_1)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    write_dequantised(tmp_path / "packed.gguf", tmp_path / "copy.gguf")
+    copy = gguf.GGUFReader(tmp_path / "copy.gguf")
+    (tensor,) = copy.tensors
+    assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
+    np.testing.assert_array_equal(
+        tensor.data, gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q4_1).reshape(4, 64)
+    )
+    assert copy.fields["llama.context_length"].contents() == 77
+    assert copy.fields["tokenizer.ggml.tokens"].contents() == ["a", "b"]
+    assert copy.fields["general.architecture"].contents() == "llama"
