@@ -37,6 +37,7 @@ class CountingExecutor:
     """
 
     worker_pids = (1,)
+    attention_dtype = "float32"
 
     def __init__(self, pages: int) -> None:
         self.health = ClusterHealth()

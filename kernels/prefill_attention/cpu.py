@@ -19,7 +19,15 @@ def attend_dense(
     q_start: int = 0,
     k_start: int = 0,
     softcap: float = 0.0,
+    held: Partial | None = None,
 ) -> Partial:
     """See the package."""
-    form = compiled if compiled.supports(q.dtype, scale) else flash
-    return form.attend_dense(q, k, v, scale, band, q_start, k_start, softcap)
+    if compiled.supports(q.dtype, scale):
+        return compiled.attend_dense(q, k, v, scale, band, q_start, k_start, softcap, held)
+    assert held is None
+    return flash.attend_dense(q, k, v, scale, band, q_start, k_start, softcap)
+
+
+def carries(q: torch.Tensor, scale: float) -> bool:
+    """See the package."""
+    return compiled.supports(q.dtype, scale)

@@ -25,6 +25,8 @@ def status_table(address: str, status: ClusterStatus, *, short: bool = False) ->
     rows = [("address", address), ("state", _state(status)), *_failure(status), *_model(status.model, short)]
     rows += [*_requests(status), *_memory(status)]
     rows.append(("workers", ", ".join(f"pid {pid}" for pid in status.worker_pids) or "-"))
+    if status.attention_dtype and not short:
+        rows.append(("attention", f"of prompts in {status.attention_dtype}"))
     rows += [("warning", warning) for warning in status.model.warnings if not short]
     for name, value in rows:
         table.add_row(escape(name), escape(value))

@@ -45,6 +45,7 @@ class ClusterProcesses:
         self._kv_actors: list[Any] = []
         self.worker: Any = None
         self.worker_pid = 0
+        self.attention_dtype = ""
         self.step_tokens = plan.step_tokens
         self.health = ClusterHealth()
         self._actor_processes: list[Watched] = []
@@ -71,6 +72,8 @@ class ClusterProcesses:
                 kv_facts, _ = await asyncio.gather(facts, self._watch_loading())
                 self.worker_pid = await self.worker.pid.remote()
                 worker_facts = await self.worker.facts.remote()
+                self.attention_dtype = await self.worker.attention_dtype.remote()
+                log.info("type in which prompts are attended", attention_dtype=self.attention_dtype)
                 if self._plan.config.long_context.chunk_size == "auto":
                     self.step_tokens = await self.worker.chunk_tokens.remote(self.step_tokens)
         except TimeoutError as error:

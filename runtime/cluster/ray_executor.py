@@ -34,6 +34,11 @@ class RayExecutor:
         return (self._worker.pid,)
 
     @property
+    def attention_dtype(self) -> str:
+        """See Executor."""
+        return self._processes.attention_dtype
+
+    @property
     def health(self) -> ClusterHealth:
         """See Executor."""
         return self._processes.health

@@ -130,6 +130,7 @@ class Coordinator:
             running_requests=running_requests(scheduler, loop.requests),
             idle_sessions=len(scheduler.idle),
             failed_steps_total=loop.failures.total,
+            attention_dtype=self._cluster.executor.attention_dtype,
         )
 
     def fail_requests(self, error: MoorageError) -> None:

@@ -30,6 +30,10 @@ class Executor(Protocol):
         """Processes of the workers."""
 
     @property
+    def attention_dtype(self) -> str:
+        """The type in which workers attend prompts, such as bfloat16."""
+
+    @property
     def health(self) -> ClusterHealth:
         """Problems of the processes, as they are found."""
 
@@ -82,6 +86,11 @@ class LocalExecutor:
     def worker_pids(self) -> tuple[int, ...]:
         """See Executor."""
         return (os.getpid(),)
+
+    @property
+    def attention_dtype(self) -> str:
+        """See Executor."""
+        return self.worker.attention_dtype()
 
     def step(self, plan: StepPlan) -> StepResult:
         """One forward pass, for callers without an event loop; see `Engine.step` of the worker."""

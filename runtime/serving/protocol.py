@@ -248,3 +248,5 @@ class ClusterStatus:
     """What keeps the cluster from serving, in one line."""
     failed_steps_total: int = 0
     running_requests: tuple[RunningRequest, ...] = ()  # in order of admission
+    attention_dtype: str = ""
+    """The type in which workers attend prompts."""

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
-from moorage.kernels.prefill_attention import attend_dense, cpu, flash, gpu, reference
+from moorage.kernels.prefill_attention import attend_dense, carries, cpu, flash, gpu, reference
 
 FOREVER = 1 << 62
 SHAPES = [  # KV heads, group, queries, keys, head size
@@ -102,3 +104,20 @@ def test_refuses_what_does_not_fit():
     for wrong in ((q[:3], k, v), (q, k, v[:, 1:]), (q[..., 8:], k, v), (q, k.double(), v), (q, k, v.half())):
         with pytest.raises(ValueError, match="q, k, v"):
             attend_dense(*wrong, scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cuts", [(0, 40), (0, 7, 40), (0, 16, 17, 40)])
+def test_what_is_held_of_other_keys_is_carried_on(dtype, cuts):
+    q, k, v, scale = make_case((2, 3, 50, 40, 32), dtype)
+    if not carries(q, scale):
+        pytest.skip("this CPU attends this type by torch")
+    held = None
+    for first, end in pairwise(cuts):
+        part = k[:, first:end], v[:, first:end], scale, (0, FOREVER), 0, first
+        held = attend_dense(q, *part, held=held)
+    whole = reference.attend_dense(q, k, v, scale, (0, FOREVER), 0, 0)
+    for found, expected in zip(held, whole, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=2e-2, atol=2e-2)
+        if dtype == torch.float32:
+            torch.testing.assert_close(found.double(), expected, rtol=2e-5, atol=2e-5)

@@ -80,6 +80,10 @@ class GpuWorkerShell:
         """See GpuWorker.chunk_tokens."""
         return self._load.result().chunk_tokens(most)
 
+    def attention_dtype(self) -> str:
+        """See GpuWorker.attention_dtype."""
+        return self._load.result().attention_dtype()
+
     def device(self) -> str:
         """Type of the worker's device: cuda or cpu."""
         return self._load.result().device.type

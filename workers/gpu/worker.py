@@ -87,6 +87,10 @@ class GpuWorker:
         settings = self._settings
         return measured_chunk(self.device, settings.layout, settings.spec.num_heads, self.decoder.dtype, most)
 
+    def attention_dtype(self) -> str:
+        """The type of prefill's queries, keys and values, such as bfloat16."""
+        return str(self.engine.attention_dtype).removeprefix("torch.")
+
     def pid(self) -> int:
         """The pid of this worker's process."""
         return os.getpid()

@@ -47,6 +47,7 @@ _STATUS_SCALARS = (
     "prefilling",
     "waiting",
     "worker_pids",
+    "attention_dtype",
     "prompt_tokens_total",
     "generated_tokens_total",
     "cache_hit_rate",
@@ -224,6 +225,7 @@ def read_status(message: pb.GetStatusResponse) -> ClusterStatus:
         idle_sessions=message.idle_sessions,
         failure=message.failure,
         failed_steps_total=message.failed_steps_total,
+        attention_dtype=message.attention_dtype,
     )
 
 

@@ -39,6 +39,7 @@ BUSY = ClusterStatus(
     idle_sessions=4,
     failure="kv-0 (pid 11) does not answer",
     failed_steps_total=2,
+    attention_dtype="bfloat16",
 )
 
 
@@ -65,6 +66,7 @@ def test_who_waits_for_what_and_what_is_wrong(short: bool) -> None:
     assert "kv-0 (pid 11) does not answer" in text
     assert "unresponsive; 8.59 of 17.18 GB, 3 sessions, pid 11" in text
     assert ("a warning of the model" in text) != short
+    assert ("of prompts in bfloat16" in text) != short
 
 
 def test_a_quiet_cluster_has_no_empty_rows() -> None:

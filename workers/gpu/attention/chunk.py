@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.merge_lse import merge_lse
-from moorage.kernels.prefill_attention import attend_dense
+from moorage.kernels.prefill_attention import attend_dense, carries
 from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
@@ -180,7 +180,10 @@ class ChunkAttention:
             selection = None if len(blocks) == 1 else (index, len(blocks))
             self._distant(session, layer, chunk, rows, ids[ids >= 0], selection)
         merged = [self._merge(group.held) for group in rows]
-        out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
+        if len(merged) == 1:
+            out, lse = merged[0]
+        else:
+            out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
         self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse)
         return self._sinks.weigh(layer, out.transpose(0, 1), lse.T)
 
@@ -226,7 +229,7 @@ class ChunkAttention:
     ) -> None:
         """Whole blocks before the near ones, streamed in pieces; `selection` i of n limits them to its heads."""
         rotations, size = session.rotations_of(layer), self._layout.block_size
-        scheme = rotations.scheme
+        scheme, scale = rotations.scheme, attention_scale(session, layer)
         # Blocks before the near ones lie beyond the window, so only parts without end reach them.
         reaching = [(group, part) for group in rows for part in group.parts if part.most == FOREVER]
         rotates = any(scheme.rotates_keys(part.variant) for _, part in reaching)
@@ -236,13 +239,16 @@ class ChunkAttention:
                 low, high = np.searchsorted(piece, (part.low // size, -(-part.high // size)))
                 if low < high:
                     seen = slice(low * size, high * size)
+                    queries = chunk.turned[part.variant][:, group.first : group.end]
+                    carried = group.held and selection is None and carries(queries, scale)
                     partial = self._attend_blocks(
                         session,
                         layer,
-                        chunk.turned[part.variant][:, group.first : group.end],
+                        queries,
                         (rotated if scheme.rotates_keys(part.variant) else keys)[:, seen],
                         values[:, seen],
                         selection,
+                        group.held.pop() if carried else None,
                     )
                     group.held.append(partial)
                 if len(group.held) == MOST_PARTS:
@@ -256,12 +262,16 @@ class ChunkAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         selection: tuple[int, int] | None,
+        held: Partial | None,
     ) -> Partial:
-        """All keys for all queries, or for the heads of selection i of n; the parts of other heads then weigh 0."""
+        """All keys for all queries, or for the heads of selection i of n; the parts of other heads then weigh 0.
+
+        The keys of `held` are among those that the result is of.
+        """
         scale, softcap = attention_scale(session, layer), session.softcap
         with self._timer("attend"):
             if selection is None:
-                return attend_dense(queries, keys, values, scale, softcap=softcap)
+                return attend_dense(queries, keys, values, scale, softcap=softcap, held=held)
             index, num_selections = selection
             group = len(queries) // num_selections
             kv_head = index * self._layout.num_kv_heads // num_selections

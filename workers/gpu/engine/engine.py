@@ -44,9 +44,10 @@ class Engine:
         if device.type == "cuda" and decoder.graphs is None and not decoder.waits_for_device:
             decoder.graphs = PieceGraphs(decoder, cuda_capture())
         self._timer = PartTimer()
-        compute = attention_dtype(decoder.dtype, device)
+        self.attention_dtype = attention_dtype(decoder.dtype, device)
+        """The type of prefill's queries, keys and values."""
         sinks = tuple(layer.sinks for layer in decoder.weights.layers)
-        site = Site(kv, layout, device, compute, spec, sinks, settings, self._timer)
+        site = Site(kv, layout, device, self.attention_dtype, spec, sinks, settings, self._timer)
         parts = build_attention(site, copies)
         self.copies, self._loader, self._attention = parts.copies, parts.loader, parts.attention
         self.exact = parts.exact
