@@ -36,9 +36,8 @@ def pack(
         device=codes.device,
     )
     if kind.bits == 4:
-        words = codes.view(num_rows, width // WORD_CODES, WORD_CODES).to(torch.int32)
-        shifts = 4 * torch.arange(WORD_CODES, dtype=torch.int32, device=codes.device)
-        codes = (words << shifts).sum(-1, dtype=torch.int32)
+        pairs = codes.to(torch.uint8).view(num_rows, width // 2, 2)
+        codes = (pairs[..., 0] | pairs[..., 1] << 4).view(torch.int32)
     matrix.codes.copy_(_interleaved(codes))
     matrix.scales.copy_(_interleaved(scales))
     if minima is not None and matrix.minima is not None:
