@@ -7,6 +7,7 @@ from torch import Tensor
 from moorage.kernels.quantized_linear import cpu, gpu
 from moorage.kernels.quantized_linear.matrix import PANEL, CodeKind, QuantizedMatrix
 from moorage.kernels.quantized_linear.packing import dequantize, dequantize_rows, pack, unpack
+from moorage.kernels.triton_support import has_triton
 
 __all__ = [
     "PANEL",
@@ -22,4 +23,11 @@ __all__ = [
 
 def quantized_linear(x: Tensor, matrix: QuantizedMatrix) -> Tensor:
     """x [T, in] times the transposed matrix: [T, out] in the type of x, sums in fp32."""
-    return (gpu if x.is_cuda else cpu).quantized_linear(x, matrix)
+    if not x.is_cuda:
+        return cpu.quantized_linear(x, matrix)
+    if has_triton():
+        from moorage.kernels.quantized_linear import triton
+
+        if x.shape[0] <= triton.FEW_ROWS:
+            return triton.quantized_linear(x, matrix)
+    return gpu.quantized_linear(x, matrix)

@@ -169,8 +169,13 @@ _PRODUCTS: dict[str, Callable[[Any, Any, Any], None]] = {
 }
 
 
-@cache
 def kernel_address(kind: str) -> int:
     """Address of the compiled product for a CodeKind or a float type; the first call compiles or loads it."""
+    return int(_compiled(kind).address)
+
+
+@cache
+def _compiled(kind: str) -> Any:
+    """Kept as long as the process runs, since its code goes with it."""
     with one_at_a_time("linear-kernels"):
-        return int(cfunc(_SIGNATURE, **SERIAL)(_PRODUCTS[kind]).address)
+        return cfunc(_SIGNATURE, **SERIAL)(_PRODUCTS[kind])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from moorage.kernels.block_attention import triton as block_attention
@@ -15,7 +16,9 @@ from moorage.kernels.block_gather import triton as block_gather
 from moorage.kernels.block_score import triton as block_score
 from moorage.kernels.decode_inputs import triton as decode_inputs
 from moorage.kernels.prefill_attention import triton as prefill_attention
+from moorage.kernels.quantized_linear import triton as quantized_linear
 from moorage.kernels.rms_norm import triton as rms_norm
+from tests.kernels.quantized_matrices import draw_matrix
 from tests.kernels.triton.ahead_of_time import compile_launches, gpu
 
 HALF = torch.float16
@@ -50,6 +53,11 @@ def launches() -> Iterator[None]:
         query, row = torch.zeros(32, 128, dtype=dtype), torch.zeros(8, 128, dtype=dtype)
         decode_inputs.decode_inputs(query, row, row, turn, turn, slots, 1, 3)
         decode_inputs.turn_query(query.float(), turn, turn)
+        yield
+    for kind in ("int4_minima", "table4", "int8", "float8"):
+        matrix = draw_matrix(np.random.default_rng(0), kind, (4096, 4096), 32)
+        for dtype in (torch.bfloat16, HALF):
+            quantized_linear.quantized_linear(torch.zeros(3, 4096, dtype=dtype), matrix)
         yield
     for quest in (True, False):
         anchors = torch.zeros(9, 8, 2, 128, dtype=HALF)

@@ -38,5 +38,6 @@ def test_every_kernel_compiles_for_a_gpu_and_fits_its_shared_memory(tmp_path, sh
         "_merge",
         "_norm",
         "_norm_heads",
+        "_product",
         "_score",
     ]

@@ -20,6 +20,7 @@ from moorage.workers.gpu.engine.session_table import SessionTable
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.gpu.model.graphs import PieceGraphs, cuda_capture
+from moorage.workers.gpu.model.host_step import HostStep
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.transfer.copy_engine import CopyEngine
 from moorage.workers.kv.shards import ShardedKv
@@ -43,6 +44,8 @@ class Engine:
         self._spec, self._layout, self._device = spec, layout, device
         if device.type == "cuda" and decoder.graphs is None and not decoder.waits_for_device:
             decoder.graphs = PieceGraphs(decoder, cuda_capture())
+        if decoder.graphs is None and HostStep.runs(decoder):
+            decoder.graphs = HostStep(decoder)
         self._timer = PartTimer()
         self.attention_dtype = attention_dtype(decoder.dtype, device)
         """The type of prefill's queries, keys and values."""

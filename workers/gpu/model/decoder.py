@@ -35,10 +35,10 @@ class Heads(NamedTuple):
 
 
 class StepGraphs(Protocol):
-    """CUDA graphs of the forward pass."""
+    """A forward pass of few tokens that is prepared: CUDA graphs, or compiled calls on a CPU."""
 
     def takes(self, num_tokens: int) -> bool:
-        """Whether a step of `num_tokens` runs from the graphs."""
+        """Whether a step of `num_tokens` is prepared."""
 
     def forward(self, token_ids: Tensor, attend: Attend) -> Tensor:
         """See Decoder.forward."""
@@ -56,7 +56,7 @@ class Decoder:
         # Rounded as the reference rounds it, which multiplies in the type of the embeddings.
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=weights.dtype).item()
         self.graphs: StepGraphs | None = None
-        """Launch all that lies between two attentions at once, for few tokens. An engine on a GPU sets them."""
+        """Run all that lies between two attentions at once, for few tokens. An engine sets them."""
 
     @classmethod
     def load(
