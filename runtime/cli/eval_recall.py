@@ -109,7 +109,7 @@ def inspect(
     """Show the blocks that each token attended most, and their text.
 
     Runs the model in this process. A block's share is the exact attention mass on it, the mean over heads and
-    layers; layers that did not choose it count 0.
+    layers; layers that did not choose it count 0, and layers with a sliding window do not count.
     """
     engine, prompt = _load(_settings(config, overrides), prompt_file, preset, max_new_tokens)
     probe = engine.probe()
@@ -117,7 +117,7 @@ def inspect(
     shares: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for sample in probe.samples:
         for block, mass in zip(sample.blocks, sample.masses.tolist(), strict=True):
-            shares[sample.step][block] += mass / engine.model.num_layers
+            shares[sample.step][block] += mass / engine.layout.num_layers
     everything = [*prompt, *tokens]
     size, decode = engine.layout.block_size, engine.tokenizer.decode
     rows: list[dict[str, Any]] = []

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moorage.kernels.numba_flags import always_parallel
-from moorage.kernels.rotation import rotate_heads, rotate_tokens
+from moorage.kernels.rotation import rotate_each, rotate_heads, rotate_tokens
 
 
 @pytest.mark.parametrize(("heads", "dim", "half"), [(1, 2, 1), (4, 64, 32), (3, 96, 24), (2, 16, 0)])
@@ -54,3 +54,12 @@ def test_turns_that_do_not_fit_are_refused():
     x = torch.zeros(2, 5, 16)
     with pytest.raises(ValueError, match="do not fit"):
         rotate_tokens(x, torch.zeros(4, 4), torch.zeros(4, 4))
+
+
+def test_each_item_turns_by_its_own_angles(rng):
+    x, angles = rng.standard_normal((3, 4, 32)).astype(np.float32), rng.uniform(-7, 7, (3, 8))
+    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    expected = [rotate_heads(x[i], cos[i], sin[i]) for i in range(3)]
+    np.testing.assert_array_equal(rotate_each(x, cos, sin), expected)
+    with pytest.raises(ValueError, match="do not fit"):
+        rotate_each(x, cos[:2], sin[:2])

@@ -137,7 +137,7 @@ class Engine:
         length = session.num_tokens + 1
         due = session.decode_index % memory.positions.rebase_every == 0 or rope.switches_at(length)
         if due and (memory.positions.mscale or rope.follows_length):
-            session.rotations = self._table.rotations(memory, length)
+            session.rotations = self._table.rotations.of_session(memory, length)
 
     def _recover(self, plan: StepPlan) -> None:
         """After a step that raised half-way: no trace of its sessions is left, and the slots of the others agree."""

@@ -13,6 +13,7 @@ from moorage.workers.gpu.attention.window_rings import Ring
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.model.sampler import TokenCounts
 from moorage.workers.gpu.positions.rotary import RotaryCache
+from moorage.workers.gpu.selection.received_attention import ReceivedAttention
 from moorage.workers.gpu.transfer.block_cache import BlockCache
 from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 from moorage.workers.spec import MemorySpec, SamplingSpec
@@ -44,39 +45,6 @@ class LayerSelections:
     """[L]: the first window block when the selection was made; everything from there on is attended as well."""
     made_at: NDArray[np.int64]
     """[L]: the decode step of the selection; -1 without one."""
-
-
-@dataclass(slots=True)
-class ReceivedAttention:
-    """Attention that the keys of one layer's window have received so far."""
-
-    first_block: int
-    tokens: torch.Tensor
-    """[Hkv, n] from the first block's first token on."""
-
-    def copy(self) -> ReceivedAttention:
-        """The same counts, which go on by themselves."""
-        return ReceivedAttention(self.first_block, self.tokens.clone())
-
-    def extend(self, num_tokens: int) -> None:
-        """Makes it at least `num_tokens` long."""
-        missing = num_tokens - self.tokens.shape[1]
-        if missing > 0:
-            added = self.tokens.new_zeros((len(self.tokens), missing))
-            self.tokens = torch.cat((self.tokens, added), dim=1)
-
-    def add(self, first: int, found: torch.Tensor) -> None:
-        """Adds `found` [Hkv, n] from the `first`-th token on."""
-        self.tokens[:, first : first + found.shape[1]] += found
-
-    def take_until(self, block: int, block_size: int) -> tuple[int, torch.Tensor] | None:
-        """(first block, [Hkv, n * B]) of the blocks before `block`, which are forgotten here; None without any."""
-        count = block - self.first_block
-        if count <= 0 or not self.tokens.shape[1]:
-            return None
-        first, taken = self.first_block, self.tokens[:, : count * block_size]
-        self.first_block, self.tokens = block, self.tokens[:, count * block_size :].clone()
-        return first, taken
 
 
 @dataclass(slots=True)

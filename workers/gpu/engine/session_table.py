@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.gpu.attention.window_rings import WindowRings
 from moorage.workers.gpu.engine.output import OutputStage
 from moorage.workers.gpu.engine.session_state import WorkerSession
-from moorage.workers.gpu.model.rope import RopeView, session_view
-from moorage.workers.gpu.positions.layer_rotations import own_positions, own_ropes, own_view
-from moorage.workers.gpu.positions.rotary import RotaryCache
-from moorage.workers.gpu.positions.rotary_tables import uses_tables
+from moorage.workers.gpu.positions.session_rotations import SessionRotations
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.transfer.block_cache import BlockCache, SlotPool
@@ -54,12 +49,9 @@ class SessionTable:
         self._pool, self._rings = SlotPool(settings.num_slots), rings
         self._scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
         self._softcap = spec.attention_softcap or 0.0
-        self._own_ropes = own_ropes(spec)
         self._least_slots = False
         """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
-        self._rotary: WeakValueDictionary[tuple[MemorySpec, bytes, float], RotaryCache] = (
-            WeakValueDictionary()
-        )
+        self.rotations = SessionRotations(spec, layout, device)
         self.sessions: dict[int, WorkerSession] = {}
 
     @property
@@ -78,10 +70,10 @@ class SessionTable:
         if isinstance(opening, ContinueSession):
             self._continue(opening)
             return
-        rotations = self.rotations(opening.memory, opening.prompt_tokens)
+        rotations = self.rotations.of_session(opening.memory, opening.prompt_tokens)
         rotated = self._layout.anchor_space is AnchorSpace.ROTATED
-        others = self._other_rotations(opening.memory)
-        inv_freq = self._anchor_angles(rotations, others) if rotated else None
+        others = self.rotations.of_layers(opening.memory)
+        inv_freq = self.rotations.anchor_angles(rotations, others) if rotated else None
         cache = self._new_cache(opening.memory, opening.max_tokens)
         blocks, ring = self._layout.num_blocks(opening.max_tokens), None
         try:
@@ -138,7 +130,7 @@ class SessionTable:
             self._kv.reseal(session.session_id, keep)
         del self.sessions[opening.session_id]
         self._release_slots(session)
-        rotations = self.rotations(opening.memory, opening.prompt_tokens)
+        rotations = self.rotations.of_session(opening.memory, opening.prompt_tokens)
         self.sessions[opening.session_id] = WorkerSession(
             opening.session_id,
             rotations.memory,
@@ -149,7 +141,7 @@ class SessionTable:
             rotations,
             self._scale,
             self._softcap,
-            self._other_rotations(opening.memory),
+            self.rotations.of_layers(opening.memory),
             session.ring,
             num_tokens=keep,
             kept_tokens=keep,
@@ -220,40 +212,6 @@ class SessionTable:
         if self._scorer is not None:
             self._scorer.drop(session_id)
         self._kv.drop(session_id)
-
-    def rotations(self, memory: MemorySpec, seq_len: int) -> RotaryCache:
-        """The rotary view of a session whose length is `seq_len`."""
-        return self._cache(session_view(self._spec.rope, memory, seq_len), memory)
-
-    def _other_rotations(self, memory: MemorySpec) -> dict[int, RotaryCache]:
-        """By stored layer, of those that rotate otherwise; layers of one embedding share a cache."""
-        if not self._own_ropes:
-            return {}
-        caches = {
-            rope: self._cache(own_view(rope), own_positions(memory)) for rope in self._own_ropes.values()
-        }
-        return {layer: caches[rope] for layer, rope in self._own_ropes.items()}
-
-    def _anchor_angles(self, rotations: RotaryCache, others: dict[int, RotaryCache]) -> NDArray[np.float64]:
-        """[L, rotary_dim / 2], or for all layers [rotary_dim / 2]: radians per token by which anchors are rotated."""
-        own = rotations.view.inv_freq.numpy()
-        if not others:
-            return own
-        return np.stack(
-            [
-                others[layer].view.inv_freq.numpy() if layer in others else own
-                for layer in range(self._layout.num_layers)
-            ]
-        )
-
-    def _cache(self, view: RopeView, memory: MemorySpec) -> RotaryCache:
-        if uses_tables(self._device):  # these follow the position of one session
-            return RotaryCache(view, memory, self._layout.block_size, self._device)
-        key = memory, view.inv_freq.numpy().tobytes(), view.attention_scale
-        known = self._rotary.get(key)
-        if known is None:
-            known = self._rotary[key] = RotaryCache(view, memory, self._layout.block_size, self._device)
-        return known
 
     def make_room(self) -> bool:
         """Leaves each session the slots that one of its steps needs, and gives the rest of them back to the device.

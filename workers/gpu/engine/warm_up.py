@@ -12,7 +12,7 @@ from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
-from moorage.kernels.rotation import rotate_heads
+from moorage.kernels.rotation import rotate_each, rotate_heads
 from moorage.workers.gpu.engine.warm_up_decode import warm_up_decode
 from moorage.workers.gpu.engine.warm_up_prefill import warm_up_prefill
 from moorage.workers.gpu.model.weights import resolve_dtype
@@ -47,13 +47,14 @@ def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> 
 
 
 def _use_stores(layout: KvLayout, group_size: int, rotary_dim: int, num_shards: int) -> None:
-    """Rotates a query, merges selections of several shards, writes rows to a store's memory and copies from it."""
+    """Rotates queries, merges selections of several shards, writes rows to a store's memory and copies from it."""
     arena, first, stored = Arena(layout, 1), np.zeros(1, np.int32), format_of(layout.kv_type)
     angles, out = np.zeros(rotary_dim // 2, np.float32), np.zeros((1, 2, *layout.block_shape), stored.storage)
     query = np.zeros((layout.num_kv_heads * group_size, layout.head_dim), np.float32)
 
     def use() -> None:
         rotate_heads(query, angles, angles)
+        rotate_each(query[None], angles[None], angles[None])
         for dtype in (stored.storage, np.dtype(np.float32)):
             row = np.zeros((1, layout.num_kv_heads, layout.head_dim), dtype)
             stored.encode(arena.kv[0], first, 0, row, row)

@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_importance import attention_lse, token_importance
-from moorage.workers.gpu.engine.session_state import ReceivedAttention, WorkerSession
+from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.rope import rotate
 from moorage.workers.gpu.positions.rotary import BlockRanges
 from moorage.workers.gpu.positions.schemes import FOREVER
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
 from moorage.workers.gpu.selection.queries import attention_scale
+from moorage.workers.gpu.selection.received_attention import ReceivedAttention
 from moorage.workers.gpu.transfer.block_loader import BlockLoader
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import AnchorType, KvLayout, Preselect
