@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from moorage.kernels.merge_lse.triton import merge_lse
-from moorage.kernels.triton_math import capped
+from moorage.kernels.softcap.triton import capped
 from moorage.kernels.triton_support import SPLIT_WAVES, num_processors, power_of_2, upload
 
 Arrays = tuple[Any, ...]

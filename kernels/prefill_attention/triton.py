@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moorage.kernels.triton_math import capped
+from moorage.kernels.softcap.triton import capped
 from moorage.kernels.triton_support import power_of_2, shared_bytes
 
 Band = tuple[int, int]

@@ -144,7 +144,8 @@ def _batch(count: int, num_blocks: int, pages: NDArray[np.int32]) -> SessionBatc
     return SessionBatch(
         position, pages, starts, np.zeros(count, np.int32), np.ones(count, np.int32),
         ((position - WINDOW + 1) // BLOCK_SIZE).astype(np.int32), np.full(count, HEAD_DIM**-0.5, np.float32),
-        np.ones(count, np.int32), 0 * first_part, first_part * (position + 1)[:, None], first_part.astype(np.uint8),
+        np.zeros(count, np.float32), np.ones(count, np.int32), 0 * first_part,
+        first_part * (position + 1)[:, None], first_part.astype(np.uint8),
         turns(first_part * position[:, None]), 0, turns(np.arange(num_blocks) * BLOCK_SIZE),
         offsets.real.astype(np.float32), offsets.imag.astype(np.float32), unused, unused, False,
     )  # fmt: skip

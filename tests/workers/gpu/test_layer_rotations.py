@@ -14,7 +14,7 @@ from transformers import SmolLM3Config, SmolLM3ForCausalLM
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import AnchorSpace, AnchorType, LayerSpec, ModelSpec, Positions, RopeSpec
 from tests.engine_driver import Driver, memory
-from tests.tiny_models import TinyModel, _draw_wide, build_tiny_checkpoint, random_prompt
+from tests.tiny_models import TinyModel, build_tiny_checkpoint, draw_wide, random_prompt
 
 SELECTING = {"topk": 2, "sinks": 8, "window": 24}
 SCHEMES: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ def smollm3(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
         attn_implementation="eager",
     )
     model = SmolLM3ForCausalLM(config).eval()
-    _draw_wide(model, torch.Generator().manual_seed(0))
+    draw_wide(model, torch.Generator().manual_seed(0))
     model.save_pretrained(directory)
     saved = json.loads((directory / "config.json").read_text())
     llama = {key: value for key, value in saved.items() if "layer" not in key or key == "num_hidden_layers"}

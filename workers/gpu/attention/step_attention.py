@@ -57,7 +57,7 @@ class LayerPlace(NamedTuple):
 
     in_ring: bool
     """In the rings of window layers, or in the stores."""
-    index: int
+    at: int
     """Among the layers there."""
 
 
@@ -115,12 +115,10 @@ class StepAttention:
         """Attention of all rows in one layer: q [T, Hq, D], which changes, k, v [T, Hkv, D] -> [T, Hq, D]."""
         self._unrotated.scale(layer, q, metadata.unrotated)
         in_ring, at = self._places[layer]
-        if in_ring:
-            of_decode, of_prefill = metadata.window_decode, metadata.window_prefill
-            decode, prefill = self._windows.decode, self._windows.prefill
-        else:
-            of_decode, of_prefill = metadata.decode, metadata.prefill
-            decode, prefill = self.decode, self._prefill
+        decode: DecodeBackend = self._windows.decode if in_ring else self.decode
+        prefill: AttentionBackend[PrefillBatch, Any] = self._windows.prefill if in_ring else self._prefill
+        of_decode: Any = metadata.window_decode if in_ring else metadata.decode
+        of_prefill: Any = metadata.window_prefill if in_ring else metadata.prefill
         if of_prefill is None:
             return decode.forward(at, q, k, v, of_decode)
         if of_decode is None:

@@ -51,11 +51,11 @@ class DeviceWindowDecode(WindowDecode[DeviceWindowStep]):
     def prepare(self, batch: DecodeBatch) -> DeviceWindowStep:
         """See AttentionBackend."""
         positions = np.array([step.ranges.position for step in batch.steps], np.int64)
-        pages = [self._rings.pages(ring_of(step), step.ranges.position // RING_BLOCK) for step in batch.steps]
-        there = upload((np.array(pages, np.int64), positions % RING_BLOCK), self._rings.device)
-        return DeviceWindowStep(
-            batch, *there, [self._kind(batch, kind) for kind in range(len(self._layers.kinds))]
-        )
+        blocks = positions[:, None] // RING_BLOCK
+        pages = [self._rings.pages(ring_of(step), own) for step, own in zip(batch.steps, blocks, strict=True)]
+        page_ids, rows = upload((np.concatenate(pages), positions % RING_BLOCK), self._rings.device)
+        kinds = [self._kind(batch, kind) for kind in range(len(self._layers.kinds))]
+        return DeviceWindowStep(batch, page_ids, rows, kinds)
 
     def _kind(self, batch: DecodeBatch, at: int) -> DeviceKind:
         kind, found = self._layers.kinds[at], []

@@ -75,7 +75,10 @@ class WindowPrefill:
         assert ring is not None
         positions = torch.arange(start, start + rows.stop - rows.start)
         device = self._rings.device
-        turns = [tuple(part.to(device) for part in cos_sin(view, positions)) for view in ring.views]
+        turns = []
+        for view in ring.views:
+            cos, sin = cos_sin(view, positions)
+            turns.append((cos.to(device), sin.to(device)))
         past = [
             self._rings.rows(ring, max(0, start - kind.window + 1), start)
             if start and kind.window > 1

@@ -1,4 +1,4 @@
-"""Elementwise functions that Triton kernels share."""
+"""Soft caps of logits within Triton kernels."""
 
 from __future__ import annotations
 
