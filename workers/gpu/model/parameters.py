@@ -38,11 +38,12 @@ class MlpWeights:
 
     def to(self, device: torch.device) -> MlpWeights:
         """Copies on `device`, which may be under way."""
-        biases = (self.gate_up_bias, self.down_bias)
+        gate_up_bias, down_bias = self.gate_up_bias, self.down_bias
         return MlpWeights(
             moved(self.gate_up, device),
             moved(self.down, device),
-            *(None if bias is None else bias.to(device, non_blocking=True) for bias in biases),
+            None if gate_up_bias is None else gate_up_bias.to(device, non_blocking=True),
+            None if down_bias is None else down_bias.to(device, non_blocking=True),
             self.num_experts,
         )
 

@@ -98,8 +98,13 @@ def moved(matrix: Matrix, device: torch.device) -> Matrix:
         case Tensor():
             return to(matrix)
         case QuantizedMatrix(codes, scales, minima, table):
-            optional = (None if tensor is None else to(tensor) for tensor in (minima, table))
-            return QuantizedMatrix(to(codes), to(scales), *optional, matrix.num_rows)
+            return QuantizedMatrix(
+                to(codes),
+                to(scales),
+                None if minima is None else to(minima),
+                None if table is None else to(table),
+                matrix.num_rows,
+            )
         case ReorderedMatrix(inner, order):
             copied = moved(inner, device)
             assert isinstance(copied, QuantizedMatrix)

@@ -12,6 +12,7 @@ from moorage.workers.gpu.model.family import (
     Accepted,
     EachExpert,
     Family,
+    Held,
     PublishedModel,
     TensorNames,
 )
@@ -42,7 +43,7 @@ def _own_keys(spec: ModelSpec, config: Fields) -> ModelSpec:
 
 
 NO_SLIDING_WINDOW = Accepted("use_sliding_window", (False,), "false: no published model with experts slides")
-ONE_EACH = {
+ONE_EACH: dict[str, Held] = {
     "mlp.gate": Part.ROUTER,
     "mlp.experts.{expert}.gate_proj": EachExpert(Part.EXPERT_GATE),
     "mlp.experts.{expert}.up_proj": EachExpert(Part.EXPERT_UP),
