@@ -40,6 +40,18 @@ PARAMETERS = {
     "olmo-3-7b": 7_298_011_136,
     "olmo-2-7b": 7_298_617_344,
     "olmo-2-32b": 32_234_279_936,
+    "phi-3.5-mini": 3_821_079_552,
+    "phi-3-medium-4k": 13_960_238_080,
+    "phi-4": 14_659_507_200,
+    "phi-4-mini": 3_836_021_760,
+    "smollm3-3b": 3_075_098_624,
+    "command-r-v01": 34_980_831_232,
+    "command-r-plus": 103_810_674_688,
+    "command-r7b": 8_028_033_024,
+    "aya-23-8b": 8_028_033_024,
+    "stablelm-3b-4e1t": 2_795_443_200,
+    "stablelm-2-1.6b": 1_644_515_328,
+    "stablelm-2-12b": 12_143_185_920,
 }
 """As published in the checkpoints' indices."""
 
