@@ -16,8 +16,6 @@ class Architecture:
     """Key in the file, without the architecture's name before it -> key of config.json; beside COMMON."""
     fixed: Mapping[str, object] = field(default_factory=dict)
     """Keys of config.json that the file has not, since llama.cpp's own code has their values."""
-    ignored: tuple[str, ...] = ()
-    """Keys that say nothing more; beside IGNORED."""
     flags: Mapping[str, str] = field(default_factory=dict)
     """Tensor of layer 0 -> flag of config.json that is true when the file has it."""
     pairs: bool = False
@@ -57,6 +55,12 @@ IGNORED = (
     "rope.scaling.yarn_beta_slow",
 )
 """Keys that config.py reads by itself, or that say what the tensors say."""
+NEUTRAL: Mapping[str, object] = {
+    "expert_gating_func": 1,
+    "expert_weights_scale": 1.0,
+    "expert_group_count": 1,
+}
+"""Values of other keys that change nothing, beside 0: softmax over the experts, a factor of 1, one group."""
 _BIASES = {"attn_q.bias": "attention_bias"}
 _LLAMA_FLAGS = {**_BIASES, "ffn_down.bias": "mlp_bias"}
 _MIXTRAL = {"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"}

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from moorage.workers.errors import InvalidModel
-from moorage.workers.gguf.architectures import ARCHITECTURES, COMMON, IGNORED, Architecture
+from moorage.workers.gguf.architectures import ARCHITECTURES, COMMON, IGNORED, NEUTRAL, Architecture
 from moorage.workers.gguf.decimals import as_decimal
 from moorage.workers.gguf.model import GgufModel
 from moorage.workers.gguf.names import EMBED, LM_HEAD
@@ -48,8 +48,9 @@ def config_of(model: GgufModel) -> Fields:
     """What the config.json of this model would say. Raises InvalidModel for a key that can't be obeyed."""
     architecture, keys = architecture_of(model), _own_keys(model)
     names = {**COMMON, **architecture.keys}
+    known = {*names, *IGNORED}
     for key, value in keys.items():
-        if key not in names and key not in IGNORED and key not in architecture.ignored and value:
+        if key not in known and value and NEUTRAL.get(key) != value:
             raise _wrong(
                 model, key, "changes what the model computes and is not supported; use another model"
             )
