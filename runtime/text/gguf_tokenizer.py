@@ -16,6 +16,7 @@ from moorage.runtime.text.tokenizer_files import DEFAULT_TEMPLATE, TemplateSourc
 from moorage.workers.errors import InvalidModel
 from moorage.workers.gguf.header import GgufHeader, read_headers, read_whole_header
 
+_INSTEAD = "use a Hugging Face directory of this model"
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 _TEMPLATE_KEY = "tokenizer.chat_template"
 _NAMED = {
@@ -82,7 +83,7 @@ def tokenizer_of(header: GgufHeader) -> tuple[Tokenizer, TokenizerFiles]:
     elif kind == "llama":
         tokenizer, adds_bos = _sentencepiece(vocabulary), True
     else:
-        raise _wrong(header.file, "model", "gpt2 or llama; use a Hugging Face directory of this model")
+        raise _wrong(header.file, "model", "gpt2 or llama", _INSTEAD)
     _add_special_tokens(tokenizer, vocabulary)
     _add_ends(tokenizer, vocabulary, adds_bos)
     return tokenizer, _files(vocabulary)
@@ -97,7 +98,7 @@ def has_gguf_tokenizer(file: Path) -> bool:
 def _vocabulary(header: GgufHeader) -> _Vocabulary:
     tokens, types = (header.values.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
     if not tokens or not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise _wrong(header.file, "tokens", "a list of texts; download the file again")
+        raise _wrong(header.file, "tokens", "a list of texts")
     if types is None:
         types = [TokenType.NORMAL] * len(tokens)
     if not isinstance(types, list) or len(types) != len(tokens):
@@ -119,7 +120,8 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
         raise _wrong(
             vocabulary.header.file,
             "pre",
-            f"one of {', '.join(SPLITTINGS)}; use a Hugging Face directory of this model",
+            f"one of {', '.join(SPLITTINGS)}",
+            _INSTEAD,
         )
     merges = vocabulary.key("merges")
     if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
@@ -222,5 +224,5 @@ def _templates(header: GgufHeader) -> Mapping[str, TemplateSource]:
     return found
 
 
-def _wrong(file: Path, key: str, expected: str) -> InvalidModel:
-    return InvalidModel(f"{file}: key tokenizer.ggml.{key} must be {expected}")
+def _wrong(file: Path, key: str, expected: str, instead: str = "download the file again") -> InvalidModel:
+    return InvalidModel(f"{file}: key tokenizer.ggml.{key} must be {expected}; {instead}")

@@ -93,7 +93,11 @@ def _layer_types(model: GgufModel, keys: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(slides, list):
         return {}
     if not all(isinstance(each, bool) for each in slides):
-        raise _wrong(model, "attention.sliding_window_pattern", "must be true or false for each layer")
+        raise _wrong(
+            model,
+            "attention.sliding_window_pattern",
+            "must be true or false for each layer; download the file again",
+        )
     return {"layer_types": ["sliding_attention" if each else "full_attention" for each in slides]}
 
 
@@ -115,7 +119,7 @@ def _single(model: GgufModel, key: str, value: Any) -> Any:
             raise _wrong(model, key, "differs between layers, which is not supported; use another model")
         value = value[0]
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise _wrong(model, key, f"is {str(value)[:40]!r}; it must be a number")
+        raise _wrong(model, key, f"is {str(value)[:40]!r}; it must be a number; download the file again")
     if not isinstance(value, float):
         return value
     return as_decimal(value)
@@ -123,7 +127,7 @@ def _single(model: GgufModel, key: str, value: Any) -> Any:
 
 def _check_count(model: GgufModel, key: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _wrong(model, key, f"is {value}; it must be a positive integer")
+        raise _wrong(model, key, f"is {value}; it must be a positive integer; download the file again")
 
 
 def _add_heads(model: GgufModel, keys: dict[str, Any], config: dict[str, Any]) -> None:
