@@ -91,3 +91,10 @@ def test_keys_of_a_rotary_embedding_are_known_too() -> None:
     assert message.startswith(
         "config.json: rope_scaling: frob is 1, which is not known in a rotary embedding"
     )
+
+
+def test_keys_of_dual_chunks_are_known_too() -> None:
+    chunks = {"chunk_size": 8192, "local_size": 1024, "sparse_attention_enabled": True}
+    assert read("qwen2", dual_chunk_attention_config=chunks).dual_chunk is not None
+    message = refusal("qwen2", dual_chunk_attention_config=chunks | {"frob": 1})
+    assert message.startswith("config.json: dual_chunk_attention_config: frob is 1, which is not known")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from moorage.workers.gpu.model.families.llama import TENSORS
 from moorage.workers.gpu.model.family import Claim, Family, PublishedModel
 from moorage.workers.hf_fields import Fields
-from moorage.workers.hf_keys import UNUSED_WINDOW
+from moorage.workers.hf_keys import UNUSED_WINDOW, check_keys
 from moorage.workers.hf_layers import read_layer_types, read_window, with_windows
 from moorage.workers.spec import DualChunkSpec, ModelSpec
 
@@ -15,6 +15,13 @@ MSCALE = 0.1
 """Growth of attention beyond the original length of a checkpoint with dual chunks."""
 YARN_CLAIM = Claim(131072, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768})
 """What the cards of Qwen2, Qwen2.5 and Qwen3 say of prompts beyond 32K tokens."""
+_SPARSE_PREFILL = (
+    "sparse_attention_config",
+    "sparse_attention_enabled",
+    "sparse_attention_last_q",
+    "sparse_attention_threshold",
+)
+"""Keys of an approximation of the prompt's attention, which is computed exactly here."""
 _THETA = {"rope_theta": 1000000.0}
 
 
@@ -47,6 +54,7 @@ def _dual_chunk(config: Fields) -> DualChunkSpec | None:
     original = values.get("original_max_position_embeddings") or None
     if original is not None:
         original = values.positive_int("original_max_position_embeddings")
+    check_keys(values, _SPARSE_PREFILL, "Qwen")
     return DualChunkSpec(largest + 1, largest - local, original, 0.0 if original is None else MSCALE)
 
 
