@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from moorage.kernels.decode_layer import Selections
 from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Standing, end_step, plan_layers
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
-from moorage.workers.gpu.engine.session_state import LayerSelections, WorkerSession
+from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.selection.reuse import selects_in_step, unselected, with_aged_blocks
+from moorage.workers.gpu.selection.selection_records import LayerSelections
 from moorage.workers.gpu.selection.selector import Selection
 from moorage.workers.kv.host_memory import HostCodes, HostMemory
 from moorage.workers.spec import ModelSpec

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
-from moorage.workers.gpu.engine.session_state import SelectionRecord, WorkerSession
+from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.selection.queries import LayerQueries, scoring_query
 from moorage.workers.gpu.selection.reuse import with_aged_blocks
+from moorage.workers.gpu.selection.selection_records import SelectionRecord
 from moorage.workers.gpu.selection.selector import Selection, StoreSelector
 
 Float32 = NDArray[np.float32]

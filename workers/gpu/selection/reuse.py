@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
-from moorage.workers.gpu.engine.session_state import SelectionRecord
 from moorage.workers.gpu.positions.rotary import BlockRanges
 from moorage.workers.gpu.selection.queries import LayerQueries
+from moorage.workers.gpu.selection.selection_records import SelectionRecord
 from moorage.workers.gpu.selection.selector import BlockSelector, Selection
 
 Int32 = NDArray[np.int32]
