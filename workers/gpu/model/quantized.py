@@ -116,7 +116,7 @@ def moved(matrix: Matrix, device: torch.device) -> Matrix:
 
 def quantize(weight: Tensor, bits: int, group_size: int) -> QuantizedMatrix:
     """The nearest codes to a float `weight` [out, in]: 4 bits with minima (as Q4_1), 8 bits without (as Q8_0)."""
-    groups = weight.float().view(weight.shape[0], -1, group_size)
+    groups = weight.float().contiguous().view(weight.shape[0], -1, group_size)
     if bits == 8:
         scales = (groups.abs().amax(-1) / 127).half()
         codes = (groups / _divisor(scales)).round().clamp(-127, 127).to(torch.int8)
