@@ -110,7 +110,8 @@ def read_document(model: Path, reading: Reading = READING) -> None:
     for question, answer in zip(reading.questions, answers, strict=True):
         if not question.answered_by(answer.text):
             raise MoorageError(
-                f"the answer to {question.text!r} is wrong: {question.expected!r} is not in it; report this"
+                f"the answer to {question.text!r} is wrong: {question.expected!r} is not in it; "
+                "--no-real-model leaves this part out"
             )
     print("Both answers are right.")
 
