@@ -59,19 +59,29 @@ class LlamaCppPeer:
 
     def fill(self, num_tokens: int) -> None:
         """Repeats the cache of a short prompt at later positions: llama.cpp rotates the copied keys anew."""
-        memory, context = llama_cpp.llama_get_memory(self._context), self._context
         once = min(FILL_TOKENS, num_tokens)
         self._process([1 + index % (self._vocab_size - 1) for index in range(once)])
-        size = llama_cpp.llama_state_seq_get_size(context, 0)
-        state = (ctypes.c_uint8 * size)()
-        llama_cpp.llama_state_seq_get_data(context, state, size, 0)
+        whole, rest = self._state(once), self._state(num_tokens % once)
         for start in range(once, num_tokens, once):
-            if not llama_cpp.llama_state_seq_set_data(context, state, size, 1):
-                raise ResourceExhausted(f"llama.cpp has no room for {num_tokens} tokens")
-            llama_cpp.llama_memory_seq_rm(memory, 1, num_tokens - start, -1)
-            llama_cpp.llama_memory_seq_add(memory, 1, 0, -1, start)
-            llama_cpp.llama_memory_seq_cp(memory, 1, 0, -1, -1)
-            llama_cpp.llama_memory_seq_rm(memory, 1, -1, -1)
+            self._restore(whole if start + once <= num_tokens else rest, start)
+
+    def _state(self, num_tokens: int) -> ctypes.Array[ctypes.c_uint8]:
+        """What the first tokens of the sequence hold, taken by way of the second sequence."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        llama_cpp.llama_memory_seq_cp(memory, 0, 1, 0, num_tokens)
+        state = (ctypes.c_uint8 * llama_cpp.llama_state_seq_get_size(self._context, 1))()
+        llama_cpp.llama_state_seq_get_data(self._context, state, len(state), 1)
+        llama_cpp.llama_memory_seq_rm(memory, 1, -1, -1)
+        return state
+
+    def _restore(self, state: ctypes.Array[ctypes.c_uint8], start: int) -> None:
+        """Appends a state to the sequence, from position `start` on."""
+        memory = llama_cpp.llama_get_memory(self._context)
+        if not llama_cpp.llama_state_seq_set_data(self._context, state, len(state), 1):
+            raise ResourceExhausted(f"llama.cpp has no room after {start} tokens; ask for shorter --lengths")
+        llama_cpp.llama_memory_seq_add(memory, 1, 0, -1, start)
+        llama_cpp.llama_memory_seq_cp(memory, 1, 0, -1, -1)
+        llama_cpp.llama_memory_seq_rm(memory, 1, -1, -1)
 
     def decode(self, token_id: int, mode: str) -> int:  # noqa: ARG002  # there is one way
         """One token."""
