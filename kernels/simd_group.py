@@ -49,7 +49,7 @@ def _halved(builder: Any, left: Any, right: Any, count: int) -> Any:
 
 def _lane_sums(builder: Any, vectors: list[Any]) -> Any:
     """Four lanes: the sum of each of TILE vectors."""
-    first, second = (_halved(builder, *vectors[i : i + 2], WIDE_LANES) for i in (0, 2))
+    first, second = (_halved(builder, vectors[i], vectors[i + 1], WIDE_LANES) for i in (0, 2))
     joined = _halved(builder, first, second, WIDE_LANES)
     eight = _halved(builder, joined, joined, 8)
     return _halved(builder, eight, eight, TILE)

@@ -30,8 +30,9 @@ def attention_dtype(weights: torch.dtype, device: torch.device) -> torch.dtype:
 @cache
 def bfloat16_speed(num_threads: int) -> float:  # noqa: ARG001  # another number is measured anew
     """How many times faster than in float32 this CPU attends in bfloat16; some milliseconds, once in a process."""
-    seconds = []
-    for dtype in (torch.float32, torch.bfloat16):
-        q, k = (torch.zeros(_HEADS, _TOKENS, _DIM, dtype=dtype) for _ in range(2))
-        seconds.append(least_seconds(lambda q=q, k=k: attend_dense(q, k, k, 1.0), torch.device("cpu")))
-    return seconds[0] / seconds[1]
+    return _seconds(torch.float32) / _seconds(torch.bfloat16)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    heads = torch.zeros(_HEADS, _TOKENS, _DIM, dtype=dtype)
+    return least_seconds(lambda: attend_dense(heads, heads, heads, 1.0), heads.device)
