@@ -415,6 +415,11 @@ def draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
         1.0 if model.config.model_type.startswith("gemma") else 0.0
     )  # what Gemma's norms add to their weight
     final_norm = 1.5 / model.config.hidden_size**0.5 if model.config.tie_word_embeddings else 1.0
+    head_dim = (
+        getattr(model.config, "head_dim", None)
+        or model.config.hidden_size // model.config.num_attention_heads
+    )
+    num_values = model.config.num_key_value_heads * head_dim
     for name, weight in model.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         wide = any(part in name for part in WIDE)
@@ -427,6 +432,8 @@ def draw_wide(model: PreTrainedModel, generator: torch.Generator) -> None:
             weight.copy_(noise)
         else:
             weight.copy_(gain * noise / weight.shape[-1] ** 0.5)
+            if name.endswith("qkv_proj.weight"):  # values stay as wide as others
+                weight[-num_values:] /= gain
 
 
 def _assert_telling(model: PreTrainedModel, seed: int) -> None:
