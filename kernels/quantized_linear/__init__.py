@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.kernels.quantized_linear import cpu, gpu
-from moorage.kernels.quantized_linear.matrix import PANEL, CodeKind, QuantizedMatrix
+from moorage.kernels.quantized_linear.matrix import QuantizedMatrix
 from moorage.kernels.quantized_linear.packing import dequantize, dequantize_rows, pack, unpack
 from moorage.kernels.triton_support import has_triton
 

@@ -12,9 +12,10 @@ from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
+from moorage.kernels.code_kinds import PANEL
 from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.quantized_linear.dequantizing import dequantize_panels
-from moorage.kernels.quantized_linear.matrix import PANEL, QuantizedMatrix
+from moorage.kernels.quantized_linear.matrix import QuantizedMatrix
 from moorage.kernels.quantized_linear.products import FIELDS, Field, kernel_address, run_product
 from moorage.kernels.threads import run_each
 

@@ -14,10 +14,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.quantized_linear import lanes
 from moorage.kernels.quantized_linear.lanes import FLOAT, I8, I16, I32, I64
-from moorage.kernels.quantized_linear.matrix import PANEL, WORD_CODES, CodeKind, QuantizedMatrix
+from moorage.kernels.quantized_linear.matrix import WORD_CODES, QuantizedMatrix
 from moorage.kernels.quantized_linear.panels import FLOAT8, INT4, TABLE4, scales_of, weights_of
 from moorage.kernels.threads import run_each
 
@@ -73,7 +74,8 @@ def _panel(
     groups: Any, out: Any, stride: Any,
 ) -> Any:  # fmt: skip
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind, codes, scales, minima, table, is_wide, words, groups, out, stride = signature.args[0], *args[2:]
+        kind = signature.args[0]
+        codes, scales, minima, table, is_wide, words, groups, out, stride = args[2:]
         base = lanes.pointer(builder, codes, I32 if kind in (INT4, TABLE4) else I8)
         wide, has_minima = builder.trunc(is_wide, ir.IntType(1)), builder.icmp_unsigned("!=", minima, I64(0))
         values = lanes.load(builder, lanes.pointer(builder, table, FLOAT), FLOAT) if kind == TABLE4 else None

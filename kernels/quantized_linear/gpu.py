@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moorage.kernels.quantized_linear.matrix import PANEL, QuantizedMatrix
+from moorage.kernels.code_kinds import PANEL
+from moorage.kernels.quantized_linear.matrix import QuantizedMatrix
 from moorage.kernels.quantized_linear.packing import dequantize
 
 PIECE_BYTES = 16 << 20

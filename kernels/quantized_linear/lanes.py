@@ -9,7 +9,7 @@ import numba
 from llvmlite import ir
 from numba.core import cgutils
 
-from moorage.kernels.quantized_linear.matrix import PANEL
+from moorage.kernels.code_kinds import PANEL
 
 FLOAT, HALF = ir.FloatType(), ir.HalfType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moorage.kernels.quantized_linear.matrix import INT4_ZERO, PANEL, WORD_CODES, CodeKind, QuantizedMatrix
+from moorage.kernels.code_kinds import PANEL, CodeKind
+from moorage.kernels.quantized_linear.matrix import INT4_ZERO, WORD_CODES, QuantizedMatrix
 
 
 def pack(
@@ -36,8 +37,8 @@ def pack(
         device=codes.device,
     )
     if kind.bits == 4:
-        pairs = codes.to(torch.uint8).view(num_rows, width // 2, 2)
-        codes = (pairs[..., 0] | pairs[..., 1] << 4).view(torch.int32)
+        pairs = codes.to(torch.uint8).reshape(num_rows, width // 2, 2)
+        codes = (pairs[..., 0] | pairs[..., 1] << 4).contiguous().view(torch.int32)
     matrix.codes.copy_(_interleaved(codes))
     matrix.scales.copy_(_interleaved(scales))
     if minima is not None and matrix.minima is not None:

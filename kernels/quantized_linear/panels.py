@@ -16,9 +16,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from moorage.kernels.code_kinds import PANEL
 from moorage.kernels.quantized_linear import lanes
 from moorage.kernels.quantized_linear.lanes import FLOAT, FLOATS, HALF, I8, I16, I32, I64
-from moorage.kernels.quantized_linear.matrix import PANEL, WORD_CODES
+from moorage.kernels.quantized_linear.matrix import WORD_CODES
 
 INT4, TABLE4, INT8, FLOAT8 = types.int32, types.uint32, types.int8, types.uint8
 F32, BF16, F16 = types.float32, types.int16, types.uint16

@@ -18,9 +18,10 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
+from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.numba_flags import INLINE, SERIAL
-from moorage.kernels.quantized_linear.matrix import PANEL, WORD_CODES, CodeKind
+from moorage.kernels.quantized_linear.matrix import WORD_CODES
 from moorage.kernels.quantized_linear.panels import (
     ROWS,
     panel_1,

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moorage.kernels.quantized_linear.matrix import INT4_ZERO, PANEL, WORD_CODES, CodeKind, QuantizedMatrix
+from moorage.kernels.code_kinds import PANEL, CodeKind
+from moorage.kernels.quantized_linear.matrix import INT4_ZERO, WORD_CODES, QuantizedMatrix
 from moorage.kernels.triton_support import power_of_2
 
 FEW_ROWS = 32

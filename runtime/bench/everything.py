@@ -8,6 +8,7 @@ from moorage.runtime.bench.batching import run_batches
 from moorage.runtime.bench.decode_layer import run_layer_of_decode
 from moorage.runtime.bench.decoding import run_decode
 from moorage.runtime.bench.gathering import run_gather
+from moorage.runtime.bench.linear import run_linear
 from moorage.runtime.bench.pilot import Setup
 from moorage.runtime.bench.prefilling import run_prefill
 from moorage.runtime.bench.report import Row
@@ -22,6 +23,7 @@ def run_everything(threads: Sequence[int], with_ray: bool) -> Iterator[tuple[str
     """(name, rows) of each; the rows are measured as they are taken."""
     yield "scoring", run_scoring(MEGA, threads, 15)
     yield "gather", run_gather(threads, 31)
+    yield "linear", run_linear(threads, 31)
     yield "link", run_link(7, with_ray)
     yield "select", run_select(MEGA, 1, 101, with_ray)
     yield "layer", run_layer_of_decode(32 * K, (1, 8), threads, 101)

@@ -67,6 +67,16 @@ def gather(threads: Threads = EVERY_CORE, rounds: Rounds = 31, json_file: JsonFi
     finish(report, "gather", json_file)
 
 
+@bench_app.command(epilog=examples("runtime bench linear", "runtime bench linear --threads 1"))
+def linear(threads: Threads = EVERY_CORE, rounds: Rounds = 31, json_file: JsonFile = None) -> None:
+    """Multiply one row with weights of 4, 8, 16 and 32 bits, against reading as many bytes and against torch."""
+    from moorage.runtime.bench.linear import run_linear
+
+    report = Report(describe_machine())
+    report.add(run_linear(parse_counts(threads), rounds))
+    finish(report, "linear", json_file)
+
+
 @bench_app.command(epilog=examples("runtime bench link", "runtime bench link --no-ray"))
 def link(with_ray: WithRay = True, rounds: Rounds = 15, json_file: JsonFile = None) -> None:
     """Measure the round trip to a store: percentiles of calls that compute nothing."""

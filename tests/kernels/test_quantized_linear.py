@@ -40,6 +40,15 @@ def test_what_is_packed_is_unpacked(rng, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_codes_may_be_transposed(rng, kind):
+    matrix = draw_matrix(rng, kind, (32, 64), 32)
+    codes, scales, minima = unpack(matrix)
+    turned = codes.view(torch.uint8).T.contiguous().T.view(codes.dtype)
+    again = pack(turned, scales, minima, bits=matrix.kind.bits, table=matrix.table)
+    assert torch.equal(again.codes, matrix.codes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [0, 1, 2, 7, 40])
 @pytest.mark.parametrize(("shape", "group_size"), SHAPES)
 def test_product_equals_the_reference(rng, kind, tokens, shape, group_size):

@@ -114,5 +114,5 @@ class Rig:
     def read_bytes(self, batch: int) -> int:
         """Bytes of weights that a step of `batch` tokens reads: of an embedding of its own only the tokens' rows."""
         weights, embed = self.decoder.weights, self.decoder.weights.embed
-        unread = 0 if embed is weights.lm_head else embed.nbytes - batch * embed[0].nbytes
+        unread = 0 if embed is weights.lm_head else embed.nbytes - batch * embed.nbytes // embed.shape[0]
         return weights.num_bytes - unread

@@ -11,6 +11,7 @@ from moorage.runtime.bench.batching import run_batches
 from moorage.runtime.bench.decode_layer import run_layer_of_decode
 from moorage.runtime.bench.decoding import run_decode
 from moorage.runtime.bench.gathering import SHAPES, run_gather
+from moorage.runtime.bench.linear import run_linear
 from moorage.runtime.bench.measure import installed
 from moorage.runtime.bench.pilot import Setup
 from moorage.runtime.bench.prefilling import run_prefill
@@ -32,6 +33,16 @@ def test_select_and_link_without_ray() -> None:
         "select-mailbox-added",
     }
     assert {"link-mailbox-p50", "link-inprocess-p99"} <= names(list(run_link(1, with_ray=False)))
+
+
+def test_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moorage.runtime.bench.linear.SHAPES", ((64, 96),))
+    monkeypatch.setattr("moorage.runtime.bench.linear.COLD_BYTES", 2**16)
+    rows = list(run_linear([1], 2))
+    assert [row.name for row in rows] == [
+        f"linear-64x96-{kind}" for kind in ("int4", "int8", "bfloat16", "float32")
+    ]
+    assert [list(row.ratio_to) for row in rows] == [[], [], ["torch"], ["torch"]]
 
 
 def test_gather(monkeypatch: pytest.MonkeyPatch) -> None:

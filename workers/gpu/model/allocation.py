@@ -98,10 +98,11 @@ class _Space:
         """
         kinds = {self.plan.get((self.layer, part)) for part in rows}
         aligned = all(count % PANEL == 0 for count in rows.values())
-        if kinds == {None} or (
-            len(kinds) == 1 and (aligned or not number) and _may_join(*kinds, aligned, len(rows))
+        kind = next(iter(kinds))
+        if len(kinds) == 1 and (
+            kind is None or ((aligned or not number) and _may_join(kind, aligned, len(rows)))
         ):
-            return self._one(*kinds, sum(rows.values()), width, number)
+            return self._one(kind, sum(rows.values()), width, number)
         parts = (
             self._one(self.plan.get((self.layer, part)), count, width, number) for part, count in rows.items()
         )
@@ -115,9 +116,9 @@ class _Space:
         return empty_matrix((rows * max(1, number), width), kind, self.device, number)
 
 
-def _may_join(kind: MatrixKind | None, aligned: bool, num_parts: int) -> bool:
+def _may_join(kind: MatrixKind, aligned: bool, num_parts: int) -> bool:
     """Whether parts of one kind may lie in one matrix."""
-    return num_parts == 1 or (aligned and kind is not None and not kind.has_order)
+    return num_parts == 1 or (aligned and not kind.has_order)
 
 
 def _layer(spec: ModelSpec, layer: LayerSpec, space: _Space, place: ExpertsPlace) -> LayerWeights:

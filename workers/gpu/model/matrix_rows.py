@@ -65,13 +65,13 @@ class MatrixRows:
 
     def copy_matrix(self, matrix: QuantizedMatrix | ReorderedMatrix) -> None:
         """Copies a quantised part, [out, in], of the same kind."""
-        order = None
-        if isinstance(matrix, ReorderedMatrix):
-            matrix, order = matrix.matrix, matrix.order
-        if isinstance(self.matrix, ReorderedMatrix) and order is not None:
-            self.matrix.order.copy_(order)
+        inner = matrix
+        if isinstance(inner, ReorderedMatrix):
+            if isinstance(self.matrix, ReorderedMatrix):
+                self.matrix.order.copy_(inner.order)
+            inner = inner.matrix
         (begin,) = self.begins
-        self._inner().rows(begin, begin + self.num_rows).copy_(matrix)
+        self._inner().rows(begin, begin + self.num_rows).copy_(inner)
 
     def is_finite(self) -> bool:
         """Whether no scale or minimum is NaN or infinite, as those of weights that are not finite are not."""

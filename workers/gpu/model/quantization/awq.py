@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moorage.kernels.code_kinds import CodeKind
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
 from moorage.workers.gpu.model.quantization.base import (
     FLOATS,
     WORDS,
-    MatrixKind,
     StoredTensor,
     group_size_of,
     groups_of,

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moorage.kernels.code_kinds import CodeKind
-from moorage.workers.gpu.model.matrix_kind import integers
+from moorage.workers.gpu.model.matrix_kind import MatrixKind, integers
 from moorage.workers.gpu.model.quantization.base import (
     FLOATS,
     WORDS,
-    MatrixKind,
     StoredTensor,
     groups_of,
 )

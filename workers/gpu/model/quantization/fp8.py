@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moorage.kernels.code_kinds import CodeKind
+from moorage.workers.gpu.model.matrix_kind import MatrixKind
 from moorage.workers.gpu.model.quantization.base import (
     FLOATS,
-    MatrixKind,
     StoredTensor,
 )
 from moorage.workers.hf_fields import Fields

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moorage.workers.gpu.model.matrix_kind import integers
+from moorage.workers.gpu.model.matrix_kind import MatrixKind, integers
 from moorage.workers.gpu.model.quantization.base import (
     FLOATS,
     WORDS,
-    MatrixKind,
     StoredTensor,
     group_size_of,
     groups_of,
