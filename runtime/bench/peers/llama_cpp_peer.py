@@ -69,7 +69,8 @@ class LlamaCppPeer:
         """What the first tokens of the sequence hold, taken by way of the second sequence."""
         memory = llama_cpp.llama_get_memory(self._context)
         llama_cpp.llama_memory_seq_cp(memory, 0, 1, 0, num_tokens)
-        state = (ctypes.c_uint8 * llama_cpp.llama_state_seq_get_size(self._context, 1))()
+        size = llama_cpp.llama_state_seq_get_size(self._context, 1)
+        state: ctypes.Array[ctypes.c_uint8] = (ctypes.c_uint8 * size)()
         llama_cpp.llama_state_seq_get_data(self._context, state, len(state), 1)
         llama_cpp.llama_memory_seq_rm(memory, 1, -1, -1)
         return state

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moorage.workers.errors import InvalidModel
-from moorage.workers.gpu.model.matrix_kind import MatrixKind
 from moorage.workers.gpu.model.quantization import awq, compressed_tensors, fp8, gptq
 from moorage.workers.gpu.model.quantization.base import FormatReader, StoredTensor, WeightFormat
 from moorage.workers.hf_fields import Fields
 
-__all__ = ["FORMATS", "MatrixKind", "StoredTensor", "WeightFormat", "read_format"]
+__all__ = ["FORMATS", "StoredTensor", "WeightFormat", "read_format"]
 
 FORMATS: Mapping[str, FormatReader] = {
     "awq": awq.read,
