@@ -23,7 +23,6 @@ WINDOWS = {
     "every layer": ("mistral", {"sliding_window": WINDOW}),
     "one token": ("mistral", {"sliding_window": 1}),
     "last layers": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
-    "a block": ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}),
     "a block and a token": (
         "qwen2",
         {"use_sliding_window": True, "sliding_window": 65, "max_window_layers": 0},
@@ -238,15 +237,23 @@ def test_a_continued_session_equals_a_fresh_one_as_far_back_as_its_window_is_hel
 BACKENDS = ("host", "device", "hybrid", "tables")
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss"])
-@pytest.mark.parametrize("axes", [memory(), memory(topk=2, sinks=8, window=24)], ids=["all", "selected"])
+@pytest.mark.parametrize(
+    ("family", "axes"),
+    [
+        ("mistral", memory()),
+        ("gemma2", memory()),
+        ("gemma2", memory(topk=2, sinks=8, window=24)),
+        ("gpt_oss", memory(topk=2, sinks=8, window=24)),
+    ],
+    ids=["mistral", "gemma2", "gemma2, selected", "gpt_oss, selected"],
+)
 def test_every_backend_attends_alike(
     family: str, axes: MemorySpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With windows, soft caps and sinks: by the host, by device slots, by both, and by the kernels of a GPU."""
     fields = {"sliding_window": WINDOW} if family == "mistral" else {}
     model = build_tiny_checkpoint(family, tmp_path, **fields)
-    prompt, found = random_prompt(model.spec, 100).tolist(), []
+    prompt, found = random_prompt(model.spec, 80).tolist(), []
     for backend in BACKENDS:
         if backend == "tables":
             pytest.importorskip("triton")
@@ -255,7 +262,7 @@ def test_every_backend_attends_alike(
         settings |= {"attend_on": "cpu"} if backend == "hybrid" else {}
         settings |= {"copies": emulated} if backend == "tables" else {}
         driver = Driver(model.directory, model.spec, **settings)
-        found.append(driver.generate(prompt, axes.replace(recall_every=1), (64,), 4))
+        found.append(driver.generate(prompt, axes.replace(recall_every=1), (64,), 3))
     for other in found[1:]:
         assert [each.token_id for each in other] == [each.token_id for each in found[0]]
         assert [each.logprob for each in other] == pytest.approx(
