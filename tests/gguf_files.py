@@ -148,6 +148,8 @@ def _own_keys(architecture: str, config: PreTrainedConfig) -> dict[str, Any]:
         for name in options
         if getattr(config, name, None)
     }
+    if architecture == "gpt-oss":
+        found["gpt-oss.expert_feed_forward_length"] = config.intermediate_size
     if architecture == "olmo2" and getattr(config, "sliding_window", None):
         slides = [kind == "sliding_attention" for kind in config.layer_types]
         found[f"{architecture}.attention.sliding_window_pattern"] = slides

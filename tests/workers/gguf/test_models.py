@@ -25,6 +25,38 @@ CHANGES: Mapping[str, dict[str, Any]] = {
 }
 """What llama.cpp can't do otherwise: experts are in every layer, Gemma's scale follows from its size, and no rotary
 embedding is dynamic."""
+MODELS = (
+    ("llama2", "llama"),
+    ("llama_biased", "llama"),
+    ("mistral", "llama"),
+    ("vicuna", "llama"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("mixtral", "llama"),
+    ("qwen2_moe", "qwen2moe"),
+    ("qwen3_moe", "qwen3moe"),
+    ("gpt_oss", "gpt-oss"),
+    ("granite", "granite"),
+    ("olmo2", "olmo2"),
+    ("gemma", "gemma"),
+    ("gemma2", "gemma2"),
+    ("gemma3", "gemma3"),
+    ("olmo3", "olmo2"),
+    ("olmoe", "olmoe"),
+    ("granitemoe", "granitemoe"),
+    ("glm", "chatglm"),
+    ("glm4", "glm4"),
+    ("internlm2", "internlm2"),
+    ("phi3", "phi3"),
+    ("phi3_window", "phi3"),
+    ("smollm3", "smollm3"),
+    ("cohere", "command-r"),
+    ("cohere_biased", "command-r"),
+    ("cohere2", "cohere2"),
+    ("stablelm", "stablelm"),
+    ("stablelm_parallel", "stablelm"),
+)
+"""Checkpoints of `tiny_models`, and the architectures that llama.cpp has for them."""
 CPU = torch.device("cpu")
 
 
@@ -40,40 +72,7 @@ def assert_same_model(tiny: TinyModel, file: Path) -> None:
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("family", "architecture"),
-    [
-        ("llama2", "llama"),
-        ("llama_biased", "llama"),
-        ("mistral", "llama"),
-        ("vicuna", "llama"),
-        ("qwen2", "qwen2"),
-        ("qwen3", "qwen3"),
-        ("mixtral", "llama"),
-        ("qwen2_moe", "qwen2moe"),
-        ("qwen3_moe", "qwen3moe"),
-        ("gpt_oss", "gpt-oss"),
-        ("granite", "granite"),
-        ("olmo2", "olmo2"),
-        ("gemma", "gemma"),
-        ("gemma2", "gemma2"),
-        ("gemma3", "gemma3"),
-        ("olmo3", "olmo2"),
-        ("olmoe", "olmoe"),
-        ("granitemoe", "granitemoe"),
-        ("glm", "chatglm"),
-        ("glm4", "glm4"),
-        ("internlm2", "internlm2"),
-        ("phi3", "phi3"),
-        ("phi3_window", "phi3"),
-        ("smollm3", "smollm3"),
-        ("cohere", "command-r"),
-        ("cohere_biased", "command-r"),
-        ("cohere2", "cohere2"),
-        ("stablelm", "stablelm"),
-        ("stablelm_parallel", "stablelm"),
-    ],
-)
+@pytest.mark.parametrize(("family", "architecture"), MODELS)
 def test_the_same_model(tmp_path: Path, family: str, architecture: str) -> None:
     tiny = build_tiny_checkpoint(family, tmp_path, **CHANGES.get(family, {}))
     assert_same_model(tiny, convert(tiny, tmp_path / "model.gguf", architecture))
