@@ -54,7 +54,7 @@ SIZES = ("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim",
 PERIODS = {"gemma3_text": 6}
 """Of the pattern of layers, where config.json leaves it to the architecture."""
 BY_LAYER = ("layer_types", "no_rope_layers")
-LOGIT_DEVIATION = 2.0
+LOGIT_DEVIATION = 1.0
 """Standard deviation of the logits, so that no distribution over tokens is flat."""
 
 
