@@ -78,12 +78,12 @@ READING = Reading(
     Passage(DOCUMENTS / "python_reference.txt", "The module socketserver"),
     Passage(DOCUMENTS / "LICENSE.PSF", "A. HISTORY OF THE SOFTWARE", "All Python releases are Open Source"),
     (
-        Question("According to the text, who wrote the sqlite3 module? Answer with the name.", "Häring"),
         Question("In which year was the Python Software Foundation formed?", "2001"),
+        Question("What is the Python Software Foundation?", "non-profit"),
     ),
 )
-"""A model of 135 million parameters finds few facts among 8 000 tokens. It finds these two with exact attention, and
-with selected blocks as well; the first lies at a third of the document, the second in its last passage."""
+"""A model of 135 million parameters finds few facts among 8 000 tokens, and fewer the farther back they lie. It finds
+these two, which are in the last passage, with exact attention, and with selected blocks as well."""
 
 
 def read_document(model: Path, reading: Reading = READING) -> None:
