@@ -35,6 +35,7 @@ SECRET = "a prompt that nobody may log"
 class ByteTokenizer:
     """One token a byte, after BOS."""
 
+    source = "tokenizer.json"
     chat_template_source = "chat_template.jinja"
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from moorage.runtime.cluster import registry
 
 SERVER_PACKAGES = (
-    "grpc_reflection", "grpc_status", "llvmlite", "numba", "ray", "safetensors", "tokenizers", "torch",
+    "gguf", "grpc_reflection", "grpc_status", "llvmlite", "numba", "ray", "safetensors", "tokenizers", "torch",
 )  # fmt: skip
 """Import names of what `pip install moorage` leaves out and the extra `server` brings."""
 

@@ -11,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from moorage.kernels.quantized_linear import PANEL, CodeKind, QuantizedMatrix, pack
 from moorage.kernels.quantized_linear.matrix import INT4_ZERO
 from moorage.workers.errors import InvalidModel
@@ -116,6 +114,10 @@ def _read(header: GgufTensor, begin: int, num_bytes: int) -> NDArray[np.uint8]:
 
 def _floats(piece: NDArray[np.uint8], dtype: str) -> Tensor:
     """The elements f32 of whole blocks."""
+    # Only where a file is read, since a GPU is also measured where the package is not installed.
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
     blocks = piece.reshape(-1, BY_NAME[dtype].num_bytes)
     if dtype in LAYOUTS:
         return take_apart(torch.from_numpy(blocks), dtype).values().view(-1)

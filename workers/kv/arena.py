@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import weakref
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -59,7 +60,8 @@ class Arena:
             seal_size(fd)
             self._map(fd, layout, num_pages)
         except OSError as error:
-            os.close(fd)
+            if not hasattr(self, "_close_fd"):
+                os.close(fd)
             raise ResourceExhausted(
                 f"KV arena: the system refuses {num_bytes} bytes ({error.strerror}); lower kv_store.dram"
             ) from error
@@ -78,6 +80,7 @@ class Arena:
 
     def _map(self, fd: int, layout: KvLayout, num_pages: int) -> None:
         self.layout, self.num_pages, self.fd = layout, num_pages, fd
+        self._close_fd = weakref.finalize(self, os.close, fd)
         memory = self._memory = mmap.mmap(fd, self.num_bytes)
         with suppress(
             OSError
@@ -131,7 +134,7 @@ class Arena:
     def close(self) -> None:
         """Closes the descriptor; the memory goes when the last array that views it is gone. Idempotent."""
         if self.fd >= 0:
-            os.close(self.fd)
+            self._close_fd()
             self.fd = -1
             del self._memory
             self.kv = self.kv[:, :0].copy()

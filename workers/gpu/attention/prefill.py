@@ -78,6 +78,8 @@ class PrefillAttention:
         """Keeps the prompt's last queries; after the last chunk they tell which keys matter."""
         kept = session.tail_queries.get(layer)
         joined = queries if kept is None else torch.cat((kept, queries))
-        session.tail_queries[layer] = joined[-session.memory.selection.importance_queries :].float()
+        tail = joined[-session.memory.selection.importance_queries :]
+        # A copy, since the next step overwrites the queries of this one.
+        session.tail_queries[layer] = tail.to(torch.float32, copy=True)
         if session.num_tokens + len(queries) >= session.prompt_tokens:
             self._importance.finish_prompt(session, layer, session.tail_queries.pop(layer))
