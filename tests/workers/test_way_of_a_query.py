@@ -15,6 +15,7 @@ import pytest
 
 from moorage.kernels.decode_layer import cpu
 from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.gpu.model.host_step import HostStep
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import build_tiny_checkpoint
 
@@ -33,9 +34,10 @@ def shown_calls() -> list[Call]:
 
 
 def calls_of(frame: FrameType | None) -> list[Call]:
-    """The calls on a stack, the first one first, after that of Decoder.forward."""
+    """The calls on a stack, the first one first, after that of the decoder's forward pass."""
     calls: list[Call] = []
-    while frame is not None and frame.f_code is not Decoder.forward.__code__:
+    passes = (Decoder.forward.__code__, HostStep.forward.__code__)
+    while frame is not None and frame.f_code not in passes:
         calls.append((frame.f_code.co_name, Path(inspect.getfile(frame)).resolve()))
         frame = frame.f_back
     return calls[::-1] if frame is not None else []

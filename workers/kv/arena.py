@@ -55,13 +55,13 @@ class Arena:
             )
         num_bytes = num_pages * layout.page_bytes
         fd = os.memfd_create("moorage-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._close_fd = weakref.finalize(self, os.close, fd)
         try:
             os.ftruncate(fd, num_bytes)
             seal_size(fd)
             self._map(fd, layout, num_pages)
         except OSError as error:
-            if not hasattr(self, "_close_fd"):
-                os.close(fd)
+            self._close_fd()
             raise ResourceExhausted(
                 f"KV arena: the system refuses {num_bytes} bytes ({error.strerror}); lower kv_store.dram"
             ) from error
@@ -75,16 +75,14 @@ class Arena:
             os.close(fd)
             raise InvalidConfig(f"KV arena: holds {held} bytes, {num_bytes} expected; restart both processes")
         arena = cls.__new__(cls)
+        arena._close_fd = weakref.finalize(arena, os.close, fd)
         arena._map(fd, layout, num_pages)
         return arena
 
     def _map(self, fd: int, layout: KvLayout, num_pages: int) -> None:
         self.layout, self.num_pages, self.fd = layout, num_pages, fd
-        self._close_fd = weakref.finalize(self, os.close, fd)
         memory = self._memory = mmap.mmap(fd, self.num_bytes)
-        with suppress(
-            OSError
-        ):  # Huge pages of shared memory are off on most systems, and then this is refused.
+        with suppress(OSError):  # most systems refuse huge pages of shared memory
             memory.madvise(mmap.MADV_HUGEPAGE)
         flat = np.frombuffer(memory, np.uint8)
         kv_end, code_bytes = (
