@@ -13,6 +13,7 @@ from moorage.workers.gpu.model.linear import linear
 from moorage.workers.gpu.model.quantization import FORMATS, WeightFormat, read_format
 from moorage.workers.gpu.model.quantized import Matrix, QuantizedMatrix, ReorderedMatrix, dequantize
 from moorage.workers.hf_fields import Fields
+from tests.workers.gpu.model.quantization.packers import awq_packed, packed, weights_of
 
 SHAPES = [(16, 32), (48, 64), (64, 256), (8, 128)]
 
@@ -30,18 +31,6 @@ def refusal(**config: Any) -> str:
     assert message.startswith("config.json: quantization_config: ")
     assert "\n" not in message
     return message
-
-
-def packed(codes: Tensor, bits: int, dim: int) -> Tensor:
-    """int32 elements that hold 32 / bits neighbours along `dim`, lowest bits first, padded with 0."""
-    along = codes.movedim(dim, -1).long()
-    in_word = 32 // bits
-    padding = -along.shape[-1] % in_word
-    along = torch.cat([along, along.new_zeros(*along.shape[:-1], padding)], -1)
-    words = torch.zeros(*along.shape[:-1], along.shape[-1] // in_word, dtype=torch.int64)
-    for i in range(in_word):
-        words += along[..., i::in_word] << (bits * i)
-    return words.where(words < 2**31, words - 2**32).to(torch.int32).movedim(-1, dim).contiguous()
 
 
 def value_of(matrix: Matrix) -> Tensor:
@@ -81,26 +70,15 @@ def grouped(out: int, width: int, group: int, bits: int) -> tuple[Tensor, Tensor
     return codes, scales, torch.randint(0, 2**bits, scales.shape)
 
 
-def weights_of(codes: Tensor, scales: Tensor, zeros: Tensor | int, group_of: Tensor) -> Tensor:
-    """(code - zero) * scale, where column i is of group group_of[i]."""
-    zero = zeros[:, group_of] if isinstance(zeros, Tensor) else zeros
-    return (codes - zero).float() * scales.float()[:, group_of]
-
-
 @pytest.mark.parametrize("group", [32, -1])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_awq(shape: tuple[int, int], group: int) -> None:
     out, width = shape
     size = width if group == -1 else group
     codes, scales, zeros = grouped(out, width, size, 4)
-
-    def by_channels(rows: Tensor) -> Tensor:
-        """[n, out] with eight channels in an element, in AutoAWQ's order 0 2 4 6 1 3 5 7."""
-        return packed(rows.view(len(rows), -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1), 4, 1)
-
     stored = {
-        "qweight": by_channels(codes.T.contiguous()),
-        "qzeros": by_channels(zeros.T.contiguous()),
+        "qweight": awq_packed(codes.T.contiguous()),
+        "qzeros": awq_packed(zeros.T.contiguous()),
         "scales": scales.T.contiguous(),
     }
     awq = format_of(quant_method="awq", bits=4, group_size=group, zero_point=True, version="gemm")
