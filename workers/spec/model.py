@@ -204,6 +204,11 @@ class ModelSpec:
             return of_experts
         return max(self.intermediate_size, of_experts)
 
+    @property
+    def softmax_scale(self) -> float:
+        """Factor on the products of queries and keys, beside what a rotary embedding adds."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
     def layer(self, index: int) -> LayerSpec:
         """What layer `index` has of its own."""
         return self.layers[index] if self.layers else LayerSpec()

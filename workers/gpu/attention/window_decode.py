@@ -68,7 +68,7 @@ class WindowDecode(ABC, Generic[MetadataT]):
         self._rings, self._layers, self._sinks, self._timer = rings, rings.layers_of, sinks, timer
         self._num_heads, self._head_dim = model.num_heads, model.head_dim
         self._softcap = model.attention_softcap or 0.0
-        self._scale = model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
+        self._scale = model.softmax_scale
 
     def scale_of(self, ring: Ring, kind: int) -> float:
         """Factor on the logits of a session in layers of a kind."""

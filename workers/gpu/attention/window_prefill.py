@@ -60,7 +60,7 @@ class WindowPrefill:
         self._rings, self._layers = rings, rings.layers_of
         self._sinks, self._compute, self._timer = sinks, compute, timer
         self._softcap = model.attention_softcap or 0.0
-        self._scale = model.head_dim**-0.5 if model.attention_scale is None else model.attention_scale
+        self._scale = model.softmax_scale
 
     def prepare(self, batch: PrefillBatch) -> WindowPrefillMetadata:
         """See AttentionBackend."""

@@ -47,7 +47,7 @@ class SessionTable:
         self._spec, self._layout, self._kv, self._device = spec, layout, kv, device
         self._settings, self._reader, self._scorer, self._output = settings, reader, scorer, output
         self._pool, self._rings = SlotPool(settings.num_slots), rings
-        self._scale = spec.head_dim**-0.5 if spec.attention_scale is None else spec.attention_scale
+        self._scale = spec.softmax_scale
         self._softcap = spec.attention_softcap or 0.0
         self._least_slots = False
         """Set when the device ran out of memory: sessions then get no more slots than a step needs."""
