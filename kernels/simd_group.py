@@ -17,28 +17,21 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from moorage.kernels.simd import ELEMENT, TILE, pointer_to
+from moorage.kernels.simd_lanes import FLOAT, FLOATS, FUSED, I32, I64, LANES, multiply_add, splat
 
-WIDE_LANES = 16
-"""float32 lanes of a vector; head sizes and half the rotated channels must be a multiple of this."""
-
-_FLOAT, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_FLOATS = ir.VectorType(_FLOAT, WIDE_LANES)
-_FUSED = ("contract",)
+WIDE_LANES = LANES
+"""Head sizes and half the rotated channels must be a multiple of this."""
 
 
 def _load(builder: Any, pointer: Any, element: ir.Type) -> Any:
     """WIDE_LANES elements as float32."""
     typed = builder.bitcast(pointer, ir.VectorType(element, WIDE_LANES).as_pointer())
     vector = builder.load(typed, align=2 if element == ir.HalfType() else 4)
-    return builder.fpext(vector, _FLOATS) if element == ir.HalfType() else vector
-
-
-def _fused(builder: Any, left: Any, right: Any, added: Any) -> Any:
-    return builder.fadd(builder.fmul(left, right, flags=_FUSED), added, flags=_FUSED)
+    return builder.fpext(vector, FLOATS) if element == ir.HalfType() else vector
 
 
 def _pick(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
-    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(_I32, len(lanes)), lanes))
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
 
 def _halved(builder: Any, left: Any, right: Any, count: int) -> Any:
@@ -55,11 +48,6 @@ def _lane_sums(builder: Any, vectors: list[Any]) -> Any:
     return _halved(builder, eight, eight, TILE)
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    lane = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, _I32(0))
-    return _pick(builder, lane, lane, [0] * WIDE_LANES)
-
-
 def _dot_tile(num_queries: int) -> Callable[..., Any]:
     def dots(
         _typing: Any, stored: Any, at: Any, last: Any, dim: Any, cos: Any, sin: Any, turn_at: Any, turn_last: Any,
@@ -72,7 +60,7 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
             def pointers(index: int, begin: Any, end: Any, step: Any) -> list[Any]:
                 found = []
                 for r in range(TILE):
-                    place = builder.add(begin, builder.mul(step, _I64(r)))
+                    place = builder.add(begin, builder.mul(step, I64(r)))
                     place = builder.select(builder.icmp_signed("<", place, end), place, end)
                     found.append(pointer_to(context, builder, kinds[index], args[index], place))
                 return found
@@ -80,20 +68,20 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
             rows = pointers(0, at, last, dim)
             cosines, sines = (pointers(i, turn_at, turn_last, half) for i in (4, 5))
             query = pointer_to(context, builder, kinds[10], args[10], query_at)
-            lines = [builder.gep(query, [builder.mul(dim, _I64(m))]) for m in range(num_queries)]
-            sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in rows] for _ in lines]
+            lines = [builder.gep(query, [builder.mul(dim, I64(m))]) for m in range(num_queries)]
+            sums = [[cgutils.alloca_once(builder, FLOATS) for _ in rows] for _ in lines]
             for held in sums:
                 for total in held:
-                    builder.store(ir.Constant(_FLOATS, [0.0] * WIDE_LANES), total)
+                    builder.store(ir.Constant(FLOATS, [0.0] * WIDE_LANES), total)
 
             def add(r: int, vector: Any, parts: list[Any]) -> None:
                 for held, part in zip(sums, parts, strict=True):
-                    builder.store(_fused(builder, vector, part, builder.load(held[r])), held[r])
+                    builder.store(multiply_add(builder, vector, part, builder.load(held[r])), held[r])
 
             def parts_at(place: Any) -> list[Any]:
-                return [_load(builder, builder.gep(line, [place]), _FLOAT) for line in lines]
+                return [_load(builder, builder.gep(line, [place]), FLOAT) for line in lines]
 
-            width, none = _I64(WIDE_LANES), _I64(0)
+            width, none = I64(WIDE_LANES), I64(0)
             turned = builder.select(rotates, half, none)
             with cgutils.for_range(builder, builder.udiv(turned, width)) as loop:
                 left = builder.mul(loop.index, width)
@@ -101,11 +89,11 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
                 low_parts, high_parts = parts_at(left), parts_at(right)
                 for r, row in enumerate(rows):
                     low, high = (_load(builder, builder.gep(row, [d]), element) for d in (left, right))
-                    c, s = (_load(builder, builder.gep(t[r], [left]), _FLOAT) for t in (cosines, sines))
-                    minus = builder.fneg(builder.fmul(high, s, flags=_FUSED))
-                    add(r, _fused(builder, low, c, minus), low_parts)
-                    add(r, _fused(builder, high, c, builder.fmul(low, s, flags=_FUSED)), high_parts)
-            passed = builder.mul(turned, _I64(2))
+                    c, s = (_load(builder, builder.gep(t[r], [left]), FLOAT) for t in (cosines, sines))
+                    minus = builder.fneg(builder.fmul(high, s, flags=FUSED))
+                    add(r, multiply_add(builder, low, c, minus), low_parts)
+                    add(r, multiply_add(builder, high, c, builder.fmul(low, s, flags=FUSED)), high_parts)
+            passed = builder.mul(turned, I64(2))
             with cgutils.for_range(builder, builder.udiv(builder.sub(dim, passed), width)) as loop:
                 place = builder.add(passed, builder.mul(loop.index, width))
                 parts = parts_at(place)
@@ -114,7 +102,7 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
             target = pointer_to(context, builder, kinds[12], args[12], out_at)
             for m, held in enumerate(sums):
                 found = _lane_sums(builder, [builder.load(total) for total in held])
-                into = builder.gep(target, [builder.mul(stride, _I64(m))])
+                into = builder.gep(target, [builder.mul(stride, I64(m))])
                 builder.store(found, builder.bitcast(into, found.type.as_pointer()), align=4)
             return context.get_dummy_value()
 
@@ -151,37 +139,37 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
             rows = pointer_to(context, builder, kinds[0], args[0], at)
             weight = pointer_to(context, builder, kinds[4], args[4], weights_at)
             target = pointer_to(context, builder, kinds[7], args[7], out_at)
-            lines = [builder.gep(weight, [builder.mul(stride, _I64(m))]) for m in range(num_queries)]
+            lines = [builder.gep(weight, [builder.mul(stride, I64(m))]) for m in range(num_queries)]
 
             def add_columns(left: Any, vectors: int) -> None:
-                columns = [builder.add(left, _I64(WIDE_LANES * j)) for j in range(vectors)]
+                columns = [builder.add(left, I64(WIDE_LANES * j)) for j in range(vectors)]
                 places = [
-                    builder.gep(target, [builder.add(builder.mul(dim, _I64(m)), column)])
+                    builder.gep(target, [builder.add(builder.mul(dim, I64(m)), column)])
                     for m in range(num_queries)
                     for column in columns
                 ]
-                sums = [cgutils.alloca_once(builder, _FLOATS) for _ in places]
+                sums = [cgutils.alloca_once(builder, FLOATS) for _ in places]
                 for total, place in zip(sums, places, strict=True):
-                    builder.store(_load(builder, place, _FLOAT), total)
+                    builder.store(_load(builder, place, FLOAT), total)
                 with cgutils.for_range(builder, count) as row:
                     first = builder.gep(rows, [builder.mul(row.index, dim)])
                     values = [_load(builder, builder.gep(first, [column]), element) for column in columns]
                     for m, line in enumerate(lines):
-                        factor = _splat(builder, builder.load(builder.gep(line, [row.index])))
+                        factor = splat(builder, builder.load(builder.gep(line, [row.index])))
                         for j, value in enumerate(values):
                             total = sums[m * vectors + j]
-                            builder.store(_fused(builder, value, factor, builder.load(total)), total)
+                            builder.store(multiply_add(builder, value, factor, builder.load(total)), total)
                 for total, place in zip(sums, places, strict=True):
-                    builder.store(builder.load(total), builder.bitcast(place, _FLOATS.as_pointer()), align=4)
+                    builder.store(builder.load(total), builder.bitcast(place, FLOATS.as_pointer()), align=4)
 
-            wide = _I64(4 * WIDE_LANES)
+            wide = I64(4 * WIDE_LANES)
             most = builder.udiv(dim, wide)
             with cgutils.for_range(builder, most) as loop:
                 add_columns(builder.mul(loop.index, wide), 4)
             done = builder.mul(most, wide)
-            rest = builder.udiv(builder.sub(dim, done), _I64(WIDE_LANES))
+            rest = builder.udiv(builder.sub(dim, done), I64(WIDE_LANES))
             with cgutils.for_range(builder, rest) as loop:
-                add_columns(builder.add(done, builder.mul(loop.index, _I64(WIDE_LANES))), 1)
+                add_columns(builder.add(done, builder.mul(loop.index, I64(WIDE_LANES))), 1)
             return context.get_dummy_value()
 
         i = types.int64

@@ -1,4 +1,4 @@
-"""The weights of a softmax row by row, in vectors of 16 lanes; and the parts of LLVM's language that they need.
+"""The weights of a softmax row by row, in vectors of 16 lanes.
 
 All arguments of the intrinsics are addresses in bytes and numbers; nothing is checked.
 """
@@ -14,14 +14,22 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-LANES = 16
-"""float32 lanes of a vector."""
+from moorage.kernels.simd_lanes import (
+    FLOAT,
+    FLOATS,
+    I32,
+    I64,
+    LANES,
+    WORDS,
+    all_lanes,
+    call,
+    multiply_add,
+    splat,
+)
+
 F32, BF16 = types.float32, types.uint16
 """The types of the argument `like`, which say what is written."""
 
-FLOAT, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
-FLOATS, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
-_FUSED = ("contract",)
 _LEAST = -126.0
 _EXP2 = (1.5403530393381609e-4, 1.3333558146428443e-3, 9.618129107628477e-3, 5.550410866482158e-2,
          2.402265069591007e-1, 6.931471805599453e-1, 1.0)  # fmt: skip
@@ -41,22 +49,6 @@ class BFloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types
         return "bfloat"
 
 
-def all_lanes(value: float) -> Any:
-    """A constant vector of equal lanes."""
-    return ir.Constant(FLOATS, [value] * LANES)
-
-
-def _ints(value: int) -> Any:
-    return ir.Constant(WORDS, [value] * LANES)
-
-
-def splat(builder: Any, value: Any, kind: ir.VectorType) -> Any:
-    """A vector of `kind` with `value` in all lanes."""
-    empty = ir.Constant(kind, ir.Undefined)
-    lane = builder.insert_element(empty, value, I32(0))
-    return builder.shuffle_vector(lane, empty, ir.Constant(WORDS, [0] * LANES))
-
-
 def _at(builder: Any, address: Any, kind: ir.Type) -> Any:
     return builder.inttoptr(address, kind.as_pointer())
 
@@ -71,28 +63,17 @@ def store(builder: Any, vector: Any, address: Any, align: int = 4) -> None:
     builder.store(vector, _at(builder, address, vector.type), align=align)
 
 
-def multiply_add(builder: Any, left: Any, right: Any, added: Any) -> Any:
-    """left * right + added, rounded once."""
-    return builder.fadd(builder.fmul(left, right, flags=_FUSED), added, flags=_FUSED)
-
-
-def call(builder: Any, name: str, result: ir.Type, arguments: list[Any]) -> Any:
-    """Calls one of LLVM's own functions."""
-    kind = ir.FunctionType(result, [each.type for each in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
 def _exp2(builder: Any, x: Any) -> Any:
     """2**x of a vector, 0 below -126; NaN stays."""
     # Not by adding 1.5 * 2**23: Numba lets sums be reordered here.
     whole = call(builder, "llvm.roundeven.v16f32", FLOATS, [x])
-    rest, series = builder.fsub(x, whole), all_lanes(_EXP2[0])
+    rest, series = builder.fsub(x, whole), all_lanes(FLOAT, _EXP2[0])
     for coefficient in _EXP2[1:]:
-        series = multiply_add(builder, series, rest, all_lanes(coefficient))
-    power = builder.shl(builder.fptosi(whole, WORDS), _ints(23))
-    scale = builder.bitcast(builder.add(power, _ints(0x3F800000)), FLOATS)
-    tiny = builder.fcmp_ordered("<", x, all_lanes(_LEAST))
-    return builder.select(tiny, all_lanes(0.0), builder.fmul(series, scale))
+        series = multiply_add(builder, series, rest, all_lanes(FLOAT, coefficient))
+    power = builder.shl(builder.fptosi(whole, WORDS), all_lanes(I32, 23))
+    scale = builder.bitcast(builder.add(power, all_lanes(I32, 0x3F800000)), FLOATS)
+    tiny = builder.fcmp_ordered("<", x, all_lanes(FLOAT, _LEAST))
+    return builder.select(tiny, all_lanes(FLOAT, 0.0), builder.fmul(series, scale))
 
 
 @intrinsic
@@ -100,7 +81,7 @@ def row_peak(_typing: Any, row: Any, vectors: Any) -> Any:
     """The largest of a row of `vectors` * LANES float32; NaN is passed over."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        most = cgutils.alloca_once_value(builder, all_lanes(float("-inf")))
+        most = cgutils.alloca_once_value(builder, all_lanes(FLOAT, float("-inf")))
         with cgutils.for_range(builder, args[1]) as loop:
             place = builder.add(args[0], builder.mul(loop.index, I64(4 * LANES)))
             vector, held = load(builder, place, FLOATS), builder.load(most)
@@ -117,8 +98,8 @@ def row_weights(_typing: Any, like: Any, row: Any, vectors: Any, factor: Any, pe
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         _, row, vectors, factor, peak, out = args
         is_pairs = signature.args[0] == BF16
-        factors, peaks = splat(builder, factor, FLOATS), splat(builder, builder.fneg(peak), FLOATS)
-        total, size = cgutils.alloca_once_value(builder, all_lanes(0.0)), 2 if is_pairs else 4
+        factors, peaks = splat(builder, factor), splat(builder, builder.fneg(peak))
+        total, size = cgutils.alloca_once_value(builder, all_lanes(FLOAT, 0.0)), 2 if is_pairs else 4
         with cgutils.for_range(builder, vectors) as loop:
             place = builder.add(row, builder.mul(loop.index, I64(4 * LANES)))
             weights = _exp2(builder, multiply_add(builder, load(builder, place, FLOATS), factors, peaks))

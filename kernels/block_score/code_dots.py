@@ -7,14 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from moorage.kernels.simd import TILE
+from moorage.kernels.simd_lanes import call
 
 CODE_BYTES = 32
 """Bytes of codes that are multiplied at once; a vector of codes must be a multiple of this long."""
@@ -24,24 +23,15 @@ _BYTES = ir.VectorType(ir.IntType(8), CODE_BYTES)
 _WORDS = ir.VectorType(ir.IntType(16), CODE_BYTES // 2)
 
 
-def has_avx2() -> bool:
-    """Whether kernels are compiled for a processor that multiplies bytes pairwise."""
-    this_one = numba.config.CPU_NAME in (None, "", "host") and not numba.config.CPU_FEATURES
-    return this_one and bool(llvm.get_host_cpu_features().get("avx2", False))
-
-
 def _add_pairs(builder: Any, total: Any, codes: list[Any], weights: list[Any]) -> Any:
     """total <8 x i32> and the products of bytes; 4 * 15 * 127 fits the 16 bits between."""
     lanes = ir.VectorType(_I32, CODE_BYTES // 4)
-    multiply = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(_WORDS, [_BYTES, _BYTES]), "llvm.x86.avx2.pmadd.ub.sw"
+    low, high = (
+        call(builder, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, [code, weight])
+        for code, weight in zip(codes, weights, strict=True)
     )
-    widen = cgutils.get_or_insert_function(
-        builder.module, ir.FunctionType(lanes, [_WORDS, _WORDS]), "llvm.x86.avx2.pmadd.wd"
-    )
-    low, high = (builder.call(multiply, [code, weight]) for code, weight in zip(codes, weights, strict=True))
     ones = ir.Constant(_WORDS, [1] * _WORDS.count)
-    return builder.add(total, builder.call(widen, [builder.add(low, high), ones]))
+    return builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", lanes, [builder.add(low, high), ones]))
 
 
 def _add_lanes(builder: Any, total: Any, codes: list[Any], weights: list[Any]) -> Any:

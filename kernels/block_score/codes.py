@@ -13,11 +13,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from moorage.kernels.block_score.code_dots import CODE_BYTES, code_dots, has_avx2
+from moorage.kernels.block_score.code_dots import CODE_BYTES, code_dots
 from moorage.kernels.checks import FLOAT32, STORAGE, UINT8, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage, widen
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd import LINE_BYTES, TILE, prefetch
+from moorage.kernels.simd_lanes import host_has
 
 Codes = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -29,7 +30,7 @@ CHUNK = 512
 PREFETCH_BYTES = 16 * 1024
 LARGEST_WEIGHT = 127
 
-_dots = code_dots(has_avx2())
+_dots = code_dots(host_has("avx2"))
 
 
 def extend_range(

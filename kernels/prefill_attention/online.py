@@ -15,7 +15,8 @@ from moorage.kernels.counter import take
 from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.prefill_attention.packing import PANEL, pack_keys, pack_values
 from moorage.kernels.prefill_attention.tiles import ROWS, WIDTHS, product_1, product_2, product_4
-from moorage.kernels.simd_softmax import LANES, row_peak, row_weights
+from moorage.kernels.simd_lanes import LANES
+from moorage.kernels.simd_softmax import row_peak, row_weights
 from moorage.kernels.vector_math import exp32
 
 QUERIES = 8 * ROWS

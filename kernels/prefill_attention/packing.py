@@ -7,7 +7,7 @@ from typing import Any
 from numba import njit
 
 from moorage.kernels.numba_flags import SERIAL
-from moorage.kernels.simd_softmax import LANES
+from moorage.kernels.simd_lanes import LANES
 
 PANEL = 4 * LANES
 """Keys of a panel, the columns of one tile of logits."""

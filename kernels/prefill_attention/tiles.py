@@ -11,28 +11,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from moorage.kernels.simd_softmax import (
-    BF16,
+from moorage.kernels.simd_lanes import (
+    FLOAT,
     FLOATS,
     I32,
     I64,
     LANES,
     WORDS,
-    BFloat,
     all_lanes,
     call,
-    load,
+    host_has,
     multiply_add,
     splat,
-    store,
 )
+from moorage.kernels.simd_softmax import BF16, BFloat, load, store
 
 ROWS = 6
 """Rows of a tile: with WIDTHS[0] vectors of columns the sums fill most registers."""
@@ -40,15 +37,9 @@ ROWS = 6
 _PAIRS = ir.VectorType(BFloat(), 2 * LANES)
 
 
-def _host_has(feature: str) -> bool:
-    return numba.config.CPU_NAME is None and bool(
-        llvmlite.binding.get_host_cpu_features().get(feature, False)
-    )
-
-
-HAS_PAIRS = _host_has("avx512bf16") and _host_has("avx512f")
+HAS_PAIRS = host_has("avx512bf16") and host_has("avx512f")
 """Whether this CPU multiplies pairs of bfloat16."""
-WIDTHS = (4, 2, 1) if _host_has("avx512f") else (1,)
+WIDTHS = (4, 2, 1) if host_has("avx512f") else (1,)
 """Vectors of columns that a tile may have."""
 
 
@@ -76,13 +67,15 @@ def _product_tile(width: int) -> Callable[..., Any]:
             ]
             for held, into in zip(sums, places, strict=True):
                 for total, place in zip(held, into, strict=True):
-                    builder.store(builder.select(fresh, all_lanes(0.0), load(builder, place, FLOATS)), total)
+                    builder.store(
+                        builder.select(fresh, all_lanes(FLOAT, 0.0), load(builder, place, FLOATS)), total
+                    )
             with cgutils.for_range(builder, count) as loop:
                 step = builder.add(b, builder.mul(b_stride, loop.index))
                 vectors = [load(builder, builder.add(step, at), WORDS) for at in columns]
                 offset = builder.mul(loop.index, I64(4))
                 for line, held in zip(lines, sums, strict=True):
-                    word = splat(builder, load(builder, builder.add(line, offset), I32), WORDS)
+                    word = splat(builder, load(builder, builder.add(line, offset), I32))
                     for vector, total in zip(vectors, held, strict=True):
                         builder.store(_multiply(builder, is_pairs, word, vector, builder.load(total)), total)
             for held, into in zip(sums, places, strict=True):

@@ -17,9 +17,9 @@ from torch import Tensor
 from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.quantized_linear import lanes
-from moorage.kernels.quantized_linear.lanes import FLOAT, I8, I16, I32, I64
 from moorage.kernels.quantized_linear.matrix import WORD_CODES, QuantizedMatrix
 from moorage.kernels.quantized_linear.panels import FLOAT8, INT4, TABLE4, scales_of, weights_of
+from moorage.kernels.simd_lanes import FLOAT, FLOATS, I8, I16, I32, I64, all_lanes, multiply_add
 from moorage.kernels.threads import run_each
 
 _LIKE = {
@@ -80,19 +80,19 @@ def _panel(
         wide, has_minima = builder.trunc(is_wide, ir.IntType(1)), builder.icmp_unsigned("!=", minima, I64(0))
         values = lanes.load(builder, lanes.pointer(builder, table, FLOAT), FLOAT) if kind == TABLE4 else None
         # A code of 4 bits reads as 1 + code / 16; without minima it stands for code - 8.
-        by = lanes.all_lanes(FLOAT, {INT4: 16.0, FLOAT8: 256.0}.get(kind, 1.0))
-        offset = builder.select(has_minima, lanes.all_lanes(FLOAT, 1.0), lanes.all_lanes(FLOAT, 1.5))
-        lowest = cgutils.alloca_once(builder, lanes.FLOATS)
+        by = all_lanes(FLOAT, {INT4: 16.0, FLOAT8: 256.0}.get(kind, 1.0))
+        offset = builder.select(has_minima, all_lanes(FLOAT, 1.0), all_lanes(FLOAT, 1.5))
+        lowest = cgutils.alloca_once(builder, FLOATS)
         with cgutils.for_range(builder, groups) as loop:
             scale = builder.fmul(scales_of(builder, scales, wide, loop.index), by)
-            builder.store(lanes.all_lanes(FLOAT, 0.0), lowest)
+            builder.store(all_lanes(FLOAT, 0.0), lowest)
             with builder.if_then(has_minima):
                 builder.store(scales_of(builder, minima, wide, loop.index), lowest)
             with cgutils.for_range(builder, words) as inner:
                 word = builder.add(builder.mul(loop.index, words), inner.index)
                 for channel, weight in enumerate(weights_of(builder, kind, base, word, values)):
                     value = builder.fsub(weight, offset) if kind == INT4 else weight
-                    value = lanes.multiply_add(builder, value, scale, builder.load(lowest))
+                    value = multiply_add(builder, value, scale, builder.load(lowest))
                     row = builder.add(builder.mul(word, I64(WORD_CODES)), I64(channel))
                     place = builder.add(out, builder.mul(row, stride))
                     if signature.args[1] == types.float32:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding
-import numba
 from llvmlite import ir
 from numba.core import cgutils
 
 from moorage.kernels.code_kinds import PANEL
+from moorage.kernels.simd_lanes import (
+    FLOAT,
+    FLOATS,
+    HALF,
+    I8,
+    I16,
+    I32,
+    I64,
+    WORDS,
+    all_lanes,
+    call,
+    host_has,
+    splat,
+)
 
-FLOAT, HALF = ir.FloatType(), ir.HalfType()
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-FLOATS = ir.VectorType(FLOAT, PANEL)
-WORDS = ir.VectorType(I32, PANEL)
 PREFETCH_BYTES = 8192
 """How far ahead weights are asked for; without it one core reads them at half the speed."""
-_FUSED = ("contract",)
-
-
-def all_lanes(element: ir.Type, value: float) -> Any:
-    """A constant vector of equal lanes."""
-    return ir.Constant(ir.VectorType(element, PANEL), [value] * PANEL)
 
 
 def pointer(builder: Any, address: Any, element: ir.Type, offset: Any = None) -> Any:
@@ -73,16 +75,9 @@ def store_bfloat(builder: Any, vector: Any, place: Any) -> None:
     builder.store(high, builder.bitcast(place, shorts.as_pointer()), align=2)
 
 
-def splat(builder: Any, place: Any) -> Any:
+def broadcast(builder: Any, place: Any) -> Any:
     """The float32 at `place` in all lanes."""
-    empty = ir.Constant(FLOATS, ir.Undefined)
-    lane = builder.insert_element(empty, builder.load(place), I32(0))
-    return builder.shuffle_vector(lane, empty, ir.Constant(WORDS, [0] * PANEL))
-
-
-def multiply_add(builder: Any, left: Any, right: Any, added: Any) -> Any:
-    """left * right + added, rounded once."""
-    return builder.fadd(builder.fmul(left, right, flags=_FUSED), added, flags=_FUSED)
+    return splat(builder, builder.load(place))
 
 
 def zeros(builder: Any, count: int) -> list[Any]:
@@ -99,24 +94,15 @@ def clear(builder: Any, places: list[Any]) -> None:
 def prefetch(builder: Any, place: Any, ahead_bytes: int) -> None:
     """Asks for the cache line `ahead_bytes` after `place`; any address is safe."""
     line = builder.gep(builder.bitcast(place, I8.as_pointer()), [I64(ahead_bytes)])
-    kind = ir.FunctionType(ir.VoidType(), [line.type, I32, I32, I32])
-    hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(hint, [line, I32(0), I32(3), I32(1)])
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [line, I32(0), I32(3), I32(1)])
 
 
 def look_up(builder: Any, table: Any, indices: Any) -> Any:
     """table[indices & 15] of a vector of 16 float32 and one of 32-bit words."""
-    if _has_permute():
-        kind = ir.FunctionType(FLOATS, [FLOATS, WORDS])
-        permute = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.permvar.sf.512")
-        return builder.call(permute, [table, indices])
+    if host_has("avx512f"):
+        return call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, [table, indices])
     low, found = builder.and_(indices, all_lanes(I32, 15)), ir.Constant(FLOATS, ir.Undefined)
     for lane in range(PANEL):
         value = builder.extract_element(table, builder.extract_element(low, I32(lane)))
         found = builder.insert_element(found, value, I32(lane))
     return found
-
-
-def _has_permute() -> bool:
-    """Whether code is compiled for AVX-512, which looks up 16 lanes in one instruction."""
-    return numba.config.CPU_NAME is None and llvmlite.binding.get_host_cpu_features().get("avx512f", False)

@@ -18,8 +18,8 @@ from numba.extending import intrinsic
 
 from moorage.kernels.code_kinds import PANEL
 from moorage.kernels.quantized_linear import lanes
-from moorage.kernels.quantized_linear.lanes import FLOAT, FLOATS, HALF, I8, I16, I32, I64
 from moorage.kernels.quantized_linear.matrix import WORD_CODES
+from moorage.kernels.simd_lanes import FLOAT, FLOATS, HALF, I8, I16, I32, I64, all_lanes, multiply_add
 
 INT4, TABLE4, INT8, FLOAT8 = types.int32, types.uint32, types.int8, types.uint8
 F32, BF16, F16 = types.float32, types.int16, types.uint16
@@ -44,15 +44,13 @@ def weights_of(builder: Any, kind: types.Type, codes: Any, word: Any, table: Any
         packed = lanes.load(builder, place, I32)
         for channel in range(WORD_CODES):
             if kind == TABLE4:
-                shifted = builder.lshr(packed, lanes.all_lanes(I32, 4 * channel))
+                shifted = builder.lshr(packed, all_lanes(I32, 4 * channel))
                 yield lanes.look_up(builder, table, shifted)
                 continue
             right = 4 * channel - _CODE_SHIFT
             move, by = (builder.lshr, right) if right > 0 else (builder.shl, -right)
-            code = builder.and_(
-                move(packed, lanes.all_lanes(I32, by)), lanes.all_lanes(I32, 15 << _CODE_SHIFT)
-            )
-            yield builder.bitcast(builder.or_(code, lanes.all_lanes(I32, _ONE_BITS)), FLOATS)
+            code = builder.and_(move(packed, all_lanes(I32, by)), all_lanes(I32, 15 << _CODE_SHIFT))
+            yield builder.bitcast(builder.or_(code, all_lanes(I32, _ONE_BITS)), FLOATS)
         return
     first = builder.gep(codes, [builder.mul(word, I64(PANEL * WORD_CODES))])
     for line in range(WORD_CODES * PANEL // 64):
@@ -82,12 +80,12 @@ def _add_group(
         total = builder.fadd(total, builder.load(more))
     if kind == INT4:
         # Sums are of x * (1 + code / 16); without minima a code stands for code - 8.
-        one, and_half = lanes.all_lanes(FLOAT, 1.0), lanes.all_lanes(FLOAT, 1.5)
+        one, and_half = all_lanes(FLOAT, 1.0), all_lanes(FLOAT, 1.5)
         offset = builder.select(has_minima, one, and_half)
         total = builder.fsub(total, builder.fmul(group_sum, offset))
-        scale = builder.fmul(scale, lanes.all_lanes(FLOAT, 16.0))
+        scale = builder.fmul(scale, all_lanes(FLOAT, 16.0))
     if kind == FLOAT8:
-        scale = builder.fmul(scale, lanes.all_lanes(FLOAT, 256.0))
+        scale = builder.fmul(scale, all_lanes(FLOAT, 256.0))
     return builder.fmul(scale, total, flags=("contract",))
 
 
@@ -119,21 +117,21 @@ def _panel_tile(num_x: int) -> Callable[..., Any]:
                         for m in row:
                             place = builder.gep(lines[m], [builder.add(first, I64(channel))])
                             held = partial[m][channel % _SUMS]
-                            added = lanes.multiply_add(
-                                builder, weight, lanes.splat(builder, place), builder.load(held)
+                            added = multiply_add(
+                                builder, weight, lanes.broadcast(builder, place), builder.load(held)
                             )
                             builder.store(added, held)
                 scale = scales_of(builder, scales, wide, loop.index)
                 group_sums = []
                 for m in row:
                     at = builder.add(builder.mul(groups, I64(m)), loop.index)
-                    group_sums.append(lanes.splat(builder, lanes.pointer(builder, sums, FLOAT, at)))
+                    group_sums.append(lanes.broadcast(builder, lanes.pointer(builder, sums, FLOAT, at)))
                     more = _add_group(builder, kind, partial[m], scale, group_sums[m], has_minima)
                     builder.store(builder.fadd(builder.load(totals[m]), more, flags=("contract",)), totals[m])
                 with builder.if_then(has_minima):
                     lowest = scales_of(builder, minima, wide, loop.index)
                     for m in row:
-                        added = lanes.multiply_add(builder, lowest, group_sums[m], builder.load(totals[m]))
+                        added = multiply_add(builder, lowest, group_sums[m], builder.load(totals[m]))
                         builder.store(added, totals[m])
             for m in row:
                 place = lanes.pointer(builder, out, FLOAT, builder.mul(out_stride, I64(m)))
@@ -177,7 +175,7 @@ def _rows_tile(num_x: int, num_rows: int) -> Callable[..., Any]:
                 for source, totals in zip(inputs, sums, strict=True):
                     values = lanes.load(builder, builder.gep(source, [at]), FLOAT)
                     for vector, total in zip(vectors, totals, strict=True):
-                        builder.store(lanes.multiply_add(builder, vector, values, builder.load(total)), total)
+                        builder.store(multiply_add(builder, vector, values, builder.load(total)), total)
             kinds = ir.FunctionType(FLOAT, [FLOAT, FLOATS])
             reduce = cgutils.get_or_insert_function(builder.module, kinds, "llvm.vector.reduce.fadd.v16f32")
             for m, totals in enumerate(sums):

@@ -5,9 +5,10 @@ import pytest
 
 from moorage.kernels.block_score import codes
 from moorage.kernels.block_score import reference as score_reference
-from moorage.kernels.block_score.code_dots import code_dots, has_avx2
+from moorage.kernels.block_score.code_dots import code_dots
 from moorage.kernels.block_select import Coded, reference, select_blocks
 from moorage.kernels.half import from_storage, to_storage
+from moorage.kernels.simd_lanes import host_has
 
 SHAPES = [  # KV heads, group, head size, queries, blocks, selected
     (1, 1, 32, 1, 0, 2),
@@ -122,7 +123,7 @@ def test_a_range_moves_only_for_what_lies_beyond_its_slack():
 @pytest.mark.parametrize("pairwise", [False, True])
 @pytest.mark.parametrize("size", [32, 64, 160])
 def test_whole_number_products_are_exact(rng, pairwise, size):
-    if pairwise and not has_avx2():
+    if pairwise and not host_has("avx2"):
         pytest.skip("this processor has no AVX2")
     import numba
 
