@@ -71,9 +71,9 @@ def checkpoint_tensors(spec: ModelSpec, names: Collection[str] = ()) -> list[Che
     """Every tensor that a checkpoint of `spec` must hold.
 
     A family may name them in several ways, and GGUF files in others: the one that shares most names with `names`,
-    those of the files, counts.
+    those of the files, counts; without any the family's first.
     """
-    layouts = (*FAMILIES[spec.family].layouts, *GGUF_LAYOUTS)
+    layouts = (*FAMILIES[spec.family].layouts, *GGUF_LAYOUTS) if names else FAMILIES[spec.family].layouts[:1]
     ways = [list(_all_tensors(spec, tensors)) for tensors in layouts]
     found = max(ways, key=lambda way: sum(tensor.name in names for tensor in way))
     format = weight_format_of(spec)
