@@ -16,7 +16,7 @@ Float32 = NDArray[np.float32]
 
 
 def rotate_heads(heads: Float32, cos: Float32, sin: Float32) -> Float32:
-    """heads [n, D] with channels (i, i + rd / 2) turned by cos, sin [rd / 2]; the channels from rd on as they are."""
+    """heads [n, D] with channels (i, i + rd / 2) rotated by cos, sin [rd / 2]; channels from rd on as they are."""
     if 2 * len(cos) > heads.shape[1] or cos.shape != sin.shape:
         raise ValueError(f"cos {cos.shape} and sin {sin.shape} do not fit heads {heads.shape}")
     out = np.empty(heads.shape, np.float32)
@@ -38,7 +38,7 @@ def rotate_into(heads: Any, cos: Any, sin: Any, out: Any) -> None:
 
 
 def rotate_each(heads: Float32, cos: Float32, sin: Float32) -> Float32:
-    """heads [n, H, D], the heads of item i turned by cos[i], sin[i], each [n, rd / 2], as `rotate_heads` does."""
+    """heads [n, H, D], the heads of item i rotated by cos[i], sin[i], each [n, rd / 2], as `rotate_heads` does."""
     if cos.shape != sin.shape or len(cos) != len(heads) or 2 * cos.shape[1] > heads.shape[2]:
         raise ValueError(f"cos {cos.shape} and sin {sin.shape} do not fit heads {heads.shape}")
     out = np.empty(heads.shape, np.float32)
@@ -53,7 +53,7 @@ def _rotate_each(heads: Any, cos: Any, sin: Any, out: Any) -> None:
 
 
 def rotate_tokens(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x [H, T, D], float32 or bfloat16 on the host, token t turned by row t of cos, sin f32 [T or 1, rd / 2].
+    """x [H, T, D], float32 or bfloat16 on the host, token t rotated by row t of cos, sin f32 [T or 1, rd / 2].
 
     Channels pair as in `rotate_heads`. Computed in fp32, returned in the type of x as a view of [T, H, D].
     """

@@ -48,7 +48,7 @@ def ring_of(step: DecodeStep) -> Ring:
     return ring
 
 
-def turns(steps: Sequence[DecodeStep], kind: int) -> tuple[Float32, Float32]:
+def cos_sin_of(steps: Sequence[DecodeStep], kind: int) -> tuple[Float32, Float32]:
     """(cos, sin), each [N, rotary_dim / 2], of the sessions' positions in layers of a kind."""
     positions = np.array([step.ranges.position for step in steps], np.float64)
     inv_freq = np.stack([ring_of(step).views[kind].inv_freq.numpy() for step in steps])
@@ -99,7 +99,7 @@ class HostWindowStep:
 
     batch: DecodeBatch
     group: HostWindowGroup
-    turns: list[tuple[Float32, Float32]]
+    cos_sin: list[tuple[Float32, Float32]]
     """By kind."""
 
 
@@ -159,7 +159,7 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
                 arrays.position[row] = at
                 arrays.part_low[row, 0], arrays.part_high[row, 0] = at - seen, at + 1
                 arrays.near_block[row] = selections.window_first[row] = (at - seen) // RING_BLOCK
-        found = [turns(batch.steps, kind) for kind in range(len(self.kinds))]
+        found = [cos_sin_of(batch.steps, kind) for kind in range(len(self.kinds))]
         return HostWindowStep(batch, group, found)
 
     def _group(self, sessions: list[WorkerSession], rings: list[Ring]) -> HostWindowGroup:
@@ -206,7 +206,7 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
     ) -> torch.Tensor:
         """See AttentionBackend."""
         group, kind = metadata.group, self._layers.kind_of[layer]
-        cos, sin = metadata.turns[kind]
+        cos, sin = metadata.cos_sin[kind]
         with self._timer("attend"):
             num_failed = decode_layer(
                 self._memory[layer],

@@ -10,7 +10,7 @@ import torch
 
 from moorage.kernels.block_attention import gpu
 from moorage.kernels.triton_support import upload
-from moorage.workers.gpu.attention.window_decode import WindowDecode, first_seen, ring_of, turns
+from moorage.workers.gpu.attention.window_decode import WindowDecode, cos_sin_of, first_seen, ring_of
 from moorage.workers.gpu.engine.batch import DecodeBatch
 from moorage.workers.gpu.model.rope import rotate
 from moorage.workers.gpu.positions import rotary_tables
@@ -71,7 +71,7 @@ class DeviceWindowDecode(WindowDecode[DeviceWindowStep]):
             )
         first = np.cumsum([0, *(each.shape[1] for each in found)], dtype=np.int32)
         fields = np.concatenate(found, axis=1).astype(np.int32)
-        cos, sin, entries, bounds = upload((*turns(batch.steps, at), fields, first), self._rings.device)
+        cos, sin, entries, bounds = upload((*cos_sin_of(batch.steps, at), fields, first), self._rings.device)
         most = int(np.diff(first).max())
         # No length changes it, so that all sessions of a model have the same.
         scale = self.scale_of(ring_of(batch.steps[0]), at)

@@ -29,7 +29,7 @@ class WindowChunk:
     rows: slice
     """Of the batch's queries."""
     start: int
-    turns: list[CosSin]
+    cos_sin: list[CosSin]
     """By kind of layers: (cos, sin), each [T, rotary_dim / 2], of the chunk's positions."""
     past: list[RingRows | None]
     """By kind of layers: the tokens before the chunk that its first query attends; None without any."""
@@ -75,17 +75,17 @@ class WindowPrefill:
         assert ring is not None
         positions = torch.arange(start, start + rows.stop - rows.start)
         device = self._rings.device
-        turns = []
+        tables = []
         for view in ring.views:
             cos, sin = cos_sin(view, positions)
-            turns.append((cos.to(device), sin.to(device)))
+            tables.append((cos.to(device), sin.to(device)))
         past = [
             self._rings.rows(ring, max(0, start - kind.window + 1), start)
             if start and kind.window > 1
             else None
             for kind in self._layers.kinds
         ]
-        return WindowChunk(session, ring, rows, start, turns, past)
+        return WindowChunk(session, ring, rows, start, tables, past)
 
     def forward(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: WindowPrefillMetadata
@@ -121,10 +121,10 @@ class WindowPrefill:
         at = self._layers.kind_of[layer]
         kind, past, view = self._layers.kinds[at], chunk.past[at], chunk.ring.views[at]
         with self._timer("attend"):
-            new = torch.stack((rotate(k, *chunk.turns[at]), v)).to(self._rings.dtype)
+            new = torch.stack((rotate(k, *chunk.cos_sin[at]), v)).to(self._rings.dtype)
             self._check_finite(layer, new, k, v)
             self._keep(layer, chunk, new)
-            queries = rotate(q, *chunk.turns[at]).to(self._compute)
+            queries = rotate(q, *chunk.cos_sin[at]).to(self._compute)
             first = chunk.start
             if past is not None:
                 first -= past.end - past.begin
