@@ -28,20 +28,20 @@ class Joins:
     """Factor on what is added."""
 
     def pre(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
-        """Residual.PRE"""
+        """Adds both parts as Residual.PRE says."""
         assert layer.post_norm is not None
         normed = self.add_norm(hidden, self._scaled(added), layer.post_norm)
         hidden += self._scaled(self.feed_forward(layer, normed))
 
     def post(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
-        """Residual.POST"""
+        """Adds both parts as Residual.POST says."""
         assert layer.attention_out_norm is not None
         assert layer.mlp_out_norm is not None
         hidden += self._scaled(self.norm(added, layer.attention_out_norm))
         hidden += self._scaled(self.norm(self.feed_forward(layer, hidden), layer.mlp_out_norm))
 
     def sandwich(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
-        """Residual.SANDWICH"""
+        """Adds both parts as Residual.SANDWICH says."""
         assert layer.attention_out_norm is not None
         assert layer.post_norm is not None
         assert layer.mlp_out_norm is not None
@@ -50,7 +50,7 @@ class Joins:
         hidden += self._scaled(self.norm(self.feed_forward(layer, normed), layer.mlp_out_norm))
 
     def parallel(self, layer: LayerWeights, hidden: Tensor, added: Tensor) -> None:
-        """Residual.PARALLEL: the feed-forward part takes the same normed rows as attention did."""
+        """Adds both parts as Residual.PARALLEL says: the feed-forward part takes the rows that attention took."""
         assert layer.input_norm is not None
         more = self.feed_forward(layer, self.norm(hidden, layer.input_norm))
         hidden += self._scaled(more.add_(added))
