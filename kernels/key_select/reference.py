@@ -1,7 +1,7 @@
 """A selection of single keys by the definition, in fp64 and with full sorts.
 
-Codes of a block, as the arena has them, are uint8 [Hkv * B * (8 W + 2)] with W = ceil(D / 64). For each KV head in
-turn: words uint64 [W][B], then scales, bits of fp16 [B]. Bit d of word w of key t is 1 where channel 64 w + d of
+Codes of a block, as the arena has them, are uint8 [Hkv * B * (C + 2)] with C = ceil(D / 8). For each KV head in turn:
+bytes uint8 [C][B], then scales, bits of fp16 [B]. Bit d % 8 of byte d // 8 of key t is 1 where channel d of
 Hadamard(key - mean) is not negative, and the scale is the mean of the absolute channels.
 """
 
@@ -16,7 +16,6 @@ from moorage.kernels.hadamard import hadamard_matrix
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-WORD_BITS = 64
 
 ExactLogits = Float64 | Callable[[int, Int64], ArrayLike]
 """Scaled logits [Hq, T] of all candidates, or (KV head, positions [m]) -> those [G, m] of the head's query heads."""
@@ -25,15 +24,12 @@ ExactLogits = Float64 | Callable[[int, Int64], ArrayLike]
 def unpack_codes(
     codes: NDArray[np.uint8], num_kv_heads: int, block_size: int, dim: int
 ) -> tuple[Float64, Float64]:
-    """(signs [n, Hkv, B, D] of 1 and -1, scales [n, Hkv, B]) of the codes [n, Hkv * B * (8 W + 2)] of n blocks."""
-    num_words = -(-dim // WORD_BITS)
-    heads = np.ascontiguousarray(codes).reshape(len(codes), num_kv_heads, block_size * (8 * num_words + 2))
-    word_bytes, scale_bytes = np.split(heads, [8 * num_words * block_size], axis=-1)
-    words = np.ascontiguousarray(word_bytes).view("<u8").reshape(-1, num_kv_heads, num_words, block_size)
-    bits = words[..., None] >> np.arange(WORD_BITS, dtype=np.uint64) & np.uint64(1)
-    channels = np.moveaxis(bits, 2, 3).reshape(len(codes), num_kv_heads, block_size, num_words * WORD_BITS)
-    scales = np.ascontiguousarray(scale_bytes).view("<f2").astype(np.float64)
-    return 2.0 * channels[..., :dim] - 1, scales
+    """(signs [n, Hkv, B, D] of 1 and -1, scales [n, Hkv, B]) of the codes [n, Hkv * B * (C + 2)] of n blocks."""
+    num_bytes = -(-dim // 8)
+    heads = np.ascontiguousarray(codes).reshape(len(codes), num_kv_heads, num_bytes + 2, block_size)
+    bits = np.unpackbits(heads[:, :, :num_bytes].swapaxes(2, 3), axis=-1, bitorder="little")[..., :dim]
+    halves = np.ascontiguousarray(heads[:, :, num_bytes:]).reshape(len(codes), num_kv_heads, 2 * block_size)
+    return 2.0 * bits - 1, halves.view("<f2").astype(np.float64)
 
 
 def estimated_logits(
@@ -41,7 +37,7 @@ def estimated_logits(
 ) -> Float64:
     """[Hq, n * B]: scale * (query . key) of all keys of n blocks, as their codes say.
 
-    codes [n, Hkv * B * (8 W + 2)], means [n, Hkv, D], queries [Hq, D] rotated as they meet the codes.
+    codes [n, Hkv * B * (C + 2)], means [n, Hkv, D], queries [Hq, D] rotated as they meet the codes.
     """
     centres, heads = np.asarray(means, np.float64), np.asarray(queries, np.float64)
     num_blocks, num_kv_heads, dim = centres.shape

@@ -13,14 +13,13 @@ def packed(keys: np.ndarray, means: np.ndarray) -> np.ndarray:
     """Codes [n, bytes] of keys [n, Hkv, B, D], each bit and scale written on its own."""
     num_blocks, num_kv_heads, size, dim = keys.shape
     turned = (keys - means[:, :, None]) @ hadamard_matrix(dim)
-    num_words = -(-dim // 64)
     blocks = []
     for block, head in np.ndindex(num_blocks, num_kv_heads):
-        words = [[0] * size for _ in range(num_words)]
+        planes = np.zeros((-(-dim // 8), size), np.uint8)
         for t, d in np.ndindex(size, dim):
-            words[d // 64][t] |= int(turned[block, head, t, d] >= 0) << d % 64
+            planes[d // 8, t] |= int(turned[block, head, t, d] >= 0) << d % 8
         scales = np.abs(turned[block, head]).mean(axis=-1).astype("<f2")
-        blocks.append(np.array(words, "<u8").tobytes() + scales.tobytes())
+        blocks.append(planes.tobytes() + scales.tobytes())
     return np.frombuffer(b"".join(blocks), np.uint8).reshape(num_blocks, -1)
 
 
@@ -40,17 +39,18 @@ def one_channel(logits: list[list[float]], size: int = 16) -> tuple[np.ndarray, 
 
 
 def test_codes_are_read_as_they_are_written() -> None:
-    codes = np.zeros((1, 2 * (8 + 2)), np.uint8)  # one block of one key, two KV heads of 3 channels
-    codes[0, 0] = 0b101
-    codes[0, 8:10] = np.array([1.5], "<f2").view(np.uint8)
-    codes[0, 10] = 0b010
-    codes[0, 18:20] = np.array([0.25], "<f2").view(np.uint8)
-    signs, scales = reference.unpack_codes(codes, 2, 1, 3)
-    assert signs.tolist() == [[[[1, -1, 1]], [[-1, 1, -1]]]]
-    assert scales.tolist() == [[[1.5], [0.25]]]
+    # One block of two keys, of one KV head of 16 channels: 2 bytes a key, plane by plane.
+    codes = np.zeros((1, 2 * (2 + 2)), np.uint8)
+    codes[0, :4] = 0b101, 0b10, 0, 0b10000000
+    codes[0, 4:] = np.array([1.5, 0.25], "<f2").view(np.uint8)
+    signs, scales = reference.unpack_codes(codes, 1, 2, 16)
+    assert np.flatnonzero(signs[0, 0, 0] > 0).tolist() == [0, 2]
+    assert np.flatnonzero(signs[0, 0, 1] > 0).tolist() == [1, 15]
+    assert set(np.unique(signs)) == {-1, 1}
+    assert scales.tolist() == [[[1.5, 0.25]]]
 
 
-@pytest.mark.parametrize("dim", [24, 64, 96, 128])
+@pytest.mark.parametrize("dim", [8, 24, 64, 96, 128])
 def test_codes_of_every_head_size_hold_signs_and_scales(rng: np.random.Generator, dim: int) -> None:
     keys, means = rng.standard_normal((3, 2, 16, dim)), rng.standard_normal((3, 2, dim))
     turned = (keys - means[:, :, None]) @ hadamard_matrix(dim)
