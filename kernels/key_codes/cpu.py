@@ -1,0 +1,145 @@
+"""Summarises each key of sealed blocks in one bit a channel, relative to the mean of its block."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from moorage.kernels.checks import (
+    FLOAT32,
+    STORAGE,
+    UINT8,
+    check_array,
+    check_ids,
+    check_multiple,
+    check_range,
+)
+from moorage.kernels.half import Storage, narrow, widen
+from moorage.kernels.key_codes.signs import pair_vectors, store_signs
+from moorage.kernels.key_codes.sizes import TOKENS, code_bytes
+from moorage.kernels.numba_flags import SERIAL, num_workers
+from moorage.kernels.simd_lanes import LANES
+from moorage.kernels.threads import run_each
+
+Rotation = tuple[NDArray[np.float32], NDArray[np.float32]]
+PIECES = 4
+"""uint16 of one word of signs, LANES channels each. Rows are padded with zeros to whole pieces."""
+PAGES_AT_ONCE = 8
+"""Pages that a thread takes in one call."""
+MOST = np.float32(65504)
+"""The largest scale: the largest fp16."""
+
+
+def encode_keys(
+    kv_layer: Storage,
+    anchors_layer: Storage,
+    codes_layer: NDArray[np.uint8],
+    pages: NDArray[np.int32],
+    rotation: Rotation | None = None,
+) -> None:
+    """Writes the anchors and the codes of `pages` in place.
+
+    kv_layer [P, 2, Hkv, B, D], B a multiple of 16; anchors_layer [P, Hkv, 1, D] of the same type: the mean of a
+    block's keys. codes_layer [P, bytes], for each KV head in turn: words uint64 [W, B], W = ceil(D / 64), then
+    scales, the bits of fp16 [B]. Bit d of word w of key t is 1 where channel 64 w + d of x = Hadamard(key - mean) is
+    at least 0, with the mean as stored; bits beyond D are 0. The scale is the mean of |x|, so that
+
+        query . key ~ query . mean + scale * sum over d of Hadamard(query)_d * (2 bit_d - 1)
+
+    `rotation`, (cos, sin) of [len(pages), B, rd / 2], turns every key first. `kernels.hadamard` has the transform.
+    """
+    check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
+    num_pages, _, num_heads, block_size, dim = kv_layer.shape
+    check_multiple("block size", block_size, TOKENS)
+    check_array("anchors_layer", anchors_layer, (kv_layer.dtype,), (num_pages, num_heads, 1, dim))
+    check_array("codes_layer", codes_layer, UINT8, (num_pages, code_bytes(num_heads, block_size, dim)))
+    check_ids("pages", pages, num_pages)
+    cos, sin = rotation or (np.empty((len(pages), block_size, 0), np.float32),) * 2
+    check_array("rotation cos", cos, FLOAT32, (len(pages), block_size, None))
+    check_array("rotation sin", sin, FLOAT32, cos.shape)
+    check_range("rotated pairs", cos.shape[2], 0, dim // 2)
+    bits = codes_layer.view(np.uint16)
+
+    def encode(part: int) -> None:
+        some = slice(part * PAGES_AT_ONCE, (part + 1) * PAGES_AT_ONCE)
+        _encode_pages(kv_layer, anchors_layer, bits, pages[some], cos[some], sin[some])
+
+    run_each(encode, -(-len(pages) // PAGES_AT_ONCE), num_workers(len(pages) * kv_layer[:1].nbytes // 2))
+
+
+@njit(**SERIAL)
+def _widen_keys(keys: Any, cos: Any, sin: Any, rows: Any) -> None:
+    """Keys [B, D] into the first D columns of rows; channel i is turned with channel i + rd / 2."""
+    half = cos.shape[1]
+    for t in range(len(keys)):
+        # Slices from 0 on: LLVM does not vectorise loops that begin at an index which may be negative.
+        low, high, rest = keys[t, :half], keys[t, half : 2 * half], keys[t, 2 * half :]
+        c, s, left, right, others = (
+            cos[t],
+            sin[t],
+            rows[t, :half],
+            rows[t, half : 2 * half],
+            rows[t, 2 * half :],
+        )
+        for d in range(half):
+            a, b = widen(low[d]), widen(high[d])
+            left[d], right[d] = a * c[d] - b * s[d], b * c[d] + a * s[d]
+        for d in range(len(rest)):
+            others[d] = widen(rest[d])
+
+
+@njit(**SERIAL)
+def _store_mean(rows: Any, anchor: Any, mean: Any) -> None:
+    """Stores the mean of rows [B, >= D] as `anchor` [D], and what that stands for in `mean`."""
+    total = np.zeros(rows.shape[1], np.float32)
+    for t in range(len(rows)):
+        row = rows[t]
+        for d in range(len(row)):
+            total[d] += row[d]
+    share = np.float32(1 / len(rows))
+    for d in range(len(anchor)):
+        anchor[d] = narrow(total[d] * share, anchor[0])
+        mean[d] = widen(anchor[d])
+
+
+@njit(**SERIAL)
+def _encode_head(keys: Any, anchor: Any, codes: Any, cos: Any, sin: Any) -> None:
+    """The anchor [D] and the codes, uint16 [B * (4 W + 1)], of one KV head's keys [B, D]."""
+    block_size, dim = keys.shape
+    count, words, run = -(-dim // LANES), -(-dim // (LANES * PIECES)), dim & -dim
+    rows, mean = np.zeros((block_size, count * LANES), np.float32), np.zeros(count * LANES, np.float32)
+    _widen_keys(keys, cos, sin, rows)
+    _store_mean(rows, anchor, mean)
+    share, scales = np.float32(1 / (math.sqrt(run) * dim)), codes[words * PIECES * block_size :]
+    for t in range(block_size):
+        row, at = rows[t], t * PIECES
+        for d in range(len(row)):
+            row[d] -= mean[d]
+        step = 1
+        while step * LANES < run:
+            pair_vectors(row, count, step)
+            step *= 2
+        size = store_signs(row, count, run, codes, at, block_size * PIECES) * share
+        scales[t] = narrow(MOST if size > MOST else size, scales[0])
+        for v in range(count, words * PIECES):
+            codes[at + v // PIECES * block_size * PIECES + v % PIECES] = 0
+        if dim % LANES:
+            last = at + (count - 1) // PIECES * block_size * PIECES + (count - 1) % PIECES
+            codes[last] &= (1 << dim % LANES) - 1
+
+
+@njit(**SERIAL)
+def _encode_pages(
+    kv_layer: Any, anchors_layer: Any, codes_layer: Any, pages: Any, cos: Any, sin: Any
+) -> None:
+    num_heads = kv_layer.shape[2]
+    size = codes_layer.shape[1] // num_heads
+    for place in range(len(pages)):
+        page = pages[place]
+        for head in range(num_heads):
+            codes = codes_layer[page, head * size : (head + 1) * size]
+            _encode_head(kv_layer[page, 0, head], anchors_layer[page, head, 0], codes, cos[place], sin[place])

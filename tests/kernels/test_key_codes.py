@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moorage.kernels.hadamard import hadamard_matrix
+from moorage.kernels.half import from_storage, to_storage
+from moorage.kernels.key_codes import code_bytes, code_words, encode_keys, reference
+
+SHAPES = [  # KV heads, block size, head size
+    (1, 16, 8),
+    (2, 16, 16),
+    (3, 64, 64),
+    (2, 48, 72),
+    (2, 32, 80),
+    (1, 64, 96),
+    (1, 16, 100),
+    (2, 128, 128),
+    (1, 32, 256),
+]
+
+
+def drawn(rng, storage, num_pages, num_heads, block_size, dim):
+    """Keys around a mean of their own, as those of trained models lie."""
+    middle = 3 * rng.standard_normal((num_pages, 2, num_heads, 1, dim))
+    rows = middle + rng.standard_normal((num_pages, 2, num_heads, block_size, dim))
+    return to_storage(rows.astype(np.float32), storage == np.uint16)
+
+
+def room(poisoned, storage, kv):
+    """Anchors and codes of as many pages as `kv` has, with contents that no key gives."""
+    num_pages, _, num_heads, block_size, dim = kv.shape
+    anchors = poisoned((num_pages, num_heads, 1, dim), storage)
+    return anchors, np.full((num_pages, code_bytes(num_heads, block_size, dim)), 0xA5, np.uint8)
+
+
+def angles(rng, num_pages, block_size, pairs):
+    turns = rng.uniform(-9, 9, (num_pages, block_size, pairs))
+    return np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
+
+
+def keys_of(kv, page, head, turns):
+    return reference.rotated(from_storage(kv[page, 0, head]).astype(np.float64), turns)
+
+
+def assert_codes(kv, anchors, codes, pages, rotation=None):
+    """Anchors are the means; signs and scales are those of the keys less the anchors as they are stored."""
+    num_heads, dim = kv.shape[2], kv.shape[4]
+    found = reference.codes_of(codes, num_heads, dim)
+    rounding = 2**-10 if kv.dtype == np.uint16 else 1e-5
+    for place, page in enumerate(pages):
+        turns = None if rotation is None else (rotation[0][place], rotation[1][place])
+        for head in range(num_heads):
+            keys, anchor = keys_of(kv, page, head, turns), from_storage(anchors[page, head, 0])
+            np.testing.assert_allclose(anchor, keys.mean(axis=0), rtol=rounding, atol=1e-5)
+            wanted = reference.transformed(keys, anchor)
+            words = found.words[page, head]
+            clear = np.abs(wanted) > 1e-4
+            signs = reference.unpacked(words, dim)
+            np.testing.assert_array_equal((signs > 0)[clear], (wanted > 0)[clear])
+            np.testing.assert_allclose(
+                found.scales[page, head].astype(np.float64),
+                np.abs(wanted).mean(axis=1),
+                rtol=2**-10,
+                atol=1e-4,
+            )
+            beyond = reference.unpacked(words, code_words(dim) * 64)[:, dim:]
+            assert (beyond < 0).all(), "bits beyond the head size are 0"
+
+
+@pytest.mark.parametrize(("num_heads", "block_size", "dim"), SHAPES)
+@pytest.mark.parametrize("num_pages", [0, 1, 4])
+def test_codes_follow_their_definition(rng, poisoned, storage, num_heads, block_size, dim, num_pages):
+    kv = drawn(rng, storage, 5, num_heads, block_size, dim)
+    pages = rng.permutation(5)[:num_pages].astype(np.int32)
+    anchors, codes = room(poisoned, storage, kv)
+    others = np.setdiff1d(np.arange(5), pages)
+    encode_keys(kv, anchors, codes, pages)
+    assert_codes(kv, anchors, codes, pages)
+    assert (codes[others] == 0xA5).all(), "other pages stay as they were"
+
+
+@pytest.mark.parametrize(("num_heads", "block_size", "dim"), SHAPES)
+@pytest.mark.parametrize("share", ["one pair", "a part", "all"])
+def test_keys_are_rotated_first(rng, poisoned, storage, num_heads, block_size, dim, share):
+    kv, pages = drawn(rng, storage, 4, num_heads, block_size, dim), np.array([3, 0], np.int32)
+    rotation = angles(rng, 2, block_size, {"one pair": 1, "a part": dim // 4, "all": dim // 2}[share])
+    anchors, codes = room(poisoned, storage, kv)
+    encode_keys(kv, anchors, codes, pages, rotation)
+    assert_codes(kv, anchors, codes, pages, rotation)
+
+
+def test_the_reference_agrees(rng, poisoned, storage):
+    kv, pages = drawn(rng, storage, 3, 2, 32, 96), np.array([2, 1], np.int32)
+    rotation = angles(rng, 2, 32, 24)
+    anchors, codes = room(poisoned, storage, kv)
+    reference.encode_keys(kv, anchors, codes, pages, rotation)
+    assert_codes(kv, anchors, codes, pages, rotation)
+
+
+def test_large_builds_take_the_parallel_path(rng, poisoned, storage):
+    kv, pages = drawn(rng, storage, 80, 4, 64, 128), np.arange(79, -1, -1, dtype=np.int32)
+    anchors, codes = room(poisoned, storage, kv)
+    encode_keys(kv, anchors, codes, pages)
+    assert_codes(kv, anchors, codes, pages[:4])
+    assert_codes(kv, anchors, codes, pages[-4:])
+    alone = room(poisoned, storage, kv)
+    for page in pages[::20]:
+        encode_keys(kv, *alone, pages[page : page + 1])
+        np.testing.assert_array_equal(alone[1][pages[page]], codes[pages[page]])
+
+
+@pytest.mark.parametrize("dim", [64, 96])
+def test_estimates_are_near_the_dot_products(rng, poisoned, storage, dim):
+    """One bit a channel keeps most of what distinguishes the keys of a block."""
+    kv = drawn(rng, storage, 2, 2, 64, dim)
+    anchors, codes = room(poisoned, storage, kv)
+    encode_keys(kv, anchors, codes, np.arange(2, dtype=np.int32))
+    estimated = reference.estimated_keys(reference.codes_of(codes, 2, dim), from_storage(anchors))
+    queries, keys = rng.standard_normal((100, dim)), from_storage(kv)[:, 0]
+    exact, guessed = keys @ queries.T, estimated @ queries.T
+    assert np.corrcoef(exact.ravel(), guessed.ravel())[0, 1] > 0.97
+    exact, guessed = (dots - dots.mean(axis=2, keepdims=True) for dots in (exact, guessed))
+    assert np.corrcoef(exact.ravel(), guessed.ravel())[0, 1] > 0.7
+
+
+def test_estimates_are_what_signs_and_transformed_queries_give(rng, poisoned, storage):
+    """The form of the module's docstring: the query is transformed, not the code."""
+    kv = drawn(rng, storage, 1, 1, 16, 80)
+    anchors, codes = room(poisoned, storage, kv)
+    encode_keys(kv, anchors, codes, np.zeros(1, np.int32))
+    found, query = reference.codes_of(codes, 1, 80), rng.standard_normal(80)
+    turned = query @ hadamard_matrix(80)
+    by_sign = reference.unpacked(found.words[0, 0], 80) @ turned
+    wanted = from_storage(anchors[0, 0, 0]) @ query + found.scales[0, 0].astype(np.float64) * by_sign
+    estimated = reference.estimated_keys(found, from_storage(anchors))[0, 0] @ query
+    np.testing.assert_allclose(estimated, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_equal_keys_have_positive_signs_and_no_scale(storage, poisoned):
+    """Keys that are their mean: every difference is 0, and 0 counts as positive."""
+    kv = np.zeros((1, 2, 2, 16, 80), storage)
+    kv[:, :, 1] = to_storage(np.full(80, 2.5, np.float32), storage == np.uint16)
+    anchors, codes = room(poisoned, storage, kv)
+    encode_keys(kv, anchors, codes, np.zeros(1, np.int32))
+    found = reference.codes_of(codes, 2, 80)
+    np.testing.assert_array_equal(found.words[0, :, 0], np.uint64(2**64 - 1))
+    np.testing.assert_array_equal(found.words[0, :, 1], np.uint64(2**16 - 1))
+    np.testing.assert_array_equal(found.scales, 0)
+
+
+def test_keys_that_are_not_finite_touch_their_own_head_alone(rng, poisoned, storage):
+    kv = drawn(rng, storage, 2, 2, 16, 64)
+    bad = kv.copy()
+    bad[1, 0, 1, 3, :3] = to_storage(np.array([np.nan, np.inf, -np.inf], np.float32), storage == np.uint16)
+    pages = np.arange(2, dtype=np.int32)
+    results = []
+    for case in (kv, bad):
+        anchors, codes = room(poisoned, storage, case)
+        encode_keys(case, anchors, codes, pages)
+        results.append((anchors, codes.reshape(2, 2, -1)))
+    for page, head in ((0, 0), (0, 1), (1, 0)):
+        np.testing.assert_array_equal(results[0][0][page, head], results[1][0][page, head])
+        np.testing.assert_array_equal(results[0][1][page, head], results[1][1][page, head])
+
+
+def test_scales_stay_finite(poisoned):
+    """Of float32 keys that differ by more than an fp16 can say."""
+    kv = np.zeros((1, 2, 1, 16, 16), np.float32)
+    kv[0, 0, 0, ::2] = 1e6
+    anchors, codes = room(poisoned, np.float32, kv)
+    encode_keys(kv, anchors, codes, np.zeros(1, np.int32))
+    assert reference.codes_of(codes, 1, 16).scales.max() == np.float16(65504)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_size": 24}, "block size: 24; expected a positive multiple of 16"),
+        ({"code_bytes": 1}, "codes_layer"),
+        ({"vectors": 2}, "anchors_layer"),
+        ({"pages": [4]}, "pages"),
+        ({"pairs": 33}, "rotated pairs"),
+    ],
+)
+def test_refuses_what_does_not_fit(change, message):
+    size = change.get("block_size", 16)
+    kv = np.zeros((4, 2, 1, size, 64), np.uint16)
+    anchors = np.zeros((4, 1, change.get("vectors", 1), 64), np.uint16)
+    codes = np.zeros((4, code_bytes(1, size, 64) + change.get("code_bytes", 0)), np.uint8)
+    pages = np.array(change.get("pages", [0]), np.int32)
+    turns = np.zeros((1, size, change.get("pairs", 0)), np.float32)
+    with pytest.raises(ValueError, match=message):
+        encode_keys(kv, anchors, codes, pages, (turns, turns))
+
+
+@pytest.mark.parametrize(("dim", "words"), [(16, 1), (64, 1), (65, 2), (128, 2), (256, 4)])
+def test_sizes(dim, words):
+    assert code_words(dim) == words
+    assert code_bytes(2, 32, dim) == 2 * 32 * (8 * words + 2)
