@@ -1,6 +1,6 @@
 """One bit for each channel of a sealed block's keys, and a scale for each key: what choosing single keys reads."""
 
 from moorage.kernels.key_codes.cpu import encode_keys
-from moorage.kernels.key_codes.sizes import TOKENS, WORD_BITS, code_bytes, code_words
+from moorage.kernels.key_codes.sizes import TOKENS, code_bytes, num_planes
 
-__all__ = ["TOKENS", "WORD_BITS", "code_bytes", "code_words", "encode_keys"]
+__all__ = ["TOKENS", "code_bytes", "encode_keys", "num_planes"]

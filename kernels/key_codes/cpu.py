@@ -26,8 +26,6 @@ from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.threads import run_each
 
 Rotation = tuple[NDArray[np.float32], NDArray[np.float32]]
-PIECES = 4
-"""uint16 of one word of signs, LANES channels each. Rows are padded with zeros to whole pieces."""
 PAGES_AT_ONCE = 8
 """Pages that a thread takes in one call."""
 MOST = np.float32(65504)
@@ -44,9 +42,9 @@ def encode_keys(
     """Writes the anchors and the codes of `pages` in place.
 
     kv_layer [P, 2, Hkv, B, D], B a multiple of 16; anchors_layer [P, Hkv, 1, D] of the same type: the mean of a
-    block's keys. codes_layer [P, bytes], for each KV head in turn: words uint64 [W, B], W = ceil(D / 64), then
-    scales, the bits of fp16 [B]. Bit d of word w of key t is 1 where channel 64 w + d of x = Hadamard(key - mean) is
-    at least 0, with the mean as stored; bits beyond D are 0. The scale is the mean of |x|, so that
+    block's keys. codes_layer [P, bytes], for each KV head in turn: planes uint8 [C, B], C = ceil(D / 8), then scales,
+    the bits of fp16 [B]. Bit d % 8 of byte d // 8 of key t is 1 where channel d of x = Hadamard(key - mean) is at
+    least 0, with the mean as stored; bits beyond D are 0. The scale is the mean of |x|, so that
 
         query . key ~ query . mean + scale * sum over d of Hadamard(query)_d * (2 bit_d - 1)
 
@@ -62,11 +60,10 @@ def encode_keys(
     check_array("rotation cos", cos, FLOAT32, (len(pages), block_size, None))
     check_array("rotation sin", sin, FLOAT32, cos.shape)
     check_range("rotated pairs", cos.shape[2], 0, dim // 2)
-    bits = codes_layer.view(np.uint16)
 
     def encode(part: int) -> None:
         some = slice(part * PAGES_AT_ONCE, (part + 1) * PAGES_AT_ONCE)
-        _encode_pages(kv_layer, anchors_layer, bits, pages[some], cos[some], sin[some])
+        _encode_pages(kv_layer, anchors_layer, codes_layer, pages[some], cos[some], sin[some])
 
     run_each(encode, -(-len(pages) // PAGES_AT_ONCE), num_workers(len(pages) * kv_layer[:1].nbytes // 2))
 
@@ -108,28 +105,27 @@ def _store_mean(rows: Any, anchor: Any, mean: Any) -> None:
 
 @njit(**SERIAL)
 def _encode_head(keys: Any, anchor: Any, codes: Any, cos: Any, sin: Any) -> None:
-    """The anchor [D] and the codes, uint16 [B * (4 W + 1)], of one KV head's keys [B, D]."""
+    """The anchor [D] and the codes, uint8 [B * (C + 2)], of one KV head's keys [B, D]."""
     block_size, dim = keys.shape
-    count, words, run = -(-dim // LANES), -(-dim // (LANES * PIECES)), dim & -dim
+    count, planes, run = -(-dim // LANES), -(-dim // 8), dim & -dim
+    # Channels beyond D are 0 and stay so: no run of the transform reaches them.
     rows, mean = np.zeros((block_size, count * LANES), np.float32), np.zeros(count * LANES, np.float32)
     _widen_keys(keys, cos, sin, rows)
     _store_mean(rows, anchor, mean)
-    share, scales = np.float32(1 / (math.sqrt(run) * dim)), codes[words * PIECES * block_size :]
+    share = np.float32(1 / (math.sqrt(run) * dim))
+    scales, last = codes[planes * block_size :].view(np.uint16), codes[(planes - 1) * block_size :]
     for t in range(block_size):
-        row, at = rows[t], t * PIECES
+        row = rows[t]
         for d in range(len(row)):
             row[d] -= mean[d]
         step = 1
         while step * LANES < run:
             pair_vectors(row, count, step)
             step *= 2
-        size = store_signs(row, count, run, codes, at, block_size * PIECES) * share
+        size = store_signs(row, count, run, codes, t, block_size, planes) * share
         scales[t] = narrow(MOST if size > MOST else size, scales[0])
-        for v in range(count, words * PIECES):
-            codes[at + v // PIECES * block_size * PIECES + v % PIECES] = 0
-        if dim % LANES:
-            last = at + (count - 1) // PIECES * block_size * PIECES + (count - 1) % PIECES
-            codes[last] &= (1 << dim % LANES) - 1
+        if dim % 8:
+            last[t] &= (1 << dim % 8) - 1
 
 
 @njit(**SERIAL)

@@ -19,6 +19,7 @@ from moorage.kernels.simd_lanes import (
     FLOAT,
     FLOATS,
     FUSED,
+    I8,
     I16,
     I64,
     LANES,
@@ -68,18 +69,20 @@ def pair_vectors(_typing: Any, row: Any, count: Any, step: Any) -> Any:
 
 
 @intrinsic
-def store_signs(_typing: Any, row: Any, count: Any, run: Any, bits: Any, at: Any, stride: Any) -> Any:
-    """Does the butterflies of steps below `run` within each of `count` vectors, and stores 16 signs of each.
+def store_signs(
+    _typing: Any, row: Any, count: Any, run: Any, bits: Any, at: Any, stride: Any, planes: Any
+) -> Any:
+    """Does the butterflies of steps below `run` within each of `count` vectors, and stores the signs of all lanes.
 
-    Bit d is 1 where channel d is at least 0. `bits` are uint16; vector v goes to bits[at + v // 4 * stride + v % 4].
-    Returns the sum of the absolute values.
+    A sign is 1 where a channel is at least 0. Those of channels 8 p to 8 p + 7 become the byte bits[at + p * stride],
+    for p < `planes`. Returns the sum of the absolute values.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = signature.args
         source = context.make_array(kinds[0])(context, builder, args[0]).data
         target = context.make_array(kinds[3])(context, builder, args[3]).data
-        _, count, run, _, at, stride = args
+        _, count, run, _, at, stride, planes = args
         total = cgutils.alloca_once_value(builder, all_lanes(FLOAT, 0.0))
         held = cgutils.alloca_once(builder, FLOATS)
         with cgutils.for_range(builder, count) as loop:
@@ -92,12 +95,15 @@ def store_signs(_typing: Any, row: Any, count: Any, run: Any, bits: Any, at: Any
             size = call(builder, "llvm.fabs.v16f32", FLOATS, [vector])
             builder.store(builder.fadd(builder.load(total), size), total)
             signs = builder.bitcast(builder.fcmp_ordered(">=", vector, all_lanes(FLOAT, 0.0)), I16)
-            word = builder.add(at, builder.mul(builder.lshr(loop.index, I64(2)), stride))
-            into = builder.gep(target, [builder.add(word, builder.and_(loop.index, I64(3)))])
-            builder.store(signs, into, align=2)
+            plane = builder.shl(loop.index, I64(1))
+            into = builder.gep(target, [builder.add(at, builder.mul(plane, stride))])
+            builder.store(builder.trunc(signs, I8), into, align=1)
+            with builder.if_then(builder.icmp_unsigned("<", builder.add(plane, I64(1)), planes)):
+                upper = builder.trunc(builder.lshr(signs, I16(8)), I8)
+                builder.store(upper, builder.gep(into, [stride]), align=1)
         kind = ir.FunctionType(FLOAT, [FLOAT, FLOATS])
         reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
         return builder.call(reduce, [ir.Constant(FLOAT, 0.0), builder.load(total)], fastmath=("reassoc",))
 
     i = types.int64
-    return types.float32(row, i, i, bits, i, i), build
+    return types.float32(row, i, i, bits, i, i, i), build

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-WORD_BITS = 64
-"""Channels whose signs one word of a key holds."""
 TOKENS = 16
 """A block whose keys have codes holds a multiple of this many tokens, so that vectors of 16 lanes read whole keys."""
 SCALE_BYTES = 2
 """Of the scale of a key, the bits of an fp16."""
 
 
-def code_words(dim: int) -> int:
-    """Words of one key's signs."""
-    return -(-dim // WORD_BITS)
+def num_planes(dim: int) -> int:
+    """Bytes that hold the signs of one key, each in a plane of its own."""
+    return -(-dim // 8)
 
 
 def code_bytes(num_kv_heads: int, block_size: int, dim: int) -> int:
     """Of the codes of all keys of one block."""
-    return num_kv_heads * block_size * (code_words(dim) * WORD_BITS // 8 + SCALE_BYTES)
+    return num_kv_heads * block_size * (num_planes(dim) + SCALE_BYTES)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.half import from_storage, to_storage
-from moorage.kernels.key_codes import code_bytes, code_words, encode_keys, reference
+from moorage.kernels.key_codes import code_bytes, encode_keys, num_planes, reference
+from moorage.kernels.key_select.reference import estimated_logits, unpack_codes
 
 SHAPES = [  # KV heads, block size, head size
     (1, 16, 8),
@@ -45,8 +45,9 @@ def keys_of(kv, page, head, turns):
 
 def assert_codes(kv, anchors, codes, pages, rotation=None):
     """Anchors are the means; signs and scales are those of the keys less the anchors as they are stored."""
-    num_heads, dim = kv.shape[2], kv.shape[4]
-    found = reference.codes_of(codes, num_heads, dim)
+    _, _, num_heads, block_size, dim = kv.shape
+    signs, scales = unpack_codes(codes, num_heads, block_size, dim)
+    beyond = unpack_codes(codes, num_heads, block_size, 8 * num_planes(dim))[0][..., dim:]
     rounding = 2**-10 if kv.dtype == np.uint16 else 1e-5
     for place, page in enumerate(pages):
         turns = None if rotation is None else (rotation[0][place], rotation[1][place])
@@ -54,18 +55,11 @@ def assert_codes(kv, anchors, codes, pages, rotation=None):
             keys, anchor = keys_of(kv, page, head, turns), from_storage(anchors[page, head, 0])
             np.testing.assert_allclose(anchor, keys.mean(axis=0), rtol=rounding, atol=1e-5)
             wanted = reference.transformed(keys, anchor)
-            words = found.words[page, head]
             clear = np.abs(wanted) > 1e-4
-            signs = reference.unpacked(words, dim)
-            np.testing.assert_array_equal((signs > 0)[clear], (wanted > 0)[clear])
-            np.testing.assert_allclose(
-                found.scales[page, head].astype(np.float64),
-                np.abs(wanted).mean(axis=1),
-                rtol=2**-10,
-                atol=1e-4,
-            )
-            beyond = reference.unpacked(words, code_words(dim) * 64)[:, dim:]
-            assert (beyond < 0).all(), "bits beyond the head size are 0"
+            np.testing.assert_array_equal((signs[page, head] > 0)[clear], (wanted > 0)[clear])
+            sizes = np.abs(wanted).mean(axis=1)
+            np.testing.assert_allclose(scales[page, head], sizes, rtol=2**-10, atol=1e-4)
+            assert (beyond[page, head] < 0).all(), "bits beyond the head size are 0"
 
 
 @pytest.mark.parametrize(("num_heads", "block_size", "dim"), SHAPES)
@@ -116,25 +110,14 @@ def test_estimates_are_near_the_dot_products(rng, poisoned, storage, dim):
     kv = drawn(rng, storage, 2, 2, 64, dim)
     anchors, codes = room(poisoned, storage, kv)
     encode_keys(kv, anchors, codes, np.arange(2, dtype=np.int32))
-    estimated = reference.estimated_keys(reference.codes_of(codes, 2, dim), from_storage(anchors))
-    queries, keys = rng.standard_normal((100, dim)), from_storage(kv)[:, 0]
-    exact, guessed = keys @ queries.T, estimated @ queries.T
+    queries, keys = rng.standard_normal((50, dim)), from_storage(kv)[:, 0]
+    means, both = from_storage(anchors)[:, :, 0], np.repeat(queries[:, None], 2, axis=1)
+    guessed = np.stack([estimated_logits(codes, means, pair, block_size=64, scale=1.0) for pair in both])
+    guessed = guessed.reshape(50, 2, 2, 64).swapaxes(1, 2)
+    exact = np.einsum("qd,phtd->qpht", queries, keys)
     assert np.corrcoef(exact.ravel(), guessed.ravel())[0, 1] > 0.97
-    exact, guessed = (dots - dots.mean(axis=2, keepdims=True) for dots in (exact, guessed))
+    exact, guessed = (dots - dots.mean(axis=3, keepdims=True) for dots in (exact, guessed))
     assert np.corrcoef(exact.ravel(), guessed.ravel())[0, 1] > 0.7
-
-
-def test_estimates_are_what_signs_and_transformed_queries_give(rng, poisoned, storage):
-    """The form of the module's docstring: the query is transformed, not the code."""
-    kv = drawn(rng, storage, 1, 1, 16, 80)
-    anchors, codes = room(poisoned, storage, kv)
-    encode_keys(kv, anchors, codes, np.zeros(1, np.int32))
-    found, query = reference.codes_of(codes, 1, 80), rng.standard_normal(80)
-    turned = query @ hadamard_matrix(80)
-    by_sign = reference.unpacked(found.words[0, 0], 80) @ turned
-    wanted = from_storage(anchors[0, 0, 0]) @ query + found.scales[0, 0].astype(np.float64) * by_sign
-    estimated = reference.estimated_keys(found, from_storage(anchors))[0, 0] @ query
-    np.testing.assert_allclose(estimated, wanted, rtol=1e-9, atol=1e-9)
 
 
 def test_equal_keys_have_positive_signs_and_no_scale(storage, poisoned):
@@ -143,10 +126,9 @@ def test_equal_keys_have_positive_signs_and_no_scale(storage, poisoned):
     kv[:, :, 1] = to_storage(np.full(80, 2.5, np.float32), storage == np.uint16)
     anchors, codes = room(poisoned, storage, kv)
     encode_keys(kv, anchors, codes, np.zeros(1, np.int32))
-    found = reference.codes_of(codes, 2, 80)
-    np.testing.assert_array_equal(found.words[0, :, 0], np.uint64(2**64 - 1))
-    np.testing.assert_array_equal(found.words[0, :, 1], np.uint64(2**16 - 1))
-    np.testing.assert_array_equal(found.scales, 0)
+    signs, scales = unpack_codes(codes, 2, 16, 80)
+    np.testing.assert_array_equal(signs, 1)
+    np.testing.assert_array_equal(scales, 0)
 
 
 def test_keys_that_are_not_finite_touch_their_own_head_alone(rng, poisoned, storage):
@@ -170,7 +152,7 @@ def test_scales_stay_finite(poisoned):
     kv[0, 0, 0, ::2] = 1e6
     anchors, codes = room(poisoned, np.float32, kv)
     encode_keys(kv, anchors, codes, np.zeros(1, np.int32))
-    assert reference.codes_of(codes, 1, 16).scales.max() == np.float16(65504)
+    assert unpack_codes(codes, 1, 16, 16)[1].max() == 65504
 
 
 @pytest.mark.parametrize(
@@ -194,7 +176,7 @@ def test_refuses_what_does_not_fit(change, message):
         encode_keys(kv, anchors, codes, pages, (turns, turns))
 
 
-@pytest.mark.parametrize(("dim", "words"), [(16, 1), (64, 1), (65, 2), (128, 2), (256, 4)])
-def test_sizes(dim, words):
-    assert code_words(dim) == words
-    assert code_bytes(2, 32, dim) == 2 * 32 * (8 * words + 2)
+@pytest.mark.parametrize(("dim", "planes"), [(16, 2), (64, 8), (65, 9), (80, 10), (256, 32)])
+def test_sizes(dim, planes):
+    assert num_planes(dim) == planes
+    assert code_bytes(2, 32, dim) == 2 * 32 * (planes + 2)
