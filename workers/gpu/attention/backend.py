@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from moorage.workers.gpu.attention.row_writer import RowWriter
 from moorage.workers.gpu.attention.sinks import AttentionSinks
@@ -66,6 +68,8 @@ class Attended:
     selected: list[Selection]
     lse: torch.Tensor
     """[N, Hq] fp32; what a row of a failed session holds means nothing."""
+    keys: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+    """By row of a session that selected single keys, beside no blocks: positions [Hkv, n], padded with -1."""
 
 
 class DecodeMetadata(Protocol):
