@@ -31,11 +31,20 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from moorage.kernels import atomics
-from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.numba_flags import SERIAL, parallel_limit
 from moorage.kernels.simd_lanes import host_has
 from moorage.kernels.unit_call import call_unit, unit_call
 
-__all__ = ["ALONE", "TEAM_MIN_BYTES", "UNITS_PER_THREAD", "run_units", "team_for", "team_of", "unit_call"]
+__all__ = [
+    "ALONE",
+    "TEAM_MIN_BYTES",
+    "UNITS_PER_THREAD",
+    "run_units",
+    "team_for",
+    "team_of",
+    "unit_call",
+    "units_for",
+]
 
 ALONE = 0
 """The team of a thread that has no helpers."""
@@ -53,11 +62,12 @@ _LINE = 64
 _TICKET, _FINISHED, _BUSY, _CODE, _DATA, _COUNT, _SLEEPING, _WAKE = (
     0, _LINE, 2 * _LINE, 2 * _LINE + 8, 2 * _LINE + 16, 2 * _LINE + 24, 3 * _LINE, 3 * _LINE + 8
 )  # fmt: skip
-_BYTES = 5 * _LINE
+_HELPERS = 5 * _LINE
+_BYTES = 6 * _LINE
 """A team's memory, by offset in bytes. _TICKET: number of the work, times 2**32, and units that nobody has taken.
 _FINISHED: units that are done. _BUSY: 1 while someone has work. _CODE, _DATA, _COUNT: of the work, which may be read
 while the ticket has units, and hold if a unit can be taken after that. _SLEEPING: helpers that sleep, or are about
-to, and have not been woken. _WAKE: a semaphore of the C library."""
+to, and have not been woken. _WAKE: a semaphore of the C library. _HELPERS: their number, which stays."""
 _LEFT = (1 << 32) - 1
 
 _sem_init = types.ExternalFunction("sem_init", types.int32(types.int64, types.int32, types.uint32))
@@ -144,8 +154,14 @@ def _help(team: Any) -> None:
 
 
 @njit(**SERIAL)
-def _prepare(team: Any) -> None:
+def _prepare(team: Any, helpers: Any) -> None:
     _sem_init(team + _WAKE, 0, 0)
+    atomics.store(team + _HELPERS, helpers)
+
+
+@njit(**SERIAL)
+def _num_helpers(team: Any) -> Any:
+    return atomics.load(team + _HELPERS)
 
 
 @intrinsic
@@ -163,7 +179,14 @@ def _pause(_typing: Any) -> Any:
 
 def team_for(num_bytes: int) -> int:
     """The team, for `run_units`, of work that reads or writes `num_bytes`: Numba's number of threads, or ALONE."""
-    return ALONE if num_bytes < TEAM_MIN_BYTES else team_of(numba.get_num_threads())
+    least = min(TEAM_MIN_BYTES, parallel_limit())
+    return ALONE if num_bytes < least else team_of(numba.get_num_threads())
+
+
+def units_for(team: int, most: int) -> int:
+    """Units of work for a team that can be divided into at most so many; 1 for a thread alone."""
+    threads = 1 + int(_num_helpers(team)) if team != ALONE else 1
+    return min(most, UNITS_PER_THREAD * threads) if threads > 1 else 1
 
 
 def team_of(threads: int) -> int:
@@ -177,7 +200,7 @@ class _Team:
     def __init__(self, helpers: int) -> None:
         self._memory: NDArray[np.uint8] = np.zeros(_BYTES + _LINE, np.uint8)
         self.address = -(-int(self._memory.ctypes.data) // _LINE) * _LINE
-        _prepare(self.address)
+        _prepare(self.address, helpers)
         for _ in range(helpers):
             threading.Thread(target=self._help, name="kernel-helper", daemon=True).start()
 

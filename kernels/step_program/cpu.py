@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from moorage.kernels.addresses import matrix_at
-from moorage.kernels.numba_flags import INLINE, PARALLEL, SERIAL
+from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.quantized_linear.cpu import sum_groups
 from moorage.kernels.quantized_linear.products import FIELDS as RECORD_FIELDS
 from moorage.kernels.quantized_linear.products import Field, run_product
 from moorage.kernels.step_program.program import Gate, Op
+from moorage.kernels.thread_team import run_units, unit_call
 from moorage.kernels.vector_math import exp32
 
 _LINEAR, _NORM, _ADD, _GATE, _REORDER = (int(op) for op in Op)
@@ -22,8 +23,6 @@ _NUM_X, _X, _SUMS, _OUT, _STRIDE, _WIDTH, _GROUPS = (
 )
 _F32, _I64 = np.zeros(1, np.float32), np.zeros(1, np.int64)
 _GELU_SCALE, _GELU_CUBE = np.float32(0.7978845608028654), np.float32(0.044715)
-_SHARES = 4
-"""Pieces of a product for each thread."""
 
 
 @njit(**SERIAL)
@@ -45,16 +44,13 @@ def run_program(ops: Any, numbers: Any, rows: Any) -> None:
 
 @njit(**SERIAL)
 def _linear(op: Any, rows: Any) -> None:
-    record, panels, workers, bias = op[1], op[2], op[3], op[4]
+    record, panels, team, units, bias = op[1], op[2], op[3], op[4], op[5]
     fields = matrix_at(record, 1, RECORD_FIELDS, _I64)[0]
     fields[_NUM_X] = rows
     if fields[_GROUPS] > 0:
         x = matrix_at(fields[_X], rows, fields[_WIDTH], _F32)
         sum_groups(x, matrix_at(fields[_SUMS], rows, fields[_GROUPS], _F32))
-    if workers > 1:
-        _shared_product(record, panels, workers * _SHARES)
-    else:
-        run_product(record, 0, panels)
+    run_units(team, units, *unit_call(_product_unit, (units, record, panels)))
     if bias != 0:
         out = matrix_at(fields[_OUT], rows, fields[_STRIDE], _F32)
         added = matrix_at(bias, 1, panels * 16, _F32)[0]
@@ -63,10 +59,9 @@ def _linear(op: Any, rows: Any) -> None:
                 out[t, c] += added[c]
 
 
-@njit(**PARALLEL)
-def _shared_product(record: Any, panels: Any, shares: Any) -> None:
-    for share in prange(shares):
-        run_product(record, panels * share // shares, panels * (share + 1) // shares)
+@njit(**SERIAL)
+def _product_unit(unit: Any, units: Any, record: Any, panels: Any) -> None:
+    run_product(record, panels * unit // units, panels * (unit + 1) // units)
 
 
 @njit(**SERIAL)

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.quantized_linear import PANEL, QuantizedMatrix
 from moorage.kernels.quantized_linear.cpu import record_of
 from moorage.kernels.quantized_linear.products import Field
+from moorage.kernels.thread_team import team_for, units_for
 
 FIELDS = 12
 """Numbers of an operation, its kind included."""
@@ -87,11 +87,13 @@ class Program:
         sums = torch.zeros(x.tensor.shape[0], max(1, int(record[Field.GROUPS])))
         record[Field.X], record[Field.SUMS] = x.address, sums.data_ptr()
         record[Field.OUT], record[Field.OUT_STRIDE] = out.address, out.stride
+        team = team_for(weight.nbytes)
         self._add(
             Op.LINEAR,
             record.ctypes.data,
             out.width // PANEL,
-            num_workers(weight.nbytes),
+            team,
+            units_for(team, out.width // PANEL),
             0 if bias is None else bias.data_ptr(),
         )
         self.held += [record, sums, weight, bias, x, out]
