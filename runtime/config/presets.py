@@ -45,7 +45,8 @@ class Settings:
         store = self.store
         one_vector = store.anchor_num == 1 and self.memory.selection.head_pool is HeadPool.SUM
         whole_runs = store.anchor_type.vectors * model.head_dim % CODE_ELEMENTS == 0
-        codes = store.anchor_codes and store.scorer is Scorer.NUMBA and one_vector and whole_runs
+        of_anchors = store.anchor_codes and not store.anchor_type.codes_keys
+        codes = of_anchors and store.scorer is Scorer.NUMBA and one_vector and whole_runs
         shape = (model.num_stored_layers, model.num_kv_heads, model.head_dim)
         return KvLayout(*shape, **asdict(replace(store, anchor_codes=codes)))
 

@@ -29,7 +29,11 @@ class HostLayer(NamedTuple):
     anchors: tuple[Storage, ...]
     """[P, Hkv, A, D] each."""
     codes: tuple[NDArray[np.uint8], ...]
-    """[P, bytes] each; no bytes where the layout has no codes."""
+    """[P, bytes] each, of anchors or of single keys; no bytes where the layout has no codes."""
+
+    def without_codes(self) -> HostLayer:
+        """The layer as what reads no codes sees it."""
+        return self._replace(codes=tuple(codes[:, :0].copy() for codes in self.codes))
 
 
 class HostTables(NamedTuple):

@@ -41,11 +41,19 @@ from moorage.workers.spec.steps import (
     StepPlan,
     StepResult,
 )
-from moorage.workers.spec.store import CODE_ELEMENTS, BlockShape, KvLayout, KvShape, StoreSpec
+from moorage.workers.spec.store import (
+    CODE_ELEMENTS,
+    KEY_CODE_TOKENS,
+    BlockShape,
+    KvLayout,
+    KvShape,
+    StoreSpec,
+)
 from moorage.workers.spec.window import RING_BLOCK, RING_MARGIN, WindowLayout
 
 __all__ = [
     "CODE_ELEMENTS",
+    "KEY_CODE_TOKENS",
     "RING_BLOCK",
     "RING_MARGIN",
     "Activation",

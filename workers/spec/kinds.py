@@ -29,6 +29,8 @@ class AnchorType(StrEnum):
     """The keys that received most attention from the prompt's last queries (ktransformers)."""
     REPR_TOPK = "REPR_TOPK"
     """The `repr_topk` keys that received most attention while in the window, as means of their ranks (InfLLM)."""
+    KEY_CODES = "KEY_CODES"
+    """Mean key of the block, and a one-bit code of each of its keys: single keys can be selected."""
 
     @property
     def vectors(self) -> int:
@@ -44,6 +46,11 @@ class AnchorType(StrEnum):
     def needs_importance(self) -> bool:
         """Whether the worker must tell the store how much attention each key received."""
         return self in (AnchorType.DYNAMIC, AnchorType.REPR_TOPK)
+
+    @property
+    def codes_keys(self) -> bool:
+        """Whether a block has a code of each of its keys, so that single keys can be selected."""
+        return self is AnchorType.KEY_CODES
 
 
 class AnchorSpace(StrEnum):

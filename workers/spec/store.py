@@ -12,6 +12,8 @@ from moorage.workers.spec.setting import Limits, setting
 
 CODE_ELEMENTS = 64
 """Four-bit codes come in runs of this many; the anchors of one KV head must fill whole runs."""
+KEY_CODE_TOKENS = 16
+"""A block whose keys have codes holds a multiple of this many tokens."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class StoreSpec:
         AnchorType.QUEST,
         "How a block is summarised: by its BLOCK_MEAN, BLOCK_MAX, QUEST (per-channel minimum and maximum), "
         "QUEST_HADAMARD (the same of Hadamard-transformed keys), FIXED (its first key), DYNAMIC (the key that the "
-        "prompt's end asks for most) or REPR_TOPK (the repr_topk keys that received most attention while in the "
-        "window).",
+        "prompt's end asks for most), REPR_TOPK (the repr_topk keys that received most attention while in the "
+        "window) or KEY_CODES (its mean, and a one-bit code of each key, which topk_keys needs).",
     )
     anchor_num: int = setting(
         1, "Equal parts of a block that are summarised each on its own; must divide block_size."
@@ -56,7 +58,7 @@ class StoreSpec:
     anchor_codes: bool = setting(
         True,
         "Keep four-bit codes of the anchors, a quarter of their size, and score long contexts by them first: only "
-        "the best blocks' anchors are then read in full.",
+        "the best blocks' anchors are then read in full. Anchors of KEY_CODES have none.",
         of_preset=False,
     )
 
@@ -113,7 +115,7 @@ class KvLayout(StoreSpec, KvShape):
     """
 
     anchor_codes: bool = False
-    """Whether the arena has room for codes: the setting, where codes can stand in for the anchors' scores."""
+    """Whether the arena has codes of anchors: the setting, where codes can stand in for the anchors' scores."""
 
     @property
     def element(self) -> str:
@@ -152,7 +154,11 @@ class KvLayout(StoreSpec, KvShape):
 
     @property
     def code_bytes(self) -> int:
-        """Four-bit codes of the anchors of one block of one layer."""
+        """Codes of one block of one layer: one-bit codes of its keys, or four-bit codes of its anchors."""
+        if (
+            self.anchor_type.codes_keys
+        ):  # a plane for each 8 channels, and an fp16 scale; see kernels.key_codes
+            return self.num_kv_heads * self.block_size * (-(-self.head_dim // 8) + 2)
         elements = self.num_kv_heads * self.anchor_vectors * self.head_dim
         return elements // 2 if self.anchor_codes else 0
 
@@ -163,7 +169,7 @@ class KvLayout(StoreSpec, KvShape):
 
     @property
     def page_anchor_bytes(self) -> int:
-        """Anchors of one block in all layers, and their codes."""
+        """Index of one block in all layers: its anchors, and the codes of these or of its keys."""
         return self.num_layers * (self.anchor_bytes + self.code_bytes)
 
     @property

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
 from moorage.workers.spec import (
+    KEY_CODE_TOKENS,
     AnchorPool,
     AnchorSpace,
     AnchorType,
@@ -144,7 +145,7 @@ def driver_of(model: TinyModel, anchor_type: AnchorType, space: AnchorSpace = An
     return Driver(
         model.directory,
         model.spec,
-        block_size=BLOCK,
+        block_size=KEY_CODE_TOKENS if anchor_type.codes_keys else BLOCK,
         anchor_type=anchor_type,
         anchor_space=space,
         num_pages=256,

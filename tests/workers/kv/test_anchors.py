@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moorage.kernels.key_codes import encode_keys
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.messages import SelectRequest
+from moorage.workers.kv.operations import Confirm
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
 
-SIZE, DIM, HEADS, NUM_BLOCKS = 8, 16, 4, 11
+SIZE, DIM, HEADS, NUM_BLOCKS = 16, 16, 4, 11
 INV_FREQ = 1.0 / 100.0 ** (np.arange(6) / 6)
 MakeKv = Callable[[KvLayout, int], ShardedKv]
 
@@ -64,7 +67,7 @@ def check(kv: ShardedKv, expected: Any, rng: np.random.Generator) -> None:
 def test_every_anchor_equals_its_definition(
     make_kv: MakeKv, reference: Any, anchor_type: AnchorType, space: AnchorSpace, num_shards: int
 ) -> None:
-    for anchor_num in (1, 2):
+    for anchor_num in (1,) if anchor_type.codes_keys else (1, 2):
         layout = KvLayout(1, 2, DIM, SIZE, KvType.FP32, anchor_type, anchor_num, space, 4)
         kv, expected, rng = make_kv(layout, num_shards), reference(layout), np.random.default_rng(anchor_num)
         expected.inv_freq = INV_FREQ
@@ -97,3 +100,98 @@ def test_anchors_of_rotated_keys_need_angles(make_kv: MakeKv) -> None:
     kv = make_kv(KvLayout(1, 2, DIM, SIZE, anchor_space=AnchorSpace.ROTATED), 2)
     with pytest.raises(InvalidRequest, match="angles"):
         kv.open(1, 4)
+
+
+def coded(layout: KvLayout, keys: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Anchors [n, Hkv, 1, D] and codes [n, bytes] of whole blocks of keys [T, Hkv, D] from position `first` on."""
+    blocks = keys.reshape(-1, SIZE, *keys.shape[1:]).swapaxes(1, 2)
+    rows = np.ascontiguousarray(np.stack([blocks, blocks], axis=1))
+    rows = rows.astype(np.float16).view(np.uint16) if layout.kv_type is KvType.FP16 else rows
+    anchors = np.empty((len(rows), layout.num_kv_heads, 1, DIM), rows.dtype)
+    codes = np.empty((len(rows), layout.code_bytes), np.uint8)
+    angles = np.multiply.outer(first + np.arange(len(keys)), INV_FREQ).reshape(len(rows), SIZE, -1)
+    turns = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    rotation = turns if layout.anchor_space is AnchorSpace.ROTATED else None
+    encode_keys(rows, anchors, codes, np.arange(len(rows), dtype=np.int32), rotation)
+    return anchors, codes
+
+
+def check_codes(kv: ShardedKv, layer: int, keys: np.ndarray) -> None:
+    """Anchors and codes of all full blocks of session 1 are those of `keys` [T, Hkv, D]."""
+    for link in kv.links:
+        link.call(Confirm(np.array([1])))  # a commit is not waited for
+    whole = len(keys) // SIZE
+    anchors, codes = coded(kv.layout, keys[: whole * SIZE], 0)
+    for link, local, places in kv.parts(1, np.arange(whole, dtype=np.int32)):
+        assert link.shard is not None
+        pages = link.shard.pages_of(1, layer, local)
+        np.testing.assert_array_equal(link.shard.arena.anchors[layer][pages], anchors[places])
+        np.testing.assert_array_equal(link.shard.arena.codes[layer][pages], codes[places])
+
+
+def key_codes(kv_type: KvType, space: AnchorSpace) -> KvLayout:
+    return KvLayout(2, 2, DIM, SIZE, kv_type, AnchorType.KEY_CODES, 1, space)
+
+
+@pytest.mark.parametrize("space", list(AnchorSpace))
+@pytest.mark.parametrize("kv_type", list(KvType))
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_sealing_codes_single_keys(
+    make_kv: MakeKv, kv_type: KvType, space: AnchorSpace, num_shards: int
+) -> None:
+    """Also after the end of a session was cut off and written anew."""
+    kv, rng = make_kv(key_codes(kv_type, space), num_shards), np.random.default_rng(num_shards)
+    kv.open(1, NUM_BLOCKS + 1, INV_FREQ)
+    keys = rng.standard_normal((2, NUM_BLOCKS * SIZE + 5, 2, DIM), np.float32)
+    for start, end in [(0, 3), (3, 70), (70, 71), (71, keys.shape[1])]:
+        for layer in range(2):
+            kv.append(1, layer, start, keys[layer, start:end], keys[layer, start:end])
+    for layer in range(2):
+        check_codes(kv, layer, keys[layer])
+    kv.truncate(1, 2 * SIZE + 7)
+    keys[:, 2 * SIZE + 7 :] = rng.standard_normal(keys[:, 2 * SIZE + 7 :].shape, np.float32)
+    for layer in range(2):
+        kv.append(1, layer, 2 * SIZE + 7, keys[layer, 2 * SIZE + 7 :], keys[layer, 2 * SIZE + 7 :])
+        check_codes(kv, layer, keys[layer])
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_codes_stay_for_a_worker_that_takes_a_session_over(num_shards: int) -> None:
+    """It cuts the session back to what all layers hold, and goes on."""
+    layout, rng = key_codes(KvType.FP16, AnchorSpace.ROTATED), np.random.default_rng(num_shards)
+    with ExitStack() as stack:
+        servers = [MailboxServer(KvStore(layout, 16)) for _ in range(num_shards)]
+        for server in servers:
+            stack.callback(server.close)
+        first, second = (
+            ShardedKv([MailboxLink(server.address) for server in servers], layout, 2) for _ in range(2)
+        )
+        stack.callback(second.close)
+        keys = rng.standard_normal((2, 6 * SIZE, 2, DIM), np.float32)
+        first.open(1, NUM_BLOCKS, INV_FREQ)
+        first.append(1, 0, 0, keys[0], keys[0])
+        first.append(1, 1, 0, keys[1, : 4 * SIZE + 3], keys[1, : 4 * SIZE + 3])
+        first.close()
+        held = second.attach(1, NUM_BLOCKS)
+        assert held == 4 * SIZE + 3
+        keys[:, held:] = rng.standard_normal(keys[:, held:].shape, np.float32)
+        for layer in range(2):
+            second.append(1, layer, held, keys[layer, held:], keys[layer, held:])
+            check_codes(second, layer, keys[layer])
+
+
+def test_layers_may_rotate_differently(make_kv: MakeKv) -> None:
+    layout = replace(key_codes(KvType.FP32, AnchorSpace.ROTATED), num_layers=1)
+    one, two = (make_kv(replace(layout, num_layers=count), 1) for count in (1, 2))
+    keys = np.random.default_rng(0).standard_normal((3 * SIZE, 2, DIM), np.float32)
+    one.open(1, 4, INV_FREQ / 3)
+    two.open(1, 4, np.stack([INV_FREQ, INV_FREQ / 3]))
+    one.append(1, 0, 0, keys, keys)
+    for layer in range(2):
+        two.append(1, layer, 0, keys, keys)
+    check_codes(two, 0, keys)
+    one.links[0].call(Confirm(np.array([1])))
+    wanted, found = one.links[0].shard, two.links[0].shard
+    assert wanted is not None
+    assert found is not None
+    np.testing.assert_array_equal(found.arena.codes[1][:3], wanted.arena.codes[0][:3])

@@ -5,9 +5,10 @@ import os
 import numpy as np
 import pytest
 
+from moorage.kernels.key_codes import TOKENS, code_bytes
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.arena import Arena
-from moorage.workers.spec import AnchorType, KvLayout, KvType
+from moorage.workers.spec import KEY_CODE_TOKENS, AnchorType, KvLayout, KvType
 
 
 @pytest.mark.parametrize("kv_type", KvType)
@@ -20,6 +21,17 @@ def test_bytes_are_those_of_the_layout(kv_type: KvType, anchor_type: AnchorType,
     assert arena.kv.nbytes + arena.anchors.nbytes == arena.num_bytes == 5 * layout.page_bytes
     assert os.fstat(arena.fd).st_size == arena.num_bytes
     assert not arena.kv.any()
+    arena.close()
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 100, 256])
+def test_codes_of_keys_have_the_bytes_that_their_kernel_writes(head_dim: int) -> None:
+    layout = KvLayout(3, 2, head_dim, 3 * KEY_CODE_TOKENS, anchor_type=AnchorType.KEY_CODES)
+    assert layout.code_bytes == code_bytes(2, 3 * KEY_CODE_TOKENS, head_dim)
+    assert KEY_CODE_TOKENS == TOKENS
+    arena = Arena(layout, 5)
+    assert arena.codes.shape == (3, 5, layout.code_bytes)
+    assert arena.kv.nbytes + arena.anchors.nbytes + arena.codes.nbytes == 5 * layout.page_bytes
     arena.close()
 
 

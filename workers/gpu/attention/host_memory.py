@@ -52,7 +52,8 @@ class HostMemoryAttention:
             layout.anchor_type.bounds,
             layout.anchor_type is AnchorType.QUEST_HADAMARD,
         )
-        self._memory = [LayerMemory.of(shape, *layer) for layer in host.layers]
+        layers = host.layers if layout.anchor_codes else [layer.without_codes() for layer in host.layers]
+        self._memory = [LayerMemory.of(shape, *layer) for layer in layers]
         self._commits_layers = layout.anchor_type.needs_importance
         """Whether anchors of a step's own blocks are made in that step, which needs their rows committed."""
         self._groups: OrderedDict[tuple[int, ...], HostGroup] = OrderedDict()

@@ -16,6 +16,7 @@ from moorage.kernels.decode_layer import (
 from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Standing, end_step, plan_layers
 from moorage.kernels.numba_flags import always_parallel, num_workers
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.host_memory import HostLayer
 from moorage.workers.spec import AnchorType, KvLayout
 
 _EVERYTHING = 1 << 62
@@ -59,7 +60,8 @@ def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
         kind.bounds,
         kind is AnchorType.QUEST_HADAMARD,
     )
-    memory = LayerMemory.of(shape, (arena.kv[0],), (arena.anchors[0],), (arena.codes[0],))
+    layer = HostLayer((arena.kv[0],), (arena.anchors[0],), (arena.codes[0],))
+    memory = LayerMemory.of(shape, *(layer if layout.anchor_codes else layer.without_codes()))
     rows = np.zeros((2, count, layout.num_kv_heads, layout.head_dim), np.float32)
     size = memory.anchor_size if layout.anchor_codes else 0
     selections = Selections(

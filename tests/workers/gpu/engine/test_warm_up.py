@@ -81,10 +81,11 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
     """What became known to a worker and its KV actors only while requests were served."""
     spec = read_model_spec(directory)
     layout = KvLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, 16, kv_type, anchor_type)
+    layout = replace(layout, anchor_codes=not anchor_type.codes_keys)
     spawn, actors = get_context("spawn"), []
     for _ in range(num_shards):
         here, there = spawn.Pipe()
-        spawn.Process(target=keep, args=(there, replace(layout, anchor_codes=True)), daemon=True).start()
+        spawn.Process(target=keep, args=(there, layout), daemon=True).start()
         there.close()
         actors.append(here)
     links = [MailboxLink(actor.recv()) for actor in actors]
@@ -93,7 +94,7 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
         spec,
         kv_type=kv_type,
         anchor_type=anchor_type,
-        anchor_codes=True,
+        anchor_codes=layout.anchor_codes,
         num_shards=num_shards,
         link=lambda _: links.pop(),
     )
@@ -118,6 +119,7 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
         (1, KvType.FP16, AnchorType.QUEST),
         (2, KvType.FP16, AnchorType.QUEST_HADAMARD),
         (2, KvType.FP32, AnchorType.BLOCK_MEAN),
+        (2, KvType.FP16, AnchorType.KEY_CODES),
         (3, KvType.FP16, AnchorType.DYNAMIC),
     ],
 )
