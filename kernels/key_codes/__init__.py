@@ -1,4 +1,7 @@
-"""One bit for each channel of a sealed block's keys, and a scale for each key: what choosing single keys reads."""
+"""One bit for each channel of a sealed block's keys, and a scale for each key: what choosing single keys reads.
+
+The mean of the block's values stands for the values of keys that are not attended.
+"""
 
 from moorage.kernels.key_codes.cpu import encode_keys
 from moorage.kernels.key_codes.sizes import TOKENS, code_bytes, num_planes

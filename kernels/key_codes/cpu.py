@@ -29,7 +29,7 @@ Rotation = tuple[NDArray[np.float32], NDArray[np.float32]]
 PAGES_AT_ONCE = 8
 """Pages that a thread takes in one call."""
 MOST = np.float32(65504)
-"""The largest scale: the largest fp16."""
+"""The largest fp16."""
 
 
 def encode_keys(
@@ -42,9 +42,10 @@ def encode_keys(
     """Writes the anchors and the codes of `pages` in place.
 
     kv_layer [P, 2, Hkv, B, D], B a multiple of 16; anchors_layer [P, Hkv, 1, D] of the same type: the mean of a
-    block's keys. codes_layer [P, bytes], for each KV head in turn: planes uint8 [C, B], C = ceil(D / 8), then scales,
-    the bits of fp16 [B]. Bit d % 8 of byte d // 8 of key t is 1 where channel d of x = Hadamard(key - mean) is at
-    least 0, with the mean as stored; bits beyond D are 0. The scale is the mean of |x|, so that
+    block's keys. codes_layer [P, bytes], for each KV head in turn: planes uint8 [C, B], C = ceil(D / 8); scales, the
+    bits of fp16 [B]; the mean of the block's values, the bits of fp16 [D]. Bit d % 8 of byte d // 8 of key t is 1
+    where channel d of x = Hadamard(key - mean) is at least 0, with the mean as stored; bits beyond D are 0. The scale
+    is the mean of |x|, so that
 
         query . key ~ query . mean + scale * sum over d of Hadamard(query)_d * (2 bit_d - 1)
 
@@ -65,7 +66,7 @@ def encode_keys(
         some = slice(part * PAGES_AT_ONCE, (part + 1) * PAGES_AT_ONCE)
         _encode_pages(kv_layer, anchors_layer, codes_layer, pages[some], cos[some], sin[some])
 
-    run_each(encode, -(-len(pages) // PAGES_AT_ONCE), num_workers(len(pages) * kv_layer[:1].nbytes // 2))
+    run_each(encode, -(-len(pages) // PAGES_AT_ONCE), num_workers(len(pages) * kv_layer[:1].nbytes))
 
 
 @njit(**SERIAL)
@@ -90,30 +91,40 @@ def _widen_keys(keys: Any, cos: Any, sin: Any, rows: Any) -> None:
 
 
 @njit(**SERIAL)
-def _store_mean(rows: Any, anchor: Any, mean: Any) -> None:
-    """Stores the mean of rows [B, >= D] as `anchor` [D], and what that stands for in `mean`."""
+def _mean_of(rows: Any) -> Any:
+    """The mean of stored rows [B, n], in float32."""
     total = np.zeros(rows.shape[1], np.float32)
     for t in range(len(rows)):
         row = rows[t]
         for d in range(len(row)):
-            total[d] += row[d]
+            total[d] += widen(row[d])
     share = np.float32(1 / len(rows))
-    for d in range(len(anchor)):
-        anchor[d] = narrow(total[d] * share, anchor[0])
-        mean[d] = widen(anchor[d])
+    for d in range(len(total)):
+        total[d] *= share
+    return total
 
 
 @njit(**SERIAL)
-def _encode_head(keys: Any, anchor: Any, codes: Any, cos: Any, sin: Any) -> None:
-    """The anchor [D] and the codes, uint8 [B * (C + 2)], of one KV head's keys [B, D]."""
+def _half(value: Any, like: Any) -> Any:
+    """The bits of an fp16, at most MOST in size."""
+    limited = MOST if value > MOST else (-MOST if value < -MOST else value)
+    return narrow(limited, like)
+
+
+@njit(**SERIAL)
+def _encode_head(keys: Any, values: Any, anchor: Any, codes: Any, cos: Any, sin: Any) -> None:
+    """The anchor [D] and the codes, uint8 [B * (C + 2) + 2 D], of one KV head's keys and values [B, D]."""
     block_size, dim = keys.shape
     count, planes, run = -(-dim // LANES), -(-dim // 8), dim & -dim
     # Channels beyond D are 0 and stay so: no run of the transform reaches them.
-    rows, mean = np.zeros((block_size, count * LANES), np.float32), np.zeros(count * LANES, np.float32)
+    rows = np.zeros((block_size, count * LANES), np.float32)
     _widen_keys(keys, cos, sin, rows)
-    _store_mean(rows, anchor, mean)
+    mean = _mean_of(rows)
+    for d in range(dim):
+        anchor[d] = narrow(mean[d], anchor[0])
+        mean[d] = widen(anchor[d])
     share = np.float32(1 / (math.sqrt(run) * dim))
-    scales, last = codes[planes * block_size :].view(np.uint16), codes[(planes - 1) * block_size :]
+    last, halves = codes[(planes - 1) * block_size :], codes[planes * block_size :].view(np.uint16)
     for t in range(block_size):
         row = rows[t]
         for d in range(len(row)):
@@ -122,10 +133,12 @@ def _encode_head(keys: Any, anchor: Any, codes: Any, cos: Any, sin: Any) -> None
         while step * LANES < run:
             pair_vectors(row, count, step)
             step *= 2
-        size = store_signs(row, count, run, codes, t, block_size, planes) * share
-        scales[t] = narrow(MOST if size > MOST else size, scales[0])
+        halves[t] = _half(store_signs(row, count, run, codes, t, block_size, planes) * share, halves[0])
         if dim % 8:
             last[t] &= (1 << dim % 8) - 1
+    mean = _mean_of(values)
+    for d in range(dim):
+        halves[block_size + d] = _half(mean[d], halves[0])
 
 
 @njit(**SERIAL)
@@ -138,4 +151,9 @@ def _encode_pages(
         page = pages[place]
         for head in range(num_heads):
             codes = codes_layer[page, head * size : (head + 1) * size]
-            _encode_head(kv_layer[page, 0, head], anchors_layer[page, head, 0], codes, cos[place], sin[place])
+            keys, values, anchor = (
+                kv_layer[page, 0, head],
+                kv_layer[page, 1, head],
+                anchors_layer[page, head, 0],
+            )
+            _encode_head(keys, values, anchor, codes, cos[place], sin[place])

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.half import Storage, from_storage, to_storage
+from moorage.kernels.key_codes.sizes import num_planes
 
 Float64 = NDArray[np.float64]
+
+
+class KeyCodes(NamedTuple):
+    """The parts of the codes of P blocks."""
+
+    planes: NDArray[np.uint8]
+    """[P, Hkv, C, B]"""
+    scales: NDArray[np.float16]
+    """[P, Hkv, B]"""
+    mean_values: NDArray[np.float16]
+    """[P, Hkv, D]"""
 
 
 def encode_keys(
@@ -20,16 +34,32 @@ def encode_keys(
 ) -> None:
     """See cpu.py."""
     is_half = kv_layer.dtype == np.uint16
-    by_head = codes_layer.reshape(len(codes_layer), kv_layer.shape[2], -1)
+    found = codes_of(codes_layer, *kv_layer.shape[2:])
     for place, page in enumerate(pages):
         turns = None if rotation is None else (rotation[0][place], rotation[1][place])
         for head in range(kv_layer.shape[2]):
-            keys = rotated(from_storage(kv_layer[page, 0, head]).astype(np.float64), turns)
+            keys, values = (from_storage(kv_layer[page, part, head]).astype(np.float64) for part in (0, 1))
+            keys = rotated(keys, turns)
             anchors_layer[page, head, 0] = to_storage(keys.mean(axis=0).astype(np.float32), is_half)
             channels = transformed(keys, from_storage(anchors_layer[page, head, 0]))
-            planes = np.packbits(channels >= 0, axis=1, bitorder="little").T
-            scales = np.minimum(np.abs(channels).mean(axis=1), 65504).astype(np.float16)
-            by_head[page, head] = np.concatenate((planes.reshape(-1), scales.view(np.uint8)))
+            found.planes[page, head] = np.packbits(channels >= 0, axis=1, bitorder="little").T
+            found.scales[page, head] = np.abs(channels).mean(axis=1).clip(max=65504)
+            found.mean_values[page, head] = values.mean(axis=0).clip(-65504, 65504)
+
+
+def codes_of(codes_layer: NDArray[np.uint8], num_kv_heads: int, block_size: int, dim: int) -> KeyCodes:
+    """The parts of codes_layer [P, bytes], which lie where it does."""
+    by_head = codes_layer.reshape(len(codes_layer), num_kv_heads, -1)
+    split = num_planes(dim) * block_size
+    halves = by_head[..., split:].view(np.float16)
+    planes = by_head[..., :split].reshape(*by_head.shape[:2], -1, block_size)
+    return KeyCodes(planes, halves[..., :block_size], halves[..., block_size:])
+
+
+def signs_of(planes: NDArray[np.uint8], dim: int) -> Float64:
+    """1 or -1 for each channel: [..., B, D] of planes [..., C, B]."""
+    by_key = np.moveaxis(planes, -2, -1)
+    return 2.0 * np.unpackbits(by_key, axis=-1, bitorder="little")[..., :dim] - 1
 
 
 def rotated(keys: Float64, rotation: tuple[NDArray[np.float32], NDArray[np.float32]] | None) -> Float64:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 TOKENS = 16
 """A block whose keys have codes holds a multiple of this many tokens, so that vectors of 16 lanes read whole keys."""
-SCALE_BYTES = 2
-"""Of the scale of a key, the bits of an fp16."""
+HALF_BYTES = 2
+"""Of the scale of a key, and of a channel of the mean value: the bits of an fp16."""
 
 
 def num_planes(dim: int) -> int:
@@ -14,5 +14,5 @@ def num_planes(dim: int) -> int:
 
 
 def code_bytes(num_kv_heads: int, block_size: int, dim: int) -> int:
-    """Of the codes of all keys of one block."""
-    return num_kv_heads * block_size * (num_planes(dim) + SCALE_BYTES)
+    """Of the codes of all keys of one block, and its mean values."""
+    return num_kv_heads * (block_size * (num_planes(dim) + HALF_BYTES) + HALF_BYTES * dim)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.half import from_storage, to_storage
 from moorage.kernels.key_codes import code_bytes, encode_keys, num_planes, reference
-from moorage.kernels.key_select.reference import estimated_logits, unpack_codes
 
 SHAPES = [  # KV heads, block size, head size
     (1, 16, 8),
@@ -46,8 +46,9 @@ def keys_of(kv, page, head, turns):
 def assert_codes(kv, anchors, codes, pages, rotation=None):
     """Anchors are the means; signs and scales are those of the keys less the anchors as they are stored."""
     _, _, num_heads, block_size, dim = kv.shape
-    signs, scales = unpack_codes(codes, num_heads, block_size, dim)
-    beyond = unpack_codes(codes, num_heads, block_size, 8 * num_planes(dim))[0][..., dim:]
+    found = reference.codes_of(codes, num_heads, block_size, dim)
+    signs = reference.signs_of(found.planes, dim)
+    beyond = reference.signs_of(found.planes, 8 * num_planes(dim))[..., dim:]
     rounding = 2**-10 if kv.dtype == np.uint16 else 1e-5
     for place, page in enumerate(pages):
         turns = None if rotation is None else (rotation[0][place], rotation[1][place])
@@ -58,7 +59,9 @@ def assert_codes(kv, anchors, codes, pages, rotation=None):
             clear = np.abs(wanted) > 1e-4
             np.testing.assert_array_equal((signs[page, head] > 0)[clear], (wanted > 0)[clear])
             sizes = np.abs(wanted).mean(axis=1)
-            np.testing.assert_allclose(scales[page, head], sizes, rtol=2**-10, atol=1e-4)
+            np.testing.assert_allclose(found.scales[page, head], sizes, rtol=2**-10, atol=1e-4)
+            values = from_storage(kv[page, 1, head]).astype(np.float64).mean(axis=0)
+            np.testing.assert_allclose(found.mean_values[page, head], values, rtol=2**-10, atol=1e-4)
             assert (beyond[page, head] < 0).all(), "bits beyond the head size are 0"
 
 
@@ -111,10 +114,10 @@ def test_estimates_are_near_the_dot_products(rng, poisoned, storage, dim):
     anchors, codes = room(poisoned, storage, kv)
     encode_keys(kv, anchors, codes, np.arange(2, dtype=np.int32))
     queries, keys = rng.standard_normal((50, dim)), from_storage(kv)[:, 0]
-    means, both = from_storage(anchors)[:, :, 0], np.repeat(queries[:, None], 2, axis=1)
-    guessed = np.stack([estimated_logits(codes, means, pair, block_size=64, scale=1.0) for pair in both])
-    guessed = guessed.reshape(50, 2, 2, 64).swapaxes(1, 2)
-    exact = np.einsum("qd,phtd->qpht", queries, keys)
+    found = reference.codes_of(codes, 2, 64, dim)
+    signs = reference.signs_of(found.planes, dim) @ hadamard_matrix(dim)
+    estimated = from_storage(anchors) + found.scales[..., None].astype(np.float64) * signs
+    exact, guessed = (np.einsum("qd,phtd->qpht", queries, rows) for rows in (keys, estimated))
     assert np.corrcoef(exact.ravel(), guessed.ravel())[0, 1] > 0.97
     exact, guessed = (dots - dots.mean(axis=3, keepdims=True) for dots in (exact, guessed))
     assert np.corrcoef(exact.ravel(), guessed.ravel())[0, 1] > 0.7
@@ -126,9 +129,10 @@ def test_equal_keys_have_positive_signs_and_no_scale(storage, poisoned):
     kv[:, :, 1] = to_storage(np.full(80, 2.5, np.float32), storage == np.uint16)
     anchors, codes = room(poisoned, storage, kv)
     encode_keys(kv, anchors, codes, np.zeros(1, np.int32))
-    signs, scales = unpack_codes(codes, 2, 16, 80)
-    np.testing.assert_array_equal(signs, 1)
-    np.testing.assert_array_equal(scales, 0)
+    found = reference.codes_of(codes, 2, 16, 80)
+    np.testing.assert_array_equal(reference.signs_of(found.planes, 80), 1)
+    np.testing.assert_array_equal(found.scales, 0)
+    np.testing.assert_array_equal(found.mean_values, [[[0] * 80, [2.5] * 80]])
 
 
 def test_keys_that_are_not_finite_touch_their_own_head_alone(rng, poisoned, storage):
@@ -146,13 +150,15 @@ def test_keys_that_are_not_finite_touch_their_own_head_alone(rng, poisoned, stor
         np.testing.assert_array_equal(results[0][1][page, head], results[1][1][page, head])
 
 
-def test_scales_stay_finite(poisoned):
-    """Of float32 keys that differ by more than an fp16 can say."""
+def test_scales_and_mean_values_stay_finite(poisoned):
+    """Of float32 keys and values beyond what an fp16 can say."""
     kv = np.zeros((1, 2, 1, 16, 16), np.float32)
-    kv[0, 0, 0, ::2] = 1e6
+    kv[0, 0, 0, ::2], kv[0, 1] = 1e6, -1e6
     anchors, codes = room(poisoned, np.float32, kv)
     encode_keys(kv, anchors, codes, np.zeros(1, np.int32))
-    assert unpack_codes(codes, 1, 16, 16)[1].max() == 65504
+    found = reference.codes_of(codes, 1, 16, 16)
+    assert found.scales.max() == 65504
+    assert found.mean_values.min() == -65504
 
 
 @pytest.mark.parametrize(
@@ -179,4 +185,4 @@ def test_refuses_what_does_not_fit(change, message):
 @pytest.mark.parametrize(("dim", "planes"), [(16, 2), (64, 8), (65, 9), (80, 10), (256, 32)])
 def test_sizes(dim, planes):
     assert num_planes(dim) == planes
-    assert code_bytes(2, 32, dim) == 2 * 32 * (planes + 2)
+    assert code_bytes(2, 32, dim) == 2 * (32 * (planes + 2) + 2 * dim)

@@ -30,7 +30,7 @@ class AnchorType(StrEnum):
     REPR_TOPK = "REPR_TOPK"
     """The `repr_topk` keys that received most attention while in the window, as means of their ranks (InfLLM)."""
     KEY_CODES = "KEY_CODES"
-    """Mean key of the block, and a one-bit code of each of its keys: single keys can be selected."""
+    """Mean key and mean value of the block, and a one-bit code of each key: single keys can be selected."""
 
     @property
     def vectors(self) -> int:

@@ -155,10 +155,10 @@ class KvLayout(StoreSpec, KvShape):
     @property
     def code_bytes(self) -> int:
         """Codes of one block of one layer: one-bit codes of its keys, or four-bit codes of its anchors."""
-        if (
-            self.anchor_type.codes_keys
-        ):  # a plane for each 8 channels, and an fp16 scale; see kernels.key_codes
-            return self.num_kv_heads * self.block_size * (-(-self.head_dim // 8) + 2)
+        if self.anchor_type.codes_keys:
+            # A plane for each 8 channels and an fp16 scale for each key, and a mean value in fp16: kernels.key_codes.
+            of_keys = self.block_size * (-(-self.head_dim // 8) + 2)
+            return self.num_kv_heads * (of_keys + 2 * self.head_dim)
         elements = self.num_kv_heads * self.anchor_vectors * self.head_dim
         return elements // 2 if self.anchor_codes else 0
 
