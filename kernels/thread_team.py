@@ -39,8 +39,10 @@ __all__ = [
     "ALONE",
     "TEAM_MIN_BYTES",
     "UNITS_PER_THREAD",
+    "num_threads",
     "run_units",
     "team_for",
+    "team_limit",
     "team_of",
     "unit_call",
     "units_for",
@@ -160,8 +162,9 @@ def _prepare(team: Any, helpers: Any) -> None:
 
 
 @njit(**SERIAL)
-def _num_helpers(team: Any) -> Any:
-    return atomics.load(team + _HELPERS)
+def num_threads(team: Any) -> Any:
+    """Threads of a team, the caller's included."""
+    return np.int64(1) if team == ALONE else 1 + atomics.load(team + _HELPERS)
 
 
 @intrinsic
@@ -179,14 +182,17 @@ def _pause(_typing: Any) -> Any:
 
 def team_for(num_bytes: int) -> int:
     """The team, for `run_units`, of work that reads or writes `num_bytes`: Numba's number of threads, or ALONE."""
-    least = min(TEAM_MIN_BYTES, parallel_limit())
-    return ALONE if num_bytes < least else team_of(numba.get_num_threads())
+    return ALONE if num_bytes < team_limit() else team_of(numba.get_num_threads())
+
+
+def team_limit() -> int:
+    """Bytes from which on work is for a team, for kernels that count bytes themselves."""
+    return min(TEAM_MIN_BYTES, parallel_limit())
 
 
 def units_for(team: int, most: int) -> int:
     """Units of work for a team that can be divided into at most so many; 1 for a thread alone."""
-    threads = 1 + int(_num_helpers(team)) if team != ALONE else 1
-    return min(most, UNITS_PER_THREAD * threads) if threads > 1 else 1
+    return min(most, int(num_threads(team)) * UNITS_PER_THREAD) if team != ALONE else 1
 
 
 def team_of(threads: int) -> int:

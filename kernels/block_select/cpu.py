@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.codes import code_weights, score_codes
-from moorage.kernels.block_score.cpu import prefetch_distance, score_parallel, score_range
+from moorage.kernels.block_score.cpu import prefetch_distance, score_range
 from moorage.kernels.block_score.packing import pack_sums
 from moorage.kernels.checks import (
     FLOAT32,
@@ -23,8 +23,9 @@ from moorage.kernels.checks import (
     is_typed,
 )
 from moorage.kernels.half import Storage
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd import LANES, LINE_BYTES, TILE, dots_1, prefetch
+from moorage.kernels.thread_team import UNITS_PER_THREAD, num_threads, run_units, team_for, unit_call
 from moorage.kernels.top_blocks.cpu import top_row
 
 Int32 = NDArray[np.int32]
@@ -79,11 +80,11 @@ def select_blocks(
     problem = queries, quest, num_kv_heads, factor, limits, first, ids, scores
     if coded is None:
         line, ahead = prefetch_distance(item, size)
-        workers = min(num_workers(count * size * item * rows), count)
-        done = select_exactly(anchors, pages, problem, scratch, line, ahead, workers)
+        team = team_for(count * size * item * rows)
+        done = select_exactly(anchors, pages, problem, scratch, line, ahead, team)
     else:
-        workers = min(num_workers(count * size // 2 * rows), count)
-        done = select_by_codes(anchors, pages, problem, scratch, *coded, workers)
+        team = team_for(count * size // 2 * rows)
+        done = select_by_codes(anchors, pages, problem, scratch, *coded, team)
     if not done:
         raise _misfit(anchors_layer, pages, queries, limits, quest, out, coded)
 
@@ -192,7 +193,7 @@ def _in_pieces(packed: Any) -> Any:
 
 @njit(**SERIAL)
 def select_exactly(
-    anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, workers: Any
+    anchors: Any, pages: Any, problem: Any, pooled: Any, line: Any, ahead: Any, team: Any
 ) -> Any:
     """`select_blocks` by the anchors alone; False, without any selection, where limits or ids of pages do not fit."""
     _, _, _, _, limits, begin, ids, scores = problem
@@ -202,10 +203,8 @@ def select_exactly(
     rows, selections, _ = ids.shape
     pooled = pooled[: rows * selections * len(pages)].reshape(rows, selections, len(pages))
     pieces = _in_pieces(packed)
-    if workers > 1:
-        score_parallel(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, workers)
-    else:
-        score_range(anchors, anchors.shape[1], pages, pieces, pooled, line, ahead, np.int64(0), len(pages))
+    units = _num_units(team, len(pages))
+    run_units(team, units, *unit_call(_score_unit, (units, anchors, pages, pieces, pooled, line, ahead)))
     for r in range(rows):
         for s in range(selections):
             top_row(pooled[r, s, : limits[r]], ids[r, s], scores[r, s])
@@ -217,7 +216,7 @@ def select_exactly(
 
 @njit(**SERIAL)
 def select_by_codes(
-    anchors: Any, pages: Any, problem: Any, coarse: Any, codes: Any, step: Any, num_kept: Any, workers: Any
+    anchors: Any, pages: Any, problem: Any, coarse: Any, codes: Any, step: Any, num_kept: Any, team: Any
 ) -> Any:
     """`select_blocks` by codes, then by the anchors of the `num_kept` best."""
     _, _, _, _, limits, begin, ids, scores = problem
@@ -227,10 +226,8 @@ def select_by_codes(
     rows, selections, _ = ids.shape
     coarse = coarse[: rows * selections * len(pages)].reshape(rows, selections, len(pages))
     even, odd = code_weights(packed, step)
-    if workers > 1:
-        _score_codes_parallel(codes, pages, even, odd, coarse, workers)
-    else:
-        score_codes(codes, pages, even, odd, coarse, np.int64(0), len(pages))
+    units = _num_units(team, len(pages))
+    run_units(team, units, *unit_call(_score_codes_unit, (units, codes, pages, even, odd, coarse)))
     kept, exact = np.empty(num_kept, np.int32), np.empty(num_kept, np.float32)
     for r in range(rows):
         for s in range(selections):
@@ -261,8 +258,20 @@ def _score_kept(anchors: Any, pages: Any, kept: Any, query: Any, part: Any, out:
             out[i] = tile[i - first]
 
 
-@njit(**PARALLEL)
-def _score_codes_parallel(codes: Any, pages: Any, even: Any, odd: Any, out: Any, workers: Any) -> None:
-    count = len(pages)
-    for i in prange(workers):
-        score_codes(codes, pages, even, odd, out, count * i // workers, count * (i + 1) // workers)
+@njit(**SERIAL)
+def _num_units(team: Any, num_pages: Any) -> Any:
+    threads = num_threads(team)
+    return np.int64(1) if threads == 1 else min(num_pages, threads * UNITS_PER_THREAD)
+
+
+@njit(**SERIAL)
+def _score_unit(
+    unit: Any, units: Any, anchors: Any, pages: Any, pieces: Any, out: Any, line: Any, ahead: Any
+) -> None:  # fmt: skip
+    begin, end = len(pages) * unit // units, len(pages) * (unit + 1) // units
+    score_range(anchors, anchors.shape[1], pages, pieces, out, line, ahead, begin, end)
+
+
+@njit(**SERIAL)
+def _score_codes_unit(unit: Any, units: Any, codes: Any, pages: Any, even: Any, odd: Any, out: Any) -> None:
+    score_codes(codes, pages, even, odd, out, len(pages) * unit // units, len(pages) * (unit + 1) // units)

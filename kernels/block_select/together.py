@@ -13,6 +13,7 @@ from moorage.kernels.checks import FLOAT32, INT32, STORAGE, UINT8, check_array, 
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.simd import LANES
+from moorage.kernels.thread_team import ALONE
 from moorage.kernels.threads import run_each
 
 Int32 = NDArray[np.int32]
@@ -108,6 +109,6 @@ def _one(
     problem = queries[one], quest, num_kv_heads, factors[i], limits[one], first, ids[one], scores[one]
     room = scratch[ids.shape[1] * begin : ids.shape[1] * end]
     if kept:
-        select_by_codes(anchors, pages[begin:end], problem, room, codes, steps[i], kept, 1)
+        select_by_codes(anchors, pages[begin:end], problem, room, codes, steps[i], kept, ALONE)
     else:
-        select_exactly(anchors, pages[begin:end], problem, room, hints[0], hints[1], 1)
+        select_exactly(anchors, pages[begin:end], problem, room, hints[0], hints[1], ALONE)

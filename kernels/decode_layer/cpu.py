@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.block_score.cpu import prefetch_distance
 from moorage.kernels.checks import check_array, check_multiple
-from moorage.kernels.decode_layer.layer import ATTEND, MERGE, PLAN, SELECT, START, UNKNOWN, Dealt, run_layer
+from moorage.kernels.decode_layer.layer import run_layer
 from moorage.kernels.decode_layer.records import (
     MAX_PARTS,
     Attended,
@@ -20,8 +20,7 @@ from moorage.kernels.decode_layer.records import (
     SessionBatch,
 )
 from moorage.kernels.half import NOT_FINITE
-from moorage.kernels.numba_flags import parallel_limit
-from moorage.kernels.threads import run_by_threads
+from moorage.kernels.thread_team import team_limit, team_of
 
 Arrays = tuple[NDArray[Any], ...]
 Shapes = tuple[tuple[int, ...], ...]
@@ -38,8 +37,6 @@ _TYPES: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("query", _FLOAT32), ("key", _FLOAT32), ("value", _FLOAT32),
 )  # fmt: skip
 _BATCH = tuple(name for name in SessionBatch._fields if name not in ("period", "rotates_scoring"))
-_EMPTY = np.zeros(0, np.int64)
-_NOTHING = Dealt(_EMPTY, _EMPTY, _EMPTY, np.zeros((0, 0, 0), np.float32), np.zeros((0, 0), np.float32))
 _DTYPES = tuple(dtype for _, dtype in _TYPES)
 
 
@@ -72,12 +69,7 @@ def decode_layer(
         memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, selections, attended,
         hints, int(NOT_FINITE[memory.empty.dtype]),
     )  # fmt: skip
-    attending, found = run_layer(START, UNKNOWN, parallel_limit(), _NOTHING, *layer)
-    if attending:
-        attending, found = run_layer(START, numba.get_num_threads(), parallel_limit(), _NOTHING, *layer)
-    if not attending:
-        return int(found)
-    return _run_dealt(layer, query.shape, selections.ids.shape[1], int(found), attending)
+    return int(run_layer(team_of(numba.get_num_threads()), team_limit(), *layer))
 
 
 def _are_rows(memory: LayerMemory, query: Float32, key: Float32, value: Float32, attended: Attended) -> bool:
@@ -91,35 +83,6 @@ def _are_rows(memory: LayerMemory, query: Float32, key: Float32, value: Float32,
         and key.flags.c_contiguous
         and value.flags.c_contiguous
     )
-
-
-def _run_dealt(
-    layer: tuple[Any, ...], shape: tuple[int, ...], num_selections: int, selecting: int, attending: int
-) -> int:
-    """The phases of a layer, by some threads that select, then by some that attend; how many sessions failed."""
-    count, heads, _ = shape
-    dealt = Dealt(
-        np.zeros(2, np.int64), np.zeros(count * num_selections + 1, np.int64), np.zeros(count + 1, np.int64),
-        _NOTHING.outs, _NOTHING.lses,
-    )  # fmt: skip
-
-    def select() -> None:
-        # Of few sessions each is selected for by all workers.
-        run_layer(SELECT, selecting if count < selecting else 1, 0, dealt, *layer)
-
-    def attend() -> None:
-        run_layer(ATTEND, shares, 0, dealt, *layer)
-
-    run_by_threads(select, selecting if count >= selecting else 1)
-    shares, num_parts = run_layer(PLAN, attending, 0, dealt, *layer)
-    outs, lses = (
-        np.empty((num_parts, *shape[1:]), np.float32),
-        np.full((num_parts, heads), -np.inf, np.float32),
-    )
-    dealt = dealt._replace(outs=outs, lses=lses)
-    run_by_threads(attend, attending)
-    _, num_failed = run_layer(MERGE, 0, 0, dealt, *layer)
-    return int(num_failed)
 
 
 def _arrays(

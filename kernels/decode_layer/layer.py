@@ -7,18 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from moorage.kernels.counter import take
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
 from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
 from moorage.kernels.decode_layer.selection import select_candidates
 from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.thread_team import ALONE, num_threads, run_units, unit_call
 
-START, SELECT, PLAN, ATTEND, MERGE = range(5)
-UNKNOWN = 0
-"""Number of threads that is looked up where it matters alone, since that takes as long as a small layer."""
-PHASES = 4
-"""A thread more is asked for this part of the bytes from which on work is dealt at all."""
 PIECES_PER_THREAD = 4
 """Pieces for each thread from which on they are not divided by heads: every unit makes the angles of its piece."""
 
@@ -46,10 +41,10 @@ class Layer(NamedTuple):
 
 
 class Dealt(NamedTuple):
-    """What threads share."""
+    """What is attended, divided into units and parts."""
 
-    counter: Any
-    """[2]: the next session that selects, and the next unit that is attended."""
+    shares: Any
+    """Units of a piece."""
     unit_at: Any
     """[N * S + 1]: the first unit of each selection of each session."""
     part_at: Any
@@ -62,69 +57,31 @@ class Dealt(NamedTuple):
 
 @njit(**SERIAL)
 def run_layer(
-    phase: Any, number: Any, min_bytes: Any, dealt: Any, table: Any, empty: Any, anchor_size: Any, shape: Any,
-    batch: Any, query: Any, key: Any, value: Any, selections: Any, attended: Any, hints: Any, not_finite: Any,
+    team: Any, min_bytes: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, query: Any, key: Any,
+    value: Any, selections: Any, attended: Any, hints: Any, not_finite: Any,
 ) -> Any:  # fmt: skip
-    """`decode_layer` of arrays whose shapes fit, or one phase of it; two whole numbers.
-
-    START does all of it and returns 0 and how many sessions failed. Where work is to be dealt to some of `number`
-    threads it does nothing, and returns how many should attend, at least 1, and how many should select.
-    SELECT may be called by several threads; `number` is the workers of one selection.
-    PLAN fills dealt.unit_at and part_at for `number` threads that attend; it returns the units of a piece, and the
-    number of parts.
-    ATTEND may be called by several threads; `number` is the units of a piece.
-    MERGE ends it; it returns 0 and how many sessions failed.
-    """
+    """`decode_layer` of arrays whose shapes fit, by a team for what reads `min_bytes`; how many sessions failed."""
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
     layer = Layer(
         table, empty, anchor_size, shape, batch, query, key, value, selections, attended, hints, not_finite, memory,
         first,
     )  # fmt: skip
-    if phase == START:
-        selecting, attending = _helpers(layer, number, min_bytes)
-        if attending:
-            return attending, selecting
-        count, num_selections = len(query), selections.ids.shape[1]
-        dealt = Dealt(
-            np.zeros(2, np.int64), np.zeros(count * num_selections + 1, np.int64), np.zeros(count + 1, np.int64),
-            dealt.outs, dealt.lses,
-        )  # fmt: skip
-        number = np.int64(1)
-    if phase in (START, SELECT):
-        _take_sessions(layer, dealt.counter[:1], number)
-    result = number, np.int64(0)
-    if phase in (START, PLAN):
-        result = _plan(layer, number, dealt)
-    if phase == START:
-        outs = np.empty((result[1], *query.shape[1:]), np.float32)
-        lses = np.full((result[1], query.shape[1]), -np.inf, np.float32)
-        dealt = Dealt(dealt.counter, dealt.unit_at, dealt.part_at, outs, lses)
-    if phase in (START, ATTEND):
-        _take_units(layer, dealt, result[0])
-    if phase in (START, MERGE):
-        num_failed = np.int64(0)
-        for i in range(len(query)):
-            _merge(dealt, i, attended)
-            num_failed += attended.failed[i] != FINE
-        return np.int64(0), num_failed
-    return result
-
-
-@njit(**SERIAL)
-def _helpers(layer: Any, threads: Any, min_bytes: Any) -> Any:
-    """(threads that should select, that should attend); zeros where one should do everything."""
-    selected, attended = _num_bytes(layer)
-    if selected + attended < min_bytes:
-        return np.int64(0), np.int64(0)
-    if threads == 1:
-        return np.int64(0), np.int64(0)
-    if threads == UNKNOWN:
-        return np.int64(1), np.int64(1)
-    least = max(1, min_bytes // PHASES)
-    if min_bytes == 0:
-        return threads, threads
-    return min(threads, 1 + selected // least), min(threads, 1 + attended // least)
+    selected, read = _num_bytes(layer)
+    selecting, attending = team if selected >= min_bytes else ALONE, team if read >= min_bytes else ALONE
+    count = len(query)
+    if count < num_threads(selecting):
+        for i in range(count):
+            _begin(i, layer, selecting)
+    else:
+        run_units(selecting, count, *unit_call(_begin, (layer, ALONE)))
+    dealt = _plan(layer, num_threads(attending))
+    run_units(attending, dealt.unit_at[-1], *unit_call(_attend_unit, (layer, dealt)))
+    num_failed = np.int64(0)
+    for i in range(count):
+        _merge(dealt, i, attended)
+        num_failed += attended.failed[i] != FINE
+    return num_failed
 
 
 @njit(**SERIAL)
@@ -142,29 +99,30 @@ def _num_bytes(layer: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _take_sessions(layer: Any, counter: Any, workers: Any) -> None:
-    """Takes one session after the other: writes its row and selects its blocks, each selection by some workers."""
+def _begin(i: Any, layer: Any, team: Any) -> None:
+    """Writes the row of session i and selects its blocks."""
     table, shape, batch, attended = layer.table, layer.shape, layer.batch, layer.attended
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
-    i = take(counter)
-    while i < len(layer.query):
-        attended.failed[i] = MISFIT
-        if session_fits(i, table, shape, batch, layer.selections):
-            block, row = divmod(batch.position[i], shape.block_size)
-            at = block_at(block, i, batch, shape.stripe_blocks, layer.first, page_size)
-            most = write_row(layer.memory, at, row, shape, layer.key[i], layer.value[i])
-            attended.failed[i] = FINE if most < layer.not_finite else NOT_FINITE_ROW
-        if attended.failed[i] == FINE and layer.selections.selects[i]:
-            select_candidates(i, layer, workers)
-        i = take(counter)
+    attended.failed[i] = MISFIT
+    if session_fits(i, table, shape, batch, layer.selections):
+        block, row = divmod(batch.position[i], shape.block_size)
+        at = block_at(block, i, batch, shape.stripe_blocks, layer.first, page_size)
+        most = write_row(layer.memory, at, row, shape, layer.key[i], layer.value[i])
+        attended.failed[i] = FINE if most < layer.not_finite else NOT_FINITE_ROW
+    if attended.failed[i] == FINE and layer.selections.selects[i]:
+        select_candidates(i, layer, team)
 
 
 @njit(**SERIAL)
-def _plan(layer: Any, threads: Any, dealt: Any) -> Any:
-    """(units of a piece, parts of all sessions). Pieces are divided by heads where there are few for the threads."""
-    count, num_selections = len(layer.query), layer.selections.ids.shape[1]
-    pieces, unit_at, part_at = np.zeros(count * num_selections, np.int64), dealt.unit_at, dealt.part_at
-    unit_at[0] = part_at[0] = 0
+def _plan(layer: Any, threads: Any) -> Any:
+    """What is to be attended. Pieces are divided by heads where there are few for the threads."""
+    query = layer.query
+    count, num_selections = len(query), layer.selections.ids.shape[1]
+    pieces, unit_at = (
+        np.zeros(count * num_selections, np.int64),
+        np.zeros(count * num_selections + 1, np.int64),
+    )
+    part_at = np.zeros(count + 1, np.int64)
     for i in range(count):
         most = np.int64(0)
         for selection in range(num_selections if layer.attended.failed[i] == FINE else 0):
@@ -176,30 +134,27 @@ def _plan(layer: Any, threads: Any, dealt: Any) -> Any:
         shares = max(num_selections, layer.shape.num_kv_heads) // num_selections
     for at in range(len(pieces)):
         unit_at[at + 1] = unit_at[at] + pieces[at] * shares
-    return shares, part_at[count]
+    outs = np.empty((part_at[count], *query.shape[1:]), np.float32)
+    lses = np.full((part_at[count], query.shape[1]), -np.inf, np.float32)
+    return Dealt(shares, unit_at, part_at, outs, lses)
 
 
 @njit(**SERIAL)
-def _take_units(layer: Any, dealt: Any, shares: Any) -> None:
-    """Takes one unit after the other, and attends its piece with its heads into their part of `dealt`."""
+def _attend_unit(unit: Any, layer: Any, dealt: Any) -> None:
+    """Attends the piece of a unit with its heads, into their part of `dealt`."""
     shape, batch, num_selections = layer.shape, layer.batch, layer.selections.ids.shape[1]
-    num_groups = max(num_selections, shape.num_kv_heads)
+    num_groups, shares = max(num_selections, shape.num_kv_heads), dealt.shares
     each = num_groups // num_selections
-    counter, unit_at, at = dealt.counter[1:], dealt.unit_at, 0
-    number = take(counter)
-    while number < unit_at[-1]:
-        while unit_at[at + 1] <= number:
-            at += 1
-        i, selection = divmod(at, num_selections)
-        piece, share = divmod(number - unit_at[at], shares)
-        entries = make_entries(i, selection, piece, shape, batch, layer.selections, layer.first)
-        into = dealt.part_at[i] + piece
-        for group in range(each * share // shares, each * (share + 1) // shares):
-            attend_group(
-                selection * each + group, num_groups, entries, layer.memory, shape, layer.query[i], batch.scale[i],
-                batch.softcap[i], dealt.outs[into], dealt.lses[into],
-            )  # fmt: skip
-        number = take(counter)
+    at = np.searchsorted(dealt.unit_at, unit, side="right") - 1
+    i, selection = divmod(at, num_selections)
+    piece, share = divmod(unit - dealt.unit_at[at], shares)
+    entries = make_entries(i, selection, piece, shape, batch, layer.selections, layer.first)
+    into = dealt.part_at[i] + piece
+    for group in range(each * share // shares, each * (share + 1) // shares):
+        attend_group(
+            selection * each + group, num_groups, entries, layer.memory, shape, layer.query[i], batch.scale[i],
+            batch.softcap[i], dealt.outs[into], dealt.lses[into],
+        )  # fmt: skip
 
 
 @njit(**SERIAL)

@@ -17,8 +17,8 @@ from moorage.kernels.rotation import rotate_into
 
 
 @njit(**SERIAL, inline="always")
-def select_candidates(i: Any, layer: Any, workers: Any) -> None:
-    """Writes ids, scores and window_first of session i of a `Layer`, for which some workers score."""
+def select_candidates(i: Any, layer: Any, team: Any) -> None:
+    """Writes ids, scores and window_first of session i of a `Layer`, for which a team scores."""
     shape, batch, query, selections = layer.shape, layer.batch, layer.query, layer.selections
     num_memories, (num_selections, k) = len(layer.table), selections.ids.shape[1:]
     selections.window_first[i] = batch.near_block[i]
@@ -32,7 +32,7 @@ def select_candidates(i: Any, layer: Any, workers: Any) -> None:
         ids = np.empty((num_memories, num_selections, k), np.int32)
         scores = np.empty((num_memories, num_selections, k), np.float32)
     for shard in range(num_memories):
-        _select_within(shard, i, layer, queries, workers, ids[shard : shard + 1], scores[shard : shard + 1])
+        _select_within(shard, i, layer, queries, team, ids[shard : shard + 1], scores[shard : shard + 1])
     if num_memories > 1:
         merge_into(ids, scores, shape.stripe_blocks, selections.ids[i], selections.scores[i])
 
@@ -51,7 +51,7 @@ def _as_scored(i: Any, batch: Any, query: Any, hadamard: Any, out: Any) -> None:
 
 
 @njit(**SERIAL, inline="always")
-def _select_within(shard: Any, i: Any, layer: Any, queries: Any, workers: Any, ids: Any, scores: Any) -> None:
+def _select_within(shard: Any, i: Any, layer: Any, queries: Any, team: Any, ids: Any, scores: Any) -> None:
     """ids, scores [1, S, k] of the best candidates in the memory of stripe `shard`, numbered within the memory."""
     table, shape, batch, selections = layer.table, layer.shape, layer.batch, layer.selections
     num_memories = len(table)
@@ -68,9 +68,9 @@ def _select_within(shard: Any, i: Any, layer: Any, queries: Any, workers: Any, i
     limits = np.full(1, high - low, np.int32)
     problem = queries, shape.bounds, shape.num_kv_heads, factor, limits, low, ids, scores
     anchors = matrix_at(table[m, ANCHORS], num_pages, layer.anchor_size, layer.empty)
-    pooled, splits = np.empty(num_selections * len(pages), np.float32), min(workers, len(pages))
+    pooled = np.empty(num_selections * len(pages), np.float32)
     if kept:
         codes = matrix_at(table[m, CODES], num_pages, layer.anchor_size // 2, selections.selects)
-        select_by_codes(anchors, pages, problem, pooled, codes, selections.code_steps[i, m], kept, splits)
+        select_by_codes(anchors, pages, problem, pooled, codes, selections.code_steps[i, m], kept, team)
     else:
-        select_exactly(anchors, pages, problem, pooled, layer.hints[0], layer.hints[1], splits)
+        select_exactly(anchors, pages, problem, pooled, layer.hints[0], layer.hints[1], team)

@@ -76,8 +76,12 @@ def test_the_way_is_short() -> None:
 
 
 def called_by(name: str, file: Path) -> set[str]:
-    """Names of the functions that one function of `file` calls."""
+    """Names of the functions that one function of `file` calls, or has called for each unit of some work."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
-    nodes = [node.func for node in ast.walk(function) if isinstance(node, ast.Call)]
-    return {node.id for node in nodes if isinstance(node, ast.Name)}
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    names = {call.func.id for call in calls if isinstance(call.func, ast.Name)}
+    given = [
+        call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "unit_call"
+    ]
+    return names | {node.id for node in given if isinstance(node, ast.Name)}
