@@ -31,18 +31,16 @@ def key_logits(
     return capped(logits.gather(0, met)[0], softcap)
 
 
-def rank_keys(logits: torch.Tensor, is_there: torch.Tensor, count: int) -> torch.Tensor:
-    """Places [Hkv, n] of the `count` best keys of each KV head, ascending; n is less where there are fewer keys.
+def rank_keys(logits: torch.Tensor, is_there: torch.Tensor, near: torch.Tensor, count: int) -> torch.Tensor:
+    """Places [Hkv, m] of all keys: first the `count` best of each KV head, ascending, then the others.
 
-    Logits are [Hkv, G, m], is_there bool [Hkv, m]. A key's value is the largest over the query heads of (logit -
-    log-sum-exp of that head's logits). Of equal keys the one at the lower place is better, and one that is not there
-    is worse than any other.
+    Logits are [Hkv, G, m], is_there bool [Hkv, m], `near` [Hkv, G] the log-sum-exp of each query head over sinks and
+    window. A key's value is the largest over the query heads of (logit - near). Of equal keys the one at the lower
+    place is better, and one that is not there is worse than any other.
     """
-    seen = logits.masked_fill(~is_there[:, None], -torch.inf)
-    lse = torch.logsumexp(seen, dim=-1, keepdim=True)
-    values = (seen - lse.masked_fill(lse == -torch.inf, 0.0)).amax(dim=1)
+    values = (logits - near[..., None]).amax(dim=1).masked_fill(~is_there, -torch.inf)
     order = torch.sort(values, dim=-1, descending=True, stable=True).indices
-    return order[:, :count].sort(dim=-1).values
+    return torch.cat((order[:, :count].sort(dim=-1).values, order[:, count:]), dim=-1)
 
 
 def attend_keys(

@@ -37,12 +37,12 @@ def key_logits(
     return out
 
 
-def rank_keys(logits: Float64, is_there: Bools, count: int) -> list[list[int]]:
-    """See gpu.py; by KV head the places of keys that are there."""
+def rank_keys(logits: Float64, is_there: Bools, near: Float64, count: int) -> list[list[int]]:
+    """See gpu.py; by KV head the places of the best keys that are there."""
     found = []
     for head, there in enumerate(is_there):
         places = np.flatnonzero(there)
-        found.append(places[best_keys(key_values(logits[head][:, places]), count)].tolist())
+        found.append(places[best_keys(key_values(logits[head][:, places], near[head]), count)].tolist())
     return found
 
 

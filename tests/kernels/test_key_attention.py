@@ -46,13 +46,14 @@ def test_logits_match_the_reference(
 @pytest.mark.parametrize("group", [1, 3])
 def test_the_best_keys_match_the_reference(rng: np.random.Generator, count: int, group: int) -> None:
     # Multiples of 1/4 make ties; each head of a group stands at a level of its own.
-    logits = rng.integers(-8, 8, (3, group, 20)) / 4 + 5.0 * np.arange(group)[:, None]
+    near = 5.0 * np.arange(group) + rng.integers(0, 3, (3, group))
+    logits = rng.integers(-8, 8, (3, group, 20)) / 4 + near[..., None]
     is_there = rng.random((3, 20)) < 0.7
     is_there[2] = False
-    places = rank_keys(torch.from_numpy(logits), torch.from_numpy(is_there), count)
-    assert places.shape == (3, min(count, 20))
-    for head, expected in enumerate(reference.rank_keys(logits, is_there, count)):
-        found = [place for place in places[head].tolist() if is_there[head, place]]
+    places = rank_keys(*map(torch.from_numpy, (logits, is_there, near)), count)
+    for head, expected in enumerate(reference.rank_keys(logits, is_there, near, count)):
+        assert sorted(places[head].tolist()) == list(range(20))
+        found = [place for place in places[head, :count].tolist() if is_there[head, place]]
         assert found == expected
 
 
@@ -73,7 +74,7 @@ def test_attention_over_some_keys_matches_the_reference(rng: np.random.Generator
 
 def test_without_a_key_nothing_is_attended() -> None:
     none = torch.zeros((2, 3, 0)), torch.zeros((2, 0), dtype=torch.bool)
-    assert rank_keys(*none, 4).shape == (2, 0)
+    assert rank_keys(*none, torch.zeros((2, 3)), 4).shape == (2, 0)
     out, lse = attend_keys(*none, torch.zeros((2, 0, 8)))
     assert out.shape == (6, 8)
     assert (lse == -np.inf).all()
