@@ -32,7 +32,7 @@ def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int 
 
     `max_cached_block` is the room for selected blocks; None makes it twice `topk`, which keeps most of the
     blocks that the next step selects again, or as many as a context of `dense_until` tokens has. The room is
-    never smaller than what one step attends.
+    never smaller than what one step attends. Single keys that are selected take no slots.
     """
     near = -(-(memory.retention.window + 1) // layout.block_size) + 2
     sinks = sink_blocks(memory, layout.block_size)
@@ -43,6 +43,8 @@ def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int 
         if selected
         else 0
     )
-    wanted = max(2 * selected, layout.num_blocks(memory.selection.dense_until) if selected else 0)
+    wanted = max(
+        2 * selected, layout.num_blocks(memory.selection.dense_until) if memory.selection.selects else 0
+    )
     cached = max(wanted if max_cached_block is None else max_cached_block, selected)
     return near + sinks + cached + aged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moorage.runtime.config.key_checks import Complaint, about_keys
 from moorage.runtime.config.names import SETTINGS, keys_of_setting
 from moorage.runtime.config.presets import Settings
 from moorage.runtime.config.resolve import resolve_settings
@@ -21,15 +22,13 @@ from moorage.workers.spec import (
     Scorer,
 )
 
-Complaint = tuple[str, str, str]
-"""Section, key, and what is wrong with it beside which other key, with the fix."""
-
 
 def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     """All that is wrong between keys; each complaint names the key to change first."""
     yield from _about_names(config)
     settings = resolve_settings(config)
     yield from _about_anchors(config, settings)
+    yield from about_keys(config, settings)
     yield from _about_asynchronous(config, settings)
     yield from _about_positions(config, settings)
     yield from _about_steps(config, settings)

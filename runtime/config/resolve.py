@@ -49,9 +49,17 @@ def resolve_settings(
     if own.get("scheme") is Positions.CLAMPED:
         # Distant keys are attended un-rotated then, so that anchors of rotated keys would say nothing of them.
         own = {"anchor_space": AnchorSpace.PLAIN} | own
+    own = _one_selection(own)
     settings = _in_blocks_of(PRESETS[config.memory.preset].settings(), own)
     settings = _with_own_chunks(settings.replace(own), config.memory.preset, own, model)
     return _within_trained(settings, own, model).replace(own)
+
+
+def _one_selection(own: dict[str, Any]) -> dict[str, Any]:
+    """Own settings that select blocks or single keys, in place of what the preset selects."""
+    if own.get("topk_keys"):
+        return {"topk": None} | own
+    return {"topk_keys": 0} | own if "topk" in own else own
 
 
 def _with_own_chunks(
@@ -77,8 +85,8 @@ def _in_blocks_of(settings: Settings, own: dict[str, Any]) -> Settings:
 def _within_trained(settings: Settings, own: dict[str, Any], model: ModelSpec | None) -> Settings:
     """The settings with no more keys attended at once than the model was trained on.
 
-    Exact attention ends at the trained length. Sinks, window and chosen blocks together stay within it: the window
-    takes at most half, or all beside the sinks where nothing is chosen.
+    Exact attention ends at the trained length. Sinks, window and chosen blocks or keys together stay within it: the
+    window takes at most half, or all beside the sinks where nothing is chosen.
     """
     if model is None:
         return settings
@@ -87,12 +95,13 @@ def _within_trained(settings: Settings, own: dict[str, Any], model: ModelSpec | 
     sinks = -(-memory.retention.sinks // size) * size
     space = trained - sinks if topk == 0 else trained // 2
     window = own.get("window", min(memory.retention.window, max(size, space // size * size)))
-    most = max(1, (trained - sinks - window) // size)
+    space = trained - sinks - window
     return settings.replace(
         {
             "dense_until": min(memory.selection.dense_until, trained),
             "window": window,
-            "topk": min(topk, most) if topk else topk,
+            "topk": min(topk, max(1, space // size)) if topk else topk,
+            "topk_keys": min(memory.selection.topk_keys, max(1, space)),
         }
     )
 

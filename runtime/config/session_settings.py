@@ -14,7 +14,7 @@ from typing import Any
 
 from moorage.runtime.config.load import build_config
 from moorage.runtime.config.names import SETTINGS, keys_of_setting
-from moorage.runtime.config.presets import check_preset_name
+from moorage.runtime.config.presets import Settings, check_preset_name
 from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.rope import settle_positions
 from moorage.runtime.config.schema import ClusterConfig
@@ -32,6 +32,8 @@ _OF_SESSION = {
     if each.declared.of_preset and each.name != "window"
 }
 """Settings that a request may choose; the device's window is reserved when the cluster starts."""
+_IN_PLACE_OF = {"topk": "topk_keys", "topk_keys": "topk"}
+"""Setting -> the one that a request leaves behind when it gives the first."""
 SESSION_KEYS = {
     place.partition(".")[2]: place for place, each in SETTINGS.items() if each.name in _OF_SESSION
 }
@@ -52,6 +54,7 @@ def resolve_memory(
     """
     asked = asked_config(config, preset, settings)
     found = resolve_settings(asked, model)
+    _check_codes(found)
     if model is None:
         return found.memory
     given = (config.memory.rope_scaling_factor, asked.memory.rope_scaling_factor)
@@ -60,6 +63,16 @@ def resolve_memory(
         return settle_positions(found.memory, found.rotary, model, found.store.block_size, own_factor)
     except ValueError as error:
         raise InvalidRequest(f"preset {found.memory.preset}: {error}") from error
+
+
+def _check_codes(found: Settings) -> None:
+    """Raises InvalidRequest where single keys are to be selected and the store has no codes of them."""
+    kind = found.store.anchor_type
+    if found.memory.selection.topk_keys and not kind.codes_keys:
+        raise InvalidRequest(
+            f"preset {found.memory.preset}: it selects single keys, but this cluster's store has {kind} anchors and "
+            "no codes of keys; name another preset, or select blocks with topk"
+        )
 
 
 def unsettled_memory(config: ClusterConfig, preset: str | None, model: ModelSpec) -> MemorySpec:
@@ -119,7 +132,8 @@ def _with_settings(config: ClusterConfig, settings: Mapping[str, str]) -> Cluste
     source = Source(Path("memory"), config.model_dump(mode="json"))
     for key, text in settings.items():
         place = _place(key)
-        for other in keys_of_setting(SETTINGS[place].name):
+        asked = SETTINGS[place].name
+        for other in [*keys_of_setting(asked), *keys_of_setting(_IN_PLACE_OF.get(asked, asked))]:
             section, _, name = other.partition(".")
             if name not in settings:
                 source.put(section, name, None, "memory")

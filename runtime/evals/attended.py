@@ -42,10 +42,11 @@ def same_keys(choices: Mapping[str, Sequence[Hashable]], lengths: Sequence[int])
 
 
 def _attends_all(memory: MemorySpec, block_size: int, num_tokens: int) -> bool:
-    if memory.selection.topk is None:
+    selected = memory.selection.selected_tokens(block_size)
+    if selected is None:
         return True
-    budget = _sinks(memory, block_size) + memory.retention.window + memory.selection.topk * block_size
-    return num_tokens <= max(budget, memory.selection.dense_until if memory.selection.topk else 0)
+    budget = _sinks(memory, block_size) + memory.retention.window + selected
+    return num_tokens <= max(budget, memory.selection.dense_until if selected else 0)
 
 
 def _positions(memory: MemorySpec, block_size: int, num_tokens: int) -> Hashable:

@@ -164,9 +164,6 @@ class LocalTarget:
         return self._engine.score(tokens, self._memory)
 
     def _budget(self) -> int:
-        memory, size = self._memory, self._engine.layout.block_size
-        return (
-            memory.retention.sinks + memory.retention.window + memory.selection.topk * size
-            if memory.selection.topk is not None
-            else 0
-        )
+        retention = self._memory.retention
+        selected = self._memory.selection.selected_tokens(self._engine.layout.block_size)
+        return 0 if selected is None else retention.sinks + retention.window + selected

@@ -89,10 +89,8 @@ class Request:
     @property
     def budget_tokens(self) -> int:
         """Most tokens attended per layer and decode step by selection; 0 stands for all."""
-        memory = self.memory
-        if memory.selection.topk is None:
-            return 0
-        return memory.retention.sinks + memory.retention.window + memory.selection.topk * self.block_size
+        retention, selected = self.memory.retention, self.memory.selection.selected_tokens(self.block_size)
+        return 0 if selected is None else retention.sinks + retention.window + selected
 
     @property
     def remaining_new_tokens(self) -> int:

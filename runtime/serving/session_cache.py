@@ -184,7 +184,7 @@ def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | 
     """End of the stored tokens whose decode steps attended every key as prefill would have."""
     memory, prompt = stored.memory, stored.prompt_tokens
     end = len(stored.token_ids)
-    if memory.selection.topk and memory.selection.dense_layers < layout.num_layers:
+    if memory.selection.selects and memory.selection.dense_layers < layout.num_layers:
         end = min(end, max(_first_selection(memory, layout), memory.selection.dense_until, prompt))
     shape = attention_shape(memory, layout, prompt, model_rope)
     changed = (
@@ -196,9 +196,10 @@ def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | 
 
 
 def _first_selection(memory: MemorySpec, layout: KvLayout) -> int:
-    """First position whose query has more candidate blocks than it may select."""
-    assert memory.selection.topk
-    blocks = sink_blocks(memory, layout.block_size) + memory.selection.topk + 1
+    """First position whose query has more candidate blocks, or single keys, than it may select."""
+    selected = memory.selection.selected_tokens(layout.block_size)
+    assert selected
+    blocks = sink_blocks(memory, layout.block_size) + selected // layout.block_size + 1
     return blocks * layout.block_size + memory.retention.window - 1
 
 

@@ -26,7 +26,7 @@ class RetentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class SelectionSpec:
-    """Which blocks between the sinks and the local window are attended."""
+    """Which blocks, or which single keys, between the sinks and the local window are attended."""
 
     topk: int | None = setting(
         None,
@@ -34,7 +34,13 @@ class SelectionSpec:
         Limits(least=0),
         none="all",
     )
-    """None attends all blocks."""
+    """None attends all blocks, or selects single keys."""
+    topk_keys: int = setting(
+        0,
+        "Single keys selected per layer, KV head and step, in place of blocks, by the one-bit codes of anchor_type "
+        "KEY_CODES; 0 selects blocks.",
+        Limits(least=0),
+    )
     execution_block: int = setting(
         0,
         "Prompt tokens that share one selection of blocks; 0 prefills exactly, over all keys.",
@@ -91,6 +97,17 @@ class SelectionSpec:
         Limits(least=-1, most=1),
         research=True,
     )
+
+    @property
+    def selects(self) -> bool:
+        """Whether generated tokens select what they attend between the sinks and the local window."""
+        return bool(self.topk or self.topk_keys)
+
+    def selected_tokens(self, block_size: int) -> int | None:
+        """Tokens that are selected per layer, head and step; None where all are attended."""
+        if self.topk_keys:
+            return self.topk_keys
+        return None if self.topk is None else self.topk * block_size
 
     def in_prefill(self, prompt_tokens: int) -> bool:
         """Whether execution blocks of a prompt of so many tokens select what they attend."""

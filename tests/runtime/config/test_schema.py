@@ -121,6 +121,10 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, "model: {path: m}\nmemory:\n").memory.preset == "moorage"
 
 
+KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
+"""Selects single keys; the second line goes on."""
+
+
 @pytest.mark.parametrize(
     ("text", "names"),
     [
@@ -182,6 +186,44 @@ def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
         ("memory: {lag: 1, preset: full}", "memory.lag: 1 needs a choice, but every block beyond the window"),
         ("memory: {lag: 1, topk: 0}", "memory.lag: 1 needs a choice, but no block beyond the window"),
         ("memory: {lag: 1}\ngpu_workers: {score_on: device}", "score_on is device; use auto or cpu"),
+        (
+            "memory: {topk_keys: 9}",
+            "memory.topk_keys: 9 needs codes of single keys, but anchor_type is QUEST",
+        ),
+        (
+            "long_context: {anchor_type: KEY_CODES, block_size: 24}",
+            "block_size: 24 is not a multiple of 16, as KEY_CODES anchors need it; use 32 or",
+        ),
+        (
+            "long_context: {anchor_type: KEY_CODES, anchor_num: 2}",
+            "anchor_num: 2 is more than the one mean of a block",
+        ),
+        (f"{KEYS}, topk: 3}}", "memory.topk_keys: 9 selects single keys, but topk 3 selects blocks; remove"),
+        (f"{KEYS}, preset: inf-llm}}", "memory.exc_block_size: 512 belongs to selections of blocks"),
+        (
+            f"{KEYS}, lag: 1}}",
+            "memory.lag: 1 belongs to selections of blocks, but topk_keys 9 selects single keys",
+        ),
+        (f"{KEYS}, head_pool: max}}", "memory.head_pool: max belongs to selections of blocks"),
+        (f"{KEYS}, anchor_pool: sum}}", "memory.anchor_pool: sum belongs to selections of blocks"),
+        (f"{KEYS}, scorer: faiss}}", "memory.scorer: faiss belongs to selections of blocks"),
+        (
+            f"gpu_workers: {{score_on: device}}\n{KEYS}}}",
+            "gpu_workers.score_on: device belongs to selections",
+        ),
+        (f"{KEYS}, positions: rolling}}", "memory.positions: rolling gives only sinks and window a position"),
+        *(
+            (
+                f"memory: {{topk_keys: 9}}\nlong_context: {{anchor_type: KEY_CODES, {key}: {value}}}",
+                f"long_context.{key}: {value} belongs to selections of blocks",
+            )
+            for key, value in [
+                ("layer_step", 2),
+                ("token_step", 2),
+                ("preselect_block", "prompt"),
+                ("head_select_mode", "SEPARATE"),
+            ]
+        ),
         ("memory: {cache_strategy: lru-t}", "should be 'lru', 'fifo' or 'lru-s'"),
         ("kv_store: {dram: -3}", "kv_store.dram: got -3"),
         ("kv_store: {dram: 8XB}", "should be a size such as 8GiB"),

@@ -33,6 +33,27 @@ def test_settings_of_a_request_stand_above_the_preset_that_it_names() -> None:
     assert asked == resolve_memory(config, "inf-llm").replace(sinks=0)
 
 
+def test_a_request_selects_blocks_or_single_keys_whatever_the_cluster_selects() -> None:
+    coded = {"anchor_type": "KEY_CODES"}
+    of_keys = cluster(memory={"topk_keys": 256}, long_context=coded)
+    of_blocks = cluster(memory={"topk": 64}, long_context=coded)
+    selected = [
+        resolve_memory(config, settings=settings).selection
+        for config in (of_keys, of_blocks)
+        for settings in ({}, {"topk": "5"}, {"topk_keys": "30"})
+    ]
+    assert [(each.topk, each.topk_keys) for each in selected] == [
+        (None, 256), (5, 0), (None, 30), (64, 0), (5, 0), (None, 30),
+    ]  # fmt: skip
+
+
+def test_another_preset_selects_blocks_by_the_means_beside_codes() -> None:
+    config = cluster(memory={"topk_keys": 256}, long_context={"anchor_type": "KEY_CODES", "block_size": 64})
+    found = resolve_memory(config, "ktransformers").selection
+    assert (found.topk, found.topk_keys) == (192, 0)
+    assert not resolve_memory(config, "full").selection.selects
+
+
 def test_the_store_stays_the_clusters() -> None:
     config = cluster(memory={"preset": "ktransformers"}, long_context={"block_size": 64})
     for asked in (
@@ -65,6 +86,7 @@ def test_every_setting_of_a_session_takes_a_value_as_the_file_does(key: str) -> 
         ({"topk": "[1"}, "memory: topk: the value is not YAML"),
         ({"topk": "1", "second_select_num": "2"}, "but both name one setting"),
         ({"positions": "rolling"}, "memory.positions: rolling gives only sinks and window a position"),
+        ({"topk_keys": "9"}, "memory.topk_keys: 9 needs codes of single keys, but anchor_type is QUEST"),
         ({"lag": "1", "layer_step": "2"}, "but layer_step is 2; set long_context.layer_step"),
     ],
 )
