@@ -31,18 +31,6 @@ def key_logits(
     return capped(logits.gather(0, met)[0], softcap)
 
 
-def rank_keys(logits: torch.Tensor, is_there: torch.Tensor, near: torch.Tensor, count: int) -> torch.Tensor:
-    """Places [Hkv, m] of all keys: first the `count` best of each KV head, ascending, then the others.
-
-    Logits are [Hkv, G, m], is_there bool [Hkv, m], `near` [Hkv, G] the log-sum-exp of each query head over sinks and
-    window. A key's value is the largest over the query heads of (logit - near). Of equal keys the one at the lower
-    place is better, and one that is not there is worse than any other.
-    """
-    values = (logits - near[..., None]).amax(dim=1).masked_fill(~is_there, -torch.inf)
-    order = torch.sort(values, dim=-1, descending=True, stable=True).indices
-    return torch.cat((order[:, :count].sort(dim=-1).values, order[:, count:]), dim=-1)
-
-
 def attend_keys(
     logits: torch.Tensor, is_there: torch.Tensor, values: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.kernels.key_select.reference import best_keys, key_values, log_sum_exp
+from moorage.kernels.key_select.reference import log_sum_exp
 
 Float64 = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -35,15 +35,6 @@ def key_logits(
         logit = scale * float(queries[variant[h, i], h * group + g].astype(np.float64) @ key)
         out[h, g, i] = softcap * math.tanh(logit / softcap) if softcap else logit
     return out
-
-
-def rank_keys(logits: Float64, is_there: Bools, near: Float64, count: int) -> list[list[int]]:
-    """See gpu.py; by KV head the places of the best keys that are there."""
-    found = []
-    for head, there in enumerate(is_there):
-        places = np.flatnonzero(there)
-        found.append(places[best_keys(key_values(logits[head][:, places], near[head]), count)].tolist())
-    return found
 
 
 def attend_keys(logits: Float64, is_there: Bools, values: Float64) -> tuple[Float64, Float64]:

@@ -1,4 +1,4 @@
-"""A selection of single keys by the definition, in fp64 and with full sorts, and what stands for the other keys.
+"""A selection of single keys by the definition, in fp64 and with full sorts, and what stands for all others.
 
 Codes of a block, as the arena has them, are uint8 [Hkv * (B * (C + 2) + 2 D)] with C = ceil(D / 8). For each KV head
 in turn: bytes uint8 [C][B], then scales, bits of fp16 [B], then the mean value of the block, bits of fp16 [D]. Bit
@@ -8,7 +8,6 @@ of the absolute channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +17,6 @@ from moorage.kernels.hadamard import hadamard_matrix
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-
-ExactLogits = Float64 | Callable[[int, Int64], ArrayLike]
-"""Scaled logits [Hq, T] of all candidates, or (KV head, positions [m]) -> those [G, m] of the head's query heads."""
 
 
 class BlockCodes(NamedTuple):
@@ -84,71 +80,36 @@ def best_keys(values: Float64, count: int) -> Int64:
     return np.sort(np.argsort(-values, kind="stable")[:count])
 
 
-class KeyChoice(NamedTuple):
-    """Candidates of one session and layer, by KV head ascending places from 0 on."""
-
-    margin: list[Int64]
-    """Those with exact logits."""
-    selected: list[Int64]
-    """Those that are attended, among `margin`."""
-
-    def positions(self, topk_keys: int, first: int = 0) -> Int64:
-        """[Hkv, topk_keys] positions of the attended keys, padded with -1, if the first candidate is at `first`."""
-        found = np.full((len(self.selected), topk_keys), -1, np.int64)
-        for into, places in zip(found, self.selected, strict=True):
-            into[: len(places)] = first + places
-        return found
-
-
 def select_keys(
-    estimated: Float64,
-    exact_logits: ExactLogits,
-    near: Float64,
-    *,
-    num_kv_heads: int,
-    topk_keys: int,
-    key_margin: int,
-) -> KeyChoice:
-    """The keys that one session attends in a layer, beside sinks and window.
+    estimated: Float64, near: Float64, *, num_kv_heads: int, topk_keys: int, first: int = 0
+) -> Int64:
+    """Positions [Hkv, topk_keys] of the keys that are attended beside sinks and window, ascending, padded with -1.
 
-    `estimated` [Hq, T] are the candidates' logits by their codes, and `near` [Hq] the log-sum-exp of the exact logits
-    of sinks and window. The `key_margin * topk_keys` keys of each KV head with the best estimated values are
-    ranked again by `exact_logits`, and the best `topk_keys` of them are attended. Ties go to the earlier one.
+    `estimated` [Hq, T] are the candidates' logits by their codes, the first of them at position `first`. `near` [Hq]
+    is the log-sum-exp of each query head's exact logits over sinks and window. Those with the largest `key_values`
+    are selected for each KV head; ties go to the earlier one.
     """
-    group, choice = len(estimated) // num_kv_heads, KeyChoice([], [])
-    for head in range(num_kv_heads):
-        heads = slice(head * group, (head + 1) * group)
-        margin = best_keys(key_values(estimated[heads], near[heads]), key_margin * topk_keys)
-        exact = exact_of(exact_logits, head, group, margin)
-        choice.margin.append(margin)
-        choice.selected.append(margin[best_keys(key_values(exact, near[heads]), topk_keys)])
-    return choice
-
-
-def exact_of(exact_logits: ExactLogits, head: int, group: int, places: Int64) -> Float64:
-    """Exact logits [G, m] of the query heads of a KV head."""
-    if callable(exact_logits):
-        return np.asarray(exact_logits(head, places), np.float64).reshape(group, len(places))
-    return np.asarray(exact_logits, np.float64)[head * group : (head + 1) * group, places]
+    found = np.full((num_kv_heads, topk_keys), -1, np.int64)
+    groups = estimated.reshape(num_kv_heads, len(estimated) // num_kv_heads, estimated.shape[1])
+    for into, logits, of_group in zip(found, groups, near.reshape(num_kv_heads, -1), strict=True):
+        best = best_keys(key_values(logits, of_group), topk_keys)
+        into[: len(best)] = first + best
+    return found
 
 
 def complete(
-    estimated: Float64, exact_logits: ExactLogits, choice: KeyChoice, mean_values: Float64, block_size: int
+    means: ArrayLike, mean_values: Float64, queries: ArrayLike, *, block_size: int, scale: float
 ) -> tuple[Float64, Float64]:
-    """(out [Hq, D], lse [Hq]) of the candidates that are not attended: the completion term of the softmax.
+    """(out [Hq, D], lse [Hq]) of the completion: every candidate block as one key of weight `block_size`.
 
-    Each has the weight of its exact logit where it has one, else of its estimated logit, and the mean value of its
-    block, of mean_values [n, Hkv, D].
+    It is the mean key of the block, of means [n, Hkv, D], with its mean value, of mean_values [n, Hkv, D], and meets
+    the queries [Hq, D] as the codes do. Selected keys are not taken out.
     """
-    group = len(estimated) // len(choice.margin)
-    logits = np.array(estimated, np.float64)
-    for head, (margin, selected) in enumerate(zip(choice.margin, choice.selected, strict=True)):
-        heads = np.arange(head * group, (head + 1) * group)[:, None]
-        logits[heads, margin] = exact_of(exact_logits, head, group, margin)
-        logits[heads, selected] = -np.inf
+    centres, heads = np.asarray(means, np.float64), np.asarray(queries, np.float64)
+    _, num_kv_heads, dim = centres.shape
+    groups = heads.reshape(num_kv_heads, -1, dim)
+    logits = scale * np.einsum("hgd,nhd->hgn", groups, centres) + np.log(block_size)
     lse = log_sum_exp(logits)
-    out = np.zeros((len(logits), mean_values.shape[-1]))
-    values = np.repeat(mean_values, block_size, axis=0)
-    for h in np.flatnonzero(lse > -np.inf):
-        out[h] = np.exp(logits[h] - lse[h]) @ values[:, h // group]
-    return out, lse
+    weights = np.exp(logits - np.where(lse > -np.inf, lse, 0.0)[..., None])
+    out = np.einsum("hgn,nhd->hgd", weights, mean_values)
+    return out.reshape(len(heads), -1), lse.reshape(len(heads))

@@ -1,4 +1,4 @@
-"""Exact logits, order and attention of single keys, against their definitions in fp64."""
+"""Exact logits and attention of single keys, against their definitions in fp64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moorage.kernels.key_attention import attend_keys, key_logits, rank_keys, reference
+from moorage.kernels.key_attention import attend_keys, key_logits, reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -42,21 +42,6 @@ def test_logits_match_the_reference(
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 4, 9, 40])
-@pytest.mark.parametrize("group", [1, 3])
-def test_the_best_keys_match_the_reference(rng: np.random.Generator, count: int, group: int) -> None:
-    # Multiples of 1/4 make ties; each head of a group stands at a level of its own.
-    near = 5.0 * np.arange(group) + rng.integers(0, 3, (3, group))
-    logits = rng.integers(-8, 8, (3, group, 20)) / 4 + near[..., None]
-    is_there = rng.random((3, 20)) < 0.7
-    is_there[2] = False
-    places = rank_keys(*map(torch.from_numpy, (logits, is_there, near)), count)
-    for head, expected in enumerate(reference.rank_keys(logits, is_there, near, count)):
-        assert sorted(places[head].tolist()) == list(range(20))
-        found = [place for place in places[head, :count].tolist() if is_there[head, place]]
-        assert found == expected
-
-
 def test_attention_over_some_keys_matches_the_reference(rng: np.random.Generator) -> None:
     logits = rng.standard_normal((3, 2, 9))
     is_there = rng.random((3, 9)) < 0.6
@@ -74,7 +59,6 @@ def test_attention_over_some_keys_matches_the_reference(rng: np.random.Generator
 
 def test_without_a_key_nothing_is_attended() -> None:
     none = torch.zeros((2, 3, 0)), torch.zeros((2, 0), dtype=torch.bool)
-    assert rank_keys(*none, torch.zeros((2, 3)), 4).shape == (2, 0)
     out, lse = attend_keys(*none, torch.zeros((2, 0, 8)))
     assert out.shape == (6, 8)
     assert (lse == -np.inf).all()

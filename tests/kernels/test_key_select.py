@@ -69,66 +69,36 @@ def test_a_key_of_one_head_s_share_comes_before_a_key_of_larger_logits() -> None
     # Head 0 has large logits everywhere, head 1 small ones with one key that stands out from its window.
     logits, near = np.array([[9.0, 9.1, 9.0], [0.0, 0.0, 3.0]]), np.array([12.0, 2.0])
     assert reference.key_values(logits, near).tolist() == pytest.approx([-2.0, -2.0, 1.0])
-    choice = reference.select_keys(logits, logits, near, num_kv_heads=1, topk_keys=1, key_margin=1)
-    assert choice.positions(1).tolist() == [[2]]
-
-
-def test_exact_logits_decide_among_the_margin_alone() -> None:
-    estimated = np.array([[2.0] * 16 + [1.0] * 16])
-    exact, near = np.zeros((1, 32)), np.zeros(1)
-    exact[0, 5], exact[0, 9], exact[0, 17] = 3.0, 4.0, 50.0  # token 17 has the 18th best estimate
-    for key_margin, expected in ((8, [105, 109]), (9, [109, 117])):
-        choice = reference.select_keys(
-            estimated, exact, near, num_kv_heads=1, topk_keys=2, key_margin=key_margin
-        )
-        assert choice.margin[0].tolist() == list(range(2 * key_margin))
-        assert choice.positions(2, first=100).tolist() == [expected]
+    assert reference.select_keys(logits, near, num_kv_heads=1, topk_keys=1).tolist() == [[2]]
 
 
 def test_ties_go_to_the_earlier_position() -> None:
-    ones = np.ones((1, 48))
-    choice = reference.select_keys(ones, ones, np.zeros(1), num_kv_heads=1, topk_keys=3, key_margin=2)
-    assert choice.margin[0].tolist() == [0, 1, 2, 3, 4, 5]
-    assert choice.positions(3).tolist() == [[0, 1, 2]]
+    logits = np.array([[1.0, 2.0, 1.0, 2.0, 1.0]])
+    found = reference.select_keys(logits, np.zeros(1), num_kv_heads=1, topk_keys=4, first=100)
+    assert found.tolist() == [[100, 101, 102, 103]]
 
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_fewer_candidates_than_keys_are_padded(count: int) -> None:
-    logits = np.ones((2, count))
-    choice = reference.select_keys(logits, logits, np.zeros(2), num_kv_heads=2, topk_keys=3, key_margin=4)
-    assert choice.positions(3).tolist() == [[*range(count), *[-1] * (3 - count)]] * 2
-    out, lse = reference.complete(logits, logits, choice, np.ones((count, 2, 8)), 1)
-    assert (out == 0).all(), "all candidates are attended, so that nothing is left to complete"
-    assert (lse == -np.inf).all()
+    found = reference.select_keys(np.ones((4, count)), np.zeros(4), num_kv_heads=2, topk_keys=3)
+    assert found.tolist() == [[*range(count), *[-1] * (3 - count)]] * 2
 
 
 def test_each_kv_head_selects_by_its_own_query_heads(rng: np.random.Generator) -> None:
-    estimated, exact, near = rng.standard_normal((4, 64)), rng.standard_normal((4, 64)), np.arange(4.0)
-    arguments = {"topk_keys": 5, "key_margin": 3}
-    found = reference.select_keys(estimated, exact, near, num_kv_heads=2, **arguments)
-    asked: list[int] = []
-
-    def of_places(head: int, places: np.ndarray) -> np.ndarray:
-        asked.append(len(places))
-        return exact[2 * head : 2 * head + 2, places]
-
-    again = reference.select_keys(estimated, of_places, near, num_kv_heads=2, **arguments)
-    np.testing.assert_array_equal(found.positions(5), again.positions(5))
-    assert asked == [15, 15]
+    estimated, near = rng.standard_normal((4, 64)), np.arange(4.0)
+    found = reference.select_keys(estimated, near, num_kv_heads=2, topk_keys=5)
     for head in range(2):
         heads = slice(2 * head, 2 * head + 2)
-        alone = reference.select_keys(
-            estimated[heads], exact[heads], near[heads], num_kv_heads=1, **arguments
-        )
-        np.testing.assert_array_equal(alone.selected[0], found.selected[head])
+        alone = reference.select_keys(estimated[heads], near[heads], num_kv_heads=1, topk_keys=5)
+        np.testing.assert_array_equal(alone[0], found[head])
 
 
-def test_keys_that_are_not_attended_have_the_mean_value_of_their_block() -> None:
-    # Two blocks of two keys. Key 3 is attended; key 0 has an exact logit, keys 1 and 2 have estimates alone.
-    estimated, exact = np.log([[4.0, 1.0, 2.0, 5.0]]), np.log([[3.0, 9.0, 9.0, 7.0]])
-    choice = reference.select_keys(estimated, exact, np.zeros(1), num_kv_heads=1, topk_keys=1, key_margin=2)
-    assert (choice.margin[0].tolist(), choice.selected[0].tolist()) == ([0, 3], [3])
-    mean_values = np.array([[[1.0, 0.0]], [[0.0, 10.0]]])
-    out, lse = reference.complete(estimated, exact, choice, mean_values, 2)
-    assert np.exp(lse).tolist() == pytest.approx([3.0 + 1.0 + 2.0])
-    np.testing.assert_allclose(out, [[4 / 6, 20 / 6]])
+def test_each_block_completes_the_softmax_as_its_mean_key_with_its_mean_value() -> None:
+    # One query head, two blocks of 16 keys: weights 16 * 1 and 16 * 3.
+    means, mean_values = np.array([[[0.0, 7.0]], [[np.log(3), 7.0]]]), np.array([[[1.0, 0.0]], [[0.0, 8.0]]])
+    out, lse = reference.complete(means, mean_values, [[2.0, 0.0]], block_size=16, scale=0.5)
+    assert np.exp(lse).tolist() == pytest.approx([64.0])
+    np.testing.assert_allclose(out, [[0.25, 6.0]])
+    out, lse = reference.complete(means[:0], mean_values[:0], [[2.0, 0.0]], block_size=16, scale=0.5)
+    assert lse.tolist() == [-np.inf]
+    assert out.tolist() == [[0.0, 0.0]]
