@@ -23,7 +23,7 @@ WIDE_LANES = LANES
 """Head sizes and half the rotated channels must be a multiple of this."""
 
 
-def _load(builder: Any, pointer: Any, element: ir.Type) -> Any:
+def load_wide(builder: Any, pointer: Any, element: ir.Type) -> Any:
     """WIDE_LANES elements as float32."""
     typed = builder.bitcast(pointer, ir.VectorType(element, WIDE_LANES).as_pointer())
     vector = builder.load(typed, align=2 if element == ir.HalfType() else 4)
@@ -34,18 +34,26 @@ def _pick(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
 
-def _halved(builder: Any, left: Any, right: Any, count: int) -> Any:
-    """Sums of neighbouring lanes of `left` and then `right`, of which the first `count` are made."""
-    even = _pick(builder, left, right, list(range(0, 2 * count, 2)))
-    return builder.fadd(even, _pick(builder, left, right, list(range(1, 2 * count, 2))))
+def _halved(builder: Any, left: Any, right: Any) -> Any:
+    """In each four lanes: the sums of neighbouring lanes of `left`, then those of `right`."""
+    lanes = [base + place for base in range(0, WIDE_LANES, 4) for place in (0, 2, WIDE_LANES, WIDE_LANES + 2)]
+    even, odd = (_pick(builder, left, right, [lane + by for lane in lanes]) for by in (0, 1))
+    return builder.fadd(even, odd)
 
 
-def _lane_sums(builder: Any, vectors: list[Any]) -> Any:
+def _quarter_sums(builder: Any, vectors: list[Any]) -> Any:
+    """In each four lanes: the sums over these four lanes of each of TILE vectors."""
+    return _halved(builder, _halved(builder, *vectors[:2]), _halved(builder, *vectors[2:]))
+
+
+def lane_sums(builder: Any, vectors: list[Any]) -> Any:
     """Four lanes: the sum of each of TILE vectors."""
-    first, second = (_halved(builder, vectors[i], vectors[i + 1], WIDE_LANES) for i in (0, 2))
-    joined = _halved(builder, first, second, WIDE_LANES)
-    eight = _halved(builder, joined, joined, 8)
-    return _halved(builder, eight, eight, TILE)
+    found, width = _quarter_sums(builder, vectors), WIDE_LANES
+    while width > TILE:
+        width //= 2
+        low, high = (_pick(builder, found, found, list(range(at, at + width))) for at in (0, width))
+        found = builder.fadd(low, high)
+    return found
 
 
 def _dot_tile(num_queries: int) -> Callable[..., Any]:
@@ -79,7 +87,7 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
                     builder.store(multiply_add(builder, vector, part, builder.load(held[r])), held[r])
 
             def parts_at(place: Any) -> list[Any]:
-                return [_load(builder, builder.gep(line, [place]), FLOAT) for line in lines]
+                return [load_wide(builder, builder.gep(line, [place]), FLOAT) for line in lines]
 
             width, none = I64(WIDE_LANES), I64(0)
             turned = builder.select(rotates, half, none)
@@ -88,8 +96,8 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
                 right = builder.add(left, half)
                 low_parts, high_parts = parts_at(left), parts_at(right)
                 for r, row in enumerate(rows):
-                    low, high = (_load(builder, builder.gep(row, [d]), element) for d in (left, right))
-                    c, s = (_load(builder, builder.gep(t[r], [left]), FLOAT) for t in (cosines, sines))
+                    low, high = (load_wide(builder, builder.gep(row, [d]), element) for d in (left, right))
+                    c, s = (load_wide(builder, builder.gep(t[r], [left]), FLOAT) for t in (cosines, sines))
                     minus = builder.fneg(builder.fmul(high, s, flags=FUSED))
                     add(r, multiply_add(builder, low, c, minus), low_parts)
                     add(r, multiply_add(builder, high, c, builder.fmul(low, s, flags=FUSED)), high_parts)
@@ -98,10 +106,10 @@ def _dot_tile(num_queries: int) -> Callable[..., Any]:
                 place = builder.add(passed, builder.mul(loop.index, width))
                 parts = parts_at(place)
                 for r, row in enumerate(rows):
-                    add(r, _load(builder, builder.gep(row, [place]), element), parts)
+                    add(r, load_wide(builder, builder.gep(row, [place]), element), parts)
             target = pointer_to(context, builder, kinds[12], args[12], out_at)
             for m, held in enumerate(sums):
-                found = _lane_sums(builder, [builder.load(total) for total in held])
+                found = lane_sums(builder, [builder.load(total) for total in held])
                 into = builder.gep(target, [builder.mul(stride, I64(m))])
                 builder.store(found, builder.bitcast(into, found.type.as_pointer()), align=4)
             return context.get_dummy_value()
@@ -150,10 +158,10 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
                 ]
                 sums = [cgutils.alloca_once(builder, FLOATS) for _ in places]
                 for total, place in zip(sums, places, strict=True):
-                    builder.store(_load(builder, place, FLOAT), total)
+                    builder.store(load_wide(builder, place, FLOAT), total)
                 with cgutils.for_range(builder, count) as row:
                     first = builder.gep(rows, [builder.mul(row.index, dim)])
-                    values = [_load(builder, builder.gep(first, [column]), element) for column in columns]
+                    values = [load_wide(builder, builder.gep(first, [column]), element) for column in columns]
                     for m, line in enumerate(lines):
                         factor = splat(builder, builder.load(builder.gep(line, [row.index])))
                         for j, value in enumerate(values):

@@ -20,7 +20,8 @@ def unit_call(typing: Any, function: Any, arguments: Any) -> Any:
     """(address of code, address of data) with which `call_unit` calls function(unit, *arguments).
 
     `function` is compiled, returns nothing and raises nothing. `arguments` is a tuple. The data lie in the caller's
-    frame: they are gone when it returns.
+    frame: they are gone when it returns. Arrays among them do not count who uses them, since threads that count the
+    same array's users wait for each other.
     """
     if not isinstance(function, types.Dispatcher) or not isinstance(arguments, types.BaseTuple):
         return None
@@ -30,7 +31,7 @@ def unit_call(typing: Any, function: Any, arguments: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         compiled = function.dispatcher.get_compile_result(wanted)
         context.active_code_library.add_linking_library(compiled.library)
-        held = cgutils.alloca_once_value(builder, args[1])
+        held = cgutils.alloca_once_value(builder, _unowned(context, builder, arguments, args[1]))
         name = context.mangler(f"unit_call_{compiled.fndesc.unique_name}", kinds)
         code = builder.module.globals.get(name)
         if code is None:
@@ -49,6 +50,20 @@ def unit_call(typing: Any, function: Any, arguments: Any) -> Any:
         return context.make_tuple(builder, signature.return_type, addresses)
 
     return types.UniTuple(types.int64, 2)(function, arguments), build
+
+
+def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    """`value` with arrays that are not owned, for which Numba's counting of references does nothing."""
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        for owner in ("meminfo", "parent"):
+            setattr(array, owner, cgutils.get_null_value(getattr(array, owner).type))
+        return array._getvalue()
+    if isinstance(kind, types.BaseTuple):
+        for at, each in enumerate(kind.types):
+            part = _unowned(context, builder, each, builder.extract_value(value, at))
+            value = builder.insert_value(value, part, at)
+    return value
 
 
 @intrinsic
