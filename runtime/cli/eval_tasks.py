@@ -8,6 +8,7 @@ MODULES = (
     "eval_perplexity",
     "eval_extrapolation",
     "eval_recall",
+    "eval_fidelity",
     "eval_sweep",
     "eval_files",
     "eval_harness",

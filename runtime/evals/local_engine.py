@@ -17,6 +17,7 @@ from moorage.workers.errors import Internal, InvalidRequest
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.spec import (
+    ContinueSession,
     MemorySpec,
     OpenSession,
     SamplingSpec,
@@ -26,9 +27,14 @@ from moorage.workers.spec import (
 )
 
 if TYPE_CHECKING:
+    import torch
+
+    from moorage.workers.gpu.attention.exact import ExactAttention
+    from moorage.workers.gpu.attention.observed import Observer
     from moorage.workers.gpu.attention.recall_probe import RecallProbe
 
-_SESSION = 1
+SESSION = 1
+"""The id of the engine's one session."""
 
 
 class LocalEngine:
@@ -105,6 +111,33 @@ class LocalEngine:
         finally:
             self._drop()
 
+    def observe(self, observer: Observer) -> None:
+        """Tells `observer` of each attention of generated tokens from now on."""
+        self._executor.worker.engine.observe(observer)
+
+    @property
+    def exact(self) -> ExactAttention:
+        """Attends all of a session's past."""
+        return self._executor.worker.engine.exact
+
+    def put(
+        self, start: int, token_ids: Sequence[int], opening: OpenSession | ContinueSession | None = None
+    ) -> None:
+        """One step over given tokens from position `start` on, of the session that `opening` opens or continues.
+
+        The session stays open.
+        """
+        opens = () if opening is None else (opening,)
+        self._run(Segment(SESSION, start, tuple(token_ids), False), opens)
+
+    def put_scored(self, start: int, token_ids: Sequence[int]) -> torch.Tensor:
+        """The same for an open session; returns the log-probabilities [vocab] after the last token, in fp32."""
+        self._run(Segment(SESSION, start, tuple(token_ids), False, True))
+        found = self._executor.worker.engine.sessions[SESSION].last_logprobs
+        if found is None:
+            raise Internal("the engine kept no log-probabilities of a scored step")
+        return found
+
     def _worker_settings(self, config: ClusterConfig, memory: MemorySpec) -> WorkerSettings:
         return worker_settings(config, for_one_session(deployment_of(config, self.model), memory))
 
@@ -117,7 +150,7 @@ class LocalEngine:
                 f"prompt has {counted(len(prompt), 'token')}, {counted(total, 'token')} with its answer, and this "
                 f"engine holds {self.max_tokens}; shorten the prompt or ask for fewer new tokens"
             )
-        return OpenSession(_SESSION, total, len(prompt), memory or self.memory, SamplingSpec())
+        return OpenSession(SESSION, total, len(prompt), memory or self.memory, SamplingSpec())
 
     def _prefill(self, opening: OpenSession, prompt: Sequence[int], scored: bool) -> Iterator[SegmentResult]:
         """One result for each chunk; the last one's has the first new token unless the prompt is scored."""
@@ -126,13 +159,13 @@ class LocalEngine:
         for start in range(0, len(prompt), chunk):
             ids = tuple(prompt[start : start + chunk])
             last = start + len(ids) == len(prompt)
-            yield self._run(Segment(_SESSION, start, ids, last and not scored, scored), opens)
+            yield self._run(Segment(SESSION, start, ids, last and not scored, scored), opens)
             opens = ()
 
     def _tokens(
         self, opening: OpenSession, prompt: Sequence[int], progress: Callable[[int], None] | None
     ) -> Iterator[int]:
-        end, result = 0, SegmentResult(_SESSION)
+        end, result = 0, SegmentResult(SESSION)
         for chunk in self._prefill(opening, prompt, False):
             result, end = chunk, min(end + self.config.max_step_tokens, len(prompt))
             if progress is not None:
@@ -143,11 +176,11 @@ class LocalEngine:
             yield token_id
             if token_id in self.eos_token_ids or position + 1 == opening.max_tokens:
                 return
-            result = self._run(Segment(_SESSION, position, (token_id,), True))
+            result = self._run(Segment(SESSION, position, (token_id,), True))
             if result.recall is not None:
                 self.recalls.append(result.recall)
 
-    def _run(self, segment: Segment, opens: tuple[OpenSession, ...] = ()) -> SegmentResult:
+    def _run(self, segment: Segment, opens: tuple[OpenSession | ContinueSession, ...] = ()) -> SegmentResult:
         """One step of the session. Raises the error that the segment ended with."""
         self._steps += 1
         (result,) = self._executor.step(StepPlan(self._steps, (), opens, (segment,))).segments
@@ -157,7 +190,7 @@ class LocalEngine:
 
     def _drop(self) -> None:
         self._steps += 1
-        self._executor.step(StepPlan(self._steps, drops=(_SESSION,)))
+        self._executor.step(StepPlan(self._steps, drops=(SESSION,)))
 
     def close(self) -> None:
         """Gives the store's memory back."""

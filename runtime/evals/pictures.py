@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 METRICS = ("accuracy", "score", "loss")
 _PANEL_INCHES = (4.6, 3.0)
 _MOST_COLUMNS = 3
-_MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX*"
+"""Of curves and points, one for each label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def _is_by_length(points: Sequence[Point]) -> Iterable[bool]:
 
 def _heatmaps(points: Sequence[Point], title: str) -> Figure:
     panels = list(dict.fromkeys((point.task, point.label) for point in points))
-    figure, axes = _grid(len(panels), title)
+    figure, axes = new_figure(len(panels), title)
     for axis, (task, label) in zip(axes, panels, strict=False):
         own = [point for point in points if (point.task, point.label) == (task, label)]
         lengths = sorted({point.length for point in own})
@@ -103,13 +104,13 @@ def _heatmaps(points: Sequence[Point], title: str) -> Figure:
 def _curves(points: Sequence[Point], title: str) -> Figure:
     tasks = list(dict.fromkeys(point.task for point in points))
     labels = list(dict.fromkeys(point.label for point in points))
-    figure, axes = _grid(len(tasks), title)
+    figure, axes = new_figure(len(tasks), title)
     for axis, task in zip(axes, tasks, strict=False):
         own = [point for point in points if point.task == task]
         for number, label in enumerate(labels):
             line = sorted((point.length, point.value) for point in own if point.label == label)
             if line:
-                marker = _MARKERS[number % len(_MARKERS)]
+                marker = MARKERS[number % len(MARKERS)]
                 axis.plot(*zip(*line, strict=True), marker=marker, markersize=4, linewidth=1.4, label=label)
         lengths = sorted({point.length for point in own})
         axis.set_xscale("log", base=2)
@@ -129,7 +130,8 @@ def _curves(points: Sequence[Point], title: str) -> Figure:
     return figure
 
 
-def _grid(count: int, title: str) -> tuple[Figure, list[Axes]]:
+def new_figure(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels in rows. Raises InvalidRequest without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

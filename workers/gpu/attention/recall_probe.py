@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moorage.workers.gpu.attention.backend import Attended
 from moorage.workers.gpu.attention.exact import ExactAttention
 from moorage.workers.gpu.engine.batch import DecodeStep
+from moorage.workers.gpu.positions.rotary import BlockRanges
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -59,8 +60,6 @@ class RecallProbe:
         selected = attended.selected[step.row]
         ids = ranges.candidates[None] if selected is None else selected
         blocks = np.unique(ids[ids >= 0])
-        size, selected_per_row = self._block_size, int(np.count_nonzero(ids >= 0)) // len(ids)
-        num_near = ranges.position + 1 - ranges.near_block * size
         self.samples.append(
             RecallSample(
                 session.decode_index,
@@ -69,9 +68,20 @@ class RecallProbe:
                 _oracle(masses, ids).cpu().numpy(),
                 tuple(blocks.tolist()),
                 masses.mean(dim=1).cpu().numpy()[blocks - ranges.num_sinks],
-                (ranges.num_sinks + selected_per_row) * size + num_near,
+                int(num_attended_keys(ranges, attended, step.row, self._block_size)),
             )
         )
+
+
+def num_attended_keys(ranges: BlockRanges, attended: Attended, row: int, block_size: int) -> float:
+    """Keys that one head attends, the mean over heads: sinks, what was selected, all from the first near block on."""
+    always = ranges.num_sinks * block_size + ranges.position + 1 - ranges.near_block * block_size
+    keys, blocks = attended.keys.get(row), attended.selected[row]
+    if keys is not None:
+        return always + float(np.count_nonzero(keys >= 0)) / len(keys)
+    if blocks is None:
+        return always + ranges.num_candidates * block_size
+    return always + float(np.count_nonzero(blocks >= 0)) / len(blocks) * block_size
 
 
 def _oracle(masses: torch.Tensor, selected: Int32) -> torch.Tensor:
