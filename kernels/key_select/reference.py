@@ -33,7 +33,7 @@ class BlockCodes(NamedTuple):
 def unpack_codes(codes: NDArray[np.uint8], num_kv_heads: int, block_size: int, dim: int) -> BlockCodes:
     """Reads the codes [n, bytes] of n blocks."""
     num_planes, count = -(-dim // 8), len(codes)
-    heads = np.ascontiguousarray(codes).reshape(count, num_kv_heads, -1)
+    heads = np.ascontiguousarray(codes).reshape(count, num_kv_heads, codes.shape[1] // num_kv_heads)
     bounds = [num_planes * block_size, (num_planes + 2) * block_size]
     planes, scales, values = map(np.ascontiguousarray, np.split(heads, bounds, axis=-1))
     by_key = planes.reshape(count, num_kv_heads, num_planes, block_size).swapaxes(2, 3)

@@ -36,6 +36,7 @@ def test_codes_are_read_as_they_are_written() -> None:
     assert set(np.unique(signs)) == {-1, 1}
     assert scales.tolist() == [[[1.5, 0.25]]]
     assert mean_values.tolist() == [[list(range(16))]]
+    assert reference.unpack_codes(codes[:0], 1, 2, 16).signs.shape == (0, 1, 2, 16)
 
 
 @pytest.mark.parametrize("dim", [8, 24, 64, 96, 128])
