@@ -33,7 +33,7 @@ class MailboxLink:
 
     def submit(self, operation: Operation[T]) -> Callable[[], T]:
         """See Link."""
-        if self.scores_here and isinstance(operation, Selecting):
+        if isinstance(operation, Selecting) and (self.scores_here or operation.runs_on_mapping):
             for session_id in operation.sessions:
                 confirm(self, session_id)
             found: T = operation.select(self.shard)

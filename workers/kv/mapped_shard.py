@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,29 +10,23 @@ from numpy.typing import ArrayLike
 from moorage.kernels.block_select import Coded
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound
 from moorage.workers.kv.arena import Arena
-from moorage.workers.kv.block_scorer import BlockScorer, Scoring
+from moorage.workers.kv.block_scorer import BlockScorer
 from moorage.workers.kv.block_table import BlockTable
 from moorage.workers.kv.candidates import Asked, Preselection
 from moorage.workers.kv.formats import format_of
-from moorage.workers.kv.messages import AnchorRotation, Float32, Int32, SelectReply, SelectRequest, Storage
-
-
-@dataclass(slots=True)
-class ShardSession:
-    """What is known of one session in one shard."""
-
-    table: BlockTable
-    num_sealed: list[int]
-    """By layer: the first blocks, full and with anchors."""
-    preselections: dict[int, Preselection] = field(default_factory=dict)
-    """By layer."""
-    rotation: AnchorRotation | None = None
-    """Set in the store when anchors summarise rotated keys."""
-    scoring: Scoring | None = None
-    """A scored request that waits for `select_scored`."""
-    version: int = 0
-    """Another number after everything that may change codes: sealed blocks, blocks that are gone, rebuilt anchors. No
-    two sessions of a shard ever have the same one, not even those that had the same id one after the other."""
+from moorage.workers.kv.key_scorer import KeyScorer
+from moorage.workers.kv.messages import (
+    AnchorRotation,
+    Float32,
+    Int32,
+    KeyReply,
+    KeyRequest,
+    KeyRowsRequest,
+    SelectReply,
+    SelectRequest,
+    Storage,
+)
+from moorage.workers.kv.shard_session import ShardSession
 
 
 class MappedShard:
@@ -49,7 +42,7 @@ class MappedShard:
         self.sessions: dict[int, ShardSession] = {}
         self.unconfirmed: set[int] = set()
         """In a worker: sessions of which the store may not have sealed yet what counts as sealed here."""
-        self._scorer = BlockScorer(arena)
+        self._scorer, self._keys = BlockScorer(arena), KeyScorer(arena)
         self._where = where
         self._last_version = 0
 
@@ -212,6 +205,14 @@ class MappedShard:
         reply = self._scorer.select_scored(scoring, lse)
         self._scorer.release(scoring)
         return reply
+
+    def select_keys(self, requests: Sequence[KeyRequest]) -> list[KeyReply]:
+        """See SelectKeys."""
+        return [self._keys.select(one, self.session(one.session_id)) for one in requests]
+
+    def key_rows(self, wanted: Sequence[KeyRowsRequest]) -> list[Storage]:
+        """See KeyRows."""
+        return [self._keys.rows(one, self.session(one.session_id)) for one in wanted]
 
     def preselect(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """Restricts selections of `layer` with `use_preselected`: of the blocks before `limit`, to `blocks`."""

@@ -79,6 +79,52 @@ class SelectReply(NamedTuple):
     """[R, S, k] pooled scores, padded with -inf."""
 
 
+class KeyRequest(NamedTuple):
+    """The best single keys of each KV head in the sealed blocks [first, limit), by their codes."""
+
+    session_id: int
+    layer: int
+    queries: Float32
+    """[Hq, D] as they meet the codes."""
+    near: Float32
+    """[Hq]: log-sum-exp of the logits of sinks and window, with which estimated logits are compared."""
+    first: int
+    limit: int
+    """A limit beyond the sealed blocks counts as their number."""
+    count: int
+    """Keys of each KV head."""
+    scale: float
+    """Multiplies the logits, usually 1 / sqrt(D)."""
+    with_rows: bool = False
+    """Whether the answer has the rows of these keys, since no other shard has any."""
+
+
+class KeyReply(NamedTuple):
+    """The best single keys of a shard, and its part of the completion: see `kernels.key_select.reference`."""
+
+    positions: Int32
+    """[Hkv, n], ascending, padded at the end with -1."""
+    scores: Float32
+    """[Hkv, n]: by key the largest over the query heads of (logit - near), padded with -inf."""
+    rest_out: Float32
+    """[Hq, D]"""
+    rest_lse: Float32
+    """[Hq]"""
+    rows: Storage | None = None
+    """[2, Hkv, n, D]: keys and values at `positions`, 0 at -1; None where they were not asked for."""
+
+
+class KeyRowsRequest(NamedTuple):
+    """Keys and values of single tokens."""
+
+    session_id: int
+    layer: int
+    heads: Int32
+    """[n]: KV heads."""
+    positions: Int32
+    """[n]"""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreStats:
     """What a store holds now."""

@@ -56,6 +56,9 @@ class Operation(Generic[T]):
 class Selecting(Operation[T]):
     """An operation that only reads what a worker of the same host maps as well."""
 
+    runs_on_mapping: ClassVar[bool] = False
+    """Whether such a worker always does it itself, and not only where it scores all blocks itself."""
+
     def select(self, shard: MappedShard) -> T:
         """Answers it from a view of the store's memory."""
         reply: T = getattr(shard, self.handler)(*_values(self))

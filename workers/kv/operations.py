@@ -19,6 +19,9 @@ from moorage.workers.kv.messages import (
     Attached,
     Float32,
     Int32,
+    KeyReply,
+    KeyRequest,
+    KeyRowsRequest,
     SelectReply,
     SelectRequest,
     Storage,
@@ -223,3 +226,31 @@ class Preselect(Selecting[None]):
     layer: int
     blocks: Int32
     limit: int
+
+
+@dataclass(slots=True)
+class SelectKeys(Selecting[list[KeyReply]]):
+    """The best single keys of this shard, for at least one request each of some sessions; all fail if one does."""
+
+    handler = "select_keys"
+    runs_on_mapping = True
+    requests: list[KeyRequest]
+
+    @property
+    def sessions(self) -> list[int]:
+        """See Operation."""
+        return [request.session_id for request in self.requests]
+
+
+@dataclass(slots=True)
+class KeyRows(Selecting[list[Storage]]):
+    """Keys and values of single tokens, [2, n, D] of storage type for each of `wanted`."""
+
+    handler = "key_rows"
+    runs_on_mapping = True
+    wanted: list[KeyRowsRequest]
+
+    @property
+    def sessions(self) -> list[int]:
+        """See Operation."""
+        return [one.session_id for one in self.wanted]

@@ -31,6 +31,7 @@ from moorage.workers.kv.operations import (
     Stats,
     Truncate,
 )
+from moorage.workers.kv.shard_keys import ShardKeys
 from moorage.workers.kv.shard_selection import ShardSelection, all_of
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.spec import HeadPool, KvLayout, Scorer
@@ -63,7 +64,9 @@ class ShardedKv:
         self._first: dict[int, int] = {}
         """By session: the link of its shard 0, where that is not link 0."""
         # Given a method of its own, the two would hold each other, and arenas would outlive the last use of them.
-        self._selection = ShardSelection(self.links, self._blocks, partial(_link_of, self._first))
+        first_link = partial(_link_of, self._first)
+        self._selection = ShardSelection(self.links, self._blocks, first_link)
+        self.keys = ShardKeys(self.links, layout, stripe_blocks, first_link)
 
     def open(
         self,

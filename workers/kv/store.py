@@ -11,7 +11,7 @@ from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.anchors import AnchorBuilder
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import PageAllocator
-from moorage.workers.kv.mapped_shard import MappedShard, ShardSession
+from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import (
     AnchorRotation,
     Attached,
@@ -19,6 +19,7 @@ from moorage.workers.kv.messages import (
     Int32,
     StoreStats,
 )
+from moorage.workers.kv.shard_session import ShardSession
 from moorage.workers.spec import AnchorSpace, KvLayout
 
 
