@@ -50,6 +50,8 @@ class EngineSettings:
     )
     anchor_bytes: int | None = None
     """Device memory for anchors, under score_on other than cpu; None is unlimited."""
+    key_rows: int = 0
+    """Single keys of each KV head whose rows the device has room for from the start."""
     attend_on: AttendOn = setting(
         "device",
         "Where generated tokens attend selected blocks that the GPU does not hold: device fetches them; cpu attends "

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.workers.gpu.attention.device_keys import DeviceKeys
 from moorage.workers.gpu.attention.row_writer import RowWriter
 from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.engine.batch import DecodeBatch
@@ -54,6 +55,8 @@ class DecodeParts:
     """Makes the selections that `selector` puts off."""
     scores_in_stores: bool
     """Whether anchors are scored where the blocks are stored, and not on the device."""
+    keys: DeviceKeys
+    """Selects and attends single keys."""
     writer: RowWriter
     sinks: AttentionSinks
     layout: KvLayout

@@ -18,10 +18,20 @@ from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
 from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
 from moorage.workers.gpu.positions.step_blocks import StepBlocks
 from moorage.workers.gpu.selection.queries import LayerQueries, attention_scale
+from moorage.workers.gpu.selection.reuse import NO_BLOCKS, selects_keys
 from moorage.workers.gpu.selection.selector import Selection
 from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 
 Int32 = NDArray[np.int32]
+
+
+class SelectedKeys(NamedTuple):
+    """Single keys that one session attended in a layer."""
+
+    positions: Int32
+    """[Hkv, n], ascending, padded with -1."""
+    lse: torch.Tensor
+    """[Hq]: of these keys, sinks and window; what else is `found` has the completion as well."""
 
 
 class SlotLayer(NamedTuple):
@@ -32,6 +42,8 @@ class SlotLayer(NamedTuple):
     """By row."""
     found: dict[int, Partial]
     """By row, of the sessions that have not failed."""
+    keys: dict[int, SelectedKeys]
+    """By row, of those that selected single keys."""
 
 
 @dataclass(slots=True)
@@ -56,10 +68,11 @@ class SlotMetadata:
         """See DecodeMetadata."""
         if self.latest is None:
             raise ValueError(f"layer {layer} is not attended yet")
-        queries, selected, found = self.latest
+        queries, selected, found, keys = self.latest
         none = queries.plain.new_zeros(queries.plain.shape[1])
-        lse = [found[row].lse if row in found else none for row in range(len(selected))]
-        return Attended(queries, selected, torch.stack(lse))
+        lses = {row: each.lse for row, each in found.items()} | {row: each.lse for row, each in keys.items()}
+        lse = torch.stack([lses.get(row, none) for row in range(len(selected))])
+        return Attended(queries, selected, lse, {row: each.positions for row, each in keys.items()})
 
 
 class DeviceSlotAttention:
@@ -67,7 +80,7 @@ class DeviceSlotAttention:
 
     def __init__(self, parts: DecodeParts, prefetch: bool = False) -> None:
         """`prefetch` begins to fetch what the next layer probably attends while a layer computes."""
-        self._loader, self._writer = parts.loader, parts.writer
+        self._loader, self._writer, self._keys = parts.loader, parts.writer, parts.keys
         self._selector, self._deferring, self._sinks = parts.selector, parts.deferring, parts.sinks
         self._layout, self._timer, self._prefetch = parts.layout, parts.timer, prefetch
         self._exact = ExactAttention(parts.loader, parts.layout, parts.timer)
@@ -85,10 +98,7 @@ class DeviceSlotAttention:
         late: dict[int, Callable[[], None]] = {}
         for step in batch.live():
             batch.guard.run(step.session, self._writing(step, layer, (q, k, v), begun, late))
-        live = batch.live()
-        selected: list[Selection] = [None] * len(batch.steps)
-        for step, ids in zip(live, self._selector.select(layer, queries, live, batch.guard), strict=True):
-            selected[step.row] = ids
+        selected = self._select(layer, queries, batch)
         found: dict[int, Partial] = {}
         for step in batch.live():
 
@@ -98,8 +108,9 @@ class DeviceSlotAttention:
 
             if batch.guard.run(step.session, attend) and step.row in late:
                 batch.guard.run(step.session, late[step.row])
+        keys = self._attend_keys(layer, queries, batch, begun, found)
         self._deferring.make_deferred(batch.live(), batch.guard, until=layer)
-        metadata.latest = SlotLayer(queries, selected, found)
+        metadata.latest = SlotLayer(queries, selected, found, keys)
         if len(found) == 1 and len(batch.steps) == 1:
             outs, lses = found[0].out[None], found[0].lse[None]
         else:
@@ -128,6 +139,38 @@ class DeviceSlotAttention:
                 late[step.row] = written.store_late
 
         return write
+
+    def _select(self, layer: int, queries: LayerQueries, batch: DecodeBatch) -> list[Selection]:
+        """By row; no blocks of sessions that select single keys in this layer."""
+        selected: list[Selection] = [NO_BLOCKS] * len(batch.steps)
+        asking = [step for step in batch.live() if not selects_keys(step, layer)]
+        for step, ids in zip(asking, self._selector.select(layer, queries, asking, batch.guard), strict=True):
+            selected[step.row] = ids
+        return selected
+
+    def _attend_keys(
+        self,
+        layer: int,
+        queries: LayerQueries,
+        batch: DecodeBatch,
+        begun: dict[int, DecodeQuery],
+        found: dict[int, Partial],
+    ) -> dict[int, SelectedKeys]:
+        """Adds the single keys that sessions select in this layer to what was `found` of sinks and window."""
+        keys: dict[int, SelectedKeys] = {}
+        asking = [step for step in batch.live() if selects_keys(step, layer)]
+        best = self._keys.select(layer, queries, asking, found, batch.guard)
+        for step in asking:
+
+            def attend(step: DecodeStep = step) -> None:
+                query = self._query(step, layer, begun[step.row], queries)
+                attended, completed = self._keys.attend(query, found[step.row], best[step.row])
+                keys[step.row] = SelectedKeys(best[step.row].positions, attended.lse)
+                found[step.row] = completed
+                step.session.stats.num_selected += step.selection.topk_keys / self._layout.block_size
+
+            batch.guard.run(step.session, attend)
+        return keys
 
     def _query(self, step: DecodeStep, layer: int, query: DecodeQuery, queries: LayerQueries) -> TokenQuery:
         session, row = step.session, step.row

@@ -9,6 +9,7 @@ import torch
 
 from moorage.workers.gpu.attention.backend import DecodeBackend, DecodeParts
 from moorage.workers.gpu.attention.chunk import ChunkAttention
+from moorage.workers.gpu.attention.device_keys import DeviceKeys
 from moorage.workers.gpu.attention.device_slots import DeviceSlotAttention
 from moorage.workers.gpu.attention.exact import ExactAttention
 from moorage.workers.gpu.attention.host_memory import HostMemoryAttention
@@ -33,6 +34,7 @@ from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.gpu.transfer.block_loader import BlockLoader
 from moorage.workers.gpu.transfer.copy_engine import CopyEngine, DirectCopyEngine
 from moorage.workers.gpu.transfer.factory import copy_engine
+from moorage.workers.gpu.transfer.key_rows import KeyRowBuffer
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import piece_blocks
 from moorage.workers.spec import KvLayout, ModelSpec, WindowLayout
@@ -79,7 +81,9 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
     deferring = AsynchronousSelector(stores)
     selector = _selector(site, deferring, scorer)
     sinks = AttentionSinks([site.sinks[layer] for layer in site.model.stored_layers])
-    parts = DecodeParts(loader, selector, deferring, scorer is None, writer, sinks, layout, timer)
+    rows = KeyRowBuffer(layout, settings.key_rows, site.device)
+    keys = DeviceKeys(site.kv, rows, timer, site.device)
+    parts = DecodeParts(loader, selector, deferring, scorer is None, keys, writer, sinks, layout, timer)
     decode = _decode_backend(site, parts, isinstance(copies, DirectCopyEngine))
     if layout.anchor_type.needs_importance:
         decode = ImportanceCounting(decode, importance)

@@ -27,12 +27,13 @@ Int32 = NDArray[np.int32]
 class SessionStats:
     """Sums over the layers of one step; the worker resets them at its start."""
 
-    num_selected: int = 0
+    num_selected: float = 0
+    """Blocks; n single keys of each KV head count as n / block size."""
     num_selections: int = 0
     num_corrected: int = 0
     recall: list[float] = field(default_factory=list)
 
-    def add_selection(self, num_blocks: int) -> None:
+    def add_selection(self, num_blocks: float) -> None:
         """Counts the distant blocks attended in one layer."""
         self.num_selected += num_blocks
         self.num_selections += 1

@@ -29,6 +29,16 @@ def selects(step: DecodeStep, layer: int) -> bool:
     return selects_in_step(step)
 
 
+def selects_keys(step: DecodeStep, layer: int) -> bool:
+    """Whether a layer attends some single keys of the candidates; otherwise it attends all of them."""
+    axes, ranges = step.selection, step.ranges
+    if not axes.topk_keys or layer < axes.dense_layers:
+        return False
+    if ranges.num_candidates * step.session.rotations.block_size <= axes.topk_keys:
+        return False
+    return selects_in_step(step)
+
+
 NO_BLOCKS = np.empty((1, 0), np.int32)
 """The selection of no block."""
 
