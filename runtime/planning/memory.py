@@ -16,6 +16,7 @@ from math import prod
 
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
+from moorage.runtime.planning.key_memory import key_rows_bytes
 from moorage.runtime.planning.pages import largest_shard
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.gpu.model.weight_plan import expert_bytes, plan_weights, planned_bytes
@@ -156,7 +157,7 @@ def host_weights_bytes(deployment: Deployment) -> int:
 
 
 def workspace_bytes(deployment: Deployment) -> int:
-    """Tensors of one step of `max_step_tokens`: linear layers, near keys, partial results, logits."""
+    """Tensors of one step of `max_step_tokens`: linear layers, near keys, partial results, logits, single keys."""
     model, tokens = deployment.model, deployment.max_step_tokens
     item = DTYPE_BYTES[deployment.weight_dtype]
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
@@ -170,7 +171,8 @@ def workspace_bytes(deployment: Deployment) -> int:
         1, windows.num_layers
     )
     logits = 3 * deployment.max_running * model.vocab_size * 4
-    return linear + near + held + partials + logits + _streamed_expert_bytes(deployment)
+    beside = _streamed_expert_bytes(deployment) + key_rows_bytes(deployment)
+    return linear + near + held + partials + logits + beside
 
 
 def _streamed_expert_bytes(deployment: Deployment) -> int:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from moorage.runtime.config.resolve import given
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.deployment import Deployment
+from moorage.runtime.planning.key_memory import key_rows
 from moorage.runtime.planning.memory import num_rings, num_slots, spare_device_bytes
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
 from moorage.workers.spec import MemorySpec
@@ -31,6 +32,7 @@ def worker_settings(config: ClusterConfig, deployment: Deployment) -> WorkerSett
             num_slots=num_slots(deployment),
             num_rings=num_rings(deployment),
             anchor_bytes=spare_device_bytes(deployment),
+            key_rows=key_rows(deployment),
             **given(config, EngineSettings),
         ),
         num_threads=workers.num_threads,

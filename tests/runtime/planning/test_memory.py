@@ -5,12 +5,14 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 from moorage.runtime.config.presets import PRESETS
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.host import Host, check_memory, deployment_of, read_host
+from moorage.runtime.planning.key_memory import key_rows
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.runtime.planning.memory import (
     context_sizes,
@@ -30,6 +32,7 @@ from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.workers.errors import InvalidConfig
+from moorage.workers.gpu.transfer.key_rows import KeyRowBuffer
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import KvType, LayerSpec, MemorySpec
@@ -301,6 +304,19 @@ def test_device_memory_holds_as_many_rings_as_sessions() -> None:
 def test_weights_count_as_they_are_kept(kept: str, gigabytes: float) -> None:
     plan = deployment(model={"path": "m", "weights": kept})
     assert device_sizes(plan).weights_bytes / 1e9 == pytest.approx(gigabytes, abs=0.005)
+
+
+def test_rows_of_single_keys_have_room_on_the_device() -> None:
+    """The rows themselves, as they are reserved, and what is computed of them: keys rotated in fp32, their values."""
+    plan = deployment(memory={"preset": "full"})
+    selecting = replace(plan, other_memories=(plan.memory.replace(topk_keys=700), plan.memory))
+    assert (key_rows(plan), key_rows(selecting)) == (0, 700)
+    layout = plan.layout
+    rows = KeyRowBuffer(layout, key_rows(selecting), torch.device("meta"))
+    stored = rows.num_bytes
+    assert stored == 700 * layout.num_kv_heads * 2 * layout.head_dim * 2
+    more = workspace_bytes(selecting) - workspace_bytes(plan)
+    assert 3 * stored < more < 6 * stored
 
 
 def test_experts_in_host_memory_move_from_the_device_to_dram() -> None:

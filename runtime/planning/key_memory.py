@@ -1,0 +1,23 @@
+"""Device memory for the rows of single keys, where a worker attends keys that the stores send."""
+
+from __future__ import annotations
+
+from moorage.runtime.planning.deployment import Deployment
+
+_SINGLE_BYTES = 4
+
+
+def key_rows(deployment: Deployment) -> int:
+    """Keys of each KV head whose rows one session and layer has on the device at once."""
+    every = deployment.memory, *deployment.other_memories
+    return max(memory.selection.topk_keys for memory in every)
+
+
+def key_rows_bytes(deployment: Deployment) -> int:
+    """Keys and values as stored, and what is computed of them in fp32: keys, rotations, rotated keys and values,
+    and for each query head logits and their exponentials."""
+    layout, model = deployment.layout, deployment.model
+    stored = 2 * layout.head_dim * layout.element_bytes
+    computed = 4 * layout.head_dim * _SINGLE_BYTES
+    weights = 4 * model.group_size * _SINGLE_BYTES
+    return key_rows(deployment) * layout.num_kv_heads * (stored + computed + weights)
