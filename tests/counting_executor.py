@@ -20,6 +20,7 @@ from moorage.workers.spec import (
     KvLayout,
     OpenSession,
     Positions,
+    SampledToken,
     SegmentResult,
     StepPlan,
     StepResult,
@@ -28,6 +29,11 @@ from tests.engine_driver import FULL, memory
 
 LAYOUT = KvLayout(num_layers=1, num_kv_heads=1, head_dim=16, block_size=4)
 EOS = 9
+PRESETS = {
+    None: FULL,
+    "clamped": memory(scheme=Positions.CLAMPED),
+    "verified": memory(topk=1, verify=3),
+}
 
 
 class CountingExecutor:
@@ -51,6 +57,9 @@ class CountingExecutor:
         self.drops_fail = False
         self.plans: list[StepPlan] = []
         self.fail_session: int | None = None
+        self.openings: dict[int, OpenSession | ContinueSession] = {}
+        self.drafted: dict[int, int] = {}
+        """By session: tokens that were drafted since the last known one."""
         self.gone = False
 
     async def execute(self, plan: StepPlan) -> StepResult:
@@ -68,6 +77,7 @@ class CountingExecutor:
                 self.idle.add(session_id)
                 self.blocks[session_id] = LAYOUT.num_blocks(len(self.sessions[session_id]))
         for opening in plan.opens:
+            self.openings[opening.session_id] = opening
             if isinstance(opening, ContinueSession):
                 assert opening.session_id in self.idle
                 self.idle.remove(opening.session_id)
@@ -97,9 +107,27 @@ class CountingExecutor:
                 continue
             first = 1 if segment.start == 0 else 0
             scored = tuple(-float(t) for t in segment.token_ids[first:]) if segment.prompt_logprobs else ()
+            if len(held) > self.openings[segment.session_id].prompt_tokens:
+                results.append(self._decoded(segment.session_id, held))
+                continue
             token_id = sum(held) % 9 if segment.sample else None
             results.append(SegmentResult(segment.session_id, token_id, -1.0, prompt_logprobs=scored))
         return StepResult(plan.step_id, tuple(results), self.elapsed_s)
+
+    def _decoded(self, session_id: int, held: list[int]) -> SegmentResult:
+        """The next token, or one step of a round that drafts some and then finds some of them right."""
+        opening = self.openings[session_id]
+        verify, done = opening.memory.verify, self.drafted.pop(session_id, 0)
+        if done < verify:
+            self.drafted[session_id] = done + 1
+            held.pop()
+            return SegmentResult(session_id, num_selected_blocks=3.0)
+        tokens = [sum(held) % 9]
+        while len(tokens) <= sum(held) % (verify + 1) and len(held) + 1 < opening.max_tokens:
+            held.append(tokens[-1])
+            tokens.append(sum(held) % 9)
+        following = tuple(SampledToken(token, -1.0) for token in tokens[1:])
+        return SegmentResult(session_id, tokens[0], -1.0, following=following, num_drafted=verify)
 
     async def kv_actors(self) -> tuple[KvActorStatus, ...]:
         """It has none."""
@@ -112,6 +140,7 @@ class CountingExecutor:
         """Forgets a session, if there is one."""
         self.sessions.pop(session_id, None)
         self.blocks.pop(session_id, None)
+        self.drafted.pop(session_id, None)
         self.idle.discard(session_id)
 
 
@@ -131,7 +160,7 @@ def cluster(
         limits=Limits(resources, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
         capacity=Capacity(LAYOUT, resources, 1, None),
         executor=worker,
-        resolve_memory=lambda preset, _: FULL if preset is None else memory(scheme=Positions.CLAMPED),
+        resolve_memory=lambda preset, _: PRESETS[preset],
         reach=lambda _memory: Reach(42, "plain RoPE"),
     )
 

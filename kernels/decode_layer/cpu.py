@@ -59,17 +59,33 @@ def decode_layer(
     not fit. `is_checked` says that all but the queries, keys and values have the types and shapes of an earlier call
     that was fine: then only these three are looked at.
     """
-    if not (is_checked and _are_rows(memory, query, key, value, attended)):
-        arrays = _arrays(batch, query, key, value, selections, attended)
-        shapes = _shapes(memory, batch, query, selections)
-        if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, selections)):
-            raise _misfit(memory, batch, arrays, shapes)
+    check_layer(memory, batch, query, key, value, selections, attended, is_checked=is_checked)
     hints = prefetch_distance(memory.empty.itemsize, memory.anchor_size)
     layer = (
         memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, selections, attended,
         hints, int(NOT_FINITE[memory.empty.dtype]),
     )  # fmt: skip
     return int(run_layer(team_of(numba.get_num_threads()), team_limit(), *layer))
+
+
+def check_layer(
+    memory: LayerMemory,
+    batch: SessionBatch,
+    query: Float32,
+    key: Float32,
+    value: Float32,
+    selections: Selections,
+    attended: Attended,
+    *,
+    is_checked: bool,
+) -> None:
+    """Raises ValueError if arrays do not fit; `is_checked` is as in `decode_layer`."""
+    if is_checked and _are_rows(memory, query, key, value, attended):
+        return
+    arrays = _arrays(batch, query, key, value, selections, attended)
+    shapes = _shapes(memory, batch, query, selections)
+    if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, selections)):
+        raise _misfit(memory, batch, arrays, shapes)
 
 
 def _are_rows(memory: LayerMemory, query: Float32, key: Float32, value: Float32, attended: Attended) -> bool:

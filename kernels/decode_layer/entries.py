@@ -42,19 +42,37 @@ def make_entries(
 
     A block has an entry for each part of the position scheme that cuts it.
     """
+    total = count_blocks(i, selection, shape.block_size, batch, selections)
+    length = max(1, PIECE_ROWS // shape.block_size)
+    most = max(0, min(total, (piece + 1) * length) - piece * length) * batch.num_parts[i]
+    order, offset = np.empty(most, np.int64), np.empty(most, np.int64)
+    begin, end = np.empty(most, np.int32), np.empty(most, np.int32)
+    rotates = np.empty(most, np.uint8)
+    half = batch.offset_cos.shape[1]
+    cos, sin = np.empty((most, half), np.float32), np.empty((most, half), np.float32)
+    count = fill_entries(
+        i, selection, piece, shape, batch, selections, first, order, offset, begin, end, rotates, cos, sin
+    )  # fmt: skip
+    rotations = cos, sin, rotates, batch.offset_cos, batch.offset_sin
+    return count, offset, (begin, end), rotations
+
+
+@njit(**SERIAL)
+def fill_entries(
+    i: Any, selection: Any, piece: Any, shape: Any, batch: Any, selections: Any, first: Any, order: Any, offset: Any,
+    begin: Any, end: Any, rotates: Any, cos: Any, sin: Any,
+) -> Any:  # fmt: skip
+    """Writes the entries of one piece into arrays that are long enough; returns their number.
+
+    `order` ascends, and is the same for the same block and part whatever the position.
+    """
     size, num_sinks = shape.block_size, np.int64(batch.num_sinks[i])
     page_size = 2 * shape.num_kv_heads * size * shape.head_dim
     total = count_blocks(i, selection, size, batch, selections)
     window_at = total - (batch.position[i] // size + 1 - selections.window_first[i])
     length = max(1, PIECE_ROWS // size)
-    begin_at, end_at = piece * length, min(total, (piece + 1) * length)
-    most = max(0, end_at - begin_at) * batch.num_parts[i]
-    offset, begin, end = np.empty(most, np.int64), np.empty(most, np.int32), np.empty(most, np.int32)
-    rotates = np.empty(most, np.uint8)
-    half = batch.offset_cos.shape[1]
-    cos, sin = np.empty((most, half), np.float32), np.empty((most, half), np.float32)
     count = 0
-    for at in range(begin_at, end_at):
+    for at in range(piece * length, min(total, (piece + 1) * length)):
         if at < num_sinks:
             block = np.int64(at)
         elif at < window_at:
@@ -66,13 +84,13 @@ def make_entries(
             low, high = max(start, batch.part_low[i, part]), min(start + size, batch.part_high[i, part])
             if low >= high:
                 continue
+            order[count] = block * batch.part_low.shape[1] + part
             offset[count] = block_at(block, i, batch, shape.stripe_blocks, first, page_size)
             begin[count], end[count] = low - start, high - start
             rotates[count] = batch.part_rotates[i, part]
             _angles(batch, i, part, start, size, cos[count], sin[count])
             count += 1
-    rotations = cos, sin, rotates, batch.offset_cos, batch.offset_sin
-    return count, offset, (begin, end), rotations
+    return count
 
 
 @njit(**SERIAL)

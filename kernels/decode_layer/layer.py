@@ -159,15 +159,18 @@ def _attend_unit(unit: Any, layer: Any, dealt: Any) -> None:
 
 @njit(**SERIAL)
 def _merge(dealt: Any, i: Any, attended: Any) -> None:
-    """Joins the parts of session i in their order."""
-    outs, lses, begin, end = dealt.outs, dealt.lses, dealt.part_at[i], dealt.part_at[i + 1]
-    for head in range(outs.shape[1]):
-        out = attended.out[i, head]
-        if begin == end:
-            attended.lse[i, head] = -np.inf
-        else:
-            attended.lse[i, head] = lses[begin, head]
-        for d in range(len(out)):
-            out[d] = outs[begin, head, d] if begin < end else np.float32(0)
+    """Joins the parts of session i."""
+    begin, end = dealt.part_at[i], dealt.part_at[i + 1]
+    merge_parts(dealt.outs, dealt.lses, begin, end, attended.out[i], attended.lse[i])
+
+
+@njit(**SERIAL)
+def merge_parts(outs: Any, lses: Any, begin: Any, end: Any, out: Any, lse: Any) -> None:
+    """Joins parts [begin, end) of outs [parts, Hq, D], lses [parts, Hq] in their order into out [Hq, D], lse [Hq]."""
+    for head in range(len(out)):
+        into = out[head]
+        lse[head] = lses[begin, head] if begin < end else np.float32(-np.inf)
+        for d in range(len(into)):
+            into[d] = outs[begin, head, d] if begin < end else np.float32(0)
         for part in range(begin + 1, end):
-            attended.lse[i, head] = merge_part(out, attended.lse[i, head], outs[part, head], lses[part, head])
+            lse[head] = merge_part(into, lse[head], outs[part, head], lses[part, head])

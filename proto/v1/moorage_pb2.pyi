@@ -160,7 +160,7 @@ class Finished(_message.Message):
     def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_s", "time_to_first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s", "total_s", "dram_bytes", "chosen_blocks", "budget_tokens", "recall", "inter_token_p50_s", "inter_token_p99_s", "beyond_tokens")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_s", "time_to_first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s", "total_s", "dram_bytes", "chosen_blocks", "budget_tokens", "recall", "inter_token_p50_s", "inter_token_p99_s", "beyond_tokens", "drafted_tokens", "accepted_tokens")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -176,6 +176,8 @@ class Usage(_message.Message):
     INTER_TOKEN_P50_S_FIELD_NUMBER: _ClassVar[int]
     INTER_TOKEN_P99_S_FIELD_NUMBER: _ClassVar[int]
     BEYOND_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -191,7 +193,9 @@ class Usage(_message.Message):
     inter_token_p50_s: float
     inter_token_p99_s: float
     beyond_tokens: int
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_tokens_per_s: _Optional[float] = ..., total_s: _Optional[float] = ..., dram_bytes: _Optional[int] = ..., chosen_blocks: _Optional[float] = ..., budget_tokens: _Optional[int] = ..., recall: _Optional[float] = ..., inter_token_p50_s: _Optional[float] = ..., inter_token_p99_s: _Optional[float] = ..., beyond_tokens: _Optional[int] = ...) -> None: ...
+    drafted_tokens: int
+    accepted_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_tokens_per_s: _Optional[float] = ..., total_s: _Optional[float] = ..., dram_bytes: _Optional[int] = ..., chosen_blocks: _Optional[float] = ..., budget_tokens: _Optional[int] = ..., recall: _Optional[float] = ..., inter_token_p50_s: _Optional[float] = ..., inter_token_p99_s: _Optional[float] = ..., beyond_tokens: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("parameters", "piece")

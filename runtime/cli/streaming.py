@@ -61,6 +61,8 @@ def summary(usage: Usage) -> str:
         parts.append(f"{usage.decode_tokens_per_s:.1f} tokens/s")
     if usage.recall is not None:
         parts.append(f"recall {usage.recall:.3f}")
+    if usage.drafted_tokens:
+        parts.append(f"{usage.accepted_tokens / usage.drafted_tokens:.0%} of the drafted tokens accepted")
     if usage.beyond_tokens:
         parts.append(
             f"{counted(usage.beyond_tokens, 'token')} beyond the length that positions reach: not reliable"

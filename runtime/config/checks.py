@@ -32,6 +32,7 @@ def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     yield from _about_asynchronous(config, settings)
     yield from _about_positions(config, settings)
     yield from _about_steps(config, settings)
+    yield from _about_verification(settings)
 
 
 def _about_names(config: ClusterConfig) -> Iterator[Complaint]:
@@ -164,6 +165,26 @@ def _about_positions(config: ClusterConfig, settings: Settings) -> Iterator[Comp
             "memory",
             "rope_scaling_factor",
             "is short for a rope_scaling of type dynamic, and rope_scaling is given too; remove one of the two",
+        )
+
+
+def _about_verification(settings: Settings) -> Iterator[Complaint]:
+    memory = settings.memory
+    if not memory.verify:
+        return
+    if memory.selection.execution_block:
+        yield (
+            "memory",
+            "verify",
+            f"{memory.verify} gives the answer of full attention, but prompts are prefilled with a selection; set "
+            "memory.exc_block_size to 0, or memory.verify to 0",
+        )
+    if memory.selection.topk == 0:
+        yield (
+            "memory",
+            "verify",
+            f"{memory.verify} attends all keys, but memory.topk 0 attends sinks and window alone; raise memory.topk, "
+            "or set memory.verify to 0",
         )
 
 

@@ -170,13 +170,17 @@ class LocalEngine:
             result, end = chunk, min(end + self.config.max_step_tokens, len(prompt))
             if progress is not None:
                 progress(end)
-        for position in range(len(prompt), opening.max_tokens):
-            if (token_id := result.token_id) is None:
+        position, segment = len(prompt), Segment(SESSION, 0, (), True)
+        while True:
+            if not (result.tokens or opening.memory.verify):
                 raise Internal(f"the engine sampled no token for position {position}")
-            yield token_id
-            if token_id in self.eos_token_ids or position + 1 == opening.max_tokens:
-                return
-            result = self._run(Segment(SESSION, position, (token_id,), True))
+            for token in result.tokens:
+                yield token.token_id
+                if token.token_id in self.eos_token_ids or position + 1 == opening.max_tokens:
+                    return
+                segment = Segment(SESSION, position, (token.token_id,), True)
+                position += 1
+            result = self._run(segment)
             if result.recall is not None:
                 self.recalls.append(result.recall)
 

@@ -12,7 +12,7 @@ from moorage.runtime.serving.protocol import Event, Finished, Progress, PromptLo
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.scheduled_request import Step
 from moorage.workers.errors import Internal
-from moorage.workers.spec import SegmentResult, StepResult
+from moorage.workers.spec import SampledToken, SegmentResult, StepResult
 
 MOST_UNREAD = 256
 """Events of a request that may wait for their reader; with more of them it is paused until half are read."""
@@ -88,7 +88,7 @@ class Totals:
     def count(self, step: Step, result: StepResult) -> None:
         """Adds one step."""
         self.prompt_tokens += step.prompt_tokens
-        self.generated_tokens += sum(r.token_id is not None for r in result.segments)
+        self.generated_tokens += sum(len(r.tokens) for r in result.segments)
         self.cache_hits += result.cache_hits
         self.cache_misses += result.cache_misses
         for recall in (r.recall for r in result.segments if r.recall is not None):
@@ -135,8 +135,15 @@ class OutputProcessor:
             return
         if chunk_end is not None:
             self._progress(request, outcome, chunk_end)
-        if outcome.token_id is not None:
-            self._token(request, outcome, outcome.token_id, decoding=chunk_end is None)
+        elif outcome.token_id is None or not request.memory.verify:  # What was verified attended everything.
+            request.chosen_blocks.append(outcome.num_selected_blocks)
+        if outcome.recall is not None:
+            request.recall.append(outcome.recall)
+        request.drafted_tokens += outcome.num_drafted
+        request.accepted_tokens += len(outcome.following)
+        for token in outcome.tokens:
+            if not request.finished:
+                self._token(request, token)
 
     def _progress(self, request: Request, outcome: SegmentResult, end: int) -> None:
         request.events.put_nowait(Progress(end, len(request.prompt)))
@@ -148,12 +155,9 @@ class OutputProcessor:
             if request.is_score:
                 self._finish(request, "length")
 
-    def _token(self, request: Request, outcome: SegmentResult, token_id: int, decoding: bool) -> None:
+    def _token(self, request: Request, token: SampledToken) -> None:
         request.token_s.append(self._clock())
-        if decoding:
-            request.chosen_blocks.append(outcome.num_selected_blocks)
-        if outcome.recall is not None:
-            request.recall.append(outcome.recall)
+        token_id = token.token_id
         request.generated.append(token_id)
         is_eos = token_id in self._eos_token_ids and not request.ignore_eos
         at_limit = request.remaining_new_tokens <= 0
@@ -163,7 +167,7 @@ class OutputProcessor:
             text += request.rest_of_text()
             stopped = request.matcher.stopped
         index = len(request.generated) - 1
-        request.events.put_nowait(Token(index, token_id, text, outcome.logprob or 0.0, outcome.top_logprobs))
+        request.events.put_nowait(Token(index, token_id, text, token.logprob, token.top_logprobs))
         if is_eos or stopped:
             self._finish(request, "stop")
         elif at_limit:

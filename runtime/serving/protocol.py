@@ -146,6 +146,10 @@ class Usage:
     inter_token_p99_s: float | None = None
     beyond_tokens: int = 0
     """Tokens of prompt and answer beyond the length that positions reach; answers there are not reliable."""
+    drafted_tokens: int = 0
+    """Tokens that were drafted by a selection and then verified; 0 where `verify` is off."""
+    accepted_tokens: int = 0
+    """Of these, the tokens that are the answer's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,9 @@ class Request:
     token_s: list[float] = field(default_factory=list)
     chosen_blocks: list[float] = field(default_factory=list)
     recall: list[float] = field(default_factory=list)
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of the drafted ones, those that were verified to be the answer's."""
     prompt_scored: int = 1
     """Position of the next prompt log-probability."""
 
@@ -169,8 +172,10 @@ class Request:
         if not tokens:
             return None
         first_actor = self.scheduled.first_actor
-        resources = capacity.idle(len(tokens)).starting_at(first_actor)
-        stored = StoredKv(tokens, len(self.prompt), self.memory, self._first_held(capacity, len(tokens)))
+        # The last verified draft may hold tokens beyond the end of the answer.
+        most = min(len(tokens) + self.memory.verify, self.num_tokens)
+        resources = capacity.idle(most).starting_at(first_actor)
+        stored = StoredKv(tokens, len(self.prompt), self.memory, self._first_held(capacity, most))
         return IdleSession(name, self.session_id, stored, resources, first_actor)
 
     def _first_held(self, capacity: Capacity, num_tokens: int) -> int:
@@ -216,6 +221,8 @@ class Request:
             recall=_mean(self.recall),
             inter_token_p50_s=float(np.quantile(gaps, 0.5)) if len(gaps) else None,
             inter_token_p99_s=float(np.quantile(gaps, 0.99)) if len(gaps) else None,
+            drafted_tokens=self.drafted_tokens,
+            accepted_tokens=self.accepted_tokens,
             beyond_tokens=self.reach.beyond(len(self.prompt) + len(self.generated)),
         )
 

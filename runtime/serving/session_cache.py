@@ -184,7 +184,8 @@ def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | 
     """End of the stored tokens whose decode steps attended every key as prefill would have."""
     memory, prompt = stored.memory, stored.prompt_tokens
     end = len(stored.token_ids)
-    if memory.selection.selects and memory.selection.dense_layers < layout.num_layers:
+    selects = memory.selection.selects and not memory.verify
+    if selects and memory.selection.dense_layers < layout.num_layers:
         end = min(end, max(_first_selection(memory, layout), memory.selection.dense_until, prompt))
     shape = attention_shape(memory, layout, prompt, model_rope)
     changed = (

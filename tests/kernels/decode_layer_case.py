@@ -211,3 +211,25 @@ class Case:
         alone.query, alone.key, alone.value = self.query[one], self.key[one], self.value[one]
         alone.selections = Selections(*(array[one] for array in self.selections))
         return alone
+
+    def rows(self, rng, count: int) -> Case:
+        """The last `count` positions of the only session, which select nothing, in the same memory."""
+        (last,) = self.setting.positions
+        found = object.__new__(Case)
+        found.__dict__.update(self.__dict__)
+        found.setting = s = replace(
+            self.setting, positions=tuple(range(last - count + 1, last + 1)), selects=False, k=0
+        )
+        found.page_start = np.repeat(self.page_start, count, axis=0)
+        batch = found._batch(rng, self.batch.pages, np.repeat(self.batch.first_memory, count))
+        found.batch = batch._replace(scale=np.full(count, batch.scale[0]))
+        query_heads = s.heads * s.group
+        found.query = rng.standard_normal((count, query_heads, s.dim)).astype(np.float32)
+        found.key, found.value = rng.standard_normal((2, count, s.heads, s.dim)).astype(np.float32)
+        ids, num_memories = np.full((count, 1, 0), -1, np.int32), s.num_memories
+        found.selections = Selections(
+            np.zeros(count, np.uint8), ids, np.empty(ids.shape, np.float32), found.batch.num_sinks.copy(),
+            np.zeros((count, num_memories, 0), np.float32), np.zeros((count, num_memories), np.int32),
+        )  # fmt: skip
+        found.attended = found.new_attended()
+        return found

@@ -35,6 +35,7 @@ from moorage.workers.spec.selection import RetentionSpec, SelectionSpec
 from moorage.workers.spec.steps import (
     ContinueSession,
     OpenSession,
+    SampledToken,
     SamplingSpec,
     Segment,
     SegmentResult,
@@ -84,6 +85,7 @@ __all__ = [
     "RetentionSpec",
     "RopeSpec",
     "RotarySettings",
+    "SampledToken",
     "SamplingSpec",
     "Scorer",
     "Segment",

@@ -9,6 +9,9 @@ from moorage.workers.spec.positions import PositionSpec
 from moorage.workers.spec.selection import RetentionSpec, SelectionSpec
 from moorage.workers.spec.setting import Limits, part, replaced, setting, values_of
 
+MOST_DRAFTED = 15
+"""Tokens of one draft, so that these and the token before them are one compiled step."""
+
 
 @dataclass(frozen=True, slots=True)
 class MemorySpec:
@@ -18,6 +21,12 @@ class MemorySpec:
     retention: RetentionSpec = part(RetentionSpec)
     selection: SelectionSpec = part(SelectionSpec)
     positions: PositionSpec = part(PositionSpec)
+    verify: int = setting(
+        0,
+        "Tokens that a session drafts by its selection before one exact pass over all keys verifies them: the answer "
+        "is that of full attention. 0 is off. Needs an exact prefill.",
+        Limits(least=0, most=MOST_DRAFTED),
+    )
     recall_every: int = setting(
         32,
         "Decode steps between two samples of recall, the share of exact attention mass that was attended; 0 never "

@@ -89,13 +89,30 @@ class StepPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A token that follows another one in the result of the same step."""
+
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentResult:
-    """What one segment brought."""
+    """What one segment brought.
+
+    A session that verifies drafts (`MemorySpec.verify`) brings no token in the steps that draft, and several in the
+    step that verifies: its next segment begins with the last of them.
+    """
 
     session_id: int
     token_id: int | None = None
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    following: tuple[SampledToken, ...] = ()
+    """Tokens after `token_id`: accepted drafts, of which `token_id` is the first, and the exact token after them."""
+    num_drafted: int = 0
+    """Drafted tokens that this step verified; as many as `following` were accepted."""
     prompt_logprobs: tuple[float, ...] = ()
     """One for each token of the segment but the prompt's first."""
     num_selected_blocks: float = 0.0
@@ -106,6 +123,13 @@ class SegmentResult:
     """Share of the exact attention mass on the attended keys, when sampled in this step."""
     error: MoorageError | None = None
     """Why this session alone failed; the others go on."""
+
+    @property
+    def tokens(self) -> tuple[SampledToken, ...]:
+        """All new tokens, in order."""
+        if self.token_id is None:
+            return ()
+        return (SampledToken(self.token_id, self.logprob or 0.0, self.top_logprobs), *self.following)
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,6 +236,7 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "mscale": (DUAL, 0.2, True),
     "mscale_length": (DUAL, 30, True),
     "rebase_every": (memory(rope=DYNAMIC_NTK), 9, False),
+    "verify": (memory(**CHOOSING), 3, False),
     "recall_every": (SELECTED, 1, False),
 }  # fmt: skip
 """(a selection of memory, another value of the field, whether that changes what a prompt stores)."""

@@ -133,7 +133,7 @@ class DeviceSlotAttention:
 
         def write() -> None:
             query, key, value = (each[step.row] for each in heads)
-            written = self._writer.write(step.session, layer, query, key, value)
+            written = self._writer.write(step, layer, query, key, value)
             begun[step.row] = written.query
             if written.store_late is not None:
                 late[step.row] = written.store_late

@@ -14,7 +14,10 @@ from moorage.workers.kv.host_memory import HostMemory
 
 
 class HostGeometry:
-    """Of sessions in layers that share a rotary cache; its arrays are used again in each step."""
+    """Of sessions in layers that share a rotary cache; its arrays are used again in each step.
+
+    A session that comes several times has as many positions in a step.
+    """
 
     def __init__(self, host: HostMemory, sessions: Sequence[WorkerSession], layer: int) -> None:
         """`layer` is one of these layers."""
@@ -26,11 +29,13 @@ class HostGeometry:
         )
         half = self._rotary.offset_cos.shape[1]
         scale = attention_scale(sessions[0], layer)
-        tables = [host.tables(session.session_id) for session in sessions]
+        distinct = list(dict.fromkeys(session.session_id for session in sessions))
+        tables = [host.tables(session_id) for session_id in distinct]
+        table_of = [distinct.index(session.session_id) for session in sessions]
         num_links = len(tables[0].pages)
         lengths = [len(pages) for table in tables for pages in table.pages]
         ends = np.cumsum([0, *lengths], dtype=np.int64)
-        starts = ends[np.arange(count)[:, None] * num_links + np.arange(num_links + 1)]
+        starts = ends[np.array(table_of)[:, None] * num_links + np.arange(num_links + 1)]
         turns = np.zeros((count, MAX_PARTS, half), np.complex128)
         low_high = np.zeros((2, count, MAX_PARTS), np.int64)
         scoring = np.zeros((2, count, half), np.float32)
@@ -38,7 +43,7 @@ class HostGeometry:
             position=np.zeros(count, np.int64),
             pages=np.concatenate([pages for table in tables for pages in table.pages], dtype=np.int32),
             page_start=starts,
-            first_memory=np.array([table.first_link for table in tables], np.int32),
+            first_memory=np.array([tables[at].first_link for at in table_of], np.int32),
             num_sinks=np.zeros(count, np.int32),
             near_block=np.zeros(count, np.int32),
             scale=np.full(count, scale, np.float32),

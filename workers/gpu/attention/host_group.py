@@ -12,7 +12,7 @@ from moorage.kernels.decode_layer import Attended as Output
 from moorage.kernels.decode_layer import SessionBatch
 from moorage.workers.gpu.attention.backend import Attended
 from moorage.workers.gpu.attention.host_geometry import HostGeometry
-from moorage.workers.gpu.attention.host_selections import CompiledSelections
+from moorage.workers.gpu.attention.host_selections import AllBlocks, CompiledSelections
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.queries import LayerQueries
 from moorage.workers.gpu.selection.selector import Selection
@@ -26,7 +26,10 @@ class HostGroup:
     def __init__(
         self, host: HostMemory, model: ModelSpec, steps: Sequence[DecodeStep], compiled: bool
     ) -> None:
-        """`compiled` has the call select blocks; else it is given what a selector selects."""
+        """`compiled` has the call select blocks; else it is given what a selector selects.
+
+        Steps that are exact are of one session, and attend everything.
+        """
         self._sessions = [step.session for step in steps]
         self._memory, self._rotary = self._sessions[0].memory, self._sessions[0].rotations
         first, layers = self._sessions[0], range(host.layout.num_layers)
@@ -38,7 +41,12 @@ class HostGroup:
             at: HostGeometry(host, self._sessions, at) for at in dict.fromkeys(leader.values())
         }
         self._leader = tuple(leader.values())
-        self.selections = CompiledSelections(host, model, self._sessions) if compiled else None
+        self.is_exact = steps[0].exact
+        self.selections: CompiledSelections | AllBlocks | None = None
+        if self.is_exact:
+            self.selections = AllBlocks(len(steps), len(host.layers[0].kv))
+        elif compiled:
+            self.selections = CompiledSelections(host, model, self._sessions)
         self.is_checked = False
         """Whether its arrays were found to fit the stores' memory."""
         count, heads = len(steps), model.num_heads

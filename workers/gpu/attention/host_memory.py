@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.decode_layer import NOT_FINITE_ROW, LayerMemory, LayerShape, decode_layer
+from moorage.kernels.decode_rows import decode_rows
 from moorage.workers.errors import Internal, MoorageError
 from moorage.workers.gpu.attention.backend import DecodeParts
 from moorage.workers.gpu.attention.host_group import GroupStep, HostGroup, HostMetadata
@@ -34,6 +35,7 @@ from moorage.workers.spec import (
     Scorer,
 )
 
+NO_SESSION = -1
 MOST_GROUPS = 16
 """Compositions of sessions whose arrays are kept for the next step."""
 
@@ -56,16 +58,18 @@ class HostMemoryAttention:
         self._memory = [LayerMemory.of(shape, *layer) for layer in layers]
         self._commits_layers = layout.anchor_type.needs_importance
         """Whether anchors of a step's own blocks are made in that step, which needs their rows committed."""
-        self._groups: OrderedDict[tuple[int, ...], HostGroup] = OrderedDict()
+        self._groups: OrderedDict[tuple[bool | int, ...], HostGroup] = OrderedDict()
 
     def prepare(self, batch: DecodeBatch) -> HostMetadata:
         """See AttentionBackend."""
         failed = self._host.begin(_rows(batch.live()))
         for session_id, error in failed.items():
             batch.guard.failed.setdefault(session_id, error)
-        alike: dict[tuple[int, int], list[DecodeStep]] = {}
+        alike: dict[tuple[int, int, int], list[DecodeStep]] = {}
         for step in batch.live():
-            alike.setdefault((id(step.memory), id(step.session.rotations)), []).append(step)
+            # Positions of one session that are verified are a group of their own.
+            alone = step.session.session_id if step.exact else NO_SESSION
+            alike.setdefault((id(step.memory), id(step.session.rotations), alone), []).append(step)
         metadata = HostMetadata(batch, self._model.num_heads)
         for steps in alike.values():
             metadata.groups += self._group_step(steps, batch)
@@ -86,7 +90,7 @@ class HostMemoryAttention:
         return [GroupStep(group, steps, rows, group.batches(steps))]
 
     def _group(self, steps: Sequence[DecodeStep]) -> HostGroup:
-        key = tuple(step.session.session_id for step in steps)
+        key = (steps[0].exact, *(step.session.session_id for step in steps))
         group = self._groups.pop(key, None)
         if group is None or not group.serves(steps):
             compiled = self._parts.scores_in_stores and selects_compiled(self._host.layout, steps[0].memory)
@@ -128,7 +132,8 @@ class HostMemoryAttention:
             selections = given_selections(part.steps, part.given, len(self._host.layers[0].kv))
         q, k, v = _array(heads[0]), _array(heads[1]), _array(heads[2])
         with self._parts.timer("attend"):
-            num_failed = decode_layer(
+            attend = decode_rows if group.is_exact else decode_layer
+            num_failed = attend(
                 self._memory[layer],
                 part.batches[layer],
                 q,
@@ -165,7 +170,8 @@ class HostMemoryAttention:
     ) -> None:
         for at in np.flatnonzero(part.group.output.failed):
             session_id = part.steps[at].session.session_id
-            finite = bool(torch.isfinite(heads[1][at]).all() and torch.isfinite(heads[2][at]).all())
+            rows = slice(None) if part.group.is_exact else slice(at, at + 1)
+            finite = bool(torch.isfinite(heads[1][rows]).all() and torch.isfinite(heads[2][rows]).all())
             error: MoorageError = Internal(f"layer {layer}: a block of session {session_id} lies nowhere", "")
             if part.group.output.failed[at] == NOT_FINITE_ROW:
                 error = beyond_storage(layer, self._host.layout.kv_type if finite else KvType.FP32)

@@ -122,6 +122,35 @@ class CompiledSelections:
             session.stats.num_selections += len(self._layers)
 
 
+class AllBlocks:
+    """What verified positions of one session attend: everything up to themselves."""
+
+    def __init__(self, num_rows: int, num_links: int) -> None:
+        none = np.zeros((num_rows, 1, 0), np.int32)
+        self._selections = Selections(
+            np.zeros(num_rows, np.uint8), none, np.zeros(none.shape, np.float32), np.zeros(num_rows, np.int32),
+            np.zeros((num_rows, num_links, 0), np.float32), np.zeros((num_rows, num_links), np.int32),
+        )  # fmt: skip
+
+    def prepare(self, steps: Sequence[DecodeStep], guard: SessionGuard) -> None:
+        """Begins a step."""
+        del guard
+        self._selections.window_first[:] = [step.ranges.num_sinks for step in steps]
+
+    def of_layer(self, layer: int) -> Selections:
+        """Of one layer."""
+        del layer
+        return self._selections
+
+    def selected(self, layer: int, row: int, step: DecodeStep) -> Selection:
+        """See CompiledSelections."""
+        del layer, row, step
+        return None
+
+    def finish(self) -> None:
+        """Counts nothing: no selection was made."""
+
+
 def _adopt(session: WorkerSession, mine: LayerSelections) -> None:
     """Takes over what a session has selected; from now on its selections lie in the arrays of `mine`."""
     held = session.layer_selections

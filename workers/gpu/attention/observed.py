@@ -85,7 +85,7 @@ class RecallSampling(WatchedAttention):
         self._due = {}
         for step in batch.steps:
             every, index = step.memory.recall_every, step.session.decode_index
-            if every and not index % every:
+            if every and not index % every and not step.exact:
                 self._due.setdefault(index // every % self._num_layers, []).append(step)
         return super().prepare(batch)
 
@@ -108,6 +108,11 @@ class ImportanceCounting(WatchedAttention):
     def __init__(self, inner: DecodeBackend, importance: KeyImportance) -> None:
         super().__init__(inner)
         self._importance = importance
+
+    def _observed(self, batch: DecodeBatch, layer: int) -> list[DecodeStep]:
+        del layer
+        # Of a token that is drafted and then verified the first time counts.
+        return [step for step in batch.live() if not step.exact]
 
     def _observe(self, step: DecodeStep, layer: int, attended: Attended) -> None:
         query, lse = attended.queries.plain[step.row], attended.lse[step.row]

@@ -62,14 +62,14 @@ class PrefillAttention:
         keys, values = k.to(self._storage), v.to(self._storage)
         # A chunk that selects may select blocks of its own, which must be sealed.
         exact = session.memory.selection.execution_block == 0 or not session.memory.selection.topk
+        first, size = session.num_tokens, self._layout.block_size
         rows, late = HostCopy(keys, values), self._writer.stores_late and exact
         if not late:
-            self._writer.append(session, layer, *rows())
-        first, size = session.num_tokens, self._layout.block_size
+            self._writer.append(session, layer, first, *rows())
         session.cache.invalidate(layer, first // size, self._layout.num_blocks(first + len(keys)))
         out = self._attend(session, layer, q, keys, values)
         if late:
-            self._writer.append(session, layer, *rows())
+            self._writer.append(session, layer, first, *rows())
         if self._importance.wants_tail(session):
             self._keep_tail(session, layer, q)
         return out

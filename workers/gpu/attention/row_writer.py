@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from moorage.workers.errors import NotFinite
+from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
@@ -46,23 +47,24 @@ class RowWriter:
         """Whether the stores may get new rows while the device computes, since attention reads none of them."""
 
     def write(
-        self, session: WorkerSession, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, step: DecodeStep, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> Written:
         """Writes one token's K and V [Hkv, D] to its slot, if its block has one, and to the stores.
 
         `query` is [Hq, D]. Raises NotFinite for keys and values that can't be stored.
         """
-        block, row = divmod(session.num_tokens, self._layout.block_size)
+        session, position = step.session, step.ranges.position
+        block, row = divmod(position, self._layout.block_size)
         # A row that is written while its block is still on the way would be lost.
         session.await_ahead(layer)
         slot = session.cache.slot_of(layer, block)
         with self._timer("append"):
-            start, stored = self._start(session, layer, (query, key, value), slot, row)
+            start, stored = self._start(step, layer, (query, key, value), slot, row)
         rows = HostCopy(stored)
 
         def store() -> None:
             with finite_rows(layer, key, value):
-                self.append(session, layer, *rows()[0][:, None])
+                self.append(session, layer, position, *rows()[0][:, None])
 
         if slot >= 0 and self.stores_late:
             return Written(start, store)
@@ -70,22 +72,24 @@ class RowWriter:
         return Written(start, None)
 
     def _start(
-        self, session: WorkerSession, layer: int, heads: tuple[torch.Tensor, ...], slot: int, row: int
+        self, step: DecodeStep, layer: int, heads: tuple[torch.Tensor, ...], slot: int, row: int
     ) -> tuple[DecodeQuery, torch.Tensor]:
         """What attention starts from, and K and V as stored [2, Hkv, D], written to a slot unless it is -1."""
         query, key, value = heads
-        tables = session.rotations_of(layer).tables
+        tables = step.session.rotations_of(layer).tables
         if tables is not None:
-            return tables.start(query, key, value, session.num_tokens, self._loader.slots, slot, row)
+            return tables.start(query, key, value, step.ranges.position, self._loader.slots, slot, row)
         stored = torch.stack((key, value)).to(self._storage)
         if slot >= 0:
             self._loader.write_row(slot, row, *stored)
         return DecodeQuery(query.float()), stored
 
-    def append(self, session: WorkerSession, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """K, V [T, Hkv, D] of the host go to the stores, from the session's end on."""
+    def append(
+        self, session: WorkerSession, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """K, V [T, Hkv, D] of the host go to the stores, from position `start` on."""
         with self._timer("append"):
-            self._kv.append(session.session_id, layer, session.num_tokens, keys.numpy(), values.numpy())
+            self._kv.append(session.session_id, layer, start, keys.numpy(), values.numpy())
 
 
 @contextmanager

@@ -20,11 +20,12 @@ from moorage.workers.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One session of a step: its rows of the step's queries, and its decode step if it generates a token."""
+    """One session of a step: its rows of the step's queries, and a decode step for each of them that is generated."""
 
     session: WorkerSession
     rows: slice
-    decode: DecodeStep | None
+    decode: tuple[DecodeStep, ...]
+    """None of them while its prompt is prefilled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,11 @@ class StepAttention:
 
     def prepare(self, parts: Sequence[Part], guard: SessionGuard) -> StepMetadata:
         """Prepares the backends for some sessions."""
-        decoding = [(part, part.decode) for part in parts if part.decode is not None]
-        prompts = [part for part in parts if part.decode is None]
+        decoding = [part for part in parts if part.decode]
+        prompts = [part for part in parts if not part.decode]
         decodes, prefills = None, None
         if decoding:
-            decodes = DecodeBatch.of([step for _, step in decoding], guard)
+            decodes = DecodeBatch.of([step for part in decoding for step in part.decode], guard)
         if prompts:
             bounds = [0]
             for part in prompts:
@@ -100,7 +101,7 @@ class StepAttention:
             if prefills and self._has_windows
             else None,
             decode_batch=decodes,
-            decode_rows=self._rows([part for part, _ in decoding]) if mixed else None,
+            decode_rows=self._rows(decoding) if mixed else None,
             prefill_rows=self._rows(prompts) if mixed else None,
             unrotated=self._unrotated.factors([(part.session, part.rows) for part in parts], self._device),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -24,7 +24,7 @@ from moorage.kernels.decode_layer import (
 from moorage.kernels.rotation import rotate_each
 from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.attention.window_rings import Ring, WindowKind, WindowRings
-from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
+from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep, SessionGuard
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.transfer.copy_engine import as_storage_array
@@ -37,7 +37,7 @@ Int64 = NDArray[np.int64]
 
 MetadataT = TypeVar("MetadataT")
 
-MOST_GROUPS = 16
+MOST_GROUPS = 32
 """Compositions of sessions whose arrays are kept for the next step."""
 
 
@@ -94,13 +94,22 @@ class WindowDecode(ABC, Generic[MetadataT]):
 
 
 @dataclass(slots=True)
+class HostWindowTurn:
+    """One position of each of some sessions, on a CPU."""
+
+    steps: list[DecodeStep]
+    group: HostWindowGroup
+    cos_sin: list[tuple[Float32, Float32]]
+    """By kind."""
+
+
+@dataclass(slots=True)
 class HostWindowStep:
     """What the layers of one step share, on a CPU."""
 
     batch: DecodeBatch
-    group: HostWindowGroup
-    cos_sin: list[tuple[Float32, Float32]]
-    """By kind."""
+    turns: list[HostWindowTurn]
+    """The i-th has the i-th position of each session that has so many."""
 
 
 class HostWindowGroup:
@@ -148,10 +157,21 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
 
     def prepare(self, batch: DecodeBatch) -> HostWindowStep:
         """See AttentionBackend."""
-        group = self._group([step.session for step in batch.steps], [ring_of(step) for step in batch.steps])
+        turns: list[list[DecodeStep]] = []
+        seen: Counter[int] = Counter()
+        for step in batch.steps:
+            turn = seen[step.session.session_id]
+            seen[step.session.session_id] += 1
+            if turn == len(turns):
+                turns.append([])
+            turns[turn].append(step)
+        return HostWindowStep(batch, [self._turn(at, steps) for at, steps in enumerate(turns)])
+
+    def _turn(self, number: int, steps: list[DecodeStep]) -> HostWindowTurn:
+        group = self._group(number, [step.session for step in steps], [ring_of(step) for step in steps])
         length = self._rings.layout.num_blocks * RING_BLOCK
         for kind, arrays, selections in zip(self.kinds, group.batches, group.selections, strict=True):
-            for row, step in enumerate(batch.steps):
+            for row, step in enumerate(steps):
                 position = step.ranges.position
                 seen = position - first_seen(position, kind)
                 # Of the two places of a ring's row the later one, where there are rows before it.
@@ -159,11 +179,11 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
                 arrays.position[row] = at
                 arrays.part_low[row, 0], arrays.part_high[row, 0] = at - seen, at + 1
                 arrays.near_block[row] = selections.window_first[row] = (at - seen) // RING_BLOCK
-        found = [cos_sin_of(batch.steps, kind) for kind in range(len(self.kinds))]
-        return HostWindowStep(batch, group, found)
+        return HostWindowTurn(steps, group, [cos_sin_of(steps, kind) for kind in range(len(self.kinds))])
 
-    def _group(self, sessions: list[WorkerSession], rings: list[Ring]) -> HostWindowGroup:
-        key = tuple(session.session_id for session in sessions)
+    def _group(self, turn: int, sessions: list[WorkerSession], rings: list[Ring]) -> HostWindowGroup:
+        # Each turn has arrays of its own, also where it is of the same sessions.
+        key = (turn, *(session.session_id for session in sessions))
         group = self._groups.pop(key, None)
         if group is None or not group.serves(sessions):
             group = HostWindowGroup(sessions, rings, self)
@@ -205,8 +225,21 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, metadata: HostWindowStep
     ) -> torch.Tensor:
         """See AttentionBackend."""
-        group, kind = metadata.group, self._layers.kind_of[layer]
-        cos, sin = metadata.cos_sin[kind]
+        guard = metadata.batch.guard
+        if len(metadata.turns) == 1:
+            return self._attend(layer, metadata.turns[0], (q, k, v), guard)
+        out = torch.zeros(q.shape)
+        for turn in metadata.turns:
+            rows = [step.row for step in turn.steps]
+            out[rows] = self._attend(layer, turn, (q[rows], k[rows], v[rows]), guard)
+        return out
+
+    def _attend(
+        self, layer: int, turn: HostWindowTurn, heads: tuple[torch.Tensor, ...], guard: SessionGuard
+    ) -> torch.Tensor:
+        """[n, Hq, D] in fp32, overwritten by the next call."""
+        group, kind, (q, k, v) = turn.group, self._layers.kind_of[layer], heads
+        cos, sin = turn.cos_sin[kind]
         with self._timer("attend"):
             num_failed = decode_layer(
                 self._memory[layer],
@@ -220,17 +253,17 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
             )
         group.checked[kind] = True
         if num_failed:
-            self._record_failures(layer, k, v, metadata)
+            self._record_failures(layer, k, v, turn, guard)
         output = group.output
         return self._sinks.weigh(layer, torch.from_numpy(output.out), torch.from_numpy(output.lse))
 
     def _record_failures(
-        self, layer: int, k: torch.Tensor, v: torch.Tensor, metadata: HostWindowStep
+        self, layer: int, k: torch.Tensor, v: torch.Tensor, turn: HostWindowTurn, guard: SessionGuard
     ) -> None:
-        for row in np.flatnonzero(metadata.group.output.failed):
+        for row in np.flatnonzero(turn.group.output.failed):
             finite = bool(torch.isfinite(k[row]).all() and torch.isfinite(v[row]).all())
             error = beyond_storage(layer, KvType.FP16 if finite else KvType.FP32)
-            metadata.batch.guard.failed.setdefault(metadata.batch.steps[row].session.session_id, error)
+            guard.failed.setdefault(turn.steps[row].session.session_id, error)
 
 
 def _nothing_selected(count: int) -> Selections:

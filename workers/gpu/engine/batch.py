@@ -77,6 +77,9 @@ class DecodeStep:
     """[1]: the first window block, as a selection takes it."""
     row: int = 0
     """Its row in the batch's queries."""
+    exact: bool = False
+    """Whether it attends all keys, whatever the session selects. Such steps of one session are at successive
+    positions."""
     selected: dict[int, Int32] = field(default_factory=dict)
     """By layer, under asynchronous selection only: ids [S, k] that this step attends."""
     deferred: dict[int, Callable[[], Float32]] = field(default_factory=dict)
@@ -85,8 +88,13 @@ class DecodeStep:
     @classmethod
     def of(cls, session: WorkerSession, block_size: int) -> DecodeStep:
         """The step of a session's next token."""
-        ranges = BlockRanges.at(session.num_tokens, session.memory, block_size)
-        return cls(session, ranges, np.array([ranges.near_block], np.int32))
+        return cls.at(session, session.num_tokens, block_size)
+
+    @classmethod
+    def at(cls, session: WorkerSession, position: int, block_size: int, exact: bool = False) -> DecodeStep:
+        """The step of the token at `position`."""
+        ranges = BlockRanges.at(position, session.memory, block_size)
+        return cls(session, ranges, np.array([ranges.near_block], np.int32), exact=exact)
 
     @property
     def memory(self) -> MemorySpec:
@@ -101,7 +109,7 @@ class DecodeStep:
 
 @dataclass(frozen=True, slots=True)
 class DecodeBatch:
-    """Sessions that generate a token in a step."""
+    """Sessions that generate a token in a step, or verify some."""
 
     steps: tuple[DecodeStep, ...]
     """In the order of the batch's queries."""

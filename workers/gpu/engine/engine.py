@@ -10,11 +10,12 @@ from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.gpu.attention.factory import Site, build_attention
 from moorage.workers.gpu.attention.observed import ObservedAttention, Observer
-from moorage.workers.gpu.engine.batch import DecodeStep, Failures
+from moorage.workers.gpu.engine.batch import Failures
 from moorage.workers.gpu.engine.compute_type import attention_dtype
-from moorage.workers.gpu.engine.forward import ForwardPass, SessionStep
+from moorage.workers.gpu.engine.forward import ForwardPass
 from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
 from moorage.workers.gpu.engine.output import OutputStage
+from moorage.workers.gpu.engine.rounds import SessionStep, decode_step
 from moorage.workers.gpu.engine.session_state import SessionStats, WorkerSession
 from moorage.workers.gpu.engine.session_table import SessionTable
 from moorage.workers.gpu.engine.timing import PartTimer
@@ -121,15 +122,19 @@ class Engine:
 
     def _session_step(self, segment: Segment) -> SessionStep:
         session = self.sessions.get(segment.session_id)
-        if session is None or segment.start != session.num_tokens:
-            held = "no such session" if session is None else f"{counted(session.num_tokens, 'token')} held"
+        if session is None or segment.start != session.verified_tokens:
+            held = (
+                "no such session" if session is None else f"{counted(session.verified_tokens, 'token')} held"
+            )
             raise InvalidRequest(f"segment at token {segment.start} of session {segment.session_id}: {held}")
         session.stats = SessionStats()
-        self._output.count_tokens(session, segment.token_ids, self._device)
+        if not session.drafted:  # Else it goes on with a round that has counted its token.
+            self._output.count_tokens(session, segment.token_ids, self._device)
         if session.num_tokens < session.prompt_tokens:
-            return SessionStep(segment, session, None)
-        self._follow_length(session)
-        return SessionStep(segment, session, DecodeStep.of(session, self._layout.block_size))
+            return SessionStep(segment, session)
+        if not session.drafted:
+            self._follow_length(session)
+        return decode_step(segment, session, self._spec.rope, self._layout.block_size)
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""

@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
 from moorage.workers.errors import Internal, NotFinite
 from moorage.workers.gpu.attention.step_attention import Part, StepAttention
-from moorage.workers.gpu.engine.batch import DecodeStep, Failures, SessionGuard, no_memory
+from moorage.workers.gpu.engine.batch import Failures, SessionGuard, no_memory
 from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
 from moorage.workers.gpu.engine.output import OutputStage, SegmentOutput
-from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.engine.rounds import SessionStep, finish_step
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.spec import Segment, SegmentResult
-
-
-@dataclass(frozen=True, slots=True)
-class SessionStep:
-    """What one session does in a step."""
-
-    segment: Segment
-    session: WorkerSession
-    decode: DecodeStep | None
-    """None while its prompt is prefilled."""
+from moorage.workers.spec import SampledToken, SegmentResult
 
 
 class ForwardPass:
@@ -52,6 +41,27 @@ class ForwardPass:
         Where the device has no memory left, the pass runs again with fewer slots or fewer segments. Where it raises
         what nobody foresees, each session goes alone, so that only those fail which raise again.
         """
+        return [result for some in self._passes(steps) for result in self._pass(some, failed)]
+
+    def _passes(self, steps: Sequence[SessionStep]) -> list[list[SessionStep]]:
+        """Passes of a step, one where it can be.
+
+        Positions that are verified go through the prepared pass of few tokens, which generates tokens: by another one
+        they would be rounded in another way, and the tokens would not always be those of full attention.
+        """
+        graphs, found = self._decoder.graphs, [list(steps)]
+        if graphs is None or graphs.takes(_count(steps)):
+            return found
+        found = [[step for step in steps if len(step.decode) < 2]]
+        for step in steps:
+            if len(step.decode) < 2:
+                continue
+            if found[-1] and not graphs.takes(_count([*found[-1], step])):
+                found.append([])
+            found[-1].append(step)
+        return found
+
+    def _pass(self, steps: Sequence[SessionStep], failed: Failures) -> list[SegmentResult]:
         while steps:
             try:
                 return self._once(steps, failed)
@@ -111,13 +121,12 @@ class ForwardPass:
 
         hidden = self._decoder.forward(token_ids.to(self._decoder.device), attend)
         self._attention.finish(metadata)
-        outputs = self._output(hidden, [step.segment for step in steps], [step.session for step in steps])
+        outputs = self._output(hidden, steps)
         self._attention.commit(metadata)
         results = []
         for step, output in zip(steps, outputs, strict=True):
             if step.segment.session_id in failed:
                 continue
-            step.session.num_tokens += len(step.segment.token_ids)
             if output.error is not None:
                 failed[step.segment.session_id] = NotFinite(output.error)
                 continue
@@ -125,13 +134,23 @@ class ForwardPass:
         return results
 
 
+def _count(steps: Sequence[SessionStep]) -> int:
+    return sum(len(step.segment.token_ids) for step in steps)
+
+
 def _result(step: SessionStep, output: SegmentOutput) -> SegmentResult:
-    stats, sampled = step.session.stats, output.sampled
+    """What a step brought, which moves its session on."""
+    stats, num_drafted = step.session.stats, 0 if step.drafts else len(step.session.drafted)
+    first, *others = finish_step(step, output.drawn) or (None,)
     return SegmentResult(
         step.segment.session_id,
-        token_id=sampled.token_id if sampled else None,
-        logprob=sampled.logprob if sampled else None,
-        top_logprobs=sampled.top_logprobs if sampled else (),
+        token_id=first.token_id if first else None,
+        logprob=first.logprob if first else None,
+        top_logprobs=first.top_logprobs if first else (),
+        following=tuple(
+            SampledToken(each.token_id, each.logprob, each.top_logprobs) for each in others if each
+        ),
+        num_drafted=num_drafted,
         prompt_logprobs=output.prompt_logprobs,
         num_selected_blocks=stats.num_selected / max(stats.num_selections, 1),
         num_corrected=stats.num_corrected,

@@ -9,10 +9,11 @@ from itertools import accumulate
 
 import torch
 
+from moorage.workers.gpu.engine.rounds import SessionStep
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.gpu.model.sampler import NOT_FINITE, Sampled, SampleRow, TokenCounts, sample
+from moorage.workers.gpu.model.sampler import NOT_FINITE, Sampled, TokenCounts, sample
 from moorage.workers.gpu.transfer.host_copy import on_device
 from moorage.workers.spec import Segment
 
@@ -22,12 +23,12 @@ LOGIT_ROWS = 256
 
 @dataclass(frozen=True, slots=True)
 class SegmentOutput:
-    """Sampled token and prompt log-probabilities of one segment."""
+    """Sampled tokens and prompt log-probabilities of one segment."""
 
-    sampled: Sampled | None
+    drawn: tuple[Sampled, ...]
     prompt_logprobs: tuple[float, ...]
     error: str | None = None
-    """Why there is neither; then the other fields mean nothing."""
+    """Why there is none of them; then the other fields mean nothing."""
 
 
 class OutputStage:
@@ -54,51 +55,45 @@ class OutputStage:
         ids = torch.tensor(list(token_ids), dtype=torch.long, device=device)
         counts += torch.bincount(ids, minlength=self._vocab_size).to(torch.int32)
 
-    def __call__(
-        self, hidden: torch.Tensor, segments: Sequence[Segment], sessions: Sequence[WorkerSession]
-    ) -> list[SegmentOutput]:
-        """`hidden` is [T, hidden], the segments' tokens one after the other."""
+    def __call__(self, hidden: torch.Tensor, steps: Sequence[SessionStep]) -> list[SegmentOutput]:
+        """`hidden` is [T, hidden], the steps' tokens one after the other."""
         with self._timer("sample"):
-            ends = list(accumulate(len(s.token_ids) for s in segments))
+            ends = list(accumulate(len(step.segment.token_ids) for step in steps))
             starts = [0, *ends[:-1]]
             scored = [
-                self._prompt_logprobs(hidden[a:b], segment, session) if segment.prompt_logprobs else ()
-                for a, b, segment, session in zip(starts, ends, segments, sessions, strict=True)
+                self._prompt_logprobs(hidden[a:b], step.segment, step.session)
+                if step.segment.prompt_logprobs
+                else ()
+                for a, b, step in zip(starts, ends, steps, strict=True)
             ]
-            drawn = self._draw(hidden, ends, segments, sessions)
+            drawn = self._draw(hidden, ends, steps)
         return [self._output(s, p) for s, p in zip(drawn, scored, strict=True)]
 
-    def _output(self, sampled: Sampled | None, logprobs: tuple[float, ...]) -> SegmentOutput:
-        error = None if sampled is None else sampled.error
+    def _output(self, drawn: tuple[Sampled, ...], logprobs: tuple[float, ...]) -> SegmentOutput:
+        error = next((sampled.error for sampled in drawn if sampled.error is not None), None)
         if error is None and not all(map(math.isfinite, logprobs)):
             error = NOT_FINITE
         if error is not None:
             single = self._decoder.dtype is torch.float32
             error += "; check the weights" if single else "; set model.dtype to float32"
-        return SegmentOutput(sampled, logprobs, error)
+        return SegmentOutput(drawn, logprobs, error)
 
     def _draw(
-        self,
-        hidden: torch.Tensor,
-        ends: Sequence[int],
-        segments: Sequence[Segment],
-        sessions: Sequence[WorkerSession],
-    ) -> list[Sampled | None]:
-        sampling = [i for i, segment in enumerate(segments) if segment.sample]
-        drawn: list[Sampled | None] = [None] * len(segments)
-        if not sampling:
-            return drawn
-        last = [ends[i] - 1 for i in sampling]
+        self, hidden: torch.Tensor, ends: Sequence[int], steps: Sequence[SessionStep]
+    ) -> list[tuple[Sampled, ...]]:
+        """Of each step what its last tokens give."""
+        asked = [step.sample_rows for step in steps]
+        rows = [row for some in asked for row in some]
+        if not rows:
+            return [()] * len(steps)
+        last = [end - len(some) + i for end, some in zip(ends, asked, strict=True) for i in range(len(some))]
         logits = self._decoder.logits(
             hidden
             if len(last) == hidden.shape[0]
             else hidden.index_select(0, on_device(last, torch.long, hidden.device))
         )
-        rows = [SampleRow(s.sampling, s.num_generated, s.counts) for s in (sessions[i] for i in sampling)]
-        for i, sampled in zip(sampling, sample(logits, rows), strict=True):
-            drawn[i] = sampled
-            sessions[i].num_generated += 1
-        return drawn
+        drawn = iter(sample(logits, rows))
+        return [tuple(next(drawn) for _ in some) for some in asked]
 
     def _prompt_logprobs(
         self, hidden: torch.Tensor, segment: Segment, session: WorkerSession

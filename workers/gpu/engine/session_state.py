@@ -64,6 +64,12 @@ class WorkerSession:
     kept_tokens: int = 0
     """The first of them, which an earlier prompt left."""
     num_generated: int = 0
+    """Sampled tokens, without those that are drafts."""
+    drafted: list[int] = field(default_factory=list)
+    """Drafted tokens that are still to be verified. K and V of all but the last of them are stored, and of the token
+    before them."""
+    draft_length: int = 0
+    """Tokens that the present round drafts."""
     idle: bool = False
     """No request uses it: it holds no slots, and its KV lies in DRAM alone."""
     selections: dict[int, SelectionRecord] = field(default_factory=dict)
@@ -108,6 +114,11 @@ class WorkerSession:
         if num_tokens != self.resume_point:
             return {}
         return {layer: received.copy() for layer, received in self.received_at_resume.items()}
+
+    @property
+    def verified_tokens(self) -> int:
+        """Tokens of prompt and answer whose K and V are stored."""
+        return self.num_tokens - len(self.drafted)
 
     def await_ahead(self, layer: int | None = None) -> None:
         """Waits for what was fetched ahead for `layer`, or for all layers."""

@@ -111,8 +111,8 @@ class SessionTable:
         if opening.keep_tokens == 0:
             self._open_anew(opening)
             return
-        if session is None or opening.keep_tokens > session.num_tokens:
-            held = 0 if session is None else session.num_tokens
+        if session is None or opening.keep_tokens > session.verified_tokens:
+            held = 0 if session is None else session.verified_tokens
             raise InvalidRequest(
                 f"session {opening.session_id}: {opening.keep_tokens} tokens are to be kept and {held} are held; "
                 "send the prompt without a session"
@@ -192,6 +192,7 @@ class SessionTable:
         session.idle = True
         if self._scorer is not None:
             self._scorer.drop(session_id)
+        session.num_tokens, session.drafted = session.verified_tokens, []
         self._kv.trim(session_id, session.num_tokens)
 
     def _release_slots(self, session: WorkerSession) -> None:

@@ -36,6 +36,12 @@ class TokenCounts:
     prompt: Tensor
     generated: Tensor
 
+    def plus(self, token_ids: Sequence[int]) -> TokenCounts:
+        """The counts after further generated tokens."""
+        ids = on_device(token_ids, torch.int64, self.generated.device)
+        ones = torch.ones_like(ids, dtype=self.generated.dtype)
+        return TokenCounts(self.prompt, self.generated.index_add(0, ids, ones))
+
 
 @dataclass(frozen=True, slots=True)
 class SampleRow:

@@ -18,7 +18,7 @@ Int32 = NDArray[np.int32]
 
 def selects_in_step(step: DecodeStep) -> bool:
     """Whether a session selects at all in a step; every backend of decode obeys it."""
-    return step.session.num_tokens >= step.selection.dense_until
+    return not step.exact and step.ranges.position >= step.selection.dense_until
 
 
 def selects(step: DecodeStep, layer: int) -> bool:
@@ -45,7 +45,7 @@ NO_BLOCKS = np.empty((1, 0), np.int32)
 
 def unselected(step: DecodeStep) -> Selection:
     """What a session attends where nothing is selected: all blocks, or none with a topk of 0."""
-    return NO_BLOCKS if step.selection.topk == 0 else None
+    return NO_BLOCKS if step.selection.topk == 0 and not step.exact else None
 
 
 def with_aged_blocks(ids: Int32, window_first: int, ranges: BlockRanges) -> Int32:
