@@ -137,8 +137,10 @@ CASES = [
         for anchor_type in ANCHORS[:: 1 if PRESETS[name].selection.topk else 2]
     ),
     *(("moorage, selected", anchor_type) for anchor_type in AnchorType if anchor_type not in ANCHORS),
+    ("single keys", AnchorType.KEY_CODES),
 ]
 """Every preset by anchors of keys and by those of attention; what selects, by all of them."""
+SINGLE_KEYS = memory(sinks=8, window=24, topk_keys=16)
 
 
 def driver_of(model: TinyModel, anchor_type: AnchorType, space: AnchorSpace = AnchorSpace.PLAIN) -> Driver:
@@ -154,8 +156,8 @@ def driver_of(model: TinyModel, anchor_type: AnchorType, space: AnchorSpace = An
 
 @pytest.mark.parametrize(("name", "anchor_type"), CASES)
 def test_a_continued_session_equals_a_fresh_one(llama: TinyModel, name: str, anchor_type: AnchorType) -> None:
-    axes, seed = PRESETS[name], list(AnchorType).index(anchor_type)
-    rotated = name in ("ktransformers", "lmdeploy")
+    axes, seed = PRESETS.get(name, SINGLE_KEYS), list(AnchorType).index(anchor_type)
+    rotated = name in ("ktransformers", "lmdeploy", "single keys")
     driver = driver_of(llama, anchor_type, AnchorSpace.ROTATED if rotated else AnchorSpace.PLAIN)
     first = ids_of(llama, 150, seed)
     talk = Talk(driver)
@@ -213,6 +215,7 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "sinks": (SELECTED, 24, True),
     "window": (SELECTED, 40, True),
     "topk": (SELECTED, 5, True),
+    "topk_keys": (memory(sinks=8, window=24), 16, False),
     "execution_block": (SELECTED, 48, True),
     "last_token_alone": (SELECTED, True, False),
     "dense_layers": (SELECTED, 2, False),
