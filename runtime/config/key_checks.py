@@ -8,21 +8,11 @@ from moorage.runtime.config.names import keys_of_setting
 from moorage.runtime.config.presets import Settings
 from moorage.runtime.config.resolve import given
 from moorage.runtime.config.schema import ClusterConfig
-from moorage.workers.spec import KEY_CODE_TOKENS, Preselect, Scorer, SelectionSpec
-from moorage.workers.spec.setting import settings_of, values_of
+from moorage.runtime.config.single_keys import NEEDED, OF_BLOCKS, space_of_codes
+from moorage.workers.spec import KEY_CODE_TOKENS, SelectionSpec
 
 Complaint = tuple[str, str, str]
 """Section, key, and what is wrong with it beside which other key, with the fix."""
-_NEEDED = {
-    "layer_step": 1,
-    "token_step": 1,
-    "preselect": Preselect.OFF,
-    "asynchronous": 0,
-    "execution_block": 0,
-}
-"""Setting -> its one value beside single keys, which each step selects by itself after an exact prefill."""
-_OF_BLOCKS = ("head_select_mode", "head_pool", "anchor_pool")
-"""Settings of selections of blocks, which say nothing of single keys."""
 
 
 def about_keys(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:
@@ -42,19 +32,24 @@ def about_keys(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]
             f"{keys} needs codes of single keys, but anchor_type is {store.anchor_type}; "
             "set long_context.anchor_type to KEY_CODES, or memory.topk_keys to 0",
         )
-    values = values_of(selection)
-    for name, needed in _NEEDED.items():
+    values = settings.values()
+    for name, needed in NEEDED.items():
         if values[name] != needed:
             yield _unlike(name, values[name], keys, f"set it to {needed}")
-    defaults = {each.name: each.default for each in settings_of(SelectionSpec)}
     own = given(config, SelectionSpec)
-    for name in _OF_BLOCKS:
-        if own.get(name, defaults[name]) != defaults[name]:
+    for name, default in OF_BLOCKS.items():
+        if own.get(name, default) != default:
             yield _unlike(name, own[name], keys, "remove it")
-    if store.scorer is not Scorer.NUMBA:
-        yield _unlike("scorer", store.scorer, keys, "use numba")
     if config.gpu_workers.score_on == "device":
         yield "gpu_workers", "score_on", _text("device", keys, "use auto or cpu")
+    yield from _about_positions(settings, keys)
+
+
+def _about_positions(settings: Settings, keys: int) -> Iterator[Complaint]:
+    scheme, space = settings.memory.positions.scheme, settings.store.anchor_space
+    if space is not space_of_codes(scheme):
+        text = f"topk_keys {keys} needs codes of the keys as positions {scheme} see them, and anchor_space is {space}"
+        yield "memory", "anchor_space", f"{text}; use {space_of_codes(scheme)}, or set memory.topk_keys to 0"
 
 
 def _about_codes(settings: Settings) -> Iterator[Complaint]:

@@ -60,17 +60,28 @@ class Preset:
     """The published system that it stands for."""
     differs: Mapping[str, Any] = field(default_factory=dict)
     """Setting -> value."""
+    otherwise: Mapping[str, Any] = field(default_factory=dict)
+    """Setting -> value above `differs` where the other settings, or the store, do not let single keys be selected;
+    only of a preset that selects these."""
 
     def __post_init__(self) -> None:
-        unknown = self.differs.keys() - {each.name for each in PRESET_SETTINGS}
+        unknown = (self.differs.keys() | self.otherwise.keys()) - {each.name for each in PRESET_SETTINGS}
         if unknown:
             raise ValueError(
                 f"preset {self.name}: {min(unknown)} is no setting that a preset gives; remove it"
+            )
+        if bool(self.differs.get("topk_keys")) != bool(self.otherwise):
+            raise ValueError(
+                f"preset {self.name}: what selects single keys says what it selects otherwise, and nothing else does"
             )
 
     def settings(self) -> Settings:
         """Every setting under this preset; those that no preset gives are at their defaults."""
         return Settings(MemorySpec(self.name)).replace(self.differs)
+
+    def selecting_blocks(self) -> Settings:
+        """The same where single keys can't be selected."""
+        return self.settings().replace({"topk_keys": 0} | dict(self.otherwise))
 
     def axes(self) -> dict[str, Any]:
         """The value of every setting that a preset gives, by the key that a cluster file has for it."""

@@ -11,8 +11,9 @@ from collections.abc import Collection
 from typing import Any
 
 from moorage.runtime.config.names import SETTINGS
-from moorage.runtime.config.presets import PRESETS, Settings
+from moorage.runtime.config.presets import PRESETS, Preset, Settings
 from moorage.runtime.config.schema import ClusterConfig
+from moorage.runtime.config.single_keys import can_select_keys, space_of_codes
 from moorage.runtime.planning.trained_length import trained_length
 from moorage.workers.spec import (
     AnchorSpace,
@@ -46,12 +47,23 @@ def resolve_settings(
     With `model` the others follow its trained length.
     """
     own = {name: value for name, value in given(config).items() if name not in without}
+    preset = PRESETS[config.memory.preset]
+    settings = _above(preset.settings(), own, preset, model)
+    if preset.otherwise and not own.get("topk_keys") and not can_select_keys(settings):
+        return _above(preset.selecting_blocks(), own, preset, model)
+    return settings
+
+
+def _above(settings: Settings, own: dict[str, Any], preset: Preset, model: ModelSpec | None) -> Settings:
+    """The settings of a preset with `own` above them."""
     if own.get("scheme") is Positions.CLAMPED:
         # Distant keys are attended un-rotated then, so that anchors of rotated keys would say nothing of them.
         own = {"anchor_space": AnchorSpace.PLAIN} | own
     own = _one_selection(own)
-    settings = _in_blocks_of(PRESETS[config.memory.preset].settings(), own)
-    settings = _with_own_chunks(settings.replace(own), config.memory.preset, own, model)
+    settings = _in_blocks_of(settings, own)
+    settings = _with_own_chunks(settings.replace(own), preset, own, model)
+    if settings.store.anchor_type.codes_keys:
+        settings = settings.replace({"anchor_space": space_of_codes(settings.memory.positions.scheme)})
     return _within_trained(settings, own, model).replace(own)
 
 
@@ -63,10 +75,10 @@ def _one_selection(own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_own_chunks(
-    settings: Settings, preset: str, own: dict[str, Any], model: ModelSpec | None
+    settings: Settings, preset: Preset, own: dict[str, Any], model: ModelSpec | None
 ) -> Settings:
     """The settings with dual chunks, where the checkpoint names them and nobody says anything else of positions."""
-    said = own.keys() | PRESETS[preset].differs.keys()
+    said = own.keys() | preset.differs.keys()
     if model is None or model.dual_chunk is None or said & _OF_POSITIONS:
         return settings
     return settings.replace({"scheme": Positions.DCA})

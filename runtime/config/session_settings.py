@@ -14,7 +14,7 @@ from typing import Any
 
 from moorage.runtime.config.load import build_config
 from moorage.runtime.config.names import SETTINGS, keys_of_setting
-from moorage.runtime.config.presets import Settings, check_preset_name
+from moorage.runtime.config.presets import check_preset_name
 from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.rope import settle_positions
 from moorage.runtime.config.schema import ClusterConfig
@@ -54,7 +54,6 @@ def resolve_memory(
     """
     asked = asked_config(config, preset, settings)
     found = resolve_settings(asked, model)
-    _check_codes(found)
     if model is None:
         return found.memory
     given = (config.memory.rope_scaling_factor, asked.memory.rope_scaling_factor)
@@ -63,16 +62,6 @@ def resolve_memory(
         return settle_positions(found.memory, found.rotary, model, found.store.block_size, own_factor)
     except ValueError as error:
         raise InvalidRequest(f"preset {found.memory.preset}: {error}") from error
-
-
-def _check_codes(found: Settings) -> None:
-    """Raises InvalidRequest where single keys are to be selected and the store has no codes of them."""
-    kind = found.store.anchor_type
-    if found.memory.selection.topk_keys and not kind.codes_keys:
-        raise InvalidRequest(
-            f"preset {found.memory.preset}: it selects single keys, but this cluster's store has {kind} anchors and "
-            "no codes of keys; name another preset, or select blocks with topk"
-        )
 
 
 def unsettled_memory(config: ClusterConfig, preset: str | None, model: ModelSpec) -> MemorySpec:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from moorage.runtime.config.presets import PRESETS
+from moorage.runtime.config.presets import PRESETS, Preset, Settings
 from moorage.runtime.config.resolve import kv_layout, resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
@@ -100,6 +100,87 @@ def test_clamped_positions_take_plain_anchors_unless_told_otherwise() -> None:
     assert space() is AnchorSpace.ROTATED
     assert space(positions="clamped") is AnchorSpace.PLAIN
     assert space(positions="clamped", anchor_space="rotated") is AnchorSpace.ROTATED
+
+
+@pytest.fixture
+def keys_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset `keys` that selects single keys."""
+    differs = {"topk_keys": 256, "block_size": 64, "anchor_type": AnchorType.KEY_CODES}
+    otherwise = {"topk": 128, "anchor_type": AnchorType.QUEST}
+    monkeypatch.setitem(PRESETS, "keys", Preset("keys", "", differs, otherwise))
+
+
+def selected(found: Settings) -> tuple[int | None, int, AnchorType, AnchorSpace]:
+    selection, store = found.memory.selection, found.store
+    return selection.topk, selection.topk_keys, store.anchor_type, store.anchor_space
+
+
+@pytest.mark.usefixtures("keys_preset")
+@pytest.mark.parametrize(
+    ("memory", "store", "space"),
+    [
+        ({}, {}, AnchorSpace.ROTATED),
+        ({"positions": "clamped"}, {}, AnchorSpace.PLAIN),
+        ({"positions": "dca"}, {}, AnchorSpace.ROTATED),
+        ({"n_init": 4}, {"block_size": 128, "dense_layer_num": 2}, AnchorSpace.ROTATED),
+    ],
+)
+def test_codes_are_of_keys_as_positions_see_them(
+    memory: dict[str, Any], store: dict[str, Any], space: AnchorSpace
+) -> None:
+    found = resolve_settings(config(memory={"preset": "keys", **memory}, long_context=store))
+    assert selected(found) == (None, 256, AnchorType.KEY_CODES, space)
+
+
+@pytest.mark.usefixtures("keys_preset")
+@pytest.mark.parametrize(
+    ("memory", "store"),
+    [
+        ({"exc_block_size": 128}, {}),
+        ({"lag": 1}, {}),
+        ({"head_pool": "max"}, {}),
+        ({}, {"head_select_mode": "SEPARATE"}),
+        ({}, {"preselect_block": "prompt"}),
+        ({}, {"block_size": 8}),
+        ({}, {"anchor_num": 2}),
+        ({"anchor_space": "plain"}, {}),
+    ],
+)
+def test_a_preset_of_single_keys_selects_blocks_where_the_configuration_is_of_blocks(
+    memory: dict[str, Any], store: dict[str, Any]
+) -> None:
+    found = resolve_settings(config(memory={"preset": "keys", **memory}, long_context=store))
+    blocks = 128 * 64 // store.get("block_size", 64)
+    assert selected(found) == (blocks, 0, AnchorType.QUEST, AnchorSpace.PLAIN)
+
+
+@pytest.mark.usefixtures("keys_preset")
+def test_a_request_for_single_keys_selects_blocks_where_the_store_has_no_codes() -> None:
+    assert resolve_memory(config(memory={"preset": "full"}), "keys").selection.topk == 64
+    coded = config(memory={"preset": "keys"})
+    assert resolve_memory(coded, "full").selection.selects is False
+    assert resolve_memory(coded, settings={"positions": "clamped"}).selection.topk == 128
+    assert resolve_memory(coded, settings={"n_init": "3"}).selection.topk_keys == 256
+    assert resolve_memory(coded, "ktransformers").selection.topk == 192
+
+
+@pytest.mark.usefixtures("keys_preset")
+def test_single_keys_stay_within_the_trained_length_too() -> None:
+    memory = resolve_memory(config(memory={"preset": "keys"}), model=trained_on(512))
+    assert memory.retention.window + memory.selection.topk_keys <= 512
+    assert memory.selection.topk_keys == 256
+    memory = resolve_memory(config(memory={"preset": "keys"}), model=trained_on(256))
+    assert memory.retention.window + memory.selection.topk_keys == 256
+
+
+@pytest.mark.parametrize(
+    ("differs", "otherwise"), [({"topk_keys": 3}, {}), ({}, {"topk": 3}), ({"topk": 3}, {"topk": 4})]
+)
+def test_what_a_preset_selects_otherwise_belongs_to_single_keys(
+    differs: dict[str, Any], otherwise: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="what selects single keys says what it selects otherwise"):
+        Preset("own", "", differs, otherwise)
 
 
 def trained_on(trained: int) -> ModelSpec:

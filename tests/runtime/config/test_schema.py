@@ -211,6 +211,14 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
             f"gpu_workers: {{score_on: device}}\n{KEYS}}}",
             "gpu_workers.score_on: device belongs to selections",
         ),
+        (
+            f"{KEYS}, anchor_space: plain}}",
+            "memory.anchor_space: topk_keys 9 needs codes of the keys as",
+        ),
+        (
+            f"{KEYS}, positions: clamped, anchor_space: rotated}}",
+            "as positions clamped see them, and anchor_space is rotated; use plain",
+        ),
         (f"{KEYS}, positions: rolling}}", "memory.positions: rolling gives only sinks and window a position"),
         *(
             (
