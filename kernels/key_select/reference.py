@@ -8,7 +8,7 @@ of the absolute channels.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,17 +98,30 @@ def select_keys(
 
 
 def complete(
-    means: ArrayLike, mean_values: Float64, queries: ArrayLike, *, block_size: int, scale: float
+    means: ArrayLike,
+    mean_values: Float64,
+    queries: ArrayLike,
+    selected: NDArray[Any],
+    *,
+    block_size: int,
+    scale: float,
+    first: int = 0,
 ) -> tuple[Float64, Float64]:
-    """(out [Hq, D], lse [Hq]) of the completion: every candidate block as one key of weight `block_size`.
+    """(out [Hq, D], lse [Hq]) of the completion: each candidate block stands for its keys that are not selected.
 
-    It is the mean key of the block, of means [n, Hkv, D], with its mean value, of mean_values [n, Hkv, D], and meets
-    the queries [Hq, D] as the codes do. Selected keys are not taken out.
+    It is the mean key of the block, of means [n, Hkv, D], with its mean value, of mean_values [n, Hkv, D]. It weighs
+    as much as it has keys that are not at the positions `selected` [Hkv, k], of which -1 is none. The first block
+    begins at position `first`. Mean keys meet the queries [Hq, D] as the codes do.
     """
     centres, heads = np.asarray(means, np.float64), np.asarray(queries, np.float64)
-    _, num_kv_heads, dim = centres.shape
+    num_blocks, num_kv_heads, dim = centres.shape
+    left = np.full((num_kv_heads, num_blocks), block_size)
+    for of_head, positions in zip(left, selected, strict=True):
+        blocks = (positions[positions >= first] - first) // block_size
+        of_head -= np.bincount(blocks[blocks < num_blocks], minlength=num_blocks)
     groups = heads.reshape(num_kv_heads, -1, dim)
-    logits = scale * np.einsum("hgd,nhd->hgn", groups, centres) + np.log(block_size)
+    with np.errstate(divide="ignore"):
+        logits = scale * np.einsum("hgd,nhd->hgn", groups, centres) + np.log(left)[:, None]
     lse = log_sum_exp(logits)
     weights = np.exp(logits - np.where(lse > -np.inf, lse, 0.0)[..., None])
     out = np.einsum("hgn,nhd->hgd", weights, mean_values)

@@ -94,12 +94,16 @@ def test_each_kv_head_selects_by_its_own_query_heads(rng: np.random.Generator) -
         np.testing.assert_array_equal(alone[0], found[head])
 
 
-def test_each_block_completes_the_softmax_as_its_mean_key_with_its_mean_value() -> None:
-    # One query head, two blocks of 16 keys: weights 16 * 1 and 16 * 3.
+def test_each_block_completes_the_softmax_for_its_keys_that_are_not_selected() -> None:
+    # One query head, two blocks of 16 keys from position 32 on; 4 keys of the second are selected.
     means, mean_values = np.array([[[0.0, 7.0]], [[np.log(3), 7.0]]]), np.array([[[1.0, 0.0]], [[0.0, 8.0]]])
-    out, lse = reference.complete(means, mean_values, [[2.0, 0.0]], block_size=16, scale=0.5)
-    assert np.exp(lse).tolist() == pytest.approx([64.0])
-    np.testing.assert_allclose(out, [[0.25, 6.0]])
-    out, lse = reference.complete(means[:0], mean_values[:0], [[2.0, 0.0]], block_size=16, scale=0.5)
-    assert lse.tolist() == [-np.inf]
-    assert out.tolist() == [[0.0, 0.0]]
+    how = {"block_size": 16, "scale": 0.5, "first": 32}
+    some = np.array([[48, 50, 62, 63, -1]])
+    out, lse = reference.complete(means, mean_values, [[2.0, 0.0]], some, **how)
+    assert np.exp(lse).tolist() == pytest.approx([16 + 12 * 3])
+    np.testing.assert_allclose(out, [[16 / 52, 8 * 36 / 52]])
+    whole = np.array([np.arange(32, 48)])
+    out, lse = reference.complete(means[:1], mean_values[:1], [[2.0, 0.0]], whole, **how)
+    assert (out.tolist(), lse.tolist()) == ([[0.0, 0.0]], [-np.inf])
+    out, lse = reference.complete(means[:0], mean_values[:0], [[2.0, 0.0]], some, **how)
+    assert (out.tolist(), lse.tolist()) == ([[0.0, 0.0]], [-np.inf])

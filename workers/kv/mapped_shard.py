@@ -21,6 +21,7 @@ from moorage.workers.kv.messages import (
     Int32,
     KeyReply,
     KeyRequest,
+    KeyRowsReply,
     KeyRowsRequest,
     SelectReply,
     SelectRequest,
@@ -210,9 +211,9 @@ class MappedShard:
         """See SelectKeys."""
         return [self._keys.select(one, self.session(one.session_id)) for one in requests]
 
-    def key_rows(self, wanted: Sequence[KeyRowsRequest]) -> list[Storage]:
+    def key_rows(self, wanted: Sequence[KeyRowsRequest]) -> list[KeyRowsReply]:
         """See KeyRows."""
-        return [self._keys.rows(one, self.session(one.session_id)) for one in wanted]
+        return [self._keys.rows(one, self.session(one.request.session_id)) for one in wanted]
 
     def preselect(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
         """Restricts selections of `layer` with `use_preselected`: of the blocks before `limit`, to `blocks`."""

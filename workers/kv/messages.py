@@ -80,17 +80,16 @@ class SelectReply(NamedTuple):
 
 
 class KeyRequest(NamedTuple):
-    """The best single keys of each KV head in the sealed blocks [first, limit), by their codes."""
+    """The best single keys of each KV head in the sealed blocks [bounds[0], bounds[-1]), by their codes."""
 
     session_id: int
     layer: int
     queries: Float32
-    """[Hq, D] as they meet the codes."""
+    """[V, Hq, D]: as they meet the codes; number v those of blocks [bounds[v], bounds[v + 1])."""
+    bounds: Int32
+    """[V + 1], ascending; bounds beyond the sealed blocks count as their number."""
     near: Float32
     """[Hq]: log-sum-exp of the logits of sinks and window, with which estimated logits are compared."""
-    first: int
-    limit: int
-    """A limit beyond the sealed blocks counts as their number."""
     count: int
     """Keys of each KV head."""
     scale: float
@@ -99,30 +98,37 @@ class KeyRequest(NamedTuple):
     """Whether the answer has the rows of these keys, since no other shard has any."""
 
 
+class KeyRowsRequest(NamedTuple):
+    """Keys and values of the tokens that were selected in a shard, and what stands for all others."""
+
+    request: KeyRequest
+    """By which they were selected."""
+    heads: Int32
+    """[n]: KV heads."""
+    positions: Int32
+    """[n]"""
+
+
+class KeyRowsReply(NamedTuple):
+    """See KeyRowsRequest."""
+
+    rows: Storage
+    """[2, n, D]"""
+    rest_out: Float32
+    """[Hq, D] of the completion in this shard; see `kernels.key_select.reference`."""
+    rest_lse: Float32
+    """[Hq]"""
+
+
 class KeyReply(NamedTuple):
-    """The best single keys of a shard, and its part of the completion: see `kernels.key_select.reference`."""
+    """The best single keys of a shard."""
 
     positions: Int32
     """[Hkv, n], ascending, padded at the end with -1."""
     scores: Float32
     """[Hkv, n]: by key the largest over the query heads of (logit - near), padded with -inf."""
-    rest_out: Float32
-    """[Hq, D]"""
-    rest_lse: Float32
-    """[Hq]"""
-    rows: Storage | None = None
-    """[2, Hkv, n, D]: keys and values at `positions`, 0 at -1; None where they were not asked for."""
-
-
-class KeyRowsRequest(NamedTuple):
-    """Keys and values of single tokens."""
-
-    session_id: int
-    layer: int
-    heads: Int32
-    """[n]: KV heads."""
-    positions: Int32
-    """[n]"""
+    rows: KeyRowsReply | None = None
+    """Of all positions but -1, KV head by KV head; None where they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from moorage.workers.kv.messages import (
     Int32,
     KeyReply,
     KeyRequest,
+    KeyRowsReply,
     KeyRowsRequest,
     SelectReply,
     SelectRequest,
@@ -243,8 +244,8 @@ class SelectKeys(Selecting[list[KeyReply]]):
 
 
 @dataclass(slots=True)
-class KeyRows(Selecting[list[Storage]]):
-    """Keys and values of single tokens, [2, n, D] of storage type for each of `wanted`."""
+class KeyRows(Selecting[list[KeyRowsReply]]):
+    """Keys and values of selected tokens, and the completion, for each of `wanted`."""
 
     handler = "key_rows"
     runs_on_mapping = True
@@ -253,4 +254,4 @@ class KeyRows(Selecting[list[Storage]]):
     @property
     def sessions(self) -> list[int]:
         """See Operation."""
-        return [one.session_id for one in self.wanted]
+        return [one.request.session_id for one in self.wanted]

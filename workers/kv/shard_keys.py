@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moorage.workers.kv.formats import format_of
+from moorage.workers.kv.key_scorer import joined
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.merge import merge_selections
 from moorage.workers.kv.messages import (
@@ -19,6 +21,7 @@ from moorage.workers.kv.messages import (
     Int32,
     KeyReply,
     KeyRequest,
+    KeyRowsReply,
     KeyRowsRequest,
     SelectReply,
     Storage,
@@ -30,6 +33,7 @@ from moorage.workers.kv.stripes import Stripes
 from moorage.workers.spec import KvLayout
 
 T = TypeVar("T")
+Places = NDArray[np.intp]
 
 
 class FoundKeys(NamedTuple):
@@ -64,45 +68,44 @@ class ShardKeys:
         if len(self._links) == 1:
             replies = self._links[0].call(SelectKeys([one._replace(with_rows=True) for one in requests]))
             return [
-                FoundKeys(each.positions, each.rows, each.rest_out, each.rest_lse)
+                self._padded(each.positions, [np.nonzero(each.positions >= 0)], [each.rows])
                 for each in replies
                 if each.rows is not None
             ]
-        sessions = [request.session_id for request in requests]
-        best = self._ask(SelectKeys, sessions, [self._of_shards(request) for request in requests])
+        sessions, asked = [one.session_id for one in requests], [self._of_shards(one) for one in requests]
+        best = self._ask(SelectKeys, sessions, asked)
         positions = [
             self._merged(replies, request.count) for replies, request in zip(best, requests, strict=True)
         ]
-        rows = self._rows(requests, positions)
-        rests = [_joined(replies) for replies in best]
-        return [FoundKeys(*each, *rest) for *each, rest in zip(positions, rows, rests, strict=True)]
-
-    def _rows(self, requests: Sequence[KeyRequest], positions: Sequence[Int32]) -> list[Storage]:
-        """[2, Hkv, n, D] of storage type for positions [Hkv, n] of each session, 0 where that is -1."""
-        places, asked = [], []
-        for request, of_session in zip(requests, positions, strict=True):
+        wanted, places = [], []
+        for of_session, parts in zip(positions, asked, strict=True):
             heads, at = np.nonzero(of_session >= 0)
             shards, local = self._tokens.split(of_session[heads, at])
             here = [np.flatnonzero(shards == shard) for shard in range(len(self._links))]
             places.append([(heads[some], at[some]) for some in here])
             named = [(heads[some].astype(np.int32), local[some]) for some in here]
-            asked.append([KeyRowsRequest(request.session_id, request.layer, *each) for each in named])
-        answers = self._ask(KeyRows, [request.session_id for request in requests], asked)
-        storage, found = format_of(self._layout.kv_type).storage, list[Storage]()
-        for of_session, into, parts in zip(positions, places, answers, strict=True):
-            out: Storage = np.zeros((2, *of_session.shape, self._layout.head_dim), storage)
-            for (heads, at), rows in zip(into, parts, strict=True):
-                out[:, heads, at] = rows
-            found.append(out)
-        return found
+            wanted.append([KeyRowsRequest(part, *each) for part, each in zip(parts, named, strict=True)])
+        answers = self._ask(KeyRows, sessions, wanted)
+        return [self._padded(*each) for each in zip(positions, places, answers, strict=True)]
+
+    def _padded(
+        self, positions: Int32, places: Sequence[tuple[Places, ...]], answers: Sequence[KeyRowsReply]
+    ) -> FoundKeys:
+        """Puts the shards' rows to their places (heads, columns) among `positions`, and joins their completions."""
+        storage = format_of(self._layout.kv_type).storage
+        rows: Storage = np.zeros((2, *positions.shape, self._layout.head_dim), storage)
+        for (heads, at), answer in zip(places, answers, strict=True):
+            rows[:, heads, at] = answer.rows
+        rest = joined(
+            np.array([answer.rest_out for answer in answers]),
+            np.array([answer.rest_lse for answer in answers]),
+        )
+        return FoundKeys(positions, rows, *rest)
 
     def _of_shards(self, request: KeyRequest) -> list[KeyRequest]:
         """The request in the blocks of each shard."""
-        count = self._blocks.count
-        return [
-            request._replace(first=count(request.first, shard), limit=count(request.limit, shard))
-            for shard in range(len(self._links))
-        ]
+        counts = self._blocks.counts
+        return [request._replace(bounds=counts(request.bounds, shard)) for shard in range(len(self._links))]
 
     def _merged(self, replies: Sequence[KeyReply], count: int) -> Int32:
         """The positions [Hkv, count] of the best of all shards."""
@@ -125,11 +128,3 @@ class ShardKeys:
         return [
             [answers[(first[i] + shard) % count][i] for shard in range(count)] for i in range(len(sessions))
         ]
-
-
-def _joined(replies: Sequence[KeyReply]) -> tuple[Float32, Float32]:
-    """The completion of the blocks of all shards: (out [Hq, D], lse [Hq])."""
-    lses = np.array([reply.rest_lse for reply in replies])
-    lse = np.logaddexp.reduce(lses, axis=0)
-    weights = np.exp(lses - np.where(lse > -np.inf, lse, 0.0))
-    return np.einsum("sh,shd->hd", weights, [reply.rest_out for reply in replies]), lse

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from moorage.kernels.key_codes import reference as key_codes
 from moorage.kernels.key_select.reference import complete, estimated_logits, select_keys, unpack_codes
+from moorage.kernels.merge_lse import reference as merge_lse
 from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.mailbox_link import MailboxLink
@@ -82,9 +84,13 @@ def fill(kv: ShardedKv, session_id: int, first_shard: int = 0) -> None:
 
 
 def request_of(session_id: int, **changes: Any) -> KeyRequest:
-    queries = np.random.default_rng(session_id + 99).standard_normal((HEADS, LAYOUT.head_dim), np.float32)
+    """Its candidates are met by two rotations of the query."""
+    queries = np.random.default_rng(session_id + 99).standard_normal((2, HEADS, LAYOUT.head_dim), np.float32)
     near = np.random.default_rng(session_id).standard_normal(HEADS, np.float32)
-    request = KeyRequest(session_id, 1, queries, near, first=1, limit=18, count=24, scale=0.3)
+    bounds = np.array([1, 7, 18], np.int32)
+    request = KeyRequest(session_id, 1, queries, bounds, near, count=24, scale=0.3)
+    if "bounds" in changes:
+        changes["bounds"] = np.array(changes["bounds"], np.int32)
     return request._replace(**changes)
 
 
@@ -99,21 +105,31 @@ def check(request: KeyRequest, found: FoundKeys) -> None:
     angles = np.multiply.outer(np.arange(num_sealed * size), INV_FREQ).reshape(num_sealed, size, -1)
     turns = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     key_codes.encode_keys(kv, means, codes, np.arange(num_sealed, dtype=np.int32), turns)
-    some = slice(request.first, max(request.first, min(request.limit, num_sealed)))
-    centres, how = means[some, :, 0].view(np.float16), {"block_size": size, "scale": request.scale}
-    logits = estimated_logits(codes[some], centres, request.queries, **how)
+    bounds = np.minimum(request.bounds, num_sealed)
+    runs = [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
+    how = {"block_size": size, "scale": request.scale}
+    centres = means[:, :, 0].view(np.float16)
+    logits = [
+        estimated_logits(codes[run], centres[run], queries, **how)
+        for run, queries in zip(runs, request.queries, strict=True)
+    ]
     positions = select_keys(
-        logits,
+        np.concatenate(logits, axis=1),
         request.near.astype(np.float64),
         num_kv_heads=LAYOUT.num_kv_heads,
         topk_keys=request.count,
-        first=request.first * size,
+        first=int(bounds[0]) * size,
     )
     np.testing.assert_array_equal(found.positions, positions)
-    values = unpack_codes(codes[some], LAYOUT.num_kv_heads, size, LAYOUT.head_dim).mean_values
-    out, lse = complete(centres, values, request.queries, **how)
-    np.testing.assert_allclose(found.rest_lse, lse, rtol=1e-5)
-    np.testing.assert_allclose(found.rest_out, out, rtol=1e-4, atol=1e-5)
+    values = unpack_codes(codes, LAYOUT.num_kv_heads, size, LAYOUT.head_dim).mean_values
+    rests = [
+        complete(centres[run], values[run], queries, positions, **how, first=int(run.start) * size)
+        for run, queries in zip(runs, request.queries, strict=True)
+    ]
+    expected_outs, expected_lses = (np.array(each) for each in zip(*rests, strict=True))
+    expected, expected_lse = merge_lse.merge_lse(expected_outs, expected_lses)
+    np.testing.assert_allclose(found.rest_lse, expected_lse, rtol=1e-5)
+    np.testing.assert_allclose(found.rest_out, expected, rtol=1e-4, atol=1e-5)
     for part, head, place in np.ndindex(2, *positions.shape):
         at = positions[head, place]
         row = stored[part, at, head] if at >= 0 else np.zeros(LAYOUT.head_dim)
@@ -122,10 +138,17 @@ def check(request: KeyRequest, found: FoundKeys) -> None:
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3])
 @pytest.mark.parametrize(
-    "changes", [{}, {"first": 0, "limit": 99, "layer": 0}, {"first": 3, "limit": 4}, {"first": 5, "limit": 5}]
+    "changes",
+    [
+        {},
+        {"bounds": [0, 2, 99], "layer": 0},
+        {"bounds": [3, 3, 4]},
+        {"bounds": [5, 5, 5]},
+        {"bounds": [30, 40, 50]},
+    ],
 )
 def test_the_best_keys_and_their_rows_are_those_of_one_store(
-    make_kv: MakeKv, num_shards: int, changes: dict[str, int]
+    make_kv: MakeKv, num_shards: int, changes: dict[str, Any]
 ) -> None:
     kv = make_kv(num_shards)
     fill(kv, 1, first_shard=num_shards - 1)
@@ -137,7 +160,7 @@ def test_the_best_keys_and_their_rows_are_those_of_one_store(
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_sessions_that_ask_together_get_what_each_gets_alone(make_kv: MakeKv, num_shards: int) -> None:
     kv = make_kv(num_shards)
-    requests = [request_of(1), request_of(2, first=2, limit=9, count=7), request_of(3)]
+    requests = [request_of(1), request_of(2, bounds=[2, 4, 9], count=7), request_of(3)]
     for shard, request in enumerate(requests):
         fill(kv, request.session_id, shard)
     for request, found in zip(requests, kv.keys.select(requests), strict=True):
@@ -159,7 +182,8 @@ def test_equal_keys_are_taken_from_the_first_on(make_kv: MakeKv) -> None:
     kv, ones = make_kv(3), np.ones((NUM_TOKENS, LAYOUT.num_kv_heads, LAYOUT.head_dim), np.float32)
     kv.open(1, LAYOUT.num_blocks(NUM_TOKENS), np.zeros(3))
     kv.append(1, 0, 0, ones, ones)
-    (found,) = kv.keys.select([request_of(1, layer=0, count=70)])
+    queries = np.ones((2, HEADS, LAYOUT.head_dim), np.float32)
+    (found,) = kv.keys.select([request_of(1, layer=0, count=70, queries=queries)])
     assert found.positions.tolist() == [list(range(16, 86))] * LAYOUT.num_kv_heads
 
 
@@ -181,12 +205,14 @@ def test_what_does_not_fit_is_refused() -> None:
     kv = ShardedKv([link], LAYOUT)
     fill(kv, 1)
     with pytest.raises(InvalidRequest, match="queries of shape"):
-        kv.keys.select([request_of(1, queries=np.zeros((3, LAYOUT.head_dim), np.float32))])
+        kv.keys.select([request_of(1, queries=np.zeros((2, 3, LAYOUT.head_dim), np.float32))])
     with pytest.raises(InvalidRequest, match="no layer 7"):
         kv.keys.select([request_of(1, layer=7)])
     with pytest.raises(InvalidRequest, match="near"):
         kv.keys.select([request_of(1, near=np.zeros(HEADS - 1, np.float32))])
-    far = KeyRowsRequest(1, 0, np.zeros(1, np.int32), np.array([NUM_TOKENS + 99], np.int32))
+    with pytest.raises(InvalidRequest, match="not ascending"):
+        kv.keys.select([request_of(1, bounds=[3, 2, 9])])
+    far = KeyRowsRequest(request_of(1), np.zeros(1, np.int32), np.array([NUM_TOKENS + 99], np.int32))
     with pytest.raises(InvalidRequest, match="are written"):
         link.call(KeyRows([far]))
     with pytest.raises(InvalidRequest, match="of 2 heads"):

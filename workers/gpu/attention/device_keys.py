@@ -14,7 +14,8 @@ from moorage.workers.gpu.attention.stored_blocks import Partial, TokenQuery, mer
 from moorage.workers.gpu.engine.batch import DecodeStep, SessionGuard
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.positions.key_rotations import KeyRotations
-from moorage.workers.gpu.selection.queries import LayerQueries, attention_scale, scoring_query
+from moorage.workers.gpu.selection.code_queries import code_queries
+from moorage.workers.gpu.selection.queries import LayerQueries, attention_scale
 from moorage.workers.gpu.transfer.key_rows import KeyRowBuffer
 from moorage.workers.kv.messages import Float32, KeyRequest
 from moorage.workers.kv.shard_keys import FoundKeys
@@ -80,17 +81,10 @@ class DeviceKeys:
             return {}
 
     def _request(self, layer: int, step: DecodeStep, query: torch.Tensor, near: Float32) -> KeyRequest:
-        session, ranges = step.session, step.ranges
-        return KeyRequest(
-            session.session_id,
-            layer,
-            scoring_query(session, layer, query, ranges.position)[0],
-            near,
-            ranges.num_sinks,
-            ranges.near_block,
-            step.selection.topk_keys,
-            attention_scale(session, layer),
-        )
+        session = step.session
+        queries, bounds = code_queries(step, layer, query)
+        scale, count = attention_scale(session, layer), step.selection.topk_keys
+        return KeyRequest(session.session_id, layer, queries, bounds, near, count, scale)
 
     def attend(self, query: TokenQuery, near: Partial, found: FoundKeys) -> WithKeys:
         """Adds the found keys, and the completion, to attention over sinks and window."""

@@ -17,6 +17,7 @@ from moorage.kernels.key_select.reference import (
     select_keys,
     unpack_codes,
 )
+from moorage.kernels.merge_lse.reference import merge_lse
 from moorage.workers.errors import MoorageError, NotFound
 from moorage.workers.gpu.attention.backend import Attended
 from moorage.workers.gpu.attention.device_slots import DeviceSlotAttention
@@ -86,19 +87,27 @@ class ByDefinition:
         first, end = ranges.num_sinks * size, ranges.near_block * size
         always = np.concatenate((np.arange(first), np.arange(end, ranges.position + 1)))
         codes, means = self._codes(step, keys[first:end], values[first:end], first)
-        meeting = self._scoring_query(step, query)
-        how = {"block_size": size, "scale": attention_scale(step.session, layer)}
-        num_kv_heads = self._layout.num_kv_heads
+        scale, num_kv_heads = attention_scale(step.session, layer), self._layout.num_kv_heads
+        mean_values = unpack_codes(codes, num_kv_heads, size, self._layout.head_dim).mean_values
+        blocks = [slice(at, at + 1) for at in range(len(codes))]
+        meeting = [self._meeting(step, query, first + at * size) for at in range(len(codes))]
+        how = {"block_size": size, "scale": scale}
+        estimated = [
+            estimated_logits(codes[b], means[b], q, **how) for b, q in zip(blocks, meeting, strict=True)
+        ]
         positions = select_keys(
-            estimated_logits(codes, means, meeting, **how),
+            np.concatenate(estimated, axis=1),
             log_sum_exp(exact[:, always]),
             num_kv_heads=num_kv_heads,
             topk_keys=step.selection.topk_keys,
             first=first,
         )
         np.testing.assert_array_equal(attended.keys[step.row], positions)
-        sizes = num_kv_heads, size, self._layout.head_dim
-        rest, rest_lse = complete(means, unpack_codes(codes, *sizes).mean_values, meeting, **how)
+        rests = [
+            complete(means[b], mean_values[b], q, positions, **how, first=first + b.start * size)
+            for b, q in zip(blocks, meeting, strict=True)
+        ]
+        rest, rest_lse = merge_lse(*(np.array(each) for each in zip(*rests, strict=True)))
         assert self._outs is not None
         for head in range(len(query)):
             of_group = head // (len(query) // num_kv_heads)
@@ -142,12 +151,15 @@ class ByDefinition:
         halves = means.view(np.float16) if means.dtype == np.uint16 else means
         return codes, halves[:, :, 0]
 
-    def _scoring_query(self, step: DecodeStep, query: np.ndarray) -> np.ndarray:
-        if self._layout.anchor_space is AnchorSpace.ROTATED:
-            return turned(step, query, np.full(len(query), step.ranges.position))
+    def _meeting(self, step: DecodeStep, query: np.ndarray, key: int) -> np.ndarray:
+        """The query [Hq, D] as it meets the code of the key at a position."""
+        pair = pair_positions(step.memory, self._layout.block_size, step.ranges.position, key)
+        assert pair is not None
         if step.memory.positions.scheme is Positions.CLAMPED:
-            return turned(step, query, np.full(len(query), step.memory.retention.window - 1))
-        return query
+            return turned(step, query, np.full(len(query), pair[0]))
+        if self._layout.anchor_space is AnchorSpace.PLAIN:
+            return query
+        return turned(step, query, np.full(len(query), pair[0] - pair[1] + key))
 
     def _exact_logits(self, step: DecodeStep, layer: int, query: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """[Hq, T]: every key as the scheme's definition shows it to the query."""
