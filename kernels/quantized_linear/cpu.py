@@ -6,6 +6,8 @@ brings them, so activations of 8 bits would save nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numba import njit
@@ -13,18 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moorage.kernels.code_kinds import PANEL
-from moorage.kernels.numba_flags import SERIAL, num_workers
+from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.quantized_linear.dequantizing import dequantize_panels
 from moorage.kernels.quantized_linear.matrix import QuantizedMatrix
 from moorage.kernels.quantized_linear.products import FIELDS, Field, kernel_address, run_product
-from moorage.kernels.threads import run_each
+from moorage.kernels.thread_team import run_units, team_for, unit_call, units_for
 
 FEW_ROWS = 24
 """Rows of activations up to which one pass over the codes is faster than torch's product of dequantised weights."""
 PIECE_BYTES = 4 << 20
 """Most memory that dequantised weights take at once: they are multiplied while they lie in the cache."""
-_SHARES = 4
-"""Pieces of work for each thread, since one may begin late."""
 _FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 Record = NDArray[np.int64]
@@ -88,13 +88,8 @@ def _few_rows(x: Tensor, weight: QuantizedMatrix | Tensor) -> Tensor:
     )
     record[Field.NUM_X], record[Field.OUT_STRIDE] = len(rows), out.shape[1]
     sum_groups(rows, sums)
-    address, workers = record.ctypes.data, num_workers(weight.nbytes)
-    shares = min(num_panels, workers * _SHARES) if workers > 1 else 1
-
-    def run(share: int) -> None:
-        _part(address, num_panels * share // shares, num_panels * (share + 1) // shares)
-
-    run_each(run, shares, workers)
+    team = team_for(weight.nbytes)
+    run_panels(team, units_for(team, num_panels), record.ctypes.data, num_panels)
     return out[:, : weight.shape[0]].to(x.dtype).contiguous()
 
 
@@ -125,5 +120,11 @@ def sum_groups(x: Float32, sums: Float32) -> None:
 
 
 @njit(**SERIAL)
-def _part(record: int, begin: int, end: int) -> None:
-    run_product(record, begin, end)
+def run_panels(team: Any, units: Any, record: Any, panels: Any) -> None:
+    """All panels of the product of which `record` is the address, by a team that takes them in so many units."""
+    run_units(team, units, *unit_call(_panels_unit, (units, record, panels)))
+
+
+@njit(**SERIAL)
+def _panels_unit(unit: Any, units: Any, record: Any, panels: Any) -> None:
+    run_product(record, panels * unit // units, panels * (unit + 1) // units)

@@ -9,11 +9,10 @@ from numba import njit
 
 from moorage.kernels.addresses import matrix_at
 from moorage.kernels.numba_flags import INLINE, SERIAL
-from moorage.kernels.quantized_linear.cpu import sum_groups
+from moorage.kernels.quantized_linear.cpu import run_panels, sum_groups
 from moorage.kernels.quantized_linear.products import FIELDS as RECORD_FIELDS
-from moorage.kernels.quantized_linear.products import Field, run_product
+from moorage.kernels.quantized_linear.products import Field
 from moorage.kernels.step_program.program import Gate, Op
-from moorage.kernels.thread_team import run_units, unit_call
 from moorage.kernels.vector_math import exp32
 
 _LINEAR, _NORM, _ADD, _GATE, _REORDER = (int(op) for op in Op)
@@ -50,18 +49,13 @@ def _linear(op: Any, rows: Any) -> None:
     if fields[_GROUPS] > 0:
         x = matrix_at(fields[_X], rows, fields[_WIDTH], _F32)
         sum_groups(x, matrix_at(fields[_SUMS], rows, fields[_GROUPS], _F32))
-    run_units(team, units, *unit_call(_product_unit, (units, record, panels)))
+    run_panels(team, units, record, panels)
     if bias != 0:
         out = matrix_at(fields[_OUT], rows, fields[_STRIDE], _F32)
         added = matrix_at(bias, 1, panels * 16, _F32)[0]
         for t in range(rows):
             for c in range(panels * 16):
                 out[t, c] += added[c]
-
-
-@njit(**SERIAL)
-def _product_unit(unit: Any, units: Any, record: Any, panels: Any) -> None:
-    run_product(record, panels * unit // units, panels * (unit + 1) // units)
 
 
 @njit(**SERIAL)

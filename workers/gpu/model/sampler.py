@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moorage.kernels.logit_rows import summarise_rows
 from moorage.workers.gpu.model.gumbel import gumbel_noise, noise_stream
 from moorage.workers.gpu.transfer.host_copy import HostCopy, on_device
 from moorage.workers.spec import SamplingSpec
@@ -71,12 +72,10 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     if not rows:
         return []
     shaped = shape_logits(logits, rows)
-    if shaped is logits and all(_is_greedy(row.spec) for row in rows):
-        best, token_ids = logits.max(-1)
-    else:
+    token_ids, best, log_mass = _likeliest(logits)
+    if shaped is not logits or not all(_is_greedy(row.spec) for row in rows):
         token_ids = _draw(shaped, rows)
         best = logits.gather(1, token_ids[:, None])[:, 0]
-    log_mass = logits.logsumexp(-1)
     found = [token_ids, best - log_mass, log_mass]
     num_top = min(max(row.spec.num_logprobs for row in rows), logits.shape[1])
     if num_top:
@@ -85,6 +84,16 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
     columns = [tensor.tolist() for tensor in HostCopy(*found)()]
     columns += [] if num_top else [[()] * len(rows)] * 2
     return [_sampled(row, *column) for row, column in zip(rows, zip(*columns, strict=True), strict=True)]
+
+
+def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(likeliest token, its logit, log-sum-exp) of each row."""
+    if logits.is_cuda:
+        best, token_ids = logits.max(-1)
+        return token_ids, best, logits.logsumexp(-1)
+    # In torch these are several parallel regions, each as slow as other processes let its last thread be.
+    token_ids, best, log_mass = map(torch.from_numpy, summarise_rows(logits.contiguous().numpy()))
+    return token_ids, best, log_mass
 
 
 def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
