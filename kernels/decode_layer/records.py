@@ -39,6 +39,8 @@ class LayerShape(NamedTuple):
     """Whether anchors are the bounds of a block's keys (QUEST, two vectors), or one vector."""
     hadamard: bool
     """Whether anchors are of Hadamard-transformed keys, so that queries must be transformed as well."""
+    key_codes: bool = False
+    """Whether codes are of single keys (`kernels.key_codes`), or of the anchors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,8 @@ class LayerMemory:
     ) -> LayerMemory:
         """One element of each sequence for each memory.
 
-        kv [P, 2, Hkv, B, D]; anchors [P, Hkv, A, D]; codes [P, Hkv * A * D / 2], or [P, 0] without codes. All
-        memories have one storage type. Raises ValueError if the arrays do not fit each other or `shape`.
+        kv [P, 2, Hkv, B, D]; anchors [P, Hkv, A, D]; codes of anchors [P, Hkv * A * D / 2], of single keys
+        [P, Hkv * (B * (D / 8 + 2) + 2 * D)], or [P, 0] without any. All memories have one storage type. Raises ValueError if the arrays do not fit each other or `shape`.
         """
         check_multiple("head size", shape.head_dim, 2 * LANES)
         if not kv or len(kv) != len(anchors) or len(kv) != len(codes) or shape.stripe_blocks < 1:
@@ -82,8 +84,10 @@ class LayerMemory:
             check_array("kv", rows, types, (None, 2, heads, size, dim))
             check_array("anchors", summary, (rows.dtype,), (len(rows), heads, anchors[0].shape[2], dim))
             code_size = anchor_size // 2 if coded.shape[-1] else 0
+            if shape.key_codes:
+                code_size = heads * (size * (dim // 8 + 2) + 2 * dim)
             check_array("codes", coded, UINT8, (len(rows), code_size))
-            if code_size:
+            if code_size and not shape.key_codes:
                 check_multiple("elements of a block's anchors", 2 * code_size, 2 * CODE_BYTES)
             table[m] = address_of(rows), address_of(summary), address_of(coded) if code_size else 0, len(rows)
         return cls(shape, table, kv[0].reshape(-1)[:0], anchor_size, (*kv, *anchors, *codes))
