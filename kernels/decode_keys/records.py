@@ -1,0 +1,83 @@
+"""What a layer of decode needs beside its sessions to select single keys, and the memory it works in."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Int32 = NDArray[np.int32]
+UInt8 = NDArray[np.uint8]
+
+
+class KeySelections(NamedTuple):
+    """Which single keys the sessions attend in this layer beside sinks and window."""
+
+    selects: UInt8
+    """[N]: 1 selects; 0 attends no single key."""
+    positions: Int32
+    """[N, Hkv, k], written: the tokens of the selected keys, ascending, padded at the end with -1."""
+    lse: Float32
+    """[N, Hq], written where a session selects: log-sum-exp of the keys that are attended, without all others."""
+    is_rotated: bool
+    """Whether codes and means are of keys that are rotated at their own positions."""
+    base_turns: Float32
+    """[rows, 2, rd / 2]: cosines and sines of `SessionBatch.bases`."""
+    offset_turns: Float32
+    """[B, 2, rd / 2]: cosines and sines of a key's place in its block."""
+
+
+class Layer(NamedTuple):
+    """All that one call works on."""
+
+    table: Any
+    empty: Any
+    shape: Any
+    batch: Any
+    query: Any
+    keys: Any
+    """KeySelections"""
+    attended: Any
+    memory: Any
+    first: Any
+    """Of `all_memory`."""
+
+
+class Runs(NamedTuple):
+    """Blocks whose keys one rotation of a session's queries meets, R runs for each session at most."""
+
+    bounds: Any
+    """[N, R, 2]: blocks [first, end); none where both are equal."""
+    queries: Any
+    """[N, R, Hq, D], scaled, as they meet the codes."""
+    tables: Any
+    """[N, R, Hq, D / 8, 2, 16] of `make_tables`."""
+    terms: Any
+    """[N, R, Hq, 3] of `make_tables`."""
+
+
+class Slices(NamedTuple):
+    """The candidates of each session and KV head in slices of a fixed length, and what is found in each."""
+
+    first: Any
+    """[N * Hkv + 1]: the first slice of each session's head."""
+    less: Any
+    """[N * Hkv, G]: log-sum-exp of what is always attended; weights are relative to it."""
+    threshold: Any
+    """[N * Hkv]"""
+    ids: Any
+    """[slices, most]: keys above the threshold, numbered from the first candidate on."""
+    values: Any
+    """[slices, most]"""
+    counts: Any
+    """[slices]"""
+    weights: Any
+    """[slices, G, blocks of a slice]: weight of a key at the logit of its block's mean."""
+    rest: Any
+    """[slices, G]: weight of all blocks, each with all its keys at the logit of their mean."""
+    rest_sums: Any
+    """[slices, G, D]: the blocks' mean values by their weights."""
+    halves: Any
+    """An array of fp16 bits, the type of mean values."""
