@@ -73,7 +73,10 @@ def _selected_keys(at: Any, i: Any, kv_head: Any, layer: Any, runs: Any, slices:
         count += more
     count = keep_best(ids, values, count, wanted)
     found = Keys(
-        np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int32), np.empty(count, np.int64)
+        np.empty(count, np.int32),
+        np.empty(count, np.int32),
+        np.empty(count, np.int32),
+        np.empty(count, np.int64),
     )
     page_size, block, start = 2 * shape.num_kv_heads * size * shape.head_dim, np.int64(-1), np.int64(0)
     for t in range(count):
@@ -107,7 +110,9 @@ def _exact_logits(i: Any, kv_head: Any, selected: Any, layer: Any, logits: Any) 
 
 
 @njit(**SERIAL)
-def _part_logits(turned: Any, selected: Any, low: Any, high: Any, rotates: Any, layer: Any, logits: Any) -> None:
+def _part_logits(
+    turned: Any, selected: Any, low: Any, high: Any, rotates: Any, layer: Any, logits: Any
+) -> None:
     """logits[:, low:high] of keys that one rotation of the queries meets."""
     keys, memory = layer.keys, layer.memory
     group, dim, half = len(turned), turned.shape[1], keys.offset_turns.shape[2]
@@ -117,7 +122,11 @@ def _part_logits(turned: Any, selected: Any, low: Any, high: Any, rotates: Any, 
             _plain_logits(turned, t, selected, cycle, rotates, layer, logits)
         return
     item, angle_bytes, line = memory.itemsize, 8 * half, LINE_BYTES // memory.itemsize
-    lists, found, start = np.empty((3, TILE), np.int64), np.empty((group, TILE), np.float32), memory.ctypes.data
+    lists, found, start = (
+        np.empty((3, TILE), np.int64),
+        np.empty((group, TILE), np.float32),
+        memory.ctypes.data,
+    )
     base_at, offset_at = keys.base_turns.ctypes.data, keys.offset_turns.ctypes.data
     where, into = lists.ctypes.data, found.ctypes.data
     for t in range(low, min(high, low + AHEAD)):
@@ -143,7 +152,9 @@ def _part_logits(turned: Any, selected: Any, low: Any, high: Any, rotates: Any, 
 
 
 @njit(**SERIAL)
-def _plain_logits(turned: Any, t: Any, selected: Any, cycle: Any, rotates: Any, layer: Any, logits: Any) -> None:
+def _plain_logits(
+    turned: Any, t: Any, selected: Any, cycle: Any, rotates: Any, layer: Any, logits: Any
+) -> None:
     """logits[:, t] of one key, for any number of rotated channels."""
     keys, memory, row = layer.keys, layer.memory, selected.rows[t]
     half = keys.offset_turns.shape[2] if rotates else 0
@@ -173,11 +184,24 @@ def _attend(at: Any, i: Any, kv_head: Any, selected: Any, layer: Any, slices: An
         places[t] = start + row * memory.itemsize
         for d in range(0, dim, line):
             prefetch(memory, row + d)
-    out, own, vectors = np.zeros((group, dim), np.float32), np.empty(group, np.float32), logits.shape[1] // LANES
+    out, own, vectors = (
+        np.zeros((group, dim), np.float32),
+        np.empty(group, np.float32),
+        logits.shape[1] // LANES,
+    )
     for g in range(group):
         row = logits[g].ctypes.data
         own[g] = row_weights(_ONE, row, vectors, _LOG2_E, less[g] * _LOG2_E, row)
-    row_sums(memory, group, places.ctypes.data, count, dim, logits.ctypes.data, 4 * logits.shape[1], out.ctypes.data)
+    row_sums(
+        memory,
+        group,
+        places.ctypes.data,
+        count,
+        dim,
+        logits.ctypes.data,
+        4 * logits.shape[1],
+        out.ctypes.data,
+    )
     rest = _add_rest(at, i, kv_head, selected, layer, slices, out)
     for g in range(group):
         head = kv_head * group + g
@@ -213,5 +237,14 @@ def _add_rest(at: Any, i: Any, kv_head: Any, selected: Any, layer: Any, slices: 
         for g in range(group):
             less[g, b] = -counts[b] * slices.weights[slices.first[at] + unit, g, place]
             rest[g] += less[g, b]
-    row_sums(slices.halves, group, codes.ctypes.data, distinct, dim, less.ctypes.data, 4 * distinct, out.ctypes.data)
+    row_sums(
+        slices.halves,
+        group,
+        codes.ctypes.data,
+        distinct,
+        dim,
+        less.ctypes.data,
+        4 * distinct,
+        out.ctypes.data,
+    )
     return rest

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from moorage.kernels.decode_keys.attending import attend_head
-from moorage.kernels.decode_keys.records import Layer, Runs, Slices
+from moorage.kernels.decode_keys.records import Layer, Slices
 from moorage.kernels.decode_keys.runs import make_runs
 from moorage.kernels.decode_keys.scan import list_length, scan_slice, set_threshold, slice_blocks
 from moorage.kernels.decode_layer.memory import all_memory
@@ -22,7 +22,7 @@ def attend_selected(
     team: Any, table: Any, empty: Any, shape: Any, batch: Any, query: Any, keys: Any, attended: Any, ids: Any,
     values: Any,
 ) -> Any:  # fmt: skip
-    """`attend_keys` of arrays that fit; returns the slices that the lists `ids` and `values` are too few for, or 0."""
+    """`attend_keys` of arrays that fit; 0, or how many slices there are where the lists have no room for them."""
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
     layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first)
@@ -56,4 +56,3 @@ def _first_slices(layer: Any) -> Any:
         selects = layer.keys.selects[i] != 0 and layer.attended.failed[i] == FINE and blocks > 0
         bounds[at + 1] = bounds[at] + (-(-blocks // length) if selects else 0)
     return bounds
-

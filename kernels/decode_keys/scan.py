@@ -132,7 +132,11 @@ def set_threshold(at: Any, layer: Any, runs: Any, slices: Any) -> None:
     """A threshold of one session's head that somewhat more keys are above than it selects, by a sample of blocks."""
     slices.threshold[at] = -np.inf
     i, kv_head = divmod(at, layer.shape.num_kv_heads)
-    first, size, wanted = np.int64(layer.batch.num_sinks[i]), layer.shape.block_size, layer.keys.positions.shape[2]
+    first, size, wanted = (
+        np.int64(layer.batch.num_sinks[i]),
+        layer.shape.block_size,
+        layer.keys.positions.shape[2],
+    )
     total = np.int64(layer.batch.near_block[i]) - first
     step = max(SAMPLE_STEP, -(-total // SAMPLE_BLOCKS))
     number = -(-total // step)
@@ -147,7 +151,9 @@ def set_threshold(at: Any, layer: Any, runs: Any, slices: Any) -> None:
     for r in range(runs.bounds.shape[1]):
         begin, end = _blocks_of_run(r, i, runs, desk.blocks)
         if begin < end:
-            _sample_run(begin, end, *_set_terms(r, i, kv_head, runs, desk), layer.empty, size, less, desk, values)
+            _sample_run(
+                begin, end, *_set_terms(r, i, kv_head, runs, desk), layer.empty, size, less, desk, values
+            )
     slices.threshold[at] = worst_of_best(values, number * size, rank)[0]
 
 
@@ -185,7 +191,9 @@ def scan_slice(unit: Any, layer: Any, runs: Any, slices: Any) -> None:
         begin, end = _blocks_of_run(r, i, runs, desk.blocks)
         if begin < end:
             queries, tables = _set_terms(r, i, kv_head, runs, desk)
-            found += _scan_run(begin, end, queries, tables, at, unit, first - sinks, found, layer, desk, slices)
+            found += _scan_run(
+                begin, end, queries, tables, at, unit, first - sinks, found, layer, desk, slices
+            )
     slices.counts[unit] = found
 
 
@@ -194,14 +202,17 @@ def _scan_run(
     begin: Any, end: Any, queries: Any, tables: Any, at: Any, unit: Any, first: Any, listed: Any, layer: Any,
     desk: Any, slices: Any,
 ) -> Any:  # fmt: skip
-    """`scan_slice` for the blocks [begin, end) of a desk, of which block 0 is candidate `first`; how many are listed."""
+    """`scan_slice` for the blocks [begin, end) of a desk, whose block 0 is candidate `first`; the number listed."""
     # Whatever the loop reads is a name of its own, since each look into a named tuple counts references.
     empty, size, dim, halves = layer.empty, layer.shape.block_size, layer.shape.head_dim, slices.halves
     means, codes, place, products, less = desk.means, desk.codes, desk.at, desk.products, slices.less[at]
     weights, rest, threshold = slices.weights[unit], slices.rest[unit], slices.threshold[at]
     group, step = desk.at.group, tile_blocks(size)
     less_at, sums_at, codes_at = less.ctypes.data, slices.rest_sums[unit].ctypes.data, codes.ctypes.data
-    ids_at, values_at = slices.ids[unit].ctypes.data + 4 * listed, slices.values[unit].ctypes.data + 4 * listed
+    ids_at, values_at = (
+        slices.ids[unit].ctypes.data + 4 * listed,
+        slices.values[unit].ctypes.data + 4 * listed,
+    )
     to_means, found = mean_value_at(0, layer.shape), np.int64(0)
     for low in range(begin, end, step):
         high = min(low + step, end)
@@ -220,5 +231,7 @@ def _scan_run(
             rest[g] += total
         for b in range(low, high):
             codes[b] += to_means
-        row_sums(halves, group, codes_at + 8 * low, high - low, dim, place.products, place.product_bytes, sums_at)
+        row_sums(
+            halves, group, codes_at + 8 * low, high - low, dim, place.products, place.product_bytes, sums_at
+        )
     return found

@@ -67,8 +67,9 @@ class LayerMemory:
     ) -> LayerMemory:
         """One element of each sequence for each memory.
 
-        kv [P, 2, Hkv, B, D]; anchors [P, Hkv, A, D]; codes of anchors [P, Hkv * A * D / 2], of single keys
-        [P, Hkv * (B * (D / 8 + 2) + 2 * D)], or [P, 0] without any. All memories have one storage type. Raises ValueError if the arrays do not fit each other or `shape`.
+        kv [P, 2, Hkv, B, D]; anchors [P, Hkv, A, D]; codes of anchors [P, Hkv * A * D / 2], of single keys [P, Hkv
+        * (B * (D / 8 + 2) + 2 * D)], or [P, 0] without any. All memories have one storage type. Raises ValueError
+        if the arrays do not fit each other or `shape`.
         """
         check_multiple("head size", shape.head_dim, 2 * LANES)
         if not kv or len(kv) != len(anchors) or len(kv) != len(codes) or shape.stripe_blocks < 1:

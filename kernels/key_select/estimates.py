@@ -9,7 +9,7 @@ from numba import njit
 
 from moorage.kernels.key_select.lanes import LOGITS_16, LOGITS_64, copy_float, prefetch_at, store_word
 from moorage.kernels.key_select.rows import row_logits
-from moorage.kernels.numba_flags import INLINE, SERIAL
+from moorage.kernels.numba_flags import INLINE
 from moorage.kernels.simd import LINE_BYTES, TILE
 
 _64_1, _64_2, _64_3, _64_4 = LOGITS_64
@@ -65,7 +65,16 @@ class Workplace(NamedTuple):
 
 @njit(**INLINE)
 def estimate(
-    like: Any, means: Any, codes: Any, low: Any, high: Any, first: Any, block: Any, queries: Any, tables: Any, at: Any
+    like: Any,
+    means: Any,
+    codes: Any,
+    low: Any,
+    high: Any,
+    first: Any,
+    block: Any,
+    queries: Any,
+    tables: Any,
+    at: Any,
 ) -> None:
     """Estimated logits of queries with the keys of the blocks [low, high) of lists, at the Workplace `at`.
 
@@ -90,5 +99,13 @@ def estimate(
                 copy_float(at.terms + 12 * g + 8, into + g * at.product_bytes + 4 * r)
             planes, target = codes[tile + r], at.logits + 4 * (tile + r - first) * block
             _block_logits(
-                group, planes, num_planes, block, planes + num_planes * block, tables, at.terms, target, at.logit_bytes
+                group,
+                planes,
+                num_planes,
+                block,
+                planes + num_planes * block,
+                tables,
+                at.terms,
+                target,
+                at.logit_bytes,
             )

@@ -91,9 +91,7 @@ def list_above(
 
 
 @intrinsic
-def append_above(
-    _typing: Any, row: Any, vectors: Any, threshold: Any, places: Any, values: Any
-) -> Any:
+def append_above(_typing: Any, row: Any, vectors: Any, threshold: Any, places: Any, values: Any) -> Any:
     """Appends the elements of a row above a threshold, and their places in it, to lists; returns how many there are.
 
     The row has `vectors` * LANES float32. `places` are int32, `values` float32, of which up to LANES elements behind
@@ -178,9 +176,7 @@ def keep_best(ids: Any, values: Any, count: Any, most: Any) -> Any:
     vectors = -(-count // LANES)
     values[count : vectors * LANES] = -np.inf
     places, kept = np.empty(reaching + LANES, np.int32), np.empty(reaching + LANES, np.float32)
-    append_above(
-        values.ctypes.data, vectors, below(worst), places.ctypes.data, kept.ctypes.data
-    )
+    append_above(values.ctypes.data, vectors, below(worst), places.ctypes.data, kept.ctypes.data)
     surplus, stay = reaching - most, np.int64(0)
     for t in range(reaching - 1, -1, -1):
         # The last of those that are equal to the worst go.

@@ -43,7 +43,9 @@ class _Vectors:
 
     def spread(self, builder: Any, place: Any) -> Any:
         """The float32 at an address in all lanes."""
-        lane = builder.insert_element(ir.Constant(self.floats, ir.Undefined), load(builder, place, FLOAT), I32(0))
+        lane = builder.insert_element(
+            ir.Constant(self.floats, ir.Undefined), load(builder, place, FLOAT), I32(0)
+        )
         return builder.shuffle_vector(lane, lane, ir.Constant(self.words, [0] * self.keys))
 
     def looked_up(self, builder: Any, place: Any, index: Any) -> Any:
@@ -111,7 +113,9 @@ def _code_logits(keys: int, group: int) -> Callable[..., Any]:
                     )
                     inner = multiply_add(builder, numbers, factor, offset)
                     found = multiply_add(builder, inner, scale, mean)
-                    into = builder.add(builder.add(out, builder.mul(out_step, I64(head))), builder.mul(first, I64(4)))
+                    into = builder.add(
+                        builder.add(out, builder.mul(out_step, I64(head))), builder.mul(first, I64(4))
+                    )
                     builder.store(found, builder.inttoptr(into, vectors.floats.as_pointer()), align=4)
             return context.get_dummy_value()
 
@@ -123,12 +127,12 @@ def _code_logits(keys: int, group: int) -> Callable[..., Any]:
 
 
 LOGITS_64 = tuple(_code_logits(64, group) for group in range(1, 5))
-"""(planes, num_planes, block, scales, tables, terms, out, out_step) by the number of queries, 1 to 4: estimated logits
-of the `block` keys of a block, a multiple of 64, for each query, float32 from `out` on.
+"""(planes, num_planes, block, scales, tables, terms, out, out_step) by the number of queries, 1 to 4: estimated
+logits of the `block` keys of a block, a multiple of 64, for each query, float32 from `out` on.
 
 Byte p of the keys' codes lies at planes + p * block, one byte a key; `scales` are fp16. `tables` are the queries'
-[group, num_planes, 2, 16] bytes, for the lower and the upper four bits; `terms` are [group, 3] float32: the logit of a
-key is scale * (terms[0] * sum + terms[1]) + terms[2]. Rows of `out` are out_step bytes apart."""
+[group, num_planes, 2, 16] bytes, for the lower and the upper four bits; `terms` are [group, 3] float32: the logit
+of a key is scale * (terms[0] * sum + terms[1]) + terms[2]. Rows of `out` are out_step bytes apart."""
 LOGITS_16 = tuple(_code_logits(16, group) for group in range(1, 5))
 """`LOGITS_64` for a block that is a multiple of 16."""
 

@@ -62,13 +62,18 @@ def _row_logits(group: int) -> Callable[..., Any]:
                     builder.store(multiply_add(builder, vector, part, builder.load(held[r])), held[r])
 
             def parts_at(place: Any) -> list[Any]:
-                return [load(builder, builder.add(line, builder.mul(place, I64(4))), FLOATS) for line in lines]
+                return [
+                    load(builder, builder.add(line, builder.mul(place, I64(4))), FLOATS) for line in lines
+                ]
 
             def turn(r: int, place: Any) -> tuple[Any, Any]:
                 """(cos, sin) of the angle of a row: that of its block and that within it."""
                 at, sine = builder.mul(place, I64(4)), builder.mul(half, I64(4))
                 (c, s), (oc, os) = (
-                    [load(builder, builder.add(each[r], where), FLOATS) for where in (at, builder.add(at, sine))]
+                    [
+                        load(builder, builder.add(each[r], where), FLOATS)
+                        for where in (at, builder.add(at, sine))
+                    ]
                     for each in (base, offset)
                 )
                 minus = builder.fneg(builder.fmul(s, os, flags=FUSED))
@@ -84,7 +89,8 @@ def _row_logits(group: int) -> Callable[..., Any]:
                 low_parts, high_parts = parts_at(left), parts_at(right)
                 for r, key in enumerate(keys):
                     low, high = (
-                        _stored(builder, builder.add(key, builder.mul(d, I64(size))), element) for d in (left, right)
+                        _stored(builder, builder.add(key, builder.mul(d, I64(size))), element)
+                        for d in (left, right)
                     )
                     c, s = turn(r, left)
                     minus = builder.fneg(builder.fmul(high, s, flags=FUSED))
@@ -98,7 +104,9 @@ def _row_logits(group: int) -> Callable[..., Any]:
                     add(r, _stored(builder, builder.add(key, builder.mul(place, I64(size))), element), parts)
             for m, held in enumerate(sums):
                 found = lane_sums(builder, [builder.load(total) for total in held])
-                into = builder.inttoptr(builder.add(out, builder.mul(out_step, I64(m))), found.type.as_pointer())
+                into = builder.inttoptr(
+                    builder.add(out, builder.mul(out_step, I64(m))), found.type.as_pointer()
+                )
                 builder.store(found, into, align=4)
             return context.get_dummy_value()
 
@@ -113,9 +121,9 @@ ROW_LOGITS = tuple(_row_logits(group) for group in range(1, 5))
 """(like, rows, bases, offsets, dim, half, rotates, queries, out, out_step) by the number of queries, 1 to 4: products
 of TILE stored rows with each query, TILE float32 from `out` on for each of them.
 
-`rows` is a list of the rows' addresses. Where `rotates`, channels (d, d + half) are rotated by the sum of two angles,
-whose `half` cosines and then sines lie at the addresses of `bases` and `offsets`. `dim`, `half` are multiples of LANES.
-`queries` are [group, dim] float32; rows of `out` are out_step bytes apart."""
+`rows` is a list of the rows' addresses. Where `rotates`, channels (d, d + half) are rotated by the sum of two
+angles, whose `half` cosines and then sines lie at the addresses of `bases` and `offsets`. `dim`, `half` are
+multiples of LANES. `queries` are [group, dim] float32; rows of `out` are out_step bytes apart."""
 
 
 def _row_sums(group: int) -> Callable[..., Any]:

@@ -17,30 +17,47 @@ def coded(case):
     """(case, KeySelections): codes of all keys of a case, which attends sinks and window alone."""
     s, batch = case.setting, case.batch
     rotated = s.scheme != CLAMPED
-    codes = [np.zeros((len(kv), s.heads * (s.block * (s.dim // 8 + 2) + 2 * s.dim)), np.uint8) for kv in case.kv]
+    codes = [
+        np.zeros((len(kv), s.heads * (s.block * (s.dim // 8 + 2) + 2 * s.dim)), np.uint8) for kv in case.kv
+    ]
     half = s.rotated // 2
     inv_freq = 1000.0 ** -(np.arange(half) / max(1, half))
     for i, one in enumerate(case.pages):
         for m, pages in enumerate(one):
             shard = (m - batch.first_memory[i]) % s.num_memories
-            blocks = [b for b in range(s.positions[i] // s.block + 1) if b // s.stripe % s.num_memories == shard]
-            tokens = np.array(blocks)[:, None] * s.block + np.arange(s.block) if blocks else np.zeros((0, s.block))
+            blocks = [
+                b for b in range(s.positions[i] // s.block + 1) if b // s.stripe % s.num_memories == shard
+            ]
+            tokens = (
+                np.array(blocks)[:, None] * s.block + np.arange(s.block) if blocks else np.zeros((0, s.block))
+            )
             angles = np.multiply.outer(tokens, inv_freq)
             rotation = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-            encode_keys(case.kv[m], case.anchors[m], codes[m], np.array(pages, np.int32), rotation if rotated else None)
+            encode_keys(
+                case.kv[m],
+                case.anchors[m],
+                codes[m],
+                np.array(pages, np.int32),
+                rotation if rotated else None,
+            )
     shape = LayerShape(s.heads, s.block, s.dim, s.stripe, False, False, key_codes=True)
     case.codes = codes
     case.memory = LayerMemory.of(shape, case.kv, case.anchors, codes)
     case.selections = case.selections._replace(
-        ids=np.zeros((len(s.positions), 1, 0), np.int32), scores=np.zeros((len(s.positions), 1, 0), np.float32)
+        ids=np.zeros((len(s.positions), 1, 0), np.int32),
+        scores=np.zeros((len(s.positions), 1, 0), np.float32),
     )
     bases = np.stack([batch.bases.real, batch.bases.imag], 1).astype(np.float32)
     offsets = np.stack([batch.offset_cos, batch.offset_sin], 1)
     n = len(s.positions)
     keys = KeySelections(
-        np.ones(n, np.uint8), np.full((n, s.heads, s.k), -7, np.int32), np.zeros((n, s.heads * s.group), np.float32), rotated, np.ascontiguousarray(bases),
+        np.ones(n, np.uint8),
+        np.full((n, s.heads, s.k), -7, np.int32),
+        np.zeros((n, s.heads * s.group), np.float32),
+        rotated,
+        np.ascontiguousarray(bases),
         np.ascontiguousarray(offsets),
-    )  # fmt: skip
+    )
     return case, keys
 
 
@@ -99,14 +116,16 @@ def turned(x, turn):
 def check(case, keys, tolerance):
     """The positions are attended beside sinks and window, and each block's other keys by their means."""
     keys, attended = run(case, keys)
-    s, batch = case.setting, case.batch
+    s = case.setting
     for i, position in enumerate(s.positions):
         low, high = candidates(case, i)
         always = np.array([*range(low), *range(high, position + 1)])
         for kv_head in range(s.heads):
             own = keys.positions[i, kv_head][keys.positions[i, kv_head] >= 0]
             assert len(own) == min(s.k, max(0, high - low))
-            assert (np.diff(own) > 0).all() and (low <= own).all() and (own < high).all()
+            assert (np.diff(own) > 0).all()
+            assert (low <= own).all()
+            assert (own < high).all()
             attends = np.concatenate((always, own)).astype(np.int64)
             for head in range(kv_head * s.group, (kv_head + 1) * s.group):
                 logits, values = logits_and_values(case, i, head)
@@ -135,7 +154,9 @@ def block_means(case, i, head, values):
             if batch.part_low[i, part] <= block * s.block < batch.part_high[i, part]:
                 turn = batch.query_turn[i, part]
                 if batch.period:
-                    turn = turn * batch.bases[1] ** (block * s.block // batch.period * (batch.period // s.block))
+                    turn = turn * batch.bases[1] ** (
+                        block * s.block // batch.period * (batch.period // s.block)
+                    )
                 logits.append(batch.scale[i] * (turned(case.query[i, head].astype(np.float64), turn) @ mean))
         means.append(values[block * s.block : (block + 1) * s.block].mean(axis=0))
     return np.array(logits), np.array(means).reshape(-1, s.dim)
