@@ -61,6 +61,8 @@ class CountingExecutor:
         self.drafted: dict[int, int] = {}
         """By session: tokens that were drafted since the last known one."""
         self.gone = False
+        self.recalls: list[tuple[float, ...]] = []
+        """By head, of the next steps that generate a token; none are sampled after them."""
 
     async def execute(self, plan: StepPlan) -> StepResult:
         """Checks the plan against what is held, as the engine does."""
@@ -111,7 +113,17 @@ class CountingExecutor:
                 results.append(self._decoded(segment.session_id, held))
                 continue
             token_id = sum(held) % 9 if segment.sample else None
-            results.append(SegmentResult(segment.session_id, token_id, -1.0, prompt_logprobs=scored))
+            recall = self.recalls.pop(0) if self.recalls and segment.sample else ()
+            results.append(
+                SegmentResult(
+                    segment.session_id,
+                    token_id,
+                    -1.0,
+                    prompt_logprobs=scored,
+                    recall=sum(recall) / len(recall) if recall else None,
+                    recall_by_head=recall,
+                )
+            )
         return StepResult(plan.step_id, tuple(results), self.elapsed_s)
 
     def _decoded(self, session_id: int, held: list[int]) -> SegmentResult:

@@ -60,7 +60,8 @@ def summary(usage: Usage) -> str:
     if usage.decode_tokens_per_s is not None:
         parts.append(f"{usage.decode_tokens_per_s:.1f} tokens/s")
     if usage.recall is not None:
-        parts.append(f"recall {usage.recall:.3f}")
+        low = "" if usage.recall_p5 is None else f" (5th percentile {usage.recall_p5:.3f})"
+        parts.append(f"recall {usage.recall:.3f}{low}")
     if usage.drafted_tokens:
         parts.append(f"{usage.accepted_tokens / usage.drafted_tokens:.0%} of the drafted tokens accepted")
     if usage.beyond_tokens:

@@ -139,6 +139,7 @@ class OutputProcessor:
             request.chosen_blocks.append(outcome.num_selected_blocks)
         if outcome.recall is not None:
             request.recall.append(outcome.recall)
+            request.recall_by_head.extend(outcome.recall_by_head)
         request.drafted_tokens += outcome.num_drafted
         request.accepted_tokens += len(outcome.following)
         for token in outcome.tokens:

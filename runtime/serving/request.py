@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from array import array
 from copy import copy
 from dataclasses import asdict, dataclass, field
 
@@ -33,6 +34,7 @@ _LOGGED = (
     "decode_tokens_per_s",
     "total_s",
     "recall",
+    "recall_p5",
 )
 """Fields of the usage record that the log shows."""
 
@@ -76,6 +78,8 @@ class Request:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     """Of the drafted ones, those that were verified to be the answer's."""
+    recall_by_head: array[float] = field(default_factory=lambda: array("f"))
+    """Of every head of the sampled layers and steps."""
     prompt_scored: int = 1
     """Position of the next prompt log-probability."""
 
@@ -224,6 +228,7 @@ class Request:
             drafted_tokens=self.drafted_tokens,
             accepted_tokens=self.accepted_tokens,
             beyond_tokens=self.reach.beyond(len(self.prompt) + len(self.generated)),
+            recall_p5=float(np.percentile(self.recall_by_head, 5)) if self.recall_by_head else None,
         )
 
     def log_end(self, now_s: float) -> None:

@@ -120,7 +120,9 @@ class SegmentResult:
     num_corrected: int = 0
     """Layers whose selection by the last step's query was corrected, since a head's query moved."""
     recall: float | None = None
-    """Share of the exact attention mass on the attended keys, when sampled in this step."""
+    """Share of the exact attention mass on the attended keys, when sampled in this step; the mean over heads."""
+    recall_by_head: tuple[float, ...] = ()
+    """The same share of each sampled query head."""
     error: MoorageError | None = None
     """Why this session alone failed; the others go on."""
 

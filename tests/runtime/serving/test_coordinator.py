@@ -41,6 +41,19 @@ async def test_a_request_reports_progress_then_tokens_then_a_record() -> None:
     assert sum(len(plan.segments) for plan in worker.plans) == 3 + 4
 
 
+async def test_the_record_has_mean_and_low_percentile_of_recall_over_steps_and_heads() -> None:
+    async with running() as (coordinator, worker):
+        worker.recalls = [(1.0, 0.5), (0.0, 1.0), (1.0, 0.7)]
+        measured = await collect(coordinator, prompt=[1, 2, 3], max_new_tokens=5)
+        other = await collect(coordinator, prompt=[1, 2, 3], max_new_tokens=5)
+    assert isinstance(measured[-1], Finished)
+    assert isinstance(other[-1], Finished)
+    assert measured[-1].usage.recall == pytest.approx(0.7)
+    # A quarter of the way from 0.0, the smallest of six shares, to 0.5.
+    assert measured[-1].usage.recall_p5 == pytest.approx(0.125)
+    assert (other[-1].usage.recall, other[-1].usage.recall_p5) == (None, None)
+
+
 async def test_an_eos_token_ends_a_request_unless_it_is_ignored() -> None:
     prompt = [1, 1]
     async with running(eos=2) as (coordinator, _):

@@ -72,7 +72,7 @@ class ObservedAttention(WatchedAttention):
 class RecallSampling(WatchedAttention):
     """Measures recall on sampled steps, on one layer of each: the share of exact attention mass that was attended.
 
-    It is exp(lse of the selected - lse of all), the mean over the heads (selection is measured, not believed).
+    It is exp(lse of the selected - lse of all) of each head (selection is measured, not believed).
     """
 
     def __init__(self, inner: DecodeBackend, exact: ExactAttention, num_layers: int) -> None:
@@ -98,8 +98,8 @@ class RecallSampling(WatchedAttention):
         if exact is None or attended.selected[step.row] is None:
             return
         query = self._exact.query(step, layer, attended.queries.plain[step.row], exact)
-        recall = torch.exp(attended.lse[step.row] - self._exact(query).lse).mean()
-        step.session.stats.recall.append(float(recall))
+        recall = torch.exp(attended.lse[step.row] - self._exact(query).lse)
+        step.session.stats.recall += recall.tolist()
 
 
 class ImportanceCounting(WatchedAttention):

@@ -155,6 +155,7 @@ def _result(step: SessionStep, output: SegmentOutput) -> SegmentResult:
         num_selected_blocks=stats.num_selected / max(stats.num_selections, 1),
         num_corrected=stats.num_corrected,
         recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
+        recall_by_head=tuple(stats.recall),
     )
 
 

@@ -32,6 +32,7 @@ class SessionStats:
     num_selections: int = 0
     num_corrected: int = 0
     recall: list[float] = field(default_factory=list)
+    """Of each query head of the sampled layers."""
 
     def add_selection(self, num_blocks: float) -> None:
         """Counts the distant blocks attended in one layer."""

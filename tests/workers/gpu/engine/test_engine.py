@@ -265,6 +265,17 @@ def test_recall_grows_with_the_budget_to_one(llama: TinyModel, positions: Positi
     assert 0 < means[0] < means[1] < means[2] < means[3] <= 1 + 1e-5
 
 
+def test_recall_is_the_mean_over_the_heads_of_the_sampled_layer(llama: TinyModel) -> None:
+    driver = Driver(llama.directory, llama.spec)
+    found = driver.generate(prompt_of(llama, 200), memory(topk=1, recall_every=2), (64,), 8)
+    sampled = [result for result in found if result.recall_by_head]
+    assert len(sampled) == 4
+    for result in sampled:
+        assert len(result.recall_by_head) == llama.spec.num_heads
+        assert result.recall == pytest.approx(np.mean(result.recall_by_head))
+        assert min(result.recall_by_head) < max(result.recall_by_head)
+
+
 def test_sinks_and_window_that_hold_every_key_have_recall_one(llama: TinyModel) -> None:
     found = recalls(llama, memory(topk=0, recall_every=1, window=300))
     assert found == pytest.approx([1.0] * 11, abs=1e-5)
