@@ -62,7 +62,7 @@ class CountingExecutor:
         """By session: tokens that were drafted since the last known one."""
         self.gone = False
         self.recalls: list[tuple[float, ...]] = []
-        """By head, of the next steps that generate a token; none are sampled after them."""
+        """By head, of the next steps that generate tokens; none is sampled after them."""
 
     async def execute(self, plan: StepPlan) -> StepResult:
         """Checks the plan against what is held, as the engine does."""
@@ -113,17 +113,7 @@ class CountingExecutor:
                 results.append(self._decoded(segment.session_id, held))
                 continue
             token_id = sum(held) % 9 if segment.sample else None
-            recall = self.recalls.pop(0) if self.recalls and segment.sample else ()
-            results.append(
-                SegmentResult(
-                    segment.session_id,
-                    token_id,
-                    -1.0,
-                    prompt_logprobs=scored,
-                    recall=sum(recall) / len(recall) if recall else None,
-                    recall_by_head=recall,
-                )
-            )
+            results.append(SegmentResult(segment.session_id, token_id, -1.0, prompt_logprobs=scored))
         return StepResult(plan.step_id, tuple(results), self.elapsed_s)
 
     def _decoded(self, session_id: int, held: list[int]) -> SegmentResult:
@@ -139,7 +129,16 @@ class CountingExecutor:
             held.append(tokens[-1])
             tokens.append(sum(held) % 9)
         following = tuple(SampledToken(token, -1.0) for token in tokens[1:])
-        return SegmentResult(session_id, tokens[0], -1.0, following=following, num_drafted=verify)
+        shares = self.recalls.pop(0) if self.recalls else ()
+        return SegmentResult(
+            session_id,
+            tokens[0],
+            -1.0,
+            following=following,
+            num_drafted=verify,
+            recall=sum(shares) / len(shares) if shares else None,
+            recall_by_head=shares,
+        )
 
     async def kv_actors(self) -> tuple[KvActorStatus, ...]:
         """It has none."""
