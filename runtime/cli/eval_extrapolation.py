@@ -27,6 +27,7 @@ from moorage.workers.counting import counted
 _EVERY_KEY = (
     "memory.preset=full",
     "memory.topk=null",
+    "memory.topk_keys=null",
     "memory.exc_block_size=null",
     "long_context.second_select_num=null",
 )

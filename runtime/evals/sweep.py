@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moorage.runtime.config.load import load_cluster_config
+from moorage.runtime.config.names import keys_of_setting
 from moorage.runtime.config.presets import PRESETS, check_preset_name
 from moorage.runtime.config.resolve import resolve_settings
+from moorage.runtime.config.single_keys import space_of_codes
 from moorage.runtime.evals.haystack import Haystack, Material
 from moorage.runtime.evals.passkey import ANSWER_TOKENS, PasskeySample, is_correct, make_samples
 from moorage.runtime.evals.recall import table_of
-from moorage.workers.spec import AnchorSpace, Positions
+from moorage.workers.spec import KEY_CODE_TOKENS, AnchorSpace, AnchorType, Positions, StoreSpec
 
 if TYPE_CHECKING:
     from moorage.runtime.evals.local_engine import LocalEngine
@@ -49,18 +51,26 @@ class SweepPoint:
 
     def overrides(self) -> list[str]:
         """The keys of the configuration that make it so."""
-        blocks = self.budget_tokens // self.block_size
-        exact = ["memory.exc_block_size=0"] if self.prefill == "exact" else []
+        exact = self.prefill == "exact" or self.anchor_type == AnchorType.KEY_CODES
         return [
-            *exact,
+            *(["memory.exc_block_size=0"] if exact else []),
             f"long_context.anchor_type={self.anchor_type}",
             f"memory.anchor_space={self.anchor_space}",
             f"long_context.anchor_num={self.anchor_num}",
             f"long_context.block_size={self.block_size}",
-            f"long_context.second_select_num={blocks}",
+            *self._budget(),
             f"long_context.preselect_block={self.preselect_block}",
-            f"long_context.preselect_block_count={3 * blocks}",
             "memory.dense_until=0",
+        ]
+
+    def _budget(self) -> list[str]:
+        if self.anchor_type == AnchorType.KEY_CODES:
+            blocks = [f"{key}=null" for key in keys_of_setting("topk")]
+            return [*blocks, f"memory.topk_keys={self.budget_tokens}"]
+        blocks_kept = self.budget_tokens // self.block_size
+        return [
+            f"long_context.second_select_num={blocks_kept}",
+            f"long_context.preselect_block_count={3 * blocks_kept}",
         ]
 
 
@@ -96,6 +106,7 @@ def points(
         )
         if size % num == 0 and not (kind == "REPR_TOPK" and 4 % num)
         if not (preselect == "step" and space == "rotated")
+        if kind != AnchorType.KEY_CODES or (num == 1 and size % KEY_CODE_TOKENS == 0 and preselect == "off")
     ]
 
 
@@ -104,15 +115,15 @@ def points_of_presets(
 ) -> list[SweepPoint]:
     """Presets with their own anchors and block sizes but the same budgets, after exact and configured prefill.
 
-    Positions are the configuration's, so that only the selection of blocks differs. Raises ValueError for a name that
-    there is not.
+    Positions are the configuration's, so that only the selection differs. Single keys are selected after exact
+    prefill alone. Raises ValueError for a name that there is not.
     """
-    own = resolve_settings(load_cluster_config(config_file, overrides))
-    clamped = own.memory.positions.scheme is Positions.CLAMPED
+    scheme = resolve_settings(load_cluster_config(config_file, overrides)).memory.positions.scheme
+    presets = [PRESETS[check_preset_name(name)].settings() for name in names]
     return [
         SweepPoint(
             preset.store.anchor_type.value,
-            AnchorSpace.PLAIN.value if clamped else preset.store.anchor_space.value,
+            _space(preset.store, scheme).value,
             preset.store.anchor_num,
             preset.store.block_size,
             budget,
@@ -120,10 +131,16 @@ def points_of_presets(
             preset.memory.preset,
             prefill,
         )
-        for preset, budget, prefill in product(
-            [PRESETS[check_preset_name(name)].settings() for name in names], budgets, ("exact", "configured")
-        )
+        for preset, budget, prefill in product(presets, budgets, ("exact", "configured"))
+        if prefill == "exact" or not preset.store.anchor_type.codes_keys
     ]
+
+
+def _space(store: StoreSpec, scheme: Positions) -> AnchorSpace:
+    """Which keys a preset's anchors and codes are made of under these positions."""
+    if store.anchor_type.codes_keys:
+        return space_of_codes(scheme)
+    return AnchorSpace.PLAIN if scheme is Positions.CLAMPED else store.anchor_space
 
 
 @dataclass(frozen=True, slots=True)

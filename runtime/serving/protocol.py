@@ -137,7 +137,7 @@ class Usage:
     dram_bytes: int
     """Reserved in the KV actors for this request."""
     chosen_blocks: float | None
-    """Mean distant blocks attended per layer and decode step."""
+    """Mean distant blocks attended per layer and decode step; single keys count as parts of a block."""
     budget_tokens: int
     """Most tokens attended per layer and decode step; 0 stands for all."""
     recall: float | None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from moorage.runtime.bench.gpu.options import Options
-from moorage.runtime.config.presets import PRESETS, Preset
+from moorage.runtime.config.presets import PRESETS, Settings
 from moorage.workers.gpu.settings import AttendOn, ScoreOn
 from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import KvLayout, MemorySpec, ModelSpec
@@ -68,18 +68,21 @@ class Case:
         return not self.method.memory.selection.execution_block
 
 
-def memory_of(preset: Preset) -> MemorySpec:
-    """The settings of a session under `preset`, without samples of recall."""
-    return preset.settings().memory.replace(recall_every=0, dense_until=0)
+def memory_of(settings: Settings) -> MemorySpec:
+    """The settings of a session under those of a preset, without samples of recall."""
+    return settings.memory.replace(recall_every=0, dense_until=0)
 
 
 def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
-    """Stores in the order in which they are filled; `block_scale` makes budgets and windows smaller by it."""
-    full = memory_of(PRESETS["full"])
+    """Stores in the order in which they are filled; `block_scale` makes budgets and windows smaller by it.
+
+    All select blocks: scoring on the device, misses on the host and selections of the last step are of blocks.
+    """
+    full = memory_of(PRESETS["full"].settings())
     found = []
     for name in ("moorage", "ktransformers", "inf-llm"):
         preset = PRESETS[name]
-        memory = _smaller(memory_of(preset), block_scale)
+        memory = _smaller(memory_of(preset.selecting_blocks()), block_scale)
         methods = [Method(name, memory)]
         if name == "moorage":
             exact = _smaller(full, block_scale)
@@ -90,7 +93,7 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
                 Method("full-resident", exact, resident=True),
                 Method("full-streamed", exact),
             ]
-        found.append(Group(preset.settings().layout(model), tuple(methods)))
+        found.append(Group(preset.selecting_blocks().layout(model), tuple(methods)))
     return found
 
 

@@ -10,8 +10,10 @@ import pytest
 from moorage.runtime.cli import main
 from moorage.runtime.cli.eval_recall import DEFAULT_CONFIG as LOCAL
 from moorage.runtime.config.load import load_cluster_config
+from moorage.runtime.config.presets import PRESETS, Preset
 from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.evals.sweep import points, points_of_presets
+from moorage.workers.spec import AnchorType
 
 
 def test_points_that_make_no_sense_are_left_out() -> None:
@@ -47,6 +49,24 @@ def test_presets_bring_their_own_anchors_and_blocks_at_one_budget() -> None:
         assert selection.execution_block == (0 if point.prefill == "exact" else 128)
     with pytest.raises(ValueError, match="no such preset; did you mean moorage"):
         points_of_presets(["morage"], [512], LOCAL)
+
+
+def test_codes_of_keys_are_swept_by_numbers_of_single_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    differs = {"topk_keys": 256, "block_size": 64, "anchor_type": AnchorType.KEY_CODES}
+    monkeypatch.setitem(PRESETS, "keys", Preset("keys", "", differs, {"topk": 4}))
+    found = [
+        *points([("KEY_CODES", "plain")], [1, 2], [24, 32], [96], ["off", "step"]),
+        *points_of_presets(["keys"], [96], LOCAL),
+    ]
+    assert [(point.block_size, point.anchor_num, point.anchor_space) for point in found] == [
+        (32, 1, "plain"),
+        (64, 1, "plain"),
+    ]
+    for point in found:
+        selection = resolve_settings(load_cluster_config(LOCAL, point.overrides())).memory.selection
+        assert (selection.topk, selection.topk_keys, selection.execution_block) == (None, 96, 0)
+    rope = points_of_presets(["keys"], [96], LOCAL, ["memory.positions=rope"])
+    assert [point.anchor_space for point in rope] == ["rotated"]
 
 
 def test_one_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

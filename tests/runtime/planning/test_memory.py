@@ -89,6 +89,13 @@ def test_codes_take_a_quarter_of_half_precision_anchors() -> None:
     assert coded == plain * 5 // 4
 
 
+def test_codes_of_keys_are_counted_with_the_anchors() -> None:
+    """In each of 32 layers and 8 heads: 16 bytes of signs and a scale a key, mean key and mean value a block."""
+    store = {"anchor_type": "KEY_CODES", "block_size": 64}
+    row = context_sizes(deployment(memory={"topk_keys": 512}, long_context=store), 64 * 1000)
+    assert row.anchors_bytes == 1000 * 32 * 8 * (64 * (128 // 8 + 2) + 2 * 128 * 2)
+
+
 @pytest.mark.parametrize(
     ("shards", "stripe", "tokens"), list(product((1, 2, 3), (1, 8), (1, 127, 128, 129, 99_999)))
 )
