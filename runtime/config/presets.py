@@ -89,6 +89,7 @@ class Preset:
         return {shown_key(each.name): values[each.name] for each in PRESET_SETTINGS}
 
 
+_MOORAGE: dict[str, Any] = {"sinks": 128, "topk": 256, "last_token_alone": True, "block_size": 32}
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -140,7 +141,13 @@ PRESETS = {
         Preset(
             "moorage",
             "exact prefill, then 256 blocks of 32 tokens a step, chosen by the channel bounds of their keys (QUEST)",
-            {"sinks": 128, "topk": 256, "last_token_alone": True, "block_size": 32},
+            _MOORAGE,
+        ),
+        Preset(
+            "moorage-exact",
+            "the tokens of full attention: moorage drafts, and one exact pass over all keys verifies 4 at a time "
+            "(speculative decoding)",
+            {**_MOORAGE, "verify": 4},
         ),
     )
 }

@@ -218,3 +218,9 @@ def test_axes_of_the_configuration_do_not_follow_the_trained_length() -> None:
     own = {"memory": {"topk": 300, "dense_until": 4096}, "long_context": {"local_windows_len": 2048}}
     memory = resolve_memory(config(**own), model=trained_on(512))
     assert (memory.selection.topk, memory.selection.dense_until, memory.retention.window) == (300, 4096, 2048)
+
+
+def test_moorage_exact_is_moorage_whose_drafts_are_verified() -> None:
+    exact, drafting = (PRESETS[name].settings().values() for name in ("moorage-exact", "moorage"))
+    assert exact["verify"] > 0
+    assert {name for name in exact if exact[name] != drafting[name]} == {"preset", "verify"}

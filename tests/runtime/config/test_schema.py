@@ -220,6 +220,14 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
             "as positions clamped see them, and anchor_space is rotated; use plain",
         ),
         (f"{KEYS}, positions: rolling}}", "memory.positions: rolling gives only sinks and window a position"),
+        (
+            "memory: {preset: inf-llm, verify: 4}",
+            "memory.verify: 4 gives the answer of full attention, but",
+        ),
+        (
+            "memory: {preset: stream-llm, verify: 4}",
+            "memory.verify: 4 attends all keys, but memory.topk 0",
+        ),
         *(
             (
                 f"memory: {{topk_keys: 9}}\nlong_context: {{anchor_type: KEY_CODES, {key}: {value}}}",

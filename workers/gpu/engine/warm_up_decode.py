@@ -14,6 +14,7 @@ from moorage.kernels.decode_layer import (
     decode_layer,
 )
 from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Standing, end_step, plan_layers
+from moorage.kernels.decode_rows import decode_rows
 from moorage.kernels.numba_flags import always_parallel, num_workers
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.host_memory import HostLayer
@@ -49,7 +50,7 @@ def _plan() -> None:
 
 
 def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
-    """`count` sessions of one token each, on a page of their own, in a layer of their own."""
+    """`count` sessions of one token each, on a page of their own, then as many positions of one session."""
     arena, heads = Arena(layout, count), layout.num_kv_heads * group_size
     kind = layout.anchor_type
     shape = LayerShape(
@@ -78,7 +79,11 @@ def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
         np.zeros(count, np.int32),
     )
     query = np.zeros((count, heads, layout.head_dim), np.float32)
-    decode_layer(memory, _first_tokens(layout, half, count), query, rows[0], rows[1], selections, attended)
+    sessions = _first_tokens(layout, half, count)
+    decode_layer(memory, sessions, query, rows[0], rows[1], selections, attended)
+    together = np.tile(np.array([0, count], np.int64), (count, 1))
+    positions = sessions._replace(position=np.arange(count, dtype=np.int64), page_start=together)
+    decode_rows(memory, positions, query, rows[0], rows[1], selections, attended)
     arena.close()
 
 

@@ -1,0 +1,83 @@
+"""`runtime bench verify`: verified drafts beside full attention."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moorage.runtime.bench.measure import describe_machine
+from moorage.runtime.cli.app import examples
+from moorage.runtime.cli.bench_options import JsonFile, bench_app, parse_counts
+from moorage.runtime.cli.output import print_note, print_table
+
+_THREADS = min(2, len(os.sched_getaffinity(0)))
+
+
+@bench_app.command(
+    epilog=examples(
+        "runtime bench verify --model MODEL_DIR",
+        "runtime bench verify --model FILE.gguf --lengths 32K --documents 4 --verify 4,8",
+    )
+)
+def verify(
+    model: Annotated[
+        Path, typer.Option(metavar="FILE|DIR", help="A GGUF file or a model directory.", exists=True)
+    ],
+    lengths: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens of the prompts.")] = "4K,8K,16K,32K",
+    documents: Annotated[int, typer.Option(min=1, help="Prompts of each length.")] = 13,
+    tokens: Annotated[int, typer.Option(min=2, help="Generated tokens of each answer.")] = 64,
+    preset: Annotated[str, typer.Option(metavar="NAME", help="The preset that drafts.")] = "moorage",
+    drafts: Annotated[
+        str, typer.Option("--verify", metavar="N,N,…", help="Tokens of a draft, each measured.")
+    ] = "4,8",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the drafting preset.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the engine.")] = _THREADS,
+    json_file: JsonFile = None,
+) -> None:
+    """Verify the drafts of a selection, and say whether the tokens are those of full attention."""
+    from moorage.runtime.bench.verifying import Reader, run_verification
+    from moorage.runtime.evals.local_targets import LocalConfig
+
+    contexts, each = parse_counts(lengths), parse_counts(drafts)
+    longest = max(contexts) + tokens
+    overrides = ("gpu_workers.device=cpu", f"gpu_workers.num_threads={threads}", f"memory.preset={preset}")
+    config = LocalConfig(
+        None, model, (*overrides, f"long_context.max_seq_len={longest}", *(settings or ()))
+    ).load()
+    reader = Reader(config, longest, threads)
+    own = reader.memory(None)
+    choices = {f"{preset}, unverified": own.replace(verify=0)}
+    choices |= {f"{preset}, verify {count}": own.replace(verify=count) for count in each}
+    rows: list[dict[str, float | int | str | None]] = []
+    try:
+        for number, found in enumerate(run_verification(reader, contexts, documents, tokens, choices)):
+            rows = [comparison.as_json() for comparison in found]
+            if json_file is not None:
+                report = {"machine": describe_machine(), "tokens": tokens, "rows": rows}
+                json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            print_note(f"document {number + 1} of {documents}")
+    finally:
+        reader.close()
+    columns = ("context", "choice", "equal answers", "accepted", "full ms", "ms", "speed-up")
+    print_table(
+        columns, [_cells(row) for row in rows], title=f"{model.name}: {tokens} greedy tokens", right=columns
+    )
+
+
+def _cells(row: dict[str, float | int | str | None]) -> tuple[str, ...]:
+    share = row["acceptance"]
+    return (
+        f"{row['context']:,}",
+        str(row["choice"]),
+        f"{row['equal']} of {row['prompts']}",
+        "-" if share is None else f"{share:.1%}",
+        f"{1000 * float(row['full_token_s'] or 0):.1f}",
+        f"{1000 * float(row['token_s'] or 0):.1f}",
+        f"{row['speed_up']:.2f}",
+    )
