@@ -59,7 +59,8 @@ def codes_of(codes_layer: NDArray[np.uint8], num_kv_heads: int, block_size: int,
 def signs_of(planes: NDArray[np.uint8], dim: int) -> Float64:
     """1 or -1 for each channel: [..., B, D] of planes [..., C, B]."""
     by_key = np.moveaxis(planes, -2, -1)
-    return 2.0 * np.unpackbits(by_key, axis=-1, bitorder="little")[..., :dim] - 1
+    bits = np.unpackbits(by_key, axis=-1, bitorder="little")[..., :dim]
+    return np.asarray(2.0 * bits - 1, np.float64)
 
 
 def rotated(keys: Float64, rotation: tuple[NDArray[np.float32], NDArray[np.float32]] | None) -> Float64:
