@@ -67,13 +67,13 @@ class LocalEngine:
         self._steps = 0
 
     def serves(self, config: ClusterConfig, memory: MemorySpec) -> bool:
-        """Whether this engine can run `memory` as it stands: same model, store and chunks, and slots enough."""
+        """Whether this engine can run `memory` as it stands: same model, store and chunks, and room enough."""
         other, own = self._worker_settings(config, memory), self._settings
-        slots, anchor_bytes = own.engine.num_slots, own.engine.anchor_bytes
-        engine = replace(other.engine, num_slots=slots, anchor_bytes=anchor_bytes)
+        room = {name: getattr(own.engine, name) for name in ("num_slots", "key_rows", "anchor_bytes")}
         return (
-            replace(other, engine=engine) == own
-            and other.engine.num_slots <= slots
+            replace(other, engine=replace(other.engine, **room)) == own
+            and other.engine.num_slots <= own.engine.num_slots
+            and other.engine.key_rows <= own.engine.key_rows
             and config.max_step_tokens == self.config.max_step_tokens
         )
 

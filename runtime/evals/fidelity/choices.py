@@ -21,7 +21,7 @@ from moorage.workers.spec import (
     SelectionSpec,
     StoreSpec,
 )
-from moorage.workers.spec.setting import settings_of, values_of
+from moorage.workers.spec.setting import settings_of
 
 FULL = "full"
 PER_KV_HEAD = Variant(
@@ -59,7 +59,7 @@ class Choice:
     @property
     def attends_all(self) -> bool:
         """Whether nothing is selected."""
-        return self.memory.selection.topk is None and not _single_keys(values_of(self.memory))
+        return self.memory.selection.topk is None and not self.memory.selection.topk_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,7 @@ def choices(
         shared = {name: value for name, value in frame.settings().items() if name not in named}
         config = source.load([*variant.overrides, *_overrides(shared)])
         settings = resolve_settings(config)
-        selects = bool(settings.memory.selection.topk) or _single_keys(settings.values())
-        for budget in budgets if selects and own else (None,):
+        for budget in budgets if settings.memory.selection.selects and own else (None,):
             overrides = [*variant.overrides, *_overrides(shared | _budget(settings.values(), budget))]
             at_budget = source.load(overrides)
             memory = resolve_memory(at_budget, None, model)
@@ -142,14 +141,9 @@ def _budget(values: dict[str, Any], budget: int | None) -> dict[str, Any]:
     """The settings under which `values` select so many tokens; none for a budget of None."""
     if budget is None:
         return {}
-    if _single_keys(values):
+    if values["topk_keys"]:
         return {"topk_keys": budget}
     return {"topk": max(1, budget // values["block_size"])}
-
-
-def _single_keys(values: dict[str, Any]) -> bool:
-    """Whether single keys are selected and not blocks."""
-    return bool(values.get("topk_keys"))
 
 
 def _overrides(values: dict[str, Any]) -> list[str]:

@@ -64,7 +64,7 @@ def measure(
 
     `room` is the most tokens of a passage. `note` is called with each result as it comes.
     """
-    waiting = sorted(choices, key=lambda choice: -_slots(choice.memory, choice))
+    waiting = sorted(choices, key=_room, reverse=True)
     order = {id(choice): place for place, choice in enumerate(choices)}
     while waiting:
         engine = LocalEngine(waiting[0].config, room, memory=waiting[0].memory)
@@ -82,8 +82,10 @@ def measure(
             engine.close()
 
 
-def _slots(memory: MemorySpec, choice: Choice) -> int:
-    return slots_per_layer(memory, choice.layout, choice.config.memory.max_cached_block)
+def _room(choice: Choice) -> tuple[int, int]:
+    """What of the device a choice needs: single keys, and slots."""
+    slots = slots_per_layer(choice.memory, choice.layout, choice.config.memory.max_cached_block)
+    return choice.memory.selection.topk_keys, slots
 
 
 class _Judge:
