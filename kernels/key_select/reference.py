@@ -38,9 +38,8 @@ def unpack_codes(codes: NDArray[np.uint8], num_kv_heads: int, block_size: int, d
     planes, scales, values = map(np.ascontiguousarray, np.split(heads, bounds, axis=-1))
     by_key = planes.reshape(count, num_kv_heads, num_planes, block_size).swapaxes(2, 3)
     bits = np.unpackbits(by_key, axis=-1, bitorder="little")[..., :dim]
-    return BlockCodes(
-        2.0 * bits - 1, scales.view("<f2").astype(np.float64), values.view("<f2").astype(np.float64)
-    )
+    signs = 2 * bits.astype(np.float64) - 1
+    return BlockCodes(signs, scales.view("<f2").astype(np.float64), values.view("<f2").astype(np.float64))
 
 
 def estimated_logits(
@@ -57,7 +56,7 @@ def estimated_logits(
     of_mean = np.einsum("hgd,nhd->hgn", groups, centres)[..., None]
     of_code = np.einsum("hgd,nhbd->hgnb", groups @ hadamard_matrix(dim), signs)
     dots = of_mean + of_code * scales.transpose(1, 0, 2)[:, None]
-    return scale * dots.reshape(len(heads), num_blocks * block_size)
+    return np.asarray(scale * dots.reshape(len(heads), num_blocks * block_size), np.float64)
 
 
 def log_sum_exp(logits: Float64) -> Float64:
@@ -72,7 +71,7 @@ def log_sum_exp(logits: Float64) -> Float64:
 
 def key_values(logits: Float64, near: Float64) -> Float64:
     """[T]: by key the largest of (logit - near) in the logits [G, T] of query heads with log-sum-exps `near` [G]."""
-    return (logits - near[:, None]).max(axis=0)
+    return np.asarray((logits - near[:, None]).max(axis=0), np.float64)
 
 
 def best_keys(values: Float64, count: int) -> Int64:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from moorage.kernels.hadamard import hadamard_matrix
-from moorage.kernels.key_select import reference
+from moorage.kernels.key_codes import code_bytes, encode_keys
+from moorage.kernels.key_select import completion, cpu, reference
 
 
 def packed(keys: np.ndarray, means: np.ndarray, mean_values: np.ndarray | None = None) -> np.ndarray:
@@ -94,6 +95,41 @@ def test_each_kv_head_selects_by_its_own_query_heads(rng: np.random.Generator) -
         np.testing.assert_array_equal(alone[0], found[head])
 
 
+@pytest.mark.parametrize("stored", [np.float16, np.float32])
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "size", "dim"), [(2, 2, 16, 64), (3, 3, 64, 64), (1, 5, 32, 24), (2, 1, 48, 128)]
+)
+def test_compiled_values_are_of_estimates_with_queries_of_a_few_bits(
+    rng: np.random.Generator, stored: type, kv_heads: int, group: int, size: int, dim: int
+) -> None:
+    num_pages = 400 // size + 3
+    rows = rng.standard_normal((num_pages, 2, kv_heads, size, dim)).astype(stored)
+    kv = rows.view(np.uint16) if stored is np.float16 else rows
+    means = np.zeros((num_pages, kv_heads, 1, dim), kv.dtype)
+    codes = np.zeros((num_pages, code_bytes(kv_heads, size, dim)), np.uint8)
+    encode_keys(kv, means, codes, np.arange(num_pages, dtype=np.int32))
+    pages = rng.permutation(num_pages)[:-2].astype(np.int32)
+    queries, near = rng.standard_normal((kv_heads * group, dim), np.float32), np.arange(kv_heads * group) / 4
+    values = np.full((kv_heads, len(pages) * size + 7), np.nan, np.float32)
+    cpu.key_values(
+        means, codes, pages, queries, near.astype(np.float32), scale=0.3, block_size=size, out=values, first=5
+    )
+    assert np.isnan(values[:, :5]).all()
+    assert np.isnan(values[:, -2:]).all()
+    halves = means[pages, :, 0].view(stored)
+    logits = reference.estimated_logits(codes[pages], halves, queries, block_size=size, scale=0.3)
+    expected = np.array(
+        [
+            reference.key_values(of_head, of_group)
+            for of_head, of_group in zip(
+                logits.reshape(kv_heads, group, -1), near.reshape(kv_heads, group), strict=True
+            )
+        ]
+    )
+    spread = values[:, 5:-2] - expected
+    assert np.abs(spread).mean() < 0.05 * expected.std()
+
+
 def test_each_block_completes_the_softmax_for_its_keys_that_are_not_selected() -> None:
     # One query head, two blocks of 16 keys from position 32 on; 4 keys of the second are selected.
     means, mean_values = np.array([[[0.0, 7.0]], [[np.log(3), 7.0]]]), np.array([[[1.0, 0.0]], [[0.0, 8.0]]])
@@ -107,3 +143,21 @@ def test_each_block_completes_the_softmax_for_its_keys_that_are_not_selected() -
     assert (out.tolist(), lse.tolist()) == ([[0.0, 0.0]], [-np.inf])
     out, lse = reference.complete(means[:0], mean_values[:0], [[2.0, 0.0]], some, **how)
     assert (out.tolist(), lse.tolist()) == ([[0.0, 0.0]], [-np.inf])
+
+
+@pytest.mark.parametrize("stored", [np.float16, np.float32])
+@pytest.mark.parametrize("num_blocks", [0, 1, 9])
+def test_the_completion_in_fp32_equals_the_definition(
+    rng: np.random.Generator, num_blocks: int, stored: type
+) -> None:
+    means, mean_values = rng.standard_normal((2, num_blocks, 2, 24)).astype(np.float16)
+    means = means.astype(stored)
+    queries = rng.standard_normal((6, 24), np.float32)
+    selected = [np.sort(rng.permutation(300)[:40]).astype(np.int32), np.arange(32, 48, dtype=np.int32)]
+    how = {"block_size": 16, "scale": 0.7, "first": 32}
+    bits = means.view(np.uint16) if stored is np.float16 else means
+    found = completion.complete(bits, mean_values, queries, selected, **how)
+    expected = reference.complete(means, mean_values, queries, selected, **how)
+    for got, want in zip(found, expected, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.kernels.half import from_storage
-from moorage.kernels.key_select.reference import (
-    best_keys,
-    complete,
-    estimated_logits,
-    key_values,
-    unpack_codes,
-)
+from moorage.kernels.key_codes.reference import codes_of
+from moorage.kernels.key_select.completion import complete
+from moorage.kernels.key_select.cpu import key_values
+from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.buffers import Buffers
 from moorage.workers.kv.messages import (
     Float32,
     Int32,
@@ -30,18 +27,13 @@ from moorage.workers.kv.messages import (
 from moorage.workers.kv.shard_session import ShardSession
 from moorage.workers.spec import AnchorType
 
-Float64 = NDArray[np.float64]
-
 
 class Run(NamedTuple):
     """Candidates that one rotation of the queries meets."""
 
     first: int
     """Position of the first of them in this shard."""
-    codes: NDArray[np.uint8]
-    """[n, bytes]"""
-    means: Float32
-    """[n, Hkv, D]"""
+    pages: Int32
     queries: Float32
     """[Hq, D]"""
 
@@ -51,46 +43,50 @@ class KeyScorer:
 
     def __init__(self, arena: Arena) -> None:
         self._arena, self._layout = arena, arena.layout
+        self._buffers = Buffers()
 
     def select(self, request: KeyRequest, session: ShardSession) -> KeyReply:
         """The best keys among the session's sealed blocks that the request names."""
         self._check(request, session)
-        layout = self._layout
-        parts = [
-            estimated_logits(
-                run.codes, run.means, run.queries, block_size=layout.block_size, scale=request.scale
-            )
-            for run in self._runs(request, session)
-        ]
-        logits = np.concatenate([np.zeros((len(request.near), 0)), *parts], axis=1)
-        positions, scores = self._best(request, logits)
+        layout, runs = self._layout, self._runs(request, session)
+        first, total = runs[0].first, sum(len(run.pages) for run in runs) * layout.block_size
+        shape = layout.num_kv_heads, request.num_keys
+        positions, scores = np.full(shape, -1, np.int32), np.full(shape, -np.inf, np.float32)
+        if total:
+            values = self._buffers.scratch(layout.num_kv_heads * total)[: layout.num_kv_heads * total]
+            values = values.reshape(layout.num_kv_heads, total)
+            self._score(request, runs, values)
+            top_blocks(values, np.full(shape[0], total, np.int32), request.num_keys, positions, scores)
+            positions[positions >= 0] += np.int32(first)
         if not request.with_rows:
             return KeyReply(positions, scores)
         heads, places = np.nonzero(positions >= 0)
         wanted = KeyRowsRequest(request, heads.astype(np.int32), positions[heads, places])
         return KeyReply(positions, scores, self.rows(wanted, session))
 
-    def _runs(self, request: KeyRequest, session: ShardSession) -> Iterator[Run]:
-        layer, size = request.layer, self._layout.block_size
-        bounds = np.minimum(request.bounds, session.num_sealed[layer])
-        for queries, begin, end in zip(request.queries, bounds, bounds[1:], strict=False):
-            pages = session.table.pages[begin:end]
-            means = from_storage(self._arena.anchors[layer][pages, :, 0])
-            yield Run(int(begin) * size, self._arena.codes[layer][pages], means, queries)
+    def _runs(self, request: KeyRequest, session: ShardSession) -> list[Run]:
+        """At least one."""
+        bounds = np.minimum(request.bounds, session.num_sealed[request.layer])
+        return [
+            Run(int(begin) * self._layout.block_size, session.table.pages[begin:end], queries)
+            for queries, begin, end in zip(request.queries, bounds, bounds[1:], strict=False)
+        ]
 
-    def _best(self, request: KeyRequest, logits: Float64) -> tuple[Int32, Float32]:
-        """(positions, scores), each [Hkv, count], of estimated logits [Hq, T]."""
-        layout = self._layout
-        positions = np.full((layout.num_kv_heads, request.count), -1, np.int32)
-        scores = np.full(positions.shape, -np.inf, np.float32)
-        group = len(logits) // layout.num_kv_heads
-        for head in range(layout.num_kv_heads):
-            heads = slice(head * group, (head + 1) * group)
-            values = key_values(logits[heads], request.near[heads].astype(np.float64)).astype(np.float32)
-            best = best_keys(values, request.count)
-            positions[head, : len(best)] = int(request.bounds[0]) * layout.block_size + best
-            scores[head, : len(best)] = values[best]
-        return positions, scores
+    def _score(self, request: KeyRequest, runs: Sequence[Run], values: Float32) -> None:
+        """Writes the values [Hkv, T] of all candidates."""
+        anchors, codes = self._arena.anchors[request.layer], self._arena.codes[request.layer]
+        for run in runs:
+            key_values(
+                anchors,
+                codes,
+                run.pages,
+                np.ascontiguousarray(run.queries),
+                request.near,
+                scale=request.scale,
+                block_size=self._layout.block_size,
+                out=values,
+                first=run.first - runs[0].first,
+            )
 
     def rows(self, wanted: KeyRowsRequest, session: ShardSession) -> KeyRowsReply:
         """Keys and values of selected tokens, and the completion."""
@@ -106,19 +102,23 @@ class KeyScorer:
         distinct, place = np.unique(blocks, return_inverse=True)
         pages = session.table.pages_of(request.layer, distinct, layout.block_size)
         found = self._arena.readable(request.layer, pages)
-        rows: Storage = np.stack(
-            [found.blocks[found.pages[place], part, heads, offsets] for part in range(2)]
-        )
+        # Numbers of rows in [P, 2, Hkv, B], of the keys and then of the values.
+        keys = (
+            2 * found.pages[place].astype(np.int64) * layout.num_kv_heads + heads
+        ) * layout.block_size + offsets
+        numbers = np.stack((keys, keys + layout.num_kv_heads * layout.block_size))
+        rows: Storage = found.blocks.reshape(-1, layout.head_dim).take(numbers, axis=0)
         return KeyRowsReply(rows, *self._completion(wanted, session))
 
     def _completion(self, wanted: KeyRowsRequest, session: ShardSession) -> tuple[Float32, Float32]:
         request, layout = wanted.request, self._layout
+        anchors, codes = self._arena.anchors[request.layer], self._arena.codes[request.layer]
+        mean_values = codes_of(codes, layout.num_kv_heads, layout.block_size, layout.head_dim).mean_values
         selected = [wanted.positions[wanted.heads == head] for head in range(layout.num_kv_heads)]
-        sizes = layout.num_kv_heads, layout.block_size, layout.head_dim
         parts = [
             complete(
-                run.means,
-                unpack_codes(run.codes, *sizes).mean_values,
+                anchors[run.pages, :, 0],
+                mean_values[run.pages],
                 run.queries,
                 selected,
                 block_size=layout.block_size,
@@ -127,10 +127,8 @@ class KeyScorer:
             )
             for run in self._runs(request, session)
         ]
-        return joined(
-            np.array([out for out, _ in parts]).reshape(-1, len(request.near), layout.head_dim),
-            np.array([lse for _, lse in parts]).reshape(-1, len(request.near)),
-        )
+        outs, lses = zip(*parts, strict=True)
+        return joined(np.array(outs), np.array(lses))
 
     def _check(self, request: KeyRequest, session: ShardSession) -> None:
         """Raises InvalidRequest where a request does not fit the layout."""
@@ -146,10 +144,15 @@ class KeyScorer:
                 f"select keys: queries of shape {shape}; expected [runs, a multiple of {layout.num_kv_heads}, "
                 f"{layout.head_dim}]"
             )
-        if request.near.shape != shape[1:2] or request.bounds.shape != (shape[0] + 1,) or request.count < 0:
+        if (
+            not shape[0]
+            or request.near.shape != shape[1:2]
+            or request.bounds.shape != (shape[0] + 1,)
+            or request.num_keys < 0
+        ):
             raise InvalidRequest(
                 f"select keys: near {request.near.shape} and bounds {request.bounds.shape} for queries {shape}, "
-                f"count {request.count}; give one near a head, one bound more than runs, and nothing negative"
+                f"{request.num_keys} keys; give one near a head, one bound more than runs, and nothing negative"
             )
         if request.bounds[0] < 0 or (np.diff(request.bounds) < 0).any():
             raise InvalidRequest(

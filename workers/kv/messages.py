@@ -90,8 +90,8 @@ class KeyRequest(NamedTuple):
     """[V + 1], ascending; bounds beyond the sealed blocks count as their number."""
     near: Float32
     """[Hq]: log-sum-exp of the logits of sinks and window, with which estimated logits are compared."""
-    count: int
-    """Keys of each KV head."""
+    num_keys: int
+    """Of each KV head."""
     scale: float
     """Multiplies the logits, usually 1 / sqrt(D)."""
     with_rows: bool = False

@@ -75,7 +75,7 @@ class ShardKeys:
         sessions, asked = [one.session_id for one in requests], [self._of_shards(one) for one in requests]
         best = self._ask(SelectKeys, sessions, asked)
         positions = [
-            self._merged(replies, request.count) for replies, request in zip(best, requests, strict=True)
+            self._merged(replies, request.num_keys) for replies, request in zip(best, requests, strict=True)
         ]
         wanted, places = [], []
         for of_session, parts in zip(positions, asked, strict=True):
@@ -110,7 +110,8 @@ class ShardKeys:
     def _merged(self, replies: Sequence[KeyReply], count: int) -> Int32:
         """The positions [Hkv, count] of the best of all shards."""
         parts = [SelectReply(reply.positions[None], reply.scores[None]) for reply in replies]
-        return merge_selections(parts, self._tokens, count).ids[0]
+        best: Int32 = merge_selections(parts, self._tokens, count).ids[0]
+        return best
 
     def _ask(
         self,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from moorage.kernels.key_codes import reference as key_codes
-from moorage.kernels.key_select.reference import complete, estimated_logits, select_keys, unpack_codes
+from moorage.kernels.key_select.cpu import key_values
+from moorage.kernels.key_select.reference import best_keys, complete, unpack_codes
 from moorage.kernels.merge_lse import reference as merge_lse
 from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.kv.link import Link, LocalLink
@@ -25,7 +26,7 @@ from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import AnchorSpace, AnchorType, KvLayout, KvType
 
-LAYOUT = KvLayout(2, 2, 24, 16, KvType.FP16, AnchorType.KEY_CODES, 1, AnchorSpace.ROTATED)
+LAYOUT = KvLayout(2, 2, 32, 16, KvType.FP16, AnchorType.KEY_CODES, 1, AnchorSpace.ROTATED)
 INV_FREQ = np.array([1.0, 0.3, 0.05])
 NUM_TOKENS, HEADS = 325, 4
 MakeKv = Callable[..., ShardedKv]
@@ -88,7 +89,7 @@ def request_of(session_id: int, **changes: Any) -> KeyRequest:
     queries = np.random.default_rng(session_id + 99).standard_normal((2, HEADS, LAYOUT.head_dim), np.float32)
     near = np.random.default_rng(session_id).standard_normal(HEADS, np.float32)
     bounds = np.array([1, 7, 18], np.int32)
-    request = KeyRequest(session_id, 1, queries, bounds, near, count=24, scale=0.3)
+    request = KeyRequest(session_id, 1, queries, bounds, near, num_keys=24, scale=0.3)
     if "bounds" in changes:
         changes["bounds"] = np.array(changes["bounds"], np.int32)
     return request._replace(**changes)
@@ -109,21 +110,22 @@ def check(request: KeyRequest, found: FoundKeys) -> None:
     runs = [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
     how = {"block_size": size, "scale": request.scale}
     centres = means[:, :, 0].view(np.float16)
-    logits = [
-        estimated_logits(codes[run], centres[run], queries, **how)
-        for run, queries in zip(runs, request.queries, strict=True)
-    ]
-    positions = select_keys(
-        np.concatenate(logits, axis=1),
-        request.near.astype(np.float64),
-        num_kv_heads=LAYOUT.num_kv_heads,
-        topk_keys=request.count,
-        first=int(bounds[0]) * size,
-    )
+    total = sum(run.stop - run.start for run in runs) * size
+    values, begin = np.zeros((LAYOUT.num_kv_heads, total), np.float32), 0
+    for run, queries in zip(runs, request.queries, strict=True):
+        key_values(
+            means, codes, np.arange(run.start, run.stop, dtype=np.int32), queries, request.near,
+            scale=request.scale, block_size=size, out=values, first=begin,
+        )  # fmt: skip
+        begin += (run.stop - run.start) * size
+    positions = np.full((LAYOUT.num_kv_heads, request.num_keys), -1)
+    for into, of_head in zip(positions, values, strict=True):
+        best = best_keys(of_head, request.num_keys)
+        into[: len(best)] = bounds[0] * size + best
     np.testing.assert_array_equal(found.positions, positions)
-    values = unpack_codes(codes, LAYOUT.num_kv_heads, size, LAYOUT.head_dim).mean_values
+    mean_values = unpack_codes(codes, LAYOUT.num_kv_heads, size, LAYOUT.head_dim).mean_values
     rests = [
-        complete(centres[run], values[run], queries, positions, **how, first=int(run.start) * size)
+        complete(centres[run], mean_values[run], queries, positions, **how, first=int(run.start) * size)
         for run, queries in zip(runs, request.queries, strict=True)
     ]
     expected_outs, expected_lses = (np.array(each) for each in zip(*rests, strict=True))
@@ -160,7 +162,7 @@ def test_the_best_keys_and_their_rows_are_those_of_one_store(
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_sessions_that_ask_together_get_what_each_gets_alone(make_kv: MakeKv, num_shards: int) -> None:
     kv = make_kv(num_shards)
-    requests = [request_of(1), request_of(2, bounds=[2, 4, 9], count=7), request_of(3)]
+    requests = [request_of(1), request_of(2, bounds=[2, 4, 9], num_keys=7), request_of(3)]
     for shard, request in enumerate(requests):
         fill(kv, request.session_id, shard)
     for request, found in zip(requests, kv.keys.select(requests), strict=True):
@@ -183,7 +185,7 @@ def test_equal_keys_are_taken_from_the_first_on(make_kv: MakeKv) -> None:
     kv.open(1, LAYOUT.num_blocks(NUM_TOKENS), np.zeros(3))
     kv.append(1, 0, 0, ones, ones)
     queries = np.ones((2, HEADS, LAYOUT.head_dim), np.float32)
-    (found,) = kv.keys.select([request_of(1, layer=0, count=70, queries=queries)])
+    (found,) = kv.keys.select([request_of(1, layer=0, num_keys=70, queries=queries)])
     assert found.positions.tolist() == [list(range(16, 86))] * LAYOUT.num_kv_heads
 
 
@@ -217,7 +219,7 @@ def test_what_does_not_fit_is_refused() -> None:
         link.call(KeyRows([far]))
     with pytest.raises(InvalidRequest, match="of 2 heads"):
         link.call(KeyRows([far._replace(heads=np.array([2], np.int32))]))
-    bounds = LocalLink(KvStore(KvLayout(1, 2, 24, 16), 4))
+    bounds = LocalLink(KvStore(KvLayout(1, 2, 32, 16), 4))
     bounds.call(Open(1, 1, AnchorRotation(INV_FREQ)))
     with pytest.raises(InvalidRequest, match="KEY_CODES"):
-        ShardedKv([bounds], KvLayout(1, 2, 24, 16)).keys.select([request_of(1, layer=0)])
+        ShardedKv([bounds], KvLayout(1, 2, 32, 16)).keys.select([request_of(1, layer=0)])

@@ -10,13 +10,8 @@ import pytest
 import torch
 
 from moorage.kernels.key_codes import reference as key_codes
-from moorage.kernels.key_select.reference import (
-    complete,
-    estimated_logits,
-    log_sum_exp,
-    select_keys,
-    unpack_codes,
-)
+from moorage.kernels.key_select.cpu import key_values
+from moorage.kernels.key_select.reference import best_keys, complete, log_sum_exp, unpack_codes
 from moorage.kernels.merge_lse.reference import merge_lse
 from moorage.workers.errors import MoorageError, NotFound
 from moorage.workers.gpu.attention.backend import Attended
@@ -92,16 +87,8 @@ class ByDefinition:
         blocks = [slice(at, at + 1) for at in range(len(codes))]
         meeting = [self._meeting(step, query, first + at * size) for at in range(len(codes))]
         how = {"block_size": size, "scale": scale}
-        estimated = [
-            estimated_logits(codes[b], means[b], q, **how) for b, q in zip(blocks, meeting, strict=True)
-        ]
-        positions = select_keys(
-            np.concatenate(estimated, axis=1),
-            log_sum_exp(exact[:, always]),
-            num_kv_heads=num_kv_heads,
-            topk_keys=step.selection.topk_keys,
-            first=first,
-        )
+        near = log_sum_exp(exact[:, always])
+        positions = self._best(step, codes, means, meeting, near, scale, first)
         np.testing.assert_array_equal(attended.keys[step.row], positions)
         rests = [
             complete(means[b], mean_values[b], q, positions, **how, first=first + b.start * size)
@@ -150,6 +137,27 @@ class ByDefinition:
         key_codes.encode_keys(kv, means, codes, np.arange(len(kv), dtype=np.int32), turns)
         halves = means.view(np.float16) if means.dtype == np.uint16 else means
         return codes, halves[:, :, 0]
+
+    def _best(
+        self,
+        step: DecodeStep,
+        codes: np.ndarray,
+        means: np.ndarray,
+        meeting: list[np.ndarray],
+        near: np.ndarray,
+        scale: float,
+        first: int,
+    ) -> np.ndarray:
+        """[Hkv, k] positions of the best keys, each block met by its own queries, by the stores' kernel."""
+        layout, size = self._layout, self._layout.block_size
+        values = np.zeros((layout.num_kv_heads, len(codes) * size), np.float32)
+        stored = means[:, :, None].view(np.uint16) if means.dtype == np.float16 else means[:, :, None]
+        for block, query in enumerate(meeting):
+            key_values(
+                np.ascontiguousarray(stored), codes, np.array([block], np.int32), query.astype(np.float32),
+                near.astype(np.float32), scale=scale, block_size=size, out=values, first=block * size,
+            )  # fmt: skip
+        return first + np.array([best_keys(of_head, step.selection.topk_keys) for of_head in values])
 
     def _meeting(self, step: DecodeStep, query: np.ndarray, key: int) -> np.ndarray:
         """The query [Hq, D] as it meets the code of the key at a position."""
