@@ -9,8 +9,10 @@ import numpy as np
 
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.numba_flags import always_parallel
+from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.formats import format_of
-from moorage.workers.kv.messages import AnchorRotation, SelectRequest
+from moorage.workers.kv.mapped_shard import MappedShard
+from moorage.workers.kv.messages import AnchorRotation, KeyRequest, SelectRequest
 from moorage.workers.kv.quantized_anchors import KEPT_PER_SELECTED, MIN_SHARE
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import HeadPool, KvLayout, Scorer
@@ -51,3 +53,14 @@ def _run_each(layout: KvLayout) -> None:
     store.shard.select(SelectRequest(0, 0, queries[:1], 0, limits[:1], 1, True, 1.0, refine=blocks))
     store.shard.gather(0, 0, blocks, out, blocks)
     store.close()
+
+
+def warm_up_keys(layout: KvLayout, group_size: int) -> None:
+    """Runs the selection of single keys, for a worker that does it in memory that it maps."""
+    size, num_heads = layout.block_size, layout.num_kv_heads * group_size
+    shard = MappedShard(Arena(replace(layout, num_layers=1), 1), "warmed up")
+    shard.open(0, np.zeros(1, np.int32), [size], [1])
+    queries, near = np.zeros((1, num_heads, layout.head_dim), np.float32), np.zeros(num_heads, np.float32)
+    bounds = np.array([0, 1], np.int32)
+    shard.select_keys([KeyRequest(0, 0, queries, bounds, near, 1, 1.0, with_rows=True)])
+    shard.close()

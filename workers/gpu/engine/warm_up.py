@@ -21,7 +21,7 @@ from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.gpu.transfer.copy_engine import as_storage_array
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.formats import format_of
-from moorage.workers.kv.warm_up import LOCK
+from moorage.workers.kv.warm_up import LOCK, warm_up_keys
 from moorage.workers.kv.warm_up import warm_up as warm_up_selection
 from moorage.workers.spec import KvLayout
 
@@ -43,6 +43,8 @@ def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> 
     if in_place:
         warm_up_selection(layout)
     with one_at_a_time(LOCK):
+        if layout.anchor_type.codes_keys and not in_place:
+            _in_both_ways(lambda: warm_up_keys(layout, spec.group_size))
         _use_stores(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
 
 
