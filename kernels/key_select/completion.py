@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from numba import njit
 from numpy.typing import NDArray
 
-from moorage.kernels.half import Storage
+from moorage.kernels.half import Storage, widen
+from moorage.kernels.numba_flags import SERIAL
 
 Float32 = NDArray[np.float32]
 
@@ -44,7 +45,14 @@ def complete(
 
 
 def _single(stored: NDArray[Any]) -> Float32:
-    """float32 of an array of fp16, of its bits, or of float32; torch widens ten times as fast as numpy."""
-    halves = stored.view(np.float16) if stored.dtype == np.uint16 else stored
-    found: Float32 = torch.from_numpy(halves).float().numpy()
-    return found
+    """float32 of an array of fp16, of its bits, or of float32."""
+    bits = np.ascontiguousarray(stored.view(np.uint16) if stored.dtype == np.float16 else stored)
+    out = np.empty(bits.shape, np.float32)
+    _widen(bits.reshape(-1), out.reshape(-1))
+    return out
+
+
+@njit(**SERIAL)
+def _widen(stored: Any, out: Any) -> None:
+    for i in range(len(out)):
+        out[i] = widen(stored[i])
