@@ -26,7 +26,7 @@ class KeyLists:
         self.ids, self.values = np.empty(shape, np.int32), np.empty(shape, np.float32)
 
 
-def attend_keys(
+def decode_keys(
     memory: LayerMemory,
     batch: SessionBatch,
     query: Float32,

@@ -22,7 +22,7 @@ def attend_selected(
     team: Any, table: Any, empty: Any, shape: Any, batch: Any, query: Any, keys: Any, attended: Any, ids: Any,
     values: Any,
 ) -> Any:  # fmt: skip
-    """`attend_keys` of arrays that fit; 0, or how many slices there are where the lists have no room for them."""
+    """`decode_keys` of arrays that fit; 0, or how many slices there are where the lists have no room for them."""
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
     layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first)

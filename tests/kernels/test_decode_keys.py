@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moorage.kernels.decode_keys import KeyLists, KeySelections, attend_keys
+from moorage.kernels.decode_keys import KeyLists, KeySelections, decode_keys
 from moorage.kernels.decode_layer import LayerMemory, LayerShape, decode_layer
 from moorage.kernels.half import from_storage, to_storage
 from moorage.kernels.key_codes import encode_keys
@@ -66,7 +66,7 @@ def run(case, keys):
     attended = case.new_attended()
     assert decode_layer(case.memory, case.batch, case.query, case.key, case.value, selections, attended) == 0
     keys = keys._replace(positions=keys.positions.copy(), lse=keys.lse.copy())
-    attend_keys(case.memory, case.batch, case.query, keys, attended, KeyLists())
+    decode_keys(case.memory, case.batch, case.query, keys, attended, KeyLists())
     return keys, attended
 
 

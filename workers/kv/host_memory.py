@@ -31,10 +31,6 @@ class HostLayer(NamedTuple):
     codes: tuple[NDArray[np.uint8], ...]
     """[P, bytes] each, of anchors or of single keys; no bytes where the layout has no codes."""
 
-    def without_codes(self) -> HostLayer:
-        """The layer as what reads no codes sees it."""
-        return self._replace(codes=tuple(codes[:, :0].copy() for codes in self.codes))
-
 
 class HostTables(NamedTuple):
     """Where one session's blocks lie; valid until it grows or shrinks."""
@@ -117,14 +113,21 @@ class HostMemory:
         known = self._codes.get(key)
         if known is not None and known[0] == versions:
             return known[1]
-        for link in self._links:
-            confirm(link, session_id)
+        self.confirm(session_id)
         codes = self._read_codes(session_id, num_wanted)
         self._codes = {
             other: kept for other, kept in self._codes.items() if other[0] in self._shards[0].sessions
         }
         self._codes[key] = versions, codes
         return codes
+
+    def confirm(self, session_id: int) -> None:
+        """Waits until the stores have sealed what counts as sealed here.
+
+        Raises what a commit of the session failed with.
+        """
+        for link in self._links:
+            confirm(link, session_id)
 
     def _read_codes(self, session_id: int, num_wanted: int) -> HostCodes:
         size = self._shards[0].arena.anchors[0, 0].size if self.layout.anchor_codes else 0

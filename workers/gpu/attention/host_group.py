@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from moorage.kernels.decode_keys import KeyLists
 from moorage.kernels.decode_layer import Attended as Output
 from moorage.kernels.decode_layer import SessionBatch
 from moorage.workers.gpu.attention.backend import Attended
 from moorage.workers.gpu.attention.host_geometry import HostGeometry
+from moorage.workers.gpu.attention.host_keys import HostKeys
 from moorage.workers.gpu.attention.host_selections import AllBlocks, CompiledSelections
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.queries import LayerQueries
@@ -24,11 +26,17 @@ class HostGroup:
     """Sessions with the same axes and the same rotary cache, which one call serves."""
 
     def __init__(
-        self, host: HostMemory, model: ModelSpec, steps: Sequence[DecodeStep], compiled: bool
+        self,
+        host: HostMemory,
+        model: ModelSpec,
+        steps: Sequence[DecodeStep],
+        compiled: bool,
+        lists: KeyLists,
     ) -> None:
         """`compiled` has the call select blocks; else it is given what a selector selects.
 
-        Steps that are exact are of one session, and attend everything.
+        Single keys are always selected by a compiled call, which works in `lists`. Steps that are exact are of one
+        session, and attend everything.
         """
         self._sessions = [step.session for step in steps]
         self._memory, self._rotary = self._sessions[0].memory, self._sessions[0].rotations
@@ -42,9 +50,11 @@ class HostGroup:
         }
         self._leader = tuple(leader.values())
         self.is_exact = steps[0].exact
-        self.selections: CompiledSelections | AllBlocks | None = None
+        self.selections: CompiledSelections | HostKeys | AllBlocks | None = None
         if self.is_exact:
             self.selections = AllBlocks(len(steps), len(host.layers[0].kv))
+        elif self._memory.selection.topk_keys:
+            self.selections = HostKeys(host, model, self._sessions, lists)
         elif compiled:
             self.selections = CompiledSelections(host, model, self._sessions)
         self.is_checked = False
@@ -100,12 +110,15 @@ class HostMetadata:
         """See DecodeMetadata."""
         count = len(self.batch.steps)
         selected: list[Selection] = [None] * count
-        lse = torch.zeros((count, self.num_heads))
+        lse, keys = torch.zeros((count, self.num_heads)), {}
         for part in self.groups:
             selections = part.group.selections
             for at, step in enumerate(part.steps):
                 ids = part.given[at] if selections is None else selections.selected(layer, at, step)
                 selected[step.row] = ids
                 lse[step.row] = torch.from_numpy(part.group.output.lse[at])
+                single = selections.keys(layer, at) if isinstance(selections, HostKeys) else None
+                if single is not None:
+                    keys[step.row], lse[step.row] = single[0], torch.from_numpy(single[1])
         queries = self.queries if self.queries is not None else torch.zeros((count, 0, 0))
-        return Attended(LayerQueries(queries), selected, lse)
+        return Attended(LayerQueries(queries), selected, lse, keys)

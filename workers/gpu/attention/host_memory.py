@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.kernels.decode_keys import KeyLists
 from moorage.kernels.decode_layer import NOT_FINITE_ROW, LayerMemory, LayerShape, decode_layer
 from moorage.kernels.decode_rows import decode_rows
 from moorage.workers.errors import Internal, MoorageError
 from moorage.workers.gpu.attention.backend import DecodeParts
 from moorage.workers.gpu.attention.host_group import GroupStep, HostGroup, HostMetadata
+from moorage.workers.gpu.attention.host_keys import HostKeys
 from moorage.workers.gpu.attention.host_selections import given_selections
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.queries import LayerQueries
@@ -53,9 +55,10 @@ class HostMemoryAttention:
             stripe_blocks,
             layout.anchor_type.bounds,
             layout.anchor_type is AnchorType.QUEST_HADAMARD,
+            layout.anchor_type is AnchorType.KEY_CODES,
         )
-        layers = host.layers if layout.anchor_codes else [layer.without_codes() for layer in host.layers]
-        self._memory = [LayerMemory.of(shape, *layer) for layer in layers]
+        self._memory = [LayerMemory.of(shape, *layer) for layer in host.layers]
+        self._lists = KeyLists()
         self._commits_layers = layout.anchor_type.needs_importance
         """Whether anchors of a step's own blocks are made in that step, which needs their rows committed."""
         self._groups: OrderedDict[tuple[bool | int, ...], HostGroup] = OrderedDict()
@@ -94,7 +97,7 @@ class HostMemoryAttention:
         group = self._groups.pop(key, None)
         if group is None or not group.serves(steps):
             compiled = self._parts.scores_in_stores and selects_compiled(self._host.layout, steps[0].memory)
-            group = HostGroup(self._host, self._model, steps, compiled)
+            group = HostGroup(self._host, self._model, steps, compiled, self._lists)
         self._groups[key] = group
         if len(self._groups) > MOST_GROUPS:
             self._groups.popitem(last=False)
@@ -143,6 +146,8 @@ class HostMemoryAttention:
                 group.output,
                 is_checked=group.is_checked,
             )
+            if isinstance(group.selections, HostKeys):
+                group.selections.attend(layer, self._memory[layer], part.batches[layer], q, group.output)
         # The arrays of a group, unlike those that a selector's answers are put in, are the same in each layer.
         group.is_checked = group.selections is not None
         if num_failed:

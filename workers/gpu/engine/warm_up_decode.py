@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
+from moorage.kernels.decode_keys import KeyLists, KeySelections, decode_keys
 from moorage.kernels.decode_layer import (
     MAX_PARTS,
     Attended,
@@ -17,7 +19,6 @@ from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Sta
 from moorage.kernels.decode_rows import decode_rows
 from moorage.kernels.numba_flags import always_parallel, num_workers
 from moorage.workers.kv.arena import Arena
-from moorage.workers.kv.host_memory import HostLayer
 from moorage.workers.spec import AnchorType, KvLayout
 
 _EVERYTHING = 1 << 62
@@ -60,9 +61,9 @@ def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
         1,
         kind.bounds,
         kind is AnchorType.QUEST_HADAMARD,
+        kind is AnchorType.KEY_CODES,
     )
-    layer = HostLayer((arena.kv[0],), (arena.anchors[0],), (arena.codes[0],))
-    memory = LayerMemory.of(shape, *(layer if layout.anchor_codes else layer.without_codes()))
+    memory = LayerMemory.of(shape, (arena.kv[0],), (arena.anchors[0],), (arena.codes[0],))
     rows = np.zeros((2, count, layout.num_kv_heads, layout.head_dim), np.float32)
     size = memory.anchor_size if layout.anchor_codes else 0
     selections = Selections(
@@ -84,7 +85,25 @@ def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
     together = np.tile(np.array([0, count], np.int64), (count, 1))
     positions = sessions._replace(position=np.arange(count, dtype=np.int64), page_start=together)
     decode_rows(memory, positions, query, rows[0], rows[1], selections, attended)
+    if kind is AnchorType.KEY_CODES:
+        _run_keys(memory, sessions, query, attended)
     arena.close()
+
+
+def _run_keys(
+    memory: LayerMemory, batch: SessionBatch, query: NDArray[np.float32], attended: Attended
+) -> None:
+    """Sessions that select no single key."""
+    shape, half = memory.shape, batch.offset_cos.shape[1]
+    keys = KeySelections(
+        np.zeros(len(query), np.uint8),
+        np.full((len(query), shape.num_kv_heads, 1), -1, np.int32),
+        np.zeros(query.shape[:2], np.float32),
+        True,
+        np.zeros((len(batch.bases), 2, half), np.float32),
+        np.zeros((shape.block_size, 2, half), np.float32),
+    )
+    decode_keys(memory, batch, query, keys, attended, KeyLists())
 
 
 def _first_tokens(layout: KvLayout, half: int, count: int) -> SessionBatch:
