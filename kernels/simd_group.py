@@ -16,8 +16,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from moorage.kernels.simd import ELEMENT, TILE, pointer_to
-from moorage.kernels.simd_lanes import FLOAT, FLOATS, FUSED, I32, I64, LANES, multiply_add, splat
+from moorage.kernels.simd import ELEMENT, LINE_BYTES, TILE, pointer_to
+from moorage.kernels.simd_lanes import FLOAT, FLOATS, FUSED, I8, I32, I64, LANES, call, multiply_add, splat
 
 WIDE_LANES = LANES
 """Head sizes and half the rotated channels must be a multiple of this."""
@@ -28,6 +28,15 @@ def load_wide(builder: Any, pointer: Any, element: ir.Type) -> Any:
     typed = builder.bitcast(pointer, ir.VectorType(element, WIDE_LANES).as_pointer())
     vector = builder.load(typed, align=2 if element == ir.HalfType() else 4)
     return builder.fpext(vector, FLOATS) if element == ir.HalfType() else vector
+
+
+def prefetch_row(builder: Any, pointer: Any, dim: int) -> None:
+    """Asks for the cache lines of `dim` elements in L2; any pointer is safe."""
+    line = LINE_BYTES // (2 if pointer.type.pointee == ir.HalfType() else 4)
+
+    for d in range(0, dim, line):
+        target = builder.bitcast(builder.gep(pointer, [I64(d)]), I8.as_pointer())
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [target, I32(0), I32(2), I32(1)])
 
 
 def _pick(builder: Any, left: Any, right: Any, lanes: list[int]) -> Any:
@@ -138,15 +147,15 @@ group_dots_4 = _dot_tile(4)
 
 def _weigh_tile(num_queries: int) -> Callable[..., Any]:
     def weigh(
-        _typing: Any, stored: Any, at: Any, count: Any, dim: Any, weights: Any, weights_at: Any, weights_stride: Any,
-        out: Any, out_at: Any,
+        _typing: Any, stored: Any, at: Any, count: Any, ahead: Any, dim: Any, weights: Any, weights_at: Any,
+        weights_stride: Any, out: Any, out_at: Any,
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds, element = signature.args, ELEMENT[signature.args[0].dtype]
-            _, at, count, dim, _, weights_at, stride, _, out_at = args
+            _, at, count, ahead, dim, _, weights_at, stride, _, out_at = args
             rows = pointer_to(context, builder, kinds[0], args[0], at)
-            weight = pointer_to(context, builder, kinds[4], args[4], weights_at)
-            target = pointer_to(context, builder, kinds[7], args[7], out_at)
+            weight = pointer_to(context, builder, kinds[5], args[5], weights_at)
+            target = pointer_to(context, builder, kinds[8], args[8], out_at)
             lines = [builder.gep(weight, [builder.mul(stride, I64(m))]) for m in range(num_queries)]
 
             def add_columns(left: Any, vectors: int) -> None:
@@ -161,6 +170,8 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
                     builder.store(load_wide(builder, place, FLOAT), total)
                 with cgutils.for_range(builder, count) as row:
                     first = builder.gep(rows, [builder.mul(row.index, dim)])
+                    coming = builder.gep(first, [builder.add(left, ahead)])
+                    prefetch_row(builder, coming, vectors * WIDE_LANES)
                     values = [load_wide(builder, builder.gep(first, [column]), element) for column in columns]
                     for m, line in enumerate(lines):
                         factor = splat(builder, builder.load(builder.gep(line, [row.index])))
@@ -181,16 +192,16 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
             return context.get_dummy_value()
 
         i = types.int64
-        return types.void(stored, i, i, i, weights, i, i, out, i), build
+        return types.void(stored, i, i, i, i, weights, i, i, out, i), build
 
     tile: Callable[..., Any] = intrinsic(weigh)
     return tile
 
 
 group_weigh_1 = _weigh_tile(1)
-"""(stored, at, count, dim, weights, weights_at, weights_stride, out, out_at): for query m, adds the sum over
+"""(stored, at, count, ahead, dim, weights, weights_at, weights_stride, out, out_at): for query m, adds the sum over
 t < count of weights[weights_at + m * weights_stride + t] times row t from `at` on to `dim` elements of out from
-out_at + m * dim on."""
+out_at + m * dim on. What lies `ahead` elements after each row is asked for."""
 group_weigh_2 = _weigh_tile(2)
 """`group_weigh_1` for two queries."""
 group_weigh_3 = _weigh_tile(3)

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from moorage.kernels.simd import ELEMENT, TILE, pointer_to
-from moorage.kernels.simd_group import lane_sums, load_wide
+from moorage.kernels.simd_group import lane_sums, load_wide, prefetch_row
 from moorage.kernels.simd_lanes import FLOAT, FUSED, I64, LANES, multiply_add
 
 
@@ -24,12 +24,14 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
     half, pairs = dim // 2, dim // 2 // LANES
 
     def dots(
-        _typing: Any, stored: Any, at: Any, step: Any, tiles: Any, cos: Any, sin: Any, turn_at: Any, turn_step: Any,
-        rotates: Any, queries: Any, query_at: Any, out: Any, out_at: Any, out_stride: Any,
+        _typing: Any, stored: Any, at: Any, step: Any, ahead: Any, tiles: Any, cos: Any, sin: Any, turn_at: Any,
+        turn_step: Any, rotates: Any, queries: Any, query_at: Any, out: Any, out_at: Any, out_stride: Any,
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds, element = signature.args, ELEMENT[signature.args[0].dtype]
-            _, at, step, tiles, _, _, turn_at, turn_step, rotates, _, query_at, _, out_at, stride = args
+            _, at, step, ahead, tiles, _, _, turn_at, turn_step, rotates, _, query_at, _, out_at, stride = (
+                args
+            )
 
             def place(index: int, begin: Any, by: Any, rows: Any) -> Any:
                 first = pointer_to(context, builder, kinds[index], args[index], begin)
@@ -38,7 +40,7 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
             def vector(pointer: Any, offset: int, kind: Any) -> Any:
                 return load_wide(builder, builder.gep(pointer, [I64(offset)]), kind)
 
-            query = pointer_to(context, builder, kinds[9], args[9], query_at)
+            query = pointer_to(context, builder, kinds[10], args[10], query_at)
             held = [
                 [vector(query, m * dim + d, FLOAT) for d in range(0, dim, LANES)] for m in range(num_queries)
             ]
@@ -47,13 +49,15 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
                 sums: list[list[Any]] = [[None] * TILE for _ in range(num_queries)]
                 numbers = [builder.add(builder.mul(index, I64(TILE)), I64(r)) for r in range(TILE)]
                 rows = [place(0, at, step, number) for number in numbers]
+                for row in rows:
+                    prefetch_row(builder, builder.gep(row, [ahead]), dim)
                 for pair in range(pairs):
                     for r, row in enumerate(rows):
                         low, high = (vector(row, LANES * pair + by, element) for by in (0, half))
                         if turned:
                             c, s = (
                                 vector(place(i, turn_at, turn_step, numbers[r]), LANES * pair, FLOAT)
-                                for i in (4, 5)
+                                for i in (5, 6)
                             )
                             minus = builder.fneg(builder.fmul(high, s, flags=FUSED))
                             plus = builder.fmul(low, s, flags=FUSED)
@@ -72,7 +76,7 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
                 for m, totals in enumerate(sums):
                     found = lane_sums(builder, totals)
                     first = builder.add(builder.add(out_at, builder.mul(stride, I64(m))), numbers[0])
-                    into = pointer_to(context, builder, kinds[11], args[11], first)
+                    into = pointer_to(context, builder, kinds[12], args[12], first)
                     builder.store(found, builder.bitcast(into, found.type.as_pointer()), align=4)
 
             with builder.if_else(rotates) as (then, otherwise):
@@ -82,7 +86,7 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
             return context.get_dummy_value()
 
         i = types.int64
-        kinds = (stored, i, i, i, cos, sin, i, i, types.boolean, queries, i, out, i, i)
+        kinds = (stored, i, i, i, i, cos, sin, i, i, types.boolean, queries, i, out, i, i)
         return types.void(*kinds), build
 
     made: Callable[..., Any] = intrinsic(dots)
@@ -90,9 +94,9 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
 
 
 dots_64_1, dots_64_2, dots_64_3, dots_64_4 = (_head_dots(count, 64) for count in (1, 2, 3, 4))
-"""For heads of 64 channels, by number of queries: (stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates,
-queries, query_at, out, out_at, out_stride). out[out_at + m * out_stride + t] = the query at query_at + m * 64 times
-the row at at + t * step, for t < tiles * TILE. Where `rotates`, channels (d, d + 32) of row t are rotated by 32
-elements of cos and sin from turn_at + t * turn_step on."""
+"""For heads of 64 channels, by number of queries: (stored, at, step, ahead, tiles, cos, sin, turn_at, turn_step,
+rotates, queries, query_at, out, out_at, out_stride). out[out_at + m * out_stride + t] = the query at query_at + m *
+64 times the row at at + t * step, for t < tiles * TILE. Where `rotates`, channels (d, d + 32) of row t are rotated by
+32 elements of cos and sin from turn_at + t * turn_step on. What lies `ahead` elements after each row is asked for."""
 dots_128_1, dots_128_2, dots_128_3, dots_128_4 = (_head_dots(count, 128) for count in (1, 2, 3, 4))
 """`dots_64_1` to `dots_64_4` for heads of 128 channels."""

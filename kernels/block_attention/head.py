@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from moorage.kernels.block_attention.logits import ROWS, rotate_into_tile, tile_logits
+from moorage.kernels.block_attention.logits import ROWS, asks_ahead, rotate_into_tile, tile_logits
 from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.simd import LINE_BYTES, prefetch, weigh_1, weigh_2, weigh_4
 from moorage.kernels.simd_group import WIDE_LANES, group_weigh_1, group_weigh_2, group_weigh_3, group_weigh_4
@@ -19,19 +19,21 @@ _LOG2_E, _LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 
 
 @njit(**INLINE)
-def _add_wide_values(stored: Any, at: Any, count: Any, weights: Any, group: Any, dim: Any, out: Any) -> None:
-    """`_add_values` of whole wide vectors."""
+def _add_wide_values(
+    stored: Any, at: Any, count: Any, ahead: Any, weights: Any, group: Any, dim: Any, out: Any
+) -> None:
+    """`_add_values` of whole wide vectors. What lies `ahead` elements after each row is asked for."""
     m = 0
     while m < group:
         left = group - m
         if left >= 4:
-            group_weigh_4(stored, at, count, dim, weights, m * ROWS, ROWS, out, m * dim)
+            group_weigh_4(stored, at, count, ahead, dim, weights, m * ROWS, ROWS, out, m * dim)
         elif left == 3:
-            group_weigh_3(stored, at, count, dim, weights, m * ROWS, ROWS, out, m * dim)
+            group_weigh_3(stored, at, count, ahead, dim, weights, m * ROWS, ROWS, out, m * dim)
         elif left == 2:
-            group_weigh_2(stored, at, count, dim, weights, m * ROWS, ROWS, out, m * dim)
+            group_weigh_2(stored, at, count, ahead, dim, weights, m * ROWS, ROWS, out, m * dim)
         else:
-            group_weigh_1(stored, at, count, dim, weights, m * ROWS, ROWS, out, m * dim)
+            group_weigh_1(stored, at, count, ahead, dim, weights, m * ROWS, ROWS, out, m * dim)
         m += 4
 
 
@@ -101,6 +103,7 @@ def attend_head(
         for d in range(dim):
             scaled[m * dim + d] = scale * query[m, d]
     is_wide = dim % WIDE_LANES == 0 and half % WIDE_LANES == 0
+    spreads = asks_ahead(dim, half)
     keys, logits = np.empty(ROWS * dim, np.float32), np.empty((group, ROWS), np.float32)
     peak, total = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
     out[:] = 0
@@ -111,7 +114,7 @@ def attend_head(
         np.int64(0),
     )
     for e in range(first, last):
-        if e + 1 < last:
+        if e + 1 < last and not spreads:
             coming = offset[e + 1] + base
             for d in range(begin[e + 1] * dim, end[e + 1] * dim, line):
                 prefetch(stored, coming + d)
@@ -120,18 +123,21 @@ def attend_head(
             count = min(ROWS, end[e] - row)
             key_at = offset[e] + base + row * dim
             value_at = key_at + to_values
-            for d in range(0, count * dim, line):
+            ahead = np.int64(ROWS * dim)
+            if row + ROWS >= end[e]:
+                ahead = offset[e + 1] + base + begin[e + 1] * dim - key_at if e + 1 < last else zero
+            for d in range(0, 0 if spreads else count * dim, line):
                 prefetch(stored, value_at + d)
             tile_logits(
-                stored, key_at, count, turn_cos, turn_sin, row * half, half, rotate_keys[e] != 0, rotated, group, dim,
-                keys, flat,
+                stored, key_at, count, ahead, turn_cos, turn_sin, row * half, half, rotate_keys[e] != 0, rotated,
+                group, dim, keys, flat,
             )  # fmt: skip
             for m in range(group):
                 if softcap > 0:
                     cap_logits(logits[m], count, softcap)
                 peak[m], total[m] = _weights(flat, m * ROWS, count, sums, m * dim, dim, peak[m], total[m])
             if is_wide:
-                _add_wide_values(stored, value_at, count, flat, group, dim, sums)
+                _add_wide_values(stored, value_at, count, ahead, flat, group, dim, sums)
             else:
                 _add_values(stored, value_at, count, flat, group, dim, sums)
     for m in range(group):

@@ -64,8 +64,8 @@ def _logits(stored: Any, at: Any, count: Any, queries: Any, group: Any, dim: Any
 
 @njit(**INLINE)
 def _wide_logits(
-    stored: Any, at: Any, count: Any, cos: Any, sin: Any, turn_at: Any, half: Any, rotates: Any, queries: Any,
-    group: Any, dim: Any, out: Any,
+    stored: Any, at: Any, count: Any, cos: Any, sin: Any, turn_at: Any, half: Any, rotates: Any,
+    queries: Any, group: Any, dim: Any, out: Any,
 ) -> None:  # fmt: skip
     """`_logits` of whole wide vectors, whose rows are rotated in registers where `rotates`."""
     last, turn_last = at + (count - 1) * dim, turn_at + (count - 1) * half
@@ -94,8 +94,8 @@ def _wide_logits(
 
 @njit(**INLINE)
 def _logits_of_64(
-    stored: Any, at: Any, step: Any, tiles: Any, cos: Any, sin: Any, turn_at: Any, turn_step: Any, rotates: Any,
-    queries: Any, group: Any, out: Any, into: Any,
+    stored: Any, at: Any, step: Any, ahead: Any, tiles: Any, cos: Any, sin: Any, turn_at: Any, turn_step: Any,
+    rotates: Any, queries: Any, group: Any, out: Any, into: Any,
 ) -> None:  # fmt: skip
     """Tiles of rows of 64 channels; see `dots_64_1`."""
     m = 0
@@ -103,27 +103,83 @@ def _logits_of_64(
         left, q, o = group - m, m * 64, m * ROWS + into
         if left >= 4:
             dots_64_4(
-                stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates, queries, q, out, o, ROWS
+                stored,
+                at,
+                step,
+                ahead,
+                tiles,
+                cos,
+                sin,
+                turn_at,
+                turn_step,
+                rotates,
+                queries,
+                q,
+                out,
+                o,
+                ROWS,
             )
         elif left == 3:
             dots_64_3(
-                stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates, queries, q, out, o, ROWS
+                stored,
+                at,
+                step,
+                ahead,
+                tiles,
+                cos,
+                sin,
+                turn_at,
+                turn_step,
+                rotates,
+                queries,
+                q,
+                out,
+                o,
+                ROWS,
             )
         elif left == 2:
             dots_64_2(
-                stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates, queries, q, out, o, ROWS
+                stored,
+                at,
+                step,
+                ahead,
+                tiles,
+                cos,
+                sin,
+                turn_at,
+                turn_step,
+                rotates,
+                queries,
+                q,
+                out,
+                o,
+                ROWS,
             )
         else:
             dots_64_1(
-                stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates, queries, q, out, o, ROWS
+                stored,
+                at,
+                step,
+                ahead,
+                tiles,
+                cos,
+                sin,
+                turn_at,
+                turn_step,
+                rotates,
+                queries,
+                q,
+                out,
+                o,
+                ROWS,
             )
         m += 4
 
 
 @njit(**INLINE)
 def _logits_of_128(
-    stored: Any, at: Any, step: Any, tiles: Any, cos: Any, sin: Any, turn_at: Any, turn_step: Any, rotates: Any,
-    queries: Any, group: Any, out: Any, into: Any,
+    stored: Any, at: Any, step: Any, ahead: Any, tiles: Any, cos: Any, sin: Any, turn_at: Any, turn_step: Any,
+    rotates: Any, queries: Any, group: Any, out: Any, into: Any,
 ) -> None:  # fmt: skip
     """Tiles of rows of 128 channels; see `dots_64_1`."""
     m = 0
@@ -131,29 +187,85 @@ def _logits_of_128(
         left, q, o = group - m, m * 128, m * ROWS + into
         if left >= 4:
             dots_128_4(
-                stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates, queries, q, out, o, ROWS
+                stored,
+                at,
+                step,
+                ahead,
+                tiles,
+                cos,
+                sin,
+                turn_at,
+                turn_step,
+                rotates,
+                queries,
+                q,
+                out,
+                o,
+                ROWS,
             )
         elif left == 3:
             dots_128_3(
-                stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates, queries, q, out, o, ROWS
+                stored,
+                at,
+                step,
+                ahead,
+                tiles,
+                cos,
+                sin,
+                turn_at,
+                turn_step,
+                rotates,
+                queries,
+                q,
+                out,
+                o,
+                ROWS,
             )
         elif left == 2:
             dots_128_2(
-                stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates, queries, q, out, o, ROWS
+                stored,
+                at,
+                step,
+                ahead,
+                tiles,
+                cos,
+                sin,
+                turn_at,
+                turn_step,
+                rotates,
+                queries,
+                q,
+                out,
+                o,
+                ROWS,
             )
         else:
             dots_128_1(
-                stored, at, step, tiles, cos, sin, turn_at, turn_step, rotates, queries, q, out, o, ROWS
+                stored,
+                at,
+                step,
+                ahead,
+                tiles,
+                cos,
+                sin,
+                turn_at,
+                turn_step,
+                rotates,
+                queries,
+                q,
+                out,
+                o,
+                ROWS,
             )
         m += 4
 
 
 @njit(**INLINE)
 def _fixed_logits(
-    stored: Any, at: Any, count: Any, cos: Any, sin: Any, turn_at: Any, half: Any, rotates: Any, queries: Any,
-    group: Any, dim: Any, out: Any,
+    stored: Any, at: Any, count: Any, ahead: Any, cos: Any, sin: Any, turn_at: Any, half: Any, rotates: Any,
+    queries: Any, group: Any, dim: Any, out: Any,
 ) -> None:  # fmt: skip
-    """`_wide_logits` of 64 or 128 channels, of which all or none are rotated.
+    """`_wide_logits` where `asks_ahead`.
 
     The last tile begins early enough to end with the last row. Where there are fewer rows than a tile has, a tile is
     one row again and again.
@@ -166,11 +278,11 @@ def _fixed_logits(
         row, turn = at + t * dim, turn_at + t * half
         if dim == 64:
             _logits_of_64(
-                stored, row, step, number, cos, sin, turn, turn_step, rotates, queries, group, out, t
+                stored, row, step, ahead, number, cos, sin, turn, turn_step, rotates, queries, group, out, t
             )  # fmt: skip
         else:
             _logits_of_128(
-                stored, row, step, number, cos, sin, turn, turn_step, rotates, queries, group, out, t
+                stored, row, step, ahead, number, cos, sin, turn, turn_step, rotates, queries, group, out, t
             )  # fmt: skip
         if tiles == 0:
             t += 1
@@ -181,18 +293,24 @@ def _fixed_logits(
 
 
 @njit(**INLINE)
+def asks_ahead(dim: Any, half: Any) -> Any:
+    """Whether rows are of 64 or 128 channels, of which all or none are rotated."""
+    return (dim == 64 or dim == 128) and (2 * half == dim or half == 0)
+
+
+@njit(**INLINE)
 def tile_logits(
-    stored: Any, at: Any, count: Any, cos: Any, sin: Any, turn_at: Any, half: Any, rotates: Any, queries: Any,
-    group: Any, dim: Any, keys: Any, out: Any,
+    stored: Any, at: Any, count: Any, ahead: Any, cos: Any, sin: Any, turn_at: Any, half: Any, rotates: Any,
+    queries: Any, group: Any, dim: Any, keys: Any, out: Any,
 ) -> None:  # fmt: skip
     """out[m * ROWS + t] = query m times row t of `count` stored rows from `at` on.
 
     Where `rotates`, row t is rotated by `half` elements of cos and sin from turn_at + t * half on. `keys` is room for
-    ROWS rows.
+    ROWS rows. What lies `ahead` elements after each row is asked for, where `asks_ahead`.
     """
     turns = rotates and half > 0
-    if (dim == 64 or dim == 128) and (2 * half == dim or not turns):
-        _fixed_logits(stored, at, count, cos, sin, turn_at, half, turns, queries, group, dim, out)
+    if asks_ahead(dim, half):
+        _fixed_logits(stored, at, count, ahead, cos, sin, turn_at, half, turns, queries, group, dim, out)
     elif dim % WIDE_LANES == 0 and half % WIDE_LANES == 0:
         _wide_logits(stored, at, count, cos, sin, turn_at, half, turns, queries, group, dim, out)
     elif turns:

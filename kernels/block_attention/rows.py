@@ -18,7 +18,7 @@ from moorage.kernels.block_attention.head import (
     _weights,
     cap_logits,
 )
-from moorage.kernels.block_attention.logits import ROWS, rotate_into_tile, tile_logits
+from moorage.kernels.block_attention.logits import ROWS, asks_ahead, rotate_into_tile, tile_logits
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd import LINE_BYTES, prefetch
 from moorage.kernels.simd_group import WIDE_LANES
@@ -55,6 +55,7 @@ def attend_rows(
             for d in range(dim):
                 scaled[r, m * dim + d] = scale * query[r, m, d]
     is_wide = dim % WIDE_LANES == 0 and half % WIDE_LANES == 0
+    spreads = asks_ahead(dim, half)
     keys, logits = np.empty(ROWS * dim, np.float32), np.empty((num_rows * group, ROWS), np.float32)
     peak, total = np.full(num_rows * group, -np.inf, np.float32), np.zeros(num_rows * group, np.float32)
     sums, flat, zero = np.zeros(query.size, np.float32), logits.reshape(-1), np.int64(0)
@@ -63,7 +64,10 @@ def attend_rows(
     while first < last:
         e, each = at[first], (last - first) * group
         begin, rotates = entries.begin[first, e], entries.rotates[first, e] != 0
+        ahead = zero
         if e + 1 < entries.count[first]:
+            ahead = entries.offset[first, e + 1] - entries.offset[first, e]
+        if e + 1 < entries.count[first] and not spreads:
             coming = entries.offset[first, e + 1] + base
             for d in range(entries.begin[first, e + 1] * dim, entries.end[first, e + 1] * dim, line):
                 prefetch(stored, coming + d)
@@ -76,10 +80,11 @@ def attend_rows(
             count = min(ROWS, high - row)
             key_at = entries.offset[first, e] + base + row * dim
             value_at = key_at + to_values
-            for d in range(0, count * dim, line):
+            for d in range(0, 0 if spreads else count * dim, line):
                 prefetch(stored, value_at + d)
             tile_logits(
-                stored, key_at, count, turn_cos, turn_sin, row * half, half, rotates, rotated, each, dim, keys, flat
+                stored, key_at, count, ahead, turn_cos, turn_sin, row * half, half, rotates, rotated, each, dim, keys,
+                flat,
             )  # fmt: skip
             for m in range(each):
                 r = first + m // group
@@ -91,7 +96,7 @@ def attend_rows(
                 for t in range(-(-max(seen, 0) // WIDE_LANES) * WIDE_LANES, count):
                     logits[m, t] = 0
             if is_wide:
-                _add_wide_values(stored, value_at, count, flat, each, dim, own)
+                _add_wide_values(stored, value_at, count, ahead, flat, each, dim, own)
             else:
                 _add_values(stored, value_at, count, flat, each, dim, own)
         at[first:last] += 1

@@ -12,7 +12,7 @@ from moorage.kernels.decode_layer.memory import block_at
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.vector_math import exp32
 
-PIECE_ROWS = 512
+PIECE_ROWS = 1024
 """Rows of the blocks of a piece, about: enough that merging costs little, and few enough to be dealt to threads."""
 
 
