@@ -19,10 +19,11 @@ from moorage.kernels.checks import (
     check_range,
 )
 from moorage.kernels.half import Storage, narrow, widen
-from moorage.kernels.key_codes.signs import pair_vectors, store_signs
+from moorage.kernels.key_codes.signs import code_4, code_8, code_16, pair_vectors, store_signs
 from moorage.kernels.key_codes.sizes import TOKENS, code_bytes
 from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.simd_lanes import LANES
+from moorage.kernels.simd_rows import rotate_rows
 from moorage.kernels.threads import run_each
 
 Rotation = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -72,32 +73,27 @@ def encode_keys(
 @njit(**SERIAL)
 def _widen_keys(keys: Any, cos: Any, sin: Any, rows: Any) -> None:
     """Keys [B, D] into the first D columns of rows; channel i is turned with channel i + rd / 2."""
-    half = cos.shape[1]
+    half, dim = cos.shape[1], keys.shape[1]
+    if dim % LANES == 0 and half % 8 == 0:
+        rotate_rows(keys, 0, len(keys), dim, cos, sin, 0, half, half, rows)
+        return
     for t in range(len(keys)):
-        # Slices from 0 on: LLVM does not vectorise loops that begin at an index which may be negative.
-        low, high, rest = keys[t, :half], keys[t, half : 2 * half], keys[t, 2 * half :]
-        c, s, left, right, others = (
-            cos[t],
-            sin[t],
-            rows[t, :half],
-            rows[t, half : 2 * half],
-            rows[t, 2 * half :],
-        )
         for d in range(half):
-            a, b = widen(low[d]), widen(high[d])
-            left[d], right[d] = a * c[d] - b * s[d], b * c[d] + a * s[d]
-        for d in range(len(rest)):
-            others[d] = widen(rest[d])
+            low, high = widen(keys[t, d]), widen(keys[t, half + d])
+            rows[t, d] = low * cos[t, d] - high * sin[t, d]
+            rows[t, half + d] = high * cos[t, d] + low * sin[t, d]
+        for d in range(2 * half, dim):
+            rows[t, d] = widen(keys[t, d])
 
 
 @njit(**SERIAL)
 def _mean_of(rows: Any) -> Any:
     """The mean of stored rows [B, n], in float32."""
     total = np.zeros(rows.shape[1], np.float32)
-    for t in range(len(rows)):
-        row = rows[t]
-        for d in range(len(row)):
-            total[d] += widen(row[d])
+    for t in range(rows.shape[0]):
+        # Not rows[t]: each such view costs two atomic operations, more than the sum.
+        for d in range(rows.shape[1]):
+            total[d] += widen(rows[t, d])
     share = np.float32(1 / len(rows))
     for d in range(len(total)):
         total[d] *= share
@@ -109,6 +105,36 @@ def _half(value: Any, like: Any) -> Any:
     """The bits of an fp16, at most MOST in size."""
     limited = MOST if value > MOST else (-MOST if value < -MOST else value)
     return narrow(limited, like)
+
+
+@njit(**SERIAL)
+def _code_rows(rows: Any, mean: Any, run: Any, codes: Any, planes: Any) -> Any:
+    """Stores the signs of all rows, which change; returns for each the sum of sizes but for the transform's factor.
+
+    One function for all of them: entering one with branches costs two atomic operations for each of its arrays.
+    """
+    block_size, width = rows.shape
+    count, sizes = width // LANES, np.empty(block_size, np.float32)
+    if run == width and count == 4:
+        for t in range(block_size):
+            sizes[t] = code_4(rows, t * width, mean, codes, t, block_size)
+    elif run == width and count == 8:
+        for t in range(block_size):
+            sizes[t] = code_8(rows, t * width, mean, codes, t, block_size)
+    elif run == width and count == 16:
+        for t in range(block_size):
+            sizes[t] = code_16(rows, t * width, mean, codes, t, block_size)
+    else:
+        for t in range(block_size):
+            for d in range(width):
+                rows[t, d] -= mean[d]
+        step = 1
+        while step * LANES < run:
+            pair_vectors(rows, count * block_size, step)
+            step *= 2
+        for t in range(block_size):
+            sizes[t] = store_signs(rows, t * width, count, run, codes, t, block_size, planes)
+    return sizes
 
 
 @njit(**SERIAL)
@@ -125,15 +151,9 @@ def _encode_head(keys: Any, values: Any, anchor: Any, codes: Any, cos: Any, sin:
         mean[d] = widen(anchor[d])
     share = np.float32(1 / (math.sqrt(run) * dim))
     last, halves = codes[(planes - 1) * block_size :], codes[planes * block_size :].view(np.uint16)
+    sizes = _code_rows(rows, mean, run, codes, planes)
     for t in range(block_size):
-        row = rows[t]
-        for d in range(len(row)):
-            row[d] -= mean[d]
-        step = 1
-        while step * LANES < run:
-            pair_vectors(row, count, step)
-            step *= 2
-        halves[t] = _half(store_signs(row, count, run, codes, t, block_size, planes) * share, halves[0])
+        halves[t] = _half(sizes[t] * share, halves[0])
         if dim % 8:
             last[t] &= (1 << dim % 8) - 1
     mean = _mean_of(values)

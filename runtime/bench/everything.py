@@ -13,6 +13,7 @@ from moorage.runtime.bench.pilot import Setup
 from moorage.runtime.bench.prefilling import run_prefill
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.scoring import run_scoring
+from moorage.runtime.bench.sealing import run_seal
 from moorage.runtime.bench.selecting import run_link, run_select
 
 K = 1024
@@ -23,6 +24,7 @@ def run_everything(threads: Sequence[int], with_ray: bool) -> Iterator[tuple[str
     """(name, rows) of each; the rows are measured as they are taken."""
     yield "scoring", run_scoring(MEGA, threads, 15)
     yield "gather", run_gather(threads, 31)
+    yield "seal", run_seal(threads, 31)
     yield "linear", run_linear(threads, 31)
     yield "link", run_link(7, with_ray)
     yield "select", run_select(MEGA, 1, 101, with_ray)

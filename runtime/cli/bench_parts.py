@@ -1,4 +1,4 @@
-"""`runtime bench scoring`, `select`, `gather` and `link`: single parts beside limits and peers."""
+"""`runtime bench scoring`, `select`, `gather`, `seal` and `link`: single parts beside limits and peers."""
 
 from __future__ import annotations
 
@@ -65,6 +65,16 @@ def gather(threads: Threads = EVERY_CORE, rounds: Rounds = 31, json_file: JsonFi
     report = Report(describe_machine())
     report.add(run_gather(parse_counts(threads), rounds))
     finish(report, "gather", json_file)
+
+
+@bench_app.command(epilog=examples("runtime bench seal", "runtime bench seal --threads 1"))
+def seal(threads: Threads = EVERY_CORE, rounds: Rounds = 31, json_file: JsonFile = None) -> None:
+    """Make anchors and codes of keys of the full blocks of one layer, against reading these and QUEST's bounds."""
+    from moorage.runtime.bench.sealing import run_seal
+
+    report = Report(describe_machine())
+    report.add(run_seal(parse_counts(threads), rounds))
+    finish(report, "seal", json_file)
 
 
 @bench_app.command(epilog=examples("runtime bench linear", "runtime bench linear --threads 1"))

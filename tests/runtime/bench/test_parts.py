@@ -16,6 +16,7 @@ from moorage.runtime.bench.measure import installed
 from moorage.runtime.bench.pilot import Setup
 from moorage.runtime.bench.prefilling import run_prefill
 from moorage.runtime.bench.report import Row
+from moorage.runtime.bench.sealing import run_seal
 from moorage.runtime.bench.selecting import run_link, run_select
 from moorage.runtime.cli import main
 from moorage.workers.errors import InvalidRequest
@@ -50,6 +51,15 @@ def test_gather(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(run_gather([1], 2))
     assert {shape.name for shape in SHAPES} <= names(rows)
     assert all(row.ratio_to_limit is not None for row in rows if row.name == "gather")
+
+
+def test_sealing_stands_beside_reading_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moorage.runtime.bench.sealing.ARENA_BYTES", 0)
+    rows = list(run_seal([1], 2))
+    assert names(rows) == {
+        f"seal{ending}{row}" for ending in ("", "-small") for row in ("", "-read", "-token")
+    }
+    assert [list(row.ratio_to) for row in rows if row.ratio_to_limit is not None] == [["bounds"], ["bounds"]]
 
 
 def test_layer_of_decode_stands_beside_its_limit() -> None:
