@@ -101,7 +101,9 @@ def choices(
         shared = {name: value for name, value in frame.settings().items() if name not in named}
         config = source.load([*variant.overrides, *_overrides(shared)])
         settings = resolve_settings(config)
-        for budget in budgets if settings.memory.selection.selects and own else (None,):
+        # A store of codes is there to be selected from; its least variant names the store alone.
+        selects = settings.memory.selection.selects or settings.store.anchor_type.codes_keys
+        for budget in budgets if selects and own else (None,):
             overrides = [*variant.overrides, *_overrides(shared | _budget(settings.values(), budget))]
             at_budget = source.load(overrides)
             memory = resolve_memory(at_budget, None, model)
@@ -141,7 +143,7 @@ def _budget(values: dict[str, Any], budget: int | None) -> dict[str, Any]:
     """The settings under which `values` select so many tokens; none for a budget of None."""
     if budget is None:
         return {}
-    if values["topk_keys"]:
+    if values["topk_keys"] or (values["anchor_type"].codes_keys and not values["topk"]):
         return {"topk_keys": budget}
     return {"topk": max(1, budget // values["block_size"])}
 

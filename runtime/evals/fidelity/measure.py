@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from moorage.workers.gpu.attention.mass_probe import MassSample
 
-MOST_MEASURED = 24
+MOST_MEASURED = 12
 """Scored tokens of a passage whose attention mass is measured, spread evenly; each costs an exact pass."""
 Float32 = NDArray[np.float32]
 

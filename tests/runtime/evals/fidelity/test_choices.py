@@ -60,6 +60,18 @@ def test_a_variant_that_names_its_budget_is_measured_once() -> None:
     assert [(choice.budget, choice.memory.selection.topk) for choice in both] == [(64, 2), (128, 4)]
 
 
+def test_a_store_of_codes_selects_single_keys() -> None:
+    keys = "memory.preset=full,long_context.anchor_type=KEY_CODES,long_context.block_size=64"
+    full, *found = made("full", f"keys:{keys}", f"own:{keys},memory.topk_keys=96", budgets=(64, 128))
+    assert [(choice.name, choice.budget, choice.memory.selection.topk_keys) for choice in found] == [
+        ("keys", 64, 64),
+        ("keys", 128, 128),
+        ("own", None, 96),
+    ]
+    assert full.attends_all
+    assert not any(choice.attends_all for choice in found)
+
+
 def test_bytes_of_the_index_are_those_of_one_key() -> None:
     source = LocalConfig(None, MODEL)
     full, choice = choices(source, SPEC, [], [PER_KV_HEAD], [64], FRAME)
