@@ -28,8 +28,13 @@ def gumbel_noise(streams: Sequence[int], count: int, device: torch.device) -> Te
 
     A token's noise does not depend on how many tokens there are, nor on the other streams.
     """
-    keys = on_device([_signed(key) for key in streams], torch.int64, device)[:, None]
-    state = torch.arange(1, count + 1, dtype=torch.int64, device=device) * _signed(_STEP) + keys
+    return noise_at(streams, torch.arange(count, dtype=torch.int64, device=device)[None])
+
+
+def noise_at(streams: Sequence[int], places: Tensor) -> Tensor:
+    """[n, m] float64: the elements at `places`, int64 [n or 1, m], of each stream."""
+    keys = on_device([_signed(key) for key in streams], torch.int64, places.device)[:, None]
+    state = (places + 1) * _signed(_STEP) + keys
     for shift, factor in ((30, _FIRST), (27, _SECOND)):
         state = (state ^ _shifted(state, shift)).mul_(_signed(factor))
     bits = _shifted(state ^ _shifted(state, 31), 64 - _UNIFORM_BITS)

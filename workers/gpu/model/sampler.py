@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from moorage.kernels.logit_rows import summarise_rows
-from moorage.workers.gpu.model.gumbel import gumbel_noise, noise_stream
+from moorage.workers.gpu.model.gumbel import gumbel_noise, noise_at, noise_stream
+from moorage.workers.gpu.model.truncation import MOST_KEPT, truncate
 from moorage.workers.gpu.transfer.host_copy import HostCopy, on_device
 from moorage.workers.spec import SamplingSpec
 
@@ -107,7 +108,7 @@ def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
         return shaped
     specs = [rows[index].spec for index in drawn]
     part = _rows(shaped, drawn) / _column([spec.temperature for spec in specs], logits)
-    part = _truncate(part, specs)
+    part = truncate(part, specs)
     return part if len(drawn) == len(rows) else shaped.index_copy(0, _index(drawn, logits), part)
 
 
@@ -153,38 +154,25 @@ def _counts_of(row: SampleRow) -> TokenCounts:
     return row.counts
 
 
-def _truncate(logits: Tensor, specs: Sequence[SamplingSpec]) -> Tensor:
-    """min-p, then top-k, then top-p; ties at the k-th logit all stay."""
-    if any(spec.min_p > 0 for spec in specs):
-        floors = _column([math.log(spec.min_p) if spec.min_p > 0 else -math.inf for spec in specs], logits)
-        logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True) + floors, -math.inf)
-    vocab_size = logits.shape[1]
-    sizes = [spec.top_k if 0 < spec.top_k < vocab_size else vocab_size for spec in specs]
-    needs_top_p = any(spec.top_p < 1 for spec in specs)
-    if not needs_top_p and min(sizes) == vocab_size:
-        return logits
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    cutoffs = ordered.gather(1, _index(sizes, logits)[:, None] - 1)
-    logits, ordered = (part.masked_fill(part < cutoffs, -math.inf) for part in (logits, ordered))
-    if not needs_top_p:
-        return logits
-    probs = ordered.softmax(-1, dtype=torch.float64)
-    mass_before = probs.cumsum(-1) - probs
-    excluded = mass_before >= _column([spec.top_p if spec.top_p < 1 else 2.0 for spec in specs], probs)
-    excluded[:, 0] = False
-    return logits.masked_fill(torch.empty_like(excluded).scatter_(1, order, excluded), -math.inf)
-
-
 def _draw(shaped: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Token ids int64 [n]: the largest logit of greedy rows, the largest of logit and noise of the others."""
     drawn = [index for index, row in enumerate(rows) if not _is_greedy(row.spec)]
     if not drawn:
         return shaped.argmax(-1)
     streams = [noise_stream(rows[index].spec.seed, rows[index].step) for index in drawn]
-    noisy = _rows(shaped, drawn) + gumbel_noise(streams, shaped.shape[1], shaped.device)
-    if len(drawn) == len(rows):
-        return noisy.argmax(-1)
-    return shaped.argmax(-1).index_copy(0, _index(drawn, shaped), noisy.argmax(-1))
+    found = _noisiest(_rows(shaped, drawn), streams)
+    return found if len(drawn) == len(rows) else shaped.argmax(-1).index_copy(0, _index(drawn, shaped), found)
+
+
+def _noisiest(shaped: Tensor, streams: Sequence[int]) -> Tensor:
+    """The token of each row with the largest sum of logit and noise, the first of equal ones."""
+    if not shaped.is_cuda and shaped.shape[1] > MOST_KEPT:
+        most = int((shaped > -math.inf).sum(-1).max())
+        if most <= MOST_KEPT:  # noise of the tokens that are left is all that is needed
+            places = shaped.topk(max(most, 1), dim=-1).indices.sort(dim=-1).values
+            noisy = shaped.gather(1, places) + noise_at(streams, places)
+            return places.gather(1, noisy.argmax(-1, keepdim=True))[:, 0]
+    return (shaped + gumbel_noise(streams, shaped.shape[1], shaped.device)).argmax(-1)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
