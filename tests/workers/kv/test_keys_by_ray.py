@@ -52,7 +52,7 @@ def far_links(request: pytest.FixtureRequest, model: TinyModel) -> Iterator[list
 
 def test_single_keys_come_from_two_actors(far_links: list[RayLink], model: TinyModel) -> None:
     links = iter(far_links)
-    far, near = driver_of(model, link=lambda _store: next(links)), driver_of(model, in_place=False)
+    far, near = driver_of(model, link=lambda _store: next(links)), driver_of(model)
     axes, prompt = memory(topk_keys=24, sinks=16), prompt_of(model, 180)
     got, want = (driver.generate(prompt, axes, (64,), 8) for driver in (far, near))
     assert [result.token_id for result in got] == [result.token_id for result in want]

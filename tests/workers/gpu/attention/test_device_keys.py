@@ -225,6 +225,39 @@ def test_every_way_of_blocks_to_the_device(llama: TinyModel, options: dict[str, 
     check_same(driver_of(llama, **options), driver_of(llama), prompt_of(llama, 180), KEYS)
 
 
+@pytest.mark.parametrize(
+    ("positions", "space"),
+    [
+        (Positions.ROPE, AnchorSpace.ROTATED),
+        (Positions.ROPE, AnchorSpace.PLAIN),
+        (Positions.CLAMPED, AnchorSpace.PLAIN),
+        (Positions.DCA, AnchorSpace.ROTATED),
+    ],
+)
+def test_the_compiled_call_in_mapped_memory_attends_the_same_keys(
+    llama: TinyModel, positions: Positions, space: AnchorSpace
+) -> None:
+    axes = KEYS.replace(scheme=positions, pretraining_length=60, dca_chunk=48)
+    found = []
+    for in_place in (True, False):
+        driver = driver_of(llama, in_place=in_place, anchor_space=space, kv_type=KvType.FP16)
+        seen: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+        def told(step: DecodeStep, layer: int, attended: Attended, seen: list[Any] = seen) -> None:
+            seen.append((layer, attended.keys[step.row].copy(), attended.lse[step.row].numpy().copy()))
+
+        driver.worker.engine.observe(told)
+        found.append((driver.generate(prompt_of(llama, 180), axes, (64,), 5), seen))
+    (got, of_call), (want, of_slots) = found
+    for (layer, keys, lse), (same_layer, same_keys, same_lse) in zip(of_call, of_slots, strict=True):
+        assert layer == same_layer
+        np.testing.assert_array_equal(keys, same_keys)
+        np.testing.assert_allclose(lse, same_lse, atol=1e-4)
+    np.testing.assert_allclose([r.logprob for r in got], [r.logprob for r in want], atol=1e-4)  # type: ignore[arg-type]
+    assert [r.token_id for r in got] == [r.token_id for r in want]
+    assert got[-1].num_selected_blocks == want[-1].num_selected_blocks
+
+
 def test_as_many_keys_as_there_are_give_full_attention(llama: TinyModel) -> None:
     """Where all candidates are selected nothing is left to complete, so that none are selected at all."""
     every = KEYS.replace(topk_keys=1000)
