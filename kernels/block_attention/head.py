@@ -145,4 +145,7 @@ def attend_head(
             lse[m] = -np.inf
             continue
         lse[m] = peak[m] * _LN2 + np.log(total[m])
-        out[m] *= 1 / total[m]
+        share = _ONE / total[m]
+        # Element by element: arrays that might not fit each other take seconds to compile.
+        for d in range(dim):
+            out[m, d] *= share

@@ -13,6 +13,7 @@ from numba import njit
 
 from moorage.kernels.block_attention.head import (
     _LN2,
+    _ONE,
     _add_values,
     _add_wide_values,
     _weights,
@@ -104,11 +105,12 @@ def attend_rows(
     for q in range(num_rows * group):
         r, m = divmod(q, group)
         lse[r, m] = -np.inf
-        for d in range(dim):
-            out[r, m, d] = sums[q * dim + d]
+        share = _ONE
         if total[q] != 0:
             lse[r, m] = peak[q] * _LN2 + np.log(total[q])
-            out[r, m] *= 1 / total[q]
+            share = _ONE / total[q]
+        for d in range(dim):
+            out[r, m, d] = sums[q * dim + d] * share
 
 
 @njit(**SERIAL)
