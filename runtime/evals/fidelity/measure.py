@@ -145,7 +145,7 @@ class _Judge:
 
 def divergence(truth: torch.Tensor, said: torch.Tensor) -> NDArray[np.float64]:
     """[n] Kullback-Leibler divergence in nats of `said` from `truth`, log-probabilities [n, vocab]."""
-    exact, other = truth.double(), said.double()
+    exact, other = truth.double().log_softmax(-1), said.double().log_softmax(-1)  # sum to 1 in fp64 too
     found: NDArray[np.float64] = (exact.exp() * (exact - other)).sum(-1).numpy()
     return found
 

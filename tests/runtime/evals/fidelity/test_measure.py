@@ -88,6 +88,14 @@ def test_wrong_use_is_named(flags: str, said: str, capsys: pytest.CaptureFixture
     assert said in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
+def test_divergence_is_that_of_the_distributions() -> None:
+    truth, said = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.5, 0.5], [0.1, 0.9]])
+    expected = 0.9 * np.log(9) - 0.1 * np.log(9)
+    assert divergence(truth.log(), said.log()) == pytest.approx([0, expected], abs=1e-6)
+    noisy = truth.log() + 1e-6  # as fp32 leaves them
+    assert (divergence(noisy, truth.log()) >= 0).all()
+
+
 @pytest.mark.parametrize("preset", ["moorage", "ktransformers", "inf-llm"])
 def test_a_kept_prompt_decodes_as_a_fresh_one(preset: str) -> None:
     """Whatever decoded before over the same prompt."""
