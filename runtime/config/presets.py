@@ -89,7 +89,21 @@ class Preset:
         return {shown_key(each.name): values[each.name] for each in PRESET_SETTINGS}
 
 
-_MOORAGE: dict[str, Any] = {"sinks": 128, "topk": 256, "last_token_alone": True, "block_size": 32}
+_MOORAGE: dict[str, Any] = {
+    "sinks": 64,
+    "window": 256,
+    "topk_keys": 1024,
+    "block_size": 64,
+    "anchor_type": AnchorType.KEY_CODES,
+}
+_MOORAGE_BLOCKS: dict[str, Any] = {
+    "sinks": 128,
+    "window": 4096,
+    "topk": 256,
+    "last_token_alone": True,
+    "block_size": 32,
+    "anchor_type": AnchorType.QUEST,
+}
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -140,14 +154,17 @@ PRESETS = {
         ),
         Preset(
             "moorage",
-            "exact prefill, then 256 blocks of 32 tokens a step, chosen by the channel bounds of their keys (QUEST)",
+            "exact prefill, then 1 024 single keys of each KV head a step, chosen by one-bit codes of all keys; "
+            "means of blocks stand for the others",
             _MOORAGE,
+            _MOORAGE_BLOCKS,
         ),
         Preset(
             "moorage-exact",
             "the tokens of full attention: moorage drafts, and one exact pass over all keys verifies 4 at a time "
             "(speculative decoding)",
             {**_MOORAGE, "verify": 4},
+            _MOORAGE_BLOCKS,
         ),
     )
 }

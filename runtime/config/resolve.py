@@ -49,7 +49,8 @@ def resolve_settings(
     own = {name: value for name, value in given(config).items() if name not in without}
     preset = PRESETS[config.memory.preset]
     settings = _above(preset.settings(), own, preset, model)
-    if preset.otherwise and not own.get("topk_keys") and not can_select_keys(settings):
+    of_blocks = "topk" in own or not can_select_keys(settings)
+    if preset.otherwise and not own.get("topk_keys") and of_blocks:
         return _above(preset.selecting_blocks(), own, preset, model)
     return settings
 

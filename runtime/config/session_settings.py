@@ -52,7 +52,7 @@ def resolve_memory(
     length, and positions are settled: rotary embedding, trained length and dca's chunk. Raises InvalidRequest for a
     preset or a setting that there isn't, a value that can't be, and what does not fit the model and the store.
     """
-    asked = asked_config(config, preset, settings)
+    asked = asked_config(config, preset, settings, model)
     found = resolve_settings(asked, model)
     if model is None:
         return found.memory
@@ -66,7 +66,7 @@ def resolve_memory(
 
 def unsettled_memory(config: ClusterConfig, preset: str | None, model: ModelSpec) -> MemorySpec:
     """As `resolve_memory`, but with positions unsettled: what sizes depend on, for presets that may not fit too."""
-    return resolve_settings(asked_config(config, preset), model).memory
+    return resolve_settings(asked_config(config, preset, model=model), model).memory
 
 
 def check_positions(config: ClusterConfig, model: ModelSpec) -> None:
@@ -78,31 +78,36 @@ def check_positions(config: ClusterConfig, model: ModelSpec) -> None:
 
 
 def asked_config(
-    config: ClusterConfig, preset: str | None = None, settings: Mapping[str, str] | None = None
+    config: ClusterConfig,
+    preset: str | None = None,
+    settings: Mapping[str, str] | None = None,
+    model: ModelSpec | None = None,
 ) -> ClusterConfig:
     """The configuration of a request that names a preset, or settings as a cluster file has them, in YAML.
 
+    What belongs to the cluster is given in it as it is for `model`.
     Raises InvalidRequest for a preset or a setting that there isn't, or a value that can't be.
     """
     if preset is not None and preset != config.memory.preset:
-        config = _under(config, preset)
-    return _with_settings(config, settings) if settings else config
+        config = _under(config, preset, model)
+    return _with_settings(config, settings, model) if settings else config
 
 
-def _under(config: ClusterConfig, preset: str) -> ClusterConfig:
+def _under(config: ClusterConfig, preset: str, model: ModelSpec | None) -> ClusterConfig:
     """The configuration with another preset, and nothing of its own that belongs to a session."""
     try:
         check_preset_name(preset)
     except ValueError as error:
         raise InvalidRequest(f"preset {quoted(preset)}: {error}") from error
     left_out = {place: None for place, each in SETTINGS.items() if each.name in _OF_SESSION}
-    return _changed(config, left_out | _store_of(config) | {"memory.preset": preset})
+    return _changed(config, left_out | _of_cluster(config, model) | {"memory.preset": preset})
 
 
-def _store_of(config: ClusterConfig) -> dict[str, Any]:
-    """The settings of the cluster's store, each by its key."""
-    store = resolve_settings(config).store
-    return {keys_of_setting(name)[0]: value for name, value in asdict(store).items()}
+def _of_cluster(config: ClusterConfig, model: ModelSpec | None) -> dict[str, Any]:
+    """The settings of the cluster's store and the device's window, each by its key."""
+    found = resolve_settings(config, model)
+    values = asdict(found.store) | {"window": found.memory.retention.window}
+    return {keys_of_setting(name)[0]: value for name, value in values.items()}
 
 
 def _changed(config: ClusterConfig, values: Mapping[str, Any]) -> ClusterConfig:
@@ -115,9 +120,11 @@ def _changed(config: ClusterConfig, values: Mapping[str, Any]) -> ClusterConfig:
     )
 
 
-def _with_settings(config: ClusterConfig, settings: Mapping[str, str]) -> ClusterConfig:
+def _with_settings(
+    config: ClusterConfig, settings: Mapping[str, str], model: ModelSpec | None
+) -> ClusterConfig:
     """The configuration with a request's settings in place of its own, checked as a cluster file is."""
-    config = _changed(config, _store_of(config))
+    config = _changed(config, _of_cluster(config, model))
     source = Source(Path("memory"), config.model_dump(mode="json"))
     for key, text in settings.items():
         place = _place(key)

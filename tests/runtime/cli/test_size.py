@@ -84,8 +84,8 @@ def test_the_limit_that_binds_is_named(
 def test_too_little_device_memory_for_the_sessions_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--model", "llama-3-8b", "--device", "cuda", "--sessions", "16")
     result = sizes(capsys, *arguments, "--set", "gpu_workers.device_memory=24GiB")
-    assert result["sessions_with_slots"] == 4
-    assert any("holds the device slots of 4 of 16 sessions" in text for text in result["warnings"])
+    assert result["sessions_with_slots"] == 5
+    assert any("holds the device slots of 5 of 16 sessions" in text for text in result["warnings"])
 
 
 def test_any_key_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +122,8 @@ def test_contexts_beyond_the_trained_length_are_warned_of(capsys: pytest.Capture
 
 
 def test_options_change_the_store(capsys: pytest.CaptureFixture[str]) -> None:
-    plain = sizes(capsys, "--model", "llama-3-8b", "--context", "8K")
+    quest = ("--anchor-type", "QUEST", "--block-size", "32")
+    plain = sizes(capsys, "--model", "llama-3-8b", "--context", "8K", *quest)
     other = sizes(
         capsys,
         *("--model", "llama-3-8b", "--context", "8K", "--kv-type", "FP32", "--block-size", "64"),
@@ -152,8 +153,9 @@ def test_a_cluster_file_limits_the_room(capsys: pytest.CaptureFixture[str], tmp_
     path = tmp_path / "cluster.yaml"
     path.write_text(f"model: {{path: {PILOT}}}\nkv_store: {{dram: 64MiB, actors: 1}}\n")
     result = sizes(capsys, "--config", str(path), "--context", "4K")
-    page = 32 * 2048 + 4 * 2 * 2 * 64 * 2 + 4 * 2 * 2 * 64 // 2
-    assert result["largest_context_in_memory_tokens"] == 64 * 2**20 // page * 32
+    # In each of 4 layers and 2 heads a block has its mean key, the codes of 64 keys, and its mean value.
+    page = 64 * 2048 + 4 * 2 * (64 * 2 + 64 * (8 + 2) + 64 * 2)
+    assert result["largest_context_in_memory_tokens"] == 64 * 2**20 // page * 64
     assert sizes(capsys, "--config", str(path), "--shards", "2", "--context", "4K")["shards"] == 2
 
 

@@ -47,7 +47,7 @@ def test_dca_takes_three_quarters_of_the_trained_length() -> None:
     )
     assert not memory.positions.mscale
     memory = settled(preset="chunkllama", pretraining_length=1000)
-    assert (memory.positions.pretraining_length, memory.positions.dca_chunk) == (1000, 736)
+    assert (memory.positions.pretraining_length, memory.positions.dca_chunk) == (1000, 704)
     memory = settled(positions="dca", dca_chunk=2048, pretraining_length=2560, mscale=0.05)
     assert (memory.positions.pretraining_length, memory.positions.dca_chunk, memory.positions.mscale) == (
         2560,
@@ -134,14 +134,14 @@ def test_another_preset_leaves_the_clusters_scaling_behind() -> None:
     ("model", "memory", "complaint"),
     [
         (PLAIN, {"positions": "dca", "dca_chunk": 4096}, r"memory\.dca_chunk: 4096 leaves no position below"),
-        (PLAIN, {"positions": "dca", "pretraining_length": 40}, r"long_context\.block_size: 32 exceeds"),
+        (PLAIN, {"positions": "dca", "pretraining_length": 40}, r"long_context\.block_size: 64 exceeds"),
         (PLAIN, {"session_len": 100}, r"memory\.session_len: has no effect on rope_type default"),
         (PLAIN, {"rope_scaling": {"rope_type": "yam"}}, r"memory\.rope_scaling: rope_type 'yam' is not supp"),
         (PLAIN, {"rope_scaling": {"rope_type": "linear"}}, r"memory\.rope_scaling: factor is missing"),
         (
             replace(PLAIN, dual_chunk=DualChunkSpec(1001, 900)),
             {"positions": "dca"},
-            r"memory\.dca_chunk: 900 is not a multiple of block_size 32; use 896",
+            r"memory\.dca_chunk: 900 is not a multiple of block_size 64; use 896",
         ),
     ],
 )
@@ -158,7 +158,7 @@ def test_what_does_not_fit_the_model_is_refused(
 @pytest.mark.parametrize(
     ("memory", "complaint"),
     [
-        ({"positions": "dca", "dca_chunk": 3000}, r"memory\.dca_chunk: 3000 is not a multiple.*use 2976"),
+        ({"positions": "dca", "dca_chunk": 3000}, r"memory\.dca_chunk: 3000 is not a multiple.*use 2944"),
         ({"positions": "dca", "topk": 0}, r"memory\.positions: dca needs keys beyond the window"),
         ({"positions": "rolling"}, r"memory\.positions: rolling gives only sinks and window"),
         ({"preset": "stream-llm", "topk": 4}, r"memory\.positions: rolling gives only"),

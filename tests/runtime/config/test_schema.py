@@ -187,7 +187,7 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
         ("memory: {lag: 1, topk: 0}", "memory.lag: 1 needs a choice, but no block beyond the window"),
         ("memory: {lag: 1}\ngpu_workers: {score_on: device}", "score_on is device; use auto or cpu"),
         (
-            "memory: {topk_keys: 9}",
+            "memory: {topk_keys: 9, preset: full}",
             "memory.topk_keys: 9 needs codes of single keys, but anchor_type is QUEST",
         ),
         (

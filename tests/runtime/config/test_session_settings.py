@@ -47,6 +47,23 @@ def test_a_request_selects_blocks_or_single_keys_whatever_the_cluster_selects() 
     ]  # fmt: skip
 
 
+def test_single_keys_need_codes_of_them_in_the_store() -> None:
+    with pytest.raises(InvalidRequest, match="9 needs codes of single keys, but anchor_type is QUEST"):
+        resolve_memory(cluster(memory={"preset": "full"}), settings={"topk_keys": "9"})
+
+
+def test_the_window_stays_the_clusters() -> None:
+    config = cluster(memory={"preset": "moorage"})
+    assert resolve_memory(config).retention.window == 256
+    for preset, settings in [
+        ("ktransformers", {}),
+        ("full", {}),
+        (None, {"topk": "5"}),
+        (None, {"lag": "1"}),
+    ]:
+        assert resolve_memory(config, preset, settings=settings).retention.window == 256
+
+
 def test_another_preset_selects_blocks_by_the_means_beside_codes() -> None:
     config = cluster(memory={"topk_keys": 256}, long_context={"anchor_type": "KEY_CODES", "block_size": 64})
     found = resolve_memory(config, "ktransformers").selection
@@ -86,7 +103,6 @@ def test_every_setting_of_a_session_takes_a_value_as_the_file_does(key: str) -> 
         ({"topk": "[1"}, "memory: topk: the value is not YAML"),
         ({"topk": "1", "second_select_num": "2"}, "but both name one setting"),
         ({"positions": "rolling"}, "memory.positions: rolling gives only sinks and window a position"),
-        ({"topk_keys": "9"}, "memory.topk_keys: 9 needs codes of single keys, but anchor_type is QUEST"),
         ({"lag": "1", "layer_step": "2"}, "but layer_step is 2; set long_context.layer_step"),
     ],
 )

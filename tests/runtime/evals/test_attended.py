@@ -47,8 +47,10 @@ def test_positions_tell_choices_apart_where_they_differ() -> None:
 
 def test_another_budget_or_another_anchor_is_another_choice() -> None:
     assert attended(30000, topk=8) != attended(30000, topk=9)
-    assert attended(30000, anchor_space="plain") == attended(30000)
-    assert attended(30000, anchor_space="rotated") != attended(30000)
+    assert attended(30000, topk_keys=8) != attended(30000, topk_keys=9)
+    assert attended(30000, "full", anchor_space="plain") == attended(30000, "full")
+    assert attended(30000, topk=8, anchor_space="plain") == attended(30000, topk=8)
+    assert attended(30000, topk=8, anchor_space="rotated") != attended(30000, topk=8)
 
 
 def test_names_that_share_keys_are_said_with_their_lengths() -> None:

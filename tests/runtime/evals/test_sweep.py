@@ -33,8 +33,7 @@ def test_points_that_make_no_sense_are_left_out() -> None:
 def test_presets_bring_their_own_anchors_and_blocks_at_one_budget() -> None:
     found = points_of_presets(["moorage", "ktransformers"], [512], LOCAL)
     assert [(point.preset, point.anchor_type, point.block_size, point.prefill) for point in found] == [
-        ("moorage", "QUEST", 32, "exact"),
-        ("moorage", "QUEST", 32, "configured"),
+        ("moorage", "KEY_CODES", 64, "exact"),
         ("ktransformers", "DYNAMIC", 128, "exact"),
         ("ktransformers", "DYNAMIC", 128, "configured"),
     ]
@@ -45,7 +44,7 @@ def test_presets_bring_their_own_anchors_and_blocks_at_one_budget() -> None:
         config = load_cluster_config(LOCAL, point.overrides())
         preset = resolve_settings(config)
         selection = preset.memory.selection
-        assert (selection.topk or 0) * preset.store.block_size == 512
+        assert selection.selected_tokens(preset.store.block_size) == 512
         assert selection.execution_block == (0 if point.prefill == "exact" else 128)
     with pytest.raises(ValueError, match="no such preset; did you mean moorage"):
         points_of_presets(["morage"], [512], LOCAL)

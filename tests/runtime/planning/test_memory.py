@@ -39,6 +39,7 @@ from moorage.workers.spec import KvType, LayerSpec, MemorySpec
 
 PILOT = Path(__file__).resolve().parents[3] / "deploy" / "models" / "moorage-pilot"
 GIB = 2**30
+QUEST = {"anchor_type": "QUEST", "block_size": 32}
 INTERNLM = MODEL_PRESETS["internlm2.5-7b-1m"]
 
 
@@ -73,7 +74,7 @@ def test_published_table(tokens: int, gigabytes: float) -> None:
 
 
 def test_storage_type_and_anchors_scale() -> None:
-    plan = deployment()
+    plan = deployment(long_context=QUEST)
     plan = replace(plan, layout=replace(plan.layout, anchor_codes=False))
     wide = replace(plan, layout=replace(plan.layout, kv_type=KvType.FP32, anchor_num=4))
     assert token_bytes(wide.layout) == 2 * token_bytes(plan.layout)
@@ -81,7 +82,7 @@ def test_storage_type_and_anchors_scale() -> None:
 
 
 def test_codes_take_a_quarter_of_half_precision_anchors() -> None:
-    plan = deployment()
+    plan = deployment(long_context=QUEST)
     coded, plain = (
         context_sizes(replace(plan, layout=replace(plan.layout, anchor_codes=codes)), 1000).anchors_bytes
         for codes in (True, False)

@@ -171,6 +171,8 @@ def test_codes_stay_for_a_worker_that_takes_a_session_over(num_shards: int) -> N
         first.open(1, NUM_BLOCKS, INV_FREQ)
         first.append(1, 0, 0, keys[0], keys[0])
         first.append(1, 1, 0, keys[1, : 4 * SIZE + 3], keys[1, : 4 * SIZE + 3])
+        for link in first.links:
+            link.call(Confirm(np.array([1])))
         first.close()
         held = second.attach(1, NUM_BLOCKS)
         assert held == 4 * SIZE + 3
