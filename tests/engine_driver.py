@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.attended import Attended
 from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.settings import AttendOn, CacheStrategy, EngineSettings, ScoreOn, WorkerSettings

@@ -31,12 +31,12 @@ from moorage.workers.spec.model import (
     StoredMatrix,
 )
 from moorage.workers.spec.positions import PositionSpec, RotarySettings
+from moorage.workers.spec.sampling import SamplingSpec
 from moorage.workers.spec.selection import RetentionSpec, SelectionSpec
 from moorage.workers.spec.steps import (
     ContinueSession,
     OpenSession,
     SampledToken,
-    SamplingSpec,
     Segment,
     SegmentResult,
     StepPlan,

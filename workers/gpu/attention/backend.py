@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from moorage.workers.gpu.attention.device_keys import DeviceKeys
 from moorage.workers.gpu.attention.row_writer import RowWriter
@@ -15,8 +13,7 @@ from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.engine.batch import DecodeBatch
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.selection.asynchronous import AsynchronousSelector
-from moorage.workers.gpu.selection.queries import LayerQueries
-from moorage.workers.gpu.selection.selector import BlockSelector, Selection
+from moorage.workers.gpu.selection.selector import BlockSelector
 from moorage.workers.gpu.transfer.block_loader import BlockLoader
 from moorage.workers.spec import KvLayout
 
@@ -61,27 +58,6 @@ class DecodeParts:
     sinks: AttentionSinks
     layout: KvLayout
     timer: PartTimer
-
-
-@dataclass(slots=True)
-class Attended:
-    """What one layer of decode attended; a row for each session of the batch."""
-
-    queries: LayerQueries
-    selected: list[Selection]
-    lse: torch.Tensor
-    """[N, Hq] fp32; what a row of a failed session holds means nothing."""
-    keys: dict[int, NDArray[np.int32]] = field(default_factory=dict)
-    """By row of a session that selected single keys, beside no blocks: positions [Hkv, n], padded with -1."""
-
-
-class DecodeMetadata(Protocol):
-    """What the layers of one decode step share."""
-
-    batch: DecodeBatch
-
-    def attended(self, layer: int) -> Attended:
-        """What the latest layer attended, for those who measure."""
 
 
 DecodeBackend = AttentionBackend[DecodeBatch, Any]

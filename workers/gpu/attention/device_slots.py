@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.attention.backend import Attended, DecodeParts
+from moorage.workers.gpu.attention.attended import Attended
+from moorage.workers.gpu.attention.backend import DecodeParts
 from moorage.workers.gpu.attention.exact import ExactAttention
 from moorage.workers.gpu.attention.stored_blocks import Partial, TokenQuery, merged
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep

@@ -11,7 +11,7 @@ import torch
 from moorage.kernels.decode_keys import KeyLists
 from moorage.kernels.decode_layer import Attended as Output
 from moorage.kernels.decode_layer import SessionBatch
-from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.attended import Attended
 from moorage.workers.gpu.attention.host_geometry import HostGeometry
 from moorage.workers.gpu.attention.host_keys import HostKeys
 from moorage.workers.gpu.attention.host_selections import AllBlocks, CompiledSelections

@@ -17,9 +17,9 @@ from moorage.kernels.decode_layer import NOT_FINITE_ROW, LayerMemory, LayerShape
 from moorage.kernels.decode_rows import decode_rows
 from moorage.workers.errors import Internal, MoorageError
 from moorage.workers.gpu.attention.backend import DecodeParts
+from moorage.workers.gpu.attention.given_selections import given_selections, selects_compiled
 from moorage.workers.gpu.attention.host_group import GroupStep, HostGroup, HostMetadata
 from moorage.workers.gpu.attention.host_keys import HostKeys
-from moorage.workers.gpu.attention.host_selections import given_selections
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.queries import LayerQueries
 from moorage.workers.gpu.selection.reuse import NO_BLOCKS
@@ -27,14 +27,8 @@ from moorage.workers.kv.block_table import beyond_storage
 from moorage.workers.kv.host_memory import HostMemory
 from moorage.workers.spec import (
     AnchorType,
-    HeadPool,
-    HeadSelectMode,
-    KvLayout,
     KvType,
-    MemorySpec,
     ModelSpec,
-    Preselect,
-    Scorer,
 )
 
 NO_SESSION = -1
@@ -208,13 +202,3 @@ def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
 def _rows(steps: Sequence[DecodeStep]) -> list[tuple[int, int]]:
     """(session, position) of each step's new row."""
     return [(step.session.session_id, step.ranges.position) for step in steps]
-
-
-def selects_compiled(layout: KvLayout, memory: MemorySpec) -> bool:
-    """Whether the compiled call selects for sessions with these axes: by one sum of products for each block."""
-    axes = memory.selection
-    if not axes.topk:
-        return True
-    one_pass = axes.preselect is Preselect.OFF and not axes.asynchronous and layout.scorer is Scorer.NUMBA
-    shared = axes.head_select_mode is not HeadSelectMode.PERHEAD
-    return one_pass and shared and layout.anchor_num == 1 and axes.head_pool is HeadPool.SUM

@@ -1,4 +1,4 @@
-"""What the sessions of a compiled call attend in each layer: selected by the call itself, or given to it."""
+"""What the sessions of a compiled call attend in each layer where the call itself selects."""
 
 from __future__ import annotations
 
@@ -158,28 +158,3 @@ def _adopt(session: WorkerSession, mine: LayerSelections) -> None:
     if held is not None and held.ids.shape == mine.ids.shape:
         mine.ids[:], mine.window_first[:], mine.made_at[:] = held.ids, held.window_first, held.made_at
     session.layer_selections = mine
-
-
-def given_selections(
-    steps: Sequence[DecodeStep], selected: Sequence[Selection], num_links: int
-) -> Selections:
-    """What a `BlockSelector` selected for one layer, which the compiled call attends as it is.
-
-    Selections [S, k] of the sessions may differ in k.
-    """
-    count = len(steps)
-    width = max((ids.shape[1] for ids in selected if ids is not None), default=0)
-    rows = max((len(ids) for ids in selected if ids is not None), default=1)
-    ids, window_first = np.full((count, rows, width), -1, np.int32), np.zeros(count, np.int32)
-    for row, (step, found) in enumerate(zip(steps, selected, strict=True)):
-        if found is None:
-            window_first[row] = step.ranges.num_sinks
-            step.session.stats.add_selection(step.ranges.num_candidates)
-            continue
-        ids[row, :, : found.shape[1]] = found
-        window_first[row] = step.ranges.near_block
-        step.session.stats.add_selection(found.shape[1])
-    return Selections(
-        np.zeros(count, np.uint8), ids, np.empty(ids.shape, np.float32), window_first,
-        np.zeros((count, num_links, 0), np.float32), np.zeros((count, num_links), np.int32),
-    )  # fmt: skip

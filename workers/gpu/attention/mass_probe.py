@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.attended import Attended
 from moorage.workers.gpu.attention.exact import ExactAttention
 from moorage.workers.gpu.attention.recall_probe import num_attended_keys
 from moorage.workers.gpu.engine.batch import DecodeStep

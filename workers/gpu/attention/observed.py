@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from moorage.workers.gpu.attention.backend import Attended, DecodeBackend, DecodeMetadata
+from moorage.workers.gpu.attention.attended import Attended, DecodeMetadata
+from moorage.workers.gpu.attention.backend import DecodeBackend
 from moorage.workers.gpu.attention.exact import ExactAttention
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.key_importance import KeyImportance

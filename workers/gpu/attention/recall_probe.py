@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.attended import Attended
 from moorage.workers.gpu.attention.exact import ExactAttention
 from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.gpu.positions.rotary import BlockRanges

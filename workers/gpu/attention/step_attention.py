@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from moorage.workers.gpu.attention.backend import AttentionBackend, DecodeBackend, DecodeMetadata
+from moorage.workers.gpu.attention.attended import DecodeMetadata
+from moorage.workers.gpu.attention.backend import AttentionBackend, DecodeBackend
 from moorage.workers.gpu.attention.prefill import PrefillMetadata
 from moorage.workers.gpu.attention.unrotated import PartlyRotated, UnrotatedChannels
 from moorage.workers.gpu.attention.window_decode import WindowDecode

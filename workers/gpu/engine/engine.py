@@ -16,7 +16,8 @@ from moorage.workers.gpu.engine.forward import ForwardPass
 from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
 from moorage.workers.gpu.engine.output import OutputStage
 from moorage.workers.gpu.engine.rounds import SessionStep, decode_step
-from moorage.workers.gpu.engine.session_state import SessionStats, WorkerSession
+from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.engine.session_stats import SessionStats
 from moorage.workers.gpu.engine.session_table import SessionTable
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.decoder import Decoder

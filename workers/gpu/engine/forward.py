@@ -12,10 +12,11 @@ from moorage.workers.errors import Internal, NotFinite
 from moorage.workers.gpu.attention.step_attention import Part, StepAttention
 from moorage.workers.gpu.engine.batch import Failures, SessionGuard, no_memory
 from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
-from moorage.workers.gpu.engine.output import OutputStage, SegmentOutput
-from moorage.workers.gpu.engine.rounds import SessionStep, finish_step
+from moorage.workers.gpu.engine.output import OutputStage
+from moorage.workers.gpu.engine.results import result_of
+from moorage.workers.gpu.engine.rounds import SessionStep
 from moorage.workers.gpu.model.decoder import Decoder
-from moorage.workers.spec import SampledToken, SegmentResult
+from moorage.workers.spec import SegmentResult
 
 
 class ForwardPass:
@@ -130,33 +131,12 @@ class ForwardPass:
             if output.error is not None:
                 failed[step.segment.session_id] = NotFinite(output.error)
                 continue
-            results.append(_result(step, output))
+            results.append(result_of(step, output))
         return results
 
 
 def _count(steps: Sequence[SessionStep]) -> int:
     return sum(len(step.segment.token_ids) for step in steps)
-
-
-def _result(step: SessionStep, output: SegmentOutput) -> SegmentResult:
-    """What a step brought, which moves its session on."""
-    stats, num_drafted = step.session.stats, 0 if step.drafts else len(step.session.drafted)
-    first, *others = finish_step(step, output.drawn) or (None,)
-    return SegmentResult(
-        step.segment.session_id,
-        token_id=first.token_id if first else None,
-        logprob=first.logprob if first else None,
-        top_logprobs=first.top_logprobs if first else (),
-        following=tuple(
-            SampledToken(each.token_id, each.logprob, each.top_logprobs) for each in others if each
-        ),
-        num_drafted=num_drafted,
-        prompt_logprobs=output.prompt_logprobs,
-        num_selected_blocks=stats.num_selected / max(stats.num_selections, 1),
-        num_corrected=stats.num_corrected,
-        recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
-        recall_by_head=tuple(stats.recall),
-    )
 
 
 def _unexpected(error: Exception) -> Internal:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.attention.window_rings import Ring
+from moorage.workers.gpu.engine.session_stats import SessionStats
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.model.sampler import TokenCounts
 from moorage.workers.gpu.positions.rotary import RotaryCache
@@ -21,23 +22,6 @@ from moorage.workers.spec import MemorySpec, SamplingSpec
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
-
-
-@dataclass(slots=True)
-class SessionStats:
-    """Sums over the layers of one step; the worker resets them at its start."""
-
-    num_selected: float = 0
-    """Blocks; n single keys of each KV head count as n / block size."""
-    num_selections: int = 0
-    num_corrected: int = 0
-    recall: list[float] = field(default_factory=list)
-    """Of each query head of the sampled layers."""
-
-    def add_selection(self, num_blocks: float) -> None:
-        """Counts the distant blocks attended in one layer."""
-        self.num_selected += num_blocks
-        self.num_selections += 1
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from moorage.kernels.key_select.cpu import key_values
 from moorage.kernels.key_select.reference import best_keys, complete, log_sum_exp, unpack_codes
 from moorage.kernels.merge_lse.reference import merge_lse
 from moorage.workers.errors import MoorageError, NotFound
-from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.attended import Attended
 from moorage.workers.gpu.attention.device_slots import DeviceSlotAttention
 from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.gpu.positions.reference import pair_positions

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.attended import Attended
 from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.spec import AnchorSpace, AnchorType, KvType, MemorySpec, Positions, SegmentResult
 from tests.engine_driver import Driver, memory

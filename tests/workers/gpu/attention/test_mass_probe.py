@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moorage.workers.gpu.attention.backend import Attended
+from moorage.workers.gpu.attention.attended import Attended
 from moorage.workers.gpu.attention.mass_probe import MassProbe
 from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.spec import HeadSelectMode, Segment
