@@ -123,7 +123,7 @@ def _together(entries: Any, at: Any) -> Any:
     for r in range(num_rows):
         left = at[r] < entries.count[r]
         if left and (first < 0 or entries.order[r, at[r]] < entries.order[first, at[first]]):
-            first = r
+            first = np.int64(r)
     if first < 0:
         return np.int64(0), np.int64(0), np.int64(0)
     e = at[first]

@@ -14,6 +14,7 @@ from statistics import mean
 from moorage.runtime.bench.threads import use_threads
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
+from moorage.runtime.evals.fidelity.choices import full_attention
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.planning.host import deployment_of
 from moorage.runtime.planning.worker_settings import for_one_session, worker_settings
@@ -102,16 +103,15 @@ class Reader:
     def __init__(self, config: ClusterConfig, longest: int, threads: int) -> None:
         """Raises InvalidConfig or InvalidModel as `runtime launch` does."""
         use_threads(threads)
-        self._config, self._model = config, read_model_spec(config.model.path)
-        self._own = self.memory(None)
-        settings = worker_settings(config, for_one_session(deployment_of(config, self._model), self._own))
+        self._model = read_model_spec(config.model.path)
+        self.memory = resolve_memory(config, None, self._model).replace(recall_every=0)
+        """The configuration's own."""
+        self.full = full_attention(self.memory).replace(verify=0)
+        """All keys, where the same positions see them."""
+        settings = worker_settings(config, for_one_session(deployment_of(config, self._model), self.memory))
         self._chunk, self._steps, self._held = config.max_step_tokens, 0, list[int]()
         self._executor = LocalExecutor.start(settings, [settings.layout.num_blocks(longest)])
         self._tokenizer = TextTokenizer.load(config.model.path)
-
-    def memory(self, preset: str | None) -> MemorySpec:
-        """The settings of a preset on this store; None is the configuration's own."""
-        return resolve_memory(self._config, preset, self._model).replace(recall_every=0)
 
     def encode(self, text: str) -> list[int]:
         """Without special tokens."""
@@ -127,9 +127,7 @@ class Reader:
             (at for at, (a, b) in enumerate(zip(self._held, prompt, strict=False)) if a != b),
             min(len(self._held), len(prompt) - 1),
         )
-        opens: tuple[OpenSession | ContinueSession, ...] = (
-            self._opening(self.memory(FULL), prompt, keep, 0),
-        )
+        opens: tuple[OpenSession | ContinueSession, ...] = (self._opening(self.full, prompt, keep, 0),)
         for start in range(keep, len(prompt) - 1, self._chunk):
             ids = tuple(prompt[start : min(start + self._chunk, len(prompt) - 1)])
             self._step(Segment(_SESSION, start, ids, False), opens)
@@ -177,8 +175,8 @@ def run_verification(
     A round has one answer under each choice, in an order that rotates.
     """
     found = {(name, length): Comparison(name, length) for length in lengths for name in choices}
-    haystack, full = text_haystack(), reader.memory(FULL)
-    ways = {FULL: full, **choices}
+    haystack = text_haystack()
+    ways = {FULL: reader.full, **choices}
     for number in range(documents):
         document = haystack.tokens(reader, max(lengths), seed=number)
         for at, length in enumerate(sorted(lengths)):

@@ -51,7 +51,7 @@ def verify(
         None, model, (*overrides, f"long_context.max_seq_len={longest}", *(settings or ()))
     ).load()
     reader = Reader(config, longest, threads)
-    own = reader.memory(None)
+    own = reader.memory
     choices = {f"{preset}, unverified": own.replace(verify=0)}
     choices |= {f"{preset}, verify {count}": own.replace(verify=count) for count in each}
     rows: list[dict[str, float | int | str | None]] = []

@@ -181,6 +181,20 @@ def test_every_backend_and_index_verifies(llama: TinyModel, name: str) -> None:
     assert verified.drafted > verified.accepted
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_single_keys_draft(llama: TinyModel, in_place: bool) -> None:
+    driver = Driver(
+        llama.directory,
+        llama.spec,
+        anchor_type=AnchorType.KEY_CODES,
+        anchor_space=AnchorSpace.ROTATED,
+        in_place=in_place,
+    )
+    full, verified = both(driver, prompt_of(driver, 150, 5), 40, topk=None, topk_keys=6)
+    assert verified.tokens == full.tokens
+    assert verified.drafted > verified.accepted
+
+
 @pytest.mark.parametrize("scheme", [Positions.CLAMPED, Positions.DCA])
 def test_verifies_under_the_positions_of_the_session(driver: Driver, scheme: Positions) -> None:
     axes: dict[str, Any] = {"scheme": scheme}

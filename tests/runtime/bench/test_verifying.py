@@ -1,0 +1,48 @@
+"""Verified drafts beside full attention: the table, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moorage.runtime.cli import main
+from moorage.runtime.packaged import DEPLOY
+
+REF = DEPLOY / "models" / "moorage-ref"
+
+
+def test_every_length_and_choice_has_a_row_and_verified_answers_are_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "verify.json"
+    words = [
+        "bench",
+        "verify",
+        "--model",
+        str(REF),
+        "--lengths",
+        "500,900",
+        "--documents",
+        "2",
+        "--tokens",
+        "9",
+    ]
+    small = ["memory.topk=2", "memory.n_init=32", "long_context.local_windows_len=64", "memory.dense_until=0"]
+    sets = [word for setting in small for word in ("--set", setting)]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--verify", "2,3", "--threads", "1", *sets, "--json", str(file)])
+    assert ended.value.code == 0
+    rows = json.loads(file.read_text())["rows"]
+    choices = ["moorage, unverified", "moorage, verify 2", "moorage, verify 3"]
+    assert [(row["context"], row["choice"]) for row in rows] == [
+        (n, name) for n in (500, 900) for name in choices
+    ]
+    for row in rows:
+        assert row["prompts"] == 2
+        assert row["speed_up"] > 0
+        if row["choice"] != choices[0]:
+            assert row["equal"] == 2
+            assert 0 <= row["acceptance"] <= 1
+    assert "equal answers" in capsys.readouterr().out
