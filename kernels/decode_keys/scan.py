@@ -137,7 +137,7 @@ def set_threshold(at: Any, layer: Any, runs: Any, slices: Any) -> None:
         layer.shape.block_size,
         layer.keys.positions.shape[2],
     )
-    total = np.int64(layer.batch.near_block[i]) - first
+    total: Any = np.int64(layer.batch.near_block[i]) - first
     step = max(SAMPLE_STEP, -(-total // SAMPLE_BLOCKS))
     number = -(-total // step)
     rank = np.int64(SURPLUS * np.float32(wanted * number) / np.float32(max(1, total))) + 8

@@ -27,7 +27,6 @@ def _figures(usage: Usage) -> dict[str, str]:
         "prefill": _shown(usage.prefill_tokens_per_s, "{:,.0f} tokens/s"),
         "decode": _shown(usage.decode_tokens_per_s, "{:.1f} tokens/s"),
         "DRAM held": f"{format_gb(usage.dram_bytes)} GB",
-        "blocks selected per layer and step": _shown(usage.chosen_blocks, "{:.1f}"),
         "tokens attended at most": f"{usage.budget_tokens:,}" if usage.budget_tokens else "all",
         "recall of the attention mass": _shown(usage.recall, "{:.3f}"),
     }

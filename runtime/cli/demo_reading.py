@@ -22,10 +22,8 @@ _OVERRIDES = (
     "kv_store.dram=1GiB",
     "long_context.max_seq_len=8192",
     "memory.dense_until=0",
-    "memory.topk=96",
-    "long_context.local_windows_len=512",
 )
-"""Room for one conversation, and a choice of blocks where the defaults would attend all of a document this short."""
+"""Room for one conversation, and a selection where the defaults would attend all of a document this short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +81,7 @@ READING = Reading(
     ),
 )
 """A model of 135 million parameters finds few facts among 8 000 tokens, and fewer the farther back they lie. It finds
-these two, which are in the last passage, with exact attention, and with selected blocks as well."""
+these two, which are in the last passage, with exact attention, and with selected keys as well."""
 
 
 def read_document(model: Path, reading: Reading = READING) -> None:
