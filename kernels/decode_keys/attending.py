@@ -79,15 +79,18 @@ def _selected_keys(at: Any, i: Any, kv_head: Any, layer: Any, runs: Any, slices:
         np.empty(count, np.int64),
     )
     page_size, block, start = 2 * shape.num_kv_heads * size * shape.head_dim, np.int64(-1), np.int64(0)
+    # Whatever a loop reads is a name of its own, since each look into a named tuple counts references.
+    positions, blocks, places, rows = found.positions, found.blocks, found.places, found.rows
+    starts = layer.first
     for t in range(count):
         place = np.int64(ids[t]) - (block - first) * size
         if block < 0 or place >= size:
             block = first + ids[t] // size
             place = np.int64(ids[t]) - (block - first) * size
-            start = block_at(block, i, batch, shape.stripe_blocks, layer.first, page_size)
+            start = block_at(block, i, batch, shape.stripe_blocks, starts, page_size)
             start += kv_head * size * shape.head_dim
-        found.positions[t], found.blocks[t], found.places[t] = ids[t] + first * size, block, place
-        found.rows[t] = start + place * shape.head_dim
+        positions[t], blocks[t], places[t] = ids[t] + first * size, block, place
+        rows[t] = start + place * shape.head_dim
     return found
 
 
@@ -114,8 +117,15 @@ def _part_logits(
     turned: Any, selected: Any, low: Any, high: Any, rotates: Any, layer: Any, logits: Any
 ) -> None:
     """logits[:, low:high] of keys that one rotation of the queries meets."""
-    keys, memory = layer.keys, layer.memory
+    keys, memory, rows, blocks, places = (
+        layer.keys,
+        layer.memory,
+        selected.rows,
+        selected.blocks,
+        selected.places,
+    )
     group, dim, half = len(turned), turned.shape[1], keys.offset_turns.shape[2]
+    to_values = layer.shape.num_kv_heads * layer.shape.block_size * dim
     cycle = np.int32(layer.batch.period // layer.shape.block_size)
     if half % LANES:
         for t in range(low, high):
@@ -131,17 +141,18 @@ def _part_logits(
     where, into = lists.ctypes.data, found.ctypes.data
     for t in range(low, min(high, low + AHEAD)):
         for d in range(0, dim, line):
-            prefetch(memory, selected.rows[t] + d)
+            prefetch(memory, rows[t] + d)
     for t in range(low, high, TILE):
         for r in range(TILE):
             at = min(t + r, high - 1)
-            block = selected.blocks[at] % cycle if cycle else selected.blocks[at]
-            lists[0, r] = start + selected.rows[at] * item
+            block = blocks[at] % cycle if cycle else blocks[at]
+            lists[0, r] = start + rows[at] * item
             lists[1, r] = base_at + block * angle_bytes
-            lists[2, r] = offset_at + selected.places[at] * angle_bytes
-            ahead = selected.rows[min(at + AHEAD, high - 1)]
+            lists[2, r] = offset_at + places[at] * angle_bytes
+            ahead = rows[min(at + AHEAD, high - 1)]
             for d in range(0, dim, line):
                 prefetch(memory, ahead + d)
+                prefetch(memory, ahead + to_values + d)
         row_logits(
             memory, group, where, where + 8 * TILE, where + 16 * TILE, dim, half, rotates, turned.ctypes.data, into,
             np.int64(4 * TILE),
@@ -178,12 +189,9 @@ def _attend(at: Any, i: Any, kv_head: Any, selected: Any, layer: Any, slices: An
     shape, attended, less = layer.shape, layer.attended, slices.less[at]
     group, dim, count = len(logits), shape.head_dim, len(selected.rows)
     memory, to_values = layer.memory, shape.num_kv_heads * shape.block_size * dim
-    places, line, start = np.empty(count, np.int64), LINE_BYTES // memory.itemsize, memory.ctypes.data
+    places, rows, item, start = np.empty(count, np.int64), selected.rows, memory.itemsize, memory.ctypes.data
     for t in range(count):
-        row = selected.rows[t] + to_values
-        places[t] = start + row * memory.itemsize
-        for d in range(0, dim, line):
-            prefetch(memory, row + d)
+        places[t] = start + (rows[t] + to_values) * item
     out, own, vectors = (
         np.zeros((group, dim), np.float32),
         np.empty(group, np.float32),
@@ -203,13 +211,14 @@ def _attend(at: Any, i: Any, kv_head: Any, selected: Any, layer: Any, slices: An
         out.ctypes.data,
     )
     rest = _add_rest(at, i, kv_head, selected, layer, slices, out)
+    outs, lses, own_lses = attended.out[i], attended.lse[i], layer.keys.lse[i]
     for g in range(group):
         head = kv_head * group + g
-        layer.keys.lse[i, head] = less[g] + np.log(_ONE + own[g])
-        attended.lse[i, head] = less[g] + np.log(_ONE + own[g] + rest[g])
+        own_lses[head] = less[g] + np.log(_ONE + own[g])
+        lses[head] = less[g] + np.log(_ONE + own[g] + rest[g])
         share = _ONE / (_ONE + own[g] + rest[g])
         for d in range(dim):
-            attended.out[i, head, d] = (attended.out[i, head, d] + out[g, d]) * share
+            outs[head, d] = (outs[head, d] + out[g, d]) * share
 
 
 @njit(**SERIAL)
@@ -217,11 +226,18 @@ def _add_rest(at: Any, i: Any, kv_head: Any, selected: Any, layer: Any, slices: 
     """Adds what stands for all blocks to out [G, D], less the keys that are selected; the weights [G] of that."""
     (group, dim), blocks, shape = out.shape, selected.blocks, layer.shape
     rest, distinct = np.zeros(group, np.float32), np.int64(0)
-    for unit in range(slices.first[at], slices.first[at + 1]):
+    begin, end, rests, sums, weights = (
+        slices.first[at],
+        slices.first[at + 1],
+        slices.rest,
+        slices.rest_sums,
+        slices.weights,
+    )
+    for unit in range(begin, end):
         for g in range(group):
-            rest[g] += slices.rest[unit, g]
+            rest[g] += rests[unit, g]
             for d in range(dim):
-                out[g, d] += slices.rest_sums[unit, g, d]
+                out[g, d] += sums[unit, g, d]
     numbers, counts = np.empty(len(blocks), np.int64), np.zeros(len(blocks), np.float32)
     for t in range(len(blocks)):
         if t == 0 or blocks[t] != blocks[t - 1]:
@@ -231,11 +247,12 @@ def _add_rest(at: Any, i: Any, kv_head: Any, selected: Any, layer: Any, slices: 
     means, codes = np.empty(distinct, np.int64), np.empty(distinct, np.int64)
     find_blocks(numbers[:distinct], i, kv_head, layer, means, codes)
     less, length = np.empty((group, distinct), np.float32), slice_blocks(shape.block_size)
+    sinks, to_means = np.int64(layer.batch.num_sinks[i]), mean_value_at(0, shape)
     for b in range(distinct):
-        unit, place = divmod(numbers[b] - layer.batch.num_sinks[i], length)
-        codes[b] = mean_value_at(codes[b], shape)
+        unit, place = divmod(numbers[b] - sinks, length)
+        codes[b] += to_means
         for g in range(group):
-            less[g, b] = -counts[b] * slices.weights[slices.first[at] + unit, g, place]
+            less[g, b] = -counts[b] * weights[begin + unit, g, place]
             rest[g] += less[g, b]
     row_sums(
         slices.halves,

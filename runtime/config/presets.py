@@ -91,8 +91,8 @@ class Preset:
 
 _MOORAGE: dict[str, Any] = {
     "sinks": 64,
-    "window": 256,
-    "topk_keys": 1024,
+    "window": 128,
+    "topk_keys": 768,
     "block_size": 64,
     "anchor_type": AnchorType.KEY_CODES,
 }
@@ -154,7 +154,7 @@ PRESETS = {
         ),
         Preset(
             "moorage",
-            "exact prefill, then 1 024 single keys of each KV head a step, chosen by one-bit codes of all keys; "
+            "exact prefill, then 768 single keys of each KV head a step, chosen by one-bit codes of all keys; "
             "means of blocks stand for the others",
             _MOORAGE,
             _MOORAGE_BLOCKS,

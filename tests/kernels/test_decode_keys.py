@@ -162,9 +162,8 @@ def block_means(case, i, head, values):
     return np.array(logits), np.array(means).reshape(-1, s.dim)
 
 
-@pytest.mark.parametrize("storage", [HALF, FULL])
+@pytest.mark.parametrize(("storage", "num_memories"), [(HALF, 1), (HALF, 3), (FULL, 3)])
 @pytest.mark.parametrize("scheme", [ROPE, CLAMPED, DCA])
-@pytest.mark.parametrize("num_memories", [1, 3])
 def test_selected_keys_are_attended_beside_sinks_and_window(storage, scheme, num_memories):
     rng = np.random.default_rng(5)
     for dim, rotated, group, block in ((64, 64, 3, 16), (128, 128, 4, 64), (80, 32, 1, 32), (64, 16, 6, 16)):

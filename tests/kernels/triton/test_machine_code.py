@@ -15,7 +15,11 @@ ADA = (99 * 1024, 89)
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize(("shared_bytes", "capability"), [HOPPER, ADA], ids=["hopper", "ada"])
+@pytest.mark.parametrize(
+    ("shared_bytes", "capability"),
+    [HOPPER, pytest.param(*ADA, marks=pytest.mark.slow)],
+    ids=["hopper", "ada"],
+)
 def test_every_kernel_compiles_for_a_gpu_and_fits_its_shared_memory(tmp_path, shared_bytes, capability):
     environment = os.environ | {
         "TRITON_INTERPRET": "0",

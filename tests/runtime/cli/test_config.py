@@ -107,7 +107,7 @@ def test_explain_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch
 def test_explain_gives_the_defaults_of_the_preset_in_force(
     capsys: pytest.CaptureFixture[str], cluster: Path
 ) -> None:
-    assert "topk_keys = 1024 (1K) (preset moorage)\n" in output(capsys, "config", "--explain")
+    assert "topk_keys = 768 (preset moorage)\n" in output(capsys, "config", "--explain")
     other = ("--set", "memory.preset=ktransformers")
     assert "topk = 96 (preset ktransformers)\n" in output(capsys, "config", "--explain", *other)
     # Budgets are of the same tokens in blocks of another size.

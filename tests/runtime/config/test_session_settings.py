@@ -54,14 +54,14 @@ def test_single_keys_need_codes_of_them_in_the_store() -> None:
 
 def test_the_window_stays_the_clusters() -> None:
     config = cluster(memory={"preset": "moorage"})
-    assert resolve_memory(config).retention.window == 256
+    assert resolve_memory(config).retention.window == 128
     for preset, settings in [
         ("ktransformers", {}),
         ("full", {}),
         (None, {"topk": "5"}),
         (None, {"lag": "1"}),
     ]:
-        assert resolve_memory(config, preset, settings=settings).retention.window == 256
+        assert resolve_memory(config, preset, settings=settings).retention.window == 128
 
 
 def test_another_preset_selects_blocks_by_the_means_beside_codes() -> None:

@@ -7,7 +7,7 @@ import time
 import torch
 
 from moorage.workers.counting import counted
-from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
+from moorage.workers.errors import InvalidRequest, MoorageError, PeerDead, ResourceExhausted, Unavailable
 from moorage.workers.gpu.attention.factory import Site, build_attention
 from moorage.workers.gpu.attention.observed import ObservedAttention, Observer
 from moorage.workers.gpu.engine.batch import Failures
@@ -152,6 +152,8 @@ class Engine:
         try:
             self._table.recover([each.session_id for each in touched])
             self.check_integrity()
+        except PeerDead:
+            raise  # Its message names the process that is gone.
         except Exception as error:
             raise Unavailable(
                 f"the worker can't go on after a failed step ({type(error).__name__}); start the cluster again"

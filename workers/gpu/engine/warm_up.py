@@ -10,6 +10,7 @@ import torch
 from moorage.kernels.block_attention import attend_blocks
 from moorage.kernels.block_attention.resident import attend_resident
 from moorage.kernels.compile_lock import one_at_a_time
+from moorage.kernels.logit_rows import summarise_rows
 from moorage.kernels.merge_top import merge_top
 from moorage.kernels.numba_flags import always_parallel
 from moorage.kernels.rotation import rotate_each, rotate_heads
@@ -39,6 +40,7 @@ def warm_up(settings: WorkerSettings, device: torch.device, num_shards: int) -> 
                 warm_up_decode(layout, spec.group_size, spec.rope.rotary_dim)
             _attend(layout, spec.group_size, spec.rope.rotary_dim, num_shards)
             if device.type == "cpu":
+                summarise_rows(np.zeros((1, 1), np.float32))
                 warm_up_prefill(resolve_dtype(settings.dtype, spec))
     if in_place:
         warm_up_selection(layout)

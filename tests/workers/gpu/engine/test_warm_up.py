@@ -117,10 +117,10 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
     ("num_shards", "kv_type", "anchor_type"),
     [
         (1, KvType.FP16, AnchorType.QUEST),
-        (2, KvType.FP16, AnchorType.QUEST_HADAMARD),
-        (2, KvType.FP32, AnchorType.BLOCK_MEAN),
         (2, KvType.FP16, AnchorType.KEY_CODES),
-        (3, KvType.FP16, AnchorType.DYNAMIC),
+        pytest.param(2, KvType.FP16, AnchorType.QUEST_HADAMARD, marks=pytest.mark.slow),
+        pytest.param(2, KvType.FP32, AnchorType.BLOCK_MEAN, marks=pytest.mark.slow),
+        pytest.param(3, KvType.FP16, AnchorType.DYNAMIC, marks=pytest.mark.slow),
     ],
 )
 def test_serving_uses_only_kernels_that_warm_up_has_used(
