@@ -63,7 +63,7 @@ def _selected_keys(at: Any, i: Any, kv_head: Any, layer: Any, runs: Any, slices:
         # The sample of blocks was not like the others.
         slices.threshold[at], total = -np.inf, np.int64(0)
         for unit in range(begin, end):
-            scan_slice(unit, layer, runs, slices)
+            scan_slice(at, unit, layer, runs, slices)
             total += slices.counts[unit]
     ids, values, count = np.empty(total + LANES, np.int32), np.empty(total + LANES, np.float32), np.int64(0)
     for unit in range(begin, end):

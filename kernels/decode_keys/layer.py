@@ -10,7 +10,7 @@ from numba import njit
 from moorage.kernels.decode_keys.attending import attend_head
 from moorage.kernels.decode_keys.records import Layer, Slices
 from moorage.kernels.decode_keys.runs import make_runs
-from moorage.kernels.decode_keys.scan import list_length, scan_slice, set_threshold, slice_blocks
+from moorage.kernels.decode_keys.scan import list_length, scan_unit, set_threshold, slice_blocks
 from moorage.kernels.decode_layer.memory import all_memory
 from moorage.kernels.decode_layer.records import FINE
 from moorage.kernels.numba_flags import SERIAL
@@ -39,7 +39,7 @@ def attend_selected(
     )  # fmt: skip
     runs = make_runs(layer)
     run_units(team, count, *unit_call(set_threshold, (layer, runs, slices)))
-    run_units(team, number, *unit_call(scan_slice, (layer, runs, slices)))
+    run_units(team, number, *unit_call(scan_unit, (layer, runs, slices)))
     run_units(team, count, *unit_call(attend_head, (layer, runs, slices)))
     return np.int64(0)
 

@@ -18,7 +18,7 @@ from moorage.kernels.vector_math import exp32
 
 TILE_KEYS = 1024
 """Keys of a tile, about: their estimated logits stay in the L1 cache."""
-SLICE_TILES = 8
+SLICE_TILES = 4
 """Tiles of a slice, which one thread scans."""
 SAMPLE_STEP, SAMPLE_BLOCKS = 8, 256
 """One block of so many gives the threshold, and no more than so many blocks."""
@@ -175,9 +175,17 @@ def _sample_run(
 
 
 @njit(**SERIAL)
-def scan_slice(unit: Any, layer: Any, runs: Any, slices: Any) -> None:
-    """Lists the keys of one slice above the threshold, and adds up what stands for its blocks."""
-    at = np.searchsorted(slices.first, unit, side="right") - 1
+def scan_unit(number: Any, layer: Any, runs: Any, slices: Any) -> None:
+    """`scan_slice` of one of all slices: the heads of the same blocks, which lie side by side, follow each other."""
+    heads, first = layer.shape.num_kv_heads, slices.first
+    i = (np.searchsorted(first, number, side="right") - 1) // heads
+    place, head = divmod(number - first[i * heads], heads)
+    scan_slice(i * heads + head, first[i * heads + head] + place, layer, runs, slices)
+
+
+@njit(**SERIAL)
+def scan_slice(at: Any, unit: Any, layer: Any, runs: Any, slices: Any) -> None:
+    """Lists the keys of one slice of a head above the threshold, and adds up what stands for its blocks."""
     i, kv_head = divmod(at, layer.shape.num_kv_heads)
     sinks, length = np.int64(layer.batch.num_sinks[i]), slice_blocks(layer.shape.block_size)
     first = sinks + (unit - slices.first[at]) * length
