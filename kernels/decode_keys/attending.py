@@ -9,7 +9,7 @@ from numba import njit
 
 from moorage.kernels.block_attention.head import cap_logits
 from moorage.kernels.decode_keys.runs import turned_queries
-from moorage.kernels.decode_keys.scan import find_blocks, mean_value_at, scan_slice, slice_blocks
+from moorage.kernels.decode_keys.scan import find_blocks, scan_slice, slice_blocks, to_mean_value
 from moorage.kernels.decode_layer.memory import block_at
 from moorage.kernels.half import widen
 from moorage.kernels.key_select.filtering import keep_best
@@ -200,16 +200,7 @@ def _attend(at: Any, i: Any, kv_head: Any, selected: Any, layer: Any, slices: An
     for g in range(group):
         row = logits[g].ctypes.data
         own[g] = row_weights(_ONE, row, vectors, _LOG2_E, less[g] * _LOG2_E, row)
-    row_sums(
-        memory,
-        group,
-        places.ctypes.data,
-        count,
-        dim,
-        logits.ctypes.data,
-        4 * logits.shape[1],
-        out.ctypes.data,
-    )
+    _add_rows(memory, places, logits, out)
     rest = _add_rest(at, i, kv_head, selected, layer, slices, out)
     outs, lses, own_lses = attended.out[i], attended.lse[i], layer.keys.lse[i]
     for g in range(group):
@@ -244,24 +235,33 @@ def _add_rest(at: Any, i: Any, kv_head: Any, selected: Any, layer: Any, slices: 
             numbers[distinct] = blocks[t]
             distinct += 1
         counts[distinct - 1] += _ONE
-    means, codes = np.empty(distinct, np.int64), np.empty(distinct, np.int64)
-    find_blocks(numbers[:distinct], i, kv_head, layer, means, codes)
+    codes = find_blocks(numbers[:distinct], i, kv_head, layer).codes
     less, length = np.empty((group, distinct), np.float32), slice_blocks(shape.block_size)
-    sinks, to_means = np.int64(layer.batch.num_sinks[i]), mean_value_at(0, shape)
+    sinks, to_means = np.int64(layer.batch.num_sinks[i]), to_mean_value(layer)
     for b in range(distinct):
         unit, place = divmod(numbers[b] - sinks, length)
         codes[b] += to_means
         for g in range(group):
             less[g, b] = -counts[b] * weights[begin + unit, g, place]
             rest[g] += less[g, b]
+    _add_rows(slices.halves, codes, less, out)
+    return rest
+
+
+@njit(**SERIAL)
+def _add_rows(like: Any, places: Any, weights: Any, out: Any) -> None:
+    """Adds to out [G, D] the rows at the addresses `places` [n], of the type of `like`, each times weights [G, n].
+
+    The caller holds the arrays until they have been read, as it would not where it gave their addresses alone.
+    """
+    group, dim = out.shape
     row_sums(
-        slices.halves,
+        like,
         group,
-        codes.ctypes.data,
-        distinct,
+        places.ctypes.data,
+        len(places),
         dim,
-        less.ctypes.data,
-        4 * distinct,
+        weights.ctypes.data,
+        4 * weights.shape[1],
         out.ctypes.data,
     )
-    return rest

@@ -10,6 +10,7 @@ from moorage.kernels.decode_keys.layer import attend_selected
 from moorage.kernels.decode_keys.records import KeySelections
 from moorage.kernels.decode_keys.scan import list_length
 from moorage.kernels.decode_layer.records import Attended, Float32, LayerMemory, SessionBatch
+from moorage.kernels.key_codes.sizes import code_bytes
 from moorage.kernels.thread_team import team_for
 
 
@@ -48,7 +49,8 @@ def decode_keys(
     shape = memory.shape
     num_bytes = int((batch.near_block - batch.num_sinks).sum()) * shape.block_size * shape.num_kv_heads
     team = team_for(num_bytes * shape.head_dim // 8)
-    call = memory.table, memory.empty, shape, batch, query, keys, attended
+    head_codes = code_bytes(1, shape.block_size, shape.head_dim)
+    call = memory.table, memory.empty, shape, head_codes, batch, query, keys, attended
     missing = attend_selected(team, *call, lists.ids, lists.values)
     if missing:
         lists.grow(int(missing), int(list_length(shape.block_size)))

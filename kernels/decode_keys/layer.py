@@ -19,13 +19,13 @@ from moorage.kernels.thread_team import run_units, unit_call
 
 @njit(**SERIAL)
 def attend_selected(
-    team: Any, table: Any, empty: Any, shape: Any, batch: Any, query: Any, keys: Any, attended: Any, ids: Any,
-    values: Any,
+    team: Any, table: Any, empty: Any, shape: Any, head_codes: Any, batch: Any, query: Any, keys: Any, attended: Any,
+    ids: Any, values: Any,
 ) -> Any:  # fmt: skip
     """`decode_keys` of arrays that fit; 0, or how many slices there are where the lists have no room for them."""
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
-    layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first)
+    layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first, head_codes)
     count, group = len(query) * shape.num_kv_heads, query.shape[1] // shape.num_kv_heads
     bounds = _first_slices(layer)
     number = bounds[count]

@@ -43,6 +43,8 @@ class Layer(NamedTuple):
     memory: Any
     first: Any
     """Of `all_memory`."""
+    head_codes: Any
+    """Bytes of the codes of one head of a block, see `kernels.key_codes`."""
 
 
 class Runs(NamedTuple):

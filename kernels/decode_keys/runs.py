@@ -11,6 +11,7 @@ from moorage.kernels.decode_keys.records import Runs
 from moorage.kernels.decode_layer.records import MAX_PARTS
 from moorage.kernels.key_select.tables import make_tables
 from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.rotation import rotate_into
 
 
 @njit(**SERIAL)
@@ -76,11 +77,5 @@ def turn_for_codes(i: Any, part: Any, block: Any, layer: Any, out: Any) -> None:
 @njit(**SERIAL)
 def turned_queries(query: Any, turn: Any, scale: Any, out: Any) -> None:
     """out [n, D]: queries rotated by `turn` [rd / 2] and scaled."""
-    half = len(turn)
-    for h in range(len(query)):
-        for d in range(half):
-            low, high = query[h, d], query[h, half + d]
-            c, s = np.float32(turn[d].real), np.float32(turn[d].imag)
-            out[h, d], out[h, half + d] = scale * (low * c - high * s), scale * (high * c + low * s)
-        for d in range(2 * half, query.shape[1]):
-            out[h, d] = scale * query[h, d]
+    rotate_into(query, turn.real.astype(np.float32), turn.imag.astype(np.float32), out)
+    out *= scale

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from moorage.kernels.decode_layer.memory import ANCHORS, CODES
-from moorage.kernels.key_select.estimates import Workplace, estimate
+from moorage.kernels.decode_layer.memory import ANCHORS, CODES, page_of
+from moorage.kernels.key_select.estimates import estimate, make_desk
 from moorage.kernels.key_select.filtering import list_above, worst_of_best
 from moorage.kernels.key_select.rows import row_sums
 from moorage.kernels.numba_flags import SERIAL
-from moorage.kernels.simd import TILE
 from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.vector_math import exp32
 
@@ -26,23 +25,14 @@ SURPLUS = np.float32(2)
 """Keys above the threshold for each one selected, about: blocks differ, and too few cost a second pass."""
 
 
-class Desk(NamedTuple):
-    """What a scan works on."""
+class Blocks(NamedTuple):
+    """Blocks of one head that are scanned."""
 
-    blocks: Any
-    """[n]: numbers of the blocks that are scanned, tile by tile."""
+    numbers: Any
+    """[n], ascending."""
     means: Any
     codes: Any
-    """[n]: addresses of the blocks' mean keys and codes."""
-    terms: Any
-    """[G, 3]"""
-    rows: Any
-    products: Any
-    """[G, blocks of a tile + TILE]"""
-    logits: Any
-    """[G, keys of a tile]"""
-    at: Any
-    """The Workplace of the last four."""
+    """[n]: addresses of their mean keys and codes."""
 
 
 @njit(**SERIAL)
@@ -64,50 +54,25 @@ def list_length(block_size: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _desk(group: Any, number: Any, layer: Any) -> Any:
-    """A desk for `number` blocks."""
-    blocks = tile_blocks(layer.shape.block_size)
-    terms, rows = np.empty((group, 3), np.float32), np.empty(TILE, np.int64)
-    products = np.empty((group, blocks + TILE), np.float32)
-    logits = np.empty((group, blocks * layer.shape.block_size), np.float32)
-    at = Workplace(
-        group, layer.shape.head_dim, terms.ctypes.data, rows.ctypes.data, products.ctypes.data, 4 * products.shape[1],
-        logits.ctypes.data, 4 * logits.shape[1],
-    )  # fmt: skip
-    return Desk(
-        np.empty(number, np.int64), np.empty(number, np.int64), np.empty(number, np.int64), terms, rows, products,
-        logits, at,
-    )  # fmt: skip
-
-
-@njit(**SERIAL)
-def mean_value_at(code: Any, shape: Any) -> Any:
-    """The address of the mean value of a block whose head's codes lie at an address."""
-    return code + head_code_bytes(shape) - 2 * shape.head_dim
-
-
-@njit(**SERIAL)
-def find_blocks(blocks: Any, i: Any, kv_head: Any, layer: Any, means: Any, codes: Any) -> None:
-    """The addresses of one head's mean keys and codes of some blocks of session i."""
-    table, shape, batch = layer.table, layer.shape, layer.batch
-    pages, page_start, first_memory = batch.pages, batch.page_start, batch.first_memory[i]
-    num_memories, length = len(table), shape.stripe_blocks
-    head_codes, head_mean = head_code_bytes(shape), shape.head_dim * layer.empty.itemsize
-    for at in range(len(blocks)):
-        m, local = np.int64(0), np.int64(blocks[at])
-        if num_memories > 1:
-            stripe, within = divmod(local, length)
-            turn, shard = divmod(stripe, num_memories)
-            m, local = (first_memory + shard) % num_memories, turn * length + within
-        head = np.int64(pages[page_start[i, m] + local]) * shape.num_kv_heads + kv_head
+def find_blocks(numbers: Any, i: Any, kv_head: Any, layer: Any) -> Any:
+    """The Blocks of these numbers of session i."""
+    means, codes = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64)
+    # Whatever a loop reads is a name of its own, since each look into a named tuple counts references.
+    table, shape, batch, head_codes = layer.table, layer.shape, layer.batch, layer.head_codes
+    pages, starts, first_memory = batch.pages, batch.page_start[i], batch.first_memory[i]
+    num_memories, head_mean = len(table), shape.head_dim * layer.empty.itemsize
+    for at in range(len(numbers)):
+        m, page = page_of(numbers[at], pages, starts, first_memory, num_memories, shape.stripe_blocks)
+        head = page * shape.num_kv_heads + kv_head
         codes[at] = table[m, CODES] + head * head_codes
         means[at] = table[m, ANCHORS] + head * head_mean
+    return Blocks(numbers, means, codes)
 
 
 @njit(**SERIAL)
-def head_code_bytes(shape: Any) -> Any:
-    """Bytes of the codes of one head of a block, see `kernels.key_codes`."""
-    return shape.block_size * (shape.head_dim // 8 + 2) + 2 * shape.head_dim
+def to_mean_value(layer: Any) -> Any:
+    """Bytes from the codes of one head of a block to the mean of its values, which ends them."""
+    return layer.head_codes - 2 * layer.shape.head_dim
 
 
 @njit(**SERIAL)
@@ -143,26 +108,24 @@ def set_threshold(at: Any, layer: Any, runs: Any, slices: Any) -> None:
     rank = np.int64(SURPLUS * np.float32(wanted * number) / np.float32(max(1, total))) + 8
     if slices.first[at] == slices.first[at + 1] or rank >= number * size:
         return
-    desk, less = _desk(slices.less.shape[1], number, layer), slices.less[at]
-    for b in range(number):
-        desk.blocks[b] = first + b * step
-    find_blocks(desk.blocks, i, kv_head, layer, desk.means, desk.codes)
+    less, blocks = slices.less[at], find_blocks(first + np.arange(number) * step, i, kv_head, layer)
+    desk = make_desk(len(less), layer.shape.head_dim, tile_blocks(size), size)
     values = np.full(number * size, -np.inf, np.float32)
     for r in range(runs.bounds.shape[1]):
-        begin, end = _blocks_of_run(r, i, runs, desk.blocks)
+        begin, end = _blocks_of_run(r, i, runs, blocks.numbers)
         if begin < end:
-            _sample_run(
-                begin, end, *_set_terms(r, i, kv_head, runs, desk), layer.empty, size, less, desk, values
-            )
+            queries, tables = _set_terms(r, i, kv_head, runs, desk)
+            _sample_run(begin, end, queries, tables, layer.empty, size, less, blocks, desk, values)
     slices.threshold[at] = worst_of_best(values, number * size, rank)[0]
 
 
 @njit(**SERIAL)
 def _sample_run(
-    begin: Any, end: Any, queries: Any, tables: Any, empty: Any, size: Any, less: Any, desk: Any, values: Any
-) -> None:
-    """The values of the keys of the blocks [begin, end) of a desk."""
-    means, codes, place, logits, step = desk.means, desk.codes, desk.at, desk.logits, tile_blocks(size)
+    begin: Any, end: Any, queries: Any, tables: Any, empty: Any, size: Any, less: Any, blocks: Any, desk: Any,
+    values: Any,
+) -> None:  # fmt: skip
+    """The values of the keys of blocks [begin, end) among `blocks`."""
+    means, codes, place, logits, step = blocks.means, blocks.codes, desk.at, desk.logits, tile_blocks(size)
     for low in range(begin, end, step):
         high = min(low + step, end)
         estimate(empty, means, codes, low, high, low, size, queries, tables, place)
@@ -190,17 +153,16 @@ def scan_slice(at: Any, unit: Any, layer: Any, runs: Any, slices: Any) -> None:
     sinks, length = np.int64(layer.batch.num_sinks[i]), slice_blocks(layer.shape.block_size)
     first = sinks + (unit - slices.first[at]) * length
     number = min(length, np.int64(layer.batch.near_block[i]) - first)
-    desk, found = _desk(slices.less.shape[1], number, layer), np.int64(0)
-    for b in range(number):
-        desk.blocks[b] = first + b
-    find_blocks(desk.blocks, i, kv_head, layer, desk.means, desk.codes)
+    blocks, found = find_blocks(first + np.arange(number), i, kv_head, layer), np.int64(0)
+    size = layer.shape.block_size
+    desk = make_desk(slices.less.shape[1], layer.shape.head_dim, tile_blocks(size), size)
     slices.weights[unit], slices.rest[unit], slices.rest_sums[unit] = 0, 0, 0
     for r in range(runs.bounds.shape[1]):
-        begin, end = _blocks_of_run(r, i, runs, desk.blocks)
+        begin, end = _blocks_of_run(r, i, runs, blocks.numbers)
         if begin < end:
             queries, tables = _set_terms(r, i, kv_head, runs, desk)
             found += _scan_run(
-                begin, end, queries, tables, at, unit, first - sinks, found, layer, desk, slices
+                begin, end, queries, tables, at, unit, first - sinks, found, layer, blocks, desk, slices
             )
     slices.counts[unit] = found
 
@@ -208,12 +170,12 @@ def scan_slice(at: Any, unit: Any, layer: Any, runs: Any, slices: Any) -> None:
 @njit(**SERIAL)
 def _scan_run(
     begin: Any, end: Any, queries: Any, tables: Any, at: Any, unit: Any, first: Any, listed: Any, layer: Any,
-    desk: Any, slices: Any,
+    blocks: Any, desk: Any, slices: Any,
 ) -> Any:  # fmt: skip
-    """`scan_slice` for the blocks [begin, end) of a desk, whose block 0 is candidate `first`; the number listed."""
+    """`scan_slice` for blocks [begin, end) among `blocks`, whose first is candidate `first`; the number listed."""
     # Whatever the loop reads is a name of its own, since each look into a named tuple counts references.
     empty, size, dim, halves = layer.empty, layer.shape.block_size, layer.shape.head_dim, slices.halves
-    means, codes, place, products, less = desk.means, desk.codes, desk.at, desk.products, slices.less[at]
+    means, codes, place, products, less = blocks.means, blocks.codes, desk.at, desk.products, slices.less[at]
     weights, rest, threshold = slices.weights[unit], slices.rest[unit], slices.threshold[at]
     group, step = desk.at.group, tile_blocks(size)
     less_at, sums_at, codes_at = less.ctypes.data, slices.rest_sums[unit].ctypes.data, codes.ctypes.data
@@ -221,7 +183,7 @@ def _scan_run(
         slices.ids[unit].ctypes.data + 4 * listed,
         slices.values[unit].ctypes.data + 4 * listed,
     )
-    to_means, found = mean_value_at(0, layer.shape), np.int64(0)
+    to_means, found = to_mean_value(layer), np.int64(0)
     for low in range(begin, end, step):
         high = min(low + step, end)
         estimate(empty, means, codes, low, high, low, size, queries, tables, place)

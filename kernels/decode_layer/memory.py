@@ -10,7 +10,7 @@ from numba import njit
 from moorage.kernels.addresses import spanned
 from moorage.kernels.checks import all_within
 from moorage.kernels.half import largest, narrow, no_bits
-from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.numba_flags import INLINE, SERIAL
 
 KV, ANCHORS, CODES, PAGES = 0, 1, 2, 3
 """Columns of `LayerMemory.table`."""
@@ -29,15 +29,26 @@ def count_in(total: Any, shard: Any, num_memories: Any, stripe_blocks: Any) -> A
     return rounds * stripe_blocks + min(max(rest - shard * stripe_blocks, 0), stripe_blocks)
 
 
+@njit(**INLINE)
+def page_of(
+    block: Any, pages: Any, starts: Any, first_memory: Any, num_memories: Any, stripe_blocks: Any
+) -> Any:
+    """(memory, page) of a block of one session, of whose pages those in memory m begin at starts[m] of `pages`."""
+    m, local = np.int64(0), np.int64(block)
+    if num_memories > 1:
+        stripe, within = divmod(local, stripe_blocks)
+        turn, shard = divmod(stripe, num_memories)
+        m, local = (first_memory + shard) % num_memories, turn * stripe_blocks + within
+    return m, np.int64(pages[starts[m] + local])
+
+
 @njit(**SERIAL)
 def block_at(block: Any, i: Any, batch: Any, stripe_blocks: Any, first: Any, page_size: Any) -> Any:
     """The element of all memory at which a block of session i begins."""
-    num_memories = len(first)
-    stripe, within = divmod(np.int64(block), stripe_blocks)
-    turn, shard = divmod(stripe, num_memories)
-    m = (batch.first_memory[i] + shard) % num_memories
-    page = batch.pages[batch.page_start[i, m] + turn * stripe_blocks + within]
-    return first[m] + np.int64(page) * page_size
+    m, page = page_of(
+        block, batch.pages, batch.page_start[i], batch.first_memory[i], len(first), stripe_blocks
+    )
+    return first[m] + page * page_size
 
 
 @njit(**SERIAL)

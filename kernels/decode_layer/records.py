@@ -13,6 +13,7 @@ from moorage.kernels.addresses import address_of
 from moorage.kernels.block_score.code_dots import CODE_BYTES
 from moorage.kernels.checks import STORAGE, UINT8, check_array, check_multiple
 from moorage.kernels.half import Storage
+from moorage.kernels.key_codes.sizes import code_bytes
 from moorage.kernels.simd import LANES
 
 Float32 = NDArray[np.float32]
@@ -86,7 +87,7 @@ class LayerMemory:
             check_array("anchors", summary, (rows.dtype,), (len(rows), heads, anchors[0].shape[2], dim))
             code_size = anchor_size // 2 if coded.shape[-1] else 0
             if shape.key_codes:
-                code_size = heads * (size * (dim // 8 + 2) + 2 * dim)
+                code_size = code_bytes(heads, size, dim)
             check_array("codes", coded, UINT8, (len(rows), code_size))
             if code_size and not shape.key_codes:
                 check_multiple("elements of a block's anchors", 2 * code_size, 2 * CODE_BYTES)

@@ -20,10 +20,9 @@ from moorage.kernels.checks import (
 from moorage.kernels.half import Storage, from_storage
 from moorage.kernels.key_codes.sizes import TOKENS, code_bytes
 from moorage.kernels.key_select import reference
-from moorage.kernels.key_select.estimates import Workplace, estimate
+from moorage.kernels.key_select.estimates import estimate, make_desk
 from moorage.kernels.key_select.tables import make_tables
 from moorage.kernels.numba_flags import SERIAL
-from moorage.kernels.simd import TILE
 from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.thread_team import run_units, team_for, unit_call
 
@@ -127,20 +126,15 @@ def _value_piece(
     for i in range(count):
         at = np.int64(pages[begin + i]) * anchors.shape[1] + head
         means_at[i], codes_at[i] = anchors.ctypes.data + at * head_mean, codes.ctypes.data + at * head_codes
-    own, rows = terms[first : first + group].copy(), np.empty(TILE, np.int64)
-    products = np.empty((group, count + TILE), np.float32)
-    logits = np.empty((group, count * size), np.float32)
-    place = Workplace(
-        group, dim, own.ctypes.data, rows.ctypes.data, products.ctypes.data, 4 * products.shape[1],
-        logits.ctypes.data, 4 * logits.shape[1],
-    )  # fmt: skip
+    desk = make_desk(group, dim, count, size)
+    desk.terms[:] = terms[first : first + group]
     estimate(
         anchors.reshape(-1)[:0], means_at, codes_at, np.int64(0), count, np.int64(0), size,
-        queries[first:].ctypes.data, tables[first:].ctypes.data, place,
+        queries[first:].ctypes.data, tables[first:].ctypes.data, desk.at,
     )  # fmt: skip
     into = out[head, column + begin * size : column + end * size]
     for g in range(group):
-        row, base = logits[g], near[first + g]
+        row, base = desk.logits[g], near[first + g]
         for t in range(len(into)):
             value = row[t] - base
             into[t] = value if g == 0 or value > into[t] else into[t]

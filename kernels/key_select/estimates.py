@@ -9,7 +9,7 @@ from numba import njit
 
 from moorage.kernels.key_select.lanes import LOGITS_16, LOGITS_64, copy_float, prefetch_at, store_word
 from moorage.kernels.key_select.rows import row_logits
-from moorage.kernels.numba_flags import INLINE
+from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.simd import LINE_BYTES, TILE
 
 _64_1, _64_2, _64_3, _64_4 = LOGITS_64
@@ -63,7 +63,33 @@ class Workplace(NamedTuple):
     """[G, n] float32, rows of so many bytes: the estimated logits."""
 
 
-@njit(**INLINE)
+class Desk(NamedTuple):
+    """The arrays of a Workplace. Who uses the place must hold them: an address alone does not keep an array."""
+
+    terms: Any
+    rows: Any
+    products: Any
+    logits: Any
+    at: Any
+    """The Workplace."""
+
+
+@njit(**SERIAL)
+def make_desk(group: Any, dim: Any, blocks: Any, block: Any) -> Any:
+    """A Desk for `group` queries of `dim` channels, and as many as `blocks` blocks of `block` keys at once."""
+    terms, rows = np.empty((group, 3), np.float32), np.empty(TILE, np.int64)
+    products, logits = (
+        np.empty((group, blocks + TILE), np.float32),
+        np.empty((group, blocks * block), np.float32),
+    )
+    at = Workplace(
+        group, dim, terms.ctypes.data, rows.ctypes.data, products.ctypes.data, 4 * products.shape[1],
+        logits.ctypes.data, 4 * logits.shape[1],
+    )  # fmt: skip
+    return Desk(terms, rows, products, logits, at)
+
+
+@njit(**SERIAL)
 def estimate(
     like: Any,
     means: Any,
