@@ -60,7 +60,7 @@ def _selected_keys(at: Any, i: Any, kv_head: Any, layer: Any, runs: Any, slices:
     size, first, wanted = shape.block_size, np.int64(batch.num_sinks[i]), layer.keys.positions.shape[2]
     total = slices.counts[begin:end].sum()
     if total < wanted and slices.threshold[at] > -np.inf:
-        # The sample of blocks was not like the others.
+        # The sample of blocks has misjudged the others, so that all keys are listed.
         slices.threshold[at], total = -np.inf, np.int64(0)
         for unit in range(begin, end):
             scan_slice(at, unit, layer, runs, slices)

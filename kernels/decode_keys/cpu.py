@@ -72,4 +72,6 @@ def _check(
     check_array("lse", keys.lse, FLOAT32, (count, query.shape[1]))
     check_array("out", attended.out, FLOAT32, query.shape)
     if len(keys.base_turns) < len(batch.bases):
-        raise ValueError(f"base_turns: {len(keys.base_turns)} rows; expected the {len(batch.bases)} of bases")
+        raise ValueError(
+            f"base_turns: {len(keys.base_turns)} rows; expected at least {len(batch.bases)}, as many as bases"
+        )

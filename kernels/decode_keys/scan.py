@@ -22,7 +22,7 @@ SLICE_TILES = 4
 SAMPLE_STEP, SAMPLE_BLOCKS = 8, 256
 """One block of so many gives the threshold, and no more than so many blocks."""
 SURPLUS = np.float32(2)
-"""Keys above the threshold for each one selected, about: blocks differ, and too few cost a second pass."""
+"""About so many keys lie above the threshold for each one selected. Blocks differ, and too few cost a second pass."""
 
 
 class Blocks(NamedTuple):
@@ -94,7 +94,7 @@ def _set_terms(r: Any, i: Any, kv_head: Any, runs: Any, desk: Any) -> Any:
 
 @njit(**SERIAL)
 def set_threshold(at: Any, layer: Any, runs: Any, slices: Any) -> None:
-    """A threshold of one session's head that somewhat more keys are above than it selects, by a sample of blocks."""
+    """Sets the threshold of one session's head: by a sample of blocks, more keys lie above it than are selected."""
     slices.threshold[at] = -np.inf
     i, kv_head = divmod(at, layer.shape.num_kv_heads)
     first, size, wanted = (
@@ -139,7 +139,10 @@ def _sample_run(
 
 @njit(**SERIAL)
 def scan_unit(number: Any, layer: Any, runs: Any, slices: Any) -> None:
-    """`scan_slice` of one of all slices: the heads of the same blocks, which lie side by side, follow each other."""
+    """Runs `scan_slice` for one unit of work.
+
+    Units are numbered so that the heads of the same blocks follow each other, since their codes lie side by side.
+    """
     heads, first = layer.shape.num_kv_heads, slices.first
     i = (np.searchsorted(first, number, side="right") - 1) // heads
     place, head = divmod(number - first[i * heads], heads)

@@ -1,1 +1,1 @@
-"""Selection of single keys by their one-bit codes, and by exact logits of the best of these."""
+"""Selection of single keys by their one-bit codes, and what stands for the keys that are not selected."""

@@ -62,7 +62,7 @@ class KeyScorer:
             return KeyReply(positions, scores)
         heads, places = np.nonzero(positions >= 0)
         wanted = KeyRowsRequest(request, heads.astype(np.int32), positions[heads, places])
-        return KeyReply(positions, scores, self.rows(wanted, session))
+        return KeyReply(positions, scores, self._rows(wanted, session))
 
     def _runs(self, request: KeyRequest, session: ShardSession) -> list[Run]:
         """At least one."""
@@ -98,6 +98,11 @@ class KeyScorer:
                 f"session {request.session_id}: {heads.shape} heads for rows at {positions.shape} positions; give "
                 f"one of {layout.num_kv_heads} heads for each position"
             )
+        return self._rows(wanted, session)
+
+    def _rows(self, wanted: KeyRowsRequest, session: ShardSession) -> KeyRowsReply:
+        request, heads, positions = wanted
+        layout = self._layout
         blocks, offsets = np.divmod(positions, np.int32(layout.block_size))
         distinct, place = np.unique(blocks, return_inverse=True)
         pages = session.table.pages_of(request.layer, distinct, layout.block_size)

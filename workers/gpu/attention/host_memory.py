@@ -1,6 +1,7 @@
 """Attention of generated tokens by the host, in the stores' own memory: one compiled call a layer for all sessions.
 
-The call writes the new rows, selects blocks, and attends them where they lie. Nothing is copied to slots.
+The call writes the new rows, selects blocks, and attends them where they lie. Nothing is copied to slots. Sessions
+that select single keys attend sinks and window by it, and the keys by a second call.
 """
 
 from __future__ import annotations
