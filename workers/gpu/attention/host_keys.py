@@ -30,9 +30,12 @@ class HostKeys:
         self._host, self._sessions, self._lists = host, list(sessions), lists
         layout, count = host.layout, len(sessions)
         self._most = sessions[0].memory.selection.topk_keys
+        # A session that may select all its keys attends everything, so that no more room is ever needed.
+        room = min(self._most, max(session.max_tokens for session in sessions))
         self._is_rotated = layout.anchor_space is AnchorSpace.ROTATED
         self._selects = np.zeros((layout.num_layers, count), np.uint8)
-        self._positions = np.full((layout.num_layers, count, layout.num_kv_heads, self._most), -1, np.int32)
+        self._positions = np.full((count, layout.num_kv_heads, room), -1, np.int32)
+        """Of the latest layer, as is the next."""
         self._lse = np.zeros((count, model.num_heads), np.float32)
         self._window_first = np.zeros((layout.num_layers, count), np.int32)
         self._turns: dict[int, tuple[NDArray[np.complex128], Float32, Float32]] = {}
@@ -69,7 +72,7 @@ class HostKeys:
         base_turns, offset_turns = self._turns_of(batch)
         keys = KeySelections(
             self._selects[layer],
-            self._positions[layer],
+            self._positions,
             self._lse,
             self._is_rotated,
             base_turns,
@@ -96,7 +99,7 @@ class HostKeys:
 
         None where it selected no single key.
         """
-        return (self._positions[layer, row], self._lse[row]) if self._selects[layer, row] else None
+        return (self._positions[row], self._lse[row]) if self._selects[layer, row] else None
 
     def finish(self) -> None:
         """Counts what was attended, in blocks."""

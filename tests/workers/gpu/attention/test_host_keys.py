@@ -65,3 +65,13 @@ def test_dense_layers_and_short_contexts_attend_everything(llama: TinyModel) -> 
     assert len(fewer) * llama.spec.num_layers == len(keys) * (llama.spec.num_layers - 1)
     _, none = generated(llama, KEYS.replace(dense_until=1000), **options)
     assert not none
+
+
+def test_more_keys_than_there_can_be_give_full_attention(llama: TinyModel) -> None:
+    """The number is a client's: it takes no memory."""
+    options = {"anchor_space": AnchorSpace.ROTATED}
+    every, keys = generated(llama, KEYS.replace(topk_keys=2**31 - 1), **options)
+    full, _ = generated(llama, memory(sinks=16, recall_every=1), **options)
+    assert not keys
+    assert [each.token_id for each in every] == [each.token_id for each in full]
+    assert [each.logprob for each in every] == pytest.approx([each.logprob for each in full], abs=1e-5)
