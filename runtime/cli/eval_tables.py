@@ -58,6 +58,8 @@ def table(summary: Summary) -> tuple[list[str], list[list[str]]]:
     if any(row.perplexity is not None for row in rows):
         shown.append(("perplexity", lambda row: "" if row.perplexity is None else f"{row.perplexity:.3f}"))
     shown.append(("samples", lambda row: str(row.samples)))
+    if any(row.interval is not None for row in rows):
+        shown.append(("95 % interval", _interval))
     shown.append(("seconds each", lambda row: f"{row.seconds:.2f}"))
     if any(row.metric is not Metric.LOSS for row in rows):
         shown.append(("budget tokens", _budget))
@@ -133,6 +135,13 @@ def _value(row: Row, metric: Metric) -> str:
     if row.metric is not metric:
         return ""
     return f"{row.value:.4f}" if metric is Metric.LOSS else f"{row.value:.1%}"
+
+
+def _interval(row: Row) -> str:
+    if row.interval is None:
+        return "-"
+    form = "{:.4f}" if row.metric is Metric.LOSS else "{:.0%}"
+    return " to ".join(form.format(end) for end in row.interval)
 
 
 def _budget(row: Row) -> str:

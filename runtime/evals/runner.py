@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from moorage.runtime.evals.intervals import bootstrap, wilson
 from moorage.runtime.evals.journal import Journal, Key, Record
 from moorage.runtime.evals.targets import Targets
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, Suite, Task
@@ -35,6 +36,8 @@ class Row:
     """Samples whose prompt was truncated."""
     cut_answers: int = 0
     """Answers that the limit of tokens ended and that are not wholly right."""
+    interval: tuple[float, float] | None = None
+    """95 % interval of `value`: Wilson's of an accuracy, the bootstrap's of any other mean."""
 
     @property
     def perplexity(self) -> float | None:
@@ -51,6 +54,7 @@ class Row:
             self.metric.value: self.value,
             "perplexity": self.perplexity,
             "samples": self.samples,
+            "interval": None if self.interval is None else list(self.interval),
             "recall": self.recall,
             "budget_tokens": self.budget_tokens,
             "seconds": self.seconds,
@@ -177,17 +181,20 @@ def _row(
 ) -> Row:
     recalls = [outcome.recall for outcome in outcomes if outcome.recall is not None]
     budgets = [outcome.budget_tokens for outcome in outcomes]
+    scores = [outcome.score for outcome in outcomes]
+    value = fmean(scores)
     return Row(
         task=task,
         preset=preset,
         metric=metric,
         length=length or max(outcome.prompt_tokens for outcome in outcomes),
         depth=depth,
-        value=fmean(outcome.score for outcome in outcomes),
+        value=value,
         samples=len(outcomes),
         recall=fmean(recalls) if recalls else None,
         budget_tokens=max(budgets) if all(budgets) else 0,
         seconds=fmean(outcome.seconds for outcome in outcomes),
         cut_samples=sum(outcome.cut_tokens > 0 for outcome in outcomes),
         cut_answers=sum(outcome.cut_answer and outcome.score < 1 for outcome in outcomes),
+        interval=wilson(value, len(scores)) if metric is Metric.ACCURACY else bootstrap(scores),
     )

@@ -14,6 +14,7 @@ import pytest
 from moorage.client import Client
 from moorage.runtime.evals.asking import fit
 from moorage.runtime.evals.haystack import text_haystack
+from moorage.runtime.evals.intervals import wilson
 from moorage.runtime.evals.ruler import FREE_TASKS, ruler_tasks
 from moorage.runtime.evals.runner import Summary, run
 from moorage.runtime.evals.targets import ServerTargets
@@ -93,7 +94,9 @@ def test_prompts_fill_their_length(engine: AnsweringEngine, targets: ServerTarge
 
 def test_the_score_is_the_share_of_answers(engine: AnsweringEngine, targets: ServerTargets) -> None:
     engine.answer = lambda prompt: solve(prompt).split()[0]
-    assert measure("niah_multivalue", targets).rows[0].value == 0.25
+    row = measure("niah_multivalue", targets).rows[0]
+    assert row.value == 0.25
+    assert row.as_json()["interval"] == list(wilson(0.25, row.samples))
     assert measure("vt", targets).rows[0].value == 0.2
     engine.answer = lambda _prompt: ""
     assert measure("niah_single_2", targets).rows[0].value == 0
