@@ -1,4 +1,4 @@
-"""`runtime eval needle`, `kv-retrieval` and `ruler`: retrieval from texts that are made here."""
+"""`runtime eval needle`, `kv-retrieval`, `records` and `ruler`: retrieval from texts that are made here."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from moorage.runtime.cli.eval_run import measure, publish
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.key_values import Form, KeyValues
 from moorage.runtime.evals.needle import Needle
+from moorage.runtime.evals.records import NUM_RECORDS, records_task
 from moorage.runtime.evals.ruler import FREE_TASKS, ruler_tasks
 from moorage.runtime.evals.tasks import Suite
 
@@ -82,6 +83,33 @@ def kv_retrieval(
 ) -> None:
     """Ask for the value of one key among many in a JSON object."""
     task = KeyValues(parse_lengths(lengths), samples, seed, parse_depths(depths), form, pairs)
+    with run.targets(max(task.lengths)) as targets:
+        publish(measure(Suite(task.name, (task,), seed), targets, run), run)
+
+
+@eval_app.command(
+    epilog=examples(
+        "runtime eval records --lengths 4K,8K --records 16",
+        "runtime eval records --config deploy/reference.yaml --lengths 2K --records 4 --preset moorage,full",
+    )
+)
+@takes_run_options
+def records(
+    run: RunOptions,
+    lengths: Lengths = "4K,8K",
+    samples: Samples = 10,
+    seed: Seed = 0,
+    document: Document = DOCUMENT,
+    count: Annotated[
+        int,
+        typer.Option("--records", min=1, help="Numbered records in each text, all of which are asked for."),
+    ] = NUM_RECORDS,
+) -> None:
+    """Ask for every record that a text holds.
+
+    The accuracy of a sample is the share of its records whose code stands in the answer.
+    """
+    task = records_task(text_haystack(document), parse_lengths(lengths), samples, seed, count)
     with run.targets(max(task.lengths)) as targets:
         publish(measure(Suite(task.name, (task,), seed), targets, run), run)
 

@@ -54,11 +54,18 @@ class Haystack:
             ids += coder.encode(self._piece(paragraphs, min(wanted, _MOST_PIECE_CHARACTERS)))
         return ids[:num_tokens]
 
-    def words(self, count: int) -> str:
-        """The first `count` words from its beginning, over again when it has fewer."""
-        words = " ".join(self.paragraphs).split()
+    def words(self, rng: random.Random, count: int) -> str:
+        """`count` words from a paragraph that `rng` draws on, from the beginning again where the text ends."""
+        start = rng.randrange(len(self.paragraphs))
+        words = " ".join((*self.paragraphs[start:], *self.paragraphs[:start])).split()
         rounds = -(-count // len(words))
         return " ".join((words * rounds)[:count])
+
+    def drawn(self, rng: random.Random, count: int) -> list[str]:
+        """`count` paragraphs on one line each, from one that `rng` draws on."""
+        start = rng.randrange(len(self.paragraphs))
+        ordered = (*self.paragraphs[start:], *self.paragraphs[:start])
+        return [" ".join(ordered[place % len(ordered)].split()) for place in range(count)]
 
     def vocabulary(self) -> tuple[str, ...]:
         """Its words of four to twelve small letters, each once. Raises InvalidRequest when there are too few."""

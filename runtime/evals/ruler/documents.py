@@ -16,12 +16,8 @@ _ASKED = (
     "Answer the question based on the given documents. "
     "Only give me the answer and do not output any other words."
 )
-_TEXT = (
-    _ASKED
-    + "\n\nThe following are given documents.\n\n{context}\n\n"
-    + _ASKED
-    + "\n\nQuestion: {question} Answer:"
-)
+_DOCUMENT = _ASKED + "\n\nThe following are given documents.\n\n{context}"
+_QUESTION = "\n\n" + _ASKED + "\n\nQuestion: {question} Answer:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +43,8 @@ class Documents:
         chosen = [*question.documents, *rng.sample(others, min(units, len(others)))]
         rng.shuffle(chosen)
         context = "\n\n".join(f"Document {place}:\n{text}" for place, text in enumerate(chosen, 1))
-        return Problem(_TEXT.format(context=context, question=question.text), question.answers)
+        asked = _QUESTION.format(question=question.text)
+        return Problem(_DOCUMENT.format(context=context), asked, question.answers)
 
 
 def read_squad(path: Path) -> Documents:

@@ -13,16 +13,17 @@ from moorage.runtime.evals.ruler.problem import Problem
 _NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 _MANY = (
     "Some special magic {kind} are hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\n"
-    "What are all the special magic {kind} for {query} mentioned in the provided text? "
-    "The special magic {kind} for {query} mentioned in the provided text are"
+    "I will quiz you about the {kind} afterwards.\n{context}",
+    "\nWhat are all the special magic {kind} for {query} mentioned in the provided text? "
+    "The special magic {kind} for {query} mentioned in the provided text are",
 )
 _ONE = (
     "A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-    "I will quiz you about the {kind} afterwards.\n{context}\n"
-    "What is the special magic {kind} for {query} mentioned in the provided text? "
-    "The special magic {kind} for {query} mentioned in the provided text is"
+    "I will quiz you about the {kind} afterwards.\n{context}",
+    "\nWhat is the special magic {kind} for {query} mentioned in the provided text? "
+    "The special magic {kind} for {query} mentioned in the provided text is",
 )
+"""The document and the question."""
 _NUM_DEPTHS = 40
 
 
@@ -58,7 +59,10 @@ class Needles:
         )
         one = len(answers) == 1
         kind = self.values[:-1] if one else self.values
-        return Problem((_ONE if one else _MANY).format(kind=kind, context=context, query=query), answers)
+        document, question = _ONE if one else _MANY
+        return Problem(
+            document.format(kind=kind, context=context), question.format(kind=kind, query=query), answers
+        )
 
     def _lines(self, rng: random.Random, units: int, needles: list[str]) -> str:
         if self.place == "noise":
@@ -74,7 +78,7 @@ class Needles:
         return "\n".join(lines)
 
     def _essay(self, rng: random.Random, units: int, needles: list[str]) -> str:
-        sentences = re.split(r"(?<=[.!?])\s+", self.haystack.words(units))
+        sentences = re.split(r"(?<=[.!?])\s+", self.haystack.words(rng, units))
         depths = sorted(rng.sample([step / (_NUM_DEPTHS - 1) for step in range(_NUM_DEPTHS)], len(needles)))
         parts, begin = [], 0
         for depth, needle in zip(depths, needles, strict=True):

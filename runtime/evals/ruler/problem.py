@@ -9,10 +9,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A whole prompt, the beginning of its answer included, and the right answers."""
+    """A document, what is asked about it, and the right answers."""
 
-    text: str
+    document: str
+    question: str
+    """Follows the document at once, and ends with the beginning of the answer."""
     answers: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole prompt."""
+        return self.document + self.question
 
 
 Maker = Callable[[random.Random, int, int], Problem]

@@ -12,7 +12,7 @@ from typing import Any
 from moorage.runtime.evals.asking import Question, Scorer, ask, encode_long, fit
 from moorage.runtime.evals.haystack import Haystack
 from moorage.runtime.evals.metrics.matching import match_all, match_part
-from moorage.runtime.evals.ruler.chains import chains
+from moorage.runtime.evals.ruler.chains import Chains
 from moorage.runtime.evals.ruler.documents import READERS
 from moorage.runtime.evals.ruler.needles import Needles
 from moorage.runtime.evals.ruler.problem import Maker, Problem
@@ -88,7 +88,7 @@ def _makers() -> dict[str, tuple[Callable[[Haystack, tuple[str, ...]], Maker], i
         "niah_multikey_3": niah("needle", keys="uuids", values="uuids"),
         "niah_multivalue": niah("essay", num_values=4),
         "niah_multiquery": niah("essay", num_queries=4),
-        "vt": (lambda _haystack, _words: chains, _CHAIN_TOKENS),
+        "vt": (lambda _haystack, _words: Chains(), _CHAIN_TOKENS),
         "cwe": (lambda _haystack, words: CommonWords(words), _LIST_TOKENS),
         "fwe": (lambda _haystack, _words: coded_words, _CODED_TOKENS),
     }

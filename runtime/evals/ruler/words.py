@@ -12,14 +12,18 @@ _NUM_COMMON = 10
 _SHORT_TOKENS = 4096
 _LIST = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
-    "Memorize the ones that appear most often.\n{context}\n"
-    "Question: What are the 10 most common words in the above list? "
+    "Memorize the ones that appear most often.\n{context}"
+)
+_ASKED = (
+    "\nQuestion: What are the 10 most common words in the above list? "
     "Answer: The top 10 words that appear most often in the list are:"
 )
 _CODED = (
     "Read the following coded text and track the frequency of each coded word. Find the three most frequently "
-    "appeared coded words. {context}\n"
-    "Question: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently "
+    "appeared coded words. {context}"
+)
+_CODED_ASKED = (
+    "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three most frequently "
     "appeared words in the above coded text? "
     "Answer: According to the coded text above, the three most frequently appeared words are:"
 )
@@ -41,7 +45,7 @@ class CommonWords:
         short = length < _SHORT_TOKENS
         shown, common_shown = self._list(rng, 20 if short else 40, 3 if short else 10, 1 if short else 3)
         text, common = self._list(rng, units, 6 if short else 30, 1 if short else 3)
-        return Problem(f"{shown} {_numbered(common_shown)}\n{text}", tuple(common))
+        return Problem(f"{shown}{_ASKED} {_numbered(common_shown)}\n{text}", _ASKED, tuple(common))
 
     def _list(self, rng: random.Random, units: int, often: int, seldom: int) -> tuple[str, list[str]]:
         drawn = self._draw(rng, units)
@@ -67,7 +71,7 @@ def coded_words(rng: random.Random, units: int, length: int) -> Problem:
     ranked = ["...", *list(vocabulary)[1:]]
     text = [word for rank, word in enumerate(ranked, 1) for _ in range(int(units * rank**-_ALPHA / _ZETA_2))]
     rng.shuffle(text)
-    return Problem(_CODED.format(context=" ".join(text)), tuple(ranked[1:4]))
+    return Problem(_CODED.format(context=" ".join(text)), _CODED_ASKED, tuple(ranked[1:4]))
 
 
 def _numbered(words: list[str]) -> str:

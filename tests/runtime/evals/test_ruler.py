@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ import pytest
 
 from moorage.client import Client
 from moorage.runtime.evals.asking import fit
-from moorage.runtime.evals.haystack import text_haystack
+from moorage.runtime.evals.haystack import GARBAGE, text_haystack
 from moorage.runtime.evals.intervals import wilson
 from moorage.runtime.evals.ruler import FREE_TASKS, ruler_tasks
+from moorage.runtime.evals.ruler.chains import Chains
 from moorage.runtime.evals.runner import Summary, run
 from moorage.runtime.evals.targets import ServerTargets
 from moorage.runtime.evals.tasks import Suite
@@ -100,6 +102,23 @@ def test_the_score_is_the_share_of_answers(engine: AnsweringEngine, targets: Ser
     assert measure("vt", targets).rows[0].value == 0.2
     engine.answer = lambda _prompt: ""
     assert measure("niah_single_2", targets).rows[0].value == 0
+
+
+def test_every_sample_hides_its_needle_in_another_text(
+    engine: AnsweringEngine, targets: ServerTargets
+) -> None:
+    engine.answer = lambda _prompt: ""
+    measure("niah_single_2", targets, (4_000,), samples=4)
+    prompts = [engine.tokenizer.decode(asked.prompt) for asked in engine.seen[-4:]]
+    assert len({prompt.split("afterwards.\n")[1][:80] for prompt in prompts}) == 4
+
+
+@pytest.mark.parametrize("maker", [Chains(), Chains(text_haystack())])
+def test_a_chain_is_followed_in_noise_and_in_a_text(maker: Chains) -> None:
+    problem = maker(random.Random(3), 40, 4096)
+    assert solve(problem.text).split() == list(problem.answers)
+    assert problem.question.startswith("\nQuestion: Find all variables")
+    assert (GARBAGE in problem.document.split("they are:")[1]) is (maker.haystack is None)
 
 
 def squad() -> dict[str, Any]:
