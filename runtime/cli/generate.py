@@ -13,6 +13,7 @@ from moorage.client import Client, GenerateResult
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.asked import Asked
+from moorage.runtime.cli.batch import Batch, answer_batch
 from moorage.runtime.cli.output import print_note
 from moorage.runtime.cli.streaming import print_json_line, quiet, stream_text, summary
 
@@ -24,6 +25,7 @@ from moorage.runtime.cli.streaming import print_json_line, quiet, stream_text, s
         'runtime generate "Why is the sky blue?" --system "Answer in one sentence."',
         "runtime generate --messages talk.json",
         "cat book.txt | runtime generate --json",
+        "runtime generate --batch prompts.jsonl --output answers.jsonl",
     )
 )
 def generate(
@@ -82,6 +84,26 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the text.")
     ] = False,
+    batch_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--batch",
+            help="Answer every line of a file: a JSON object with prompt, messages or token_ids, an id, and options "
+            "of its own by their names in the SDK.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the answers of --batch go, a JSON object a line. What it holds is not asked again.",
+            dir_okay=False,
+        ),
+    ] = None,
+    at_once: Annotated[
+        int, typer.Option(help="Prompts of --batch that are asked at a time.", min=1, max=64)
+    ] = 8,
 ) -> None:
     """Answer or continue a prompt; the text streams to stdout.
 
@@ -89,6 +111,7 @@ def generate(
     """
     asked = Asked(prompt, prompt_file, messages_file, token_ids_file, system, raw)
     asked.check()
+    _check_batch(batch_file, output, asked)
     options = o.given(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -107,6 +130,9 @@ def generate(
         parse_special=parse_special,
         num_logprobs=num_logprobs,
     )
+    if batch_file is not None and output is not None:
+        answer_batch(Batch(batch_file, output, raw, at_once), o.server_address(address), options, timeout_s)
+        return
     with o.time_limit(timeout_s), Client(o.server_address(address), timeout_s) as client:
         stream = client.generate(asked.prompt(client), **options)
         if as_json:
@@ -117,6 +143,14 @@ def generate(
         result = stream_text(stream)
     if sys.stderr.isatty():
         print_note(summary(result.usage))
+
+
+def _check_batch(batch_file: Path | None, output: Path | None, asked: Asked) -> None:
+    """Raises typer.BadParameter for half of a batch, or a prompt beside it."""
+    if (batch_file is None) != (output is None):
+        raise typer.BadParameter("give --batch and --output together")
+    if batch_file is not None and asked != Asked(None, None, None, None, None, asked.raw):
+        raise typer.BadParameter("--batch has its own prompts; give no other")
 
 
 def result_json(result: GenerateResult) -> dict[str, Any]:
