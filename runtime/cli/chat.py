@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli import transcripts
 from moorage.runtime.cli.app import app, examples
-from moorage.runtime.cli.chat_commands import run_command
+from moorage.runtime.cli.chat_commands import attach, run_command
 from moorage.runtime.cli.chat_connection import Connection
 from moorage.runtime.cli.chat_input import PipedTurns, TerminalTurns, TurnSource
 from moorage.runtime.cli.chat_turns import Continuation, Messages, Turns
@@ -32,6 +33,7 @@ _TERMINAL_RETRY_S = 24 * 3600.0
         "runtime chat",
         'runtime chat --system "Answer in one sentence." --temperature 0.7',
         "runtime chat --session planning",
+        "runtime chat --document report.pdf",
         "runtime chat --raw --max-new-tokens 32",
     ),
     short_help="Talk with the model.",
@@ -50,6 +52,17 @@ def chat(
             metavar="NAME",
             help="Keep the conversation under this name, in a private file below ~/.local/state/moorage, and "
             "go on from it. Without a name nothing is kept.",
+        ),
+    ] = None,
+    documents: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--document",
+            "--pdf",
+            metavar="FILE|DIR",
+            help="Put a document before the first question: text, PDF, or a folder of them. May be given several "
+            "times. Later questions find it in the cache.",
+            exists=True,
         ),
     ] = None,
     max_new_tokens: o.MaxNewTokens = None,
@@ -91,6 +104,8 @@ def chat(
         talk = Talk(connection, turns, options, model.name, retry_s, session)
         if session is not None:
             _resume(talk, session, system)
+        for path in documents or ():
+            attach(talk, path)
         if typed:
             print_note(f"{model.name} at {connection.client.address}. /help lists commands, Ctrl-D ends.")
         _converse(talk, TerminalTurns() if typed else PipedTurns(sys.stdin.buffer), keep_going=typed)

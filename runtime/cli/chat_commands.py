@@ -11,19 +11,34 @@ from moorage.runtime.cli import transcripts
 from moorage.runtime.cli.chat_input import Turn
 from moorage.runtime.cli.output import print_error, print_note, print_table
 from moorage.runtime.cli.talk import Talk
+from moorage.runtime.text.documents import read_document
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 _COMMAND = re.compile(r"/(\w*)(?:[ \t]+(.*))?")
+_MOST_NAMED = 5
+"""Files without text that are shown."""
 HELP = '''\
 /help        show this
 /reset       forget the conversation; the system message stays
 /save FILE   write the conversation to a file, as JSON
-/load FILE   go on from a conversation in a file
+/load FILE   put a document before the next question: text, PDF or a folder;
+             or go on from a conversation that /save wrote, a .json file
 /sessions    list the conversations that --session NAME keeps
 /exit        end the chat, as Ctrl-D does
 Enter sends. Alt-Enter begins a new line; so does Enter between two """.
 Pasted text is not sent before you press Enter. Ctrl-C stops an answer.'''
+
+
+def attach(talk: Talk, path: Path) -> None:
+    """Puts a document before the next question. Raises InvalidRequest for one that has no text."""
+    document = read_document(path)
+    talk.documents.append(document)
+    print_note(f"({document.name}: {len(document.text):,} characters go before your next question)")
+    if document.skipped:
+        shown = ", ".join(document.skipped[:_MOST_NAMED])
+        more = len(document.skipped) - _MOST_NAMED
+        print_note(f"(no text in {shown}{f' and {more} more' if more > 0 else ''})")
 
 
 def run_command(talk: Talk, turn: Turn) -> bool | None:
@@ -51,6 +66,7 @@ def _help(_talk: Talk, _argument: str) -> None:
 
 def _reset(talk: Talk, _argument: str) -> None:
     talk.turns.forget()
+    talk.documents.clear()
     talk.save()
     print_note("(the conversation begins again)")
 
@@ -66,6 +82,9 @@ def _save(talk: Talk, argument: str) -> None:
 
 def _load(talk: Talk, argument: str) -> None:
     file = _file(argument, "/load")
+    if file.suffix.lower() != ".json":
+        attach(talk, file)
+        return
     value = transcripts.read_json(file)
     try:
         talk.turns.load(value)

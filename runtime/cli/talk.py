@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moorage.client import Cancelled, GenerateOptions, GenerateResult, GenerateStream
 from moorage.runtime.cli import transcripts
@@ -13,6 +13,7 @@ from moorage.runtime.cli.chat_connection import Connection
 from moorage.runtime.cli.chat_turns import Answer, Turns
 from moorage.runtime.cli.output import print_error, print_note
 from moorage.runtime.cli.streaming import stream_text
+from moorage.runtime.text.documents import Document
 from moorage.workers.counting import counted
 from moorage.workers.errors import Unavailable
 
@@ -30,6 +31,8 @@ class Talk:
     retry_s: float
     """How long a lost server is waited for."""
     name: str | None = None
+    documents: list[Document] = field(default_factory=list)
+    """Their texts go before the next question."""
 
     def ask(self, text: str) -> None:
         """Sends a turn and shows the answer. Raises MoorageError when there is none; then nothing is remembered.
@@ -37,6 +40,7 @@ class Talk:
         Ctrl-C ends the answer; the part that was shown is remembered, since a user may speak of it.
         """
         answer = Answer()
+        text = "\n\n".join([*(f"{one.name}:\n{one.text}" for one in self.documents), text])
         try:
             result = self._answer(text, answer)
         except KeyboardInterrupt:
@@ -51,6 +55,7 @@ class Talk:
                 cut = counted(len(result.token_ids), "token")
                 print_note(f"(cut after {cut}; --max-new-tokens allows more)")
         self.turns.remember(text, answer)
+        self.documents.clear()
         self.save()
 
     def save(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from moorage.runtime.cli import transcripts
 from moorage.workers.errors import InvalidRequest
+from tests.pdf_files import pdf_of
 from tests.runtime.cli.conftest import Cli
 from tests.runtime.cli.terminal import Terminal, terminal
 from tests.toy_engine import ToyEngine
@@ -301,3 +302,23 @@ def test_only_a_chat_at_a_keyboard_loads_prompt_toolkit() -> None:
     code = "import sys, moorage.runtime.cli.chat; print('prompt_toolkit' in sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert loaded.stdout == "False\n"
+
+
+def test_documents_go_before_the_next_question_alone(
+    server: ToyServer, cli: Cli, tmp_path: Path, prompts: Callable[[], list[str]]
+) -> None:
+    report, note = tmp_path / "report.pdf", tmp_path / "note.txt"
+    report.write_bytes(pdf_of("Ships came at six."))
+    note.write_text("Fog at nine.")
+    turns = f"When?\n/load {note}\nAnd fog?\n/load {tmp_path / 'none.pdf'}\nBye.\n".encode()
+    finished = cli("chat", "--pdf", report, "--address", server.address, stdin=turns)
+    assert finished.returncode == 0, finished.stderr
+    asked = [prompt.split("<user>")[-1] for prompt in prompts()]
+    assert asked == [
+        "report.pdf:\nShips came at six.\n\nWhen?",
+        "note.txt:\nFog at nine.\n\nAnd fog?",
+        "Bye.",
+    ]
+    assert prompts()[1].startswith(prompts()[0])
+    assert b"(report.pdf: 18 characters go before your next question)" in finished.stderr
+    assert b"none.pdf: No such file" in finished.stderr
