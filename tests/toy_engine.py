@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 from array import array
@@ -22,9 +23,16 @@ from moorage.runtime.serving.protocol import (
     Token,
     Usage,
 )
+from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
-from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted
+from moorage.workers.errors import (
+    FailedPrecondition,
+    InvalidRequest,
+    MoorageError,
+    NotFound,
+    ResourceExhausted,
+)
 from moorage.workers.hf_generation import SamplingDefaults
 
 BOS = 256
@@ -75,6 +83,40 @@ class ToyText:
     async def close(self) -> None: ...
 
 
+class ToySessions:
+    """Sessions as clients see them; `busy` is in use."""
+
+    def __init__(self) -> None:
+        self.held = {
+            name: SessionInfo(name, "idle", 40, 1 << 20, last_used_s=5.0) for name in ("busy", "talk")
+        }
+
+    async def list(self, tenant: str = "") -> tuple[SessionInfo, ...]:
+        assert not tenant
+        return tuple(self.held.values())
+
+    async def delete(self, name: str, tenant: str = "") -> None:
+        self._unused(name, tenant)
+        del self.held[name]
+
+    async def rename(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
+        self.held[new_name] = dataclasses.replace(self._unused(name, tenant), name=new_name)
+        del self.held[name]
+        return self.held[new_name]
+
+    async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
+        self.held[name] = dataclasses.replace(self._unused(name, tenant), pinned=pinned)
+        return self.held[name]
+
+    def _unused(self, name: str, tenant: str) -> SessionInfo:
+        assert not tenant
+        if name == "busy":
+            raise FailedPrecondition("session: 'busy' is in use by a request; wait for its end")
+        if name not in self.held:
+            raise NotFound(f"session: {name!r} is not held here; list those that are")
+        return self.held[name]
+
+
 class ToyEngine:
     """Keeps the interface of the coordinator. `endless` sessions go on until they are closed."""
 
@@ -90,6 +132,7 @@ class ToyEngine:
         self.ended = asyncio.Event()
         self.seen: list[GenerateParams | ScoreParams] = []
         self.closed = False
+        self.sessions = ToySessions()
 
     def model_info(self) -> ModelInfo:
         return ModelInfo(

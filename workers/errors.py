@@ -6,6 +6,7 @@ MoorageError
   |     |     +-- NotFinite  numbers beyond the range of a configured type
   |     +-- InvalidModel   the same, in a model directory
   +-- NotFound             a named thing does not exist
+  +-- FailedPrecondition   a named thing is not in the state that the call needs
   +-- ResourceExhausted    it could work, but not now or not on this machine
   |     +-- StoreFull      no room left in a KV store
   +-- Unavailable          a process that is needed is starting, stopping or gone
@@ -38,6 +39,10 @@ class InvalidModel(InvalidRequest):
 
 class NotFound(MoorageError):
     """A named thing does not exist."""
+
+
+class FailedPrecondition(MoorageError):
+    """A named thing is not in the state that the call needs."""
 
 
 class ResourceExhausted(MoorageError):

@@ -64,6 +64,26 @@ class MoorageStub:
                 request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/moorage.v1.Moorage/ListSessions',
+                request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSession = channel.unary_unary(
+                '/moorage.v1.Moorage/DeleteSession',
+                request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.DeleteSessionRequest.SerializeToString,
+                response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.DeleteSessionResponse.FromString,
+                _registered_method=True)
+        self.RenameSession = channel.unary_unary(
+                '/moorage.v1.Moorage/RenameSession',
+                request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.RenameSessionRequest.SerializeToString,
+                response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+                _registered_method=True)
+        self.PinSession = channel.unary_unary(
+                '/moorage.v1.Moorage/PinSession',
+                request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.PinSessionRequest.SerializeToString,
+                response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+                _registered_method=True)
 
 
 class MoorageServicer:
@@ -113,6 +133,35 @@ class MoorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSessions(self, request, context):
+        """The sessions whose KV the server holds. The methods below answer NOT_FOUND for a name that it does not hold, and
+        FAILED_PRECONDITION where a request uses the session or a new name is taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSession(self, request, context):
+        """Drops the KV of a session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameSession(self, request, context):
+        """Gives a session another name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PinSession(self, request, context):
+        """Keeps a session from being dropped for others and when its time has passed, or gives it free again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MoorageServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +194,26 @@ def add_MoorageServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.GetStatusRequest.FromString,
                     response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.ListSessionsRequest.FromString,
+                    response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'DeleteSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSession,
+                    request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.DeleteSessionRequest.FromString,
+                    response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.DeleteSessionResponse.SerializeToString,
+            ),
+            'RenameSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameSession,
+                    request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.RenameSessionRequest.FromString,
+                    response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.SerializeToString,
+            ),
+            'PinSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinSession,
+                    request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.PinSessionRequest.FromString,
+                    response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -309,6 +378,114 @@ class Moorage:
             '/moorage.v1.Moorage/GetStatus',
             moorage_dot_proto_dot_v1_dot_moorage__pb2.GetStatusRequest.SerializeToString,
             moorage_dot_proto_dot_v1_dot_moorage__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Moorage/ListSessions',
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.ListSessionsRequest.SerializeToString,
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Moorage/DeleteSession',
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.DeleteSessionRequest.SerializeToString,
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Moorage/RenameSession',
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.RenameSessionRequest.SerializeToString,
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Moorage/PinSession',
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.PinSessionRequest.SerializeToString,
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
             options,
             channel_credentials,
             insecure,

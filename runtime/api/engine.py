@@ -7,6 +7,7 @@ from typing import Protocol
 
 from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.protocol import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
+from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.text.jobs import Text
 from moorage.workers.errors import MoorageError
 
@@ -24,6 +25,22 @@ class Events(Protocol):
         """Ends the request's work."""
 
 
+class Sessions(Protocol):
+    """Operations on sessions of one tenant. All but `list` raise NotFound for a name that is not held."""
+
+    async def list(self, tenant: str = "") -> tuple[SessionInfo, ...]:
+        """Every session, the longest unused first."""
+
+    async def delete(self, name: str, tenant: str = "") -> None:
+        """Drops a session. Raises FailedPrecondition while it is in use."""
+
+    async def rename(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
+        """Gives a session another name. Raises FailedPrecondition while it is in use, or when the name is taken."""
+
+    async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
+        """Keeps a session from eviction, or gives it free again."""
+
+
 class Engine(Protocol):
     """Answers requests. Every method raises the errors of `moorage.workers.errors`."""
 
@@ -34,6 +51,10 @@ class Engine(Protocol):
     @property
     def health(self) -> ClusterHealth:
         """Problems that keep the cluster from serving."""
+
+    @property
+    def sessions(self) -> Sessions:
+        """Operations on sessions."""
 
     def model_info(self) -> ModelInfo:
         """The served model."""

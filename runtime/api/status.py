@@ -26,6 +26,7 @@ STATUS: dict[type[errors.MoorageError], Status] = {
     errors.NotFinite: Status("INVALID_ARGUMENT", 400),
     errors.InvalidModel: Status("INVALID_ARGUMENT", 400),
     errors.NotFound: Status("NOT_FOUND", 404),
+    errors.FailedPrecondition: Status("FAILED_PRECONDITION", 409),
     errors.ResourceExhausted: Status("RESOURCE_EXHAUSTED", 429),
     errors.StoreFull: Status("RESOURCE_EXHAUSTED", 429),
     errors.Unavailable: Status("UNAVAILABLE", 503),

@@ -97,6 +97,14 @@ def name(field: str, value: str) -> str | None:
     return value or None
 
 
+def session_name(value: str, field: str = "name") -> str:
+    """The name of a session. Raises InvalidRequest for one that is empty, long or not printable."""
+    named = name(field, value)
+    if named is None:
+        raise InvalidRequest(f"{field}: is empty; give the name of a session")
+    return named
+
+
 def memory(settings: Mapping[str, str]) -> Mapping[str, str]:
     """Settings of memory, few and short; what they may be is judged where they are resolved."""
     if len(settings) > MAX_MEMORY_SETTINGS:

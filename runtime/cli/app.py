@@ -27,6 +27,7 @@ COMMANDS = {
     "stop": "moorage.runtime.cli.stop",
     "generate": "moorage.runtime.cli.generate",
     "chat": "moorage.runtime.cli.chat",
+    "session": "moorage.runtime.cli.session",
     "score": "moorage.runtime.cli.score",
     "tokenize": "moorage.runtime.cli.tokenize",
     "detokenize": "moorage.runtime.cli.tokenize",

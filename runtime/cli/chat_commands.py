@@ -10,10 +10,11 @@ from pathlib import Path
 from moorage.runtime.cli import transcripts
 from moorage.runtime.cli.chat_input import Turn
 from moorage.runtime.cli.output import print_error, print_note, print_table
+from moorage.runtime.cli.session import print_sessions
 from moorage.runtime.cli.talk import Talk
 from moorage.runtime.text.documents import read_document
 from moorage.workers.counting import counted
-from moorage.workers.errors import InvalidRequest
+from moorage.workers.errors import InvalidRequest, MoorageError
 
 _COMMAND = re.compile(r"/(\w*)(?:[ \t]+(.*))?")
 _MOST_NAMED = 5
@@ -24,7 +25,7 @@ HELP = '''\
 /save FILE   write the conversation to a file, as JSON
 /load FILE   put a document before the next question: text, PDF or a folder;
              or go on from a conversation that /save wrote, a .json file
-/sessions    list the conversations that --session NAME keeps
+/sessions    list the conversations that --session NAME keeps, and the sessions that the server holds
 /exit        end the chat, as Ctrl-D does
 Enter sends. Alt-Enter begins a new line; so does Enter between two """.
 Pasted text is not sent before you press Enter. Ctrl-C stops an answer.'''
@@ -95,6 +96,17 @@ def _load(talk: Talk, argument: str) -> None:
 
 
 def _sessions(talk: Talk, _argument: str) -> None:
+    _conversations(talk)
+    try:
+        held = talk.connection.client.sessions.list()
+    except MoorageError as error:
+        print_error(error)
+        return
+    if held:
+        print_sessions(held)
+
+
+def _conversations(talk: Talk) -> None:
     found = transcripts.saved()
     if not found:
         print_note("(none is kept; `runtime chat --session NAME` keeps one)")

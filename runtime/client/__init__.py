@@ -30,9 +30,11 @@ from moorage.runtime.serving.protocol import (
     Usage,
     WaitingRequest,
 )
+from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.workers.errors import (
     Cancelled,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidRequest,
     MoorageError,
     NotFound,
@@ -49,6 +51,7 @@ __all__ = [
     "Client",
     "ClusterStatus",
     "DeadlineExceeded",
+    "FailedPrecondition",
     "Finished",
     "GenerateEvent",
     "GenerateOptions",
@@ -67,6 +70,7 @@ __all__ = [
     "ScoreEvent",
     "ScoreResult",
     "ScoreStream",
+    "SessionInfo",
     "Token",
     "Unavailable",
     "Usage",

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from moorage.client import channel as channels
 from moorage.client import messages
+from moorage.client.sessions import AsyncSessions
 from moorage.client.types import (
     GenerateEvent,
     GenerateOptions,
@@ -94,6 +95,7 @@ class AsyncClient:
         self._channel = grpc.aio.insecure_channel(self.address, options=channels.OPTIONS)
         self._stub = MoorageStub(self._channel)
         self._connected = False
+        self.sessions = AsyncSessions(self._stub, self._unary)
 
     async def __aenter__(self) -> Self:
         return self

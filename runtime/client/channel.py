@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from moorage.workers.errors import (
     Cancelled,
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidRequest,
     MoorageError,
     NotFound,
@@ -26,7 +27,7 @@ _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _OWN_DEADLINE = "Deadline Exceeded"
 """The message of gRPC when the time limit of a call has passed; the server has other messages for its limits."""
 _SERVICE = "moorage.v1.Moorage"
-_IDEMPOTENT = ("Tokenize", "Detokenize", "ListModels", "GetStatus")
+_IDEMPOTENT = ("Tokenize", "Detokenize", "ListModels", "GetStatus", "ListSessions")
 _RETRIES = {
     "methodConfig": [
         {
@@ -53,6 +54,7 @@ OPTIONS = (
 _ERRORS: dict[grpc.StatusCode, type[MoorageError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,

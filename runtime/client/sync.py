@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from moorage.client import channel as channels
 from moorage.client import messages
+from moorage.client.sessions import Sessions
 from moorage.client.types import (
     GenerateEvent,
     GenerateOptions,
@@ -86,6 +87,7 @@ class Client:
         self._channel = grpc.insecure_channel(self.address, options=channels.OPTIONS)
         self._stub = MoorageStub(self._channel)
         self._connected = False
+        self.sessions = Sessions(self._stub, self._call)
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from moorage.runtime.serving.coordinator import Cluster, Coordinator
 from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.protocol import ModelInfo
 from moorage.runtime.serving.scheduled_request import Limits
+from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.text.process import TextProcess
 
 
@@ -59,6 +60,7 @@ def cluster_of(
         executor=executor,
         resolve_memory=lambda preset, settings: resolve_memory(config, preset, plan.spec, settings),
         reach=partial(reach, model=plan.spec),
+        sessions=SessionPolicy(config.sessions.ttl, config.sessions.quota),
     )
 
 

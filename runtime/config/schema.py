@@ -15,6 +15,7 @@ from moorage.runtime.config.types import (
     DirectoryPath,
     HostPort,
     RayAddress,
+    Seconds,
     Section,
     Text,
     Threads,
@@ -159,6 +160,21 @@ class ServerSection(Section):
     )
 
 
+class SessionsSection(Section):
+    """Named sessions whose KV stays between requests."""
+
+    ttl: Seconds | None = Field(
+        None,
+        description="A session that no request used for so long is dropped unless it is pinned, such as 30min, 12h "
+        "or 7d; default is never. Sessions are also dropped when others need their memory.",
+    )
+    quota: Bytes | None = Field(
+        None,
+        description="DRAM that the idle sessions of one tenant may hold together, such as 64GiB; beyond it those "
+        "unused for longest are dropped unless they are pinned. Default unlimited.",
+    )
+
+
 class RaySection(Section):
     """The Ray cluster that the processes run in."""
 
@@ -190,6 +206,9 @@ class ClusterConfig(Section):
         default=SchedulerSection(), description="How a step's tokens are shared."
     )
     server: ServerSection = Field(default=ServerSection(), description="The gRPC server.")
+    sessions: SessionsSection = Field(
+        default=SessionsSection(), description="Named sessions whose KV stays between requests."
+    )
     ray: RaySection = Field(default=RaySection(), description="The Ray cluster that the processes run in.")
 
     @property

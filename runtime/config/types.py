@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag
 
 from moorage.runtime.config.addresses import check_address
-from moorage.runtime.config.units import parse_bytes, parse_tokens
+from moorage.runtime.config.units import parse_bytes, parse_seconds, parse_tokens
 
 _MOST_PATH_BYTES, _MOST_NAME_BYTES = 4095, 255
 _MOST_CPUS = 8192
@@ -103,6 +103,7 @@ TokensOrAuto = Annotated[
     Discriminator(lambda value: "auto" if value == "auto" else "tokens"),
 ]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=2**60)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0, le=1e9)]
 HostPort = Annotated[str, BeforeValidator(check_address)]
 CpuList = Annotated[tuple[int, ...], BeforeValidator(_cpu_list)]
 RayAddress = Annotated[str, BeforeValidator(_ray_address)]

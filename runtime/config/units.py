@@ -10,8 +10,9 @@ _BYTE_UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     _BYTE_UNITS[f"{_letter}IB"] = 1024**_power
     _BYTE_UNITS[f"{_letter}B"] = 1000**_power
-_BYTE_KEYS = ("dram", "object_store_memory", "device_memory")
+_BYTE_KEYS = ("dram", "quota", "object_store_memory", "device_memory")
 """Keys of bytes whose names do not end in `_bytes`."""
+_TIME_UNITS = {"": 1, "S": 1, "MIN": 60, "M": 60, "H": 3600, "D": 86400}
 _TOKEN_UNITS = {"": 1, "K": 1024, "M": 1024**2}
 _QUANTITY = re.compile(r"\s*([0-9]{1,30}(?:\.[0-9]{1,30})?)\s*([A-Za-z]*)\s*")
 
@@ -30,6 +31,16 @@ def parse_tokens(text: str | int) -> int:
     Raises ValueError with the units that can be used.
     """
     return _parse(text, _TOKEN_UNITS, "a token count such as 4096, 128K or 1M")
+
+
+def parse_seconds(text: str | float) -> float:
+    """Seconds of `30min`, `12h`, `7d` or a plain number.
+
+    Raises ValueError with the units that can be used.
+    """
+    if isinstance(text, float):
+        return text
+    return _parse(text, _TIME_UNITS, "a time such as 90, 30min, 12h or 7d")
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -1,8 +1,8 @@
 """Which waiting requests may start: all that a request needs is reserved before its first step. Pure.
 
 A waiting request reserves nothing. The resources of an idle session count as available, also when a request for that
-session waits: that request then begins the session anew. So whenever nothing runs, the first of the waiting requests
-can start.
+session waits: that request then begins the session anew. Pinned sessions are not evicted. So whenever nothing runs,
+the first of the waiting requests can start, unless pinned sessions hold what it needs.
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ class Admission:
         self.free = self.free.plus(reservation).minus(session.resources)
         self.idle.add(session)
 
+    def discard(self, session: IdleSession) -> None:
+        """Frees what an idle session holds."""
+        self.idle.remove(session)
+        self.free = self.free.plus(session.resources)
+
     def waits(self, running: Mapping[str, ScheduledRequest]) -> list[Wait]:
         """Why each waiting request waits, in order."""
         busy, blocked, found = _session_names(running.values()), False, []
@@ -106,17 +111,14 @@ class Admission:
 
     def _lacks_device(self, request: ScheduledRequest) -> bool:
         """Whether running sessions hold slots or rings of the device that the request needs."""
-        rings = self.free.rings + self.idle.resources.rings
-        return request.need.slots > self.free.slots or request.need.rings > rings
+        own = self.idle.get(request.session_name)
+        held = [*self.idle.evictable(request.session_name), *([] if own is None else [own])]
+        return request.need.slots > self.free.slots or request.need.rings > _with(self.free, held).rings
 
     def _begin(self, request: ScheduledRequest, start: Start) -> None:
         self.waiting.remove(request)
-        for session in start.evicted:
-            self.idle.remove(session)
-            self.free = self.free.plus(session.resources)
-        if start.continues is not None:
-            self.idle.remove(start.continues)
-            self.free = self.free.plus(start.continues.resources)
+        for session in start.evicted if start.continues is None else (*start.evicted, start.continues):
+            self.discard(session)
         self.free = self.free.minus(start.reservation)
         request.reservation, request.first_actor = start.reservation, start.first_actor
         request.continues, request.prefilled_tokens = start.continues, start.cached_tokens
@@ -165,13 +167,11 @@ class Admission:
         """
         if fits(free):
             return []
-        own = self.idle.get(request.session_name)
-        evictable = self.idle.resources if own is None else self.idle.resources.minus(own.resources)
-        if not fits(free.plus(evictable)):
+        others = self.idle.evictable(request.session_name)
+        if not fits(_with(free, others)):
             return None
         evicted: list[IdleSession] = []
         awaited = _session_names(self.waiting)
-        others = [held for held in self.idle if held is not own]
         for victim in sorted(others, key=lambda held: held.name in awaited):
             evicted.append(victim)
             free = free.plus(victim.resources)

@@ -22,6 +22,9 @@ from moorage.runtime.serving.protocol import (
 from moorage.runtime.serving.queue_status import running_requests, waiting_requests
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
+from moorage.runtime.serving.sessions.keys import session_key
+from moorage.runtime.serving.sessions.manager import Sessions
+from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.serving.step_loop import StepLoop
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.jobs import Text
@@ -53,6 +56,7 @@ class Cluster:
     """The tokenizer in a process of its own, for what clients send."""
     reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
     """How far the positions of a request hold."""
+    sessions: SessionPolicy = SessionPolicy()
 
 
 class Coordinator:
@@ -67,6 +71,7 @@ class Coordinator:
             cluster.eos_token_ids,
             cluster.resolve_memory(None, {}),
         )
+        self.sessions = Sessions(self._loop, cluster.capacity, cluster.sessions)
         self._session_ids = itertools.count(1)
         self._started_s = time.monotonic()
 
@@ -139,6 +144,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Ends all requests, and stops the workers. Safe to call twice."""
+        await self.sessions.close()
         await self._loop.close()
         self.fail_requests(Unavailable("the server is stopping"))
         if self._cluster.text is not None:
@@ -161,6 +167,7 @@ class Coordinator:
         cluster.capacity.check(need, len(prompt) + max_new_tokens)
         request_id = params.request_id or secrets.token_hex(6)
         alignment = max(1, memory.selection.execution_block)
+        session = None if params.session is None else session_key(params.tenant, params.session)
         return Request(
             request_id=request_id,
             session_id=next(self._session_ids),
@@ -171,7 +178,7 @@ class Coordinator:
             block_size=cluster.capacity.layout.block_size,
             arrived_s=time.monotonic(),
             decoder=IncrementalDecoder(cluster.tokenizer, prompt) if cluster.tokenizer else None,
-            scheduled=ScheduledRequest(request_id, len(prompt), need, alignment, params.session),
+            scheduled=ScheduledRequest(request_id, len(prompt), need, alignment, session),
             matcher=StopMatcher(params.stop),
             ignore_eos=params.ignore_eos,
             dram_bytes=cluster.capacity.bytes_of(need),

@@ -80,6 +80,8 @@ class GenerateParams:
     """Settings of memory that stand above the preset, by their keys in a cluster file, in YAML."""
     session: str | None = None
     """Name of a session to continue; its KV stays after the request."""
+    tenant: str = ""
+    """Whose session it is, as the front end knows."""
     request_id: str = ""
     """Names the request in the log and in the status; drawn when empty."""
 

@@ -166,7 +166,7 @@ class Request:
         self.outcome = f"failed: {type(error).__name__}"
         self.events.put_nowait(error)
 
-    def idle_session(self, capacity: Capacity) -> IdleSession | None:
+    def idle_session(self, capacity: Capacity, now_s: float = 0.0) -> IdleSession | None:
         """The session that the request leaves behind; None when it has no name, or no KV that can be used."""
         name = self.scheduled.session_name
         if name is None or self.failed or self.admitted_s is None:
@@ -180,7 +180,7 @@ class Request:
         most = min(len(tokens) + self.memory.verify, self.num_tokens)
         resources = capacity.idle(most).starting_at(first_actor)
         stored = StoredKv(tokens, len(self.prompt), self.memory, self._first_held(capacity, most))
-        return IdleSession(name, self.session_id, stored, resources, first_actor)
+        return IdleSession(name, self.session_id, stored, resources, first_actor, now_s)
 
     def _first_held(self, capacity: Capacity, num_tokens: int) -> int:
         """The first token that rings of sliding-window layers hold; what was overwritten before stays so."""

@@ -72,6 +72,15 @@ class Scheduler:
         self._stop(request)
         self._admission.keep(request.reservation, session)
 
+    def discard(self, session: IdleSession) -> None:
+        """Frees what an idle session holds."""
+        self._admission.discard(session)
+
+    @property
+    def blocked(self) -> str | None:
+        """The request that waits first although nothing runs: pinned sessions hold what it needs."""
+        return None if self.running or not self.waiting else self.waiting[0].request_id
+
     def waits(self) -> list[Wait]:
         """Why each waiting request waits, in order."""
         return self._admission.waits(self.running)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -22,8 +22,10 @@ from moorage.runtime.serving.queue_status import Throughput, retry_after_s, wait
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
-from moorage.runtime.serving.session_cache import IdleSession, reusable_tokens
-from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
+from moorage.runtime.serving.session_cache import IdleSession
+from moorage.runtime.serving.sessions.reuse import reusable_tokens
+from moorage.workers.counting import counted
+from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
     MemorySpec,
@@ -60,6 +62,8 @@ class StepLoop:
         self.failures = StepFailures()
         self._ended_requests: list[Request] = []
         """Requests that ended, or whose client closed the stream; settled between two steps."""
+        self.on_session: Callable[[str], None] = lambda _name: None
+        """Called with the name of a session when a request of it has ended."""
         self._drops: list[int] = []
         """Worker sessions to drop with the next step that succeeds."""
         self._idles: list[int] = []
@@ -91,6 +95,17 @@ class StepLoop:
                 self._wake.set()
 
         return EventStream(request.events, on_close, on_read)
+
+    def discard(self, session: IdleSession) -> None:
+        """Frees an idle session; the worker drops it with the next step."""
+        self.scheduler.discard(session)
+        self._drops.append(session.session_id)
+        self._wake.set()
+
+    @property
+    def unsettled(self) -> Sequence[Request]:
+        """Requests that have ended and hold their session until the present step ends; none once the loop is over."""
+        return () if self._task.done() else self._ended_requests
 
     def fail_requests(self, error: MoorageError) -> None:
         """Ends all requests with an error. Named sessions keep their KV, and the loop goes on."""
@@ -147,8 +162,10 @@ class StepLoop:
         self._settle()
         step = self.scheduler.next_step()
         self._drops += [held.session_id for held in step.evicted]
+        if (blocked := self.scheduler.blocked) is not None:
+            self._refuse_blocked(self.requests[blocked])
         if step.is_empty and not self._drops and not self._idles:
-            return False
+            return bool(self._ended_requests)
         try:
             result = await self._run_step(step)
             self.scheduler.prefilled(step.prefills)
@@ -161,6 +178,15 @@ class StepLoop:
         if not step.is_empty:
             self.failures.succeeded()
         return True
+
+    def _refuse_blocked(self, request: Request) -> None:
+        pinned = counted(len(self.scheduler.idle.pinned), "pinned session")
+        request.end(
+            ResourceExhausted(
+                f"the memory that the request needs is held by {pinned}; unpin or delete some, or raise kv_store.dram"
+            )
+        )
+        self._ended_requests.append(request)
 
     async def _run_step(self, step: Step) -> StepResult:
         now_s = time.monotonic()
@@ -206,7 +232,7 @@ class StepLoop:
         request.log_end(time.monotonic())
         if request.finished and not request.is_score:
             self._throughput.record_end(len(request.generated), request.max_new_tokens)
-        session = request.idle_session(self._capacity)
+        session = request.idle_session(self._capacity, time.time())
         if session is not None:
             self.scheduler.keep(request.request_id, session)
             self._idles.append(request.session_id)
@@ -214,6 +240,8 @@ class StepLoop:
             self.scheduler.release(request.request_id)
             if request.admitted_s is not None:
                 self._drops.append(request.session_id)
+        if request.scheduled.session_name is not None:
+            self.on_session(request.scheduled.session_name)
 
     def _fail_step(self, step: Step, error: Exception) -> None:
         """A step raised: its requests fail, and the worker drops their sessions with the next step."""

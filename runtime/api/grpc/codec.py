@@ -29,6 +29,7 @@ from moorage.runtime.serving.protocol import (
     Usage,
     WaitingRequest,
 )
+from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.workers.errors import MoorageError
 from moorage.workers.hf_generation import SamplingDefaults
 
@@ -227,6 +228,17 @@ def read_status(message: pb.GetStatusResponse) -> ClusterStatus:
         failed_steps_total=message.failed_steps_total,
         attention_dtype=message.attention_dtype,
     )
+
+
+def session(info: SessionInfo) -> pb.Session:
+    """The message of a session."""
+    present = {name: value for name, value in dataclasses.asdict(info).items() if value is not None}
+    return pb.Session(**present)
+
+
+def read_session(message: pb.Session) -> SessionInfo:
+    """The record of a Session message."""
+    return _read_fields(SessionInfo, message)
 
 
 def _progress(event: Progress) -> pb.Progress:

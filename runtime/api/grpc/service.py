@@ -13,11 +13,11 @@ import grpc
 import structlog
 
 from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.proto.v1.moorage_pb2_grpc import MoorageServicer
 from moorage.runtime.api import validation
 from moorage.runtime.api.engine import Engine, Events
 from moorage.runtime.api.grpc import codec
 from moorage.runtime.api.grpc.failures import reported
+from moorage.runtime.api.grpc.session_methods import SessionMethods
 from moorage.runtime.api.prompts import PromptCollector
 from moorage.runtime.api.uploads import Upload, Uploads, client_of
 from moorage.runtime.serving.protocol import (
@@ -44,7 +44,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[Any]
 
 
-class MoorageService(MoorageServicer):
+class MoorageService(SessionMethods):
     """Answers UNAVAILABLE until `engine` is set, and again once `stopping` is."""
 
     def __init__(self) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from moorage.runtime.evals.local_engine import SESSION, LocalEngine
 from moorage.runtime.planning.host import deployment_of
-from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
+from moorage.runtime.serving.session_cache import StoredKv
+from moorage.runtime.serving.sessions.reuse import reusable_tokens
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.spec import ContinueSession, MemorySpec, OpenSession, SamplingSpec

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
+from moorage.runtime.serving.session_cache import StoredKv
+from moorage.runtime.serving.sessions.reuse import reusable_tokens
 from moorage.workers.spec import (
     KEY_CODE_TOKENS,
     AnchorPool,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
+from moorage.runtime.serving.session_cache import StoredKv
+from moorage.runtime.serving.sessions.reuse import reusable_tokens
 from moorage.workers.errors import InvalidRequest, NotFinite, ResourceExhausted
 from moorage.workers.gpu.positions import rotary_tables
 from moorage.workers.spec import KvType, MemorySpec, OpenSession, SamplingSpec, Segment, WindowLayout

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from moorage.runtime.serving.session_cache import StoredKv, reusable_tokens
+from moorage.runtime.serving.session_cache import StoredKv
+from moorage.runtime.serving.sessions.reuse import reusable_tokens
 from moorage.workers.spec import (
     RING_BLOCK,
     RING_MARGIN,

@@ -1,0 +1,55 @@
+"""The methods of `moorage.v1.Moorage` that are about sessions. Every name is checked, then the engine is asked."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import grpc
+
+from moorage.proto.v1 import moorage_pb2 as pb
+from moorage.proto.v1.moorage_pb2_grpc import MoorageServicer
+from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.grpc import codec
+from moorage.runtime.api.grpc.failures import reported
+from moorage.runtime.api.validation import session_name
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SessionMethods(MoorageServicer):
+    """List, delete, rename and pin."""
+
+    @abstractmethod
+    def _ready(self) -> Engine:
+        """The engine. Raises Unavailable while it starts or stops."""
+
+    async def ListSessions(  # noqa: N802
+        self,
+        request: pb.ListSessionsRequest,  # noqa: ARG002
+        context: Context,
+    ) -> pb.ListSessionsResponse:
+        """Every session that is held."""
+        async with reported(context):
+            found = await self._ready().sessions.list()
+            return pb.ListSessionsResponse(sessions=map(codec.session, found))
+
+    async def DeleteSession(  # noqa: N802
+        self, request: pb.DeleteSessionRequest, context: Context
+    ) -> pb.DeleteSessionResponse:
+        """Drops one."""
+        async with reported(context):
+            await self._ready().sessions.delete(session_name(request.name))
+            return pb.DeleteSessionResponse()
+
+    async def RenameSession(self, request: pb.RenameSessionRequest, context: Context) -> pb.Session:  # noqa: N802
+        """Gives one another name."""
+        async with reported(context):
+            names = session_name(request.name), session_name(request.new_name, "new_name")
+            return codec.session(await self._ready().sessions.rename(*names))
+
+    async def PinSession(self, request: pb.PinSessionRequest, context: Context) -> pb.Session:  # noqa: N802
+        """Keeps one from eviction, or gives it free again."""
+        async with reported(context):
+            pinned = request.pinned if request.HasField("pinned") else True
+            return codec.session(await self._ready().sessions.pin(session_name(request.name), pinned))

@@ -1,0 +1,1 @@
+"""Sessions as clients know them: operations on them, what they may reuse of one another, and their files."""

@@ -1,0 +1,184 @@
+"""What clients do with sessions: list, delete, rename and pin them. Rules of time and memory drop idle ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from moorage.runtime.serving.capacity import Capacity
+from moorage.runtime.serving.request import Request
+from moorage.runtime.serving.session_cache import IdleSession, SessionCache
+from moorage.runtime.serving.sessions.keys import session_key, tenant_and_name
+from moorage.runtime.serving.sessions.records import SessionInfo, SessionPolicy
+from moorage.runtime.serving.step_loop import StepLoop
+from moorage.runtime.text.quoting import quoted
+from moorage.workers.errors import FailedPrecondition, NotFound
+
+_SETTLE_LOOK_S = 0.002
+"""How often an operation looks whether a session's last request has let it go."""
+
+
+class Sessions:
+    """Operations on the sessions of a step loop. A session belongs to a tenant, who sees no others."""
+
+    def __init__(
+        self,
+        loop: StepLoop,
+        capacity: Capacity,
+        policy: SessionPolicy,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._loop, self._capacity, self._policy, self._clock = loop, capacity, policy, clock
+        self._expiry: asyncio.TimerHandle | None = None
+        loop.on_session = self._used
+
+    async def list(self, tenant: str = "") -> tuple[SessionInfo, ...]:
+        """Every session of a tenant, the longest unused first, those of running requests last."""
+        infos = [self._idle_info(held) for held in self._idle]
+        infos += [self._running_info(request) for request in self._running.values()]
+        return tuple(info for info in infos if info.tenant == tenant)
+
+    async def delete(self, name: str, tenant: str = "") -> None:
+        """Drops a session, pinned or not. Raises FailedPrecondition while a request uses it or waits for it."""
+        held = await self._unused(session_key(tenant, name))
+        self._idle.pinned.discard(held.name)
+        self._loop.discard(held)
+
+    async def rename(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
+        """Gives an idle session another name that is free."""
+        held = await self._unused(session_key(tenant, name))
+        self._check_free(new_name, tenant)
+        return self._idle_info(self._idle.rename(held, session_key(tenant, new_name)))
+
+    async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
+        """Keeps a session from eviction by others and from the rules of the policy, or gives it free again."""
+        key = session_key(tenant, name)
+        held, request = self._idle.get(key), self._running.get(key)
+        if held is None and request is None:
+            raise _not_found(name)
+        (self._idle.pinned.add if pinned else self._idle.pinned.discard)(key)
+        self._used(key)
+        held = self._idle.get(key)
+        if held is not None:
+            return self._idle_info(held)
+        if request is not None:
+            return self._running_info(request)
+        raise _not_found(name)  # Its time had passed when it was given free.
+
+    async def close(self) -> None:
+        """Ends the rules of time. Safe to call twice."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+
+    @property
+    def _idle(self) -> SessionCache:
+        return self._loop.scheduler.idle
+
+    @property
+    def _running(self) -> dict[str, Request]:
+        """The running request of each named session that has one."""
+        running = (self._loop.requests[request_id] for request_id in self._loop.scheduler.running)
+        return {one.scheduled.session_name: one for one in running if one.scheduled.session_name is not None}
+
+    @property
+    def _awaited(self) -> set[str | None]:
+        """Names of sessions that requests wait for."""
+        return {waiting.session_name for waiting in self._loop.scheduler.waiting}
+
+    async def _unused(self, key: str) -> IdleSession:
+        """The idle session of that name, once requests that have ended have let it go. Raises where there is none."""
+        while any(ended.scheduled.session_name == key for ended in self._loop.unsettled):
+            await asyncio.sleep(_SETTLE_LOOK_S)
+        held = self._idle.get(key)
+        _, name = tenant_and_name(key)
+        if key in self._running or key in self._awaited:
+            raise FailedPrecondition(
+                f"session: {quoted(name)} is in use by a request; wait for its end, or cancel it"
+            )
+        if held is None:
+            raise _not_found(name)
+        return held
+
+    def _check_free(self, name: str, tenant: str) -> None:
+        key = session_key(tenant, name)
+        if self._idle.get(key) is not None or key in self._running or key in self._awaited:
+            raise FailedPrecondition(
+                f"session: {quoted(name)} exists already; choose another name, or delete it"
+            )
+
+    def _used(self, key: str) -> None:
+        """A request of a session has ended: its tenant's quota and the time of the next expiry may have changed."""
+        if self._idle.get(key) is None and key not in self._running and key not in self._awaited:
+            self._idle.pinned.discard(key)
+        self._keep_quota(tenant_and_name(key)[0])
+        self._expire()
+
+    def _droppable(self) -> list[IdleSession]:
+        """Idle sessions that are neither pinned nor waited for, the longest unused first."""
+        awaited = self._awaited
+        return [held for held in self._idle.evictable(None) if held.name not in awaited]
+
+    def _keep_quota(self, tenant: str) -> None:
+        if self._policy.quota_bytes is None:
+            return
+        own = [held for held in self._idle if tenant_and_name(held.name)[0] == tenant]
+        beyond = sum(map(self._bytes, own)) - self._policy.quota_bytes
+        for held in self._droppable():
+            if beyond > 0 and tenant_and_name(held.name)[0] == tenant:
+                beyond -= self._bytes(held)
+                self._loop.discard(held)
+
+    def _expire(self) -> None:
+        """Drops the sessions whose time has passed, and comes again when that of the next one has."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if self._policy.ttl_s is None:
+            return
+        now_s, expiries = self._clock(), []
+        for held in self._droppable():
+            expires_s = held.used_s + self._policy.ttl_s
+            if expires_s <= now_s:
+                self._loop.discard(held)
+            else:
+                expiries.append(expires_s)
+        if expiries:
+            loop = asyncio.get_running_loop()
+            self._expiry = loop.call_later(min(expiries) - now_s, self._expire)
+
+    def _bytes(self, held: IdleSession) -> int:
+        return self._capacity.bytes_of(held.resources)
+
+    def _idle_info(self, held: IdleSession) -> SessionInfo:
+        tenant, name = tenant_and_name(held.name)
+        pinned, ttl_s = held.name in self._idle.pinned, self._policy.ttl_s
+        return SessionInfo(
+            name=name,
+            state="waiting" if held.name in self._awaited else "idle",
+            num_tokens=len(held.stored.token_ids),
+            dram_bytes=self._bytes(held),
+            pinned=pinned,
+            last_used_s=held.used_s,
+            expires_s=None if pinned or ttl_s is None else held.used_s + ttl_s,
+            tenant=tenant,
+        )
+
+    def _running_info(self, request: Request) -> SessionInfo:
+        key = request.scheduled.session_name
+        assert key is not None
+        tenant, name = tenant_and_name(key)
+        return SessionInfo(
+            name=name,
+            state="running",
+            num_tokens=request.scheduled.prefilled_tokens + len(request.generated),
+            dram_bytes=self._capacity.bytes_of(request.scheduled.reservation),
+            pinned=key in self._idle.pinned,
+            last_used_s=self._clock(),
+            tenant=tenant,
+        )
+
+
+def _not_found(name: str) -> NotFound:
+    return NotFound(f"session: {quoted(name)} is not held here; `runtime session list` shows those that are")
