@@ -96,8 +96,9 @@ def fidelity(
 
     A document is prefilled; then given tokens pass one at a time through decode steps that select what they attend.
     At each scored token the distribution over the vocabulary is compared with full attention's over the same
-    cache: KL in nats, with its 95 % interval over passages; how often the likeliest token is the same; how often
-    it is the true one. The mass is the share of the exact attention on the attended keys. The tasks: copy (the end
+    cache: KL in nats, with its 95 % interval over passages; how often the likeliest token is the same; how near
+    full attention's two likeliest tokens are at most where it is another (flip margin, in nats); how often it is
+    the true one. The mass is the share of the exact attention on the attended keys. The tasks: copy (the end
     repeats a cue from far back), continue (the text goes on) and retrieve (one of four facts is asked for).
     """
     if model is None and config is None:
@@ -145,8 +146,8 @@ def fidelity(
 def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells, the smallest KL first within a task and length."""
     columns = [
-        "task", "length", "choice", "budget", "attended", "index bytes", "KL", "±", "agreement", "hits",
-        "full's hits", "mass", "5th pct.", "retrieval heads",
+        "task", "length", "choice", "budget", "attended", "index bytes", "KL", "±", "agreement", "flip margin",
+        "hits", "full's hits", "mass", "5th pct.", "retrieval heads",
     ]  # fmt: skip
     return columns, [
         [
@@ -159,6 +160,7 @@ def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
             f"{cell.kl:.5f}",
             _shown(cell.kl_interval, ".5f"),
             f"{cell.agreement:.3f}",
+            _shown(cell.flip_margin, ".3f"),
             f"{cell.hits:.3f}",
             f"{cell.full_hits:.3f}",
             _shown(cell.mass, ".3f"),

@@ -47,6 +47,12 @@ class Cell:
     """Half of the 95 % interval of `kl` over passages; None for a single passage."""
     agreement: float
     """Share of scored tokens at which the likeliest token is full attention's."""
+    flip_margin: float | None
+    """Most nats between full attention's two likeliest tokens where another token is the likeliest; None where the
+    likeliest token is always full attention's."""
+    lost_hits: list[tuple[int, int, float]]
+    """(passage, scored token, nats between full attention's two likeliest) of each hit of full attention's that is
+    none under this choice."""
     hits: float
     full_hits: float
     mass: float | None
@@ -118,6 +124,8 @@ def _cell(group: Sequence[Said], heads: Heads | None) -> Cell:
         kl=fmean(by_passage),
         kl_interval=_interval(by_passage),
         agreement=fmean(float(said.agrees.mean()) for said in group),
+        flip_margin=_flip_margin(group),
+        lost_hits=_lost_hits(group),
         hits=fmean(float(said.hits.mean()) for said in group),
         full_hits=fmean(float(said.full_hits.mean()) for said in group),
         mass=None if every is None else float(every.mean()),
@@ -126,6 +134,19 @@ def _cell(group: Sequence[Said], heads: Heads | None) -> Cell:
         low_retrieval_mass=None if of_heads is None else float(np.percentile(of_heads, LOW_PERCENTILE)),
         mass_by_head=None if every is None else every.mean(axis=1).tolist(),
     )
+
+
+def _flip_margin(group: Sequence[Said]) -> float | None:
+    flipped = [float(margin) for said in group for margin in said.margins[~said.agrees]]
+    return max(flipped, default=None)
+
+
+def _lost_hits(group: Sequence[Said]) -> list[tuple[int, int, float]]:
+    return [
+        (said.passage, int(token), float(said.margins[token]))
+        for said in group
+        for token in np.flatnonzero(said.full_hits & ~said.hits)
+    ]
 
 
 def _interval(values: Sequence[float]) -> float | None:

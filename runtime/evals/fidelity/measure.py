@@ -45,6 +45,8 @@ class Said:
     """[n] whether it is the true token."""
     full_hits: NDArray[np.bool_]
     """[n] whether full attention's is."""
+    margins: NDArray[np.float64]
+    """[n] nats between full attention's two likeliest tokens: where they are few, its choice is nearly a tie."""
     mass: Float32 | None
     """[layers, m, Hq] share of the exact attention on the attended keys, of the m measured tokens; None where
     positions leave some keys no place."""
@@ -104,6 +106,8 @@ class _Judge:
         runs = [self._run(passage, choice.memory, True) for choice in choices]
         truth, _ = self._run(passage, full_attention(choices[0].memory), False)
         likeliest_full = truth.argmax(-1).numpy()
+        first_two = truth.double().topk(2).values
+        margins = (first_two[:, 0] - first_two[:, 1]).numpy()
         for choice, (said, samples) in zip(choices, runs, strict=True):
             likeliest = said.argmax(-1).numpy()
             sources = [(each.layer, each.source) for each in samples if each.source is not None]
@@ -118,6 +122,7 @@ class _Judge:
                 likeliest == likeliest_full,
                 likeliest == wanted,
                 likeliest_full == wanted,
+                margins,
                 _by_layer([(sample.layer, sample.mass) for sample in samples]),
                 _by_layer(sources) if choice.attends_all else None,
                 float(np.mean([sample.num_keys for sample in samples])) if samples else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ def said(choice: str, passage: int, kl: list[float], mass: Any = None, source: A
         right,
         ~right,
         right,
+        np.array([1.5, 0.25]),
         shares,
         found,
         99.0,
@@ -60,6 +62,16 @@ def test_cells_are_means_over_passages_in_the_order_of_kl() -> None:
     assert wide.retrieval_mass == pytest.approx(0.7)
     assert np.allclose(wide.mass_by_head, [[0.9, 0.7], [0.9, 0.9]])
     assert wide.low_mass == pytest.approx(np.percentile([0.9, 0.8, 0.9, 0.9, 0.9, 0.6, 0.9, 0.9], 5))
+
+
+def test_a_cell_says_how_near_a_tie_was_where_the_likeliest_token_changed() -> None:
+    (cell,) = cells([RESULTS[2]])
+    assert cell.flip_margin == 0.25
+    assert cell.lost_hits == [(0, 0, 1.5)]
+    always = dataclasses.replace(RESULTS[2], agrees=np.array([True, True]), hits=np.array([True, True]))
+    (cell,) = cells([always])
+    assert cell.flip_margin is None
+    assert cell.lost_hits == []
 
 
 def test_rank_correlation_sees_order_alone() -> None:
