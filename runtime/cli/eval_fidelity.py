@@ -11,7 +11,14 @@ import typer
 
 from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.eval import eval_app
-from moorage.runtime.cli.eval_options import parse_lengths
+from moorage.runtime.cli.eval_choices import (
+    ChoiceOptions,
+    markdown_table,
+    parse_documents,
+    parse_tasks,
+    shown,
+)
+from moorage.runtime.cli.eval_options import takes_run_options
 from moorage.runtime.cli.output import print_json, print_note, print_table
 from moorage.runtime.config.units import format_tokens
 from moorage.workers.errors import InvalidRequest
@@ -21,8 +28,6 @@ if TYPE_CHECKING:
     from moorage.runtime.evals.fidelity.report import Report
 
 TASKS = ("copy", "continue", "retrieve")
-LEAST_LENGTH = 256
-PRESETS = "full,moorage,ktransformers,inf-llm"
 
 
 @eval_app.command(
@@ -33,51 +38,14 @@ PRESETS = "full,moorage,ktransformers,inf-llm"
         "long_context.anchor_type=BLOCK_MEAN,memory.topk=32'",
     )
 )
+@takes_run_options
 def fidelity(
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE.gguf", help="The model; it runs in this process.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A cluster file; its server need not run.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            "--preset",
-            "--presets",
-            metavar="NAME,…",
-            help="Presets, by their selection and store; positions stay those of the configuration.",
-        ),
-    ] = PRESETS,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME:SECTION.KEY=VALUE,…",
-            help="Settings of your own, beside the presets; one that names no memory.topk or memory.topk_keys "
-            "is measured at each budget. May be given several times. Without any: QUEST bounds of 32 tokens, one "
-            "selection for each KV head.",
-        ),
-    ] = None,
+    chosen: ChoiceOptions,
     lengths: Annotated[
         str, typer.Option(metavar="N,N,…", help="Tokens of a document; K is 1024.")
     ] = "3600,8000",
-    budgets: Annotated[
-        str, typer.Option(metavar="N,N,…", help="Tokens selected beside sinks and window.")
-    ] = "1024",
     tasks: Annotated[str, typer.Option(metavar="NAME,…", help=f"Of {', '.join(TASKS)}.")] = ",".join(TASKS),
     passages: Annotated[int, typer.Option(min=1, help="Passages of each task and length.")] = 4,
-    sinks: Annotated[int, typer.Option(min=0, help="First tokens that every choice attends.")] = 64,
-    window: Annotated[int, typer.Option(min=1, help="Last tokens that every choice attends.")] = 512,
-    own_prefill: Annotated[
-        bool,
-        typer.Option(
-            "--own-prefill",
-            help="Let each choice prefill as it is configured, and not exactly; full stays exact.",
-        ),
-    ] = False,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -101,25 +69,17 @@ def fidelity(
     the true one. The mass is the share of the exact attention on the attended keys. The tasks: copy (the end
     repeats a cue from far back), continue (the text goes on) and retrieve (one of four facts is asked for).
     """
-    if model is None and config is None:
-        raise typer.BadParameter("give one of them", param_hint="--model, --config")
-    wanted = _tasks(tasks)
-    sizes, found_budgets = _lengths(lengths), _budgets(budgets)
-    from moorage.runtime.evals.fidelity.choices import PER_KV_HEAD, Frame
+    source, variants, budgets = chosen.source(), chosen.variants(), chosen.sizes()
+    wanted, sizes = parse_tasks(tasks, TASKS), parse_documents(lengths)
     from moorage.runtime.evals.fidelity.passages import library_text, text_of
     from moorage.runtime.evals.fidelity.report import Plan, compare, draw
-    from moorage.runtime.evals.local_targets import LocalConfig
-    from moorage.runtime.evals.variants import check_names, parse_variant
 
-    variants = [parse_variant(given) for given in variant] if variant else [PER_KV_HEAD]
-    names = list(dict.fromkeys(name.strip() for name in preset.split(",") if name.strip()))
-    check_names(variants)
     plan = Plan(
-        LocalConfig(config, model, overrides or ()),
-        names,
+        source,
+        chosen.presets(),
         variants,
-        found_budgets,
-        Frame(sinks, window, own_prefill),
+        budgets,
+        chosen.frame(),
         library_text() if text is None else text_of(text),
         wanted,
         sizes,
@@ -155,17 +115,17 @@ def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
             format_tokens(cell.length),
             cell.choice,
             "-" if cell.budget is None else str(cell.budget),
-            "all" if cell.index_bytes is None else _shown(cell.attended, ".0f"),
-            _shown(cell.index_bytes, ".3g"),
+            "all" if cell.index_bytes is None else shown(cell.attended, ".0f"),
+            shown(cell.index_bytes, ".3g"),
             f"{cell.kl:.5f}",
-            _shown(cell.kl_interval, ".5f"),
+            shown(cell.kl_interval, ".5f"),
             f"{cell.agreement:.3f}",
-            _shown(cell.flip_margin, ".3f"),
+            shown(cell.flip_margin, ".3f"),
             f"{cell.hits:.3f}",
             f"{cell.full_hits:.3f}",
-            _shown(cell.mass, ".3f"),
-            _shown(cell.low_mass, ".3f"),
-            _shown(cell.retrieval_mass, ".3f"),
+            shown(cell.mass, ".3f"),
+            shown(cell.low_mass, ".3f"),
+            shown(cell.retrieval_mass, ".3f"),
         ]
         for cell in cells
     ]
@@ -173,49 +133,10 @@ def table(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
 
 def markdown(report: Report) -> str:
     """The table as Markdown, with its title and notes."""
-    columns, rows = table(report.cells)
-    lines = [
-        f"## {report.title}",
-        "",
-        "| " + " | ".join(columns) + " |",
-        "|" + "|".join("---" if place < 3 else "---:" for place in range(len(columns))) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-        *(f"- {note}" for note in report.notes()),
-    ]
+    notes = (f"- {note}" for note in report.notes())
+    lines = [f"## {report.title}", "", *markdown_table(*table(report.cells), num_left=3), "", *notes]
     return "\n".join(lines) + "\n"
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def _as_text(report: Report) -> str:
     return json.dumps(report.as_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _tasks(text: str) -> list[str]:
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    wrong = [name for name in names if name not in TASKS]
-    if wrong:
-        raise typer.BadParameter(f"{wrong[0]!r}: should be of {', '.join(TASKS)}", param_hint="--tasks")
-    return names
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    lengths = parse_lengths(text)
-    if min(lengths) < LEAST_LENGTH:
-        raise typer.BadParameter(f"{text!r}: at least {LEAST_LENGTH} each", param_hint="--lengths")
-    return lengths
-
-
-def _budgets(text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        found = [0]
-    if min(found) < 1:
-        raise typer.BadParameter(
-            f"{text!r} should be whole numbers of at least 1, separated by commas", param_hint="--budgets"
-        )
-    return list(dict.fromkeys(found))

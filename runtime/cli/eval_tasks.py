@@ -9,6 +9,7 @@ MODULES = (
     "eval_extrapolation",
     "eval_recall",
     "eval_fidelity",
+    "eval_compare",
     "eval_sweep",
     "eval_files",
     "eval_harness",

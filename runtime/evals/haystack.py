@@ -61,12 +61,6 @@ class Haystack:
         rounds = -(-count // len(words))
         return " ".join((words * rounds)[:count])
 
-    def drawn(self, rng: random.Random, count: int) -> list[str]:
-        """`count` paragraphs on one line each, from one that `rng` draws on."""
-        start = rng.randrange(len(self.paragraphs))
-        ordered = (*self.paragraphs[start:], *self.paragraphs[:start])
-        return [" ".join(ordered[place % len(ordered)].split()) for place in range(count)]
-
     def vocabulary(self) -> tuple[str, ...]:
         """Its words of four to twelve small letters, each once. Raises InvalidRequest when there are too few."""
         found = {word for text in self.paragraphs for word in re.findall(r"\b[a-z]{4,12}\b", text)}

@@ -12,6 +12,7 @@ from typing import Any
 
 from moorage.runtime.evals.asking import Question, ask, encode_long, fit
 from moorage.runtime.evals.metrics.matching import among_words
+from moorage.runtime.evals.ruler.problem import Problem
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
 from moorage.workers.counting import counted
@@ -76,7 +77,7 @@ class KeyValues:
         prefix = target.prefix()
 
         def prompt(count: int) -> list[int]:
-            return [*prefix, *encode_long(target, self._text(place, count)[0])]
+            return [*prefix, *encode_long(target, self._problem(place, count).text)]
 
         if self.pairs is not None:
             count = self.pairs
@@ -89,11 +90,16 @@ class KeyValues:
         else:
             guess = self._counts.get(place.length, 16)
             count = self._counts[place.length] = fit(lambda n: len(prompt(n)), room, 2, guess)
-        answer = self._text(place, count)[1]
-        return ask(target, Question(prompt(count), self.form.answer_tokens, (answer,), among_words))
+        answers = self._problem(place, count).answers
+        return ask(target, Question(prompt(count), self.form.answer_tokens, answers, among_words))
 
-    def _text(self, place: Place, count: int) -> tuple[str, str]:
+    def _problem(self, place: Place, count: int) -> Problem:
         rng = random.Random(f"{self.seed}/{place.index}/{place.depth}")
-        drawn = [(self.form.draw(rng), self.form.draw(rng)) for _ in range(count)]
-        key, value = drawn[min(round((place.depth or 0) * count), count - 1)]
-        return OPENING + json.dumps(dict(drawn)) + QUESTION.format(key=key), value
+        return key_value_problem(rng, self.form, place.depth or 0, count)
+
+
+def key_value_problem(rng: random.Random, form: Form, depth: float, count: int) -> Problem:
+    """`count` pairs, of which the one at `depth` is asked for."""
+    drawn = [(form.draw(rng), form.draw(rng)) for _ in range(count)]
+    key, value = drawn[min(round(depth * count), count - 1)]
+    return Problem(OPENING + json.dumps(dict(drawn)), QUESTION.format(key=key), (value,))

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.runtime.evals.fidelity.choices import Choice, full_attention
+from moorage.runtime.evals.fidelity.engines import by_engine
 from moorage.runtime.evals.fidelity.forced_session import ForcedSession
 from moorage.runtime.evals.fidelity.passages import Passage
 from moorage.runtime.evals.local_engine import LocalEngine
-from moorage.workers.sizes import slots_per_layer
 from moorage.workers.spec import MemorySpec
 
 if TYPE_CHECKING:
@@ -66,28 +66,13 @@ def measure(
 
     `room` is the most tokens of a passage. `note` is called with each result as it comes.
     """
-    waiting = sorted(choices, key=_room, reverse=True)
-    order = {id(choice): place for place, choice in enumerate(choices)}
-    while waiting:
-        engine = LocalEngine(waiting[0].config, room, memory=waiting[0].memory)
-        served = [choice for choice in waiting if engine.serves(choice.config, choice.memory)]
-        waiting = [choice for choice in waiting if choice not in served]
-        served.sort(key=lambda choice: order[id(choice)])
-        try:
-            judge = _Judge(engine)
-            for passage in make_passages(engine):
-                for said in judge.compare(passage, served):
-                    if note is not None:
-                        note(said)
-                    yield said
-        finally:
-            engine.close()
-
-
-def _room(choice: Choice) -> tuple[int, int]:
-    """What of the device a choice needs: single keys, and slots."""
-    slots = slots_per_layer(choice.memory, choice.layout, choice.config.memory.max_cached_block)
-    return choice.memory.selection.topk_keys, slots
+    for engine, served in by_engine(choices, room):
+        judge = _Judge(engine)
+        for passage in make_passages(engine):
+            for said in judge.compare(passage, served):
+                if note is not None:
+                    note(said)
+                yield said
 
 
 class _Judge:

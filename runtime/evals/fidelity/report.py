@@ -12,10 +12,10 @@ from moorage.runtime.evals.fidelity.choices import Frame, choices
 from moorage.runtime.evals.fidelity.figures import MEASURES, Cell, cells, points, predictions, retrieval_heads
 from moorage.runtime.evals.fidelity.measure import Said, measure
 from moorage.runtime.evals.fidelity.passages import Passage, Text, most_tokens, passages
+from moorage.runtime.evals.local_coder import LocalCoder
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.local_targets import LocalConfig
 from moorage.runtime.evals.pictures import MARKERS, new_figure, save_png
-from moorage.runtime.evals.targets import prefix_of
 from moorage.runtime.evals.variants import Variant
 from moorage.workers.hf_config import read_model_spec
 
@@ -81,8 +81,8 @@ def compare(plan: Plan, note: Callable[[str], None]) -> Report:
     compared = choices(plan.source, model, plan.presets, plan.variants, plan.budgets, plan.frame)
 
     def make(engine: LocalEngine) -> list[Passage]:
-        coder = _Coder(engine)
-        prefix = prefix_of(coder.encode, engine.tokenizer.encode)
+        coder = LocalCoder(engine.tokenizer)
+        prefix = coder.prefix()
         return [
             passage
             for length in plan.lengths
@@ -133,16 +133,3 @@ def _line(said: Said) -> str:
         f"{said.task} {format_tokens(said.length)} passage {said.passage + 1}: {said.choice}{budget}: "
         f"KL {said.kl.mean():.5f}, agreement {said.agrees.mean():.2f}"
     )
-
-
-class _Coder:
-    """A tokenizer as prompts are built with: without special tokens."""
-
-    def __init__(self, engine: LocalEngine) -> None:
-        self._tokenizer = engine.tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(token_ids)

@@ -19,25 +19,30 @@ _QUESTION = (
     "Answer: According to the chain(s) of variable assignment in the text above, {count} variables are assigned "
     "the value {value}, they are:"
 )
+_LINE_WORDS = 15
+"""Of a text, as many as the sentence group has about."""
 _SHORT_TOKENS = 4096
 """Below it the worked example is shorter, as RULER takes smaller steps there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chains:
-    """The maker of `vt`: among one sentence group, as published, or among paragraphs of a text."""
+    """The maker of `vt`: among one sentence group, as published, or among lines of a text."""
 
     haystack: Haystack | None = None
 
     def __call__(self, rng: random.Random, units: int, length: int) -> Problem:
-        """Units are sentence groups or paragraphs; a worked example with shorter names comes first."""
+        """Units are sentence groups or words; a worked example with shorter names comes first."""
         example = _chain(rng, [GARBAGE] * (3 if length < _SHORT_TOKENS else 12), 3)
         problem = _chain(rng, self._lines(rng, units), 5)
         shown = f"{example.text} {' '.join(example.answers)}\n\n"
         return Problem(shown + problem.document, problem.question, problem.answers)
 
     def _lines(self, rng: random.Random, units: int) -> list[str]:
-        return [GARBAGE] * units if self.haystack is None else self.haystack.drawn(rng, units)
+        if self.haystack is None:
+            return [GARBAGE] * units
+        words = self.haystack.words(rng, units).split(" ")
+        return [" ".join(words[start : start + _LINE_WORDS]) for start in range(0, units, _LINE_WORDS)]
 
 
 def _chain(rng: random.Random, lines: list[str], name_length: int) -> Problem:

@@ -1,0 +1,1 @@
+"""Choices of memory ranked over many tasks, at equal numbers of attended tokens."""
