@@ -148,7 +148,7 @@ def _drift(group: Sequence[Measured]) -> list[float]:
     parts = [
         [float(part.mean()) for part in np.array_split(one.kl, min(NUM_PARTS, len(one.kl)))] for one in group
     ]
-    return np.mean(parts, axis=0).tolist()
+    return [float(mean) for mean in np.mean(parts, axis=0)]
 
 
 def _mean_of(group: Sequence[Measured], value: Callable[[Measured], float | None]) -> float | None:
