@@ -9,6 +9,7 @@ import pytest
 from moorage.runtime.cli.eval_compare import TASKS as OFFERED
 from moorage.runtime.evals.compare.report import TASKS
 from moorage.runtime.evals.compare.samples import TEXT_TASKS, Sample, SampleMaker
+from moorage.runtime.evals.compare.wordings import WORDINGS
 from moorage.runtime.evals.fidelity.passages import text_of
 from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT
 from moorage.runtime.evals.local_coder import LocalCoder
@@ -49,6 +50,14 @@ def test_a_document_holds_its_answers_and_the_question_asks_for_them(task: str) 
         assert sample.score(" ".join(sample.answers), sample.answers) == 1
         assert sample.score("nothing", sample.answers) == 0
         assert sample.wanted is None
+
+
+def test_samples_take_the_wordings_in_turn() -> None:
+    questions = [CODER.decode(sample.given).strip() for sample in of("wordings")]
+    assert questions == [question.strip() for _, question in WORDINGS[:COUNT]]
+    for fact, question in WORDINGS:
+        before = fact.partition("{key}")[0].strip().split()[-4:]
+        assert question.split()[-4:] == before  # the answer goes on as the text does
 
 
 def test_one_of_four_keys_is_asked_for() -> None:
