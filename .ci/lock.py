@@ -26,6 +26,7 @@ def main() -> None:
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],
         *extras["server"],
+        *extras["http"],
         *(name for name in extras["dev"] if not name.startswith("moorage[")),
     ]
     needed = {python: closure(roots, python) for python in PYTHONS}

@@ -80,6 +80,9 @@ class ToyText:
     async def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids)
 
+    def spelling(self, token_id: int) -> str:
+        return self._tokenizer.decode([token_id])
+
     async def close(self) -> None: ...
 
 
@@ -157,6 +160,8 @@ class ToyEngine:
         try:
             yield Progress(len(params.prompt) // 2, len(params.prompt))
             yield Progress(len(params.prompt), len(params.prompt))
+            if params.prompt_logprobs:
+                yield self._prompt_logprobs(1, params.prompt[1:])
             endless = params.session == "endless"
             answer = [t for t in params.prompt if t != BOS] if not endless else itertools.repeat(65)
             index = 0
@@ -178,9 +183,14 @@ class ToyEngine:
     async def _scored(self, params: ScoreParams) -> AsyncGenerator[Event]:
         for start in range(1, len(params.tokens), 1000):
             part = params.tokens[start : start + 1000]
-            yield PromptLogprobs(start, tuple(-token / VOCAB_SIZE for token in part))
+            yield self._prompt_logprobs(start, part)
             yield Progress(start + len(part), len(params.tokens))
         yield Finished("length", self._usage(len(params.tokens), 0))
+
+    def _prompt_logprobs(self, start: int, tokens: Sequence[int]) -> PromptLogprobs:
+        """The likeliest token is always BOS, twice as likely in its logarithm as the given one."""
+        logprobs = tuple(-token / VOCAB_SIZE for token in tokens)
+        return PromptLogprobs(start, logprobs, tuple((BOS, logprob / 2) for logprob in logprobs))
 
     async def status(self) -> ClusterStatus:
         return ClusterStatus(

@@ -70,6 +70,8 @@ def launch(
             print_json(ready)
         else:
             print(f"ready: {ready['model']} at {ready['address']}, pid {ready['pid']}", flush=True)
+            if ready.get("http"):
+                print(_http_lines(ready), flush=True)
 
     if detach:
         with start_view() as view:
@@ -83,6 +85,15 @@ def launch(
     with start_view() as view:
         hooks = Hooks(announce, view.status, view.loading, view.stage)
         asyncio.run(serve(Launch(config, file, ready_file), hooks))
+
+
+def _http_lines(ready: dict[str, Any]) -> str:
+    """Where HTTP is served, and a command that asks the model something."""
+    url = f"http://{ready['http']}"
+    path, body = "/v1/completions", '{"prompt": "Once upon a time"}'
+    if ready["has_chat_template"]:
+        path, body = "/v1/chat/completions", '{"messages": [{"role": "user", "content": "Hello"}]}'
+    return f"http:  {url}/v1\n  curl {url}{path} -H 'content-type: application/json' -d '{body}'"
 
 
 def _adjusted(file: Path, overrides: Sequence[str]) -> list[str]:

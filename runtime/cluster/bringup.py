@@ -85,4 +85,7 @@ def _model_info(plan: LaunchPlan) -> ModelInfo:
 def _text(plan: LaunchPlan) -> TextProcess | None:
     if plan.tokenizer is None:
         return None
-    return TextProcess(Path(plan.config.model.path), plan.tokenizer.max_bytes_per_token)
+    tokenizer = plan.tokenizer
+    return TextProcess(
+        Path(plan.config.model.path), tokenizer.max_bytes_per_token, spelling=tokenizer.spelling
+    )

@@ -14,14 +14,13 @@ from typing import Any
 import structlog
 
 from moorage.runtime.api.engine import Engine
-from moorage.runtime.api.grpc.server import ApiServer
 from moorage.runtime.cluster import os_processes, registry
 from moorage.runtime.cluster.background_tasks import essential, log_stray_errors, repeated
+from moorage.runtime.cluster.front_ends import Addresses, FrontEnds
 from moorage.runtime.cluster.heap import LOOK_EVERY_S, HeapTrimmer
 from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.os_processes import ProcessId
 from moorage.runtime.config.schema import ClusterConfig
-from moorage.runtime.planning.exposure import exposure_warning
 from moorage.runtime.serving.protocol import ClusterStatus
 from moorage.workers.errors import Unavailable
 
@@ -63,16 +62,14 @@ async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster
     log_stray_errors(asyncio.get_running_loop())
     stop = asyncio.Event()
     _catch_signals(stop)
-    server = ApiServer(launch.config.server.max_message_bytes)
-    address = await server.start(launch.config.server.grpc)
-    if (warning := exposure_warning(address)) is not None:
-        log.warning(warning)
-    _record(launch, address, "starting")
+    server = FrontEnds(launch.config.server)
+    addresses = await server.start()
+    _record(launch, addresses.grpc, "starting")
     try:
         engine = await _started(start(launch.config, hooks), stop)
         if engine is not None:
             try:
-                await _serve_engine(launch, hooks, server, address, engine, stop)
+                await _serve_engine(launch, hooks, server, addresses, engine, stop)
             finally:
                 await engine.close()
     finally:
@@ -98,21 +95,21 @@ async def _started(start: Coroutine[Any, Any, Engine], stop: asyncio.Event) -> E
 
 
 async def _serve_engine(
-    launch: Launch, hooks: Hooks, server: ApiServer, address: str, engine: Engine, stop: asyncio.Event
+    launch: Launch, hooks: Hooks, server: FrontEnds, addresses: Addresses, engine: Engine, stop: asyncio.Event
 ) -> None:
     await server.serve(engine)
-    ready = _ready_message(launch, address, await engine.status())
-    _record(launch, address, "serving")
+    ready = _ready_message(launch, addresses, await engine.status())
+    _record(launch, addresses.grpc, "serving")
     if launch.ready_file is not None:
         registry.write_atomically(launch.ready_file, ready)
     hooks.on_ready(ready)
     try:
-        await _watch(engine, server, address, hooks, stop)
+        await _watch(engine, server, addresses.grpc, hooks, stop)
     finally:
         await server.drain(DRAIN_S)
 
 
-async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, stop: asyncio.Event) -> None:
+async def _watch(engine: Engine, server: FrontEnds, address: str, hooks: Hooks, stop: asyncio.Event) -> None:
     """Waits until `stop` is set. Raises Unavailable when the cluster can't serve any longer."""
 
     async def show() -> None:
@@ -122,7 +119,7 @@ async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, 
     tasks = [
         stopped,
         asyncio.create_task(essential("the watch over the cluster's health", _report_health(engine, server))),
-        asyncio.create_task(essential("the gRPC server", server.closed())),
+        asyncio.create_task(server.closed()),
         asyncio.create_task(repeated("the status view", show, _WATCH_S)),
         asyncio.create_task(repeated("giving memory back", HeapTrimmer().look, LOOK_EVERY_S)),
     ]
@@ -136,7 +133,7 @@ async def _watch(engine: Engine, server: ApiServer, address: str, hooks: Hooks, 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _report_health(engine: Engine, server: ApiServer) -> None:
+async def _report_health(engine: Engine, server: FrontEnds) -> None:
     """Reports the engine's problems in health checks and the log. Raises the first fatal one as Unavailable."""
     reported = None
     while True:
@@ -186,10 +183,11 @@ def _record(launch: Launch, address: str, phase: str) -> None:
     )
 
 
-def _ready_message(launch: Launch, address: str, status: ClusterStatus) -> dict[str, Any]:
+def _ready_message(launch: Launch, addresses: Addresses, status: ClusterStatus) -> dict[str, Any]:
     actors = [{"name": actor.name, "pid": actor.pid} for actor in status.kv_actors]
     return {
-        "address": address,
+        "address": addresses.grpc,
+        "http": addresses.http,
         "pid": os.getpid(),
         "pids": {
             "coordinator": os.getpid(),
@@ -198,5 +196,6 @@ def _ready_message(launch: Launch, address: str, status: ClusterStatus) -> dict[
         },
         "kv_actors": actors,
         "model": status.model.name,
+        "has_chat_template": status.model.has_chat_template,
         "log_file": None if launch.log_file is None else str(launch.log_file),
     }

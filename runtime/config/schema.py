@@ -14,6 +14,7 @@ from moorage.runtime.config.types import (
     CpuList,
     DirectoryPath,
     HostPort,
+    HttpAddress,
     RayAddress,
     Seconds,
     Section,
@@ -145,9 +146,14 @@ class SchedulerSection(Section):
 
 
 class ServerSection(Section):
-    """The gRPC server."""
+    """The gRPC and the HTTP server."""
 
     grpc: HostPort = Field("127.0.0.1:50051", description="HOST:PORT to listen on; port 0 takes a free one.")
+    http: HttpAddress = Field(
+        "auto",
+        description="HOST:PORT of the HTTP server, or off; auto is 127.0.0.1:8000, or a free port where that one is "
+        "in use, if the packages of moorage[http] are installed.",
+    )
     max_message_bytes: Annotated[Bytes, Field(ge=2 * 1024**2, le=2**31 - 1)] = Field(
         4 * 1024**2,
         description="Largest message the server takes, at least 2MiB; long prompts come in pieces.",
@@ -205,7 +211,7 @@ class ClusterConfig(Section):
     scheduler: SchedulerSection = Field(
         default=SchedulerSection(), description="How a step's tokens are shared."
     )
-    server: ServerSection = Field(default=ServerSection(), description="The gRPC server.")
+    server: ServerSection = Field(default=ServerSection(), description="The gRPC and the HTTP server.")
     sessions: SessionsSection = Field(
         default=SessionsSection(), description="Named sessions whose KV stays between requests."
     )

@@ -34,6 +34,18 @@ def _ray_address(value: Any) -> Any:
     return address
 
 
+def _http_address(value: Any) -> Any:
+    """YAML 1.1 reads `off` as false."""
+    if value is False or value in ("off", "auto"):
+        return value or "off"
+    try:
+        return check_address(value)
+    except ValueError:
+        raise ValueError(
+            "should be HOST:PORT without http://, such as 127.0.0.1:8000, or off, or auto"
+        ) from None
+
+
 def _number(value: Any) -> Any:
     """`1e6` is text to YAML 1.1, and true is no number."""
     try:
@@ -105,5 +117,6 @@ TokensOrAuto = Annotated[
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=2**60)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0, le=1e9)]
 HostPort = Annotated[str, BeforeValidator(check_address)]
+HttpAddress = Annotated[str, BeforeValidator(_http_address)]
 CpuList = Annotated[tuple[int, ...], BeforeValidator(_cpu_list)]
 RayAddress = Annotated[str, BeforeValidator(_ray_address)]

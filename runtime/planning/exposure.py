@@ -6,7 +6,7 @@ import ipaddress
 import socket
 
 
-def exposure_warning(address: str) -> str | None:
+def exposure_warning(address: str, key: str = "server.grpc") -> str | None:
     """One line for a HOST:PORT that other hosts can reach; None for one of this host alone.
 
     A name counts as what it resolves to; one that does not resolve can't be bound, and the
@@ -20,7 +20,7 @@ def exposure_warning(address: str) -> str | None:
     if all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found):
         return None
     return (
-        f"server.grpc: {address} can be reached by other hosts; the server has no authentication and no "
+        f"{key}: {address} can be reached by other hosts; the server has no authentication and no "
         "encryption, and all clients share its session names; listen on 127.0.0.1, or let only hosts that you "
         "trust reach the port"
     )

@@ -35,9 +35,13 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
         path = config.model.path
         missing = f"{path / 'tokenizer.json'}: missing" if path.is_dir() else f"{path}: holds no tokenizer"
         say(f"warning: {missing}; requests can send token ids, but neither text nor chat messages")
-    _check_port(config.server.grpc)
-    if (warning := exposure_warning(config.server.grpc)) is not None:
-        say(f"warning: {warning}")
+    listens = {"server.grpc": config.server.grpc, "server.http": config.server.http}
+    for key, address in listens.items():
+        if address in ("off", "auto"):
+            continue
+        _check_port(key, address)
+        if (warning := exposure_warning(address, key)) is not None:
+            say(f"warning: {warning}")
     if config.ray.address != "local":
         check_joined_ray(config, plan.actor_bytes, say)
     return plan.limit
@@ -86,7 +90,7 @@ def _ranges(cpus: Sequence[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-def _check_port(address: str) -> None:
+def _check_port(key: str, address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
@@ -96,12 +100,12 @@ def _check_port(address: str) -> None:
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE and _own_cluster(address):
             raise InvalidConfig(
-                f"server.grpc: a Moorage cluster serves at {address} already; stop it with `runtime stop --address "
+                f"{key}: a Moorage cluster serves at {address} already; stop it with `runtime stop --address "
                 f"{address}`, or choose another port"
             ) from None
         reason = error.strerror if isinstance(error, OSError) else "no such host name"
         raise InvalidConfig(
-            f"server.grpc: {address} can't be bound ({reason}); free it or choose another address"
+            f"{key}: {address} can't be bound ({reason}); free it or choose another address"
         ) from None
 
 

@@ -167,7 +167,9 @@ class Coordinator:
         cluster.capacity.check(need, len(prompt) + max_new_tokens)
         request_id = params.request_id or secrets.token_hex(6)
         alignment = max(1, memory.selection.execution_block)
-        session = None if params.session is None else session_key(params.tenant, params.session)
+        scores = params.prompt_logprobs or not max_new_tokens
+        unnamed = scores or params.session is None
+        session = None if unnamed else session_key(params.tenant, params.session or "")
         return Request(
             request_id=request_id,
             session_id=next(self._session_ids),
@@ -181,6 +183,7 @@ class Coordinator:
             scheduled=ScheduledRequest(request_id, len(prompt), need, alignment, session),
             matcher=StopMatcher(params.stop),
             ignore_eos=params.ignore_eos,
+            scores_prompt=scores,
             dram_bytes=cluster.capacity.bytes_of(need),
             reach=cluster.reach(memory),
         )

@@ -149,7 +149,8 @@ class OutputProcessor:
     def _progress(self, request: Request, outcome: SegmentResult, end: int) -> None:
         request.events.put_nowait(Progress(end, len(request.prompt)))
         if outcome.prompt_logprobs:
-            request.events.put_nowait(PromptLogprobs(request.prompt_scored, outcome.prompt_logprobs))
+            scored = (request.prompt_scored, outcome.prompt_logprobs, outcome.prompt_likeliest)
+            request.events.put_nowait(PromptLogprobs(*scored))
             request.prompt_scored += len(outcome.prompt_logprobs)
         if end == len(request.prompt):
             request.prefilled_s = self._clock()

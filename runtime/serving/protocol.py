@@ -84,6 +84,7 @@ class GenerateParams:
     """Whose session it is, as the front end knows."""
     request_id: str = ""
     """Names the request in the log and in the status; drawn when empty."""
+    prompt_logprobs: bool = False  # also scores the prompt, all of which is then prefilled, without a session
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ class PromptLogprobs:
 
     start: int
     logprobs: tuple[float, ...]
+    likeliest: tuple[tuple[int, float], ...] = ()  # the likeliest token at each of these positions
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import asyncio
 import re
 from array import array
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -23,20 +23,6 @@ from moorage.workers.spec import ContinueSession, MemorySpec, OpenSession, Sampl
 from moorage.workers.token_ids import TokenIds
 
 log = structlog.get_logger()
-
-_LOGGED = (
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "queue_s",
-    "time_to_first_token_s",
-    "prefill_tokens_per_s",
-    "decode_tokens_per_s",
-    "total_s",
-    "recall",
-    "recall_p5",
-)
-"""Fields of the usage record that the log shows."""
 
 
 @dataclass(slots=True)
@@ -61,6 +47,7 @@ class Request:
     """How far the positions of this request hold."""
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
     ignore_eos: bool = False
+    scores_prompt: bool = False
     cached_tokens: int = 0
     dram_bytes: int = 0
     generated: list[int] = field(default_factory=list)
@@ -147,7 +134,7 @@ class Request:
             chunk.start,
             self.prompt[chunk.start : chunk.end],
             sample=chunk.end == len(self.prompt) and not self.is_score,
-            prompt_logprobs=self.is_score,
+            prompt_logprobs=self.scores_prompt,
         )
 
     def fail(self, error: Exception) -> None:
@@ -229,22 +216,6 @@ class Request:
             accepted_tokens=self.accepted_tokens,
             beyond_tokens=self.reach.beyond(len(self.prompt) + len(self.generated)),
             recall_p5=float(np.percentile(self.recall_by_head, 5)) if self.recall_by_head else None,
-        )
-
-    def log_end(self, now_s: float) -> None:
-        """Writes one line of the log: what the request took and how it ended, never what it said."""
-        usage = asdict(self.usage(now_s))
-        figures = {name: usage[name] for name in _LOGGED if usage[name] is not None}
-        log.info(
-            "request finished",
-            request_id=self.request_id,
-            method="score" if self.is_score else "generate",
-            outcome=self.outcome,
-            preset=self.memory.preset,
-            **{
-                name: round(value, 3) if isinstance(value, float) else value
-                for name, value in figures.items()
-            },
         )
 
 

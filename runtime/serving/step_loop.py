@@ -20,6 +20,7 @@ from moorage.runtime.serving.health import StepFailures
 from moorage.runtime.serving.output_processor import EventStream, OutputProcessor, Totals
 from moorage.runtime.serving.queue_status import Throughput, retry_after_s, waits_s
 from moorage.runtime.serving.request import Request
+from moorage.runtime.serving.request_log import log_end
 from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.runtime.serving.session_cache import IdleSession
@@ -229,7 +230,7 @@ class StepLoop:
         """Frees a request's reservation and drops its KV, or keeps the KV as an idle session."""
         if self.requests.pop(request.request_id, None) is None:
             return
-        request.log_end(time.monotonic())
+        log_end(request, time.monotonic())
         if request.finished and not request.is_score:
             self._throughput.record_end(len(request.generated), request.max_new_tokens)
         session = request.idle_session(self._capacity, time.time())
@@ -257,7 +258,7 @@ class StepLoop:
         self._idles = []
         self._fail_all(self.requests.values(), reported)
         for request in self.requests.values():
-            request.log_end(time.monotonic())
+            log_end(request, time.monotonic())
         self.requests.clear()
         self.scheduler = Scheduler(self._limits, self._reusable)
 

@@ -58,6 +58,9 @@ class Text(Protocol):
     async def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids."""
 
+    def spelling(self, token_id: int) -> str:
+        """The text of one token as it stands within a text."""
+
     async def close(self) -> None:
         """Ends what belongs to it."""
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from array import array
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -37,8 +37,16 @@ _STOPPED_CHECKS = 4
 class TextProcess:
     """Implements `Text` with a process that holds the tokenizer of `model_dir`."""
 
-    def __init__(self, model_dir: Path, max_bytes_per_token: int, limits: JobLimits | None = None) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        max_bytes_per_token: int,
+        limits: JobLimits | None = None,
+        spelling: Callable[[int], str] = lambda _token_id: "",
+    ) -> None:
+        """`spelling` gives the text of single tokens in this process."""
         self._model_dir, self.max_bytes_per_token = model_dir, max_bytes_per_token
+        self._spelling = spelling
         self._limits = limits or JobLimits()
         self._lanes = Lanes()
         self._numbers = itertools.count(1)
@@ -82,6 +90,10 @@ class TextProcess:
         with Body(array("I", token_ids).tobytes()) as body:
             lane: Lane = "long" if body.num_bytes > LONG_BYTES else "short"
             return (await self._run(lane, "decode", body, {})).decode("utf-8")
+
+    def spelling(self, token_id: int) -> str:
+        """See `Text`."""
+        return self._spelling(token_id)
 
     async def close(self) -> None:
         """Ends the process and its jobs. Safe to call twice."""

@@ -36,6 +36,7 @@ class TextTokenizer:
         self.special_ids = frozenset(
             token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         )
+        self._spellings: dict[int, str] = {}
         ids = (tokenizer.token_to_id(end) for end in ends)
         self.eos_token_ids = tuple(dict.fromkeys(token_id for token_id in ids if token_id is not None))
         """Ids of the `eos_token` that tokenizer_config.json and special_tokens_map.json name."""
@@ -89,6 +90,16 @@ class TextTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; ids that the tokenizer does not know are left out."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+
+    def spelling(self, token_id: int) -> str:
+        """The text of one token as it stands within a text; bytes that are no character are replaced."""
+        found = self._spellings.get(token_id)
+        if found is None:
+            before = self._tokenizer.encode("a", add_special_tokens=False).ids
+            start = len(self.decode(before, skip_special_tokens=False))
+            found = self.decode([*before, token_id], skip_special_tokens=False)[start:]
+            self._spellings[token_id] = found
+        return found
 
     @property
     def max_bytes_per_token(self) -> int:

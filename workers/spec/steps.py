@@ -95,6 +95,8 @@ class SegmentResult:
     """Drafted tokens that this step verified; as many as `following` were accepted."""
     prompt_logprobs: tuple[float, ...] = ()
     """One for each token of the segment but the prompt's first."""
+    prompt_likeliest: tuple[tuple[int, float], ...] = ()
+    """The likeliest token at each of these positions, and its log-probability."""
     num_selected_blocks: float = 0.0
     """Mean over layers of the distant blocks attended in this segment."""
     num_corrected: int = 0

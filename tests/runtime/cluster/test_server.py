@@ -34,7 +34,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a toy server as a process and waits for its ready file."""
     cluster = tmp_path / "cluster.yaml"
     model = ROOT / "deploy" / "models" / "moorage-pilot"
-    cluster.write_text(f"model: {{path: {model}}}\nserver: {{grpc: '127.0.0.1:0'}}\n")
+    cluster.write_text(f"model: {{path: {model}}}\nserver: {{grpc: '127.0.0.1:0', http: '127.0.0.1:0'}}\n")
     ready_file = tmp_path / "ready.json"
     started: list[subprocess.Popen[bytes]] = []
 

@@ -22,11 +22,19 @@ LOGIT_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredTokens:
+    """Log-probabilities of given tokens, and the likeliest token at the place of each."""
+
+    logprobs: tuple[float, ...] = ()
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentOutput:
     """Sampled tokens and prompt log-probabilities of one segment."""
 
     drawn: tuple[Sampled, ...]
-    prompt_logprobs: tuple[float, ...]
+    scored: ScoredTokens
     error: str | None = None
     """Why there is none of them; then the other fields mean nothing."""
 
@@ -63,20 +71,20 @@ class OutputStage:
             scored = [
                 self._prompt_logprobs(hidden[a:b], step.segment, step.session)
                 if step.segment.prompt_logprobs
-                else ()
+                else ScoredTokens()
                 for a, b, step in zip(starts, ends, steps, strict=True)
             ]
             drawn = self._draw(hidden, ends, steps)
         return [self._output(s, p) for s, p in zip(drawn, scored, strict=True)]
 
-    def _output(self, drawn: tuple[Sampled, ...], logprobs: tuple[float, ...]) -> SegmentOutput:
+    def _output(self, drawn: tuple[Sampled, ...], scored: ScoredTokens) -> SegmentOutput:
         error = next((sampled.error for sampled in drawn if sampled.error is not None), None)
-        if error is None and not all(map(math.isfinite, logprobs)):
+        if error is None and not all(map(math.isfinite, scored.logprobs)):
             error = NOT_FINITE
         if error is not None:
             single = self._decoder.dtype is torch.float32
             error += "; check the weights" if single else "; set model.dtype to float32"
-        return SegmentOutput(drawn, logprobs, error)
+        return SegmentOutput(drawn, scored, error)
 
     def _draw(
         self, hidden: torch.Tensor, ends: Sequence[int], steps: Sequence[SessionStep]
@@ -97,15 +105,24 @@ class OutputStage:
 
     def _prompt_logprobs(
         self, hidden: torch.Tensor, segment: Segment, session: WorkerSession
-    ) -> tuple[float, ...]:
+    ) -> ScoredTokens:
         """Log-probability of each token of the segment given those before it (none for position 0)."""
         found: list[float] = []
+        best: list[tuple[int, float]] = []
         ids = torch.tensor(list(segment.token_ids), dtype=torch.long, device=hidden.device)
         if session.last_logprobs is not None:
             found.append(float(session.last_logprobs[ids[0]]))
+            best += _likeliest(session.last_logprobs[None])
         for start in range(0, len(ids), LOGIT_ROWS):
             rows = torch.log_softmax(self._decoder.logits(hidden[start : start + LOGIT_ROWS]), dim=-1)
             following = ids[start + 1 : start + 1 + len(rows)]
             found += rows[: len(following)].gather(1, following[:, None])[:, 0].tolist()
+            best += _likeliest(rows[: len(following)])
         session.last_logprobs = rows[-1].clone()
-        return tuple(found)
+        return ScoredTokens(tuple(found), tuple(best))
+
+
+def _likeliest(rows: torch.Tensor) -> list[tuple[int, float]]:
+    """The largest entry of each row [T, vocab], with its column."""
+    values, ids = rows.max(dim=-1)
+    return list(zip(ids.tolist(), values.tolist(), strict=True))

@@ -20,7 +20,8 @@ def result_of(step: SessionStep, output: SegmentOutput) -> SegmentResult:
             SampledToken(each.token_id, each.logprob, each.top_logprobs) for each in others if each
         ),
         num_drafted=num_drafted,
-        prompt_logprobs=output.prompt_logprobs,
+        prompt_logprobs=output.scored.logprobs,
+        prompt_likeliest=output.scored.likeliest,
         num_selected_blocks=stats.num_selected / max(stats.num_selections, 1),
         num_corrected=stats.num_corrected,
         recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,

@@ -1,0 +1,1 @@
+"""Routes of the Anthropic API: messages, and the count of their tokens."""

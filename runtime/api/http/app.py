@@ -1,0 +1,78 @@
+"""The ASGI application: all routes, and what becomes of errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+import moorage
+from moorage.runtime.api.http import operators
+from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
+from moorage.runtime.api.http.openai import chat, completions, models
+from moorage.runtime.api.http.service import HttpService
+from moorage.workers.errors import MoorageError
+
+ROUTERS = (operators.router, models.router, chat.router, completions.router)
+
+
+def application(service: HttpService) -> FastAPI:
+    """The application for one server."""
+    app = FastAPI(
+        title="Moorage",
+        version=moorage.__version__,
+        description="Long prompts over HTTP, as clients of OpenAI and Anthropic send them.",
+        docs_url=None,  # The page of the documentation loads scripts from other hosts.
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.state.readiness = operators.Readiness()
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_exception_handler(MoorageError, _refused)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.add_middleware(Barrier)
+    return app
+
+
+class Barrier:
+    """The last line before the network: what no handler took becomes a 500 with an id, and is logged without text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI application."""
+        begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:  # noqa: BLE001  one request must not end the server
+            response = error_response(foreseen(error), scope.get("path", ""))
+            if not begun:
+                await response(scope, receive, send)
+
+
+async def _refused(request: Request, error: Any) -> Response:
+    return error_response(error, request.url.path)
+
+
+async def _no_route(request: Request, error: Any) -> Response:
+    shown = request.url.path[:80]
+    reasons = {
+        404: f"{shown} is no route of this server; /openapi.json lists them",
+        405: f"{request.method} is no method of {shown}; /openapi.json lists them",
+    }
+    response = error_response(
+        HttpRefusal(error.status_code, reasons.get(error.status_code, error.detail)), request.url.path
+    )
+    response.headers.update(error.headers or {})
+    return response

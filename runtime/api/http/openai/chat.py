@@ -1,0 +1,178 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import Field
+
+from moorage.runtime.api.http.failures import foreseen, openai_error
+from moorage.runtime.api.http.generations import Generations
+from moorage.runtime.api.http.messages import ChatMessage, conversation
+from moorage.runtime.api.http.openai.logprobs import Spelling, chat_logprob
+from moorage.runtime.api.http.openapi import body_of
+from moorage.runtime.api.http.prompts import token_ids
+from moorage.runtime.api.http.sampling import (
+    MOST_OF_A_CHAT,
+    Positive,
+    Sampled,
+    each_choice,
+    new_request_id,
+    options_of,
+    with_prompt,
+)
+from moorage.runtime.api.http.service import service_of
+from moorage.runtime.api.http.streams import DONE, EventStreamResponse, sse, while_connected
+from moorage.runtime.api.http.usage import Pulse, openai_usage
+from moorage.runtime.api.validation import MAX_LOGPROBS
+from moorage.runtime.serving.protocol import Finished, Token, Usage
+from moorage.workers.errors import InvalidRequest
+
+router = APIRouter(tags=["OpenAI"])
+
+
+class ChatRequest(Sampled):
+    """A conversation that the model goes on with."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+
+@dataclass
+class _Answer:
+    """What is common to all parts of one response."""
+
+    asked: ChatRequest
+    model: str
+    spelling: Spelling
+    id: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+@router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+async def chat_completions(request: Request) -> Response:
+    """Continues a conversation; with `stream` as server-sent events."""
+    service = service_of(request)
+    async with service.receiving(request) as (engine, sent):
+        asked = await sent.read(ChatRequest)
+        if asked.top_logprobs and not asked.logprobs:
+            raise InvalidRequest("top_logprobs: needs logprobs; set logprobs to true, or leave it out")
+        served, request_id = engine.model_info(), new_request_id()
+        most = asked.max_completion_tokens or asked.max_tokens or MOST_OF_A_CHAT
+        options = options_of(
+            asked,
+            request.headers.get("x-session-id"),
+            max_new_tokens=most,
+            num_logprobs=asked.top_logprobs or 0,
+        )
+        params = each_choice(options, served, request_id, asked.num_choices)
+        messages = conversation(asked.messages)
+        prompt = await while_connected(request, token_ids(engine, sent.upload, messages))
+    answer = _Answer(asked, served.name, engine.text.spelling, f"chatcmpl-{request_id}")
+    generations = await Generations.start(service, engine, with_prompt(params, prompt))
+    headers = {"x-request-id": request_id}
+    if asked.stream:
+        return EventStreamResponse(_frames(answer, generations), generations.aclose, headers)
+    async with generations:
+        return JSONResponse(await while_connected(request, _complete(answer, generations)), headers=headers)
+
+
+async def _complete(answer: _Answer, generations: Generations) -> dict[str, Any]:
+    number = answer.asked.num_choices
+    texts: list[list[str]] = [[] for _ in range(number)]
+    logprobs: list[list[dict[str, Any]]] = [[] for _ in range(number)]
+    ends: list[Finished | None] = [None] * number
+    async for item in generations.events():
+        if item is None:
+            continue
+        index, event = item
+        if isinstance(event, Token):
+            texts[index].append(event.text)
+            if answer.asked.logprobs:
+                logprobs[index].append(chat_logprob(event, answer.spelling))
+        elif isinstance(event, Finished):
+            ends[index] = event
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
+            "logprobs": {"content": logprobs[index], "refusal": None} if answer.asked.logprobs else None,
+            "finish_reason": end.finish_reason if end else None,
+        }
+        for index, end in enumerate(ends)
+    ]
+    usages = [end.usage for end in ends if end is not None]
+    usage = openai_usage(usages, measured=bool(answer.asked.return_recall))
+    return {**answer.head("chat.completion"), "choices": choices, "usage": usage}
+
+
+async def _frames(answer: _Answer, generations: Generations) -> AsyncGenerator[bytes]:
+    asked, usages = answer.asked, dict[int, Usage]()
+    chunks, pulse = _Chunks(answer), Pulse(every_progress=bool(asked.return_progress))
+    try:
+        async for item in generations.events():
+            index, event = item or (0, None)
+            frame = b""
+            if isinstance(event, Token):
+                frame = chunks.token(index, event)
+            elif isinstance(event, Finished):
+                usages[index] = event.usage
+                frame = chunks.chunk(index, {}, finish_reason=event.finish_reason)
+            if not frame and pulse.due(event):
+                frame = chunks.chunk(index, {"content": ""}, prompt_progress=pulse.progress())
+            if frame:
+                pulse.sent()
+                yield frame
+        if asked.includes_usage:
+            ordered = [usages[index] for index in sorted(usages)]
+            yield chunks.usage(openai_usage(ordered, measured=bool(asked.return_recall)))
+    except Exception as error:  # noqa: BLE001  the status was sent; the error is an event
+        yield sse(openai_error(foreseen(error)))
+    yield DONE
+
+
+class _Chunks:
+    """The chunks of one stream. The first one of each choice has the role."""
+
+    def __init__(self, answer: _Answer) -> None:
+        self._answer = answer
+        self._begun: set[int] = set()
+
+    def token(self, index: int, token: Token) -> bytes:
+        """The chunk of a token; none while its text is incomplete and nothing else is asked for."""
+        if self._answer.asked.logprobs:
+            logprobs = {"content": [chat_logprob(token, self._answer.spelling)], "refusal": None}
+            return self.chunk(index, {"content": token.text}, logprobs=logprobs)
+        return self.chunk(index, {"content": token.text}) if token.text else b""
+
+    def chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+        **more: Any,
+    ) -> bytes:
+        """One chunk with a delta of one choice."""
+        if index not in self._begun:
+            self._begun.add(index)
+            delta = {"role": "assistant", "content": "", **delta}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        empty = {"usage": None} if self._answer.asked.includes_usage else {}
+        head = self._answer.head("chat.completion.chunk")
+        return sse({**head, "choices": [choice], **empty, **more})
+
+    def usage(self, usage: dict[str, Any]) -> bytes:
+        """The last chunk, with no choice in it."""
+        return sse({**self._answer.head("chat.completion.chunk"), "choices": [], "usage": usage})

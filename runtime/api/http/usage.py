@@ -1,0 +1,77 @@
+"""Usage records and progress as clients of OpenAI read them, with what only this server measures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from moorage.runtime.serving.protocol import Event, Progress, Usage
+
+SILENCE_S = 5.0
+"""A stream that sent nothing for so long sends an event without text. With `TICK_S` it is at most 7.5 s."""
+_MEASURED = (
+    "recall",
+    "recall_p5",
+    "budget_tokens",
+    "chosen_blocks",
+    "dram_bytes",
+    "beyond_tokens",
+    "queue_s",
+    "time_to_first_token_s",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+)
+
+
+def openai_usage(usages: Sequence[Usage], prompts: int = 1, *, measured: bool = False) -> dict[str, Any]:
+    """The sum over all answers; a prompt counts once however many answers it has."""
+    each = max(1, len(usages) // prompts)
+    prompt_tokens = sum(usage.prompt_tokens for usage in usages[::each])
+    completion_tokens = sum(usage.completion_tokens for usage in usages)
+    record: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages[::each])},
+    }
+    if measured:
+        record["moorage"] = [measured_usage(usage) for usage in usages]
+    return record
+
+
+def measured_usage(usage: Usage) -> dict[str, Any]:
+    """What selection attended and how fast it went, of one answer."""
+    values = asdict(usage)
+    return {name: values[name] for name in _MEASURED}
+
+
+class Pulse:
+    """When a stream must send something although no token came, and the progress that it then sends."""
+
+    def __init__(self, *, every_progress: bool) -> None:
+        self._every = every_progress
+        self._started_s = self._sent_s = time.monotonic()
+        self._latest: Progress | None = None
+
+    def due(self, event: Event | None) -> bool:
+        """Whether to send now; `event` is what just came, None after a silence."""
+        if isinstance(event, Progress):
+            self._latest = event
+            if self._every:
+                return True
+        return time.monotonic() - self._sent_s >= SILENCE_S
+
+    def sent(self) -> None:
+        """Something was sent."""
+        self._sent_s = time.monotonic()
+
+    def progress(self) -> dict[str, int]:
+        """The prompt's progress in llama.cpp's words; zeros while the request waits."""
+        latest = self._latest or Progress(0, 0)
+        return {
+            "total": latest.total_tokens,
+            "processed": latest.prefilled_tokens,
+            "time_ms": int(1000 * (time.monotonic() - self._started_s)),
+        }
