@@ -26,7 +26,7 @@ from moorage.runtime.text.process import TextProcess
 async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
     """A serving coordinator. When anything fails, all that was started is stopped."""
     plan = plan_launch(config)
-    processes, text = ClusterProcesses(plan, hooks), _text(plan)
+    processes, text = ClusterProcesses(plan, hooks), text_of(plan)
     try:
         await processes.start()
         if text is not None:
@@ -82,7 +82,8 @@ def _model_info(plan: LaunchPlan) -> ModelInfo:
     )
 
 
-def _text(plan: LaunchPlan) -> TextProcess | None:
+def text_of(plan: LaunchPlan) -> TextProcess | None:
+    """The text process of a model that has a tokenizer, not yet started."""
     if plan.tokenizer is None:
         return None
     tokenizer = plan.tokenizer
