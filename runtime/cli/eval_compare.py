@@ -60,7 +60,7 @@ def compare(
         ),
     ] = DEFAULT_DOCUMENT,
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write compare.json and compare.md there.")
+        Path | None, typer.Option(metavar="DIR", help="Write compare.json and compare.md there as they grow.")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")

@@ -54,7 +54,9 @@ def fidelity(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Write fidelity.json, fidelity.md and a picture there."),
+        typer.Option(
+            metavar="DIR", help="Write fidelity.json and fidelity.md there as they grow, and a picture."
+        ),
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
@@ -85,11 +87,15 @@ def fidelity(
         sizes,
         passages,
     )
-    report = compare(plan, print_note)
+
+    def keep(report: Report) -> None:
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            (output / "fidelity.json").write_text(_as_text(report), encoding="utf-8")
+            (output / "fidelity.md").write_text(markdown(report), encoding="utf-8")
+
+    report = compare(plan, print_note, keep)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "fidelity.json").write_text(_as_text(report), encoding="utf-8")
-        (output / "fidelity.md").write_text(markdown(report), encoding="utf-8")
         try:
             draw(report, output / "fidelity.png")
         except InvalidRequest as error:

@@ -45,6 +45,7 @@ class Cell:
     kl: float
     kl_interval: float | None
     """Half of the 95 % interval of `kl` over passages; None for a single passage."""
+    kl_by_passage: list[float]
     agreement: float
     """Share of scored tokens at which the likeliest token is full attention's."""
     flip_margin: float | None
@@ -123,6 +124,7 @@ def _cell(group: Sequence[Said], heads: Heads | None) -> Cell:
         index_bytes=first.index_bytes,
         kl=fmean(by_passage),
         kl_interval=_interval(by_passage),
+        kl_by_passage=by_passage,
         agreement=fmean(float(said.agrees.mean()) for said in group),
         flip_margin=_flip_margin(group),
         lost_hits=_lost_hits(group),

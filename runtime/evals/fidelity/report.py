@@ -75,8 +75,13 @@ class Report:
         }
 
 
-def compare(plan: Plan, note: Callable[[str], None]) -> Report:
-    """Measures the plan; `note` gets a line for each passage and choice. Raises as `choices` and `measure` do."""
+def compare(
+    plan: Plan, note: Callable[[str], None], keep: Callable[[Report], None] = lambda _report: None
+) -> Report:
+    """Measures the plan; `note` gets a line for each passage and choice, and `keep` what there is after it.
+
+    Raises as `choices` and `measure` do.
+    """
     model = read_model_spec(plan.source.load().model.path)
     compared = choices(plan.source, model, plan.presets, plan.variants, plan.budgets, plan.frame)
 
@@ -89,10 +94,15 @@ def compare(plan: Plan, note: Callable[[str], None]) -> Report:
             for passage in passages(plan.text, coder, prefix, length, plan.tasks, plan.passages)
         ]
 
-    results = []
+    results: list[Said] = []
     for said in measure(compared, make, max(map(most_tokens, plan.lengths))):
         results.append(said)
         note(_line(said))
+        keep(_report(plan, results))
+    return _report(plan, results)
+
+
+def _report(plan: Plan, results: Sequence[Said]) -> Report:
     heads = retrieval_heads(results)
     found = cells(results)
     pairs = (

@@ -55,6 +55,7 @@ def test_cells_are_means_over_passages_in_the_order_of_kl() -> None:
     assert [cell.choice for cell in (full, wide, narrow)] == ["full", "wide", "narrow"]
     assert (full.kl, wide.kl, narrow.kl) == pytest.approx((0, 0.2, 2))
     # Half of the interval of two values 0.3 and 0.1: 12.706 times their deviation 0.1414 over the root of two.
+    assert wide.kl_by_passage == pytest.approx([0.3, 0.1])
     assert wide.kl_interval == pytest.approx(12.706 * 0.1)
     assert narrow.kl_interval is None
     assert (wide.passages, wide.agreement, wide.hits, wide.full_hits) == (2, 0.5, 0.5, 0.5)
