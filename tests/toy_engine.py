@@ -26,6 +26,7 @@ from moorage.runtime.serving.protocol import (
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
+from moorage.runtime.text.grammar import Grammars
 from moorage.workers.errors import (
     FailedPrecondition,
     InvalidRequest,
@@ -136,6 +137,10 @@ class ToyEngine:
         self.seen: list[GenerateParams | ScoreParams] = []
         self.closed = False
         self.sessions = ToySessions()
+
+    @property
+    def grammars(self) -> Grammars:
+        raise InvalidRequest("grammar: the toy engine follows none")
 
     def model_info(self) -> ModelInfo:
         return ModelInfo(

@@ -27,7 +27,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, parameters: _Optional[_Union[GenerateParameters, _Mapping]] = ..., piece: _Optional[_Union[PromptPiece, _Mapping]] = ...) -> None: ...
 
 class GenerateParameters(_message.Message):
-    __slots__ = ("model", "max_new_tokens", "ignore_eos", "stop", "preset", "session", "sampling", "parse_special", "memory")
+    __slots__ = ("model", "max_new_tokens", "ignore_eos", "stop", "preset", "session", "sampling", "parse_special", "memory", "grammar")
     class MemoryEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -44,6 +44,7 @@ class GenerateParameters(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
+    GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     model: str
     max_new_tokens: int
     ignore_eos: bool
@@ -53,7 +54,18 @@ class GenerateParameters(_message.Message):
     sampling: Sampling
     parse_special: bool
     memory: _containers.ScalarMap[str, str]
-    def __init__(self, model: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop: _Optional[_Iterable[str]] = ..., preset: _Optional[str] = ..., session: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., parse_special: _Optional[bool] = ..., memory: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    grammar: Grammar
+    def __init__(self, model: _Optional[str] = ..., max_new_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop: _Optional[_Iterable[str]] = ..., preset: _Optional[str] = ..., session: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., parse_special: _Optional[bool] = ..., memory: _Optional[_Mapping[str, str]] = ..., grammar: _Optional[_Union[Grammar, _Mapping]] = ...) -> None: ...
+
+class Grammar(_message.Message):
+    __slots__ = ("json_schema", "regex", "lark")
+    JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    REGEX_FIELD_NUMBER: _ClassVar[int]
+    LARK_FIELD_NUMBER: _ClassVar[int]
+    json_schema: str
+    regex: str
+    lark: str
+    def __init__(self, json_schema: _Optional[str] = ..., regex: _Optional[str] = ..., lark: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed", "num_logprobs")

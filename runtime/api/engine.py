@@ -8,6 +8,7 @@ from typing import Protocol
 from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.protocol import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
 from moorage.runtime.serving.sessions.records import SessionInfo
+from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.jobs import Text
 from moorage.workers.errors import MoorageError
 
@@ -47,6 +48,10 @@ class Engine(Protocol):
     @property
     def text(self) -> Text:
         """The model's tokenizer and chat template."""
+
+    @property
+    def grammars(self) -> Grammars:
+        """Compiles what answers must follow."""
 
     @property
     def health(self) -> ClusterHealth:

@@ -14,6 +14,7 @@ from moorage.runtime.serving.protocol import (
     ScoreOptions,
     ScoreParams,
 )
+from moorage.runtime.text.grammar import Grammar, check_grammar
 from moorage.runtime.text.quoting import quoted
 from moorage.workers.errors import InvalidRequest, NotFound
 from moorage.workers.hf_generation import SamplingDefaults
@@ -45,6 +46,7 @@ def generate_params(asked: GenerateOptions, served: ModelInfo, request_id: str) 
         memory=memory(asked.memory),
         session=name("session", asked.session),
         request_id=request_id,
+        grammar=grammar(asked.grammar),
     )
 
 
@@ -154,6 +156,13 @@ def sampling(asked: SamplingOptions, defaults: SamplingDefaults) -> SamplingSpec
         seed=seed,
         num_logprobs=asked.num_logprobs,
     )
+
+
+def grammar(asked: Grammar | None) -> Grammar | None:
+    """The grammar, of a known kind and short enough; it is compiled later."""
+    if asked is not None:
+        check_grammar(asked)
+    return asked
 
 
 def token_ids(ids: Sequence[int], vocab_size: int, first: int = 0) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from moorage.runtime.cluster import registry
 
 SERVER_PACKAGES = (
-    "gguf", "grpc_reflection", "grpc_status", "llvmlite", "numba", "ray", "safetensors", "tokenizers", "torch",
+    "gguf", "grpc_reflection", "grpc_status", "llguidance", "llvmlite", "numba", "ray", "safetensors", "tokenizers",
+    "torch",
 )  # fmt: skip
 """Import names of what `pip install moorage` leaves out and the extra `server` brings."""
 

@@ -80,6 +80,15 @@ def generate(
     num_logprobs: Annotated[
         int | None, typer.Option("--logprobs", help="Alternatives beside each token, in the JSON.")
     ] = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The answer is JSON of the schema in this file.", exists=True, dir_okay=False
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The answer matches this expression as a whole.")
+    ] = None,
     timeout_s: o.Timeout = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of the text.")
@@ -129,6 +138,8 @@ def generate(
         session=session,
         parse_special=parse_special,
         num_logprobs=num_logprobs,
+        json_schema=None if json_schema is None else json_schema.read_text(encoding="utf-8"),
+        regex=regex,
     )
     if batch_file is not None and output is not None:
         answer_batch(Batch(batch_file, output, raw, at_once), o.server_address(address), options, timeout_s)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from google.protobuf.message import Message
 
-from moorage.client.types import Accepted, GenerateEvent, GenerateOptions, Prompt, ScoreEvent
+from moorage.client.types import GRAMMARS, Accepted, GenerateEvent, GenerateOptions, Prompt, ScoreEvent
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.runtime.api.grpc import codec
 from moorage.workers.errors import InvalidRequest, MoorageError
@@ -33,6 +33,10 @@ def generate_requests(prompt: Prompt, options: GenerateOptions) -> Iterator[pb.G
             parameters.stop.extend(_strings(name, value))
         elif name == "memory":
             parameters.memory.update(_settings(value))
+        elif name in GRAMMARS:
+            if parameters.HasField("grammar"):
+                raise InvalidRequest(f"{name}: is given beside another grammar; give one")
+            _set(parameters.grammar, name, grammar_text(name, value))
         else:
             _set(parameters if name in _GENERATION_FIELDS else parameters.sampling, name, value)
     pieces = _pieces(prompt)
@@ -78,6 +82,18 @@ def read_score(response: pb.ScoreResponse) -> ScoreEvent:
         case "finished":
             return codec.read_finished(response.finished)
     raise MoorageError("the server sent an event that this client does not know; use the server's version")
+
+
+def grammar_text(name: str, value: object) -> str:
+    """The text of an option that says what the answer must follow. Raises InvalidRequest for another type."""
+    if isinstance(value, str):
+        return text_bytes(value, name).decode()
+    if name == "json_schema" and isinstance(value, Mapping):
+        try:
+            return json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            raise InvalidRequest("json_schema: is no JSON; check its values") from None
+    raise InvalidRequest(f"{name}: must be text, not {type(value).__name__}")
 
 
 def detokenize_request(token_ids: Sequence[int]) -> pb.DetokenizeRequest:

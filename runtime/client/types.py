@@ -34,6 +34,16 @@ class GenerateOptions(TypedDict, total=False):
     frequency_penalty: float
     seed: int | None
     num_logprobs: int
+    json_schema: str | Mapping[str, object] | None
+    """The answer is JSON of this schema. At most one of this, `regex` and `lark` is given."""
+    regex: str | None
+    """The answer matches this expression as a whole."""
+    lark: str | None
+    """The answer follows this grammar, in Lark's syntax."""
+
+
+GRAMMARS = ("json_schema", "regex", "lark")
+"""Options that say what the answer must follow."""
 
 
 @dataclass(frozen=True, slots=True)

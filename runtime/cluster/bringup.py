@@ -5,6 +5,7 @@ A configuration that can't be served is refused before the first process starts.
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from pathlib import Path
 
@@ -20,27 +21,34 @@ from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.protocol import ModelInfo
 from moorage.runtime.serving.scheduled_request import Limits
 from moorage.runtime.serving.sessions.records import SessionPolicy
+from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.process import TextProcess
 
 
 async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
     """A serving coordinator. When anything fails, all that was started is stopped."""
     plan = plan_launch(config)
-    processes, text = ClusterProcesses(plan, hooks), text_of(plan)
+    processes, text, grammars = ClusterProcesses(plan, hooks), text_of(plan), grammars_of(plan)
     try:
         await processes.start()
         if text is not None:
             await text.start()
+        if grammars is not None:
+            await asyncio.to_thread(grammars.prepare)
     except BaseException:
         if text is not None:
             await text.close()
         await processes.stop()
         raise
-    return Coordinator(cluster_of(plan, RayExecutor(processes), processes.step_tokens, text))
+    return Coordinator(cluster_of(plan, RayExecutor(processes), processes.step_tokens, text, grammars))
 
 
 def cluster_of(
-    plan: LaunchPlan, executor: Executor, step_tokens: int, text: TextProcess | None = None
+    plan: LaunchPlan,
+    executor: Executor,
+    step_tokens: int,
+    text: TextProcess | None = None,
+    grammars: Grammars | None = None,
 ) -> Cluster:
     """What a coordinator needs to serve `plan` on the workers of `executor`, in steps of `step_tokens` at most."""
     config = plan.config
@@ -49,6 +57,7 @@ def cluster_of(
         eos_token_ids=frozenset(plan.eos_token_ids),
         tokenizer=plan.tokenizer,
         text=text,
+        grammars=grammars,
         limits=Limits(
             resources=plan.capacity.total,
             max_step_tokens=step_tokens,
@@ -80,6 +89,13 @@ def _model_info(plan: LaunchPlan) -> ModelInfo:
         reach_tokens=plan.limit.reach.tokens,
         warnings=plan.limit.warnings,
     )
+
+
+def grammars_of(plan: LaunchPlan) -> Grammars | None:
+    """Compiles what answers must follow; None for a model without a tokenizer."""
+    if plan.tokenizer is None:
+        return None
+    return Grammars(plan.tokenizer, plan.spec.vocab_size, plan.eos_token_ids)
 
 
 def text_of(plan: LaunchPlan) -> TextProcess | None:

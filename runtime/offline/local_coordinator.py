@@ -7,7 +7,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from moorage.runtime.cluster.bringup import cluster_of
+from moorage.runtime.cluster.bringup import cluster_of, grammars_of
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.worker_settings import worker_settings
@@ -32,7 +32,8 @@ class LocalCoordinator:
         self._closed = False
 
         async def make() -> Coordinator:
-            return Coordinator(cluster_of(self.plan, executor, self.plan.step_tokens))
+            grammars = grammars_of(self.plan)
+            return Coordinator(cluster_of(self.plan, executor, self.plan.step_tokens, grammars=grammars))
 
         self.coordinator = self.run(make())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, Unpack, cast, overload
 
@@ -20,7 +21,7 @@ from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.offline.local_coordinator import LocalCoordinator
 from moorage.runtime.offline.requests import encode_prompt, is_one_prompt, memory_settings, request_params
-from moorage.runtime.serving.output_processor import EventStream
+from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.protocol import (
     Finished,
     GenerateParams,
@@ -151,7 +152,10 @@ class Pipeline:
     def _params(self, prompt: Prompt, raw: bool, options: GenerateOptions) -> GenerateParams:
         special = bool(options.get("parse_special", False))
         ids = encode_prompt(self._local.plan.tokenizer, prompt, raw=raw, parse_special=special)
-        return request_params(ids, options, self.model)
+        params = request_params(ids, options, self.model)
+        if params.grammar is None:
+            return params
+        return replace(params, guide=self._local.coordinator.grammars.compile(params.grammar))
 
     def _events(self, events: EventStream) -> Iterator[GenerateEvent]:
         async def following() -> Progress | Token | PromptLogprobs | Finished | None:

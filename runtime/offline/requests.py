@@ -10,9 +10,11 @@ from typing import Any, TypeGuard, cast
 
 import numpy as np
 
-from moorage.client.types import GenerateOptions, Prompt
+from moorage.client.messages import grammar_text
+from moorage.client.types import GRAMMARS, GenerateOptions, Prompt
 from moorage.runtime.api import validation
 from moorage.runtime.serving import protocol
+from moorage.runtime.text.grammar import Grammar
 from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.token_ids import TokenIds
@@ -38,8 +40,13 @@ def request_params(
     given = {name: value for name, value in options.items() if value is not None}
     sampling = {name: given.pop(name) for name in _SAMPLING & given.keys()}
     given["stop"] = tuple(cast("Sequence[str]", given.get("stop", ())))
+    grammars = [Grammar(name, grammar_text(name, given.pop(name))) for name in GRAMMARS if name in given]
+    if len(grammars) > 1:
+        raise InvalidRequest(f"{grammars[1].kind}: is given beside another grammar; give one")
     given["memory"] = memory_settings(cast("Mapping[str, object]", given.get("memory", {})))
-    asked = protocol.GenerateOptions(**cast("dict[str, Any]", given), sampling=_sampling(sampling))
+    asked = protocol.GenerateOptions(
+        **cast("dict[str, Any]", given), sampling=_sampling(sampling), grammar=next(iter(grammars), None)
+    )
     params = validation.generate_params(asked, served, secrets.token_hex(6))
     validation.token_ids(token_ids, served.vocab_size)
     return replace(params, prompt=token_ids)

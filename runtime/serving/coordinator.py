@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from moorage.runtime.planning.trained_length import Reach
 from moorage.runtime.serving.capacity import Capacity
+from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.health import ClusterHealth
-from moorage.runtime.serving.output_processor import EventStream
 from moorage.runtime.serving.protocol import (
     ClusterStatus,
     GenerateParams,
@@ -27,6 +27,7 @@ from moorage.runtime.serving.sessions.manager import Sessions
 from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.serving.step_loop import StepLoop
 from moorage.runtime.text.decoder import IncrementalDecoder
+from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.jobs import Text
 from moorage.runtime.text.stop_strings import StopMatcher
 from moorage.runtime.text.tokenizer import TextTokenizer
@@ -54,6 +55,8 @@ class Cluster:
     """
     text: Text | None = None
     """The tokenizer in a process of its own, for what clients send."""
+    grammars: Grammars | None = None
+    """Compiles what answers must follow."""
     reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
     """How far the positions of a request hold."""
     sessions: SessionPolicy = SessionPolicy()
@@ -81,6 +84,13 @@ class Coordinator:
         if self._cluster.text is None:
             raise InvalidRequest("the model has no tokenizer.json; send token ids instead of text")
         return self._cluster.text
+
+    @property
+    def grammars(self) -> Grammars:
+        """Compiles grammars. Raises InvalidRequest when the model directory has no tokenizer."""
+        if self._cluster.grammars is None:
+            raise InvalidRequest("grammar: needs tokenizer.json, which the model has not; leave it out")
+        return self._cluster.grammars
 
     @property
     def health(self) -> ClusterHealth:
@@ -162,6 +172,10 @@ class Coordinator:
                 f"prompt has {counted(len(prompt), 'token')} and long_context.max_seq_len is {limit}; "
                 "shorten the prompt or raise max_seq_len"
             )
+        if params.guide is not None and memory.verify:
+            raise InvalidRequest(
+                "grammar: can't be combined with memory.verify; send verify: 0 or no grammar"
+            )
         max_new_tokens = min(params.max_new_tokens, limit - len(prompt))
         need = cluster.capacity.need(len(prompt) + max_new_tokens, memory)
         cluster.capacity.check(need, len(prompt) + max_new_tokens)
@@ -182,6 +196,7 @@ class Coordinator:
             decoder=IncrementalDecoder(cluster.tokenizer, prompt) if cluster.tokenizer else None,
             scheduled=ScheduledRequest(request_id, len(prompt), need, alignment, session),
             matcher=StopMatcher(params.stop),
+            guide=params.guide,
             ignore_eos=params.ignore_eos,
             scores_prompt=scores,
             dram_bytes=cluster.capacity.bytes_of(need),

@@ -1,101 +1,17 @@
-"""From a step's result to each request's events, and the stream on which a client reads them."""
+"""From a step's result to each request's events."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
+from moorage.runtime.serving.event_stream import MOST_UNREAD
 from moorage.runtime.serving.health import logged
-from moorage.runtime.serving.protocol import Event, Finished, Progress, PromptLogprobs, Token
+from moorage.runtime.serving.protocol import Finished, Progress, PromptLogprobs, Token
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.scheduled_request import Step
+from moorage.runtime.serving.totals import Totals
 from moorage.workers.errors import Internal
 from moorage.workers.spec import SampledToken, SegmentResult, StepResult
-
-MOST_UNREAD = 256
-"""Events of a request that may wait for their reader; with more of them it is paused until half are read."""
-
-
-class EventStream:
-    """Events of one request, the last one Finished. The request ends when the stream does or is closed.
-
-    A request whose events nobody reads is paused after `MOST_UNREAD` of them, and keeps its reservation. The request
-    runs already, so the owner of a stream must iterate it to its end or close it.
-    """
-
-    def __init__(
-        self,
-        events: asyncio.Queue[Event | Exception],
-        on_close: Callable[[], None],
-        on_read: Callable[[], None] = lambda: None,
-    ) -> None:
-        """`on_close` ends the request; `on_read` is called when the stream can take more events again."""
-        self._events, self._on_close, self._on_read = events, on_close, on_read
-        self._closed = False
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> Event:
-        """The next event. Raises the error that the request failed with."""
-        if self._closed:
-            raise StopAsyncIteration
-        try:
-            event = await self._events.get()
-            if self._events.qsize() == MOST_UNREAD // 2:
-                self._on_read()
-            if isinstance(event, Exception):
-                raise event
-        except BaseException:
-            await self.aclose()
-            raise
-        if isinstance(event, Finished):
-            await self.aclose()
-        return event
-
-    async def aclose(self) -> None:
-        """Ends the request's work at the next step boundary. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._on_close()
-
-
-@dataclass(slots=True)
-class Totals:
-    """Sums since the start, for status and metrics."""
-
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    recall_sum: float = 0.0
-    recall_count: int = 0
-    part_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @property
-    def cache_hit_rate(self) -> float | None:
-        """Share of needed blocks that were in device slots."""
-        total = self.cache_hits + self.cache_misses
-        return self.cache_hits / total if total else None
-
-    @property
-    def recall(self) -> float | None:
-        """Mean of the sampled recalls."""
-        return self.recall_sum / self.recall_count if self.recall_count else None
-
-    def count(self, step: Step, result: StepResult) -> None:
-        """Adds one step."""
-        self.prompt_tokens += step.prompt_tokens
-        self.generated_tokens += sum(len(r.tokens) for r in result.segments)
-        self.cache_hits += result.cache_hits
-        self.cache_misses += result.cache_misses
-        for recall in (r.recall for r in result.segments if r.recall is not None):
-            self.recall_sum += recall
-            self.recall_count += 1
-        for part, seconds in result.part_s.items():
-            self.part_s[part] += seconds
 
 
 class OutputProcessor:
@@ -164,13 +80,15 @@ class OutputProcessor:
         is_eos = token_id in self._eos_token_ids and not request.ignore_eos
         at_limit = request.remaining_new_tokens <= 0
         text = "" if is_eos else request.text_of(token_id)
-        stopped = request.matcher.stopped
-        if (is_eos or at_limit) and not stopped:
+        stopped, ended = request.matcher.stopped, request.is_whole(token_id)
+        if (is_eos or at_limit or ended) and not stopped:
             text += request.rest_of_text()
             stopped = request.matcher.stopped
         index = len(request.generated) - 1
         request.events.put_nowait(Token(index, token_id, text, token.logprob, token.top_logprobs))
-        if is_eos or stopped:
+        if request.guide is not None and request.guide.failure is not None:
+            request.fail(request.guide.failure)
+        elif is_eos or stopped or ended:
             self._finish(request, "stop")
         elif at_limit:
             self._finish(request, "length")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from moorage.runtime.text.grammar import Grammar, Guide
 from moorage.workers.hf_generation import SamplingDefaults
 from moorage.workers.spec import SamplingSpec
 
@@ -38,6 +39,7 @@ class GenerateOptions:
     parse_special: bool = False  # reads special tokens that are spelled in chat messages
     memory: Mapping[str, str] = field(default_factory=dict)
     """Settings of memory by their keys in a cluster file, in YAML."""
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,10 @@ class GenerateParams:
     request_id: str = ""
     """Names the request in the log and in the status; drawn when empty."""
     prompt_logprobs: bool = False  # also scores the prompt, all of which is then prefilled, without a session
+    grammar: Grammar | None = None
+    """What the answer must follow."""
+    guide: Guide | None = None
+    """The grammar for this answer, compiled by `Grammars`; needed with `grammar`."""
 
 
 @dataclass(frozen=True, slots=True)

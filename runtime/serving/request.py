@@ -17,6 +17,7 @@ from moorage.runtime.serving.protocol import Event, Usage
 from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledRequest
 from moorage.runtime.serving.session_cache import IdleSession, StoredKv
 from moorage.runtime.text.decoder import IncrementalDecoder
+from moorage.runtime.text.grammar import Guide
 from moorage.runtime.text.stop_strings import StopMatcher
 from moorage.workers.errors import MoorageError
 from moorage.workers.spec import ContinueSession, MemorySpec, OpenSession, SamplingSpec, Segment
@@ -46,6 +47,8 @@ class Request:
     reach: Reach = Reach(None, "")
     """How far the positions of this request hold."""
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
+    guide: Guide | None = None
+    """Which tokens may come next; None allows all."""
     ignore_eos: bool = False
     scores_prompt: bool = False
     cached_tokens: int = 0
@@ -125,16 +128,19 @@ class Request:
     def decode_segment(self) -> Segment:
         """The newest token, which gives the next one."""
         start = len(self.prompt) + len(self.generated) - 1
-        return Segment(self.session_id, start, (self.generated[-1],), sample=True)
+        allowed = None if self.guide is None else self.guide.allowed
+        return Segment(self.session_id, start, (self.generated[-1],), sample=True, allowed=allowed)
 
     def prefill_segment(self, chunk: PrefillChunk) -> Segment:
         """The prompt tokens of a chunk; the last chunk gives the first new token."""
+        sample = chunk.end == len(self.prompt) and not self.is_score
         return Segment(
             self.session_id,
             chunk.start,
             self.prompt[chunk.start : chunk.end],
-            sample=chunk.end == len(self.prompt) and not self.is_score,
+            sample=sample,
             prompt_logprobs=self.scores_prompt,
+            allowed=self.guide.allowed if sample and self.guide is not None else None,
         )
 
     def fail(self, error: Exception) -> None:
@@ -176,6 +182,13 @@ class Request:
         held = self.scheduled.continues
         before = 0 if held is None else held.stored.first_held
         return max(before, capacity.windows.first_held(num_tokens))
+
+    def is_whole(self, token_id: int) -> bool:
+        """Tells the grammar of the newest token; whether the answer is whole by it."""
+        if self.guide is None:
+            return False
+        self.guide.accept(token_id)
+        return self.guide.ended
 
     def text_of(self, token_id: int) -> str:
         """New text that is complete and can't become a stop string."""

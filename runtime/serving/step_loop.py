@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from moorage.runtime.serving.capacity import Capacity
+from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.health import StepFailures
-from moorage.runtime.serving.output_processor import EventStream, OutputProcessor, Totals
+from moorage.runtime.serving.output_processor import OutputProcessor
 from moorage.runtime.serving.queue_status import Throughput, retry_after_s, waits_s
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.request_log import log_end
@@ -25,6 +26,7 @@ from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.runtime.serving.session_cache import IdleSession
 from moorage.runtime.serving.sessions.reuse import reusable_tokens
+from moorage.runtime.serving.totals import Totals
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.spec import (

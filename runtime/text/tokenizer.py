@@ -77,6 +77,10 @@ class TextTokenizer:
         """Ids that the tokenizer knows, special ones included."""
         return int(self._tokenizer.get_vocab_size())
 
+    def as_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        return str(self._tokenizer.to_str())
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, in which special tokens may be spelled.
 

@@ -51,6 +51,8 @@ class Segment:
     """Draw the next token from the last position."""
     prompt_logprobs: bool = False
     """Report the log-probability of every token of the segment, given those before it."""
+    allowed: bytes | None = None
+    """One bit for each token of the vocabulary, the lowest first: whether it may be drawn; None allows all."""
 
 
 @dataclass(frozen=True, slots=True)

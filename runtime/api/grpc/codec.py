@@ -30,7 +30,8 @@ from moorage.runtime.serving.protocol import (
     WaitingRequest,
 )
 from moorage.runtime.serving.sessions.records import SessionInfo
-from moorage.workers.errors import MoorageError
+from moorage.runtime.text.grammar import Grammar
+from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.hf_generation import SamplingDefaults
 
 R = TypeVar("R")
@@ -69,10 +70,18 @@ def read_generate_options(message: pb.GenerateParameters) -> GenerateOptions:
         stop=tuple(message.stop),
         preset=message.preset,
         memory=dict(message.memory),
+        grammar=_read_grammar(message.grammar) if message.HasField("grammar") else None,
         session=message.session,
         sampling=_read_fields(SamplingOptions, message.sampling),
         parse_special=message.parse_special,
     )
+
+
+def _read_grammar(message: Any) -> Grammar:
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise InvalidRequest("grammar: is empty; set one of json_schema, regex, lark")
+    return Grammar(kind, getattr(message, kind))
 
 
 def read_score_options(message: pb.ScoreParameters) -> ScoreOptions:

@@ -158,7 +158,10 @@ async def _generate_params(upload: Upload, requests: Requests, engine: Engine) -
     asked = codec.read_generate_options(await _parameters(upload, requests))
     params = validation.generate_params(asked, engine.model_info(), request_id)
     with PromptCollector(engine, upload, chat=True, parse_special=asked.parse_special) as prompt:
-        return dataclasses.replace(params, prompt=await _prompt(upload, requests, prompt))
+        params = dataclasses.replace(params, prompt=await _prompt(upload, requests, prompt))
+    if params.grammar is None:
+        return params
+    return dataclasses.replace(params, guide=await engine.grammars.guide(params.grammar))
 
 
 async def _score_params(upload: Upload, requests: Requests, engine: Engine) -> ScoreParams:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +112,10 @@ def test_the_loss_of_a_text_is_the_mean_of_its_tokens(pipe: Pipeline, engine: Lo
         ("a", {"memory": {"block_size": 8}}, "block_size"),
         ([{"role": "user", "content": "Hello"}], {}, "no chat template"),
         (b"\xff", {}, "UTF-8"),
+        ("a", {"regex": "("}, "grammar: regex is refused"),
+        ("a", {"regex": "a", "lark": "start: /a/"}, "beside another grammar"),
+        ("a", {"json_schema": 5}, "json_schema: must be text"),
+        ("a", {"regex": "a", "preset": "moorage-exact"}, "can't be combined with memory.verify"),
     ],
 )
 def test_what_can_not_be_served_is_refused_with_its_name(
@@ -117,6 +124,30 @@ def test_what_can_not_be_served_is_refused_with_its_name(
     with pytest.raises(InvalidRequest, match=message):
         pipe(prompt, **options)  # type: ignore[call-overload]
     assert pipe("a", max_new_tokens=1).usage.completion_tokens == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_an_answer_follows_its_grammar(pipe: Pipeline, temperature: float) -> None:
+    options: dict[str, Any] = {
+        "max_new_tokens": 200,
+        "temperature": temperature,
+        "seed": 3,
+        "ignore_eos": True,
+    }
+    answer = pipe(TEXT, regex="(yes|no), [0-9]{4}", **options)
+    assert re.fullmatch("(yes|no), [0-9]{4}", answer.text)
+    assert answer.finish_reason == "stop"
+    shape = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    assert json.loads(pipe(TEXT, json_schema=shape, **options).text)["n"] in (1, 22)
+    texts = [one.text for one in pipe([TEXT, TEXT + "x"], lark='start: "a" "b"*', max_new_tokens=4)]  # type: ignore[union-attr]
+    assert all(re.fullmatch("ab*", text) for text in texts)
+    free = pipe(TEXT, **options)
+    assert not re.fullmatch("(yes|no), [0-9]{4}", free.text)
 
 
 def test_an_unknown_option_is_a_type_error(pipe: Pipeline) -> None:

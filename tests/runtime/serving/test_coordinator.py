@@ -9,7 +9,7 @@ import pytest
 import structlog
 from tokenizers import Tokenizer, decoders, models
 
-from moorage.runtime.serving.output_processor import MOST_UNREAD
+from moorage.runtime.serving.event_stream import MOST_UNREAD
 from moorage.runtime.serving.protocol import (
     Finished,
     GenerateParams,

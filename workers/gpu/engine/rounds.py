@@ -44,6 +44,7 @@ class SessionStep:
                 session.sampling,
                 session.num_generated + len(before),
                 session.counts.plus(before) if session.counts is not None and before else session.counts,
+                segment.allowed,
             )
             for before in held
         ]

@@ -1,7 +1,7 @@
 """Draws the next token of each session of a batch.
 
-Order, as in vLLM: penalties, temperature, min-p, top-k, top-p. Reported log-probabilities are the model's
-own, before any of these. A row's draw depends on its logits, seed and step alone, never on its neighbours.
+Order, as in vLLM: allowed tokens, penalties, temperature, min-p, top-k, top-p. Reported log-probabilities are the
+model's own, before any of these. A row's draw depends on its logits, seed and step alone, never on its neighbours.
 
 The draw is the largest of logit plus Gumbel noise, which follows the softmax of the logits exactly. Where rounding
 changes the logits a little, as products in another batch do, another token is drawn only if two sums are as close as
@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,8 @@ class SampleRow:
     """Number of generated tokens before this one."""
     counts: TokenCounts | None = None
     """Needed where `spec.counts_tokens` is true."""
+    allowed: bytes | None = None
+    """One bit for each token, the lowest first: whether it may be drawn. Tokens beyond the last bit may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,9 @@ def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Logits [n, V] whose softmax is what each row draws from; excluded tokens get -inf.
 
-    Greedy rows are penalised only.
+    Greedy rows are penalised only, after what they may not draw is excluded.
     """
-    shaped = _penalise(logits, rows)
+    shaped = _penalise(_exclude(logits, rows), rows)
     drawn = [index for index, row in enumerate(rows) if not _is_greedy(row.spec)]
     if not drawn:
         return shaped
@@ -128,6 +131,22 @@ def _sampled(
 
 def _is_greedy(spec: SamplingSpec) -> bool:
     return spec.temperature < GREEDY_BELOW
+
+
+def _exclude(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """-inf for tokens that are not allowed."""
+    indices = [index for index, row in enumerate(rows) if row.allowed is not None]
+    if not indices:
+        return logits
+    vocab_size = logits.shape[1]
+    excluded = np.ones((len(indices), vocab_size), np.bool_)
+    for place, index in enumerate(indices):
+        bits = np.unpackbits(np.frombuffer(rows[index].allowed or b"", np.uint8), bitorder="little")[
+            :vocab_size
+        ]
+        excluded[place, : len(bits)] = bits == 0
+    part = _rows(logits, indices).masked_fill(torch.from_numpy(excluded).to(logits.device), -math.inf)
+    return logits.index_copy(0, _index(indices, logits), part)
 
 
 def _penalise(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:

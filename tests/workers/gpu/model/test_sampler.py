@@ -245,3 +245,46 @@ def test_logits_of_inference_mode_serve() -> None:
 
 def test_no_rows() -> None:
     assert sample(torch.zeros(0, VOCAB), []) == []
+
+
+def mask_of(*tokens: int, num_bytes: int = (VOCAB + 7) // 8) -> bytes:
+    return sum(1 << token for token in tokens).to_bytes(num_bytes, "little")
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_drawn_and_neighbours_draw_as_alone(temperature: float) -> None:
+    logits = random_logits(3)
+    spec = SamplingSpec(temperature=temperature, seed=5)
+    allowed = (4, 8, VOCAB - 1)
+    for step in range(40):
+        rows = [
+            SampleRow(spec, step),
+            SampleRow(spec, step, allowed=mask_of(*allowed)),
+            SampleRow(spec, step, allowed=mask_of(7)),
+        ]
+        found = sample(logits, rows)
+        assert found[0] == sample(logits[:1], rows[:1])[0]
+        assert found[1] == sample(logits[1:2], rows[1:2])[0]
+        assert found[1].token_id in allowed
+        assert found[2].token_id == 7
+        assert found[2].logprob == pytest.approx(float(logits[2].log_softmax(-1)[7]), abs=1e-5)
+        if not temperature:
+            assert found[1].token_id == max(allowed, key=lambda token: float(logits[1, token]))
+
+
+def test_the_distribution_is_that_of_the_allowed_tokens() -> None:
+    logits = random_logits(1)
+    spec = SamplingSpec(temperature=0.8, top_p=0.9, repetition_penalty=1.3)
+    counts = [torch.bincount(torch.tensor(ids), minlength=VOCAB) for ids in (PROMPT, GENERATED)]
+    allowed = torch.arange(0, VOCAB, 3)
+    excluded = torch.full((VOCAB,), -math.inf)
+    excluded[allowed] = 0
+    shaped = shape_logits(logits, [SampleRow(spec, 0, TokenCounts(*counts), mask_of(*allowed.tolist()))])
+    expected = oracle((logits + excluded)[0], spec)
+    torch.testing.assert_close(shaped.softmax(-1)[0], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_tokens_beyond_the_mask_are_not_allowed() -> None:
+    logits = random_logits(1)
+    (found,) = sample(logits, [SampleRow(SamplingSpec(), 0, allowed=mask_of(3, num_bytes=1))])
+    assert found.token_id == 3
