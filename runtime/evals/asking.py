@@ -28,6 +28,9 @@ class Question:
     score: Scorer
     cut_tokens: int = 0
     """Tokens of the sample that the prompt leaves out."""
+    question_tokens: int = 0
+    """Last tokens of the prompt, which ask. In this process they pass through decode steps, so that the question is
+    under selection as the answer is; a server prefills them with the document."""
     session: str | None = None
     """Name under which the target keeps the prompt's KV for the next question; None keeps nothing."""
 
@@ -41,7 +44,9 @@ def ask(target: Target, question: Question) -> Outcome:
             f"a sample has {counted(num_tokens, 'token')}, with its answer {total}, and the model has "
             f"room for {target.room}; raise long_context.max_seq_len or ask for less"
         )
-    answer = target.generate(question.prompt, question.max_new_tokens, question.session)
+    answer = target.generate(
+        question.prompt, question.max_new_tokens, question.session, question.question_tokens
+    )
     return Outcome(
         score=question.score(answer.text, question.answers),
         output=answer.text,

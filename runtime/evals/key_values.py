@@ -90,8 +90,10 @@ class KeyValues:
         else:
             guess = self._counts.get(place.length, 16)
             count = self._counts[place.length] = fit(lambda n: len(prompt(n)), room, 2, guess)
-        answers = self._problem(place, count).answers
-        return ask(target, Question(prompt(count), self.form.answer_tokens, answers, among_words))
+        problem = self._problem(place, count)
+        asked, most = len(target.encode(problem.question)), self.form.answer_tokens
+        question = Question(prompt(count), most, problem.answers, among_words, question_tokens=asked)
+        return ask(target, question)
 
     def _problem(self, place: Place, count: int) -> Problem:
         rng = random.Random(f"{self.seed}/{place.index}/{place.depth}")

@@ -92,12 +92,18 @@ class LocalEngine:
         max_new_tokens: int,
         memory: MemorySpec | None = None,
         progress: Callable[[int], None] | None = None,
+        question_tokens: int = 0,
     ) -> Iterator[int]:
-        """Greedy tokens until the end of the sequence; `progress` is called with the number of prefilled tokens."""
+        """Greedy tokens until the end of the sequence; `progress` is called with the number of prefilled tokens.
+
+        The last `question_tokens` of the prompt, fewer than all, pass through decode steps.
+        """
         opening = self._opening(prompt, max_new_tokens, memory)
         self.recalls = []
+        document = len(prompt) - question_tokens
+        opening = replace(opening, prompt_tokens=document)
         try:
-            yield from self._tokens(opening, prompt, progress)
+            yield from self._tokens(opening, prompt[:document], prompt[document:], progress)
         finally:
             self._drop()
 
@@ -163,14 +169,20 @@ class LocalEngine:
             opens = ()
 
     def _tokens(
-        self, opening: OpenSession, prompt: Sequence[int], progress: Callable[[int], None] | None
+        self,
+        opening: OpenSession,
+        prompt: Sequence[int],
+        question: Sequence[int],
+        progress: Callable[[int], None] | None,
     ) -> Iterator[int]:
         end, result = 0, SegmentResult(SESSION)
         for chunk in self._prefill(opening, prompt, False):
             result, end = chunk, min(end + self.config.max_step_tokens, len(prompt))
             if progress is not None:
                 progress(end)
-        position, segment = len(prompt), Segment(SESSION, 0, (), True)
+        for position, token_id in enumerate(question, len(prompt)):
+            result = self._run(Segment(SESSION, position, (token_id,), True))
+        position, segment = len(prompt) + len(question), Segment(SESSION, 0, (), True)
         while True:
             if not (result.tokens or opening.memory.verify):
                 raise Internal(f"the engine sampled no token for position {position}")

@@ -143,16 +143,29 @@ class LocalTarget:
         """What the model expects before a text, such as BOS."""
         return prefix_of(self.encode, self._engine.tokenizer.encode)
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
-        """Continues a prompt greedily. No session outlives its answer here."""
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        session: str | None = None,
+        question_tokens: int = 0,
+    ) -> Answer:
+        """Continues a prompt greedily. No session outlives its answer here.
+
+        A chat's template stands round the question, and a verified answer is full attention's: both are prefilled.
+        """
         del session
+        if self._chat or self._memory.verify:
+            question_tokens = 0
         if self._chat:
             messages = [{"role": "user", "content": self.decode(prompt)}]
             prompt = self._engine.tokenizer.encode_chat(messages)
             asked = max(max_new_tokens, CHAT_ANSWER_TOKENS)
             max_new_tokens = max(max_new_tokens, min(asked, self._engine.max_tokens - len(prompt)))
         start_s = time.monotonic()
-        tokens = list(self._engine.generate(prompt, max_new_tokens, self._memory))
+        tokens = list(
+            self._engine.generate(prompt, max_new_tokens, self._memory, question_tokens=question_tokens)
+        )
         seconds, recalls = time.monotonic() - start_s, self._engine.recalls
         recall = sum(recalls) / len(recalls) if recalls else None
         text = text_after(self._engine.tokenizer, prompt, tokens)

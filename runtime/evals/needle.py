@@ -75,4 +75,7 @@ class Needle:
         room = place.length - ANSWER_TOKENS
         material = Material(self.haystack, target, target.prefix())
         prompt = hide(material, room, facts, rng.randrange(2**32), question=question)
-        return ask(target, Question(prompt, ANSWER_TOKENS, (str(values[0]),), first_digits))
+        answers = (str(values[0]),)
+        return ask(
+            target, Question(prompt, ANSWER_TOKENS, answers, first_digits, question_tokens=len(question))
+        )

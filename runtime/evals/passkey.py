@@ -178,7 +178,15 @@ class Passkey:
         sample = self.sample(place, target)
         session = f"passkey {self.seed}" if self.one_text else None
         answers = (sample.answer,)
-        question = Question(sample.prompt_ids, ANSWER_TOKENS, answers, is_correct_of_one, session=session)
+        asked = len(target.encode(self.style.frame().question))
+        question = Question(
+            sample.prompt_ids,
+            ANSWER_TOKENS,
+            answers,
+            is_correct_of_one,
+            question_tokens=asked,
+            session=session,
+        )
         return ask(target, question)
 
 

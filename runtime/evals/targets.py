@@ -42,10 +42,17 @@ class Target(Coder, Protocol):
     def prefix(self) -> list[int]:
         """What the model expects before a text, such as BOS."""
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        session: str | None = None,
+        question_tokens: int = 0,
+    ) -> Answer:
         """Continues a prompt until the end of the sequence or the limit.
 
-        Where sessions last, prompts of one `session` are prefilled only from their first difference on.
+        Where sessions last, prompts of one `session` are prefilled only from their first difference on. The last
+        `question_tokens` pass through decode steps, one by one, where the target can do that.
         """
 
     def score(self, tokens: Sequence[int]) -> list[float]:
@@ -134,8 +141,15 @@ class ServerTarget(ServerCoder):
         self._preset, self._chat = preset, chat
         self.room = room - CHAT_TOKENS if chat else room
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
-        """Continues a prompt greedily, whatever the model's own sampling defaults are."""
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        session: str | None = None,
+        question_tokens: int = 0,
+    ) -> Answer:
+        """Continues a prompt greedily, whatever the model's own sampling defaults are; prefills all of it."""
+        del question_tokens
         sent: Prompt = [{"role": "user", "content": self.decode(prompt)}] if self._chat else prompt
         start_s = time.monotonic()
         most = max(max_new_tokens, CHAT_ANSWER_TOKENS) if self._chat else max_new_tokens

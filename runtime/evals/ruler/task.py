@@ -66,8 +66,12 @@ class RulerTask:
             units = self._counts[place.length] = fit(lambda n: len(prompt(n)), room, self.least, guess)
         except InvalidRequest as error:
             raise InvalidRequest(f"{self.name}: {error}") from None
-        answers = self.problem(place, units).answers
-        return ask(target, Question(prompt(units), self.max_new_tokens, answers, self.score))
+        problem = self.problem(place, units)
+        asked = len(target.encode(problem.question))
+        question = Question(
+            prompt(units), self.max_new_tokens, problem.answers, self.score, question_tokens=asked
+        )
+        return ask(target, question)
 
     def problem(self, place: Place, units: int) -> Problem:
         """The prompt of one place with so many units of haystack."""

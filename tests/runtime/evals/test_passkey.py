@@ -169,8 +169,15 @@ class Recorder(Pilot):
     def prefix(self) -> list[int]:
         return []
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, session: str | None = None) -> Answer:
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        session: str | None = None,
+        question_tokens: int = 0,
+    ) -> Answer:
         assert max_new_tokens == ANSWER_TOKENS
+        assert self.decode(prompt[-question_tokens:]) == QUESTION
         self.asked.append((prompt, session))
         return Answer("", 0.0, None, 0)
 

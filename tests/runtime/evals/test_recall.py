@@ -14,6 +14,7 @@ from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.recall import table_of
 from moorage.workers.errors import InvalidRequest
+from moorage.workers.spec import SelectionSpec
 
 CONFIG = Path(__file__).parents[3] / "deploy" / "local.yaml"
 
@@ -98,6 +99,23 @@ def test_an_empty_prompt_is_named(
         main((*command, "--prompt-file", str(file)))
     assert left.value.code == 1
     assert capsys.readouterr().err == f"error: --prompt-file {file}: is empty; write a prompt into it\n"
+
+
+def test_a_question_passes_through_decode_steps_which_select() -> None:
+    engine = LocalEngine(load_cluster_config(CONFIG, ["long_context.second_select_num=4"]), 1024)
+    prompt = engine.tokenizer.encode("\n\n".join(text_haystack().paragraphs)[:9000])[:800]
+    steps: set[int] = set()
+    engine.observe(lambda step, _layer, _attended: steps.add(step.session.num_tokens))
+    num_steps = []
+    for question_tokens in (0, 10):
+        steps.clear()
+        assert len(list(engine.generate(prompt, 4, question_tokens=question_tokens))) == 4
+        num_steps.append(len(steps))
+    everything = engine.memory.replace(selection=SelectionSpec())
+    answers = [list(engine.generate(prompt, 8, everything, question_tokens=given)) for given in (0, 10)]
+    engine.close()
+    assert num_steps == [3, 13]
+    assert answers[0] == answers[1]
 
 
 def test_room_is_checked() -> None:
