@@ -95,4 +95,5 @@ class OutputProcessor:
 
     def _finish(self, request: Request, reason: str) -> None:
         request.finished, request.outcome = True, reason
-        request.events.put_nowait(Finished(reason, request.usage(self._clock())))
+        record = request.usage(self._clock())
+        request.events.put_nowait(Finished(reason, record, request.matcher.matched))

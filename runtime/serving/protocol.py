@@ -170,6 +170,7 @@ class Finished:
 
     finish_reason: str
     usage: Usage
+    stop_string: str | None = None  # the one that ended the text
 
 
 Event = Progress | Token | PromptLogprobs | Finished

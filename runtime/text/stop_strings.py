@@ -12,6 +12,8 @@ class StopMatcher:
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+        self.matched: str | None = None
+        """The stop string that was seen."""
 
     def push(self, text: str) -> str:
         """Text that is safe to show. After a stop string was seen, `stopped` is set and nothing follows."""
@@ -21,6 +23,7 @@ class StopMatcher:
         found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self.stopped = True
+            self.matched = next(stop for stop in self._stops if self._held.startswith(stop, min(found)))
             shown, self._held = self._held[: min(found)], ""
             return shown
         keep = max(_overlap(self._held, stop) for stop in self._stops)

@@ -11,12 +11,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import moorage
 from moorage.runtime.api.http import operators
+from moorage.runtime.api.http.anthropic import messages
 from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
-from moorage.runtime.api.http.openai import chat, completions, models
+from moorage.runtime.api.http.openai import chat, completions, models, responses
 from moorage.runtime.api.http.service import HttpService
 from moorage.workers.errors import MoorageError
 
-ROUTERS = (operators.router, models.router, chat.router, completions.router)
+ROUTERS = (
+    operators.router,
+    models.router,
+    chat.router,
+    completions.router,
+    responses.router,
+    messages.router,
+)
 
 
 def application(service: HttpService) -> FastAPI:
