@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,7 +10,6 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import moorage
 from moorage.runtime.api.http import operators
 from moorage.runtime.api.http.anthropic import messages
 from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
@@ -31,7 +31,7 @@ def application(service: HttpService) -> FastAPI:
     """The application for one server."""
     app = FastAPI(
         title="Moorage",
-        version=moorage.__version__,
+        version=metadata.version("moorage"),
         description="Long prompts over HTTP, as clients of OpenAI and Anthropic send them.",
         docs_url=None,  # The page of the documentation loads scripts from other hosts.
         redoc_url=None,

@@ -93,9 +93,10 @@ class Generations:
         number, asked = next(self._left, (None, None))
         if number is None or asked is None:
             return None
-        generates = isinstance(asked, GenerateParams)
-        self._streams[number] = self._engine.generate(asked) if generates else self._engine.score(asked)
-        tokens = asked.prompt if isinstance(asked, GenerateParams) else asked.tokens
+        if isinstance(asked, GenerateParams):
+            self._streams[number], tokens = self._engine.generate(asked), asked.prompt
+        else:
+            self._streams[number], tokens = self._engine.score(asked), asked.tokens
         log.info("request accepted", request_id=asked.request_id, prompt_tokens=len(tokens))
         return number
 

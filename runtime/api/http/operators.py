@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from importlib import metadata
 from typing import Any
 
 from fastapi import APIRouter, Request
 
-import moorage
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.service import service_of
 from moorage.runtime.serving.protocol import Finished, GenerateParams
@@ -45,7 +45,7 @@ async def ready(request: Request) -> dict[str, Any]:
 @router.get("/version")
 async def version() -> dict[str, str]:
     """The version of the server."""
-    return {"version": moorage.__version__}
+    return {"version": metadata.version("moorage")}
 
 
 class Readiness:

@@ -89,7 +89,9 @@ def options_of(
 ) -> GenerateOptions:
     """The record of what a body asks. Raises InvalidRequest for a field that can't be obeyed."""
     refuse_unsupported(asked.model_extra)
-    given = {name: getattr(asked, name, None) for name in SamplingOptions.__dataclass_fields__}
+    given: dict[str, Any] = {
+        name: getattr(asked, name, None) for name in SamplingOptions.__dataclass_fields__
+    }
     if given["top_k"] == -1:  # vLLM's word for all
         given["top_k"] = 0
     for penalty in ("presence_penalty", "frequency_penalty"):
