@@ -38,11 +38,7 @@ def slots_per_layer(memory: MemorySpec, layout: KvLayout, max_cached_block: int 
     sinks = sink_blocks(memory, layout.block_size)
     selected = memory.selection.topk or 0
     # blocks that left the window since the selection they are attended with was made
-    aged = (
-        -(-(memory.selection.token_step - 1 + memory.selection.asynchronous) // layout.block_size)
-        if selected
-        else 0
-    )
+    aged = -(-(memory.selection.token_step - 1) // layout.block_size) if selected else 0
     wanted = max(
         2 * selected, layout.num_blocks(memory.selection.dense_until) if memory.selection.selects else 0
     )

@@ -8,7 +8,7 @@ from functools import partial
 from statistics import median
 
 from moorage.runtime.bench.measure import WARM_ROUNDS, Sample, median_s, sample, undisturbed
-from moorage.runtime.bench.pilot import FULL, LAGGED, SELECTED, Pilot, Setup, open_pilot
+from moorage.runtime.bench.pilot import FULL, SELECTED, Pilot, Setup, open_pilot
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import use_threads
 from moorage.runtime.bench.transformers_peer import CachedModel, fits
@@ -28,18 +28,14 @@ Times = dict[int, list[Sample[StepResult]]]
 
 
 def run_decode(
-    contexts: Sequence[int], steps: int, full_steps: int, setup: Setup, peer_tokens: int, lag: bool = False
+    contexts: Sequence[int], steps: int, full_steps: int, setup: Setup, peer_tokens: int
 ) -> Iterator[Row]:
-    """Rows of every context: selected, its parts, full attention over the same cache, and transformers.
-
-    With `lag` also asynchronous selection by the last step's query, in turn with the synchronous one.
-    """
+    """Rows of every context: selected, its parts, full attention over the same cache, and transformers."""
     use_threads(setup.threads)
-    room = (1 + lag) * (steps + WARM_ROUNDS) + full_steps + WARM_ROUNDS + 8
+    room = steps + full_steps + 2 * WARM_ROUNDS + 8
     with open_pilot(contexts, room, setup) as pilot:
-        choices = (SELECTED, LAGGED) if lag else (SELECTED,)
-        chosen, *lagged = _measure(pilot, contexts, steps, choices)
-        (full,) = _measure(pilot, contexts, full_steps, (FULL,))
+        chosen = _measure(pilot, contexts, steps, SELECTED)
+        full = _measure(pilot, contexts, full_steps, FULL)
         peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
     peers = _peer_seconds(peer_contexts, full_steps)
     seconds = {context: median_s(results) for context, results in chosen.items()}
@@ -52,27 +48,18 @@ def run_decode(
             ratio_to["transformers"] = peers[context] / own
         yield Row("decode", own, context, setup.threads, ratio_to=ratio_to)
         yield from part_rows("decode", context, setup.threads, chosen[context])
-        for behind in lagged:
-            late = median_s(behind[context])
-            yield Row("decode-lag", late, context, setup.threads, ratio_to={"decode": own / late})
-            yield from part_rows("decode-lag", context, setup.threads, behind[context])
         yield Row("decode-full", whole, context, setup.threads)
         if context in peers:
             yield Row("decode-transformers", peers[context], context, setup.threads)
 
 
-def _measure(
-    pilot: Pilot, contexts: Sequence[int], steps: int, memories: Sequence[MemorySpec]
-) -> list[Times]:
-    """Times under each of `memories`: a round is one step of each context under each, in an order that rotates."""
-    times: list[Times] = [defaultdict(list) for _ in memories]
-    for number in range(steps + WARM_ROUNDS):
+def _measure(pilot: Pilot, contexts: Sequence[int], steps: int, memory: MemorySpec) -> Times:
+    """Times of steps under `memory`: a round is one step of each context."""
+    times: Times = defaultdict(list)
+    for _ in range(steps + WARM_ROUNDS):
         for session_id, context in enumerate(contexts):
-            for turn in range(number, number + len(memories)):
-                way = turn % len(memories)
-                run = partial(pilot.decode, (session_id,), memories[way])
-                times[way][context].append(sample(run))
-    return [{context: taken[WARM_ROUNDS:] for context, taken in found.items()} for found in times]
+            times[context].append(sample(partial(pilot.decode, (session_id,), memory)))
+    return {context: taken[WARM_ROUNDS:] for context, taken in times.items()}
 
 
 def part_rows(name: str, context: int, threads: int, samples: Sequence[Sample[StepResult]]) -> Iterator[Row]:

@@ -46,8 +46,6 @@ SELECTED = MemorySpec(
     recall_every=0,
 )
 """The budget of deploy/local.yaml: 24 selected blocks of 32 tokens, 32 sinks, a window of 256."""
-LAGGED = SELECTED.replace(asynchronous=True, asynchronous_cosine=-1.0)
-"""The same budget by the last step's query; nothing is corrected, since made-up tokens ask made-up questions."""
 FULL = SELECTED.replace(topk=None, execution_block=0)
 """The same positions over every key."""
 

@@ -40,7 +40,6 @@ def decode(
     steps: Annotated[int, typer.Option(min=1, help="Tokens of each context.")] = 40,
     full_steps: Annotated[int, typer.Option(min=1, help="Of them with attention over all keys.")] = 3,
     peer_context: PeerContext = "128K",
-    lag: Annotated[bool, typer.Option("--lag", help="Also with choices by the last step's query.")] = False,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -65,7 +64,7 @@ def decode(
         report.add(run_batches(parse_counts(context), parse_counts(batch), steps, setup))
         finish(report, "decode of several sessions: seconds a step and its parts", json_file)
         return
-    rows = run_decode(parse_counts(context), steps, full_steps, setup, parse_counts(peer_context)[0], lag)
+    rows = run_decode(parse_counts(context), steps, full_steps, setup, parse_counts(peer_context)[0])
     report.add(rows, () if installed("transformers") else (NO_PEER,))
     finish(report, "decode: seconds a token and its parts", json_file)
 

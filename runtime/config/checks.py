@@ -29,7 +29,6 @@ def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     settings = resolve_settings(config)
     yield from _about_anchors(config, settings)
     yield from about_keys(config, settings)
-    yield from _about_asynchronous(config, settings)
     yield from _about_positions(config, settings)
     yield from _about_steps(config, settings)
     yield from _about_verification(settings)
@@ -95,40 +94,6 @@ def _is_linear(settings: Settings) -> bool:
     adds_up = store.anchor_num == 1 or selection.anchor_pool is AnchorPool.SUM
     shared = selection.head_select_mode is HeadSelectMode.SHARED and selection.head_pool is HeadPool.SUM
     return adds_up and shared and selection.preselect is not Preselect.STEP
-
-
-def _about_asynchronous(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:
-    selection = settings.memory.selection
-    if not selection.asynchronous:
-        return
-    for key, shared in (("layer_step", selection.layer_step), ("token_step", selection.token_step)):
-        if shared > 1:
-            yield (
-                "memory",
-                "lag",
-                f"1 takes each layer's choice from the step before, but {key} is {shared}; "
-                f"set long_context.{key} to 1 or memory.lag to 0",
-            )
-    if selection.preselect is Preselect.STEP:
-        yield (
-            "memory",
-            "lag",
-            "1 makes each choice in one pass, but preselect_block is step; use off or prompt, or memory.lag 0",
-        )
-    if not selection.topk:
-        attended = "no block" if selection.topk == 0 else "every block"
-        yield (
-            "memory",
-            "lag",
-            f"1 needs a choice, but {attended} beyond the window is attended; set memory.topk, or memory.lag 0",
-        )
-    if config.gpu_workers.score_on == "device":
-        yield (
-            "memory",
-            "lag",
-            "1 has the KV actors choose while the device computes, but gpu_workers.score_on is device; "
-            "use auto or cpu, or memory.lag 0",
-        )
 
 
 def _about_positions(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:

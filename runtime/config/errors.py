@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from moorage.runtime.config.names import SETTINGS
+from moorage.runtime.config.names import REMOVED, SETTINGS
 from moorage.runtime.config.source import Source
 from moorage.runtime.config.units import shown_value
 
@@ -70,6 +70,9 @@ def _message(error: ErrorDetails, key: str) -> str:
 
 
 def _unknown(keys: tuple[str, ...], root: type[BaseModel]) -> str:
+    removed = REMOVED.get(".".join(keys))
+    if removed is not None:
+        return removed
     known = [(section, key) for section, key, _ in keys_of(root)]
     if len(keys) == 1:
         sections = list(dict.fromkeys(section for section, _ in known))

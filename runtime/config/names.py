@@ -36,9 +36,6 @@ KEYS: Mapping[str, str] = {
     "long_context.preselect_block_count": "preselect_blocks",
     "long_context.layer_step": "layer_step",
     "long_context.token_step": "token_step",
-    # this file's own, from before the settings had names
-    "memory.lag": "asynchronous",
-    "memory.lag_cosine": "asynchronous_cosine",
 }
 """Key of the file -> setting."""
 
@@ -85,6 +82,11 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "head_select_mode": {"INDIVIDUAL": "INDIVIDUAL is called PERHEAD here"},
 }
 """Setting -> value of another system -> why it is refused."""
+
+REMOVED: Mapping[str, str] = dict.fromkeys(
+    ("memory.lag", "memory.lag_cosine"), "asynchronous selection was removed; leave it out"
+)
+"""`section.key` of earlier versions -> why it is refused, and what to do."""
 
 _OWN_SECTIONS = {"memory": (MemorySpec, RotarySettings, StoreSpec), "gpu_workers": (EngineSettings,)}
 

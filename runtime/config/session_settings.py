@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moorage.runtime.config.load import build_config
-from moorage.runtime.config.names import SETTINGS, keys_of_setting
+from moorage.runtime.config.names import REMOVED, SETTINGS, keys_of_setting
 from moorage.runtime.config.presets import check_preset_name
 from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.rope import settle_positions
@@ -153,6 +153,9 @@ def _place(key: str) -> str:
         return SESSION_KEYS[key]
     if any(place.endswith(f".{key}") for place in SETTINGS):
         raise InvalidRequest(f"memory: {key} belongs to the cluster and not to a request; leave it out")
+    for place, why in REMOVED.items():
+        if place.endswith(f".{key}"):
+            raise InvalidRequest(f"memory: {key}: {why}")
     near = get_close_matches(key, SESSION_KEYS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(SESSION_KEYS)}"
     raise InvalidRequest(f"memory: {quoted(key)} is no setting of a request; {hint}")

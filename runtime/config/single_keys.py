@@ -18,7 +18,6 @@ NEEDED = {
     "layer_step": 1,
     "token_step": 1,
     "preselect": Preselect.OFF,
-    "asynchronous": 0,
     "execution_block": 0,
     "scorer": Scorer.NUMBA,
 }

@@ -84,19 +84,6 @@ class SelectionSpec:
         "Last prompt tokens whose attention decides DYNAMIC anchors and preselection.",
         research=True,
     )
-    asynchronous: int = setting(
-        0,
-        "1 attends in each step the blocks that the last step's query chose, so that a GPU computes while the next "
-        "selection is made; 0 waits for each step's own.",
-        Limits(least=0, most=1),
-    )
-    asynchronous_cosine: float = setting(
-        0.9,
-        "With lag 1, a selection is made anew at once where the query of a head that shares it has a smaller cosine "
-        "with the last step's; -1 never does, and never waits for a query.",
-        Limits(least=-1, most=1),
-        research=True,
-    )
 
     @property
     def selects(self) -> bool:

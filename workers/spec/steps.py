@@ -101,8 +101,6 @@ class SegmentResult:
     """The likeliest token at each of these positions, and its log-probability."""
     num_selected_blocks: float = 0.0
     """Mean over layers of the distant blocks attended in this segment."""
-    num_corrected: int = 0
-    """Layers whose selection by the last step's query was corrected, since a head's query moved."""
     recall: float | None = None
     """Share of the exact attention mass on the attended keys, when sampled in this step; the mean over heads."""
     recall_by_head: tuple[float, ...] = ()

@@ -76,7 +76,7 @@ def memory_of(settings: Settings) -> MemorySpec:
 def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
     """Stores in the order in which they are filled; `block_scale` makes budgets and windows smaller by it.
 
-    All select blocks: scoring on the device, misses on the host and selections of the last step are of blocks.
+    All select blocks: scoring on the device and misses on the host are of blocks.
     """
     full = memory_of(PRESETS["full"].settings())
     found = []
@@ -89,7 +89,6 @@ def groups(model: ModelSpec, block_scale: int = 1) -> list[Group]:
             methods += [
                 Method("moorage-device-scored", memory, score_on="device"),
                 Method("moorage-misses-on-cpu", memory, attend_on="cpu"),
-                Method("moorage-lagged", memory.replace(asynchronous=True, asynchronous_cosine=-1.0)),
                 Method("full-resident", exact, resident=True),
                 Method("full-streamed", exact),
             ]

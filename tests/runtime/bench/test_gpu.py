@@ -48,7 +48,6 @@ def test_every_case_brings_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "moorage",
         "moorage-device-scored",
         "moorage-misses-on-cpu",
-        "moorage-lagged",
         "ktransformers",
         "inf-llm",
     ):

@@ -69,11 +69,9 @@ def test_layer_of_decode_stands_beside_its_limit() -> None:
 
 
 @pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True)])
-@pytest.mark.parametrize("lag", [False, True])
-def test_decode_over_a_made_up_past(setup: Setup, lag: bool) -> None:
-    rows = list(run_decode([1500, 4096], 2, 1, setup, peer_tokens=2000, lag=lag))
+def test_decode_over_a_made_up_past(setup: Setup) -> None:
+    rows = list(run_decode([1500, 4096], 2, 1, setup, peer_tokens=2000))
     found = names(rows)
-    assert ({"decode-lag", "decode-lag-score"} <= found) == lag
     assert {"decode", "decode-full", "decode-score", "decode-linear"} <= found
     decode = {row.context_tokens: row for row in rows if row.name == "decode"}
     assert set(decode) == {1500, 4096}

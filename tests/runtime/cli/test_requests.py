@@ -55,14 +55,14 @@ def test_every_option_arrives(server: ToyServer, cli: Cli, tmp_path: Path) -> No
         "--max-new-tokens 2 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --seed 4 --stop a --stop b"
     )
     words += " --repetition-penalty 1.2 --presence-penalty 1 --frequency-penalty -1 --ignore-eos"
-    words += " --preset full --memory topk=64 --memory lag=1 --session s --json --timeout 30"
+    words += " --preset full --memory topk=64 --memory token_step=2 --session s --json --timeout 30"
     value = last_json(cli("generate", "--token-ids-file", ids, "--address", server.address, *words.split()))
     assert value["token_ids"] == [7, 8]
     seen: Any = server.engine.seen[-1]
     assert list(seen.prompt) == [7, 8, 9]
     assert (seen.max_new_tokens, seen.ignore_eos, seen.stop) == (2, True, ("a", "b"))
     assert (seen.preset, seen.session) == ("full", "s")
-    assert seen.memory == {"topk": "64", "lag": "1"}
+    assert seen.memory == {"topk": "64", "token_step": "2"}
     sampling = seen.sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.5, 3, 0.9, 0.1)
     assert (sampling.repetition_penalty, sampling.seed) == (1.2, 4)

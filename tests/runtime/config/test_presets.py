@@ -137,7 +137,7 @@ def test_codes_are_of_keys_as_positions_see_them(
     ("memory", "store"),
     [
         ({"exc_block_size": 128}, {}),
-        ({"lag": 1}, {}),
+        ({}, {"token_step": 2}),
         ({"head_pool": "max"}, {}),
         ({}, {"head_select_mode": "SEPARATE"}),
         ({}, {"preselect_block": "prompt"}),

@@ -165,27 +165,8 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
             "chunk_size: 2048 is not a multiple of exc_block_size 96",
         ),
         ("long_context: {chunk_size: automatic}", "chunk_size: got 'automatic': should be a token count"),
-        ("memory: {lag: 2}", "memory.lag: got 2: should be at most 1"),
-        (
-            "memory: {lag: 1, lag_cosine: 1.1}",
-            "memory.lag_cosine: got 1.1: should be at most 1",
-        ),
-        ("memory: {lag: 1, lag_cosine: .nan}", "memory.lag_cosine: got nan"),
-        (
-            "memory: {lag: 1}\nlong_context: {token_step: 2}",
-            "but token_step is 2; set long_context.token_step",
-        ),
-        (
-            "memory: {lag: 1}\nlong_context: {layer_step: 3}",
-            "but layer_step is 3; set long_context.layer_step",
-        ),
-        (
-            "memory: {lag: 1}\nlong_context: {preselect_block: step}",
-            "but preselect_block is step; use off or",
-        ),
-        ("memory: {lag: 1, preset: full}", "memory.lag: 1 needs a choice, but every block beyond the window"),
-        ("memory: {lag: 1, topk: 0}", "memory.lag: 1 needs a choice, but no block beyond the window"),
-        ("memory: {lag: 1}\ngpu_workers: {score_on: device}", "score_on is device; use auto or cpu"),
+        ("memory: {lag: 1}", "memory.lag: asynchronous selection was removed; leave it out"),
+        ("memory: {lag_cosine: 0.9}", "memory.lag_cosine: asynchronous selection was removed; leave it out"),
         (
             "memory: {topk_keys: 9, preset: full}",
             "memory.topk_keys: 9 needs codes of single keys, but anchor_type is QUEST",
@@ -201,8 +182,8 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
         (f"{KEYS}, topk: 3}}", "memory.topk_keys: 9 selects single keys, but topk 3 selects blocks; remove"),
         (f"{KEYS}, preset: inf-llm}}", "memory.exc_block_size: 512 belongs to selections of blocks"),
         (
-            f"{KEYS}, lag: 1}}",
-            "memory.lag: 1 belongs to selections of blocks, but topk_keys 9 selects single keys",
+            "long_context: {anchor_type: KEY_CODES, token_step: 2}\nmemory: {topk_keys: 9}",
+            "long_context.token_step: 2 belongs to selections of blocks, but topk_keys 9 selects single keys",
         ),
         (f"{KEYS}, head_pool: max}}", "memory.head_pool: max belongs to selections of blocks"),
         (f"{KEYS}, anchor_pool: sum}}", "memory.anchor_pool: sum belongs to selections of blocks"),

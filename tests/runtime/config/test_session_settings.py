@@ -59,7 +59,7 @@ def test_the_window_stays_the_clusters() -> None:
         ("ktransformers", {}),
         ("full", {}),
         (None, {"topk": "5"}),
-        (None, {"lag": "1"}),
+        (None, {"token_step": "2"}),
     ]:
         assert resolve_memory(config, preset, settings=settings).retention.window == 128
 
@@ -103,7 +103,7 @@ def test_every_setting_of_a_session_takes_a_value_as_the_file_does(key: str) -> 
         ({"topk": "[1"}, "memory: topk: the value is not YAML"),
         ({"topk": "1", "second_select_num": "2"}, "but both name one setting"),
         ({"positions": "rolling"}, "memory.positions: rolling gives only sinks and window a position"),
-        ({"lag": "1", "layer_step": "2"}, "but layer_step is 2; set long_context.layer_step"),
+        ({"lag": "1"}, "memory: lag: asynchronous selection was removed; leave it out"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(settings: dict[str, str], says: str) -> None:

@@ -172,10 +172,7 @@ def test_slots_hold_what_a_step_attends() -> None:
             (1, 32, 128), (1, 127, 128, 129, 4096), (None, 1, 24), (1, 2, 500)
         ):
             spec = memory.replace(window=window, topk=topk, token_step=step)
-            for asynchronous in (False, True) if step == 1 else (False,):
-                lagged = spec.replace(asynchronous=asynchronous)
-                slots = slots_per_layer(lagged, replace(layout, block_size=size), 1)
-                assert slots >= _most_attended(lagged, size)
+            assert slots_per_layer(spec, replace(layout, block_size=size), 1) >= _most_attended(spec, size)
     memory = resolve_memory(cluster(memory={"preset": "inf-llm"}))
     layout = replace(layout, block_size=128)
     spec = memory.replace(window=4096, topk=16, sinks=128, token_step=1, dense_until=0)
@@ -189,7 +186,7 @@ def _most_attended(memory: MemorySpec, size: int) -> int:
     most = 0
     for position in range(20_000, 20_000 + 2 * size):
         near = position // size - (position - memory.retention.window + 1) // size + 1
-        then = position - memory.selection.token_step + 1 - memory.selection.asynchronous
+        then = position - memory.selection.token_step + 1
         aged = (position - memory.retention.window + 1) // size - (then - memory.retention.window + 1) // size
         most = max(most, near + (aged if memory.selection.topk else 0))
     return most + -(-memory.retention.sinks // size) + (memory.selection.topk or 0)

@@ -231,8 +231,6 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "head_pool": (SELECTED, HeadPool.SOFTMAX, True),
     "anchor_pool": (SELECTED, AnchorPool.SUM, True),
     "importance_queries": (SELECTED, 9, False),
-    "asynchronous": (SELECTED, True, False),
-    "asynchronous_cosine": (SELECTED, 0.1, False),
     "scheme": (SELECTED, Positions.CLAMPED, True),
     "rope": (SELECTED, RopeSpec("linear", 10000.0, 64, factor=3.0), True),
     "pretraining_length": (DUAL, 56, True),

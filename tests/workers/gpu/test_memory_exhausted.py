@@ -71,13 +71,11 @@ def test_a_step_is_tried_again_with_fewer_slots(
 
 @pytest.mark.parametrize("before_end", [1, 4, 8, 11])
 @pytest.mark.parametrize("place", ["decode attention", "linear layers"])
-def test_a_lagged_step_tried_again_attends_the_same(
+def test_a_step_that_uses_a_selection_again_attends_the_same_when_tried_again(
     llama: TinyModel, exhaust: Exhaust, place: str, before_end: int
 ) -> None:
     prompt = prompt_of(llama, 180)
-    axes = CHOSEN.replace(
-        asynchronous=True, asynchronous_cosine=0.0, head_select_mode=HeadSelectMode.SEPARATE
-    )
+    axes = CHOSEN.replace(token_step=3, head_select_mode=HeadSelectMode.SEPARATE)
     seen = exhaust(place, set())
     want = drive(llama).generate(prompt, axes, (64,), 12)
     exhaust(place, {len(seen) - before_end})

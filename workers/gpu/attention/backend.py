@@ -12,7 +12,6 @@ from moorage.workers.gpu.attention.row_writer import RowWriter
 from moorage.workers.gpu.attention.sinks import AttentionSinks
 from moorage.workers.gpu.engine.batch import DecodeBatch
 from moorage.workers.gpu.engine.timing import PartTimer
-from moorage.workers.gpu.selection.asynchronous import AsynchronousSelector
 from moorage.workers.gpu.selection.selector import BlockSelector
 from moorage.workers.gpu.transfer.block_loader import BlockLoader
 from moorage.workers.spec import KvLayout
@@ -48,8 +47,6 @@ class DecodeParts:
 
     loader: BlockLoader
     selector: BlockSelector
-    deferring: AsynchronousSelector
-    """Makes the selections that `selector` puts off."""
     scores_in_stores: bool
     """Whether anchors are scored where the blocks are stored, and not on the device."""
     keys: DeviceKeys

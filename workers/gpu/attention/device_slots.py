@@ -82,7 +82,7 @@ class DeviceSlotAttention:
     def __init__(self, parts: DecodeParts, prefetch: bool = False) -> None:
         """`prefetch` begins to fetch what the next layer probably attends while a layer computes."""
         self._loader, self._writer, self._keys = parts.loader, parts.writer, parts.keys
-        self._selector, self._deferring, self._sinks = parts.selector, parts.deferring, parts.sinks
+        self._selector, self._sinks = parts.selector, parts.sinks
         self._layout, self._timer, self._prefetch = parts.layout, parts.timer, prefetch
         self._exact = ExactAttention(parts.loader, parts.layout, parts.timer)
 
@@ -110,7 +110,6 @@ class DeviceSlotAttention:
             if batch.guard.run(step.session, attend) and step.row in late:
                 batch.guard.run(step.session, late[step.row])
         keys = self._attend_keys(layer, queries, batch, begun, found)
-        self._deferring.make_deferred(batch.live(), batch.guard, until=layer)
         metadata.latest = SlotLayer(queries, selected, found, keys)
         if len(found) == 1 and len(batch.steps) == 1:
             outs, lses = found[0].out[None], found[0].lse[None]
@@ -119,8 +118,7 @@ class DeviceSlotAttention:
         return self._sinks.weigh(layer, outs, lses)
 
     def finish(self, metadata: SlotMetadata) -> None:
-        """Makes the selections of the last layers for the next step, while the device ends this one."""
-        self._deferring.make_deferred(metadata.batch.live(), metadata.batch.guard)
+        """See AttentionBackend; the layers leave nothing open."""
 
     def _writing(
         self,

@@ -24,7 +24,6 @@ from moorage.workers.gpu.attention.window_device import DeviceWindowDecode
 from moorage.workers.gpu.attention.window_prefill import WindowPrefill
 from moorage.workers.gpu.attention.window_rings import WindowLayers, WindowRings
 from moorage.workers.gpu.engine.timing import PartTimer
-from moorage.workers.gpu.selection.asynchronous import AsynchronousSelector
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
 from moorage.workers.gpu.selection.device_selector import DeviceSelector, scores_on_device
 from moorage.workers.gpu.selection.key_importance import KeyImportance
@@ -78,12 +77,11 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
     importance = KeyImportance(loader, site.kv, layout, timer, scorer)
     writer = RowWriter(site.kv, layout, loader, importance, timer)
     stores = StoreSelector(site.kv, layout, timer)
-    deferring = AsynchronousSelector(stores)
-    selector = _selector(site, deferring, scorer)
+    selector = _selector(site, stores, scorer)
     sinks = AttentionSinks([site.sinks[layer] for layer in site.model.stored_layers])
     rows = KeyRowBuffer(layout, settings.key_rows, site.device)
     keys = DeviceKeys(site.kv, rows, timer, site.device)
-    parts = DecodeParts(loader, selector, deferring, scorer is None, keys, writer, sinks, layout, timer)
+    parts = DecodeParts(loader, selector, scorer is None, keys, writer, sinks, layout, timer)
     decode = _decode_backend(site, parts, isinstance(copies, DirectCopyEngine))
     if layout.anchor_type.needs_importance:
         decode = ImportanceCounting(decode, importance)

@@ -17,7 +17,7 @@ def selects_compiled(layout: KvLayout, memory: MemorySpec) -> bool:
     axes = memory.selection
     if not axes.topk:
         return True
-    one_pass = axes.preselect is Preselect.OFF and not axes.asynchronous and layout.scorer is Scorer.NUMBA
+    one_pass = axes.preselect is Preselect.OFF and layout.scorer is Scorer.NUMBA
     shared = axes.head_select_mode is not HeadSelectMode.PERHEAD
     return one_pass and shared and layout.anchor_num == 1 and axes.head_pool is HeadPool.SUM
 

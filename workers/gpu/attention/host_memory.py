@@ -115,8 +115,6 @@ class HostMemoryAttention:
                 out[part.rows] = self._attend(layer, part, heads, metadata.batch).to(out.dtype)
         if self._commits_layers:
             self._host.commit_layer(layer, _rows(metadata.batch.live()))
-        if metadata.given:
-            self._parts.deferring.make_deferred(metadata.batch.live(), metadata.batch.guard, until=layer)
         return out
 
     def _attend(
@@ -183,8 +181,6 @@ class HostMemoryAttention:
         for part in metadata.groups:
             if part.group.selections is not None:
                 part.group.selections.finish()
-        if metadata.given:
-            self._parts.deferring.make_deferred(live, metadata.batch.guard)
         if self._commits_layers:
             return
         with self._parts.timer("append"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.positions.rotary import BlockRanges
 from moorage.workers.spec import MemorySpec, SelectionSpec
 
-Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 Failures = dict[int, MoorageError]
 """Session id -> why it alone failed in this step."""
@@ -80,10 +79,6 @@ class DecodeStep:
     exact: bool = False
     """Whether it attends all keys, whatever the session selects. Such steps of one session are at successive
     positions."""
-    selected: dict[int, Int32] = field(default_factory=dict)
-    """By layer, under asynchronous selection only: ids [S, k] that this step attends."""
-    deferred: dict[int, Callable[[], Float32]] = field(default_factory=dict)
-    """By layer: scoring queries [1, Hq, D] of selections for the next step that are still to be made."""
 
     @classmethod
     def of(cls, session: WorkerSession, block_size: int) -> DecodeStep:

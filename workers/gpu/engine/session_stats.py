@@ -12,7 +12,6 @@ class SessionStats:
     num_selected: float = 0
     """Blocks; n single keys of each KV head count as n / block size."""
     num_selections: int = 0
-    num_corrected: int = 0
     recall: list[float] = field(default_factory=list)
     """Of each query head of the sampled layers."""
 

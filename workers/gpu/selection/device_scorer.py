@@ -51,11 +51,7 @@ class DeviceScorer:
         layout = self._layout
         shape = (layout.num_layers, num_blocks, layout.num_kv_heads, layout.anchor_vectors, layout.head_dim)
         size = num_blocks * layout.page_anchor_bytes
-        if (
-            not memory.selection.topk
-            or memory.selection.preselect is not Preselect.OFF
-            or memory.selection.asynchronous
-        ):
+        if not memory.selection.topk or memory.selection.preselect is not Preselect.OFF:
             return
         if self._room_bytes is not None and size > self._room_bytes:
             return

@@ -73,7 +73,7 @@ class SelectiveLayers:
 
 
 class ReusePrevious:
-    """Uses a selection again over `layer_step` layers and `token_step` steps; asynchronous ones are not its own."""
+    """Uses a selection again over `layer_step` layers and `token_step` steps."""
 
     def __init__(self, inner: BlockSelector) -> None:
         self._inner = inner
@@ -88,7 +88,7 @@ class ReusePrevious:
             ids = found[i]
             if selection is not None:
                 found[i] = with_aged_blocks(selection.ids, selection.near_block, step.ranges)
-            elif ids is not None and not step.selection.asynchronous:
+            elif ids is not None:
                 session = step.session
                 session.selections[layer] = SelectionRecord(ids, session.decode_index, step.ranges.near_block)
         return found
@@ -97,8 +97,6 @@ class ReusePrevious:
 def _kept(step: DecodeStep, layer: int) -> SelectionRecord | None:
     """The selection that `layer_step` and `token_step` say to use again, if there is one."""
     axes, session = step.selection, step.session
-    if axes.asynchronous:
-        return None
     offset = (layer - axes.dense_layers) % axes.layer_step
     kept = session.selections.get(layer - offset)
     if kept is None:

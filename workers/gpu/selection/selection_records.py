@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
 
 
@@ -20,8 +19,6 @@ class SelectionRecord:
     decode_step: int
     near_block: int
     """First near block at that step; blocks that left the window since are attended as well."""
-    query: Float32 = field(default_factory=lambda: np.empty((1, 0, 0), np.float32))
-    """[1, Hq, D] that scored, where the next step's is compared with it."""
 
 
 @dataclass(slots=True)

@@ -47,28 +47,24 @@ class StoreSelector:
         if not steps:
             return []
         rows = queries.on_host()
-        scored = [
-            (step, scoring_query(step.session, layer, rows[step.row], step.ranges.position)) for step in steps
+        requests = [
+            self._request(
+                step, layer, scoring_query(step.session, layer, rows[step.row], step.ranges.position)
+            )
+            for step in steps
         ]
-        return self.by_queries([(step, layer, query) for step, query in scored], guard)
+        found = self._together(steps, requests)
+        return [
+            found[i] if i in found else self._alone(step, request, guard)
+            for i, (step, request) in enumerate(zip(steps, requests, strict=True))
+        ]
 
-    def by_queries(
-        self, asking: Sequence[tuple[DecodeStep, int, Float32]], guard: SessionGuard
-    ) -> list[Selection]:
-        """A selection for each (step, layer, scoring query [1, Hq, D])."""
-        found: dict[int, Selection] = dict(self.together(asking))
-        for i, (step, layer, query) in enumerate(asking):
-            if i not in found:
-                found[i] = self._alone(step, self._request(step, layer, query), guard)
-        return [found[i] for i in range(len(asking))]
-
-    def together(self, asking: Sequence[tuple[DecodeStep, int, Float32]]) -> dict[int, Int32]:
-        """Ids by place in `asking`, by one question to each store, of those that one question answers.
+    def _together(self, steps: Sequence[DecodeStep], requests: Sequence[SelectRequest]) -> dict[int, Int32]:
+        """Ids by place, by one question to each store, of those that one question answers.
 
         Empty where there are fewer than two, and where a session fails: each finds its own failure alone.
         """
-        requests = {i: self._request(*each) for i, each in enumerate(asking)}
-        once = [i for i, (step, _, _) in enumerate(asking) if self.answers_together(step)]
+        once = [i for i, step in enumerate(steps) if self._answers_together(step)]
         if len(once) < 2:
             return {}
         try:
@@ -106,7 +102,7 @@ class StoreSelector:
         with self._timer("select"):
             return self._kv.select(request, coarse).ids
 
-    def answers_together(self, step: DecodeStep) -> bool:
+    def _answers_together(self, step: DecodeStep) -> bool:
         """Whether one question to each store answers a session, so that it can be asked with others."""
         two_passes = step.selection.preselect is Preselect.STEP
         return not two_passes and self._kv.answers_together(step.selection.head_pool)

@@ -100,7 +100,7 @@ def test_what_attended_every_key_serves_another_way_to_select() -> None:
     assert reused(SELECTED, SELECTED.replace(topk=3)) == 24
     assert reused(SELECTED, EXACT) == 24
     assert reused(EXACT, SELECTED) == 24
-    assert reused(SELECTED, SELECTED.replace(layer_step=2, token_step=4, asynchronous_cosine=0.5)) == 60
+    assert reused(SELECTED, SELECTED.replace(layer_step=2, token_step=4)) == 60
     short = SELECTED.replace(dense_until=80)
     assert reused(short, prompt=60, length=80) == 70
     assert reused(short, prompt=60, length=81) == 24

@@ -12,6 +12,7 @@ from moorage.workers.gpu.attention.observed import WatchedAttention
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.spec import (
     AnchorType,
+    HeadPool,
     HeadSelectMode,
     KvType,
     MemorySpec,
@@ -121,9 +122,9 @@ def test_arrays_of_few_compositions_are_kept(llama: TinyModel, monkeypatch: pyte
         (memory(topk=3), AnchorType.QUEST_HADAMARD, True),
         (memory(topk=3, head_select_mode=HeadSelectMode.SEPARATE), AnchorType.BLOCK_MEAN, True),
         (memory(topk=3, head_select_mode=HeadSelectMode.PERHEAD), AnchorType.QUEST, False),
-        (memory(topk=3, asynchronous=True), AnchorType.QUEST, False),
+        (memory(topk=3, head_pool=HeadPool.MAX), AnchorType.QUEST, False),
     ],
-    ids=["all", "none", "shared", "separate", "perhead", "asynchronous"],
+    ids=["all", "none", "shared", "separate", "perhead", "largest-of-heads"],
 )
 def test_who_selects(llama: TinyModel, axes: MemorySpec, anchor_type: AnchorType, compiled: bool) -> None:
     driver = Driver(llama.directory, llama.spec, anchor_type=anchor_type)

@@ -143,7 +143,6 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "several-steps": {"token_step": 3, "layer_step": 2, "topk": 2},
     "dense-layers": {"dense_layers": 1},
     "single-keys-decide": {"preselect": Preselect.STEP, "preselect_blocks": 3},
-    "by-the-last-query": {"asynchronous": 1},
     "blocks-of-the-prompt": {"preselect": Preselect.PROMPT, "preselect_blocks": 3},
     "one-token-window": {"window": 1},
     "until-a-length": {"dense_until": 130},
