@@ -65,7 +65,6 @@ class Driver:
     anchor_num: int = 1
     anchor_space: AnchorSpace = AnchorSpace.PLAIN
     repr_topk: int = 4
-    anchor_codes: bool = False
     num_pages: int = 128
     num_shards: int = 2
     num_slots: int = 4096
@@ -99,7 +98,6 @@ class Driver:
             self.anchor_num,
             self.anchor_space,
             self.repr_topk,
-            anchor_codes=self.anchor_codes,
         )
         self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
         engine = EngineSettings(

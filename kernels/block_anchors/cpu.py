@@ -9,14 +9,11 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import FLOAT32, STORAGE, check_array, check_ids, check_multiple, check_range
-from moorage.kernels.hadamard import turn_heads
 from moorage.kernels.half import Storage, narrow, widen
 from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
 
-KINDS = {"mean": 0, "bounds": 1, "hadamard bounds": 2, "max": 3, "fixed": 4, "important": 5}
-_MEAN, _BOUNDS, _TURNED_BOUNDS, _MAX, _FIXED = (
-    KINDS[kind] for kind in ("mean", "bounds", "hadamard bounds", "max", "fixed")
-)
+KINDS = {"mean": 0, "bounds": 1, "max": 2, "fixed": 3, "important": 4}
+_MEAN, _BOUNDS, _MAX, _FIXED = (KINDS[kind] for kind in ("mean", "bounds", "max", "fixed"))
 Rotation = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -35,7 +32,6 @@ def build_anchors(
     kv_layer [P, 2, Hkv, B, D]; anchors_layer [P, Hkv, A, D] of the same type. Sub-block i of n covers rows
     [i * B // n, (i + 1) * B // n). "mean" and "max" take the mean or maximum of a sub-block by channel, "bounds" its
     maximum and minimum as [max_0, min_0, max_1, ...] (Quest, ICML 2024), "fixed" the sub-block's first key.
-    "hadamard bounds" are the bounds of transformed keys, see `kernels.hadamard`.
     "important" ranks the block's keys by `importance` [len(pages), Hkv, B]; vector i is the mean of those ranked
     [i * num_top // n, (i + 1) * num_top // n) (InfLLM for n = 1). `rotation`, (cos, sin) of [len(pages), B, rd / 2],
     turns every key first. Raises ValueError if a vector would have no key.
@@ -46,7 +42,7 @@ def build_anchors(
     check_ids("pages", pages, num_pages)
     if kind not in KINDS:
         raise ValueError(f"kind: {kind!r}; expected one of {', '.join(KINDS)}")
-    vectors = 2 if kind.endswith("bounds") else 1
+    vectors = 2 if kind == "bounds" else 1
     check_multiple("anchors_layer vectors", anchors_layer.shape[2], vectors)
     check_range("sub-blocks", anchors_layer.shape[2] // vectors, 1, block_size)
     if kind == "important":
@@ -184,14 +180,11 @@ def _build_item(
     place, head = item // num_heads, item % num_heads
     page = pages[place]
     keys, anchors = kv_layer[page, 0, head], anchors_layer[page, head]
-    if not cos.shape[2] and kind != _TURNED_BOUNDS:
+    if cos.shape[2]:
+        turned = _rotated(keys, cos[place], sin[place])
+        _build_head(turned, anchors, kind, importance[place, head], num_top)
+    else:
         _build_head(keys, anchors, kind, importance[place, head], num_top)
-        return
-    turned = _rotated(keys, cos[place], sin[place])
-    if kind == _TURNED_BOUNDS:
-        turn_heads(turned)
-        kind = _BOUNDS
-    _build_head(turned, anchors, kind, importance[place, head], num_top)
 
 
 @njit(**SERIAL)

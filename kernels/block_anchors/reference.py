@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.half import Storage, from_storage, to_storage
 
 Float64 = NDArray[np.float64]
@@ -23,14 +22,12 @@ def build_anchors(
 ) -> None:
     """See cpu.py."""
     is_half = kv_layer.dtype == np.uint16
-    count = anchors_layer.shape[2] // (2 if kind.endswith("bounds") else 1)
+    count = anchors_layer.shape[2] // (2 if kind == "bounds" else 1)
     for place, page in enumerate(pages):
         for head in range(kv_layer.shape[2]):
             keys = from_storage(kv_layer[page, 0, head]).astype(np.float64)
             if rotation is not None:
                 keys = _rotated(keys, rotation[0][place], rotation[1][place])
-            if kind == "hadamard bounds":
-                keys = keys @ hadamard_matrix(keys.shape[1])
             if kind == "important":
                 assert importance is not None
                 vectors = _important(keys, importance[place, head], num_top, count)

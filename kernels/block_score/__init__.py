@@ -1,5 +1,5 @@
 """Scores of blocks by their anchors."""
 
-from moorage.kernels.block_score.cpu import score_blocks, score_keys
+from moorage.kernels.block_score.cpu import score_blocks
 
-__all__ = ["score_blocks", "score_keys"]
+__all__ = ["score_blocks"]

@@ -48,50 +48,25 @@ def score_blocks(
     if add:
         # A sum of dot products is one dot product of all vectors with as many copies of the query.
         packed = np.tile(packed, vectors // (2 if quest else 1))
-    _score(anchors_layer, num_kv_heads * vectors * dim, pages, packed, out)
+    _score(anchors_layer.reshape(num_pages, -1), pages, packed, out)
 
 
-def score_keys(
-    kv_layer: Storage, pages: NDArray[np.int32], queries: NDArray[np.float32], out: NDArray[np.float32]
-) -> None:
-    """Writes raw logits of R queries against n pages: the largest over a block's own keys.
-
-    kv_layer [P, 2, Hkv, B, D]; pages [n]; queries [R, Hq, D]; out [R, Hq, n]; D a multiple of 8. The second, fine
-    pass of a selection: `score_blocks` with every key for an anchor.
-    """
-    check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
-    num_pages, _, num_kv_heads, size, dim = kv_layer.shape
-    check_array("queries", queries, FLOAT32, (None, None, dim))
-    check_ids("pages", pages, num_pages)
-    check_array("out", out, FLOAT32, (*queries.shape[:2], len(pages)))
-    check_multiple("head size", dim, LANES)
-    check_multiple("query heads", queries.shape[1], num_kv_heads)
-    if out.size:
-        _score(kv_layer, num_kv_heads * size * dim, pages, pack(queries, num_kv_heads, False), out)
-
-
-def prefetch_distance(itemsize: int, scored_size: int) -> tuple[int, int]:
-    """(elements of a cache line, pages by which prefetching goes ahead), for `scored_size` elements of a page."""
-    return LINE_BYTES // itemsize, TILE * max(1, PREFETCH_BYTES // (TILE * max(1, scored_size) * itemsize))
+def prefetch_distance(itemsize: int, page_size: int) -> tuple[int, int]:
+    """(elements of a cache line, pages by which prefetching goes ahead), for `page_size` elements of a page."""
+    return LINE_BYTES // itemsize, TILE * max(1, PREFETCH_BYTES // (TILE * max(1, page_size) * itemsize))
 
 
 def _score(
-    stored: Storage,
-    scored_size: int,
-    pages: NDArray[np.int32],
-    packed: NDArray[np.float32],
-    out: NDArray[np.float32],
+    anchors: Storage, pages: NDArray[np.int32], packed: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
     """Logits of packed queries [heads, rows, V] into out, whose rows are dealt to the heads in turn.
 
-    Of each page of `stored` [P, ...] the first `scored_size` elements are scored, an equal part by each head.
+    Of each page of `anchors` [P, V'] an equal part is scored by each head.
     """
-    page_bytes = scored_size * stored.itemsize
-    line, ahead = prefetch_distance(stored.itemsize, scored_size)
-    workers = min(num_workers(len(pages) * page_bytes * packed.shape[1]), len(pages))
+    line, ahead = prefetch_distance(anchors.itemsize, anchors.shape[1])
+    workers = min(num_workers(len(pages) * anchors.shape[1] * anchors.itemsize * packed.shape[1]), len(pages))
     score = score_parallel if workers > 1 else score_serial
-    flat = stored.reshape(len(stored), -1)
-    score(flat, scored_size, pages, packed, out, line, ahead, workers)
+    score(anchors, pages, packed, out, line, ahead, workers)
 
 
 @njit(**INLINE)
@@ -114,7 +89,6 @@ def _score_tile(
 @njit(**SERIAL)
 def score_range(
     anchors: Any,
-    scored_size: Any,
     pages: Any,
     queries: Any,
     out: Any,
@@ -130,7 +104,7 @@ def score_range(
     """
     num_kv_heads, count, size = queries.shape
     page_size = anchors.shape[1]
-    head_size = scored_size // num_kv_heads
+    head_size = page_size // num_kv_heads
     stored, flat_queries = anchors.reshape(-1), queries.reshape(-1)
     best = np.empty(num_kv_heads * count * CHUNK, np.float32)
     at, coming = np.empty(TILE, np.int64), np.empty(TILE, np.int64)
@@ -147,7 +121,7 @@ def score_range(
                     for d in range(0, head_size, line):
                         prefetch(stored, coming[ahead_tile] + ahead_at + d)
                     ahead_at += head_size
-                    if ahead_at == scored_size:
+                    if ahead_at == page_size:
                         ahead_tile, ahead_at = ahead_tile + 1, 0
                 query_at, into = head * count * size, head * count * CHUNK + tile - first
                 for sub in range(head * head_size, (head + 1) * head_size, size):
@@ -188,16 +162,16 @@ def _write_sums(best: Any, num_parts: Any, count: Any, out: Any, first: Any, las
 
 @njit(**SERIAL)
 def score_serial(
-    anchors: Any, scored_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
+    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
 ) -> None:
-    score_range(anchors, scored_size, pages, queries, out, line, ahead, 0, len(pages) * workers)
+    score_range(anchors, pages, queries, out, line, ahead, 0, len(pages) * workers)
 
 
 @njit(**PARALLEL)
 def score_parallel(
-    anchors: Any, scored_size: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
+    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
 ) -> None:
     count = len(pages)
     for i in prange(workers):
         begin, end = count * i // workers, count * (i + 1) // workers
-        score_range(anchors, scored_size, pages, queries, out, line, ahead, begin, end)
+        score_range(anchors, pages, queries, out, line, ahead, begin, end)

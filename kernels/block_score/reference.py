@@ -32,25 +32,3 @@ def score_blocks(
                 )
                 logits = [np.maximum(query * high, query * low).sum() for high, low in bounds]
                 out[r, head, i] = sum(logits) if add else max(logits)
-
-
-def score_keys(
-    kv_layer: Storage, pages: NDArray[np.int32], queries: NDArray[np.float32], out: NDArray[np.float32]
-) -> None:
-    """See cpu.py."""
-    keys: Storage = kv_layer[:, 0]
-    score_blocks(keys, pages, queries, False, out)
-
-
-def encode_anchors(
-    anchors_layer: Storage,
-    pages: NDArray[np.int32],
-    low: NDArray[np.float32],
-    step: NDArray[np.float32],
-    codes_layer: NDArray[np.uint8],
-) -> None:
-    """See codes.py."""
-    values = from_storage(anchors_layer[pages]).reshape(len(pages), -1).astype(np.float64)
-    places = np.divide(values - low, step, out=np.zeros_like(values), where=step > 0)
-    codes = np.clip(np.floor(places + 0.5), 0, 15).astype(np.uint8)
-    codes_layer[pages] = codes[:, ::2] | codes[:, 1::2] << 4

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from moorage.kernels.block_score.codes import code_weights, score_codes
 from moorage.kernels.block_score.cpu import prefetch_distance, score_range
 from moorage.kernels.block_score.packing import pack_sums
 from moorage.kernels.checks import (
     FLOAT32,
     INT32,
     STORAGE,
-    UINT8,
     all_within,
     check_array,
     check_ids,
@@ -24,7 +22,7 @@ from moorage.kernels.checks import (
 )
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import SERIAL
-from moorage.kernels.simd import LANES, LINE_BYTES, TILE, dots_1, prefetch
+from moorage.kernels.simd import LANES
 from moorage.kernels.thread_team import UNITS_PER_THREAD, num_threads, run_units, team_for, unit_call
 from moorage.kernels.top_blocks.cpu import top_row
 
@@ -34,16 +32,6 @@ Arrays = tuple[Any, ...]
 
 PIECE = 128
 """Elements of a dot product between two lots of prefetching."""
-
-
-class Coded(NamedTuple):
-    """Four-bit codes of the anchors, and how many blocks they may leave for the exact scores to decide between."""
-
-    codes_layer: NDArray[np.uint8]
-    """[P, Hkv * A * D / 2]"""
-    step: Float32
-    """[Hkv * A * D]"""
-    num_kept: int
 
 
 def select_blocks(
@@ -57,19 +45,17 @@ def select_blocks(
     ids: Int32,
     scores: Float32,
     scratch: Float32,
-    coded: Coded | None = None,
     first: int = 0,
 ) -> None:
     """Writes, for each of R queries, the k blocks of the largest mean of scale * logit over the heads of a selection.
 
     anchors_layer [P, Hkv, A, D] with a single sub-block, pages [n], queries [R, Hq, D]; row r selects among the
     first limits[r] pages. ids, scores [R, S, k] with S = 1 (all heads share a selection) or Hkv: places in `pages`
-    plus `first`, ascending, padded with -1 and -inf. scratch [>= R * S * n] is overwritten. With `coded`, every block
-    gets a coarse score first, and the `num_kept` best of them an exact one.
+    plus `first`, ascending, padded with -1 and -inf. scratch [>= R * S * n] is overwritten.
     """
     out = ids, scores, scratch
-    if not _fits(anchors_layer, pages, queries, limits, quest, out, coded):
-        raise _misfit(anchors_layer, pages, queries, limits, quest, out, coded)
+    if not _fits(anchors_layer, pages, queries, limits, quest, out):
+        raise _misfit(anchors_layer, pages, queries, limits, quest, out)
     num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
     rows, count, selections, size = len(queries), len(pages), ids.shape[1], num_kv_heads * vectors * dim
     if not ids.size or not count:
@@ -78,20 +64,13 @@ def select_blocks(
     anchors, item = anchors_layer.reshape(num_pages, size), anchors_layer.itemsize
     factor = np.float32(scale * selections / queries.shape[1])
     problem = queries, quest, num_kv_heads, factor, limits, first, ids, scores
-    if coded is None:
-        line, ahead = prefetch_distance(item, size)
-        team = team_for(count * size * item * rows)
-        done = select_exactly(anchors, pages, problem, scratch, line, ahead, team)
-    else:
-        team = team_for(count * size // 2 * rows)
-        done = select_by_codes(anchors, pages, problem, scratch, *coded, team)
-    if not done:
-        raise _misfit(anchors_layer, pages, queries, limits, quest, out, coded)
+    team = team_for(count * size * item * rows)
+    if not select_exactly(anchors, pages, problem, scratch, *prefetch_distance(item, size), team):
+        raise _misfit(anchors_layer, pages, queries, limits, quest, out)
 
 
 def _fits(
-    anchors_layer: Storage, pages: Int32, queries: Float32, limits: Int32, quest: bool, out: Arrays,
-    coded: Coded | None,
+    anchors_layer: Storage, pages: Int32, queries: Float32, limits: Int32, quest: bool, out: Arrays
 ) -> bool:  # fmt: skip
     """Whether types and shapes are those that `select_blocks` describes."""
     ids, scores, scratch = out
@@ -99,17 +78,10 @@ def _fits(
         is_typed(anchors_layer, STORAGE, 4) and is_typed(queries, FLOAT32, 3) and is_typed(ids, INT32, 3)
     ):
         return False
-    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    _, num_kv_heads, vectors, dim = anchors_layer.shape
     if not (num_kv_heads and dim):
         return False
     rows, heads, selections = len(queries), queries.shape[1], ids.shape[1]
-    if coded is not None and not (
-        is_typed(coded.codes_layer, UINT8, 2)
-        and coded.codes_layer.shape == (num_pages, num_kv_heads * vectors * dim // 2)
-        and is_typed(coded.step, FLOAT32, 1)
-        and len(coded.step) == num_kv_heads * vectors * dim
-    ):
-        return False
     return (
         vectors == (2 if quest else 1)
         and queries.shape[2] == dim
@@ -128,15 +100,14 @@ def _fits(
 
 
 def _misfit(
-    anchors_layer: Storage, pages: Int32, queries: Float32, limits: Int32, quest: bool, out: Arrays,
-    coded: Coded | None,
+    anchors_layer: Storage, pages: Int32, queries: Float32, limits: Int32, quest: bool, out: Arrays
 ) -> ValueError:  # fmt: skip
     """Why nothing was selected."""
     ids, scores, scratch = out
     check_array("anchors_layer", anchors_layer, STORAGE, (None, None, 2 if quest else 1, None))
-    num_pages, num_kv_heads, vectors, dim = anchors_layer.shape
+    num_pages, num_kv_heads, _, dim = anchors_layer.shape
     check_array("queries", queries, FLOAT32, (None, None, dim))
-    rows, count, size = len(queries), len(pages), num_kv_heads * vectors * dim
+    rows, count = len(queries), len(pages)
     check_ids("pages", pages, num_pages)
     check_array("ids", ids, INT32, (rows, None, None))
     check_array("scores", scores, FLOAT32, ids.shape)
@@ -148,9 +119,6 @@ def _misfit(
         return ValueError(
             f"ids {ids.shape}, scratch {scratch.size}; expected 1 or {num_kv_heads} selections, room for each block"
         )
-    if coded is not None:
-        check_array("codes_layer", coded.codes_layer, UINT8, (num_pages, size // 2))
-        check_array("step", coded.step, FLOAT32, (size,))
     return ValueError(f"limits: {limits.min()} to {limits.max()}; expected 0 to {count}")
 
 
@@ -215,50 +183,6 @@ def select_exactly(
 
 
 @njit(**SERIAL)
-def select_by_codes(
-    anchors: Any, pages: Any, problem: Any, coarse: Any, codes: Any, step: Any, num_kept: Any, team: Any
-) -> Any:
-    """`select_blocks` by codes, then by the anchors of the `num_kept` best."""
-    _, _, _, _, limits, begin, ids, scores = problem
-    fits, packed = _packed(problem, pages, len(anchors))
-    if not fits:
-        return False
-    rows, selections, _ = ids.shape
-    coarse = coarse[: rows * selections * len(pages)].reshape(rows, selections, len(pages))
-    even, odd = code_weights(packed, step)
-    units = _num_units(team, len(pages))
-    run_units(team, units, *unit_call(_score_codes_unit, (units, codes, pages, even, odd, coarse)))
-    kept, exact = np.empty(num_kept, np.int32), np.empty(num_kept, np.float32)
-    for r in range(rows):
-        for s in range(selections):
-            count = top_row(coarse[r, s, : limits[r]], kept, exact)
-            _score_kept(anchors, pages, kept[:count], packed[s, r], s, exact)
-            top_row(exact[:count], ids[r, s], scores[r, s])
-            for i in range(ids.shape[2]):
-                if ids[r, s, i] >= 0:
-                    ids[r, s, i] = kept[ids[r, s, i]] + begin
-    return True
-
-
-@njit(**SERIAL)
-def _score_kept(anchors: Any, pages: Any, kept: Any, query: Any, part: Any, out: Any) -> None:
-    """Exact scores of the blocks `kept` by their `part` of the anchors."""
-    stored, page_size, size, last = anchors.reshape(-1), anchors.shape[1], len(query), len(kept) - 1
-    tile, line = np.empty(TILE, np.float32), LINE_BYTES // stored.itemsize
-    for i in kept:
-        for d in range(0, size, line):
-            prefetch(stored, pages[i] * page_size + part * size + d)
-    for first in range(0, len(kept), TILE):
-        a = pages[kept[first]] * page_size + part * size
-        b = pages[kept[min(first + 1, last)]] * page_size + part * size
-        c = pages[kept[min(first + 2, last)]] * page_size + part * size
-        d = pages[kept[min(first + 3, last)]] * page_size + part * size
-        dots_1(stored, a, b, c, d, query, 0, size, tile, 0, TILE, True)
-        for i in range(first, min(first + TILE, len(kept))):
-            out[i] = tile[i - first]
-
-
-@njit(**SERIAL)
 def _num_units(team: Any, num_pages: Any) -> Any:
     threads = num_threads(team)
     return np.int64(1) if threads == 1 else min(num_pages, threads * UNITS_PER_THREAD)
@@ -269,9 +193,4 @@ def _score_unit(
     unit: Any, units: Any, anchors: Any, pages: Any, pieces: Any, out: Any, line: Any, ahead: Any
 ) -> None:  # fmt: skip
     begin, end = len(pages) * unit // units, len(pages) * (unit + 1) // units
-    score_range(anchors, anchors.shape[1], pages, pieces, out, line, ahead, begin, end)
-
-
-@njit(**SERIAL)
-def _score_codes_unit(unit: Any, units: Any, codes: Any, pages: Any, even: Any, odd: Any, out: Any) -> None:
-    score_codes(codes, pages, even, odd, out, len(pages) * unit // units, len(pages) * (unit + 1) // units)
+    score_range(anchors, pages, pieces, out, line, ahead, begin, end)

@@ -21,7 +21,7 @@ def select_blocks(
     ids: NDArray[np.int32],
     scores: NDArray[np.float32],
 ) -> None:
-    """See cpu.py; always by exact scores."""
+    """See cpu.py."""
     rows, selections, k = ids.shape
     pooled = np.zeros((rows, selections, len(pages)), np.float32)
     _score_pooled(anchors_layer, pages, queries, quest, selections == 1, scale, pooled)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.cpu import prefetch_distance
-from moorage.kernels.block_select.cpu import select_by_codes, select_exactly
-from moorage.kernels.checks import FLOAT32, INT32, STORAGE, UINT8, check_array, check_ids, check_multiple
+from moorage.kernels.block_select.cpu import select_exactly
+from moorage.kernels.checks import FLOAT32, INT32, STORAGE, check_array, check_ids, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.simd import LANES
@@ -19,17 +19,6 @@ from moorage.kernels.threads import run_each
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 Arrays = tuple[Any, ...]
-
-
-class SeveralCoded(NamedTuple):
-    """`Coded` of several sessions."""
-
-    codes_layer: NDArray[np.uint8]
-    """[P, Hkv * A * D / 2]"""
-    steps: Float32
-    """[N, Hkv * A * D]"""
-    num_kept: Int32
-    """[N]; 0 for a session whose blocks all get exact scores."""
 
 
 def select_blocks_together(
@@ -45,7 +34,6 @@ def select_blocks_together(
     ids: Int32,
     scores: Float32,
     scratch: Float32,
-    coded: SeveralCoded,
 ) -> None:
     """`select_blocks` for N sessions with a query each.
 
@@ -60,12 +48,10 @@ def select_blocks_together(
     check_ids("pages", pages, num_pages)
     check_array("ids", ids, INT32, (count, None, None))
     check_array("scores", scores, FLOAT32, ids.shape)
-    for name, array in (("limits", limits), ("firsts", firsts), ("num_kept", coded.num_kept)):
+    for name, array in (("limits", limits), ("firsts", firsts)):
         check_array(name, array, INT32, (count,))
     check_array("scales", scales, FLOAT32, (count,))
     check_array("bounds", bounds, INT32, (count + 1,))
-    check_array("codes_layer", coded.codes_layer, UINT8, (None, size // 2))
-    check_array("steps", coded.steps, FLOAT32, (count, size))
     check_multiple("head size", dim, LANES)
     check_multiple("query heads", queries.shape[1], num_kv_heads)
     selections, lengths = ids.shape[1], np.diff(bounds)
@@ -76,8 +62,6 @@ def select_blocks_together(
     in_order = bounds[0] == 0 and bounds[-1] == len(pages) and not (lengths < 0).any()
     if not in_order or (limits < 0).any() or (limits > lengths).any():
         raise ValueError(f"limits {limits} of sessions whose blocks begin at {bounds} of {len(pages)}")
-    if coded.num_kept.any() and len(coded.codes_layer) != num_pages:
-        raise ValueError(f"{len(coded.codes_layer)} pages of codes for {num_pages} of anchors")
     if not ids.size:
         return
     factors = (scales * np.float32(selections / queries.shape[1])).astype(np.float32)
@@ -85,30 +69,26 @@ def select_blocks_together(
     hints = prefetch_distance(item, size)
     sessions = pages, bounds, queries, limits, firsts, factors
     anchors = anchors_layer.reshape(num_pages, size)
-    workers = min(num_workers(len(pages) * size * item // 4), count)
+    workers = min(num_workers(len(pages) * size * item), count)
 
     def select(i: int) -> None:
-        _one(i, anchors, sessions, num_kv_heads, quest, ids, scores, scratch, coded, hints)
+        _one(i, anchors, sessions, num_kv_heads, quest, ids, scores, scratch, hints)
 
     run_each(select, count, workers)
 
 
 def _one(
     i: int, anchors: Storage, sessions: Arrays, num_kv_heads: int, quest: bool, ids: Int32, scores: Float32,
-    scratch: Float32, coded: SeveralCoded, hints: tuple[int, int],
+    scratch: Float32, hints: tuple[int, int],
 ) -> None:  # fmt: skip
     """The selection of session i."""
     pages, bounds, queries, limits, firsts, factors = sessions
-    codes, steps, num_kept = coded
     begin, end, one = bounds[i], bounds[i + 1], slice(i, i + 1)
     if begin == end:
         ids[i], scores[i] = -1, -np.inf
         return
     # In the types that one session's selection has, so that nothing is compiled twice.
-    first, kept = int(firsts[i]), int(num_kept[i])
+    first = int(firsts[i])
     problem = queries[one], quest, num_kv_heads, factors[i], limits[one], first, ids[one], scores[one]
     room = scratch[ids.shape[1] * begin : ids.shape[1] * end]
-    if kept:
-        select_by_codes(anchors, pages[begin:end], problem, room, codes, steps[i], kept, ALONE)
-    else:
-        select_exactly(anchors, pages[begin:end], problem, room, hints[0], hints[1], ALONE)
+    select_exactly(anchors, pages[begin:end], problem, room, hints[0], hints[1], ALONE)

@@ -33,7 +33,7 @@ _TYPES: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("part_low", _INT64), ("part_high", _INT64), ("part_rotates", _UINT8), ("query_turn", _COMPLEX),
     ("bases", _COMPLEX), ("offset_cos", _FLOAT32), ("offset_sin", _FLOAT32), ("score_cos", _FLOAT32),
     ("score_sin", _FLOAT32), ("selects", _UINT8), ("ids", _INT32), ("scores", _FLOAT32), ("window_first", _INT32),
-    ("code_steps", _FLOAT32), ("num_kept", _INT32), ("out", _FLOAT32), ("lse", _FLOAT32), ("failed", _INT32),
+    ("out", _FLOAT32), ("lse", _FLOAT32), ("failed", _INT32),
     ("query", _FLOAT32), ("key", _FLOAT32), ("value", _FLOAT32),
 )  # fmt: skip
 _BATCH = tuple(name for name in SessionBatch._fields if name not in ("period", "rotates_scoring"))
@@ -120,11 +120,10 @@ def _shapes(memory: LayerMemory, batch: SessionBatch, query: Float32, selections
     one, parts, turns = (n,), (n, MAX_PARTS), (n, half)
     offsets, ids = (shape.block_size, half), (n, *selections.ids.shape[-2:])
     rows = (n, shape.num_kv_heads, shape.head_dim)
-    coded = memory.anchor_size if selections.code_steps.shape[-1] else 0
     return (
         one, batch.pages.shape[:1], (n, num_memories + 1), one, one, one, one, one, one, parts, parts, parts,
         (*parts, half), (len(batch.bases), half), offsets, offsets, turns, turns, one, ids, ids, one,
-        (n, num_memories, coded), (n, num_memories), (n, heads, shape.head_dim), (n, heads), one,
+        (n, heads, shape.head_dim), (n, heads), one,
         (n, heads, shape.head_dim), rows, rows,
     )  # fmt: skip
 

@@ -70,9 +70,6 @@ def session_fits(i: Any, table: Any, shape: Any, batch: Any, selections: Any) ->
             return False
         if not all_within(batch.pages[begin:end], table[m, PAGES]):
             return False
-        kept = selections.num_kept[i, m] if selects else 0
-        if kept < 0 or (kept and (not table[m, CODES] or not selections.code_steps.shape[2])):
-            return False
     if not selects and not _ids_fit(selections.ids[i], last):
         return False
     return _positions_fit(i, last, shape.block_size, batch)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.kernels.addresses import address_of
-from moorage.kernels.block_score.code_dots import CODE_BYTES
 from moorage.kernels.checks import STORAGE, UINT8, check_array, check_multiple
 from moorage.kernels.half import Storage
 from moorage.kernels.key_codes.sizes import code_bytes
@@ -38,10 +37,8 @@ class LayerShape(NamedTuple):
     """Blocks of a stripe; stripes are dealt to the memories in turn."""
     bounds: bool
     """Whether anchors are the bounds of a block's keys (QUEST, two vectors), or one vector."""
-    hadamard: bool
-    """Whether anchors are of Hadamard-transformed keys, so that queries must be transformed as well."""
     key_codes: bool = False
-    """Whether codes are of single keys (`kernels.key_codes`), or of the anchors."""
+    """Whether there are codes of single keys (`kernels.key_codes`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +65,9 @@ class LayerMemory:
     ) -> LayerMemory:
         """One element of each sequence for each memory.
 
-        kv [P, 2, Hkv, B, D]; anchors [P, Hkv, A, D]; codes of anchors [P, Hkv * A * D / 2], of single keys [P, Hkv
-        * (B * (D / 8 + 2) + 2 * D)], or [P, 0] without any. All memories have one storage type. Raises ValueError
-        if the arrays do not fit each other or `shape`.
+        kv [P, 2, Hkv, B, D]; anchors [P, Hkv, A, D]; codes of single keys [P, Hkv * (B * (D / 8 + 2) + 2 * D)], or
+        [P, 0] without any. All memories have one storage type. Raises ValueError if the arrays do not fit each other
+        or `shape`.
         """
         check_multiple("head size", shape.head_dim, 2 * LANES)
         if not kv or len(kv) != len(anchors) or len(kv) != len(codes) or shape.stripe_blocks < 1:
@@ -85,12 +82,8 @@ class LayerMemory:
             types = STORAGE if m == 0 else (kv[0].dtype,)
             check_array("kv", rows, types, (None, 2, heads, size, dim))
             check_array("anchors", summary, (rows.dtype,), (len(rows), heads, anchors[0].shape[2], dim))
-            code_size = anchor_size // 2 if coded.shape[-1] else 0
-            if shape.key_codes:
-                code_size = code_bytes(heads, size, dim)
+            code_size = code_bytes(heads, size, dim) if shape.key_codes else 0
             check_array("codes", coded, UINT8, (len(rows), code_size))
-            if code_size and not shape.key_codes:
-                check_multiple("elements of a block's anchors", 2 * code_size, 2 * CODE_BYTES)
             table[m] = address_of(rows), address_of(summary), address_of(coded) if code_size else 0, len(rows)
         return cls(shape, table, kv[0].reshape(-1)[:0], anchor_size, (*kv, *anchors, *codes))
 
@@ -147,10 +140,6 @@ class Selections(NamedTuple):
     """[N, S, k], written where selected; -inf without an id."""
     window_first: Int32
     """[N]: blocks [window_first, position // B] are attended; becomes near_block where selected."""
-    code_steps: Float32
-    """[N, M, Hkv * A * D], of the codes of a session's anchors in a memory; [N, M, 0] without any."""
-    num_kept: Int32
-    """[N, M]: blocks that get exact scores after the codes have been scored; 0 scores all blocks exactly."""
 
 
 class Attended(NamedTuple):

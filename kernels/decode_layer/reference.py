@@ -17,7 +17,6 @@ from moorage.kernels.decode_layer.records import (
     Selections,
     SessionBatch,
 )
-from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.half import from_storage, to_storage
 
 Complex = NDArray[np.complex128]
@@ -32,7 +31,7 @@ def decode_layer(
     selections: Selections,
     attended: Attended,
 ) -> None:
-    """See cpu.py; always by exact scores, and of sessions whose blocks exist."""
+    """See cpu.py; of sessions whose blocks exist."""
     for i in range(len(query)):
         attended.out[i], attended.lse[i] = 0, -np.inf
         attended.failed[i] = FINE if _write(i, memory, batch, key[i], value[i]) else NOT_FINITE_ROW
@@ -72,8 +71,6 @@ def _select(i: int, memory: LayerMemory, batch: SessionBatch, query: Float32, se
     scored = query.astype(np.float64)
     if batch.rotates_scoring:
         scored = _turned(scored, batch.score_cos[i] + 1j * batch.score_sin[i].astype(np.float64))
-    if memory.shape.hadamard:
-        scored = scored @ hadamard_matrix(memory.shape.head_dim)
     candidates = np.arange(batch.num_sinks[i], batch.near_block[i])
     places = [_place(i, memory, batch, int(block)) for block in candidates]
     num_memories = len(memory.table)

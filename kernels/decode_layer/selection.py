@@ -8,9 +8,8 @@ import numpy as np
 from numba import njit
 
 from moorage.kernels.addresses import matrix_at
-from moorage.kernels.block_select.cpu import select_by_codes, select_exactly
-from moorage.kernels.decode_layer.memory import ANCHORS, CODES, PAGES, count_in
-from moorage.kernels.hadamard import turn_heads
+from moorage.kernels.block_select.cpu import select_exactly
+from moorage.kernels.decode_layer.memory import ANCHORS, PAGES, count_in
 from moorage.kernels.merge_top.cpu import merge_into
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.rotation import rotate_into
@@ -25,7 +24,7 @@ def select_candidates(i: Any, layer: Any, team: Any) -> None:
     if k == 0:
         return
     queries = np.empty((1, *query.shape[1:]), np.float32)
-    _as_scored(i, batch, query[i], shape.hadamard, queries[0])
+    _as_scored(i, batch, query[i], queries[0])
     if num_memories == 1:
         ids, scores = selections.ids[i : i + 1], selections.scores[i : i + 1]
     else:
@@ -38,7 +37,7 @@ def select_candidates(i: Any, layer: Any, team: Any) -> None:
 
 
 @njit(**SERIAL)
-def _as_scored(i: Any, batch: Any, query: Any, hadamard: Any, out: Any) -> None:
+def _as_scored(i: Any, batch: Any, query: Any, out: Any) -> None:
     """The query [Hq, D] as it meets the anchors."""
     if batch.rotates_scoring:
         rotate_into(query, batch.score_cos[i], batch.score_sin[i], out)
@@ -46,14 +45,12 @@ def _as_scored(i: Any, batch: Any, query: Any, hadamard: Any, out: Any) -> None:
         for head in range(len(query)):
             for d in range(query.shape[1]):
                 out[head, d] = query[head, d]
-    if hadamard:
-        turn_heads(out)
 
 
 @njit(**SERIAL, inline="always")
 def _select_within(shard: Any, i: Any, layer: Any, queries: Any, team: Any, ids: Any, scores: Any) -> None:
     """ids, scores [1, S, k] of the best candidates in the memory of stripe `shard`, numbered within the memory."""
-    table, shape, batch, selections = layer.table, layer.shape, layer.batch, layer.selections
+    table, shape, batch = layer.table, layer.shape, layer.batch
     num_memories = len(table)
     m = (batch.first_memory[i] + shard) % num_memories
     low = count_in(batch.num_sinks[i], shard, num_memories, shape.stripe_blocks)
@@ -63,14 +60,10 @@ def _select_within(shard: Any, i: Any, layer: Any, queries: Any, team: Any, ids:
         return
     begin, num_pages = batch.page_start[i, m], table[m, PAGES]
     pages = batch.pages[begin + low : begin + high]
-    num_selections, kept = ids.shape[1], np.int64(selections.num_kept[i, m])
+    num_selections = ids.shape[1]
     factor = batch.scale[i] * np.float32(num_selections / queries.shape[1])
     limits = np.full(1, high - low, np.int32)
     problem = queries, shape.bounds, shape.num_kv_heads, factor, limits, low, ids, scores
     anchors = matrix_at(table[m, ANCHORS], num_pages, layer.anchor_size, layer.empty)
     pooled = np.empty(num_selections * len(pages), np.float32)
-    if kept:
-        codes = matrix_at(table[m, CODES], num_pages, layer.anchor_size // 2, selections.selects)
-        select_by_codes(anchors, pages, problem, pooled, codes, selections.code_steps[i, m], kept, team)
-    else:
-        select_exactly(anchors, pages, problem, pooled, layer.hints[0], layer.hints[1], team)
+    select_exactly(anchors, pages, problem, pooled, layer.hints[0], layer.hints[1], team)

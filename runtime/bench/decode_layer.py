@@ -45,9 +45,8 @@ class Sessions:
         self.key, self.value = rng.standard_normal((2, count, NUM_KV_HEADS, HEAD_DIM), np.float32)
         ids = np.full((count, 1, TOPK), -1, np.int32)
         self.selections = Selections(
-            np.ones(count, np.uint8), ids, np.empty(ids.shape, np.float32), self.batch.near_block.copy(),
-            np.empty((count, 1, 0), np.float32), np.zeros((count, 1), np.int32),
-        )  # fmt: skip
+            np.ones(count, np.uint8), ids, np.empty(ids.shape, np.float32), self.batch.near_block.copy()
+        )
         self.attended = Attended(
             np.empty(shape, np.float32), np.empty(shape[:2], np.float32), np.empty(count, np.int32)
         )
@@ -124,7 +123,7 @@ def _memory(rng: np.random.Generator, num_pages: int) -> LayerMemory:
     """Pages of finite numbers: fp16 bits below those of 2."""
     kv = rng.integers(0, 1 << 14, (num_pages, 2, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM), np.uint16)
     anchors = rng.integers(0, 1 << 14, (num_pages, NUM_KV_HEADS, 2, HEAD_DIM), np.uint16)
-    shape = LayerShape(NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, num_pages, bounds=True, hadamard=False)
+    shape = LayerShape(NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, num_pages, bounds=True)
     return LayerMemory.of(shape, [kv], [anchors], [np.empty((num_pages, 0), np.uint8)])
 
 

@@ -126,7 +126,6 @@ def pilot_layout(spec: ModelSpec) -> KvLayout:
         spec.head_dim,
         BLOCK_SIZE,
         anchor_type=AnchorType.QUEST,
-        anchor_codes=True,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle
 
 import numpy as np
@@ -12,15 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score import score_blocks
-from moorage.kernels.block_score.codes import LEVELS, encode_anchors, extend_range
-from moorage.kernels.block_select import Coded, select_blocks
-from moorage.kernels.half import Storage
+from moorage.kernels.block_select import select_blocks
 from moorage.kernels.pool_scores import pool_scores
 from moorage.kernels.top_blocks import top_blocks
 from moorage.runtime.bench.measure import Subject, installed, interleave
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import Pieces, stream_read, use_threads
-from moorage.workers.kv.quantized_anchors import KEPT_PER_SELECTED
 
 Float32 = NDArray[np.float32]
 
@@ -30,8 +26,6 @@ COLD_BYTES = 256 * 2**20
 READ_BYTES = 48 * 2**20
 """Read by one run of the limit: enough that handing pieces to threads does not count."""
 TOPK = 96
-WHOLE_CHOICES = {"choosing": False, "choosing-codes": True}
-"""Scoring, pooling and top-k in one call, by name: whether the codes of the anchors are scored first."""
 ABSENT = "faiss is not installed, so its columns are missing: pip install faiss-cpu"
 
 
@@ -104,7 +98,7 @@ def _measure(material: Material, context_tokens: int, threads: int, rounds: int)
     scores = np.empty((1, queries.shape[1], num_blocks), np.float32)
     subjects = {case.name: _own(layers, queries, scores), **_peers(layers, queries)}
     ending = case.name.removeprefix("scoring")
-    whole = _whole_choices(layers, queries, ending) if case.anchor_num == 1 else {}
+    whole = {f"choosing{ending}": _whole_choice(layers, queries)} if case.anchor_num == 1 else {}
     subjects |= whole
     for name, layered in material.indexes.items():
         subjects[name] = _search(layered, queries)
@@ -132,37 +126,15 @@ def _own(layers: Layers, queries: Float32, scores: Float32) -> Subject:
     return lambda: score_blocks(next(turn), pages, queries, False, scores)
 
 
-def _whole_choices(layers: Layers, queries: Float32, ending: str) -> dict[str, Subject]:
-    """What a decode step does in one layer: the best blocks for all heads, by exact scores or by codes first."""
+def _whole_choice(layers: Layers, queries: Float32) -> Subject:
+    """What a decode step does in one layer: scoring, pooling and top-k of the blocks for all heads in one call."""
     num_blocks = len(layers.half[0])
     pages, limits = np.arange(num_blocks, dtype=np.int32), np.array([num_blocks], np.int32)
     ids, best = np.empty((1, 1, TOPK), np.int32), np.empty((1, 1, TOPK), np.float32)
-    scratch = np.empty(num_blocks, np.float32)
-    coded = [_coded(half, pages) for half in layers.half]
-
-    def choose(turn: Iterator[tuple[Storage, Coded | None]]) -> None:
-        half, codes = next(turn)
-        select_blocks(
-            half, pages, queries, limits,
-            quest=False, scale=1.0, ids=ids, scores=best, scratch=scratch, coded=codes,
-        )  # fmt: skip
-
-    return {
-        name + ending: partial(
-            choose, cycle(list(zip(layers.half, coded if by_codes else cycle([None]), strict=False)))
-        )
-        for name, by_codes in WHOLE_CHOICES.items()
-    }
-
-
-def _coded(half: Storage, pages: NDArray[np.int32]) -> Coded:
-    size = half[0].size
-    low, high = np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32)
-    extend_range(half, pages, np.zeros(size, np.float32), low, high)
-    step = np.divide(high - low, LEVELS, dtype=np.float32)
-    codes = np.empty((len(half), size // 2), np.uint8)
-    encode_anchors(half, pages, low, step, codes)
-    return Coded(codes, step, KEPT_PER_SELECTED * TOPK)
+    scratch, turn = np.empty(num_blocks, np.float32), cycle(layers.half)
+    return lambda: select_blocks(
+        next(turn), pages, queries, limits, quest=False, scale=1.0, ids=ids, scores=best, scratch=scratch
+    )
 
 
 def _choosing(scores: Float32) -> dict[str, Subject]:

@@ -29,7 +29,7 @@ _ANCHORS = (
     epilog=examples(
         "runtime eval sweep --length 4K --samples 4 --json anchors.json",
         "runtime eval sweep --presets moorage,ktransformers,inf-llm --budgets 512 --length 2K",
-        "runtime eval sweep --anchors QUEST:plain,QUEST:rotated --anchor-nums 1,2,4,8 --preselects off,step",
+        "runtime eval sweep --anchors QUEST:plain,QUEST:rotated --anchor-nums 1,2,4,8",
     ),
 )
 def sweep_command(
@@ -42,7 +42,7 @@ def sweep_command(
         str, typer.Option(metavar="N,…", help="Selected tokens per layer and step.")
     ] = "384,768",
     preselects: Annotated[
-        str, typer.Option(metavar="off,prompt,step", help="Coarse choices of three times the budget.")
+        str, typer.Option(metavar="off,prompt", help="Preselections of three times the budget.")
     ] = "off",
     presets: Annotated[
         str | None,

@@ -64,7 +64,7 @@ def size(
     block_size: Annotated[int | None, typer.Option(help="Tokens of a KV block.")] = None,
     anchors: Annotated[int | None, typer.Option(help="Summarised parts of each block.")] = None,
     anchor_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="BLOCK_MEAN, QUEST, QUEST_HADAMARD …")
+        str | None, typer.Option(metavar="TYPE", help="BLOCK_MEAN, QUEST, KEY_CODES …")
     ] = None,
     shards: Annotated[int | None, typer.Option(help="KV actors that share the cache.")] = None,
     sessions: Annotated[

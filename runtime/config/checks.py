@@ -13,12 +13,10 @@ from moorage.workers.counting import counted
 from moorage.workers.sizes import LEAST_CHUNK
 from moorage.workers.spec import (
     AnchorPool,
-    AnchorSpace,
     AnchorType,
     HeadPool,
     HeadSelectMode,
     Positions,
-    Preselect,
     Scorer,
 )
 
@@ -71,14 +69,7 @@ def _about_anchors(config: ClusterConfig, settings: Settings) -> Iterator[Compla
             "memory",
             "scorer",
             f"{store.scorer} scores sums over all heads and anchors only; use head_select_mode SHARED, "
-            "head_pool sum, anchor_pool sum (or anchor_num 1) and preselect_block off or prompt, or scorer numba",
-        )
-    if selection.preselect is Preselect.STEP and store.anchor_space is AnchorSpace.ROTATED:
-        yield (
-            "long_context",
-            "preselect_block",
-            "step compares single keys, which are stored un-rotated, but anchor_space is rotated; "
-            "use anchor_space plain or preselect_block prompt",
+            "head_pool sum and anchor_pool sum (or anchor_num 1), or scorer numba",
         )
     cached, topk = config.memory.max_cached_block, selection.topk or 0
     if cached is not None and cached < topk:
@@ -93,7 +84,7 @@ def _is_linear(settings: Settings) -> bool:
     store, selection = settings.store, settings.memory.selection
     adds_up = store.anchor_num == 1 or selection.anchor_pool is AnchorPool.SUM
     shared = selection.head_select_mode is HeadSelectMode.SHARED and selection.head_pool is HeadPool.SUM
-    return adds_up and shared and selection.preselect is not Preselect.STEP
+    return adds_up and shared
 
 
 def _about_positions(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:

@@ -79,13 +79,22 @@ READ_AS: Mapping[str, Mapping[Any, str]] = {"preselect": {True: "prompt", False:
 _LATER = "is not available in this version"
 REFUSED: Mapping[str, Mapping[str, str]] = {
     "kv_type": {name: f"{name} {_LATER}" for name in ("Q4_0", "Q8_0")},
+    "anchor_type": {
+        "QUEST_HADAMARD": "QUEST_HADAMARD was removed, since single keys by KEY_CODES replace it"
+    },
+    "preselect": {
+        "step": "step was removed, since single keys replace it; select these by memory.topk_keys and long_context."
+        "anchor_type KEY_CODES"
+    },
     "head_select_mode": {"INDIVIDUAL": "INDIVIDUAL is called PERHEAD here"},
 }
 """Setting -> value of another system -> why it is refused."""
 
-REMOVED: Mapping[str, str] = dict.fromkeys(
-    ("memory.lag", "memory.lag_cosine"), "asynchronous selection was removed; leave it out"
-)
+REMOVED: Mapping[str, str] = {
+    "memory.lag": "asynchronous selection was removed; leave it out",
+    "memory.lag_cosine": "asynchronous selection was removed; leave it out",
+    "memory.anchor_codes": "four-bit codes of anchors were removed; leave it out",
+}
 """`section.key` of earlier versions -> why it is refused, and what to do."""
 
 _OWN_SECTIONS = {"memory": (MemorySpec, RotarySettings, StoreSpec), "gpu_workers": (EngineSettings,)}

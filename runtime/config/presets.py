@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 from moorage.runtime.config.names import PRESET_SETTINGS, shown_key
 from moorage.workers.spec import (
-    CODE_ELEMENTS,
     AnchorSpace,
     AnchorType,
-    HeadPool,
     KvLayout,
     MemorySpec,
     ModelSpec,
     Positions,
     RotarySettings,
-    Scorer,
     StoreSpec,
 )
 from moorage.workers.spec.setting import part, replaced, values_of
@@ -41,14 +38,9 @@ class Settings:
         return values_of(self)
 
     def layout(self, model: ModelSpec) -> KvLayout:
-        """Sizes of blocks and anchors, with codes where a block's score is a sum of products."""
-        store = self.store
-        one_vector = store.anchor_num == 1 and self.memory.selection.head_pool is HeadPool.SUM
-        whole_runs = store.anchor_type.vectors * model.head_dim % CODE_ELEMENTS == 0
-        of_anchors = store.anchor_codes and not store.anchor_type.codes_keys
-        codes = of_anchors and store.scorer is Scorer.NUMBA and one_vector and whole_runs
+        """Sizes of blocks, anchors and codes of keys."""
         shape = (model.num_stored_layers, model.num_kv_heads, model.head_dim)
-        return KvLayout(*shape, **asdict(replace(store, anchor_codes=codes)))
+        return KvLayout(*shape, **asdict(self.store))
 
 
 @dataclass(frozen=True, slots=True)

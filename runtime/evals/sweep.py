@@ -43,10 +43,10 @@ class SweepPoint:
 
     def __str__(self) -> str:
         who = f"{self.preset}, {self.prefill} prefill: " if self.preset else ""
-        coarse = "" if self.preselect_block == "off" else f", preselect {self.preselect_block}"
+        preselected = "" if self.preselect_block == "off" else f", preselect {self.preselect_block}"
         return (
             f"{who}{self.anchor_num} {self.anchor_type} {self.anchor_space} a block of {self.block_size}, "
-            f"{self.budget_tokens} tokens{coarse}"
+            f"{self.budget_tokens} tokens{preselected}"
         )
 
     def overrides(self) -> list[str]:
@@ -105,7 +105,6 @@ def points(
             anchors, anchor_nums, block_sizes, budgets, preselects
         )
         if size % num == 0 and not (kind == "REPR_TOPK" and 4 % num)
-        if not (preselect == "step" and space == "rotated")
         if kind != AnchorType.KEY_CODES or (num == 1 and size % KEY_CODE_TOKENS == 0 and preselect == "off")
     ]
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moorage.kernels.block_score import codes
 from moorage.kernels.decode_layer import Attended, LayerMemory, LayerShape, Selections, SessionBatch
 from moorage.kernels.half import from_storage, to_storage
 
@@ -27,9 +26,7 @@ class Setting:
     block: int = 16
     scheme: str = ROPE
     bounds: bool = False
-    hadamard: bool = False
     rotates_scoring: bool = False
-    coded: bool = False
     k: int = 4
     num_selections: int = 1
     selects: bool = True
@@ -61,8 +58,7 @@ class Case:
                 values = from_storage(stored)
                 values[:, :, 0], values[:, :, 1] = values.max(axis=2), values.min(axis=2)
                 self.anchors[m] = to_storage(values, half)
-        size = s.heads * vectors * s.dim
-        self.codes = [np.zeros((p, size // 2 if s.coded else 0), np.uint8) for p in num_pages]
+        self.codes = [np.zeros((p, 0), np.uint8) for p in num_pages]
         dealt = [list(rng.permutation(p)) for p in num_pages]
         page_lists = [
             [[dealt[m].pop() for _ in range(held[i, m])] for m in range(s.num_memories)] for i in range(n)
@@ -74,12 +70,8 @@ class Case:
         begin = np.concatenate(([0], lengths.sum(axis=1).cumsum()))[:n]
         self.page_start = lengths.cumsum(axis=1) + begin[:, None]
         flat = [page for one in page_lists for pages in one for page in pages]
-        steps = np.zeros((n, s.num_memories, size if s.coded else 0), np.float32)
-        kept = np.zeros((n, s.num_memories), np.int32)
-        if s.coded:
-            self._encode(steps, kept, size)
         self.memory = LayerMemory.of(
-            LayerShape(s.heads, s.block, s.dim, s.stripe, s.bounds, s.hadamard),
+            LayerShape(s.heads, s.block, s.dim, s.stripe, s.bounds),
             self.kv,
             self.anchors,
             self.codes,
@@ -97,8 +89,6 @@ class Case:
             ids,
             np.full(ids.shape, np.nan, np.float32),
             window_first,
-            steps,
-            kept,
         )
         self.attended = self.new_attended()
 
@@ -108,18 +98,6 @@ class Case:
         for block in range(position // s.block + 1):
             found[block // s.stripe % s.num_memories] += 1
         return found
-
-    def _encode(self, steps, kept, size: int) -> None:
-        for i, one in enumerate(self.pages):
-            for m, pages in enumerate(one):
-                own = np.array(pages, np.int32)
-                low, high = np.full(size, np.inf, np.float32), np.full(size, -np.inf, np.float32)
-                codes.extend_range(self.anchors[m], own, np.zeros(size, np.float32), low, high)
-                if len(own):
-                    steps[i, m] = (high - low) / np.float32(codes.LEVELS)
-                codes.encode_anchors(self.anchors[m], own, low, steps[i, m], self.codes[m])
-                # So many that codes never lose one of the best; every second memory scores all blocks exactly.
-                kept[i, m] = (4 * self.setting.k + 8) * ((i + m) % 2 == 0)
 
     def _batch(self, rng, pages, firsts) -> SessionBatch:
         s, n, half = self.setting, len(self.setting.positions), self.setting.rotated // 2
@@ -226,10 +204,9 @@ class Case:
         query_heads = s.heads * s.group
         found.query = rng.standard_normal((count, query_heads, s.dim)).astype(np.float32)
         found.key, found.value = rng.standard_normal((2, count, s.heads, s.dim)).astype(np.float32)
-        ids, num_memories = np.full((count, 1, 0), -1, np.int32), s.num_memories
+        ids = np.full((count, 1, 0), -1, np.int32)
         found.selections = Selections(
-            np.zeros(count, np.uint8), ids, np.empty(ids.shape, np.float32), found.batch.num_sinks.copy(),
-            np.zeros((count, num_memories, 0), np.float32), np.zeros((count, num_memories), np.int32),
-        )  # fmt: skip
+            np.zeros(count, np.uint8), ids, np.empty(ids.shape, np.float32), found.batch.num_sinks.copy()
+        )
         found.attended = found.new_attended()
         return found

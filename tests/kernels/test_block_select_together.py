@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moorage.kernels.block_score import codes
-from moorage.kernels.block_select import (
-    Coded,
-    SeveralCoded,
-    reference,
-    select_blocks,
-    select_blocks_together,
-)
+from moorage.kernels.block_select import reference, select_blocks, select_blocks_together
 from moorage.kernels.half import from_storage, to_storage
 from moorage.kernels.numba_flags import always_parallel
 
@@ -21,9 +14,9 @@ COUNTS = ([], [0], [1], [40], [0, 0], [40, 0, 7, 300], [513, 512, 64, 65, 1])
 
 
 class Case:
-    """Sessions of `counts` blocks, every second of which has codes if `coded`."""
+    """Sessions of `counts` blocks."""
 
-    def __init__(self, rng, draw, counts, quest, coded):
+    def __init__(self, rng, draw, counts, quest):
         vectors = 2 if quest else 1
         self.quest, self.count = quest, len(counts)
         self.anchors = draw(sum(counts) + 3, HEADS, vectors, DIM)
@@ -31,22 +24,12 @@ class Case:
             values = from_storage(self.anchors)
             values[:, :, 0], values[:, :, 1] = values.max(axis=2), values.min(axis=2)
             self.anchors = to_storage(values, self.anchors.dtype == np.uint16)
-        self.size = HEADS * vectors * DIM
         self.bounds = np.cumsum([0, *counts]).astype(np.int32)
         self.pages = rng.permutation(len(self.anchors))[: sum(counts)].astype(np.int32)
         self.queries = rng.standard_normal((self.count, HEADS * GROUP, DIM)).astype(np.float32)
         self.limits = np.array([rng.integers(0, n + 1) for n in counts], np.int32)
         self.scales = rng.uniform(0.1, 1, self.count).astype(np.float32)
         self.firsts = rng.integers(0, 5, self.count).astype(np.int32)
-        self.num_kept = np.array([3 * K * (coded and i % 2 == 0) for i in range(self.count)], np.int32)
-        self.codes = np.zeros((len(self.anchors), self.size // 2), np.uint8)
-        self.steps = np.zeros((self.count, self.size), np.float32)
-        for i in range(self.count):
-            low, high = np.full(self.size, np.inf, np.float32), np.full(self.size, -np.inf, np.float32)
-            codes.extend_range(self.anchors, self.own(i), self.steps[i], low, high)
-            if counts[i]:
-                self.steps[i] = (high - low) / np.float32(codes.LEVELS)
-            codes.encode_anchors(self.anchors, self.own(i), low, self.steps[i], self.codes)
 
     def own(self, i):
         return self.pages[self.bounds[i] : self.bounds[i + 1]]
@@ -61,7 +44,6 @@ class Case:
             "ids": ids,
             "scores": scores,
             "scratch": np.full(selections * len(self.pages), np.nan, np.float32),
-            "coded": SeveralCoded(self.codes, self.steps, self.num_kept),
         }
         several = {"pages": self.pages, "bounds": self.bounds, "queries": self.queries, "limits": self.limits}
         select_blocks_together(self.anchors, **(several | arguments | changes))
@@ -79,29 +61,24 @@ class Case:
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-@pytest.mark.parametrize("coded", [False, True])
 @pytest.mark.parametrize("quest", [False, True])
 @pytest.mark.parametrize("selections", [1, HEADS])
 @pytest.mark.parametrize("counts", COUNTS)
-def test_each_chooses_as_alone(rng, draw, counts, selections, quest, coded, parallel):
-    case = Case(rng, draw, counts, quest, coded)
+def test_each_chooses_as_alone(rng, draw, counts, selections, quest, parallel):
+    case = Case(rng, draw, counts, quest)
     if parallel:
         with always_parallel():
             ids, scores = case.together(selections)
     else:
         ids, scores = case.together(selections)
     for i in range(case.count):
-        of_codes = Coded(case.codes, case.steps[i], int(case.num_kept[i])) if case.num_kept[i] else None
         scratch = np.empty(selections * len(case.own(i)), np.float32)
-        expected, best = case.alone(
-            i, selections, select_blocks, scratch=scratch, coded=of_codes, first=int(case.firsts[i])
-        )
+        expected, best = case.alone(i, selections, select_blocks, scratch=scratch, first=int(case.firsts[i]))
         np.testing.assert_array_equal(ids[i], expected)
         np.testing.assert_allclose(scores[i], best, rtol=1e-5, atol=1e-6)
-        if of_codes is None:
-            expected, best = case.alone(i, selections, reference.select_blocks)
-            np.testing.assert_array_equal(ids[i], np.where(expected < 0, -1, expected + case.firsts[i]))
-            np.testing.assert_allclose(scores[i], best, rtol=1e-4, atol=1e-4)
+        expected, best = case.alone(i, selections, reference.select_blocks)
+        np.testing.assert_array_equal(ids[i], np.where(expected < 0, -1, expected + case.firsts[i]))
+        np.testing.assert_allclose(scores[i], best, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +94,6 @@ def test_each_chooses_as_alone(rng, draw, counts, selections, quest, coded, para
     ],
 )
 def test_what_does_not_fit_is_refused(rng, draw, name, value):
-    case = Case(rng, draw, [4, 4], False, False)
+    case = Case(rng, draw, [4, 4], False)
     with pytest.raises(ValueError, match=r"limits|bounds|scales|scratch|pages"):
         case.together(1, **{name: value})

@@ -22,7 +22,7 @@ from tests.engine_driver import Driver, memory
 from tests.tiny_models import build_tiny_checkpoint
 from tests.workers.kv.asker import Asker
 
-LAYOUT = KvLayout(2, 2, 64, 2, anchor_codes=True)
+LAYOUT = KvLayout(2, 2, 64, 2)
 BLOCKS = 40
 WARM = 150
 GROWTH_BYTES = 2 * 2**20

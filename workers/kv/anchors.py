@@ -24,7 +24,6 @@ _KINDS = {
     AnchorType.BLOCK_MEAN: "mean",
     AnchorType.BLOCK_MAX: "max",
     AnchorType.QUEST: "bounds",
-    AnchorType.QUEST_HADAMARD: "hadamard bounds",
     AnchorType.FIXED: "fixed",
     AnchorType.DYNAMIC: "mean",
     AnchorType.REPR_TOPK: "mean",

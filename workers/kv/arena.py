@@ -34,9 +34,8 @@ class Arena:
 
         kv       [layer][page][K|V][kv_head][token][dim]     un-rotated keys, values; inside a page the format decides
         anchors  [layer][page][kv_head][vector][dim]
-        codes    [layer][page][byte]                         of the anchors, two to a byte; of single keys, see
-                                                             `kernels.key_codes`, where anchor_type is KEY_CODES;
-                                                             otherwise absent
+        codes    [layer][page][byte]                         of single keys, see `kernels.key_codes`, where
+                                                             anchor_type is KEY_CODES; otherwise absent
 
     Why this order. Outermost is the layer, since a step touches one layer of many pages, never one page of
     many layers. A block of one layer, K and V of all heads, is then one piece that suits a DMA copy, and

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moorage.kernels.block_score import score_blocks, score_keys
-from moorage.kernels.block_select import Coded, SeveralCoded, select_blocks, select_blocks_together
-from moorage.kernels.hadamard import turn_heads
+from moorage.kernels.block_score import score_blocks
+from moorage.kernels.block_select import select_blocks, select_blocks_together
 from moorage.kernels.pool_scores import pool_scores, score_lse
 from moorage.kernels.top_blocks import top_blocks
 from moorage.workers.errors import InvalidRequest
@@ -17,9 +16,8 @@ from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.buffers import Buffers
 from moorage.workers.kv.candidates import Asked, Candidates, candidates_of
 from moorage.workers.kv.faiss_scorer import FaissScorer
-from moorage.workers.kv.messages import Float32, Int32, SelectReply, SelectRequest
-from moorage.workers.kv.quantized_anchors import QuantizedAnchors
-from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, Scorer
+from moorage.workers.kv.messages import Float32, SelectReply, SelectRequest
+from moorage.workers.spec import AnchorPool, HeadPool, Scorer
 
 
 @dataclass(slots=True)
@@ -38,9 +36,7 @@ class BlockScorer:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._quest = arena.layout.anchor_type.bounds
-        self._transforms = arena.layout.anchor_type is AnchorType.QUEST_HADAMARD
         self._buffers = Buffers()
-        self._quantized = QuantizedAnchors(arena) if arena.layout.anchor_codes else None
         self._faiss = None if arena.layout.scorer is Scorer.NUMBA else FaissScorer(arena)
 
     def select(self, asked: Asked) -> SelectReply:
@@ -49,8 +45,7 @@ class BlockScorer:
         if self._faiss is not None:
             self._check(request)
             allowed = None if preselection is None else preselection.until(num_sealed)
-            transformed = request._replace(queries=self._transformed(request.queries))
-            return self._faiss.select(transformed, pages, num_sealed, allowed)
+            return self._faiss.select(request, pages, num_sealed, allowed)
         if self._is_linear(request):
             return self._select_linear(asked)
         scoring = self.score(asked)
@@ -76,7 +71,7 @@ class BlockScorer:
 
     def _is_linear(self, request: SelectRequest) -> bool:
         """Whether the scores of a block's heads are summed, so that one dot product gives the sum."""
-        one_vector = self._arena.layout.anchor_num == 1 and not request.perhead and request.refine is None
+        one_vector = self._arena.layout.anchor_num == 1 and not request.perhead
         return one_vector and request.pooling is HeadPool.SUM
 
     def _select_linear_together(self, asked: Sequence[Asked], first: SelectRequest) -> list[SelectReply]:
@@ -92,7 +87,7 @@ class BlockScorer:
             self._arena.anchors[first.layer],
             np.concatenate([each.pages for each in found]),
             bounds,
-            self._transformed(np.concatenate([one.request.queries for one in asked])),
+            np.concatenate([one.request.queries for one in asked]),
             np.concatenate([each.limits for each in found]),
             quest=self._quest,
             scales=np.array([one.request.scale for one in asked], np.float32),
@@ -106,68 +101,45 @@ class BlockScorer:
             ids=ids,
             scores=scores,
             scratch=self._buffers.scratch(num_selections * int(bounds[-1])),
-            coded=self._coded_together(asked, first),
         )
         for i, each in enumerate(found):
             ids[i] = each.named(ids[i])
         return [SelectReply(ids[i : i + 1], scores[i : i + 1]) for i in range(count)]
 
-    def _coded_together(self, asked: Sequence[Asked], first: SelectRequest) -> SeveralCoded:
-        size = self._arena.anchors[first.layer, 0].size
-        steps, num_kept = np.zeros((len(asked), size), np.float32), np.zeros(len(asked), np.int32)
-        if self._quantized is None:
-            return SeveralCoded(np.empty((0, size // 2), np.uint8), steps, num_kept)
-        for i, (request, pages, num_sealed, _) in enumerate(asked):
-            coded = self.codes(request.session_id, request.layer, pages[:num_sealed], request.k)
-            if coded is not None:
-                steps[i], num_kept[i] = coded.step, coded.num_kept
-        return SeveralCoded(self._arena.codes[first.layer], steps, num_kept)
-
     def _select_linear(self, asked: Asked) -> SelectReply:
-        """Scores, pools and selects in one pass over the anchors, or over their codes."""
-        request, pages, num_sealed, _ = asked
+        """Scores, pools and selects in one pass over the anchors."""
+        request = asked.request
         rows, found = self._check(request), candidates_of(asked)
-        coded = self.codes(request.session_id, request.layer, pages[:num_sealed], request.k)
         num_selections = request.num_selections(self._arena.layout.num_kv_heads)
         ids = np.empty((rows, num_selections, request.k), np.int32)
         scores = np.empty(ids.shape, np.float32)
         select_blocks(
             self._arena.anchors[request.layer],
             found.pages,
-            self._transformed(request.queries),
+            request.queries,
             found.limits,
             quest=self._quest,
             scale=request.scale,
             ids=ids,
             scores=scores,
             scratch=self._buffers.scratch(rows * num_selections * len(found.pages)),
-            coded=coded,
             first=0 if found.ids is not None else request.first,
         )
         return SelectReply(found.named(ids), scores)
 
-    def codes(self, session_id: int, layer: int, pages: Int32, num_wanted: int) -> Coded | None:
-        """Codes of the sealed blocks on `pages` for a selection of `num_wanted`; None where they would not help."""
-        return None if self._quantized is None else self._quantized.of(session_id, layer, pages, num_wanted)
-
-    def invalidate(self, session_id: int, layer: int | None = None, first_block: int = 0) -> None:
-        """Anchors of a session, or of one layer of it, are gone or have changed from `first_block` on."""
+    def invalidate(self, session_id: int, layer: int | None = None) -> None:
+        """Anchors of a session, or of one layer of it, are gone or have changed."""
         if self._faiss is not None:
             self._faiss.invalidate(session_id, layer)
-        if self._quantized is not None:
-            self._quantized.invalidate(session_id, layer, first_block)
 
     def score(self, asked: Asked) -> Scoring:
         """Logits of the candidates."""
         request = asked.request
         rows, found = self._check(request), candidates_of(asked)
         logits = self._buffers.borrow(rows, request.queries.shape[1], len(found.pages))
-        if logits.size and request.refine is not None:
-            score_keys(*self._arena.readable(request.layer, found.pages), request.queries, logits)
-        elif logits.size:
+        if logits.size:
             anchors, add = self._arena.anchors[request.layer], request.anchor_pool is AnchorPool.SUM
-            queries = self._transformed(request.queries)
-            score_blocks(anchors, found.pages, queries, self._quest, logits, add=add)
+            score_blocks(anchors, found.pages, request.queries, self._quest, logits, add=add)
         return Scoring(request, found, logits)
 
     def lse(self, scoring: Scoring) -> Float32:
@@ -206,14 +178,6 @@ class BlockScorer:
             lse,
         )
         return pooled
-
-    def _transformed(self, queries: Float32) -> Float32:
-        """Queries [R, Hq, D] as they meet the anchors, which may be of transformed keys."""
-        if not self._transforms:
-            return queries
-        transformed = queries.copy()
-        turn_heads(transformed.reshape(-1, queries.shape[2]))
-        return transformed
 
     def _check(self, request: SelectRequest) -> int:
         """The rows of a request. Raises InvalidRequest where its arrays do not fit the layout."""

@@ -52,16 +52,16 @@ class Candidates(NamedTuple):
 
 
 def candidates_of(asked: Asked) -> Candidates:
-    """Those of a request, of which the session's sealed blocks, its preselection and `refine` leave some."""
+    """Those of a request, of which the session's sealed blocks and its preselection leave some."""
     request, pages, num_sealed, preselection = asked
     first = request.first
-    if len(request.limits) == 1 and preselection is None and request.refine is None:
+    if len(request.limits) == 1 and preselection is None:
         end = max(min(int(request.limits[0]), num_sealed), first)
         return Candidates(None, pages[first:end], np.array([end - first], np.int32))
     limits = np.maximum(np.minimum(request.limits, np.int32(num_sealed)), np.int32(first))
     end = int(limits.max()) if len(limits) else first
-    among = request.refine if preselection is None or request.refine is not None else preselection.until(end)
-    if among is None:
+    if preselection is None:
         return Candidates(None, pages[first:end], limits - np.int32(first))
+    among = preselection.until(end)
     ids = among[np.searchsorted(among, first) : np.searchsorted(among, end)]
     return Candidates(ids, pages[ids], np.searchsorted(ids, limits).astype(np.int32))

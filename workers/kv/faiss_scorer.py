@@ -59,10 +59,10 @@ class FaissScorer:
     def _check(self, request: SelectRequest) -> None:
         layout = self._arena.layout
         adds_up = layout.anchor_num == 1 or request.anchor_pool is AnchorPool.SUM
-        if not (request.shared and request.pooling is HeadPool.SUM and adds_up and request.refine is None):
+        if not (request.shared and request.pooling is HeadPool.SUM and adds_up):
             raise InvalidRequest(
                 "faiss: it scores sums over all heads and anchors only; use head_select_mode SHARED, head_pool "
-                "sum, anchor_pool sum (or anchor_num 1) and preselect_block off or prompt"
+                "sum and anchor_pool sum (or anchor_num 1)"
             )
 
     def _index(self, request: SelectRequest, pages: Int32) -> Any:

@@ -13,7 +13,7 @@ from moorage.workers.errors import MoorageError, PeerDead
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.link import Link, confirm
 from moorage.workers.kv.mapped_shard import MappedShard
-from moorage.workers.kv.messages import Float32, Int32, Storage
+from moorage.workers.kv.messages import Int32, Storage
 from moorage.workers.kv.operations import Commit, CommitRow, Confirm
 from moorage.workers.kv.stripes import Stripes
 
@@ -29,7 +29,7 @@ class HostLayer(NamedTuple):
     anchors: tuple[Storage, ...]
     """[P, Hkv, A, D] each."""
     codes: tuple[NDArray[np.uint8], ...]
-    """[P, bytes] each, of anchors or of single keys; no bytes where the layout has no codes."""
+    """[P, bytes] each, of single keys; no bytes where the layout has no codes."""
 
 
 class HostTables(NamedTuple):
@@ -39,15 +39,6 @@ class HostTables(NamedTuple):
     """By link, of the session's blocks there."""
     first_link: int
     """The link of the first stripe; the others follow in turn."""
-
-
-class HostCodes(NamedTuple):
-    """How the codes of one session's anchors are read."""
-
-    steps: Float32
-    """[L, M, Hkv * A * D] by layer and link; [L, M, 0] where the layout has no codes."""
-    num_kept: Int32
-    """[L, M]: blocks that get exact scores after codes; 0 where all do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,50 +86,27 @@ class HostMemory:
             )
             for layer in range(self.layout.num_layers)
         )
-        self._codes: dict[tuple[int, int], tuple[list[int], HostCodes]] = {}
-        """By session and wanted blocks: the session's `version` in each shard, and the codes of then."""
+        self._confirmed: dict[int, list[int]] = {}
+        """By session: its `version` in each shard when the stores had sealed all that counted as sealed."""
 
     def tables(self, session_id: int) -> HostTables:
         """The pages of an open session."""
         pages = tuple(shard.session(session_id).table.pages for shard in self._shards)
         return HostTables(pages, self._first_link(session_id))
 
-    def codes(self, session_id: int, num_wanted: int) -> HostCodes:
-        """The codes for selections of `num_wanted` blocks, brought up to date where blocks were sealed since.
-
-        The same object as before where nothing has changed. Raises what a commit of the session failed with.
-        """
-        key = session_id, num_wanted
-        versions = [shard.session(session_id).version for shard in self._shards]
-        known = self._codes.get(key)
-        if known is not None and known[0] == versions:
-            return known[1]
-        self.confirm(session_id)
-        codes = self._read_codes(session_id, num_wanted)
-        self._codes = {
-            other: kept for other, kept in self._codes.items() if other[0] in self._shards[0].sessions
-        }
-        self._codes[key] = versions, codes
-        return codes
-
     def confirm(self, session_id: int) -> None:
-        """Waits until the stores have sealed what counts as sealed here.
+        """Waits until the stores have sealed what counts as sealed here; at once where they had and nothing changed.
 
         Raises what a commit of the session failed with.
         """
+        versions = [shard.session(session_id).version for shard in self._shards]
+        if self._confirmed.get(session_id) == versions:
+            return
         for link in self._links:
             confirm(link, session_id)
-
-    def _read_codes(self, session_id: int, num_wanted: int) -> HostCodes:
-        size = self._shards[0].arena.anchors[0, 0].size if self.layout.anchor_codes else 0
-        shape = len(self.layers), len(self._shards)
-        codes = HostCodes(np.zeros((*shape, size), np.float32), np.zeros(shape, np.int32))
-        if size:
-            for layer, at in np.ndindex(shape):
-                found = self._shards[at].codes(session_id, layer, num_wanted)
-                if found is not None:
-                    codes.steps[layer, at], codes.num_kept[layer, at] = found.step, found.num_kept
-        return codes
+        known = self._shards[0].sessions
+        self._confirmed = {each: found for each, found in self._confirmed.items() if each in known}
+        self._confirmed[session_id] = versions
 
     def begin(self, rows: Iterable[tuple[int, int]]) -> Failures:
         """Rows (session, position) are about to be written in all layers: from now on their blocks may be read.

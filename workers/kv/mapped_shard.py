@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moorage.kernels.block_select import Coded
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_scorer import BlockScorer
@@ -147,13 +146,11 @@ class MappedShard:
             if held > num_tokens:
                 self._cut(session, layer, num_tokens)
                 session.table.num_tokens[layer] = num_tokens
-        # Codes follow the range of all anchors that were ever there; a shorter session must not remember them.
-        self._scorer.invalidate(session_id)
         self._change(session)
 
-    def invalidate(self, session_id: int, layer: int, first_block: int) -> None:
-        """The anchors of `layer` from `first_block` on have changed."""
-        self._scorer.invalidate(session_id, layer, first_block)
+    def invalidate(self, session_id: int, layer: int) -> None:
+        """Anchors of `layer` have changed."""
+        self._scorer.invalidate(session_id, layer)
         self._change(self.session(session_id))
 
     def _change(self, session: ShardSession) -> None:
@@ -165,7 +162,7 @@ class MappedShard:
         if session.num_sealed[layer] > full:
             session.num_sealed[layer] = full
             session.preselections.pop(layer, None)
-            self.invalidate(session.table.session_id, layer, full)
+            self.invalidate(session.table.session_id, layer)
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
@@ -221,12 +218,6 @@ class MappedShard:
         if len(blocks) > 1 and not (blocks[1:] > blocks[:-1]).all():
             raise InvalidRequest(f"session {session_id}: preselected blocks are not ascending; sort them")
         self.session(session_id).preselections[layer] = Preselection(np.array(blocks, np.int32), limit)
-
-    def codes(self, session_id: int, layer: int, num_wanted: int) -> Coded | None:
-        """Codes of the sealed blocks for a selection of `num_wanted`, up to date; None where there are none."""
-        session = self.session(session_id)
-        sealed = session.table.pages[: session.num_sealed[layer]]
-        return self._scorer.codes(session_id, layer, sealed, num_wanted)
 
     def _asked(self, request: SelectRequest) -> Asked:
         session = self.session(request.session_id)

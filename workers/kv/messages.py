@@ -60,8 +60,6 @@ class SelectRequest(NamedTuple):
     anchor_pool: AnchorPool = AnchorPool.MAX
     perhead: bool = False
     """One selection for each query head; `shared` is False then."""
-    refine: Int32 | None = None
-    """[n] ascending: select among these blocks only, by their best single keys in place of their anchors."""
 
     def num_selections(self, num_kv_heads: int) -> int:
         """Selections for each row."""

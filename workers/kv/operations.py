@@ -150,7 +150,7 @@ class RebuildAnchors(Operation[None]):
     def follow(self, shard: MappedShard, reply: None) -> None:
         """See Operation."""
         del reply
-        shard.invalidate(self.session_id, self.layer, self.first)
+        shard.invalidate(self.session_id, self.layer)
 
 
 @dataclass(slots=True)

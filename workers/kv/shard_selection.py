@@ -25,51 +25,8 @@ class ShardSelection:
         """`blocks` deals blocks to the shards of a session, of which shard 0 lies at `first_link(session_id)`."""
         self._links, self._blocks, self._first_link = tuple(links), blocks, first_link
 
-    def select(self, request: SelectRequest, coarse: int = 0) -> SelectReply:
-        """What one store that held everything would select by `request`, whose blocks and limits are global ids.
-
-        With `coarse`, the anchors select that many blocks first, for each row and selection, and their best single
-        keys decide between them; selections of one row share what any of them has kept.
-        """
-        if coarse <= request.k:
-            return self._select(request)
-        ids, _ = self._select(request._replace(k=coarse))
-        fine = [_fine(request, row, ids[row]) for row in range(len(request.queries))]
-        together = self.answers_together(request.pooling)
-        rows = self._select_together(fine) if together else [self._select(one) for one in fine]
-        return SelectReply(*(np.concatenate(parts) for parts in zip(*rows, strict=True)))
-
-    def answers_together(self, pooling: HeadPool) -> bool:
-        """Whether one question to each shard is enough; SOFTMAX takes two when there are several."""
-        return len(self._links) == 1 or pooling is not HeadPool.SOFTMAX
-
-    def select_together(self, requests: Sequence[SelectRequest]) -> list[Int32]:
-        """Ids [1, S, k] for each of some sessions' requests of one row and a coarse pass alone, in one call a shard.
-
-        All must satisfy `answers_together`. Raises what the first of them fails with, and a failed commit only
-        passes through: each asked alone, its own session still fails with it.
-        """
-        return [ids for ids, _ in self._select_together(requests)]
-
-    def _select_together(self, requests: Sequence[SelectRequest]) -> list[SelectReply]:
-        """`_select` for each, in one call a shard."""
-        if len(self._links) == 1:
-            return self._links[0].call(SelectTogether(list(requests)))
-        count, first = len(self._links), [self._first_link(request.session_id) for request in requests]
-        parts = [
-            [self._of_shard(request, (at - first[i]) % count) for i, request in enumerate(requests)]
-            for at in range(count)
-        ]
-        pending = [link.submit(SelectTogether(part)) for link, part in zip(self._links, parts, strict=True)]
-        replies = all_of(pending)
-        return [
-            merge_selections(
-                [replies[(first[i] + shard) % count][i] for shard in range(count)], self._blocks, request.k
-            )
-            for i, request in enumerate(requests)
-        ]
-
-    def _select(self, request: SelectRequest) -> SelectReply:
+    def select(self, request: SelectRequest) -> SelectReply:
+        """What one store that held everything would select by `request`, whose blocks and limits are global ids."""
         if len(self._links) == 1:
             return self._links[0].call(Select(request))
         session_id, links = request.session_id, self._links_of(request.session_id)
@@ -82,15 +39,36 @@ class ShardSelection:
             replies = all_of([link.submit(Select(one)) for link, one in zip(links, requests, strict=True)])
         return merge_selections(replies, self._blocks, request.k)
 
+    def answers_together(self, pooling: HeadPool) -> bool:
+        """Whether one question to each shard is enough; SOFTMAX takes two when there are several."""
+        return len(self._links) == 1 or pooling is not HeadPool.SOFTMAX
+
+    def select_together(self, requests: Sequence[SelectRequest]) -> list[Int32]:
+        """Ids [1, S, k] for each of some sessions' requests of one row, in one call a shard.
+
+        All must satisfy `answers_together`. Raises what the first of them fails with, and a failed commit only
+        passes through: each asked alone, its own session still fails with it.
+        """
+        if len(self._links) == 1:
+            return [ids for ids, _ in self._links[0].call(SelectTogether(list(requests)))]
+        count, first = len(self._links), [self._first_link(request.session_id) for request in requests]
+        parts = [
+            [self._of_shard(request, (at - first[i]) % count) for i, request in enumerate(requests)]
+            for at in range(count)
+        ]
+        pending = [link.submit(SelectTogether(part)) for link, part in zip(self._links, parts, strict=True)]
+        replies = all_of(pending)
+        return [
+            merge_selections(
+                [replies[(first[i] + shard) % count][i] for shard in range(count)], self._blocks, request.k
+            ).ids
+            for i, request in enumerate(requests)
+        ]
+
     def _of_shard(self, request: SelectRequest, shard: int) -> SelectRequest:
-        refine = request.refine
-        if refine is not None:
-            shards, local = self._blocks.split(refine)
-            refine = local[shards == shard]
         return request._replace(
             first=self._blocks.count(request.first, shard),
             limits=self._blocks.counts(request.limits, shard),
-            refine=refine,
         )
 
     def preselect(self, session_id: int, layer: int, blocks: Int32, limit: int) -> None:
@@ -117,9 +95,3 @@ def all_of(actions: Sequence[Callable[[], T]]) -> list[T]:
     if failure is not None:
         raise failure
     return answers
-
-
-def _fine(request: SelectRequest, row: int, kept: Int32) -> SelectRequest:
-    """The fine pass of one row of `request` among the blocks `kept` [S, n] by the coarse one."""
-    one, among = slice(row, row + 1), np.unique(kept[kept >= 0]).astype(np.int32)
-    return request._replace(queries=request.queries[one], limits=request.limits[one], refine=among)

@@ -24,5 +24,5 @@ class ShardSession:
     scoring: Scoring | None = None
     """A scored request that waits for `select_scored`."""
     version: int = 0
-    """Another number after everything that may change codes: sealed blocks, blocks that are gone, rebuilt anchors. No
-    two sessions of a shard ever have the same one, not even those that had the same id one after the other."""
+    """Another number after everything that may change what is sealed. No two sessions of a shard ever have the same
+    one, not even those that had the same id one after the other."""

@@ -172,9 +172,9 @@ class ShardedKv:
             for shard, link in enumerate(self._links_of(session_id)):
                 link.post(Commit(session_id, layer, 0, self._tokens.count(num_tokens, shard)))
 
-    def select(self, request: SelectRequest, coarse: int = 0) -> SelectReply:
+    def select(self, request: SelectRequest) -> SelectReply:
         """See ShardSelection."""
-        return self._selection.select(request, coarse)
+        return self._selection.select(request)
 
     def answers_together(self, pooling: HeadPool) -> bool:
         """See ShardSelection."""

@@ -132,7 +132,7 @@ class KvStore:
                 f"{session.num_sealed[layer]} sealed, {layout.anchor_type} anchors; send it for sealed blocks only"
             )
         self._anchors.build(layer, session.table.pages[first:end], first, session.rotation, importance)
-        self.shard.invalidate(session_id, layer, first)
+        self.shard.invalidate(session_id, layer)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Removes the tokens after the first `num_tokens`; the pages stay reserved."""

@@ -13,14 +13,12 @@ from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import AnchorRotation, KeyRequest, SelectRequest
-from moorage.workers.kv.quantized_anchors import KEPT_PER_SELECTED, MIN_SHARE
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import HeadPool, KvLayout, Scorer
 
 LOCK = "kv-kernels"
 """Held by the process that compiles what all who use a store need."""
-NUM_BLOCKS = MIN_SHARE * KEPT_PER_SELECTED
-"""Just enough for a selection of one block by codes."""
+NUM_BLOCKS = 4
 
 
 def warm_up(layout: KvLayout) -> None:
@@ -46,11 +44,10 @@ def _run_each(layout: KvLayout) -> None:
     # Two rows, so that a batch of selections is made in parallel whatever the number of heads.
     limits = np.full(2, NUM_BLOCKS, np.int32)
     queries = np.zeros((2, *shape[1:]), np.float32)
-    for shared, pooling, k in product((False, True), (HeadPool.SOFTMAX, HeadPool.SUM), (1, 2)):
-        store.shard.select(SelectRequest(0, 0, queries, 0, limits, k, shared, 1.0, pooling=pooling))
+    for shared, pooling in product((False, True), (HeadPool.SOFTMAX, HeadPool.SUM)):
+        store.shard.select(SelectRequest(0, 0, queries, 0, limits, 1, shared, 1.0, pooling=pooling))
     out = np.empty((NUM_BLOCKS, 2, *layout.block_shape), format_of(layout.kv_type).storage)
     blocks = np.arange(NUM_BLOCKS, dtype=np.int32)
-    store.shard.select(SelectRequest(0, 0, queries[:1], 0, limits[:1], 1, True, 1.0, refine=blocks))
     store.shard.gather(0, 0, blocks, out, blocks)
     store.close()
 

@@ -43,7 +43,6 @@ from moorage.workers.spec.steps import (
     StepResult,
 )
 from moorage.workers.spec.store import (
-    CODE_ELEMENTS,
     KEY_CODE_TOKENS,
     BlockShape,
     KvLayout,
@@ -53,7 +52,6 @@ from moorage.workers.spec.store import (
 from moorage.workers.spec.window import RING_BLOCK, RING_MARGIN, WindowLayout
 
 __all__ = [
-    "CODE_ELEMENTS",
     "KEY_CODE_TOKENS",
     "RING_BLOCK",
     "RING_MARGIN",

@@ -21,8 +21,6 @@ class AnchorType(StrEnum):
     """Largest value of each channel in each sub-block."""
     QUEST = "QUEST"
     """Per-channel maximum and minimum of each sub-block; the score is an upper bound (Quest, ICML 2024)."""
-    QUEST_HADAMARD = "QUEST_HADAMARD"
-    """QUEST of Hadamard-transformed keys and queries: no single channel can make the bound of a block loose."""
     FIXED = "FIXED"
     """First key of each sub-block (ktransformers)."""
     DYNAMIC = "DYNAMIC"
@@ -40,7 +38,7 @@ class AnchorType(StrEnum):
     @property
     def bounds(self) -> bool:
         """Whether anchors are a maximum and a minimum of each channel."""
-        return self in (AnchorType.QUEST, AnchorType.QUEST_HADAMARD)
+        return self is AnchorType.QUEST
 
     @property
     def needs_importance(self) -> bool:
@@ -91,13 +89,11 @@ class Scorer(StrEnum):
 
 
 class Preselect(StrEnum):
-    """A coarse selection that limits the selection of each step."""
+    """A preselection of blocks, which limits the selection of each step."""
 
     OFF = "off"
     PROMPT = "prompt"
     """Once, by the attention that blocks received from the prompt's last queries (ktransformers)."""
-    STEP = "step"
-    """Each step by the anchors; then the best single keys decide among those blocks."""
 
 
 class Positions(StrEnum):

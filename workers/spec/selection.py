@@ -54,8 +54,8 @@ class SelectionSpec:
     dense_layers: int = setting(0, "First layers that attend all blocks in decode.", Limits(least=0))
     preselect: Preselect = setting(
         Preselect.OFF,
-        "A coarse selection before the one of each step: off, prompt (or true: once, from the attention of the "
-        "prompt's last queries), or step (each step by anchors; single keys then decide).",
+        "A preselection before the selection of each step: off, or prompt (or true: once, from the attention of the "
+        "prompt's last queries).",
     )
     head_select_mode: HeadSelectMode = setting(
         HeadSelectMode.SHARED,

@@ -10,8 +10,6 @@ from typing import NamedTuple, Protocol
 from moorage.workers.spec.kinds import AnchorSpace, AnchorType, KvType, Scorer
 from moorage.workers.spec.setting import Limits, setting
 
-CODE_ELEMENTS = 64
-"""Four-bit codes come in runs of this many; the anchors of one KV head must fill whole runs."""
 KEY_CODE_TOKENS = 16
 """A block whose keys have codes holds a multiple of this many tokens."""
 
@@ -31,9 +29,9 @@ class StoreSpec:
     anchor_type: AnchorType = setting(
         AnchorType.QUEST,
         "How a block is summarised: by its BLOCK_MEAN, BLOCK_MAX, QUEST (per-channel minimum and maximum), "
-        "QUEST_HADAMARD (the same of Hadamard-transformed keys), FIXED (its first key), DYNAMIC (the key that the "
-        "prompt's end asks for most), REPR_TOPK (the repr_topk keys that received most attention while in the "
-        "window) or KEY_CODES (its mean, and a one-bit code of each key, which topk_keys needs).",
+        "FIXED (its first key), DYNAMIC (the key that the prompt's end asks for most), REPR_TOPK (the repr_topk keys "
+        "that received most attention while in the window) or KEY_CODES (its mean, and a one-bit code of each key, "
+        "which topk_keys needs).",
     )
     anchor_num: int = setting(
         1, "Equal parts of a block that are summarised each on its own; must divide block_size."
@@ -54,12 +52,6 @@ class StoreSpec:
         "What scores anchors: numba, or faiss or faiss-fp16 (extras, with a copy of all anchors).",
         of_preset=False,
         research=True,
-    )
-    anchor_codes: bool = setting(
-        True,
-        "Keep four-bit codes of the anchors, a quarter of their size, and score long contexts by them first: only "
-        "the best blocks' anchors are then read in full. Anchors of KEY_CODES have none.",
-        of_preset=False,
     )
 
 
@@ -114,9 +106,6 @@ class KvLayout(StoreSpec, KvShape):
     KvShape come first, then those of StoreSpec.
     """
 
-    anchor_codes: bool = False
-    """Whether the arena has codes of anchors: the setting, where codes can stand in for the anchors' scores."""
-
     @property
     def element(self) -> str:
         """float16 or float32, as numpy and torch name it: the type of decoded blocks and of anchors."""
@@ -154,13 +143,12 @@ class KvLayout(StoreSpec, KvShape):
 
     @property
     def code_bytes(self) -> int:
-        """Codes of one block of one layer: one-bit codes of its keys, or four-bit codes of its anchors."""
-        if self.anchor_type.codes_keys:
-            # A plane for each 8 channels and an fp16 scale for each key, and a mean value in fp16: kernels.key_codes.
-            of_keys = self.block_size * (-(-self.head_dim // 8) + 2)
-            return self.num_kv_heads * (of_keys + 2 * self.head_dim)
-        elements = self.num_kv_heads * self.anchor_vectors * self.head_dim
-        return elements // 2 if self.anchor_codes else 0
+        """Codes of the keys of one block of one layer, where the anchor type has them."""
+        if not self.anchor_type.codes_keys:
+            return 0
+        # A plane for each 8 channels and an fp16 scale for each key, and a mean value in fp16: kernels.key_codes.
+        of_keys = self.block_size * (-(-self.head_dim // 8) + 2)
+        return self.num_kv_heads * (of_keys + 2 * self.head_dim)
 
     @property
     def page_kv_bytes(self) -> int:
@@ -169,7 +157,7 @@ class KvLayout(StoreSpec, KvShape):
 
     @property
     def page_anchor_bytes(self) -> int:
-        """Index of one block in all layers: its anchors, and the codes of these or of its keys."""
+        """Index of one block in all layers: its anchors and the codes of its keys."""
         return self.num_layers * (self.anchor_bytes + self.code_bytes)
 
     @property

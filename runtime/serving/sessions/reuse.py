@@ -80,7 +80,6 @@ def attention_shape(
 
 def selection_shape(memory: MemorySpec, layout: KvLayout) -> Shape:
     """What beside `attention_shape` shapes the KV of tokens whose execution block selected what it attends."""
-    coarse = memory.selection.preselect_blocks if memory.selection.preselect is Preselect.STEP else None
     return (
         memory.selection.topk,
         memory.selection.execution_block,
@@ -89,7 +88,6 @@ def selection_shape(memory: MemorySpec, layout: KvLayout) -> Shape:
         memory.selection.head_select_mode,
         memory.selection.head_pool,
         memory.selection.anchor_pool,
-        coarse,
     )
 
 

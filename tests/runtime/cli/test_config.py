@@ -57,7 +57,7 @@ def test_what_it_prints_can_be_loaded_again(
         *([f"memory.preset={name}"] for name in PRESETS),
         ["kv_store.cpus=[0, '0']"],
         ["memory.rope_scaling={rope_type: yarn, factor: 4}", "gpu_workers.device_memory=20GiB"],
-        ["long_context.chunk_size=auto", "long_context.preselect_block=step"],
+        ["long_context.chunk_size=auto", "long_context.preselect_block=prompt"],
     ],
     ids=str,
 )

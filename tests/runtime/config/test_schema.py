@@ -144,7 +144,7 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
         ("long_context: {anchor_type: MEAN}", "should be 'BLOCK_MEAN', 'BLOCK_MAX', 'QUEST'"),
         ("long_context: {head_select_mode: INDIVIDUAL}", "use SHARED, SEPARATE or PERHEAD"),
         ("long_context: {anchor_num: 3}", "anchor_num: 3 does not divide block_size 32"),
-        ("long_context: {preselect_block: 3}", "preselect_block: got 3: should be 'off', 'prompt' or 'step'"),
+        ("long_context: {preselect_block: 3}", "preselect_block: got 3: should be 'off' or 'prompt'"),
         ("long_context: {layer_step: 0}", "layer_step: got 0"),
         ("long_context: {threads_num: -4}", "threads_num: got -4"),
         (
@@ -166,6 +166,18 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
         ),
         ("long_context: {chunk_size: automatic}", "chunk_size: got 'automatic': should be a token count"),
         ("memory: {lag: 1}", "memory.lag: asynchronous selection was removed; leave it out"),
+        (
+            "memory: {anchor_codes: true}",
+            "memory.anchor_codes: four-bit codes of anchors were removed; leave it",
+        ),
+        (
+            "long_context: {anchor_type: QUEST_HADAMARD}",
+            "QUEST_HADAMARD was removed, since single keys by KEY_CODES",
+        ),
+        (
+            "long_context: {preselect_block: step}",
+            "step was removed, since single keys replace it; select these by",
+        ),
         ("memory: {lag_cosine: 0.9}", "memory.lag_cosine: asynchronous selection was removed; leave it out"),
         (
             "memory: {topk_keys: 9, preset: full}",

@@ -22,12 +22,11 @@ def test_points_that_make_no_sense_are_left_out() -> None:
         [1, 3],
         [32, 48],
         [96],
-        ["off", "step"],
+        ["off", "prompt"],
     )
     assert all(point.block_size % point.anchor_num == 0 for point in found)
     assert not any(point.anchor_type == "REPR_TOPK" and point.anchor_num == 3 for point in found)
-    assert not any(point.anchor_space == "rotated" and point.preselect_block == "step" for point in found)
-    assert len(found) == len(set(found)) == 3 + 4 + 6
+    assert len(found) == len(set(found)) == 2 * (3 + 2 + 3)
 
 
 def test_presets_bring_their_own_anchors_and_blocks_at_one_budget() -> None:
@@ -54,7 +53,7 @@ def test_codes_of_keys_are_swept_by_numbers_of_single_keys(monkeypatch: pytest.M
     differs = {"topk_keys": 256, "block_size": 64, "anchor_type": AnchorType.KEY_CODES}
     monkeypatch.setitem(PRESETS, "keys", Preset("keys", "", differs, {"topk": 4}))
     found = [
-        *points([("KEY_CODES", "plain")], [1, 2], [24, 32], [96], ["off", "step"]),
+        *points([("KEY_CODES", "plain")], [1, 2], [24, 32], [96], ["off", "prompt"]),
         *points_of_presets(["keys"], [96], LOCAL),
     ]
     assert [(point.block_size, point.anchor_num, point.anchor_space) for point in found] == [

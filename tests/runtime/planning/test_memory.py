@@ -75,19 +75,9 @@ def test_published_table(tokens: int, gigabytes: float) -> None:
 
 def test_storage_type_and_anchors_scale() -> None:
     plan = deployment(long_context=QUEST)
-    plan = replace(plan, layout=replace(plan.layout, anchor_codes=False))
     wide = replace(plan, layout=replace(plan.layout, kv_type=KvType.FP32, anchor_num=4))
     assert token_bytes(wide.layout) == 2 * token_bytes(plan.layout)
     assert context_sizes(wide, 1000).anchors_bytes == 8 * context_sizes(plan, 1000).anchors_bytes
-
-
-def test_codes_take_a_quarter_of_half_precision_anchors() -> None:
-    plan = deployment(long_context=QUEST)
-    coded, plain = (
-        context_sizes(replace(plan, layout=replace(plan.layout, anchor_codes=codes)), 1000).anchors_bytes
-        for codes in (True, False)
-    )
-    assert coded == plain * 5 // 4
 
 
 def test_codes_of_keys_are_counted_with_the_anchors() -> None:

@@ -220,10 +220,10 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "execution_block": (SELECTED, 48, True),
     "last_token_alone": (SELECTED, True, False),
     "dense_layers": (SELECTED, 2, False),
-    "preselect": (SELECTED.replace(preselect_blocks=6), Preselect.STEP, True),
+    "preselect": (SELECTED.replace(preselect_blocks=6), Preselect.PROMPT, False),
     "head_select_mode": (SELECTED, HeadSelectMode.SEPARATE, True),
     "preselect_blocks": (
-        SELECTED.replace(preselect=Preselect.STEP, preselect_blocks=4), 9, True,
+        SELECTED.replace(preselect=Preselect.PROMPT, preselect_blocks=4), 9, False,
     ),
     "layer_step": (SELECTED, 2, False),
     "token_step": (SELECTED, 3, False),

@@ -14,7 +14,6 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from moorage.kernels.hadamard import hadamard_matrix
 from moorage.workers.kv.messages import SelectRequest
 from moorage.workers.spec import AnchorPool, AnchorSpace, AnchorType, HeadPool, KvLayout, KvType
 
@@ -77,8 +76,6 @@ class ReferenceStore:
         if layout.anchor_space is AnchorSpace.ROTATED:
             assert self.inv_freq is not None
             keys = rotated(keys, block * layout.block_size + np.arange(len(keys)), self.inv_freq)
-        if kind is AnchorType.QUEST_HADAMARD:
-            keys = keys @ hadamard_matrix(keys.shape[1])
         parts = np.split(keys, layout.anchor_num)
         importance = self.importance.get((session_id, layer, block))
         if kind.needs_importance and importance is not None:
@@ -109,13 +106,7 @@ class ReferenceStore:
         for b in range(num_sealed):
             for head in range(heads):
                 query = queries[:, head].astype(np.float64)
-                if request.refine is not None:
-                    keys = self.block(session_id, layer, b)[0][head // group]
-                    out[:, head, b] = (query @ keys.T.astype(np.float64)).max(1)
-                    continue
                 scores = []
-                if self.layout.anchor_type is AnchorType.QUEST_HADAMARD:
-                    query = query @ hadamard_matrix(query.shape[1])
                 for vectors in self.anchors(session_id, layer, b, head // group):
                     ends = [query * vector for vector in vectors]
                     scores.append(np.max(ends, axis=0).sum(1))
@@ -133,9 +124,7 @@ class ReferenceStore:
         for row in range(rows):
             allowed = np.arange(request.first, max(request.first, min(int(request.limits[row]), count)))
             kept = self.kept.get((request.session_id, request.layer))
-            if request.refine is not None:
-                allowed = np.intersect1d(allowed, request.refine)
-            elif request.use_preselected and kept is not None:
+            if request.use_preselected and kept is not None:
                 allowed = allowed[np.isin(allowed, kept[0]) | (allowed >= kept[1])]
             if not len(allowed):
                 continue

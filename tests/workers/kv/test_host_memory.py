@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound
+from moorage.workers.kv import host_memory
 from moorage.workers.kv.host_memory import HostMemory
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.mailbox_link import MailboxLink
@@ -18,7 +18,7 @@ from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import HeadPool, KvLayout
 
-LAYOUT = KvLayout(3, 2, 64, 4, anchor_codes=True)
+LAYOUT = KvLayout(3, 2, 64, 4)
 NUM_PAGES, STRIPE = 1300, 2
 
 
@@ -134,8 +134,7 @@ def test_choices_made_here_are_those_of_the_stores(
     for session_id in (1, 2):
         prefill(cluster, rng, session_id, 600 * session_id)
     requests = [asked(rng, session_id, 1, 140)._replace(pooling=pooling) for session_id in (1, 2)]
-    for coarse in (0, 9):
-        check_same(*(kv.select(requests[0], coarse) for kv in cluster.both()))
+    check_same(*(kv.select(requests[0]) for kv in cluster.both()))
     if pooling is not HeadPool.SOFTMAX:
         for found, expected in zip(*(kv.select_together(requests) for kv in cluster.both()), strict=True):
             np.testing.assert_array_equal(found, expected)
@@ -166,49 +165,32 @@ def test_a_selection_here_asks_no_store(rng: np.random.Generator, monkeypatch: p
     cluster.close()
 
 
-def test_codes_follow_sealed_blocks(rng: np.random.Generator, cluster: Cluster) -> None:
-    memory, size = cluster.memory, LAYOUT.block_size
-    prefill(cluster, rng, 1, 1079)
-    prefill(cluster, rng, 2, 50)
-    first = memory.codes(1, 8)
-    assert memory.codes(1, 8) is first
-    assert first.steps.shape == (LAYOUT.num_layers, 2, 2 * 2 * LAYOUT.head_dim)
-    assert (first.num_kept == 32).all()
-    assert not memory.codes(2, 8).num_kept.any()
-    for position in (1079, 1080):
-        memory.begin([(1, position)])
-        cluster.write(1, position, 99 * draw(rng, LAYOUT.num_layers, 2))
-        memory.commit([(1, position)])
-        again = memory.codes(1, 8)
-        assert (again is first) == (position > 1079)
-        first = again
-    # The block that was filled has anchors far outside the range before, in the shard that holds it.
-    sealed = 1079 // size // STRIPE % 2
-    at = (memory.tables(1).first_link + sealed) % 2
-    assert (first.steps[:, at].max(axis=1) > 3).all()
-    assert (first.steps[:, 1 - at].max(axis=1) < 3).all()
-
-
-def test_a_session_of_the_same_id_and_length_has_codes_of_its_own(
-    rng: np.random.Generator, cluster: Cluster
+def test_stores_are_waited_for_where_blocks_may_have_been_sealed_since(
+    rng: np.random.Generator, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prefill(cluster, rng, 1, 1079)
-    before = cluster.memory.codes(1, 8)
+    memory, size, asked_for = cluster.memory, LAYOUT.block_size, []
+    prefill(cluster, rng, 1, 2 * size - 1)
+    confirm = host_memory.confirm
+
+    def noted(link: Link, session_id: int) -> None:
+        asked_for.append(session_id)
+        confirm(link, session_id)
+
+    monkeypatch.setattr(host_memory, "confirm", noted)
+    for _ in range(3):
+        memory.confirm(1)
+    assert asked_for == [1, 1]  # each of two stores once
+    for position in range(2 * size - 1, 2 * size + 2):
+        memory.begin([(1, position)])
+        cluster.write(1, position, draw(rng, LAYOUT.num_layers, 2))
+        memory.commit([(1, position)])
+        memory.confirm(1)
+    assert asked_for == [1] * 4
     for kv in cluster.both():
         kv.drop(1)
-    prefill(cluster, rng, 1, 1079)
-    after = cluster.memory.codes(1, 8)
-    assert (after.num_kept == 32).all()
-    assert not np.array_equal(after.steps, before.steps)
-
-
-def test_a_layout_without_codes_scores_all_blocks(kind: str, rng: np.random.Generator) -> None:
-    cluster = Cluster(kind, 1, replace(LAYOUT, anchor_codes=False))
-    prefill(cluster, rng, 1, 1080)
-    assert cluster.memory.codes(1, 4).steps.shape == (LAYOUT.num_layers, 1, 0)
-    assert not cluster.memory.codes(1, 4).num_kept.any()
-    assert cluster.memory.layers[0].codes[0].size == 0
-    cluster.close()
+    prefill(cluster, rng, 1, 2 * size + 2)
+    memory.confirm(1)
+    assert asked_for == [1] * 6
 
 
 def test_a_row_that_fits_nowhere_fails_its_session_alone(rng: np.random.Generator, cluster: Cluster) -> None:

@@ -150,29 +150,6 @@ def test_a_preselection_equals_one_store(make_kv: MakeKv, reference: Any, num_sh
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3])
-@pytest.mark.parametrize("pooling", [HeadPool.SUM, HeadPool.SOFTMAX])
-def test_a_fine_pass_goes_by_the_best_keys_of_the_coarse_choice(
-    make_kv: MakeKv, reference: Any, num_shards: int, pooling: HeadPool
-) -> None:
-    kv, expected, rng = make_kv(num_shards), reference(LAYOUT), np.random.default_rng(3)
-    kv.open(1, 41)
-    fill(kv, expected, 161, 4)
-    queries = rng.standard_normal((2, 4, LAYOUT.head_dim), np.float32)
-    limits = np.array([40, 21], np.int32)
-    for shared, coarse in [(True, 9), (False, 9), (False, 60), (True, 3)]:
-        request = SelectRequest(1, 0, queries, 1, limits, 4, shared, SCALE, pooling=pooling)
-        ids, _ = kv.select(request, coarse)
-        rough, _ = expected.select(request._replace(k=max(coarse, 4)))
-        for row in range(2 if coarse > 4 else 0):
-            among = np.unique(rough[row][rough[row] >= 0])
-            one = slice(row, row + 1)
-            fine = request._replace(queries=queries[one], limits=limits[one], k=4, refine=among)
-            np.testing.assert_array_equal(ids[one], expected.select(fine)[0])
-        if coarse <= 4:
-            np.testing.assert_array_equal(ids, rough)
-
-
-@pytest.mark.parametrize("num_shards", [1, 2, 3])
 def test_truncate_then_append(make_kv: MakeKv, reference: Any, num_shards: int) -> None:
     kv, expected, rng = make_kv(num_shards), reference(LAYOUT), np.random.default_rng(7)
     kv.open(1, 30)

@@ -22,9 +22,7 @@ def selects_compiled(layout: KvLayout, memory: MemorySpec) -> bool:
     return one_pass and shared and layout.anchor_num == 1 and axes.head_pool is HeadPool.SUM
 
 
-def given_selections(
-    steps: Sequence[DecodeStep], selected: Sequence[Selection], num_links: int
-) -> Selections:
+def given_selections(steps: Sequence[DecodeStep], selected: Sequence[Selection]) -> Selections:
     """What a `BlockSelector` selected for one layer, which the compiled call attends as it is.
 
     Selections [S, k] of the sessions may differ in k.
@@ -41,7 +39,4 @@ def given_selections(
         ids[row, :, : found.shape[1]] = found
         window_first[row] = step.ranges.near_block
         step.session.stats.add_selection(found.shape[1])
-    return Selections(
-        np.zeros(count, np.uint8), ids, np.empty(ids.shape, np.float32), window_first,
-        np.zeros((count, num_links, 0), np.float32), np.zeros((count, num_links), np.int32),
-    )  # fmt: skip
+    return Selections(np.zeros(count, np.uint8), ids, np.empty(ids.shape, np.float32), window_first)

@@ -52,7 +52,7 @@ class HostGroup:
         self.is_exact = steps[0].exact
         self.selections: CompiledSelections | HostKeys | AllBlocks | None = None
         if self.is_exact:
-            self.selections = AllBlocks(len(steps), len(host.layers[0].kv))
+            self.selections = AllBlocks(len(steps))
         elif self._memory.selection.topk_keys:
             self.selections = HostKeys(host, model, self._sessions, lists)
         elif compiled:

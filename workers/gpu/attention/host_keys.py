@@ -40,10 +40,9 @@ class HostKeys:
         self._window_first = np.zeros((layout.num_layers, count), np.int32)
         self._turns: dict[int, tuple[NDArray[np.complex128], Float32, Float32]] = {}
         self._num_candidates = np.zeros(count, np.int64)
-        none, num_links = np.zeros((count, 1, 0), np.int32), len(host.layers[0].kv)
-        rest = np.zeros((count, num_links, 0), np.float32), np.zeros((count, num_links), np.int32)
+        none = np.zeros((count, 1, 0), np.int32)
         self._blocks = [
-            Selections(np.zeros(count, np.uint8), none, np.zeros(none.shape, np.float32), first, *rest)
+            Selections(np.zeros(count, np.uint8), none, np.zeros(none.shape, np.float32), first)
             for first in self._window_first
         ]
 

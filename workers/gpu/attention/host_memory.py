@@ -49,7 +49,6 @@ class HostMemoryAttention:
             layout.head_dim,
             stripe_blocks,
             layout.anchor_type.bounds,
-            layout.anchor_type is AnchorType.QUEST_HADAMARD,
             layout.anchor_type is AnchorType.KEY_CODES,
         )
         self._memory = [LayerMemory.of(shape, *layer) for layer in host.layers]
@@ -125,7 +124,7 @@ class HostMemoryAttention:
         if group.selections is not None:
             selections = group.selections.of_layer(layer)
         else:
-            selections = given_selections(part.steps, part.given, len(self._host.layers[0].kv))
+            selections = given_selections(part.steps, part.given)
         q, k, v = _array(heads[0]), _array(heads[1]), _array(heads[2])
         with self._parts.timer("attend"):
             attend = decode_rows if group.is_exact else decode_layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.selection.reuse import selects_in_step, unselected, with_aged_blocks
 from moorage.workers.gpu.selection.selection_records import LayerSelections
 from moorage.workers.gpu.selection.selector import Selection
-from moorage.workers.kv.host_memory import HostCodes, HostMemory
+from moorage.workers.kv.host_memory import HostMemory
 from moorage.workers.spec import ModelSpec
 
 Int32 = NDArray[np.int32]
@@ -53,11 +54,6 @@ class CompiledSelections:
             np.zeros(count, np.int32),
         )
         self._counts = np.zeros(count, np.int64)
-        num_links = len(host.layers[0].kv)
-        size = layout.num_kv_heads * layout.anchor_vectors * layout.head_dim if layout.anchor_codes else 0
-        self._steps = np.zeros((*by_layer, num_links, size), np.float32)
-        self._kept = np.zeros((*by_layer, num_links), np.int32)
-        self._codes: list[HostCodes | None] = [None] * count
         self._layers = self._of_layers(np.empty(shape, np.float32))
         self._mine = [
             LayerSelections(
@@ -71,12 +67,7 @@ class CompiledSelections:
         held, found = self._held, []
         for layer in range(len(held.made_at)):
             leader = self._leader(layer)
-            found.append(
-                Selections(
-                    held.selects[layer], held.ids[leader], scores, held.window_first[leader],
-                    self._steps[leader], self._kept[leader],
-                )
-            )  # fmt: skip
+            found.append(Selections(held.selects[layer], held.ids[leader], scores, held.window_first[leader]))
         return found
 
     def _leader(self, layer: int) -> int:
@@ -93,14 +84,8 @@ class CompiledSelections:
             standing.step[row], standing.may_select[row] = session.decode_index, selects_in_step(step)
             standing.num_sinks[row], standing.near_block[row] = ranges.num_sinks, ranges.near_block
         if plan_layers(self._held, standing, self._policy):
-            for row, step in enumerate(steps):
-                guard.run(step.session, lambda row=row: self._read_codes(row))  # type: ignore[misc]
-
-    def _read_codes(self, row: int) -> None:
-        found = self._host.codes(self._sessions[row].session_id, self._policy.budget)
-        if found is not self._codes[row]:
-            self._codes[row] = found
-            self._steps[:, row], self._kept[:, row] = found.steps, found.num_kept
+            for step in steps:
+                guard.run(step.session, partial(self._host.confirm, step.session.session_id))
 
     def of_layer(self, layer: int) -> Selections:
         """Of one layer."""
@@ -125,12 +110,11 @@ class CompiledSelections:
 class AllBlocks:
     """What verified positions of one session attend: everything up to themselves."""
 
-    def __init__(self, num_rows: int, num_links: int) -> None:
+    def __init__(self, num_rows: int) -> None:
         none = np.zeros((num_rows, 1, 0), np.int32)
         self._selections = Selections(
-            np.zeros(num_rows, np.uint8), none, np.zeros(none.shape, np.float32), np.zeros(num_rows, np.int32),
-            np.zeros((num_rows, num_links, 0), np.float32), np.zeros((num_rows, num_links), np.int32),
-        )  # fmt: skip
+            np.zeros(num_rows, np.uint8), none, np.zeros(none.shape, np.float32), np.zeros(num_rows, np.int32)
+        )
 
     def prepare(self, steps: Sequence[DecodeStep], guard: SessionGuard) -> None:
         """Begins a step."""

@@ -145,7 +145,7 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
     def __init__(self, rings: WindowRings, model: ModelSpec, sinks: AttentionSinks, timer: PartTimer) -> None:
         super().__init__(rings, model, sinks, timer)
         self.num_heads, self.head_dim, self.kinds = model.num_heads, model.head_dim, rings.layers_of.kinds
-        shape = LayerShape(model.num_kv_heads, RING_BLOCK, model.head_dim, 1, bounds=False, hadamard=False)
+        shape = LayerShape(model.num_kv_heads, RING_BLOCK, model.head_dim, 1, bounds=False)
         self._memory = []
         for layer in rings.layers:
             rows = as_storage_array(layer)
@@ -269,9 +269,8 @@ class HostWindowDecode(WindowDecode[HostWindowStep]):
 def _nothing_selected(count: int) -> Selections:
     none = np.zeros((count, 1, 0), np.int32)
     return Selections(
-        np.zeros(count, np.uint8), none, np.zeros((count, 1, 0), np.float32), np.zeros(count, np.int32),
-        np.zeros((count, 1, 0), np.float32), np.zeros((count, 1), np.int32),
-    )  # fmt: skip
+        np.zeros(count, np.uint8), none, np.zeros((count, 1, 0), np.float32), np.zeros(count, np.int32)
+    )
 
 
 def _array(tensor: torch.Tensor) -> Float32:

@@ -60,19 +60,15 @@ def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
         layout.head_dim,
         1,
         kind.bounds,
-        kind is AnchorType.QUEST_HADAMARD,
         kind is AnchorType.KEY_CODES,
     )
     memory = LayerMemory.of(shape, (arena.kv[0],), (arena.anchors[0],), (arena.codes[0],))
     rows = np.zeros((2, count, layout.num_kv_heads, layout.head_dim), np.float32)
-    size = memory.anchor_size if layout.anchor_codes else 0
     selections = Selections(
         np.zeros(count, np.uint8),
         np.full((count, 1, 1), -1, np.int32),
         np.zeros((count, 1, 1), np.float32),
         np.zeros(count, np.int32),
-        np.zeros((count, 1, size), np.float32),
-        np.zeros((count, 1), np.int32),
     )
     attended = Attended(
         np.zeros((count, heads, layout.head_dim), np.float32),

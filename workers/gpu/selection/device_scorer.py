@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.tensors import score_tensors
-from moorage.kernels.hadamard import hadamard_matrix
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.kv.operations import Stats
 from moorage.workers.kv.shards import ShardedKv
-from moorage.workers.spec import AnchorPool, AnchorType, HeadPool, KvLayout, MemorySpec, Preselect
+from moorage.workers.spec import AnchorPool, HeadPool, KvLayout, MemorySpec, Preselect
 
 Int32 = NDArray[np.int32]
 
@@ -41,10 +40,6 @@ class DeviceScorer:
         self._room_bytes = room_bytes
         self._mirrors: dict[int, Mirror] = {}
         self._dtype = storage_dtype(layout.kv_type)
-        self._turn: torch.Tensor | None = None
-        if layout.anchor_type is AnchorType.QUEST_HADAMARD:
-            matrix = torch.from_numpy(hadamard_matrix(layout.head_dim))
-            self._turn = matrix.to(device, torch.float32)
 
     def open(self, session_id: int, num_blocks: int, memory: MemorySpec) -> None:
         """Makes room for a session's anchors, if it can be scored here and there is any."""
@@ -101,8 +96,6 @@ class DeviceScorer:
             return None
         pages = torch.arange(first, limit, dtype=torch.int32, device=self._device)
         queries, add = query.float()[None], memory.selection.anchor_pool is AnchorPool.SUM
-        if self._turn is not None:
-            queries = queries @ self._turn
         quest = layout.anchor_type.bounds
         logits = scale * score_tensors(mirror.anchors[layer], pages, queries, quest, add=add)[0]
         num_selections = memory.selection.head_select_mode.num_selections(len(query), layout.num_kv_heads)

@@ -64,7 +64,7 @@ class StoreSelector:
 
         Empty where there are fewer than two, and where a session fails: each finds its own failure alone.
         """
-        once = [i for i, step in enumerate(steps) if self._answers_together(step)]
+        once = [i for i, step in enumerate(steps) if self._kv.answers_together(step.selection.head_pool)]
         if len(once) < 2:
             return {}
         try:
@@ -87,25 +87,18 @@ class StoreSelector:
             limits = np.array([spans[r].near_block for r in rows], np.int32)
             means = queries[rows].cpu().numpy()
             request = self._of(session, layer, means, spans[rows[0]].num_sinks, limits, False)
-            for row, ids in zip(rows, self._ids(session, request), strict=True):
+            for row, ids in zip(rows, self._ids(request), strict=True):
                 selected[row] = ids
         return selected
 
     def _alone(self, step: DecodeStep, request: SelectRequest, guard: SessionGuard) -> Selection:
         found: list[Int32] = []
-        guard.run(step.session, lambda: found.append(self._ids(step.session, request)[0]))
+        guard.run(step.session, lambda: found.append(self._ids(request)[0]))
         return found[0] if found else None
 
-    def _ids(self, session: WorkerSession, request: SelectRequest) -> Int32:
-        axes = session.memory.selection
-        coarse = axes.preselect_blocks if axes.preselect is Preselect.STEP else 0
+    def _ids(self, request: SelectRequest) -> Int32:
         with self._timer("select"):
-            return self._kv.select(request, coarse).ids
-
-    def _answers_together(self, step: DecodeStep) -> bool:
-        """Whether one question to each store answers a session, so that it can be asked with others."""
-        two_passes = step.selection.preselect is Preselect.STEP
-        return not two_passes and self._kv.answers_together(step.selection.head_pool)
+            return self._kv.select(request).ids
 
     def _request(self, step: DecodeStep, layer: int, scoring: Float32) -> SelectRequest:
         preselected = step.selection.preselect is Preselect.PROMPT

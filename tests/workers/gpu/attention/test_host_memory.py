@@ -119,7 +119,7 @@ def test_arrays_of_few_compositions_are_kept(llama: TinyModel, monkeypatch: pyte
     [
         (memory(), AnchorType.QUEST, True),
         (memory(topk=0), AnchorType.QUEST, True),
-        (memory(topk=3), AnchorType.QUEST_HADAMARD, True),
+        (memory(topk=3), AnchorType.QUEST, True),
         (memory(topk=3, head_select_mode=HeadSelectMode.SEPARATE), AnchorType.BLOCK_MEAN, True),
         (memory(topk=3, head_select_mode=HeadSelectMode.PERHEAD), AnchorType.QUEST, False),
         (memory(topk=3, head_pool=HeadPool.MAX), AnchorType.QUEST, False),

@@ -229,7 +229,6 @@ def test_a_second_turn_equals_a_prompt_from_scratch(llama: TinyModel) -> None:
         {"token_step": 40, "layer_step": 3},
         {"dense_layers": 1},
         {"preselect": Preselect.PROMPT, "preselect_blocks": 4},
-        {"preselect": Preselect.STEP, "preselect_blocks": 4},
         {"head_select_mode": HeadSelectMode.PERHEAD, "execution_block": 32},
         {"dense_until": 100},
         {"preselect": Preselect.PROMPT, "preselect_blocks": 4, "layer_step": 2, "token_step": 5},

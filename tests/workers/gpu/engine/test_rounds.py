@@ -142,7 +142,6 @@ def test_gives_the_tokens_and_the_log_probabilities_of_full_attention(driver: Dr
 SELECTIONS: dict[str, dict[str, Any]] = {
     "several-steps": {"token_step": 3, "layer_step": 2, "topk": 2},
     "dense-layers": {"dense_layers": 1},
-    "single-keys-decide": {"preselect": Preselect.STEP, "preselect_blocks": 3},
     "blocks-of-the-prompt": {"preselect": Preselect.PROMPT, "preselect_blocks": 3},
     "one-token-window": {"window": 1},
     "until-a-length": {"dense_until": 130},
@@ -165,7 +164,6 @@ ENGINES: dict[str, dict[str, Any]] = {
     "rotated-anchors": {"anchor_space": AnchorSpace.ROTATED},
     "received-attention": {"anchor_type": AnchorType.REPR_TOPK},
     "dynamic-anchors": {"anchor_type": AnchorType.DYNAMIC},
-    "codes": {"anchor_codes": True},
     "one-store": {"num_shards": 1},
     "blocks-of-4": {"block_size": 4},
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
-from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,7 +23,6 @@ from moorage.workers.spec import (
     KvLayout,
     KvType,
     Positions,
-    Preselect,
     Segment,
 )
 from tests.engine_driver import Driver, memory
@@ -35,7 +33,6 @@ SERVED = [
     memory(),
     memory(**CHOOSING, topk=1),  # few enough to be selected by codes
     memory(**CHOOSING, topk=4, scheme=Positions.CLAMPED),
-    memory(**CHOOSING, topk=4, preselect=Preselect.STEP, preselect_blocks=8),
     memory(**CHOOSING, topk=4, head_select_mode=HeadSelectMode.SEPARATE, head_pool=HeadPool.MAX),
     memory(**CHOOSING, topk=4, head_pool=HeadPool.SOFTMAX),
 ]
@@ -81,7 +78,6 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
     """What became known to a worker and its KV actors only while requests were served."""
     spec = read_model_spec(directory)
     layout = KvLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, 16, kv_type, anchor_type)
-    layout = replace(layout, anchor_codes=not anchor_type.codes_keys)
     spawn, actors = get_context("spawn"), []
     for _ in range(num_shards):
         here, there = spawn.Pipe()
@@ -94,7 +90,6 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
         spec,
         kv_type=kv_type,
         anchor_type=anchor_type,
-        anchor_codes=layout.anchor_codes,
         num_shards=num_shards,
         link=lambda _: links.pop(),
     )
@@ -118,7 +113,6 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
     [
         (1, KvType.FP16, AnchorType.QUEST),
         (2, KvType.FP16, AnchorType.KEY_CODES),
-        pytest.param(2, KvType.FP16, AnchorType.QUEST_HADAMARD, marks=pytest.mark.slow),
         pytest.param(2, KvType.FP32, AnchorType.BLOCK_MEAN, marks=pytest.mark.slow),
         pytest.param(3, KvType.FP16, AnchorType.DYNAMIC, marks=pytest.mark.slow),
     ],
