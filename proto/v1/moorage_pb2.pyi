@@ -172,7 +172,7 @@ class Finished(_message.Message):
     def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_s", "time_to_first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s", "total_s", "dram_bytes", "chosen_blocks", "budget_tokens", "recall", "inter_token_p50_s", "inter_token_p99_s", "beyond_tokens", "drafted_tokens", "accepted_tokens", "recall_p5")
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens", "queue_s", "time_to_first_token_s", "prefill_tokens_per_s", "decode_tokens_per_s", "total_s", "dram_bytes", "chosen_blocks", "budget_tokens", "recall", "inter_token_p50_s", "inter_token_p99_s", "beyond_tokens", "drafted_tokens", "accepted_tokens", "recall_p5", "chosen_keys", "preset_differs")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +191,8 @@ class Usage(_message.Message):
     DRAFTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RECALL_P5_FIELD_NUMBER: _ClassVar[int]
+    CHOSEN_KEYS_FIELD_NUMBER: _ClassVar[int]
+    PRESET_DIFFERS_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
@@ -209,7 +211,9 @@ class Usage(_message.Message):
     drafted_tokens: int
     accepted_tokens: int
     recall_p5: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_tokens_per_s: _Optional[float] = ..., total_s: _Optional[float] = ..., dram_bytes: _Optional[int] = ..., chosen_blocks: _Optional[float] = ..., budget_tokens: _Optional[int] = ..., recall: _Optional[float] = ..., inter_token_p50_s: _Optional[float] = ..., inter_token_p99_s: _Optional[float] = ..., beyond_tokens: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., recall_p5: _Optional[float] = ...) -> None: ...
+    chosen_keys: float
+    preset_differs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., queue_s: _Optional[float] = ..., time_to_first_token_s: _Optional[float] = ..., prefill_tokens_per_s: _Optional[float] = ..., decode_tokens_per_s: _Optional[float] = ..., total_s: _Optional[float] = ..., dram_bytes: _Optional[int] = ..., chosen_blocks: _Optional[float] = ..., budget_tokens: _Optional[int] = ..., recall: _Optional[float] = ..., inter_token_p50_s: _Optional[float] = ..., inter_token_p99_s: _Optional[float] = ..., beyond_tokens: _Optional[int] = ..., drafted_tokens: _Optional[int] = ..., accepted_tokens: _Optional[int] = ..., recall_p5: _Optional[float] = ..., chosen_keys: _Optional[float] = ..., preset_differs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("parameters", "piece")

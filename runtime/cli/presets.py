@@ -15,9 +15,10 @@ from moorage.runtime.config.schema import MemorySection
 
 _RULE = (
     "Axes set in the cluster file stand above its preset's. A request may name another preset and set single axes "
-    "(--memory topk=64). Then the store (block_size, anchors, kv_type), local_windows_len, pretraining_length, "
-    "rebase_every and recall_every stay the cluster's, and every other axis is that preset's. Where a model was "
-    "trained on few tokens, dense_until, the window and the blocks selected stay within its trained length."
+    "(--memory topk=64). Then the store (block_size, anchors, kv_type), a local_windows_len that the file gives, "
+    "pretraining_length, rebase_every and recall_every stay the cluster's, and every other axis is that preset's. "
+    "The usage record says where the cluster differs from the preset (preset_differs). Where a model was trained on "
+    "few tokens, dense_until, the window and the blocks selected stay within its trained length."
 )
 _NONE = {shown_key(each.name): each.declared.none for each in PRESET_SETTINGS}
 """What an axis without a value stands for."""

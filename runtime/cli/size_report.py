@@ -191,6 +191,7 @@ class SizeReport:
             "shard_bytes": row.largest_shard_bytes,
             "staging_bytes": row.staging_bytes,
             "ray_bytes": row.ray_bytes,
+            "scan_bytes": row.scan_bytes,
             "total_dram_bytes": row.total_dram_bytes,
             "disk_bytes": row.disk_bytes,
             "device_bytes": row.device.total_bytes,

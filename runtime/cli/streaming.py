@@ -64,6 +64,8 @@ def summary(usage: Usage) -> str:
         parts.append(f"recall {usage.recall:.3f}{low}")
     if usage.drafted_tokens:
         parts.append(f"{usage.accepted_tokens / usage.drafted_tokens:.0%} of the drafted tokens accepted")
+    if usage.preset_differs:
+        parts.append(f"the cluster differs from the preset: {'; '.join(usage.preset_differs)}")
     if usage.beyond_tokens:
         parts.append(
             f"{counted(usage.beyond_tokens, 'token')} beyond the length that positions reach: not reliable"

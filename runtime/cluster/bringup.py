@@ -13,7 +13,7 @@ from moorage.runtime.cluster.hooks import Hooks
 from moorage.runtime.cluster.processes import ClusterProcesses
 from moorage.runtime.cluster.ray_executor import RayExecutor
 from moorage.runtime.config.schema import ClusterConfig
-from moorage.runtime.config.session_settings import resolve_memory
+from moorage.runtime.config.session_settings import preset_differs, resolve_memory
 from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.trained_length import reach
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
@@ -68,6 +68,7 @@ def cluster_of(
         capacity=plan.capacity,
         executor=executor,
         resolve_memory=lambda preset, settings: resolve_memory(config, preset, plan.spec, settings),
+        preset_differs=partial(preset_differs, config),
         reach=partial(reach, model=plan.spec),
         sessions=SessionPolicy(config.sessions.ttl, config.sessions.quota),
     )

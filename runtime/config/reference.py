@@ -84,5 +84,8 @@ def _default(config: ClusterConfig, place: str, value: Any) -> str:
     none = "unset" if setting is None else setting.declared.none
     if value is not None or setting is None or not setting.declared.of_preset:
         return none if value is None else shown_value(key, value)
-    found = resolve_settings(config, without=(setting.name,)).values()[setting.name]
+    values = resolve_settings(config, without=(setting.name,)).values()
+    if setting.name == "topk" and values["topk_keys"]:
+        none = "unset, since topk_keys selects single keys"
+    found = values[setting.name]
     return f"{none if found is None else shown_value(key, found)} (preset {config.memory.preset})"

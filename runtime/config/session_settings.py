@@ -1,7 +1,8 @@
 """The settings of one session: the cluster's, or those of a request that names another preset or settings of its own.
 
-Only what belongs to the cluster stays as configured: the store, the device's window (local_windows_len) and what no
-preset gives, such as the model's trained length. Under another preset every other setting is that preset's own.
+Only what belongs to the cluster stays as configured: the store, a window (local_windows_len) that the configuration
+itself gives, and what no preset gives, such as the model's trained length. Under another preset every other setting
+is that preset's own.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from moorage.runtime.config.load import build_config
-from moorage.runtime.config.names import REMOVED, SETTINGS, keys_of_setting
-from moorage.runtime.config.presets import check_preset_name
-from moorage.runtime.config.resolve import resolve_settings
+from moorage.runtime.config.names import REMOVED, SETTINGS, keys_of_setting, shown_key
+from moorage.runtime.config.presets import PRESETS, check_preset_name
+from moorage.runtime.config.resolve import given, resolve_settings
 from moorage.runtime.config.rope import settle_positions
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.source import Source
@@ -31,7 +32,7 @@ _OF_SESSION = {
     for each in settings_of(kind)
     if each.declared.of_preset and each.name != "window"
 }
-"""Settings that a request may choose; the device's window is reserved when the cluster starts."""
+"""Settings that a request may choose; the memory of windows is reserved when the cluster starts."""
 _IN_PLACE_OF = {"topk": "topk_keys", "topk_keys": "topk"}
 """Setting -> the one that a request leaves behind when it gives the first."""
 SESSION_KEYS = {
@@ -56,8 +57,8 @@ def resolve_memory(
     found = resolve_settings(asked, model)
     if model is None:
         return found.memory
-    given = (config.memory.rope_scaling_factor, asked.memory.rope_scaling_factor)
-    own_factor = found.rotary.rope_scaling_factor in given
+    factors = (config.memory.rope_scaling_factor, asked.memory.rope_scaling_factor)
+    own_factor = found.rotary.rope_scaling_factor in factors
     try:
         return settle_positions(found.memory, found.rotary, model, found.store.block_size, own_factor)
     except ValueError as error:
@@ -75,6 +76,26 @@ def check_positions(config: ClusterConfig, model: ModelSpec) -> None:
         resolve_memory(config, model=model)
     except InvalidRequest as error:
         raise InvalidConfig(str(error)) from error
+
+
+def preset_differs(config: ClusterConfig, preset: str | None) -> tuple[str, ...]:
+    """What a request's preset says of the store and the window, and the cluster has otherwise.
+
+    Each is in the form `block_size 64, not 128`: first what the cluster has, then what the preset says. Details of
+    anchors are compared under one anchor type alone.
+    """
+    if preset in (None, config.memory.preset) or not PRESETS[preset].settings().memory.selection.selects:
+        return ()
+    theirs, ours = PRESETS[preset].settings().store, resolve_settings(config).store
+    names = ["block_size", "anchor_type"]
+    if theirs.anchor_type is ours.anchor_type:
+        # Codes of keys follow the positions.
+        names += ["anchor_num"] if theirs.anchor_type.codes_keys else ["anchor_num", "anchor_space"]
+    values = [(name, getattr(ours, name), getattr(theirs, name)) for name in names]
+    own = given(config)
+    if "window" in own:
+        values.append(("window", own["window"], PRESETS[preset].settings().memory.retention.window))
+    return tuple(f"{shown_key(name)} {here}, not {there}" for name, here, there in values if here != there)
 
 
 def asked_config(
@@ -100,13 +121,12 @@ def _under(config: ClusterConfig, preset: str, model: ModelSpec | None) -> Clust
     except ValueError as error:
         raise InvalidRequest(f"preset {quoted(preset)}: {error}") from error
     left_out = {place: None for place, each in SETTINGS.items() if each.name in _OF_SESSION}
-    return _changed(config, left_out | _of_cluster(config, model) | {"memory.preset": preset})
+    store = asdict(resolve_settings(config, model).store)
+    return _changed(config, left_out | _by_key(store) | {"memory.preset": preset})
 
 
-def _of_cluster(config: ClusterConfig, model: ModelSpec | None) -> dict[str, Any]:
-    """The settings of the cluster's store and the device's window, each by its key."""
-    found = resolve_settings(config, model)
-    values = asdict(found.store) | {"window": found.memory.retention.window}
+def _by_key(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of settings by the keys that are shown for them."""
     return {keys_of_setting(name)[0]: value for name, value in values.items()}
 
 
@@ -124,7 +144,8 @@ def _with_settings(
     config: ClusterConfig, settings: Mapping[str, str], model: ModelSpec | None
 ) -> ClusterConfig:
     """The configuration with a request's settings in place of its own, checked as a cluster file is."""
-    config = _changed(config, _of_cluster(config, model))
+    found = resolve_settings(config, model)
+    config = _changed(config, _by_key(asdict(found.store) | {"window": found.memory.retention.window}))
     source = Source(Path("memory"), config.model_dump(mode="json"))
     for key, text in settings.items():
         place = _place(key)

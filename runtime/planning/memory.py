@@ -1,6 +1,7 @@
 """How much memory a model and a context need: the one formula behind admission, start-up and `runtime size`.
 
-    DRAM   = KV pages (keys, values, anchors) + host staging + Ray and its processes (+ all device memory on a CPU)
+    DRAM   = KV pages (keys, values, anchors) + host staging + Ray and its processes
+             (+ all device memory and the lists of scanned keys on a CPU)
     device = weights + slots + rings + workspace + device staging + the reserve of a GPU's runtime
 
 Pages, slots and rings are exact, since arenas and pools are allocated by the same sizes; workspace is an upper
@@ -16,7 +17,7 @@ from math import prod
 
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
-from moorage.runtime.planning.key_memory import key_rows_bytes
+from moorage.runtime.planning.key_memory import key_rows_bytes, scan_bytes
 from moorage.runtime.planning.pages import largest_shard
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.gpu.model.weight_plan import expert_bytes, plan_weights, planned_bytes
@@ -86,6 +87,8 @@ class ContextSizes:
     staging_bytes: int
     """Host staging, pinned when the device is a GPU."""
     ray_bytes: int
+    scan_bytes: int
+    """Lists of single keys that a step finds, on a CPU."""
     device: DeviceSizes
     total_dram_bytes: int
     disk_bytes: int
@@ -162,7 +165,8 @@ def workspace_bytes(deployment: Deployment) -> int:
     item = DTYPE_BYTES[deployment.weight_dtype]
     heads = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     linear = tokens * (3 * model.hidden_size + 3 * model.feed_forward_channels + 2 * heads) * item
-    near_tokens = deployment.memory.retention.window + deployment.layout.block_size + tokens
+    window = max(memory.retention.window for memory in (deployment.memory, *deployment.other_memories))
+    near_tokens = window + deployment.layout.block_size + tokens
     near = 3 * near_tokens * model.num_kv_heads * model.head_dim * item
     partials = 2 * (_MERGED_PARTS + 1) * tokens * model.num_heads * (model.head_dim + 1) * 4
     # The last tokens of a step's chunks are held for each window layer until the step is through.
@@ -226,7 +230,7 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
     blocks = layout.num_blocks(context_tokens)
     reserved = sessions * blocks * layout.page_bytes
     device = device_sizes(deployment)
-    fixed = fixed_dram_bytes(deployment)
+    fixed, scan = fixed_dram_bytes(deployment), scan_bytes(deployment, context_tokens, sessions)
     return ContextSizes(
         context_tokens=context_tokens,
         sessions=sessions,
@@ -236,8 +240,9 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
         largest_shard_bytes=largest_shard(deployment, blocks, sessions) * layout.page_bytes,
         staging_bytes=_host_staging(deployment),
         ray_bytes=ray_bytes(deployment),
+        scan_bytes=scan,
         device=device,
-        total_dram_bytes=fixed + reserved,
+        total_dram_bytes=fixed + scan + reserved,
         disk_bytes=0,
     )
 

@@ -60,6 +60,8 @@ class Cluster:
     reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
     """How far the positions of a request hold."""
     sessions: SessionPolicy = SessionPolicy()
+    preset_differs: Callable[[str | None], tuple[str, ...]] = lambda _preset: ()
+    """What a request's preset says of the store, and the cluster has otherwise."""
 
 
 class Coordinator:
@@ -201,4 +203,5 @@ class Coordinator:
             scores_prompt=scores,
             dram_bytes=cluster.capacity.bytes_of(need),
             reach=cluster.reach(memory),
+            preset_differs=cluster.preset_differs(params.preset),
         )

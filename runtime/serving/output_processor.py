@@ -53,6 +53,7 @@ class OutputProcessor:
             self._progress(request, outcome, chunk_end)
         elif outcome.token_id is None or not request.memory.verify:  # What was verified attended everything.
             request.chosen_blocks.append(outcome.num_selected_blocks)
+            request.chosen_keys.append(outcome.num_selected_keys)
         if outcome.recall is not None:
             request.recall.append(outcome.recall)
             request.recall_by_head.extend(outcome.recall_by_head)

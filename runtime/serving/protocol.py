@@ -147,7 +147,7 @@ class Usage:
     dram_bytes: int
     """Reserved in the KV actors for this request."""
     chosen_blocks: float | None
-    """Mean distant blocks attended per layer and decode step; single keys count as parts of a block."""
+    """Mean distant blocks attended per layer and decode step; single keys are in `chosen_keys`."""
     budget_tokens: int
     """Most tokens attended per layer and decode step; 0 stands for all."""
     recall: float | None
@@ -162,6 +162,10 @@ class Usage:
     """Of these, the tokens that are the answer's."""
     recall_p5: float | None = None
     """5th percentile of the share that `recall` is the mean of, over the sampled steps, layers and heads."""
+    chosen_keys: float | None = None
+    """Mean single keys attended per layer, KV head and decode step; None where blocks are selected."""
+    preset_differs: tuple[str, ...] = ()
+    """What the request's preset says of the store, and the cluster has otherwise: `block_size 64, not 128`."""
 
 
 @dataclass(frozen=True, slots=True)

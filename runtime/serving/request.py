@@ -46,6 +46,8 @@ class Request:
     """The request as the scheduler sees it."""
     reach: Reach = Reach(None, "")
     """How far the positions of this request hold."""
+    preset_differs: tuple[str, ...] = ()
+    """What its preset says of the store, and the cluster has otherwise."""
     matcher: StopMatcher = field(default_factory=lambda: StopMatcher(()))
     guide: Guide | None = None
     """Which tokens may come next; None allows all."""
@@ -64,6 +66,7 @@ class Request:
     prefilled_s: float | None = None
     token_s: list[float] = field(default_factory=list)
     chosen_blocks: list[float] = field(default_factory=list)
+    chosen_keys: list[float] = field(default_factory=list)
     recall: list[float] = field(default_factory=list)
     drafted_tokens: int = 0
     accepted_tokens: int = 0
@@ -221,6 +224,8 @@ class Request:
             total_s=now_s - self.arrived_s,
             dram_bytes=self.dram_bytes,
             chosen_blocks=_mean(self.chosen_blocks),
+            chosen_keys=_mean(self.chosen_keys) if self.memory.selection.topk_keys else None,
+            preset_differs=self.preset_differs,
             budget_tokens=self.budget_tokens,
             recall=_mean(self.recall),
             inter_token_p50_s=float(np.quantile(gaps, 0.5)) if len(gaps) else None,

@@ -40,7 +40,7 @@ def coded(case):
                 np.array(pages, np.int32),
                 rotation if rotated else None,
             )
-    shape = LayerShape(s.heads, s.block, s.dim, s.stripe, False, False, key_codes=True)
+    shape = LayerShape(s.heads, s.block, s.dim, s.stripe, False, key_codes=True)
     case.codes = codes
     case.memory = LayerMemory.of(shape, case.kv, case.anchors, codes)
     case.selections = case.selections._replace(

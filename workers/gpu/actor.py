@@ -48,12 +48,13 @@ class GpuWorkerShell:
         self._load = ThreadPoolExecutor(1).submit(self._start, settings, kv_actors, namespace)
 
     def _start(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> GpuWorker:
-        connectors = [partial(self._connect, name, namespace) for name in kv_actors]
+        group_size = settings.spec.group_size
+        connectors = [partial(self._connect, name, namespace, group_size) for name in kv_actors]
         return GpuWorker(settings, connectors, progress=self._note)
 
-    def _connect(self, name: str, namespace: str) -> Link:
+    def _connect(self, name: str, namespace: str, group_size: int) -> Link:
         self._stage = StartStage.KV_ACTORS
-        return connect(name, namespace=namespace)
+        return connect(name, namespace=namespace, group_size=group_size)
 
     def _note(self, read_bytes: int, total_bytes: int) -> None:
         self._read = read_bytes, total_bytes

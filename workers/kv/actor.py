@@ -12,6 +12,8 @@ import numba
 import numpy as np
 import ray
 
+from moorage.kernels.compile_lock import one_at_a_time
+from moorage.kernels.numba_flags import always_parallel
 from moorage.workers.errors import Unavailable
 from moorage.workers.kv.binding import bind_to
 from moorage.workers.kv.link import Link
@@ -22,7 +24,7 @@ from moorage.workers.kv.messages import StoreStats
 from moorage.workers.kv.operation import Operation
 from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.kv.store import KvStore
-from moorage.workers.kv.warm_up import warm_up
+from moorage.workers.kv.warm_up import LOCK, warm_up, warm_up_keys
 from moorage.workers.process import ProcessFacts, host_key, own_facts, take_asked_priority
 from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import KvLayout
@@ -78,6 +80,13 @@ class KvActor:
         with self._lock:
             return writable(operation).answer(self._store)
 
+    def warm_up_keys(self, group_size: int) -> None:
+        """Compiles the selection of single keys, which the workers of the same host do themselves."""
+        with one_at_a_time(LOCK):
+            warm_up_keys(self._store.layout, group_size)
+            with always_parallel():
+                warm_up_keys(self._store.layout, group_size)
+
     def stats(self) -> StoreStats:
         """As `KvStore.stats`."""
         with self._lock:
@@ -113,9 +122,17 @@ def stop_kv_actor(handle: Any, *, timeout_s: float = 10.0) -> None:
 
 
 def connect(
-    actor: Any, *, namespace: str | None = None, timeout_s: float = 60.0, ready_s: float = 600.0
+    actor: Any,
+    *,
+    namespace: str | None = None,
+    timeout_s: float = 60.0,
+    ready_s: float = 600.0,
+    group_size: int = 1,
 ) -> Link:
     """A link to an actor, given as handle or name: the mailbox on the same host, else Ray.
+
+    An actor that Ray reaches selects single keys itself, for `group_size` query heads to each KV head, and compiles
+    what that takes before this returns.
 
     Raises Unavailable when there is no such actor, at once when it is dead, or when it is not ready within `ready_s`:
     one that starts for the first time on a slow machine compiles its kernels for a minute or two.
@@ -123,9 +140,12 @@ def connect(
     try:
         handle = ray.get_actor(actor, namespace=namespace) if isinstance(actor, str) else actor
         contact: Contact = ray.get(handle.contact.remote(), timeout=ready_s)
+        here = contact.host == host_key()
+        if not here and contact.layout.anchor_type.codes_keys:
+            ray.get(handle.warm_up_keys.remote(group_size), timeout=ready_s)
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
         raise Unavailable(f"KV actor {actor}: {_first_line(error)}; see that it runs") from error
-    if contact.host == host_key():
+    if here:
         name = actor if isinstance(actor, str) else ""
         return MailboxLink(contact.address, patience=Patience(silent_s=timeout_s), name=name)
     return RayLink(handle, contact.layout, timeout_s=timeout_s)

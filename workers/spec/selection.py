@@ -30,7 +30,7 @@ class SelectionSpec:
 
     topk: int | None = setting(
         None,
-        "Blocks selected per layer and step, where topk_keys is 0; 0 attends sinks and window alone.",
+        "Blocks selected per layer and step, in place of single keys; 0 attends sinks and window alone.",
         Limits(least=0),
         none="all",
     )

@@ -101,6 +101,8 @@ class SegmentResult:
     """The likeliest token at each of these positions, and its log-probability."""
     num_selected_blocks: float = 0.0
     """Mean over layers of the distant blocks attended in this segment."""
+    num_selected_keys: float = 0.0
+    """Mean over layers of the single keys that each KV head attended beside sinks and window."""
     recall: float | None = None
     """Share of the exact attention mass on the attended keys, when sampled in this step; the mean over heads."""
     recall_by_head: tuple[float, ...] = ()

@@ -260,11 +260,16 @@ def _finished(event: Finished) -> pb.Finished:
 
 
 def _read_fields(record: type[R], message: Message) -> R:
-    """A dataclass whose fields are named as the message's; an absent optional field reads as None."""
+    """A dataclass whose fields are named as the message's.
+
+    An absent optional field reads as None, and a repeated one as a tuple.
+    """
     names = [field.name for field in dataclasses.fields(record)]  # type: ignore[arg-type]
     return record(**{name: _optional(message, name) for name in names})
 
 
 def _optional(message: Message, name: str) -> Any:
     field = message.DESCRIPTOR.fields_by_name[name]
+    if field.is_repeated:
+        return tuple(getattr(message, name))
     return getattr(message, name) if not field.has_presence or message.HasField(name) else None

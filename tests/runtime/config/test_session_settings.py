@@ -1,4 +1,4 @@
-"""A request may choose settings of its own; the store and the device's window stay the cluster's."""
+"""A request may choose settings of its own; the store, and a window that the file gives, stay the cluster's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import pytest
 
 from moorage.runtime.config.load import build_config
 from moorage.runtime.config.schema import ClusterConfig
-from moorage.runtime.config.session_settings import SESSION_KEYS, asked_config, resolve_memory
+from moorage.runtime.config.session_settings import (
+    SESSION_KEYS,
+    asked_config,
+    preset_differs,
+    resolve_memory,
+)
 from moorage.runtime.config.source import Source
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.spec import AnchorSpace, AnchorType, Positions
@@ -52,16 +57,44 @@ def test_single_keys_need_codes_of_them_in_the_store() -> None:
         resolve_memory(cluster(memory={"preset": "full"}), settings={"topk_keys": "9"})
 
 
-def test_the_window_stays_the_clusters() -> None:
+def test_the_window_is_that_of_the_preset_that_a_request_names() -> None:
     config = cluster(memory={"preset": "moorage"})
-    assert resolve_memory(config).retention.window == 128
-    for preset, settings in [
-        ("ktransformers", {}),
-        ("full", {}),
-        (None, {"topk": "5"}),
-        (None, {"token_step": "2"}),
+    for preset, settings, window in [
+        (None, {}, 128),
+        ("ktransformers", {}, 4096),
+        ("full", {}, 4096),
+        ("full", {"topk": "5"}, 4096),
+        ("moorage-exact", {}, 128),
+        (None, {"topk": "5"}, 128),
+        (None, {"token_step": "2"}, 128),
     ]:
-        assert resolve_memory(config, preset, settings=settings).retention.window == 128
+        assert resolve_memory(config, preset, settings=settings).retention.window == window
+
+
+def test_a_window_that_the_file_gives_stays() -> None:
+    config = cluster(long_context={"local_windows_len": 512})
+    for preset in (None, "ktransformers", "full", "inf-llm"):
+        assert resolve_memory(config, preset).retention.window == 512
+        assert resolve_memory(config, preset, settings={"n_init": "4"}).retention.window == 512
+
+
+def test_what_the_store_has_otherwise_than_the_preset_says_is_told() -> None:
+    config = cluster(memory={"preset": "moorage"})
+    assert preset_differs(config, None) == preset_differs(config, "moorage") == ()
+    assert preset_differs(config, "moorage-exact") == ()
+    blocks = ("block_size 64, not 128", "anchor_type KEY_CODES, not DYNAMIC")
+    assert preset_differs(config, "ktransformers") == blocks
+    for attends_all_or_none in ("full", "chunkllama", "stream-llm"):
+        assert preset_differs(config, attends_all_or_none) == ()
+
+
+def test_details_of_anchors_are_compared_under_one_type_alone() -> None:
+    store = {"anchor_type": "DYNAMIC", "anchor_num": 2, "local_windows_len": 512}
+    config = cluster(memory={"preset": "full", "anchor_space": "plain"}, long_context=store)
+    window = "local_windows_len 512, not 4096"
+    found = preset_differs(config, "ktransformers")
+    assert found == ("anchor_num 2, not 1", "anchor_space plain, not rotated", window)
+    assert preset_differs(config, "inf-llm") == ("anchor_type DYNAMIC, not REPR_TOPK", window)
 
 
 def test_another_preset_selects_blocks_by_the_means_beside_codes() -> None:

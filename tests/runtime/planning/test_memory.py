@@ -80,6 +80,21 @@ def test_storage_type_and_anchors_scale() -> None:
     assert context_sizes(wide, 1000).anchors_bytes == 8 * context_sizes(plan, 1000).anchors_bytes
 
 
+def test_lists_of_scanned_keys_are_counted_on_a_cpu() -> None:
+    """A number and a value for each key and KV head of one layer, of the sessions that decode at once."""
+    store = {"anchor_type": "KEY_CODES", "block_size": 64}
+    keys = {"memory": {"topk_keys": 512}, "long_context": store, "server": {"max_running": 2}}
+    plan = deployment_of(cluster(gpu_workers={"device": "cpu"}, **keys), INTERNLM)
+    for sessions, together in [(1, 1), (2, 2), (5, 2)]:
+        row = context_sizes(plan, 1000, sessions)
+        assert row.scan_bytes == together * 1000 * 8 * (4 + 4)
+        assert row.total_dram_bytes == fixed_dram_bytes(plan) + row.reserved_bytes + row.scan_bytes
+    assert context_sizes(deployment(**keys), 1000).scan_bytes == 0
+    assert context_sizes(deployment_of(cluster(gpu_workers={"device": "cpu"}), INTERNLM), 1000).scan_bytes > 0
+    blocks = cluster(gpu_workers={"device": "cpu"}, memory={"preset": "ktransformers"})
+    assert context_sizes(deployment_of(blocks, INTERNLM), 1000).scan_bytes == 0
+
+
 def test_codes_of_keys_are_counted_with_the_anchors() -> None:
     """In each of 32 layers and 8 heads: 16 bytes of signs and a scale a key, mean key and mean value a block."""
     store = {"anchor_type": "KEY_CODES", "block_size": 64}
@@ -139,7 +154,7 @@ def test_total_adds_up() -> None:
     row = context_sizes(plan, 32768, sessions=2)
     assert row.total_dram_bytes == row.reserved_bytes + row.staging_bytes + row.ray_bytes
     on_cpu = context_sizes(replace(plan, on_cpu=True), 32768, sessions=2)
-    in_dram = on_cpu.reserved_bytes + on_cpu.staging_bytes + on_cpu.ray_bytes
+    in_dram = on_cpu.reserved_bytes + on_cpu.staging_bytes + on_cpu.ray_bytes + on_cpu.scan_bytes
     assert on_cpu.total_dram_bytes == in_dram + on_cpu.device.total_bytes
     assert on_cpu.device.reserve_bytes == 0
     device = row.device

@@ -220,10 +220,10 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "execution_block": (SELECTED, 48, True),
     "last_token_alone": (SELECTED, True, False),
     "dense_layers": (SELECTED, 2, False),
-    "preselect": (SELECTED.replace(preselect_blocks=6), Preselect.PROMPT, False),
+    "preselect": (SELECTED.replace(preselect_blocks=6, importance_queries=1), Preselect.PROMPT, False),
     "head_select_mode": (SELECTED, HeadSelectMode.SEPARATE, True),
     "preselect_blocks": (
-        SELECTED.replace(preselect=Preselect.PROMPT, preselect_blocks=4), 9, False,
+        SELECTED.replace(preselect=Preselect.PROMPT, preselect_blocks=4, importance_queries=1), 9, False,
     ),
     "layer_step": (SELECTED, 2, False),
     "token_step": (SELECTED, 3, False),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -8,13 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from numba.core.dispatcher import Dispatcher
 
 from moorage.workers.errors import PeerDead, Unavailable
-from moorage.workers.kv.actor import connect, start_kv_actor, stop_kv_actor
+from moorage.workers.kv import actor
+from moorage.workers.kv.actor import KvActor, connect, start_kv_actor, stop_kv_actor
 from moorage.workers.kv.mailbox_link import MailboxLink
+from moorage.workers.kv.messages import KeyRequest
+from moorage.workers.kv.operations import SelectKeys
 from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.ray_process import RayProcess
-from moorage.workers.spec import KvLayout
+from moorage.workers.spec import AnchorType, KvLayout
 from tests.workers.kv.asker import Asker
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -61,3 +66,30 @@ def test_a_killed_actor_is_noticed_by_both_links() -> None:
     with pytest.raises(PeerDead, match="start the cluster again"):
         calls.stats()
     mailbox.close()
+
+
+def test_an_actor_of_another_host_has_compiled_what_selects_single_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compiled(_: KvActor) -> set[str]:
+        kernels = [found for found in gc.get_objects() if isinstance(found, Dispatcher)]
+        return {f"{kernel.py_func} {types}" for kernel in kernels for types in kernel.signatures}
+
+    layout = KvLayout(1, 2, 64, 16, anchor_type=AnchorType.KEY_CODES)
+    handle = start_kv_actor(RayProcess("far", "test", num_cpus=0), layout, num_pages=4, num_threads=1)
+    monkeypatch.setattr(actor, "host_key", lambda: "another host")
+    link = connect(handle, group_size=3)
+    assert isinstance(link, RayLink)
+    known = ray.get(handle.__ray_call__.remote(compiled))
+    far = Asker(link)
+    far.open(1, 2)
+    rows = np.ones((20, 2, 64), np.float32)
+    far.write(1, 0, 0, rows, rows)
+    far.commit(1, 0, 0, 20)
+    queries, near = np.ones((1, 6, 64), np.float32), np.zeros(6, np.float32)
+    request = KeyRequest(1, 0, queries, np.array([0, 1], np.int32), near, 2, 1.0, with_rows=True)
+    (reply,) = link.call(SelectKeys([request]))
+    assert reply.positions.shape == (2, 2)
+    assert known
+    assert ray.get(handle.__ray_call__.remote(compiled)) == known
+    stop_kv_actor(handle)

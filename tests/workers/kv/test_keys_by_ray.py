@@ -56,5 +56,5 @@ def test_single_keys_come_from_two_actors(far_links: list[RayLink], model: TinyM
     axes, prompt = memory(topk_keys=24, sinks=16), prompt_of(model, 180)
     got, want = (driver.generate(prompt, axes, (64,), 8) for driver in (far, near))
     assert [result.token_id for result in got] == [result.token_id for result in want]
-    assert [result.num_selected_blocks for result in got] == [result.num_selected_blocks for result in want]
-    assert got[-1].num_selected_blocks == 24 / 16
+    assert [result.num_selected_keys for result in got] == [result.num_selected_keys for result in want]
+    assert got[-1].num_selected_keys == 24

@@ -166,7 +166,7 @@ class DeviceSlotAttention:
                 attended, completed = self._keys.attend(query, found[step.row], best[step.row])
                 keys[step.row] = SelectedKeys(best[step.row].positions, attended.lse)
                 found[step.row] = completed
-                step.session.stats.num_selected += step.selection.topk_keys / self._layout.block_size
+                step.session.stats.num_keys += step.selection.topk_keys
 
             batch.guard.run(step.session, attend)
         return keys

@@ -101,10 +101,10 @@ class HostKeys:
         return (self._positions[row], self._lse[row]) if self._selects[layer, row] else None
 
     def finish(self) -> None:
-        """Counts what was attended, in blocks."""
-        num_layers, share = len(self._selects), self._most / self._host.layout.block_size
+        """Counts what was attended."""
+        num_layers = len(self._selects)
         for row, session in enumerate(self._sessions):
             selecting = int(self._selects[:, row].sum())
-            session.stats.num_selected += selecting * share
+            session.stats.num_keys += selecting * self._most
             session.stats.num_selected += (num_layers - selecting) * int(self._num_candidates[row])
             session.stats.num_selections += num_layers

@@ -23,6 +23,7 @@ def result_of(step: SessionStep, output: SegmentOutput) -> SegmentResult:
         prompt_logprobs=output.scored.logprobs,
         prompt_likeliest=output.scored.likeliest,
         num_selected_blocks=stats.num_selected / max(stats.num_selections, 1),
+        num_selected_keys=stats.num_keys / max(stats.num_selections, 1),
         recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
         recall_by_head=tuple(stats.recall),
     )

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 class SessionStats:
     """Sums over the layers of one step; the worker resets them at its start."""
 
-    num_selected: float = 0
-    """Blocks; n single keys of each KV head count as n / block size."""
+    num_selected: int = 0
+    """Distant blocks."""
+    num_keys: int = 0
+    """Single keys of each KV head."""
     num_selections: int = 0
     recall: list[float] = field(default_factory=list)
     """Of each query head of the sampled layers."""
 
-    def add_selection(self, num_blocks: float) -> None:
+    def add_selection(self, num_blocks: int) -> None:
         """Counts the distant blocks attended in one layer."""
         self.num_selected += num_blocks
         self.num_selections += 1

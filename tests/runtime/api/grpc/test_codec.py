@@ -23,7 +23,28 @@ from moorage.runtime.serving.protocol import (
 from moorage.workers.errors import MoorageError
 from moorage.workers.hf_generation import SamplingDefaults
 
-FULL_USAGE = Usage(9, 4, 3, 0.5, 1.5, 6.0, 7.0, 8.0, 1 << 40, 2.5, 4096, 0.75, 0.125, 0.25, 7, 9, 8, 0.5)
+FULL_USAGE = Usage(
+    9,
+    4,
+    3,
+    0.5,
+    1.5,
+    6.0,
+    7.0,
+    8.0,
+    1 << 40,
+    2.5,
+    4096,
+    0.75,
+    0.125,
+    0.25,
+    7,
+    9,
+    8,
+    0.5,
+    768.0,
+    ("block_size 64, not 128",),
+)
 BARE_USAGE = Usage(9, 4, 3, 0.5, None, None, None, 8.0, 0, None, 0, None)
 MODEL = ModelInfo(
     *("pilot", "llama", "float16", 2048, 1 << 20, "full"),

@@ -255,7 +255,7 @@ def test_the_compiled_call_in_mapped_memory_attends_the_same_keys(
         np.testing.assert_allclose(lse, same_lse, atol=1e-4)
     np.testing.assert_allclose([r.logprob for r in got], [r.logprob for r in want], atol=1e-4)  # type: ignore[arg-type]
     assert [r.token_id for r in got] == [r.token_id for r in want]
-    assert got[-1].num_selected_blocks == want[-1].num_selected_blocks
+    assert got[-1].num_selected_keys == want[-1].num_selected_keys
 
 
 def test_as_many_keys_as_there_are_give_full_attention(llama: TinyModel) -> None:
@@ -284,7 +284,7 @@ def test_dense_layers_and_short_contexts_attend_everything(llama: TinyModel) -> 
 
 def test_what_was_attended_is_counted_in_blocks(llama: TinyModel) -> None:
     results = driver_of(llama).generate(prompt_of(llama, 180), KEYS, (64,), 3)
-    assert [result.num_selected_blocks for result in results[-2:]] == [20 / 16] * 2
+    assert [result.num_selected_keys for result in results[-2:]] == [20] * 2
 
 
 def test_recall_is_of_sinks_window_and_keys(llama: TinyModel) -> None:

@@ -55,7 +55,8 @@ def test_in_place_as_from_the_stores(
     for one, other in zip(here[1:], sent[1:], strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=0.02)
         assert one.recall == pytest.approx(other.recall, abs=0.02)
-        assert one.num_selected_blocks == other.num_selected_blocks == 24 / 16
+        assert one.num_selected_keys == other.num_selected_keys == 24
+        assert one.num_selected_blocks == other.num_selected_blocks == 0
 
 
 def test_dense_layers_and_short_contexts_attend_everything(llama: TinyModel) -> None:
