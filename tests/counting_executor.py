@@ -161,6 +161,7 @@ def cluster(
     pages: int = 64,
     max_seq_len: int = 200,
     resources: Resources | None = None,
+    max_wait_s: float | None = None,
 ) -> Cluster:
     resources = resources or Resources((pages,), 10_000)
 
@@ -168,7 +169,9 @@ def cluster(
         model=ModelInfo("toy", "llama", "float32", 10, max_seq_len, "full"),
         eos_token_ids=eos,
         tokenizer=None,
-        limits=Limits(resources, max_step_tokens=16, decode_prefill_tokens=4, max_running=4, max_waiting=8),
+        limits=Limits(
+            resources, 16, decode_prefill_tokens=4, max_running=4, max_waiting=8, max_wait_s=max_wait_s
+        ),
         capacity=Capacity(LAYOUT, resources, 1, None),
         executor=worker,
         resolve_memory=lambda preset, _: PRESETS[preset],

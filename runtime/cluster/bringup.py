@@ -64,6 +64,7 @@ def cluster_of(
             decode_prefill_tokens=min(config.scheduler.decode_prefill_tokens, step_tokens),
             max_running=config.server.max_running,
             max_waiting=config.server.max_queued_requests,
+            max_wait_s=config.server.max_wait,
         ),
         capacity=plan.capacity,
         executor=executor,

@@ -162,7 +162,12 @@ class ServerSection(Section):
         8, description="Most sessions that run at once; device slots are reserved for them."
     )
     max_queued_requests: Count = Field(
-        64, description="Most requests that wait; more are refused with RESOURCE_EXHAUSTED."
+        64, description="Most requests of a tenant that wait; more are refused with RESOURCE_EXHAUSTED."
+    )
+    max_wait: Seconds | None = Field(
+        None,
+        description="Longest time that a request may expect to wait by the measured speed, such as 30s or 10min; one "
+        "that would wait longer is refused at once, and told when to try again. Default unlimited.",
     )
 
 

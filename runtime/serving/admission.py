@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moorage.runtime.serving.capacity import Resources, first_actor
+from moorage.runtime.serving.fair_order import in_turn
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest, Wait
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
 
@@ -47,14 +48,14 @@ class Admission:
     def admit(
         self, running: Mapping[str, ScheduledRequest]
     ) -> tuple[list[ScheduledRequest], list[IdleSession]]:
-        """Starts what fits beside `running`, in order of arrival; returns it and the sessions evicted for it.
+        """Starts what fits beside `running`, tenants by turns; returns it and the sessions evicted for it.
 
         A request whose session is in use is passed over. No request passes another that waits for resources.
         """
         admitted: list[ScheduledRequest] = []
         evicted: list[IdleSession] = []
         busy = _session_names(running.values())
-        for request in tuple(self.waiting):
+        for request in in_turn(self.waiting, running.values()):
             if len(running) + len(admitted) >= self.limits.max_running:
                 break
             if request.session_name in busy:
@@ -89,7 +90,7 @@ class Admission:
     def waits(self, running: Mapping[str, ScheduledRequest]) -> list[Wait]:
         """Why each waiting request waits, in order."""
         busy, blocked, found = _session_names(running.values()), False, []
-        for place, request in enumerate(self.waiting):
+        for place, request in enumerate(in_turn(self.waiting, running.values())):
             if request.session_name in busy:
                 found.append(Wait(request, "session", place))
                 continue

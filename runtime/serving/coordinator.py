@@ -196,7 +196,7 @@ class Coordinator:
             block_size=cluster.capacity.layout.block_size,
             arrived_s=time.monotonic(),
             decoder=IncrementalDecoder(cluster.tokenizer, prompt) if cluster.tokenizer else None,
-            scheduled=ScheduledRequest(request_id, len(prompt), need, alignment, session),
+            scheduled=ScheduledRequest(request_id, len(prompt), need, alignment, session, params.tenant),
             matcher=StopMatcher(params.stop),
             guide=params.guide,
             ignore_eos=params.ignore_eos,

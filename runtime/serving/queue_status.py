@@ -9,9 +9,10 @@ from moorage.runtime.config.units import format_bytes
 from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.protocol import RunningRequest, WaitingRequest
 from moorage.runtime.serving.request import Request
-from moorage.runtime.serving.scheduled_request import Wait
+from moorage.runtime.serving.scheduled_request import ScheduledRequest, Wait
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.workers.counting import counted
+from moorage.workers.errors import ResourceExhausted
 
 _WEIGHT = 0.1
 """Of the latest step among those before it."""
@@ -69,6 +70,23 @@ def waits_s(running_s: Sequence[float], waiting_s: Sequence[float]) -> list[floa
 def retry_after_s(starts: Sequence[float]) -> float:
     """When a refused request should come again: half of the queue has started then."""
     return min(max(starts[len(starts) // 2], _LEAST_RETRY_S), _MOST_RETRY_S)
+
+
+def check_wait(
+    request: ScheduledRequest,
+    waiting: Sequence[ScheduledRequest],
+    expected_s: Sequence[float] | None,
+    max_wait_s: float | None,
+) -> None:
+    """Raises ResourceExhausted for a request that would wait longer than `max_wait_s`; it is among `waiting`."""
+    if expected_s is None or max_wait_s is None:
+        return
+    wait_s = expected_s[waiting.index(request)]
+    if wait_s > max_wait_s:
+        raise ResourceExhausted(
+            f"it would wait {wait_s:.0f} s, longer than server.max_wait allows ({max_wait_s:g} s); try again later",
+            retry_after_s=min(max(wait_s - max_wait_s, _LEAST_RETRY_S), _MOST_RETRY_S),
+        )
 
 
 def running_requests(scheduler: Scheduler, requests: Mapping[str, Request]) -> tuple[RunningRequest, ...]:

@@ -20,6 +20,9 @@ class Limits:
     """Prompt tokens of a step in which other requests decode, so that their tokens keep flowing."""
     max_running: int
     max_waiting: int
+    """Requests of each tenant."""
+    max_wait_s: float | None = None
+    """The longest wait that a request may expect."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +38,8 @@ class ScheduledRequest:
     """Prompt chunks end at multiples of this (the execution block), or at the prompt's end."""
     session_name: str | None = None
     """Name of the session that the request continues or begins."""
+    tenant: str = ""
+    """Whose request it is; tenants take turns."""
     prefilled_tokens: int = 0
     """Prompt tokens done, those found in a cache included."""
     reservation: Resources = field(init=False)

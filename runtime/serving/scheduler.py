@@ -12,6 +12,7 @@ from itertools import islice
 
 from moorage.runtime.serving.admission import Admission, Reusable
 from moorage.runtime.serving.capacity import Resources
+from moorage.runtime.serving.fair_order import in_turn
 from moorage.runtime.serving.scheduled_request import Limits, PrefillChunk, ScheduledRequest, Step, Wait
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
 from moorage.workers.counting import counted
@@ -39,8 +40,8 @@ class Scheduler:
 
     @property
     def waiting(self) -> Sequence[ScheduledRequest]:
-        """Requests in order of arrival."""
-        return self._admission.waiting
+        """Requests in the order in which they start: tenants by turns, each in order of arrival."""
+        return in_turn(self._admission.waiting, self.running.values())
 
     @property
     def idle(self) -> SessionCache:
@@ -48,14 +49,15 @@ class Scheduler:
         return self._admission.idle
 
     def add(self, request: ScheduledRequest, retry_after_s: float | None = None) -> None:
-        """Queues a request. Raises ResourceExhausted, changing nothing, if the queue is full."""
-        if len(self._admission.waiting) >= self.limits.max_waiting:
+        """Queues a request. Raises ResourceExhausted, changing nothing, if its tenant's queue is full."""
+        waiting = self._admission.waiting
+        if sum(one.tenant == request.tenant for one in waiting) >= self.limits.max_waiting:
             raise ResourceExhausted(
                 f"the queue is full ({counted(self.limits.max_waiting, 'waiting request')}); try again later, "
                 "or raise server.max_queued_requests",
                 retry_after_s=retry_after_s,
             )
-        self._admission.waiting.append(request)
+        waiting.append(request)
 
     def release(self, request_id: str) -> None:
         """Removes a request and frees its reservation."""

@@ -19,7 +19,7 @@ from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.health import StepFailures
 from moorage.runtime.serving.output_processor import OutputProcessor
-from moorage.runtime.serving.queue_status import Throughput, retry_after_s, waits_s
+from moorage.runtime.serving.queue_status import Throughput, check_wait, retry_after_s, waits_s
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.request_log import log_end
 from moorage.runtime.serving.scheduled_request import Limits, Step
@@ -86,6 +86,14 @@ class StepLoop:
         starts = self.expected_waits()
         self.scheduler.add(request.scheduled, retry_after_s(starts) if starts else None)
         self.requests[request.request_id] = request
+        try:
+            check_wait(
+                request.scheduled, self.scheduler.waiting, self.expected_waits(), self._limits.max_wait_s
+            )
+        except ResourceExhausted:
+            del self.requests[request.request_id]
+            self.scheduler.release(request.request_id)
+            raise
         self._wake.set()
 
         def on_close() -> None:

@@ -252,6 +252,30 @@ async def test_a_full_queue_refuses_at_the_call_and_says_when_to_come_again() ->
     assert delays[1] > 3 * delays[0] > 3
 
 
+async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
+    async with running(max_wait_s=30.0) as (coordinator, worker):
+        worker.elapsed_s = 0.1
+        await collect(coordinator, prompt=[1] * 9, max_new_tokens=40)
+        asked = GenerateParams([1] * 9, max_new_tokens=200, tenant="a")
+        held = [coordinator.generate(asked)]
+
+        def fill() -> None:
+            while len(held) < 8:
+                held.append(coordinator.generate(asked))
+
+        with pytest.raises(
+            ResourceExhausted, match=r"longer than server.max_wait allows \(30 s\)"
+        ) as refused:
+            fill()
+        assert len(held) > 1
+        assert refused.value.retry_after_s is not None
+        assert (await coordinator.status()).waiting == len(held) - (await coordinator.status()).running
+        # Another tenant's request comes before those that wait, so it does not wait as long.
+        other = coordinator.generate(GenerateParams([1] * 9, max_new_tokens=200, tenant="b"))
+        for events in (*held, other):
+            await events.aclose()
+
+
 async def test_status_says_what_each_waiting_request_waits_for() -> None:
     async with running(pages=20) as (coordinator, _):
         first = coordinator.generate(

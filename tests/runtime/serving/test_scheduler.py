@@ -37,9 +37,16 @@ def scheduler(**changes: int) -> Scheduler:
 
 
 def request(
-    request_id: str, prompt_tokens: int, pages: int = 1, chunk_alignment: int = 1, session: str | None = None
+    request_id: str,
+    prompt_tokens: int,
+    pages: int = 1,
+    chunk_alignment: int = 1,
+    session: str | None = None,
+    tenant: str = "",
 ) -> ScheduledRequest:
-    return ScheduledRequest(request_id, prompt_tokens, Resources((pages,), 1), chunk_alignment, session)
+    return ScheduledRequest(
+        request_id, prompt_tokens, Resources((pages,), 1), chunk_alignment, session, tenant
+    )
 
 
 def hold_idle(sched: Scheduler, name: str, pages: int) -> None:
@@ -147,6 +154,43 @@ def test_a_full_queue_refuses_and_changes_nothing() -> None:
         sched.add(request("b", 5), retry_after_s=1.5)
     assert refused.value.retry_after_s == 1.5
     assert [j.request_id for j in sched.waiting] == ["a"]
+
+
+def test_a_tenant_s_queue_is_full_for_this_tenant_alone() -> None:
+    sched = scheduler(max_waiting=2)
+    for request_id in "ab":
+        sched.add(request(request_id, 5, tenant="one"))
+    with pytest.raises(ResourceExhausted, match="queue is full"):
+        sched.add(request("c", 5, tenant="one"))
+    sched.add(request("d", 5, tenant="two"))
+    assert [one.request_id for one in sched.waiting] == ["a", "d", "b"]
+
+
+def test_tenants_take_turns_and_each_keeps_its_order() -> None:
+    sched = scheduler(max_running=3)
+    for request_id in ("a1", "a2", "a3", "a4", "a5"):
+        sched.add(request(request_id, 5, tenant="a"))
+    assert sched.next_step().admitted == ("a1", "a2", "a3")
+    for request_id in ("b1", "b2", "c1"):
+        sched.add(request(request_id, 5, tenant=request_id[0]))
+    assert [wait.request.request_id for wait in sched.waits()] == ["b1", "c1", "b2", "a4", "a5"]
+    assert [wait.place for wait in sched.waits()] == [0, 1, 2, 3, 4]
+    started = []
+    for ended in ("a1", "a2", "a3", "b1", "c1"):
+        sched.release(ended)
+        started += sched.next_step().admitted
+    assert started == ["b1", "c1", "a4", "b2", "a5"]
+
+
+def test_a_tenant_that_waits_for_memory_is_not_passed_by_later_ones() -> None:
+    sched = scheduler(pages=10)
+    sched.add(request("a1", 5, pages=8, tenant="a"))
+    sched.next_step()
+    sched.add(request("b1", 5, pages=5, tenant="b"))
+    sched.add(request("c1", 5, pages=1, tenant="c"))
+    assert sched.next_step().admitted == ()
+    sched.release("a1")
+    assert sched.next_step().admitted == ("b1", "c1")
 
 
 def test_a_waiting_request_can_leave() -> None:
@@ -337,14 +381,16 @@ class Life(RuleBasedStateMachine):
         blocks=st.integers(1, 12),
         slots=st.integers(1, 2),
         session=st.sampled_from([None, "a", "b", "c"]),
+        tenant=st.sampled_from(["", "x", "y"]),
     )
-    def arrives(self, prompt: int, blocks: int, slots: int, session: str | None) -> None:
+    def arrives(self, prompt: int, blocks: int, slots: int, session: str | None, tenant: str) -> None:
         actors = len(self.capacity.pages)
         need = Resources(tuple((blocks + actors - 1 - actor) // actors for actor in range(actors)), slots)
         new = ScheduledRequest(str(next(self.ids)), prompt, need, chunk_alignment=4, session_name=session)
+        new.tenant = tenant
         if not self.capacity.holds(need):  # refused by the capacity
             return
-        if len(self.sched.waiting) == self.sched.limits.max_waiting:
+        if sum(one.tenant == tenant for one in self.sched.waiting) == self.sched.limits.max_waiting:
             with pytest.raises(ResourceExhausted):
                 self.sched.add(new)
             return
@@ -359,8 +405,9 @@ class Life(RuleBasedStateMachine):
         step = self.sched.next_step()
         assert not (idle_run and waiting and not step.admitted), "nothing runs and something waits"
         for request_id in step.admitted:
-            # Whoever came earlier and still waits, waits for its session.
+            # Whoever of its tenant came earlier and still waits, waits for its session.
             earlier = [waiting[other] for other in self.order[: self.order.index(request_id)]]
+            earlier = [other for other in earlier if other.tenant == waiting[request_id].tenant]
             assert all(other.session_name in busy for other in earlier)
             busy |= {waiting[request_id].session_name} - {None}
             self.order.remove(request_id)
