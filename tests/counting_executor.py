@@ -50,7 +50,8 @@ class CountingExecutor:
         self.pages = pages
         self.elapsed_s = 0.001
         self.sessions: dict[int, list[int]] = {}
-        self.blocks: dict[int, int] = {}
+        self.tables: dict[int, list[object]] = {}
+        """The pages of each session; forked sessions have pages in common."""
         self.idle: set[int] = set()
         self.raises: list[BaseException] = []
         """What the next steps with segments raise, after half of their work unless it is a drop that fails."""
@@ -64,6 +65,24 @@ class CountingExecutor:
         self.recalls: list[tuple[float, ...]] = []
         """By head, of the next steps that generate tokens; none is sampled after them."""
 
+    @property
+    def blocks(self) -> dict[int, int]:
+        """How many pages each session has."""
+        return {session_id: len(table) for session_id, table in self.tables.items()}
+
+    def _cut(self, session_id: int, num_tokens: int) -> None:
+        """Frees the pages that hold none of the first tokens."""
+        del self.sessions[session_id][num_tokens:], self.tables[session_id][LAYOUT.num_blocks(num_tokens) :]
+
+    def _grow(self, session_id: int, num_tokens: int) -> None:
+        """Allocates pages of the session's own: for the end of what it holds, if shared, and up to `num_tokens`."""
+        table = self.tables.setdefault(session_id, [])
+        others = [page for other, pages in self.tables.items() if other != session_id for page in pages]
+        if len(self.sessions[session_id]) % LAYOUT.block_size and table[-1] in others:
+            table[-1] = object()
+        table += [object() for _ in range(LAYOUT.num_blocks(num_tokens) - len(table))]
+        assert len({page for pages in self.tables.values() for page in pages}) <= self.pages
+
     async def execute(self, plan: StepPlan) -> StepResult:
         """Checks the plan against what is held, as the engine does."""
         await asyncio.sleep(0)
@@ -72,25 +91,31 @@ class CountingExecutor:
         self.plans.append(plan)
         if plan.drops and self.drops_fail:
             raise self.raises.pop(0)
+        for fork in plan.forks:
+            held = self.sessions[fork.session_id][: fork.num_blocks * LAYOUT.block_size]
+            assert len(held) == fork.num_blocks * LAYOUT.block_size
+            self.sessions[fork.new_id] = held
+            self.tables[fork.new_id] = self.tables[fork.session_id][: fork.num_blocks]
+            self.idle.add(fork.new_id)
         for session_id in plan.drops:
             self.drop(session_id)
         for session_id in plan.idles:
             if session_id in self.sessions:
                 self.idle.add(session_id)
-                self.blocks[session_id] = LAYOUT.num_blocks(len(self.sessions[session_id]))
+                self._cut(session_id, len(self.sessions[session_id]))
+        for opening in plan.opens:
+            if isinstance(opening, ContinueSession):
+                self._cut(opening.session_id, opening.keep_tokens)
         for opening in plan.opens:
             self.openings[opening.session_id] = opening
             if isinstance(opening, ContinueSession):
                 assert opening.session_id in self.idle
                 self.idle.remove(opening.session_id)
-                del self.sessions[opening.session_id][opening.keep_tokens :]
             else:
                 assert isinstance(opening, OpenSession)
                 assert opening.session_id not in self.sessions
                 self.sessions[opening.session_id] = []
-            held = self.blocks.get(opening.session_id, 0)
-            self.blocks[opening.session_id] = max(held, LAYOUT.num_blocks(opening.max_tokens))
-        assert sum(self.blocks.values()) <= self.pages
+            self._grow(opening.session_id, opening.max_tokens)
         if plan.segments and self.raises and not self.drops_fail:
             for session_id in {one.session_id for one in (*plan.opens, *plan.segments)}:
                 self.drop(session_id)
@@ -150,7 +175,7 @@ class CountingExecutor:
     def drop(self, session_id: int) -> None:
         """Forgets a session, if there is one."""
         self.sessions.pop(session_id, None)
-        self.blocks.pop(session_id, None)
+        self.tables.pop(session_id, None)
         self.drafted.pop(session_id, None)
         self.idle.discard(session_id)
 

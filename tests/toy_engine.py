@@ -108,6 +108,11 @@ class ToySessions:
         del self.held[name]
         return self.held[new_name]
 
+    async def fork(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
+        held = self._unused(name, tenant)
+        self.held[new_name] = dataclasses.replace(held, name=new_name, shared_bytes=held.dram_bytes)
+        return self.held[new_name]
+
     async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
         self.held[name] = dataclasses.replace(self._unused(name, tenant), pinned=pinned)
         return self.held[name]

@@ -340,6 +340,14 @@ class RenameSessionRequest(_message.Message):
     new_name: str
     def __init__(self, name: _Optional[str] = ..., new_name: _Optional[str] = ...) -> None: ...
 
+class ForkSessionRequest(_message.Message):
+    __slots__ = ("name", "new_name")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NEW_NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    new_name: str
+    def __init__(self, name: _Optional[str] = ..., new_name: _Optional[str] = ...) -> None: ...
+
 class PinSessionRequest(_message.Message):
     __slots__ = ("name", "pinned")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -84,6 +84,11 @@ class MoorageStub:
                 request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.PinSessionRequest.SerializeToString,
                 response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
                 _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/moorage.v1.Moorage/ForkSession',
+                request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+                _registered_method=True)
 
 
 class MoorageServicer:
@@ -162,6 +167,14 @@ class MoorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForkSession(self, request, context):
+        """Opens a session under a new name that shares all full blocks of another one. Memory counts them once, and each of
+        the two goes its own way after them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MoorageServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -213,6 +226,11 @@ def add_MoorageServicer_to_server(servicer, server):
             'PinSession': grpc.unary_unary_rpc_method_handler(
                     servicer.PinSession,
                     request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.PinSessionRequest.FromString,
+                    response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.ForkSessionRequest.FromString,
                     response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.SerializeToString,
             ),
     }
@@ -485,6 +503,33 @@ class Moorage:
             target,
             '/moorage.v1.Moorage/PinSession',
             moorage_dot_proto_dot_v1_dot_moorage__pb2.PinSessionRequest.SerializeToString,
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Moorage/ForkSession',
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.ForkSessionRequest.SerializeToString,
             moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
             options,
             channel_credentials,

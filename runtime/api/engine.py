@@ -38,6 +38,9 @@ class Sessions(Protocol):
     async def rename(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
         """Gives a session another name. Raises FailedPrecondition while it is in use, or when the name is taken."""
 
+    async def fork(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
+        """Opens a session that shares the blocks of another one. Raises FailedPrecondition as `rename` does."""
+
     async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
         """Keeps a session from eviction, or gives it free again."""
 

@@ -53,6 +53,14 @@ def rename(name: Name, new_name: NewName, address: o.Address = None) -> None:
         client.sessions.rename(name, new_name)
 
 
+@session_app.command(epilog=examples("runtime session fork planning plan-b"))
+def fork(name: Name, new_name: NewName, address: o.Address = None) -> None:
+    """Open a session that shares the blocks of another one, which memory counts once."""
+    with Client(o.server_address(address)) as client:
+        made = client.sessions.fork(name, new_name)
+    print(f"{made.name}: {made.num_tokens:,} tokens, {format_bytes(made.shared_bytes)} shared")
+
+
 @session_app.command(epilog=examples("runtime session pin planning", "runtime session pin planning --off"))
 def pin(
     name: Name,

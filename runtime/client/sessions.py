@@ -40,6 +40,11 @@ class Sessions:
         request = pb.RenameSessionRequest(name=name, new_name=new_name)
         return read_session(self._call(self._stub.RenameSession, request))
 
+    def fork(self, name: str, new_name: str) -> SessionInfo:
+        """Opens a session that shares all full blocks of another one, and goes its own way after them."""
+        request = pb.ForkSessionRequest(name=name, new_name=new_name)
+        return read_session(self._call(self._stub.ForkSession, request))
+
     def pin(self, name: str, pinned: bool = True) -> SessionInfo:
         """Keeps a session from being dropped for others and when its time has passed, or gives it free again."""
         return read_session(self._call(self._stub.PinSession, pb.PinSessionRequest(name=name, pinned=pinned)))
@@ -64,6 +69,11 @@ class AsyncSessions:
         """Gives a session another name."""
         request = pb.RenameSessionRequest(name=name, new_name=new_name)
         return read_session(await self._call(self._stub.RenameSession, request))
+
+    async def fork(self, name: str, new_name: str) -> SessionInfo:
+        """Opens a session that shares all full blocks of another one, and goes its own way after them."""
+        request = pb.ForkSessionRequest(name=name, new_name=new_name)
+        return read_session(await self._call(self._stub.ForkSession, request))
 
     async def pin(self, name: str, pinned: bool = True) -> SessionInfo:
         """Keeps a session from being dropped for others and when its time has passed, or gives it free again."""

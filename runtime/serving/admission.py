@@ -15,6 +15,7 @@ from moorage.runtime.serving.capacity import Resources, first_actor
 from moorage.runtime.serving.fair_order import in_turn
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest, Wait
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
+from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, freed_by
 
 Reusable = Callable[[str, IdleSession], int]
 """How many prompt tokens of a request an idle session's KV saves; with 0 the request begins the session anew."""
@@ -73,9 +74,9 @@ class Admission:
         """Removes a waiting request."""
         self.waiting = deque(request for request in self.waiting if request.request_id != request_id)
 
-    def release(self, reservation: Resources) -> None:
-        """Frees what a request had reserved."""
-        self.free = self.free.plus(reservation)
+    def release(self, request: ScheduledRequest) -> None:
+        """Frees what a request had reserved, and blocks that it was the last to share."""
+        self._free(request.reservation, request.shared)
 
     def keep(self, reservation: Resources, session: IdleSession) -> None:
         """Frees what a request had reserved, except for the session that it leaves idle."""
@@ -85,7 +86,12 @@ class Admission:
     def discard(self, session: IdleSession) -> None:
         """Frees what an idle session holds."""
         self.idle.remove(session)
-        self.free = self.free.plus(session.resources)
+        self._free(session.resources, session.shared)
+
+    def _free(self, resources: Resources, shared: SharedBlocks | None) -> None:
+        self.free = self.free.plus(resources)
+        if shared is not None:
+            self.free = self.free.plus(shared.release())
 
     def waits(self, running: Mapping[str, ScheduledRequest]) -> list[Wait]:
         """Why each waiting request waits, in order."""
@@ -106,23 +112,31 @@ class Admission:
         if self._lacks_device(request):
             return Wait(request, "device_slots", place)
         if self._start_of(request) is None:
-            held, _ = self._continued(request)
-            return Wait(request, "memory", place, request.need if held is None else _beyond(request, held))
+            held, cached = self._continued(request)
+            return Wait(
+                request, "memory", place, request.need if held is None else _beyond(request, held, cached)
+            )
         return Wait(request, "queue", place)
 
     def _lacks_device(self, request: ScheduledRequest) -> bool:
         """Whether running sessions hold slots or rings of the device that the request needs."""
         own = self.idle.get(request.session_name)
         held = [*self.idle.evictable(request.session_name), *([] if own is None else [own])]
-        return request.need.slots > self.free.slots or request.need.rings > _with(self.free, held).rings
+        return request.need.slots > self.free.slots or request.need.rings > self._free_after(held).rings
 
     def _begin(self, request: ScheduledRequest, start: Start) -> None:
         self.waiting.remove(request)
-        for session in start.evicted if start.continues is None else (*start.evicted, start.continues):
+        held = start.continues
+        if (
+            held is not None and held.shared is not None
+        ):  # What it goes on with is held before the rest is freed.
+            kept = held.shared.cut(start.cached_tokens)
+            request.shared = None if kept is None else kept.hold()
+        for session in start.evicted if held is None else (*start.evicted, held):
             self.discard(session)
         self.free = self.free.minus(start.reservation)
         request.reservation, request.first_actor = start.reservation, start.first_actor
-        request.continues, request.prefilled_tokens = start.continues, start.cached_tokens
+        request.continues, request.prefilled_tokens = held, start.cached_tokens
 
     def _start_of(self, request: ScheduledRequest) -> Start | None:
         """How a request can start now, evicting idle sessions where that makes it fit; None if it can't."""
@@ -131,8 +145,8 @@ class Admission:
         held, cached_tokens = self._continued(request)
         if held is None:
             return self._anew(request)
-        lacking = _beyond(request, held)
-        evicted = self._evictions(request, self.free, lambda free: free.holds(lacking))
+        lacking = _beyond(request, held, cached_tokens)
+        evicted = self._evictions(request, (), lambda free: free.holds(lacking))
         if evicted is None:
             return None
         return Start(held.resources.plus(lacking), held.first_actor, held, cached_tokens, tuple(evicted))
@@ -140,12 +154,12 @@ class Admission:
     def _anew(self, request: ScheduledRequest) -> Start | None:
         """A start without KV. An idle session of the request's name is evicted, since its KV can't be used."""
         own = self.idle.get(request.session_name)
-        free = self.free if own is None else self.free.plus(own.resources)
-        evicted = self._evictions(request, free, lambda found: first_actor(request.need, found) is not None)
-        actor = None if evicted is None else first_actor(request.need, _with(free, evicted))
-        if evicted is None or actor is None:
+        gone = [] if own is None else [own]
+        evicted = self._evictions(request, gone, lambda free: first_actor(request.need, free) is not None)
+        gone += evicted or []
+        actor = None if evicted is None else first_actor(request.need, self._free_after(gone))
+        if actor is None:
             return None
-        gone = evicted if own is None else [own, *evicted]
         return Start(request.need.starting_at(actor), actor, None, 0, tuple(gone))
 
     def _continued(self, request: ScheduledRequest) -> tuple[IdleSession | None, int]:
@@ -159,43 +173,42 @@ class Admission:
         return (held, cached_tokens) if cached_tokens else (None, 0)
 
     def _evictions(
-        self, request: ScheduledRequest, free: Resources, fits: Callable[[Resources], bool]
+        self, request: ScheduledRequest, gone: Sequence[IdleSession], fits: Callable[[Resources], bool]
     ) -> list[IdleSession] | None:
-        """Which idle sessions of other names to evict until it `fits`; None if evicting all of them is not enough.
+        """Which idle sessions of other names to evict beside those that are `gone` anyway, until it `fits`; None if
+        evicting all of them is not enough.
 
         Sessions that no waiting request names go first, the longest unused before others, and none that
         makes no difference.
         """
-        if fits(free):
+        if fits(self._free_after(gone)):
             return []
         others = self.idle.evictable(request.session_name)
-        if not fits(_with(free, others)):
+        if not fits(self._free_after([*gone, *others])):
             return None
         evicted: list[IdleSession] = []
         awaited = _session_names(self.waiting)
         for victim in sorted(others, key=lambda held: held.name in awaited):
             evicted.append(victim)
-            free = free.plus(victim.resources)
-            if fits(free):
+            if fits(self._free_after([*gone, *evicted])):
                 break
         for victim in evicted[::-1]:
-            if fits(free.minus(victim.resources)):
-                free = free.minus(victim.resources)
-                evicted.remove(victim)
+            rest = [one for one in evicted if one is not victim]
+            if fits(self._free_after([*gone, *rest])):
+                evicted = rest
         return evicted
+
+    def _free_after(self, gone: Iterable[IdleSession]) -> Resources:
+        """What is free once these are evicted."""
+        return self.free.plus(freed_by(gone, self.idle.nothing))
 
 
 def _session_names(requests: Iterable[ScheduledRequest]) -> set[str]:
     return {request.session_name for request in requests if request.session_name is not None}
 
 
-def _beyond(request: ScheduledRequest, held: IdleSession) -> Resources:
-    """What a request must reserve beside the resources of `held` to go on with it."""
-    return request.need.starting_at(held.first_actor).beyond(held.resources)
-
-
-def _with(free: Resources, evicted: Sequence[IdleSession]) -> Resources:
-    """What is free once these are evicted."""
-    for session in evicted:
-        free = free.plus(session.resources)
-    return free
+def _beyond(request: ScheduledRequest, held: IdleSession, cached_tokens: int) -> Resources:
+    """What a request must reserve beside the resources of `held` to go on after its first `cached_tokens`."""
+    need = request.need.starting_at(held.first_actor)
+    kept = None if held.shared is None else held.shared.first(cached_tokens)
+    return (need if kept is None else need.minus(kept)).beyond(held.resources)

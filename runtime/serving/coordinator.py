@@ -76,8 +76,8 @@ class Coordinator:
             cluster.eos_token_ids,
             cluster.resolve_memory(None, {}),
         )
-        self.sessions = Sessions(self._loop, cluster.capacity, cluster.sessions)
         self._session_ids = itertools.count(1)
+        self.sessions = Sessions(self._loop, cluster.capacity, cluster.sessions, self._session_ids.__next__)
         self._started_s = time.monotonic()
 
     @property

@@ -89,6 +89,14 @@ def check_wait(
         )
 
 
+def held_by_pinned(num_pinned: int) -> ResourceExhausted:
+    """The error of a request for which pinned sessions leave no memory."""
+    return ResourceExhausted(
+        f"the memory that the request needs is held by {counted(num_pinned, 'pinned session')}; unpin or delete "
+        "some, or raise kv_store.dram"
+    )
+
+
 def running_requests(scheduler: Scheduler, requests: Mapping[str, Request]) -> tuple[RunningRequest, ...]:
     """In order of admission."""
     return tuple(

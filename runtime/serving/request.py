@@ -174,9 +174,11 @@ class Request:
         first_actor = self.scheduled.first_actor
         # The last verified draft may hold tokens beyond the end of the answer.
         most = min(len(tokens) + self.memory.verify, self.num_tokens)
-        resources = capacity.idle(most).starting_at(first_actor)
+        resources, shared = capacity.idle(most).starting_at(first_actor), self.scheduled.shared
+        if shared is not None:
+            resources = resources.minus(shared.first(most))
         stored = StoredKv(tokens, len(self.prompt), self.memory, self._first_held(capacity, most))
-        return IdleSession(name, self.session_id, stored, resources, first_actor, now_s)
+        return IdleSession(name, self.session_id, stored, resources, first_actor, shared, now_s)
 
     def _first_held(self, capacity: Capacity, num_tokens: int) -> int:
         """The first token that rings of sliding-window layers hold; what was overwritten before stays so."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from moorage.runtime.serving.capacity import Resources
 from moorage.runtime.serving.session_cache import IdleSession
+from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class ScheduledRequest:
     """What it holds; nothing before its admission."""
     first_actor: int = 0
     """The actor of its session's first stripe, from its admission on."""
+    shared: SharedBlocks | None = None
+    """Its session's first blocks, where other sessions hold them as well; `reservation` is for all others."""
     continues: IdleSession | None = None
     """The idle session whose KV it goes on with, from its admission on."""
     paused: bool = False

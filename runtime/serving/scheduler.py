@@ -66,7 +66,7 @@ class Scheduler:
             self._admission.withdraw(request_id)
         else:
             self._stop(request)
-            self._admission.release(request.reservation)
+            self._admission.release(request)
 
     def keep(self, request_id: str, session: IdleSession) -> None:
         """Ends a running request whose KV stays; what it reserved beyond the session's resources is free again."""

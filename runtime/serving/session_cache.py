@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from moorage.runtime.serving.capacity import Resources
+from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, held_by
 from moorage.workers.spec import MemorySpec
 from moorage.workers.token_ids import TokenIds
 
@@ -32,9 +33,11 @@ class IdleSession:
     session_id: int
     stored: StoredKv
     resources: Resources
-    """Its pages in each actor. It holds no device slots."""
+    """Its pages in each actor, those of `shared` not counted. It holds no device slots."""
     first_actor: int = 0
     """The actor of its first stripe."""
+    shared: SharedBlocks | None = None
+    """Its first blocks, where other sessions may hold them as well; `resources` are of all others."""
     used_s: float = 0.0
     """When its last request ended, in Unix seconds."""
 
@@ -44,8 +47,7 @@ class SessionCache:
 
     def __init__(self, num_actors: int) -> None:
         self._by_name: dict[str, IdleSession] = {}
-        self.resources = Resources((0,) * num_actors, 0)
-        """What all of them hold."""
+        self.nothing = Resources((0,) * num_actors, 0)
         self.pinned: set[str] = set()
         """Names of sessions that no other session's request may evict."""
 
@@ -67,12 +69,20 @@ class SessionCache:
         """Records the KV of a finished request, as the most recently used."""
         assert session.name not in self._by_name, "a session is used by one request at a time"
         self._by_name[session.name] = session
-        self.resources = self.resources.plus(session.resources)
+
+    @property
+    def resources(self) -> Resources:
+        """What all of them hold, shared blocks counted once."""
+        return held_by(self, self.nothing)
+
+    def replace(self, session: IdleSession, new: IdleSession) -> IdleSession:
+        """Puts another record in the place of a session's."""
+        self._by_name = {one.name: one for one in (new if one is session else one for one in self)}
+        return new
 
     def rename(self, session: IdleSession, name: str) -> IdleSession:
         """The session under another name, in its old place of the order."""
-        renamed = replace(session, name=name)
-        self._by_name = {one.name: one for one in (renamed if one is session else one for one in self)}
+        renamed = self.replace(session, replace(session, name=name))
         if session.name in self.pinned:
             self.pinned.remove(session.name)
             self.pinned.add(name)
@@ -81,4 +91,3 @@ class SessionCache:
     def remove(self, session: IdleSession) -> None:
         """The session is evicted, or a request goes on with it."""
         del self._by_name[session.name]
-        self.resources = self.resources.minus(session.resources)

@@ -19,7 +19,13 @@ from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.health import StepFailures
 from moorage.runtime.serving.output_processor import OutputProcessor
-from moorage.runtime.serving.queue_status import Throughput, check_wait, retry_after_s, waits_s
+from moorage.runtime.serving.queue_status import (
+    Throughput,
+    check_wait,
+    held_by_pinned,
+    retry_after_s,
+    waits_s,
+)
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.request_log import log_end
 from moorage.runtime.serving.scheduled_request import Limits, Step
@@ -27,10 +33,10 @@ from moorage.runtime.serving.scheduler import Scheduler
 from moorage.runtime.serving.session_cache import IdleSession
 from moorage.runtime.serving.sessions.reuse import reusable_tokens
 from moorage.runtime.serving.totals import Totals
-from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
+    ForkSession,
     MemorySpec,
     OpenSession,
     SamplingSpec,
@@ -69,6 +75,8 @@ class StepLoop:
         """Called with the name of a session when a request of it has ended."""
         self._drops: list[int] = []
         """Worker sessions to drop with the next step that succeeds."""
+        self._forks: list[ForkSession] = []
+        """Worker sessions that the next step opens on blocks of others."""
         self._idles: list[int] = []
         """Worker sessions that are idle from the next step that succeeds on."""
         self._step_ids = itertools.count(1)
@@ -106,6 +114,13 @@ class StepLoop:
                 self._wake.set()
 
         return EventStream(request.events, on_close, on_read)
+
+    def fork(self, session: IdleSession, new: IdleSession) -> None:
+        """Adds an idle session that shares blocks with another; the worker opens it with the next step."""
+        self.scheduler.idle.add(new)
+        num_blocks = len(new.stored.token_ids) // self._capacity.layout.block_size
+        self._forks.append(ForkSession(session.session_id, new.session_id, num_blocks))
+        self._wake.set()
 
     def discard(self, session: IdleSession) -> None:
         """Frees an idle session; the worker drops it with the next step."""
@@ -175,7 +190,7 @@ class StepLoop:
         self._drops += [held.session_id for held in step.evicted]
         if (blocked := self.scheduler.blocked) is not None:
             self._refuse_blocked(self.requests[blocked])
-        if step.is_empty and not self._drops and not self._idles:
+        if step.is_empty and not (self._drops or self._idles or self._forks):
             return bool(self._ended_requests)
         try:
             result = await self._run_step(step)
@@ -191,12 +206,7 @@ class StepLoop:
         return True
 
     def _refuse_blocked(self, request: Request) -> None:
-        pinned = counted(len(self.scheduler.idle.pinned), "pinned session")
-        request.end(
-            ResourceExhausted(
-                f"the memory that the request needs is held by {pinned}; unpin or delete some, or raise kv_store.dram"
-            )
-        )
+        request.end(held_by_pinned(len(self.scheduler.idle.pinned)))
         self._ended_requests.append(request)
 
     async def _run_step(self, step: Step) -> StepResult:
@@ -211,10 +221,11 @@ class StepLoop:
     async def _execute(
         self, opens: tuple[OpenSession | ContinueSession, ...], segments: tuple[Segment, ...]
     ) -> StepResult:
-        """Runs a plan, with the drops and idles that are due. They stay due when it raises."""
-        drops, idles = tuple(self._drops), tuple(self._idles)
-        result = await self._executor.execute(StepPlan(next(self._step_ids), drops, opens, segments, idles))
-        del self._drops[: len(drops)], self._idles[: len(idles)]
+        """Runs a plan, with the forks, drops and idles that are due. They stay due when it raises."""
+        drops, idles, forks = tuple(self._drops), tuple(self._idles), tuple(self._forks)
+        plan = StepPlan(next(self._step_ids), drops, opens, segments, idles, forks)
+        result = await self._executor.execute(plan)
+        del self._drops[: len(drops)], self._idles[: len(idles)], self._forks[: len(forks)]
         return result
 
     async def _probe(self) -> Unavailable | None:
@@ -265,7 +276,7 @@ class StepLoop:
         held = [session.session_id for session in self.scheduler.idle]
         started = [request for request in self.requests.values() if request.admitted_s is not None]
         self._drops = [*dict.fromkeys((*self._drops, *held, *(request.session_id for request in started)))]
-        self._idles = []
+        self._idles, self._forks = [], []
         self._fail_all(self.requests.values(), reported)
         for request in self.requests.values():
             log_end(request, time.monotonic())

@@ -1,48 +1,17 @@
-"""Pages: who holds which, and how rows are written into them."""
+"""The pages of a session, and how rows are written into them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from moorage.workers.errors import InvalidRequest, NotFinite, StoreFull
+from moorage.workers.errors import InvalidRequest, NotFinite
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.messages import Int32, Storage
 from moorage.workers.spec import KvType
-
-
-class PageAllocator:
-    """Hands out pages lowest first, so that a session's pages are mostly consecutive."""
-
-    def __init__(self, num_pages: int) -> None:
-        self.num_pages = num_pages
-        self._is_free = np.ones(num_pages, np.bool_)
-        self.num_free = num_pages
-
-    def allocate(self, count: int, session_id: int) -> Int32:
-        """`count` pages, ascending. If StoreFull is raised, nothing has changed."""
-        if count > self.num_free:
-            raise StoreFull(
-                f"KV store: session {session_id} needs {count} more blocks, {self.num_free} of "
-                f"{self.num_pages} are free; ask for fewer tokens, wait, or raise kv_store.dram"
-            )
-        pages = np.flatnonzero(self._is_free)[:count].astype(np.int32)
-        self._is_free[pages] = False
-        self.num_free -= count
-        return pages
-
-    def free(self, pages: Int32) -> None:
-        """Takes back pages that `allocate` gave."""
-        self._is_free[pages] = True
-        self.num_free += len(pages)
-
-    @property
-    def is_free(self) -> NDArray[np.bool_]:
-        """[num_pages], True where no session holds the page."""
-        return self._is_free
 
 
 @dataclass(slots=True)

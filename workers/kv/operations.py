@@ -61,6 +61,33 @@ class Resize(Operation[Int32]):
 
 
 @dataclass(slots=True)
+class Fork(Operation[Attached]):
+    """Opens a session that shares the first blocks of another, all sealed. Idempotent."""
+
+    handler = "fork"
+    session_id: int
+    new_id: int
+    num_blocks: int
+
+    def follow(self, shard: MappedShard, reply: Attached) -> None:
+        """See Operation."""
+        shard.open(self.new_id, reply.pages, reply.num_tokens.tolist(), reply.num_sealed.tolist())
+
+
+@dataclass(slots=True)
+class OwnBlock(Operation[Int32]):
+    """Copies a block that other sessions hold as well, before this one writes to it; returns all pages."""
+
+    handler = "own_block"
+    session_id: int
+    block: int
+
+    def follow(self, shard: MappedShard, reply: Int32) -> None:
+        """See Operation."""
+        shard.session(self.session_id).table.pages = reply
+
+
+@dataclass(slots=True)
 class Attach(Operation[Attached]):
     """Takes over a session that another link opened."""
 

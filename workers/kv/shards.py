@@ -25,7 +25,9 @@ from moorage.workers.kv.operations import (
     Attach,
     Commit,
     Drop,
+    Fork,
     Open,
+    OwnBlock,
     RebuildAnchors,
     Resize,
     Stats,
@@ -119,6 +121,19 @@ class ShardedKv:
         counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
         self._each(session_id, lambda link, shard: link.call(Resize(session_id, counts[shard])))
         self._num_blocks[session_id] = num_blocks
+
+    def fork(self, session_id: int, new_id: int, num_blocks: int) -> None:
+        """Opens a session that shares the first blocks of another, all sealed, on the same pages. Idempotent."""
+        counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
+        self._each(session_id, lambda link, shard: link.call(Fork(session_id, new_id, counts[shard])))
+        self._num_blocks[new_id], self._first[new_id] = num_blocks, self.first_shard(session_id)
+
+    def own(self, session_id: int, num_tokens: int) -> None:
+        """Lets a session of `num_tokens` tokens write after them: its last block, if partly filled, is its own."""
+        block, filled = divmod(num_tokens, self.layout.block_size)
+        if filled:
+            shard, local = self._blocks.place(block)
+            self._links_of(session_id)[shard].call(OwnBlock(session_id, local))
 
     def attach(self, session_id: int, num_blocks: int, first_shard: int = 0) -> int:
         """Takes over a session of `num_blocks` blocks that another worker opened, as it was opened.

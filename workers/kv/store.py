@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.anchors import AnchorBuilder
 from moorage.workers.kv.arena import Arena
-from moorage.workers.kv.block_table import PageAllocator
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import (
     AnchorRotation,
@@ -19,6 +18,7 @@ from moorage.workers.kv.messages import (
     Int32,
     StoreStats,
 )
+from moorage.workers.kv.page_allocator import PageAllocator
 from moorage.workers.kv.shard_session import ShardSession
 from moorage.workers.spec import AnchorSpace, KvLayout
 
@@ -75,6 +75,38 @@ class KvStore:
         else:
             self._pages.free(table.pages[num_blocks:])
             table.pages = table.pages[:num_blocks].copy()
+        return table.pages
+
+    def fork(self, session_id: int, new_id: int, num_blocks: int) -> Attached:
+        """Opens a session that holds the first blocks of another, all sealed, on the same pages. Idempotent.
+
+        Nobody writes to a page that several sessions hold: see `own_block`.
+        """
+        if new_id not in self.shard.sessions:
+            session = self.shard.session(session_id)
+            if not 0 <= num_blocks <= min(session.num_sealed):
+                raise InvalidRequest(
+                    f"session {session_id}: {num_blocks} blocks to share, {min(session.num_sealed)} are sealed"
+                )
+            pages, count = session.table.pages[:num_blocks].copy(), self.layout.num_layers
+            self._pages.share(pages)
+            tokens = [num_blocks * self.layout.block_size] * count
+            self.shard.open(new_id, pages, tokens, [num_blocks] * count, session.rotation)
+        return self.attach(new_id)
+
+    def own_block(self, session_id: int, block: int) -> Int32:
+        """Gives a session a copy of a block that it shares and is about to write to; returns all its pages.
+
+        The block is not sealed any longer. If StoreFull is raised, nothing has changed.
+        """
+        table = self.shard.session(session_id).table
+        page = int(table.pages[block])
+        if self._pages.is_shared(page):
+            (copy,) = self._pages.allocate(1, session_id)
+            self.arena.kv[:, copy] = self.arena.kv[:, page]
+            self._pages.free(table.pages[block : block + 1])
+            table.pages = table.pages.copy()
+            table.pages[block] = copy
         return table.pages
 
     def attach(self, session_id: int) -> Attached:
@@ -166,13 +198,10 @@ class KvStore:
         """Raises RuntimeError if the free list, the page tables and the sealed counts disagree."""
         tables = [session.table for session in self.shard.sessions.values()]
         held = np.concatenate([np.empty(0, np.int32), *(table.pages for table in tables)])
-        if len(np.unique(held)) != len(held):
-            raise RuntimeError("KV store: two sessions hold the same page")
-        is_free = self._pages.is_free
-        if is_free[held].any() or np.count_nonzero(is_free) != self._pages.num_free:
-            raise RuntimeError("KV store: a held page is on the free list")
-        if len(held) + self._pages.num_free != self._pages.num_pages:
-            raise RuntimeError("KV store: a page is neither held nor free")
+        if (np.bincount(held, minlength=self._pages.num_pages) != self._pages.holders).any():
+            raise RuntimeError("KV store: sessions hold other pages than are counted as held")
+        if np.count_nonzero(self._pages.holders == 0) != self._pages.num_free:
+            raise RuntimeError("KV store: the count of free pages is wrong")
         for session in self.shard.sessions.values():
             self._check_session(session)
 

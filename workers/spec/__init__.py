@@ -35,6 +35,7 @@ from moorage.workers.spec.sampling import SamplingSpec
 from moorage.workers.spec.selection import RetentionSpec, SelectionSpec
 from moorage.workers.spec.steps import (
     ContinueSession,
+    ForkSession,
     OpenSession,
     SampledToken,
     Segment,
@@ -65,6 +66,7 @@ __all__ = [
     "ExpertScores",
     "ExpertsPlace",
     "ExpertsSpec",
+    "ForkSession",
     "HeadPool",
     "HeadSelectMode",
     "KvLayout",

@@ -40,6 +40,17 @@ class ContinueSession:
 
 
 @dataclass(frozen=True, slots=True)
+class ForkSession:
+    """Open an idle session that shares the first blocks of another one."""
+
+    session_id: int
+    """The other one, which may be idle or not."""
+    new_id: int
+    num_blocks: int
+    """All of them are full in every layer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive tokens of one session that go through the model in one step."""
 
@@ -57,9 +68,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One forward pass of a batch. Drops come first, then idles, then opens, then the segments.
+    """One forward pass of a batch. Forks come first, then drops, then idles, then opens, then the segments.
 
-    Drops and idles may come again, and of sessions that do not exist: a plan that failed is repeated in part.
+    Forks, drops and idles may come again, and of sessions that do not exist: a plan that failed is repeated in part.
     """
 
     step_id: int
@@ -68,6 +79,7 @@ class StepPlan:
     segments: tuple[Segment, ...] = ()
     idles: tuple[int, ...] = ()
     """Sessions that no request uses now: their KV stays in DRAM, in the blocks that hold tokens, and nothing else."""
+    forks: tuple[ForkSession, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class SessionMethods(MoorageServicer):
-    """List, delete, rename and pin."""
+    """List, delete, rename, pin and fork."""
 
     @abstractmethod
     def _ready(self) -> Engine:
@@ -47,6 +47,12 @@ class SessionMethods(MoorageServicer):
         async with reported(context):
             names = session_name(request.name), session_name(request.new_name, "new_name")
             return codec.session(await self._ready().sessions.rename(*names))
+
+    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:  # noqa: N802
+        """Opens one that shares the blocks of another."""
+        async with reported(context):
+            names = session_name(request.name), session_name(request.new_name, "new_name")
+            return codec.session(await self._ready().sessions.fork(*names))
 
     async def PinSession(self, request: pb.PinSessionRequest, context: Context) -> pb.Session:  # noqa: N802
         """Keeps one from eviction, or gives it free again."""

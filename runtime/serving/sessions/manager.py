@@ -1,16 +1,18 @@
-"""What clients do with sessions: list, delete, rename and pin them. Rules of time and memory drop idle ones."""
+"""What clients do with sessions: list, delete, rename, pin and fork them. Rules of time and memory drop idle ones."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from moorage.runtime.serving.capacity import Capacity
+from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
+from moorage.runtime.serving.sessions.forking import check_can_share, forked
 from moorage.runtime.serving.sessions.keys import session_key, tenant_and_name
 from moorage.runtime.serving.sessions.records import SessionInfo, SessionPolicy
+from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, held_by, shared_with_others
 from moorage.runtime.serving.step_loop import StepLoop
 from moorage.runtime.text.quoting import quoted
 from moorage.workers.errors import FailedPrecondition, NotFound
@@ -27,8 +29,11 @@ class Sessions:
         loop: StepLoop,
         capacity: Capacity,
         policy: SessionPolicy,
+        new_id: Callable[[], int],
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`new_id` names a new session to the worker."""
+        self._new_id = new_id
         self._loop, self._capacity, self._policy, self._clock = loop, capacity, policy, clock
         self._expiry: asyncio.TimerHandle | None = None
         loop.on_session = self._used
@@ -65,6 +70,21 @@ class Sessions:
         if request is not None:
             return self._running_info(request)
         raise _not_found(name)  # Its time had passed when it was given free.
+
+    async def fork(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
+        """Opens a session that shares all full blocks of another one; each goes its own way after them.
+
+        Raises FailedPrecondition where the blocks of the cluster's settings can't be shared.
+        """
+        check_can_share(self._capacity)
+        held = await self._unused(session_key(tenant, name))
+        self._check_free(new_name, tenant)
+        held, fork = forked(
+            held, session_key(tenant, new_name), self._new_id(), self._capacity, self._clock(), self._idle
+        )
+        self._loop.fork(held, fork)
+        self._used(fork.name)
+        return self._idle_info(fork)
 
     async def close(self) -> None:
         """Ends the rules of time. Safe to call twice."""
@@ -115,20 +135,20 @@ class Sessions:
         self._keep_quota(tenant_and_name(key)[0])
         self._expire()
 
-    def _droppable(self) -> list[IdleSession]:
+    def _droppable(self) -> Iterator[IdleSession]:
         """Idle sessions that are neither pinned nor waited for, the longest unused first."""
         awaited = self._awaited
-        return [held for held in self._idle.evictable(None) if held.name not in awaited]
+        return (held for held in self._idle.evictable(None) if held.name not in awaited)
 
     def _keep_quota(self, tenant: str) -> None:
         if self._policy.quota_bytes is None:
             return
-        own = [held for held in self._idle if tenant_and_name(held.name)[0] == tenant]
-        beyond = sum(map(self._bytes, own)) - self._policy.quota_bytes
-        for held in self._droppable():
-            if beyond > 0 and tenant_and_name(held.name)[0] == tenant:
-                beyond -= self._bytes(held)
-                self._loop.discard(held)
+        for victim in self._droppable():
+            own = [held for held in self._idle if tenant_and_name(held.name)[0] == tenant]
+            if self._capacity.bytes_of(held_by(own, self._idle.nothing)) <= self._policy.quota_bytes:
+                return
+            if victim in own:
+                self._loop.discard(victim)
 
     def _expire(self) -> None:
         """Drops the sessions whose time has passed, and comes again when that of the next one has."""
@@ -148,9 +168,6 @@ class Sessions:
             loop = asyncio.get_running_loop()
             self._expiry = loop.call_later(min(expiries) - now_s, self._expire)
 
-    def _bytes(self, held: IdleSession) -> int:
-        return self._capacity.bytes_of(held.resources)
-
     def _idle_info(self, held: IdleSession) -> SessionInfo:
         tenant, name = tenant_and_name(held.name)
         pinned, ttl_s = held.name in self._idle.pinned, self._policy.ttl_s
@@ -158,12 +175,21 @@ class Sessions:
             name=name,
             state="waiting" if held.name in self._awaited else "idle",
             num_tokens=len(held.stored.token_ids),
-            dram_bytes=self._bytes(held),
+            **self._bytes(held.resources, held.shared),
             pinned=pinned,
             last_used_s=held.used_s,
             expires_s=None if pinned or ttl_s is None else held.used_s + ttl_s,
             tenant=tenant,
         )
+
+    def _bytes(self, own: Resources, shared: SharedBlocks | None) -> dict[str, int]:
+        """Bytes of a session, and those of them that others hold as well."""
+        page, bytes_of = self._capacity.layout.page_bytes, self._capacity.bytes_of
+        in_chain = 0 if shared is None else shared.end * page
+        return {
+            "dram_bytes": bytes_of(own) + in_chain,
+            "shared_bytes": shared_with_others(shared) * page,
+        }
 
     def _running_info(self, request: Request) -> SessionInfo:
         key = request.scheduled.session_name
@@ -173,7 +199,7 @@ class Sessions:
             name=name,
             state="running",
             num_tokens=request.scheduled.prefilled_tokens + len(request.generated),
-            dram_bytes=self._capacity.bytes_of(request.scheduled.reservation),
+            **self._bytes(request.scheduled.reservation, request.scheduled.shared),
             pinned=key in self._idle.pinned,
             last_used_s=self._clock(),
             tenant=tenant,

@@ -38,6 +38,12 @@ def test_delete_rename_and_pin(client: Client) -> None:
     assert [session.name for session in client.sessions.list()] == ["busy"]
 
 
+def test_fork(client: Client) -> None:
+    fork = client.sessions.fork("talk", "branch")
+    assert (fork.name, fork.shared_bytes) == ("branch", 1 << 20)
+    assert [session.name for session in client.sessions.list()] == ["busy", "talk", "branch"]
+
+
 def test_refusals(client: Client) -> None:
     with pytest.raises(NotFound, match="'absent'"):
         client.sessions.delete("absent")
@@ -53,6 +59,8 @@ async def test_the_asynchronous_client_has_the_same(server: ToyServer) -> None:
     async with AsyncClient(server.address, timeout_s=20) as client:
         assert (await client.sessions.pin("talk")).pinned
         assert (await client.sessions.rename("talk", "new")).num_tokens == 40
+        assert (await client.sessions.fork("new", "branch")).name == "branch"
+        await client.sessions.delete("branch")
         with pytest.raises(FailedPrecondition):
             await client.sessions.delete("busy")
         await client.sessions.delete("new")

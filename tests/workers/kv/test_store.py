@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from moorage.workers.errors import InvalidRequest, StoreFull
-from moorage.workers.kv.block_table import PageAllocator
 from moorage.workers.kv.messages import SelectRequest
+from moorage.workers.kv.page_allocator import PageAllocator
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import KvLayout
 

@@ -88,10 +88,13 @@ class Engine:
     def _run(self, plan: StepPlan) -> StepResult:
         started = time.perf_counter()
         failed: Failures = {}
+        for fork in plan.forks:
+            self._table.fork(fork)
         for session_id in plan.drops:
             self._table.drop(session_id)
         for session_id in plan.idles:
             self._table.idle(session_id)
+        self._table.shorten(plan.opens)
         for opening in plan.opens:
             try:
                 self._table.open(opening)

@@ -10,7 +10,7 @@ import torch
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.gpu.attention.window_rings import WindowRings
 from moorage.workers.gpu.engine.output import OutputStage
-from moorage.workers.gpu.engine.session_state import WorkerSession
+from moorage.workers.gpu.engine.session_state import WorkerSession, forked
 from moorage.workers.gpu.positions.session_rotations import SessionRotations
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
 from moorage.workers.gpu.settings import EngineSettings
@@ -22,6 +22,7 @@ from moorage.workers.spec import (
     AnchorSpace,
     AnchorType,
     ContinueSession,
+    ForkSession,
     KvLayout,
     MemorySpec,
     ModelSpec,
@@ -105,6 +106,23 @@ class SessionTable:
             blocks = self._layout.num_blocks(opening.max_tokens)
             self._scorer.open(opening.session_id, blocks, opening.memory)
 
+    def fork(self, fork: ForkSession) -> None:
+        """Opens an idle session that shares the first blocks of another. Does nothing where it was done already, or
+        where the other one is gone; then a request that goes on with the new one fails."""
+        session = self.sessions.get(fork.session_id)
+        if session is None or fork.new_id in self.sessions:
+            return
+        self._kv.fork(fork.session_id, fork.new_id, fork.num_blocks)
+        num_tokens = fork.num_blocks * self._layout.block_size
+        self.sessions[fork.new_id] = forked(session, fork.new_id, num_tokens, self._no_cache())
+
+    def shorten(self, openings: Iterable[OpenSession | ContinueSession]) -> None:
+        """Frees what sessions that are continued do not keep, before others of the step allocate."""
+        for opening in openings:
+            session = self.sessions.get(opening.session_id)
+            if session is not None and isinstance(opening, ContinueSession):
+                self._kv.trim(opening.session_id, min(opening.keep_tokens, session.verified_tokens))
+
     def _continue(self, opening: ContinueSession) -> None:
         """Keeps the first tokens of an open session, in DRAM, and makes it ready for another prompt."""
         session = self.sessions.get(opening.session_id)
@@ -123,8 +141,8 @@ class SessionTable:
                 f"session {opening.session_id}: the window before token {keep} is no longer held; send the prompt "
                 "without a session"
             )
+        self._kv.own(session.session_id, keep)
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
-        self._kv.truncate(session.session_id, keep)
         if self._layout.anchor_type is AnchorType.DYNAMIC and opening.memory.selection.execution_block:
             # Anchors that followed an earlier prompt's end would select for this prompt's execution blocks.
             self._kv.reseal(session.session_id, keep)

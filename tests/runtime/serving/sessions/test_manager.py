@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from contextlib import suppress
 
+import numpy as np
 import pytest
 
+from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.coordinator import Coordinator
 from moorage.runtime.serving.protocol import Finished, GenerateParams, Progress, Token
 from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.workers.errors import FailedPrecondition, NotFound, ResourceExhausted
+from moorage.workers.spec import AnchorType
 from tests.counting_executor import LAYOUT, collect, expected, running, token_ids, until
 
 
@@ -195,3 +199,106 @@ async def test_operations_are_refused_and_not_left_waiting_once_the_loop_is_over
         async with asyncio.timeout(5):
             with pytest.raises((NotFound, FailedPrecondition)):
                 await coordinator.sessions.delete("talk")
+
+
+async def test_a_fork_shares_all_full_blocks_and_goes_its_own_way() -> None:
+    prompt = [n % 9 for n in range(30)]
+    async with running() as (coordinator, worker):
+        await collect(coordinator, prompt=prompt, max_new_tokens=1, session="talk")
+        fork = await coordinator.sessions.fork("talk", "branch")
+        page = LAYOUT.page_bytes
+        assert (fork.name, fork.num_tokens, fork.dram_bytes, fork.shared_bytes) == (
+            "branch",
+            28,
+            7 * page,
+            7 * page,
+        )
+        talk = (await coordinator.sessions.list())[0]
+        assert (talk.num_tokens, talk.dram_bytes, talk.shared_bytes) == (30, 8 * page, 7 * page)
+        other = [*prompt[:26], 5, 5, 5]
+        branch = await collect(coordinator, prompt=other, max_new_tokens=4, session="branch")
+        again = await collect(coordinator, prompt=[*prompt, 4], max_new_tokens=4, session="talk")
+        assert (token_ids(branch), token_ids(again)) == (expected(other, 4), expected([*prompt, 4], 4))
+        assert [one[-1].usage.cached_tokens for one in (branch, again) if isinstance(one[-1], Finished)] == [
+            26,
+            30,
+        ]
+        shared = {info.name: info.shared_bytes for info in await coordinator.sessions.list()}
+        assert shared == {"branch": 6 * page, "talk": 6 * page}
+        await coordinator.sessions.delete("talk")
+        (left,) = await coordinator.sessions.list()
+        assert (left.name, left.shared_bytes) == ("branch", 0)
+        await coordinator.sessions.delete("branch")
+        await until(lambda: not worker.tables)
+
+
+async def test_forks_count_shared_blocks_once_so_many_fit() -> None:
+    async with running(pages=20) as (coordinator, worker):
+        await hold(coordinator, "talk", 60)
+        for number in range(20):
+            await coordinator.sessions.fork("talk", f"branch {number}")
+        assert len(await names(coordinator)) == 21
+        assert await cached(coordinator, "branch 7", 60) == 59
+        assert await cached(coordinator, "talk", 60) == 59
+        # What needs the memory evicts all of them: none alone would free a block.
+        assert token_ids(await collect(coordinator, prompt=[2] * 60, max_new_tokens=9)) == expected(
+            [2] * 60, 9
+        )
+        assert await names(coordinator) == []
+        await until(lambda: not worker.tables)
+
+
+async def test_a_fork_of_a_session_that_is_deleted_at_once_is_whole() -> None:
+    async with running() as (coordinator, _):
+        await hold(coordinator, "talk", 20)
+        await coordinator.sessions.fork("talk", "branch")
+        await coordinator.sessions.delete("talk")
+        assert await cached(coordinator, "branch", 20) == 19
+
+
+async def test_forks_are_refused_for_names_in_use_and_for_blocks_that_can_not_be_shared() -> None:
+    async with running() as (coordinator, _):
+        await hold(coordinator, "talk")
+        await hold(coordinator, "other")
+        with pytest.raises(FailedPrecondition, match="'other' exists already"):
+            await coordinator.sessions.fork("talk", "other")
+        with pytest.raises(NotFound):
+            await coordinator.sessions.fork("absent", "branch")
+    layout = dataclasses.replace(LAYOUT, anchor_type=AnchorType.DYNAMIC)
+    capacity = Capacity(layout, Resources((64,), 10_000), 1, None)
+    async with running(replaced={"capacity": capacity}) as (coordinator, _):
+        await hold(coordinator, "talk")
+        with pytest.raises(FailedPrecondition, match="made anew for each prompt"):
+            await coordinator.sessions.fork("talk", "branch")
+
+
+async def test_any_order_of_turns_forks_and_deletions_means_what_it_would_alone() -> None:
+    """Every answer is that of a fresh session, and the worker never runs out of pages that admission counted."""
+    rng = np.random.default_rng(7)
+    base = rng.integers(0, 9, 40).tolist()
+    async with running(pages=24) as (coordinator, worker):
+        for number in range(150):
+            held = await names(coordinator)
+            action = rng.integers(4)
+            if action == 0 and held:
+                await coordinator.sessions.fork(held[rng.integers(len(held))], f"fork {number}")
+            elif action == 1 and held:
+                await coordinator.sessions.delete(held[rng.integers(len(held))])
+            else:
+                asked = {}
+                for name in {f"new {number}", *rng.permutation(held)[:2].tolist()}:
+                    own = rng.integers(0, 9, rng.integers(1, 12)).tolist()
+                    asked[name] = [*base[: rng.integers(40)], *own]
+                answers = await asyncio.gather(
+                    *(
+                        collect(coordinator, prompt=one, max_new_tokens=5, session=name)
+                        for name, one in asked.items()
+                    )
+                )
+                for prompt, answer in zip(asked.values(), answers, strict=True):
+                    assert token_ids(answer) == expected(prompt, 5)
+        for name in await names(coordinator):
+            await coordinator.sessions.delete(name)
+        await until(lambda: not worker.tables)
+        whole = await collect(coordinator, prompt=[3] * 90, max_new_tokens=6)
+        assert token_ids(whole) == expected([3] * 90, 6), "all memory is free again"
