@@ -1,4 +1,4 @@
-"""The compiled call: codes are scanned in slices of all heads, then each head attends its keys."""
+"""The compiled call: codes are scanned in slices, then each head selects its keys and attends them in chunks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from moorage.kernels.decode_keys.attending import attend_head
-from moorage.kernels.decode_keys.records import Layer, Slices
+from moorage.kernels.decode_keys.attending import attend_chunk, join_head, num_chunks
+from moorage.kernels.decode_keys.records import Layer, Parts, Selected, Slices
 from moorage.kernels.decode_keys.runs import make_runs
-from moorage.kernels.decode_keys.scan import list_length, scan_unit, set_threshold, slice_blocks
+from moorage.kernels.decode_keys.scan import list_length, scan_unit, slice_blocks
+from moorage.kernels.decode_keys.selecting import select_keys
+from moorage.kernels.decode_keys.thresholds import (
+    PIECES,
+    needs_threshold,
+    sample_of,
+    sample_piece,
+    set_threshold,
+)
 from moorage.kernels.decode_layer.memory import all_memory
 from moorage.kernels.decode_layer.records import FINE
 from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.thread_team import run_units, unit_call
 
 
@@ -22,37 +31,62 @@ def attend_selected(
     team: Any, table: Any, empty: Any, shape: Any, head_codes: Any, batch: Any, query: Any, keys: Any, attended: Any,
     ids: Any, values: Any,
 ) -> Any:  # fmt: skip
-    """`decode_keys` of arrays that fit; 0, or how many slices there are where the lists have no room for them."""
+    """`decode_keys` of arrays that fit; 0, or how many rows the lists must have where they have too few."""
     page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     memory, first = all_memory(table, page_size, empty)
     layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first, head_codes)
     count, group = len(query) * shape.num_kv_heads, query.shape[1] // shape.num_kv_heads
-    bounds = _first_slices(layer)
-    number = bounds[count]
-    if number > len(ids) or list_length(shape.block_size) > ids.shape[1]:
-        return number
+    first_slice = _first_slices(layer)
+    number = first_slice[len(query)]
+    rows = number * shape.num_kv_heads
+    if rows > len(ids) or list_length(shape.block_size) > ids.shape[1]:
+        return rows
     slices = Slices(
-        bounds, attended.lse.copy().reshape(count, group), np.empty(count, np.float32), ids, values,
-        np.zeros(number, np.int64), np.empty((number, group, slice_blocks(shape.block_size)), np.float32),
-        np.empty((number, group), np.float32),
-        np.empty((number, group, shape.head_dim), np.float32), np.empty(0, np.uint16),
+        first_slice, attended.lse.copy().reshape(count, group), np.empty(count, np.float32), ids, values,
+        np.zeros(rows, np.int64), np.empty((rows, group, slice_blocks(shape.block_size) + LANES), np.float32),
+        np.empty((rows, group), np.float32),
+        np.empty((rows, group, shape.head_dim), np.float32), np.empty(0, np.uint16),
     )  # fmt: skip
     runs = make_runs(layer)
-    run_units(team, count, *unit_call(set_threshold, (layer, runs, slices)))
+    _set_thresholds(team, layer, runs, slices)
     run_units(team, number, *unit_call(scan_unit, (layer, runs, slices)))
-    run_units(team, count, *unit_call(attend_head, (layer, runs, slices)))
+    wanted = keys.positions.shape[2]
+    selected = Selected(
+        np.empty(count, np.int64), np.empty((count, wanted), np.int32), np.empty((count, wanted), np.int32),
+        np.empty((count, wanted), np.int64),
+    )  # fmt: skip
+    run_units(team, count, *unit_call(select_keys, (layer, runs, slices, selected)))
+    units = count * num_chunks(wanted)
+    parts = Parts(
+        np.empty((units, group), np.float32), np.empty((units, group), np.float32),
+        np.empty((units, group, shape.head_dim), np.float32),
+    )  # fmt: skip
+    run_units(team, units, *unit_call(attend_chunk, (layer, slices, selected, parts)))
+    for at in range(count):
+        join_head(at, layer, slices, parts)
     return np.int64(0)
 
 
 @njit(**SERIAL)
+def _set_thresholds(team: Any, layer: Any, runs: Any, slices: Any) -> None:
+    most = np.int64(0)
+    for i in range(len(layer.query)):
+        if needs_threshold(i, layer, slices):
+            most = max(most, sample_of(i, layer)[0])
+    samples = np.empty((len(slices.threshold), most * layer.shape.block_size), np.float32)
+    if most:
+        units = len(layer.query) * PIECES
+        run_units(team, units, *unit_call(sample_piece, (layer, runs, slices, samples)))
+    run_units(team, len(samples), *unit_call(set_threshold, (layer, slices, samples)))
+
+
+@njit(**SERIAL)
 def _first_slices(layer: Any) -> Any:
-    """[N * Hkv + 1]: where the slices of each session's head begin; those that select nothing have none."""
-    shape, batch = layer.shape, layer.batch
-    length = slice_blocks(shape.block_size)
-    bounds = np.zeros(len(layer.query) * shape.num_kv_heads + 1, np.int64)
-    for at in range(len(bounds) - 1):
-        i = at // shape.num_kv_heads
+    """[N + 1]: where the slices of each session begin; those that select nothing have none."""
+    batch, length = layer.batch, slice_blocks(layer.shape.block_size)
+    bounds = np.zeros(len(layer.query) + 1, np.int64)
+    for i in range(len(layer.query)):
         blocks = np.int64(batch.near_block[i]) - batch.num_sinks[i]
         selects = layer.keys.selects[i] != 0 and layer.attended.failed[i] == FINE and blocks > 0
-        bounds[at + 1] = bounds[at] + (-(-blocks // length) if selects else 0)
+        bounds[i + 1] = bounds[i] + (-(-blocks // length) if selects else 0)
     return bounds

@@ -55,31 +55,57 @@ class Runs(NamedTuple):
     queries: Any
     """[N, R, Hq, D], scaled, as they meet the codes."""
     tables: Any
-    """[N, R, Hq, D / 8, 2, 16] of `make_tables`."""
+    """[N, R, Hq, D / 8, 2, TABLE_BYTES] of `make_tables`."""
     terms: Any
-    """[N, R, Hq, 3] of `make_tables`."""
+    """[N, R, Hq, 2] of `make_tables`."""
 
 
 class Slices(NamedTuple):
-    """The candidates of each session and KV head in slices of a fixed length, and what is found in each."""
+    """The candidates of each session in slices of a fixed length, and what is found in each for each KV head.
+
+    The row of KV head h of a slice is slice * Hkv + h.
+    """
 
     first: Any
-    """[N * Hkv + 1]: the first slice of each session's head."""
+    """[N + 1]: the first slice of each session."""
     less: Any
     """[N * Hkv, G]: log-sum-exp of what is always attended; weights are relative to it."""
     threshold: Any
     """[N * Hkv]"""
     ids: Any
-    """[slices, most]: keys above the threshold, numbered from the first candidate on."""
+    """[rows, most]: keys above the threshold, numbered from the first candidate on."""
     values: Any
-    """[slices, most]"""
+    """[rows, most]"""
     counts: Any
-    """[slices]"""
+    """[rows]"""
     weights: Any
-    """[slices, G, blocks of a slice]: weight of a key at the logit of its block's mean."""
+    """[rows, G, blocks of a slice + LANES]: weight of a key at the logit of its block's mean."""
     rest: Any
-    """[slices, G]: weight of all blocks, each with all its keys at the logit of their mean."""
+    """[rows, G]: the sum of the weights of all blocks."""
     rest_sums: Any
-    """[slices, G, D]: the blocks' mean values by their weights."""
+    """[rows, G, D]: the sum of the blocks' mean values by their weights."""
     halves: Any
     """An array of fp16 bits, the type of mean values."""
+
+
+class Selected(NamedTuple):
+    """The keys that each session and KV head attends, n at most."""
+
+    counts: Any
+    """[N * Hkv]"""
+    blocks: Any
+    places: Any
+    """[N * Hkv, n]: their blocks, and where they stand in these; positions ascend."""
+    rows: Any
+    """[N * Hkv, n]: elements of all memory at which the keys begin."""
+
+
+class Parts(NamedTuple):
+    """What is attended of each chunk of a head's selected keys."""
+
+    own: Any
+    """[chunks, G]: weight of the keys."""
+    less: Any
+    """[chunks, G]: weight that they had as keys of their blocks."""
+    sums: Any
+    """[chunks, G, D]: values of the keys by their weights, less the blocks' mean values by theirs."""

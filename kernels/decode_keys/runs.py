@@ -9,9 +9,11 @@ from numba import njit
 
 from moorage.kernels.decode_keys.records import Runs
 from moorage.kernels.decode_layer.records import MAX_PARTS
+from moorage.kernels.key_select.lanes import TABLE_BYTES
 from moorage.kernels.key_select.tables import make_tables
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.rotation import rotate_into
+from moorage.kernels.simd import LINE_BYTES
 
 
 @njit(**SERIAL)
@@ -24,7 +26,7 @@ def make_runs(layer: Any) -> Any:
         most += batch.position.max() // batch.period + 1
     runs = Runs(
         np.zeros((count, most, 2), np.int64), np.empty((count, most, heads, dim), np.float32),
-        np.empty((count, most, heads, dim // 8, 2, 16), np.uint8), np.empty((count, most, heads, 3), np.float32),
+        _tables(count, most, heads, dim), np.empty((count, most, heads, 2), np.float32),
     )  # fmt: skip
     for i in range(count):
         if not layer.keys.selects[i]:
@@ -40,6 +42,15 @@ def make_runs(layer: Any) -> Any:
                 make_tables(runs.queries[i, number], runs.tables[i, number], runs.terms[i, number])
                 low, number = end, number + 1
     return runs
+
+
+@njit(**SERIAL)
+def _tables(count: Any, most: Any, heads: Any, dim: Any) -> Any:
+    """[count, most, heads, dim / 8, 2, TABLE_BYTES] at an address that no vector of a table crosses a line from."""
+    size = count * most * heads * (dim // 8) * 2 * TABLE_BYTES
+    memory = np.empty(size + LINE_BYTES, np.uint8)
+    start = -memory.ctypes.data % LINE_BYTES
+    return memory[start : start + size].reshape(count, most, heads, dim // 8, 2, TABLE_BYTES)
 
 
 @njit(**SERIAL)

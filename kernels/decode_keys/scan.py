@@ -1,4 +1,4 @@
-"""One pass over the codes of a head's candidates: the keys that may matter most, and what stands for all blocks."""
+"""One pass over the codes of a session's candidates: the keys of the largest values, and what stands for blocks."""
 
 from __future__ import annotations
 
@@ -8,31 +8,64 @@ import numpy as np
 from numba import njit
 
 from moorage.kernels.decode_layer.memory import ANCHORS, CODES, page_of
-from moorage.kernels.key_select.estimates import estimate, make_desk
-from moorage.kernels.key_select.filtering import list_above, worst_of_best
+from moorage.kernels.key_select.estimates import Desk, Queries, estimate, of_head
+from moorage.kernels.key_select.filtering import list_above
+from moorage.kernels.key_select.lanes import load_float, load_word, store_float, store_word
 from moorage.kernels.key_select.rows import row_sums
-from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.numba_flags import INLINE, SERIAL
+from moorage.kernels.simd import TILE
 from moorage.kernels.simd_lanes import LANES
-from moorage.kernels.vector_math import exp32
+from moorage.kernels.simd_softmax import row_weights
 
 TILE_KEYS = 1024
-"""Keys of a tile, about: their estimated logits stay in the L1 cache."""
+"""Keys of a tile, about: their values stay in the L1 cache."""
 SLICE_TILES = 4
-"""Tiles of a slice, which one thread scans."""
-SAMPLE_STEP, SAMPLE_BLOCKS = 8, 256
-"""One block of so many gives the threshold, and no more than so many blocks."""
-SURPLUS = np.float32(2)
-"""About so many keys lie above the threshold for each one selected. Blocks differ, and too few cost a second pass."""
+"""Tiles of a slice, which one thread scans for all heads."""
+MOST = np.float32(60)
+"""A weight is at most e to this, times all that is always attended: sums of many stay within fp32."""
+_ONE, _LOG2_E, _LOWEST = np.float32(1), np.float32(1.4426950408889634), np.float32(-np.inf)
 
 
 class Blocks(NamedTuple):
-    """Blocks of one head that are scanned."""
+    """Blocks of a session, where some of its KV heads have them, and memory to work in.
 
-    numbers: Any
-    """[n], ascending."""
+    They are listed as they lie in memory: by tiles, of a tile by heads. Behind the last block it is listed again.
+    """
+
+    first: Any
+    step: Any
+    number: Any
+    """Blocks first, first + step and so on."""
+    heads: Any
+    lists: Any
+    """[2 n + TILE], n = tiles * heads * blocks of a tile: addresses of mean keys, of codes, and a desk's places."""
+    floats: Any
+    """The products [G, blocks of a tile + LANES] of a desk, and the values of a tile's keys."""
+
+
+class Tiles(NamedTuple):
+    """The addresses of what Blocks hold, for the work on a tile of one head."""
+
     means: Any
     codes: Any
-    """[n]: addresses of their mean keys and codes."""
+    last: Any
+    """The last in their lists."""
+    desk: Any
+    values: Any
+
+
+class Rows(NamedTuple):
+    """Addresses of what a slice's first head has in Slices; those of the next heads lie behind."""
+
+    ids: Any
+    values: Any
+    list_bytes: Any
+    weights: Any
+    weight_bytes: Any
+    """Of one query."""
+    rest: Any
+    sums: Any
+    threshold: Any
 
 
 @njit(**SERIAL)
@@ -54,19 +87,39 @@ def list_length(block_size: Any) -> Any:
 
 
 @njit(**SERIAL)
-def find_blocks(numbers: Any, i: Any, kv_head: Any, layer: Any) -> Any:
-    """The Blocks of these numbers of session i."""
-    means, codes = np.empty(len(numbers), np.int64), np.empty(len(numbers), np.int64)
-    # Whatever a loop reads is a name of its own, since each look into a named tuple counts references.
-    table, shape, batch, head_codes = layer.table, layer.shape, layer.batch, layer.head_codes
-    pages, starts, first_memory = batch.pages, batch.page_start[i], batch.first_memory[i]
-    num_memories, head_mean = len(table), shape.head_dim * layer.empty.itemsize
-    for at in range(len(numbers)):
-        m, page = page_of(numbers[at], pages, starts, first_memory, num_memories, shape.stripe_blocks)
-        head = page * shape.num_kv_heads + kv_head
-        codes[at] = table[m, CODES] + head * head_codes
-        means[at] = table[m, ANCHORS] + head * head_mean
-    return Blocks(numbers, means, codes)
+def head_at(block: Any, i: Any, kv_head: Any, layer: Any) -> Any:
+    """(memory, place) of a KV head of a block of session i among all heads of all pages."""
+    shape, batch = layer.shape, layer.batch
+    starts, num_memories = batch.page_start[i], len(layer.table)
+    m, page = page_of(block, batch.pages, starts, batch.first_memory[i], num_memories, shape.stripe_blocks)
+    return m, page * shape.num_kv_heads + kv_head
+
+
+@njit(**SERIAL)
+def find_blocks(first: Any, step: Any, number: Any, i: Any, kv_head: Any, heads: Any, layer: Any) -> Any:
+    """The Blocks first, first + step and so on of session i for KV heads [kv_head, kv_head + heads)."""
+    table, head_codes, shape = layer.table, layer.head_codes, layer.shape
+    length, group = tile_blocks(shape.block_size), layer.query.shape[1] // shape.num_kv_heads
+    head_mean, tiles = shape.head_dim * layer.empty.itemsize, -(-number // length)
+    half = tiles * heads * length
+    lists = np.empty(2 * half + TILE, np.int64)
+    floats = np.empty(group * (length + LANES) + length * shape.block_size, np.float32)
+    for b in range(tiles * length):
+        m, head = head_at(first + min(b, number - 1) * step, i, kv_head, layer)
+        at = b // length * heads * length + b % length
+        for h in range(heads):
+            lists[at + h * length] = table[m, ANCHORS] + (head + h) * head_mean
+            lists[at + h * length + half] = table[m, CODES] + (head + h) * head_codes
+    return Blocks(first, step, number, heads, lists, floats)
+
+
+@njit(**INLINE)
+def tiles_of(blocks: Any, group: Any, block_size: Any) -> Any:
+    """The Tiles of Blocks that the caller holds."""
+    half, width = (len(blocks.lists) - TILE) // 2, tile_blocks(block_size) + LANES
+    lists, products = blocks.lists.ctypes.data, blocks.floats.ctypes.data
+    desk = Desk(lists + 16 * half, products, 4 * width)
+    return Tiles(lists, lists + 8 * half, half - 1, desk, products + 4 * group * width)
 
 
 @njit(**SERIAL)
@@ -76,135 +129,96 @@ def to_mean_value(layer: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _blocks_of_run(r: Any, i: Any, runs: Any, blocks: Any) -> Any:
-    """(begin, end) of those of `blocks`, which ascend, that lie in run r of session i."""
-    first, last = runs.bounds[i, r, 0], runs.bounds[i, r, 1]
-    begin = np.searchsorted(blocks, first)
-    return begin, max(begin, np.searchsorted(blocks, last))
+def blocks_of_run(r: Any, i: Any, runs: Any, blocks: Any) -> Any:
+    """(begin, end): which of the blocks lie in run r of session i."""
+    begin, end = runs.bounds[i, r, 0] - blocks.first, runs.bounds[i, r, 1] - blocks.first
+    begin, end = max(0, -(-begin // blocks.step)), min(blocks.number, -(-end // blocks.step))
+    return begin, max(begin, end)
+
+
+@njit(**INLINE)
+def queries_of(r: Any, i: Any, kv_head: Any, runs: Any, less: Any, group: Any) -> Any:
+    """The Queries of a KV head, and of those behind it, in run r of session i; their `less` lies at an address."""
+    first = kv_head * group
+    return Queries(
+        np.int64(group), np.int64(runs.queries.shape[3]), runs.queries[i, r, first].ctypes.data,
+        runs.tables[i, r, first].ctypes.data, runs.terms[i, r, first].ctypes.data, less,
+    )  # fmt: skip
 
 
 @njit(**SERIAL)
-def _set_terms(r: Any, i: Any, kv_head: Any, runs: Any, desk: Any) -> Any:
-    """Prepares the desk for the queries of a run; the addresses of these and of their tables."""
-    head = kv_head * desk.at.group
-    for g in range(desk.at.group):
-        desk.terms[g, 0], desk.terms[g, 1] = runs.terms[i, r, head + g, 0], runs.terms[i, r, head + g, 1]
-    return runs.queries[i, r, head:].ctypes.data, runs.tables[i, r, head:].ctypes.data
+def scan_unit(unit: Any, layer: Any, runs: Any, slices: Any) -> None:
+    """Scans one slice for all heads of its session."""
+    i = np.searchsorted(slices.first, unit, side="right") - 1
+    scan_slice(i, unit, np.int64(0), np.int64(layer.shape.num_kv_heads), layer, runs, slices)
 
 
 @njit(**SERIAL)
-def set_threshold(at: Any, layer: Any, runs: Any, slices: Any) -> None:
-    """Sets the threshold of one session's head: by a sample of blocks, more keys lie above it than are selected."""
-    slices.threshold[at] = -np.inf
-    i, kv_head = divmod(at, layer.shape.num_kv_heads)
-    first, size, wanted = (
-        np.int64(layer.batch.num_sinks[i]),
-        layer.shape.block_size,
-        layer.keys.positions.shape[2],
-    )
-    total: Any = np.int64(layer.batch.near_block[i]) - first
-    step = max(SAMPLE_STEP, -(-total // SAMPLE_BLOCKS))
-    number = -(-total // step)
-    rank = np.int64(SURPLUS * np.float32(wanted * number) / np.float32(max(1, total))) + 8
-    if slices.first[at] == slices.first[at + 1] or rank >= number * size:
-        return
-    less, blocks = slices.less[at], find_blocks(first + np.arange(number) * step, i, kv_head, layer)
-    desk = make_desk(len(less), layer.shape.head_dim, tile_blocks(size), size)
-    values = np.full(number * size, -np.inf, np.float32)
-    for r in range(runs.bounds.shape[1]):
-        begin, end = _blocks_of_run(r, i, runs, blocks.numbers)
-        if begin < end:
-            queries, tables = _set_terms(r, i, kv_head, runs, desk)
-            _sample_run(begin, end, queries, tables, layer.empty, size, less, blocks, desk, values)
-    slices.threshold[at] = worst_of_best(values, number * size, rank)[0]
+def scan_slice(i: Any, unit: Any, kv_head: Any, heads: Any, layer: Any, runs: Any, slices: Any) -> None:
+    """Lists the keys of a slice above the threshold, and adds up what stands for its blocks.
 
-
-@njit(**SERIAL)
-def _sample_run(
-    begin: Any, end: Any, queries: Any, tables: Any, empty: Any, size: Any, less: Any, blocks: Any, desk: Any,
-    values: Any,
-) -> None:  # fmt: skip
-    """The values of the keys of blocks [begin, end) among `blocks`."""
-    means, codes, place, logits, step = blocks.means, blocks.codes, desk.at, desk.logits, tile_blocks(size)
-    for low in range(begin, end, step):
-        high = min(low + step, end)
-        estimate(empty, means, codes, low, high, low, size, queries, tables, place)
-        into = values[low * size : high * size]
-        for g in range(place.group):
-            row, base = logits[g], less[g]
-            for t in range(len(into)):
-                value = row[t] - base
-                into[t] = value if value > into[t] else into[t]
-
-
-@njit(**SERIAL)
-def scan_unit(number: Any, layer: Any, runs: Any, slices: Any) -> None:
-    """Runs `scan_slice` for one unit of work.
-
-    Units are numbered so that the heads of the same blocks follow each other, since their codes lie side by side.
+    For KV heads [kv_head, kv_head + heads) of session i.
     """
-    heads, first = layer.shape.num_kv_heads, slices.first
-    i = (np.searchsorted(first, number, side="right") - 1) // heads
-    place, head = divmod(number - first[i * heads], heads)
-    scan_slice(i * heads + head, first[i * heads + head] + place, layer, runs, slices)
-
-
-@njit(**SERIAL)
-def scan_slice(at: Any, unit: Any, layer: Any, runs: Any, slices: Any) -> None:
-    """Lists the keys of one slice of a head above the threshold, and adds up what stands for its blocks."""
-    i, kv_head = divmod(at, layer.shape.num_kv_heads)
     sinks, length = np.int64(layer.batch.num_sinks[i]), slice_blocks(layer.shape.block_size)
-    first = sinks + (unit - slices.first[at]) * length
+    first = sinks + (unit - slices.first[i]) * length
     number = min(length, np.int64(layer.batch.near_block[i]) - first)
-    blocks, found = find_blocks(first + np.arange(number), i, kv_head, layer), np.int64(0)
-    size = layer.shape.block_size
-    desk = make_desk(slices.less.shape[1], layer.shape.head_dim, tile_blocks(size), size)
-    slices.weights[unit], slices.rest[unit], slices.rest_sums[unit] = 0, 0, 0
+    blocks = find_blocks(first, np.int64(1), number, i, kv_head, heads, layer)
+    row = unit * layer.shape.num_kv_heads + kv_head
+    slices.counts[row : row + heads], slices.rest[row : row + heads] = 0, 0
+    slices.rest_sums[row : row + heads] = 0
+    tile = tile_blocks(layer.shape.block_size)
     for r in range(runs.bounds.shape[1]):
-        begin, end = _blocks_of_run(r, i, runs, blocks.numbers)
-        if begin < end:
-            queries, tables = _set_terms(r, i, kv_head, runs, desk)
-            found += _scan_run(
-                begin, end, queries, tables, at, unit, first - sinks, found, layer, blocks, desk, slices
-            )
-    slices.counts[unit] = found
+        begin, end = blocks_of_run(r, i, runs, blocks)
+        for low in range(begin // tile * tile, end, tile):
+            _scan_tile(max(low, begin), min(low + tile, end), r, i, kv_head, row, layer, runs, blocks, slices)
 
 
 @njit(**SERIAL)
-def _scan_run(
-    begin: Any, end: Any, queries: Any, tables: Any, at: Any, unit: Any, first: Any, listed: Any, layer: Any,
-    blocks: Any, desk: Any, slices: Any,
-) -> Any:  # fmt: skip
-    """`scan_slice` for blocks [begin, end) among `blocks`, whose first is candidate `first`; the number listed."""
+def _scan_tile(
+    low: Any, high: Any, r: Any, i: Any, kv_head: Any, row: Any, layer: Any, runs: Any, blocks: Any, slices: Any
+) -> None:  # fmt: skip
+    """`scan_slice` for blocks [low, high) of a tile."""
     # Whatever the loop reads is a name of its own, since each look into a named tuple counts references.
-    empty, size, dim, halves = layer.empty, layer.shape.block_size, layer.shape.head_dim, slices.halves
-    means, codes, place, products, less = blocks.means, blocks.codes, desk.at, desk.products, slices.less[at]
-    weights, rest, threshold = slices.weights[unit], slices.rest[unit], slices.threshold[at]
-    group, step = desk.at.group, tile_blocks(size)
-    less_at, sums_at, codes_at = less.ctypes.data, slices.rest_sums[unit].ctypes.data, codes.ctypes.data
-    ids_at, values_at = (
-        slices.ids[unit].ctypes.data + 4 * listed,
-        slices.values[unit].ctypes.data + 4 * listed,
-    )
-    to_means, found = to_mean_value(layer), np.int64(0)
-    for low in range(begin, end, step):
-        high = min(low + step, end)
-        estimate(empty, means, codes, low, high, low, size, queries, tables, place)
-        found += list_above(
-            place.logits, place.logit_bytes, less_at, group, (high - low) * size // LANES, threshold,
-            (first + low) * size, ids_at + 4 * found, values_at + 4 * found,
-        )  # fmt: skip
-        for g in range(group):
-            row, base, total, kept = products[g], less[g], np.float32(0), weights[g, low:high]
-            for b in range(high - low):
-                kept[b] = exp32(row[b] - base)
-            for b in range(high - low):
-                row[b] = np.float32(size) * kept[b]
-                total += row[b]
-            rest[g] += total
-        for b in range(low, high):
-            codes[b] += to_means
-        row_sums(
-            halves, group, codes_at + 8 * low, high - low, dim, place.products, place.product_bytes, sums_at
+    size, dim, group = np.int64(layer.shape.block_size), layer.shape.head_dim, slices.less.shape[1]
+    empty, halves, counts, to_values = layer.empty, slices.halves, slices.counts, to_mean_value(layer)
+    at, head = tiles_of(blocks, group, size), i * layer.shape.num_kv_heads + kv_head
+    first = queries_of(r, i, kv_head, runs, slices.less[head].ctypes.data, group)
+    rows = Rows(
+        slices.ids[row].ctypes.data, slices.values[row].ctypes.data, 4 * slices.ids.shape[1],
+        slices.weights[row].ctypes.data, 4 * slices.weights.shape[2], slices.rest[row].ctypes.data,
+        slices.rest_sums[row].ctypes.data, slices.threshold[head:].ctypes.data,
+    )  # fmt: skip
+    tile, number = tile_blocks(size), (blocks.first - np.int64(layer.batch.num_sinks[i]) + low) * size
+    for h in range(blocks.heads):
+        queries, start = of_head(first, h), low // tile * tile * (blocks.heads - 1) + h * tile + low
+        estimate(
+            empty, at.means, at.codes, start, start + high - low, at.last, size, queries, at.desk, at.values
         )
-    return found
+        lists = h * rows.list_bytes + 4 * counts[row + h]
+        counts[row + h] += list_above(
+            at.values, (high - low) * size // LANES, load_float(rows.threshold + 4 * h), number,
+            rows.ids + lists, rows.values + lists,
+        )  # fmt: skip
+        _add_blocks(halves, high - low, low, at.codes + 8 * start, to_values, h, dim, queries, at.desk, rows)
+
+
+@njit(**INLINE)
+def _add_blocks(
+    halves: Any, count: Any, low: Any, codes: Any, to_values: Any, h: Any, dim: Any, queries: Any, desk: Any,
+    rows: Any,
+) -> None:  # fmt: skip
+    """Adds what stands for `count` blocks from `low` on, whose codes are listed, to that of the h-th head."""
+    group, vectors = queries.group, -(-count // LANES)
+    weights, rest = rows.weights + h * group * rows.weight_bytes + 4 * low, rows.rest + 4 * h * group
+    for g in range(group):
+        products, less = desk.products + g * desk.step, load_float(queries.less + 4 * g)
+        most = less + MOST
+        for b in range(count):
+            store_float(products + 4 * b, min(load_float(products + 4 * b), most))
+        for b in range(count, vectors * LANES):
+            store_float(products + 4 * b, _LOWEST)
+        total = row_weights(_ONE, products, vectors, _LOG2_E, less * _LOG2_E, weights + g * rows.weight_bytes)
+        store_float(rest + 4 * g, load_float(rest + 4 * g) + total)
+    for b in range(count):
+        store_word(codes + 8 * b, load_word(codes + 8 * b) + to_values)
+    row_sums(halves, group, codes, count, dim, weights, rows.weight_bytes, rows.sums + 4 * h * group * dim)

@@ -20,9 +20,11 @@ from moorage.kernels.checks import (
 from moorage.kernels.half import Storage, from_storage
 from moorage.kernels.key_codes.sizes import TOKENS, code_bytes
 from moorage.kernels.key_select import reference
-from moorage.kernels.key_select.estimates import estimate, make_desk
+from moorage.kernels.key_select.estimates import Desk, Queries, estimate
+from moorage.kernels.key_select.lanes import TABLE_BYTES
 from moorage.kernels.key_select.tables import make_tables
 from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.simd import TILE
 from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.thread_team import run_units, team_for, unit_call
 
@@ -63,8 +65,8 @@ def key_values(
         _value_slowly(anchors_layer, codes_layer, pages, queries, near, scale, block_size, out[:, first:])
         return
     scaled = queries * np.float32(scale)
-    tables = np.empty((len(queries), dim // 8, 2, 16), np.uint8)
-    terms = np.empty((len(queries), 3), np.float32)
+    tables = np.empty((len(queries), dim // 8, 2, TABLE_BYTES), np.uint8)
+    terms = np.empty((len(queries), 2), np.float32)
     team = team_for(len(pages) * codes_layer.shape[1])
     _value(
         team,
@@ -126,15 +128,24 @@ def _value_piece(
     for i in range(count):
         at = np.int64(pages[begin + i]) * anchors.shape[1] + head
         means_at[i], codes_at[i] = anchors.ctypes.data + at * head_mean, codes.ctypes.data + at * head_codes
-    desk = make_desk(group, dim, count, size)
-    desk.terms[:] = terms[first : first + group]
-    estimate(
-        anchors.reshape(-1)[:0], means_at, codes_at, np.int64(0), count, np.int64(0), size,
-        queries[first:].ctypes.data, tables[first:].ctypes.data, desk.at,
+    floats = np.empty((group, count + LANES), np.float32)
+    of_head = Queries(
+        group, dim, queries[first:].ctypes.data, tables[first:].ctypes.data, terms[first:].ctypes.data,
+        near[first:].ctypes.data,
     )  # fmt: skip
-    into = out[head, column + begin * size : column + end * size]
-    for g in range(group):
-        row, base = desk.logits[g], near[first + g]
-        for t in range(len(into)):
-            value = row[t] - base
-            into[t] = value if g == 0 or value > into[t] else into[t]
+    into = out[head, column + begin * size :].ctypes.data
+    _estimate_piece(
+        anchors.reshape(-1)[:0], means_at, codes_at, np.empty(TILE, np.int64), floats, size, of_head, into
+    )
+
+
+@njit(**SERIAL)
+def _estimate_piece(
+    like: Any, means_at: Any, codes_at: Any, places: Any, products: Any, size: Any, of_head: Any, into: Any
+) -> None:
+    """A call of its own, which holds the arrays whose addresses are used."""
+    desk = Desk(places.ctypes.data, products.ctypes.data, 4 * products.shape[1])
+    count = len(means_at)
+    estimate(
+        like, means_at.ctypes.data, codes_at.ctypes.data, np.int64(0), count, count - 1, size, of_head, desk, into
+    )  # fmt: skip

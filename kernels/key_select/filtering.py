@@ -14,13 +14,11 @@ from numba.extending import intrinsic
 
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd_lanes import (
-    FLOAT,
     FLOATS,
     I32,
     I64,
     LANES,
     WORDS,
-    all_lanes,
     call,
     host_has,
     splat,
@@ -30,6 +28,7 @@ from moorage.kernels.vector_math import extremes32
 
 _BITS, _MASK = ir.IntType(LANES), ir.VectorType(ir.IntType(1), LANES)
 _COMPRESS = "llvm.x86.avx512.mask.compress."
+_LARGEST, _HALVINGS = np.finfo(np.float32).max, 16
 
 
 def _append(builder: Any, vector: Any, mask: Any, place: Any) -> None:
@@ -52,68 +51,32 @@ def _numbers(builder: Any, first: Any) -> Any:
 
 @intrinsic
 def list_above(
-    _typing: Any, logits: Any, step: Any, less: Any, group: Any, vectors: Any, threshold: Any, first: Any, ids: Any,
-    values: Any,
-) -> Any:  # fmt: skip
+    _typing: Any, row: Any, vectors: Any, threshold: Any, first: Any, ids: Any, values: Any
+) -> Any:
     """Appends the keys above a threshold to lists; returns how many.
 
-    The logits of `vectors` * LANES keys lie in `group` rows, `step` bytes apart. A key's value is the largest of
-    logit - less[row]. Keys whose value is above `threshold` are appended to `ids`, int32 from `first` on, and
-    `values`, float32, of which up to LANES elements behind them are overwritten.
+    The values of `vectors` * LANES keys, float32, lie in a row. Those above `threshold` are appended to `values`, and
+    their numbers to `ids`, int32 from `first` on, of which up to LANES elements behind them are overwritten.
     """
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        logits, step, less, group, vectors, threshold, first, ids, values = args
-        count = cgutils.alloca_once_value(builder, I64(0))
-        limits, most = splat(builder, threshold), cgutils.alloca_once(builder, FLOATS)
+        row, vectors, threshold, first, ids, values = args
+        count, limits = cgutils.alloca_once_value(builder, I64(0)), splat(builder, threshold)
         with cgutils.for_range(builder, vectors) as loop:
-            at = builder.add(logits, builder.mul(loop.index, I64(4 * LANES)))
-            builder.store(all_lanes(FLOAT, float("-inf")), most)
-            with cgutils.for_range(builder, group) as row:
-                found = load(builder, builder.add(at, builder.mul(row.index, step)), FLOATS)
-                offset = load(builder, builder.add(less, builder.mul(row.index, I64(4))), FLOAT)
-                found, held = builder.fsub(found, splat(builder, offset)), builder.load(most)
-                builder.store(builder.select(builder.fcmp_ordered(">", found, held), found, held), most)
-            best = builder.load(most)
-            mask = builder.fcmp_ordered(">", best, limits)
+            found = load(builder, builder.add(row, builder.mul(loop.index, I64(4 * LANES))), FLOATS)
+            mask = builder.fcmp_ordered(">", found, limits)
             bits = builder.bitcast(mask, _BITS)
             with builder.if_then(builder.icmp_unsigned("!=", bits, _BITS(0)), likely=False):
                 number = builder.add(first, builder.mul(loop.index, I64(LANES)))
                 ahead = builder.mul(builder.load(count), I64(4))
                 _append(builder, _numbers(builder, number), mask, builder.add(ids, ahead))
-                _append(builder, best, mask, builder.add(values, ahead))
+                _append(builder, found, mask, builder.add(values, ahead))
                 ones = call(builder, "llvm.ctpop.i16", _BITS, [bits])
                 builder.store(builder.add(builder.load(count), builder.zext(ones, I64)), count)
         return builder.load(count)
 
     i = types.int64
-    return types.int64(i, i, i, i, i, types.float32, i, i, i), build
-
-
-@intrinsic
-def append_above(_typing: Any, row: Any, vectors: Any, threshold: Any, places: Any, values: Any) -> Any:
-    """Appends the elements of a row above a threshold, and their places in it, to lists; returns how many there are.
-
-    The row has `vectors` * LANES float32. `places` are int32, `values` float32, of which up to LANES elements behind
-    the last are overwritten.
-    """
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        row, vectors, threshold, places, values = args
-        count, limits = cgutils.alloca_once_value(builder, I64(0)), splat(builder, threshold)
-        with cgutils.for_range(builder, vectors) as loop:
-            found = load(builder, builder.add(row, builder.mul(loop.index, I64(4 * LANES))), FLOATS)
-            mask = builder.fcmp_ordered(">", found, limits)
-            numbers = _numbers(builder, builder.mul(loop.index, I64(LANES)))
-            ahead = builder.mul(builder.load(count), I64(4))
-            _append(builder, numbers, mask, builder.add(places, ahead))
-            _append(builder, found, mask, builder.add(values, ahead))
-            ones = call(builder, "llvm.ctpop.i16", _BITS, [builder.bitcast(mask, _BITS)])
-            builder.store(builder.add(builder.load(count), builder.zext(ones, I64)), count)
-        return builder.load(count)
-
-    i = types.int64
-    return types.int64(i, i, types.float32, i, i), build
+    return types.int64(i, i, types.float32, i, i, i), build
 
 
 @njit(**SERIAL)
@@ -165,6 +128,27 @@ def worst_of_best(values: Any, count: Any, most: Any) -> Any:
 
 
 @njit(**SERIAL)
+def about_reached(values: Any, count: Any, least: Any) -> Any:
+    """A float32 that at least `least` of the first `count` values reach, and at most a quarter more that differ."""
+    high = min(extremes32(values[:count])[1], _LARGEST)
+    step = np.float32(1)
+    low = high - step
+    while low > -np.inf and _count_from(values, count, low) < least:
+        high, step = low, step + step
+        low = high - step
+    for _ in range(_HALVINGS):
+        middle = np.float32(0.5) * (low + high)
+        found = _count_from(values, count, middle)
+        if found < least:
+            high = middle
+        else:
+            low = middle
+            if 4 * found <= 5 * least:
+                break
+    return low
+
+
+@njit(**SERIAL)
 def keep_best(ids: Any, values: Any, count: Any, most: Any) -> Any:
     """Keeps the `most` largest of the first `count` values and their ids, in their order; returns how many stay.
 
@@ -176,7 +160,7 @@ def keep_best(ids: Any, values: Any, count: Any, most: Any) -> Any:
     vectors = -(-count // LANES)
     values[count : vectors * LANES] = -np.inf
     places, kept = np.empty(reaching + LANES, np.int32), np.empty(reaching + LANES, np.float32)
-    append_above(values.ctypes.data, vectors, below(worst), places.ctypes.data, kept.ctypes.data)
+    list_above(values.ctypes.data, vectors, below(worst), 0, places.ctypes.data, kept.ctypes.data)
     surplus, stay = reaching - most, np.int64(0)
     for t in range(reaching - 1, -1, -1):
         # The last of those that are equal to the worst go.

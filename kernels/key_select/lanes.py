@@ -1,4 +1,4 @@
-"""Estimated logits of many keys from their one-bit codes, in vectors of 64 or 16 keys.
+"""Values of many keys from their one-bit codes, in vectors of 64 or 16 keys.
 
 The products of a query with four bits of a code are looked up in a table of 16 bytes (Quick ADC, VLDB 2017; FastScan
 of Faiss), which one instruction does for a whole vector of keys. All arguments of the intrinsics are addresses in
@@ -20,8 +20,8 @@ from numba.extending import intrinsic
 from moorage.kernels.simd_lanes import FLOAT, HALF, I8, I16, I32, I64, call, host_has, multiply_add
 from moorage.kernels.simd_softmax import load, store
 
-TABLE_BYTES = 16
-"""Of the table for four bits of a code."""
+ENTRIES, TABLE_BYTES = 16, 64
+"""Of the table for four bits of a code, whose entries are written four times: a vector's worth is read as it lies."""
 LARGEST = 127
 """The largest entry of a table: the sum of two fits a byte."""
 _LOOK_UPS = {64: ("avx512bw", "llvm.x86.avx512.pshuf.b.512"), 16: ("ssse3", "llvm.x86.ssse3.pshuf.b.128")}
@@ -50,11 +50,10 @@ class _Vectors:
 
     def looked_up(self, builder: Any, place: Any, index: Any) -> Any:
         """The entries `index` of the table at an address."""
-        table = self.read(builder, place, ir.VectorType(I8, TABLE_BYTES))
+        table = self.read(builder, place, self.codes)
         feature, name = _LOOK_UPS[self.keys]
         if host_has(feature):
-            lanes = ir.Constant(self.words, [lane % TABLE_BYTES for lane in range(self.keys)])
-            return call(builder, name, self.codes, [builder.shuffle_vector(table, table, lanes), index])
+            return call(builder, name, self.codes, [table, index])
         found = ir.Constant(self.codes, ir.Undefined)
         for lane in range(self.keys):
             at = builder.zext(builder.extract_element(index, I32(lane)), I32)
@@ -70,20 +69,34 @@ class _Vectors:
         return builder.uitofp(builder.zext(joined, self.words), self.floats)
 
 
-def _code_logits(keys: int, group: int) -> Callable[..., Any]:
+def _code_values(keys: int, group: int) -> Callable[..., Any]:
     vectors = _Vectors(keys)
     codes, pairs = vectors.codes, vectors.pairs
     nibble, four = (ir.Constant(codes, [value] * keys) for value in (15, 4))
     eight = ir.Constant(pairs, [8] * (keys // 2))
 
-    def code_logits(
-        _typing: Any, planes: Any, num_planes: Any, block: Any, scales: Any, tables: Any, terms: Any, out: Any,
-        out_step: Any,
+    def add_plane(builder: Any, bits: Any, tables: list[Any], sums: list[Any]) -> None:
+        """Adds what eight bits of the codes stand for to the sums of each query: of both keys of a word, and of its
+        upper key alone."""
+        low, high = builder.and_(bits, nibble), builder.lshr(bits, four)
+        for table, (both, upper) in zip(tables, sums, strict=True):
+            after = builder.add(table, I64(TABLE_BYTES))
+            found = builder.add(
+                vectors.looked_up(builder, table, low), vectors.looked_up(builder, after, high)
+            )
+            found = builder.bitcast(found, pairs)
+            builder.store(builder.add(builder.load(both), found), both)
+            builder.store(builder.add(builder.load(upper), builder.lshr(found, eight)), upper)
+
+    def code_values(
+        _typing: Any, planes: Any, num_planes: Any, block: Any, tables: Any, terms: Any, means: Any, means_step: Any,
+        less: Any, joins: Any, out: Any,
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            planes, num_planes, block, scales, tables, terms, out, out_step = args
+            planes, num_planes, block, tables, terms, means, means_step, less, joins, out = args
             to_head = builder.mul(num_planes, I64(2 * TABLE_BYTES))
             own = [builder.add(tables, builder.mul(to_head, I64(head))) for head in range(group)]
+            scales = builder.add(planes, builder.mul(num_planes, block))
             with cgutils.for_range(builder, builder.udiv(block, I64(keys))) as loop:
                 first = builder.mul(loop.index, I64(keys))
                 sums = [[cgutils.alloca_once(builder, pairs) for _ in range(2)] for _ in range(group)]
@@ -92,49 +105,50 @@ def _code_logits(keys: int, group: int) -> Callable[..., Any]:
                         builder.store(ir.Constant(pairs, [0] * (keys // 2)), held)
                 with cgutils.for_range(builder, num_planes) as plane:
                     at = builder.add(builder.add(planes, first), builder.mul(plane.index, block))
-                    bits = vectors.read(builder, at, codes)
-                    low, high = builder.and_(bits, nibble), builder.lshr(bits, four)
                     step = builder.mul(plane.index, I64(2 * TABLE_BYTES))
-                    for table, (both, upper) in zip(own, sums, strict=True):
-                        here = builder.add(table, step)
-                        after = builder.add(here, I64(TABLE_BYTES))
-                        found = builder.add(
-                            vectors.looked_up(builder, here, low), vectors.looked_up(builder, after, high)
-                        )
-                        found = builder.bitcast(found, pairs)
-                        builder.store(builder.add(builder.load(both), found), both)
-                        builder.store(builder.add(builder.load(upper), builder.lshr(found, eight)), upper)
+                    here = [builder.add(table, step) for table in own]
+                    add_plane(builder, vectors.read(builder, at, codes), here, sums)
                 place = builder.add(scales, builder.mul(first, I64(2)))
                 scale = builder.fpext(vectors.read(builder, place, vectors.halves, 2), vectors.floats)
+                into = builder.add(out, builder.mul(first, I64(4)))
+                lowest = ir.Constant(vectors.floats, [float("-inf")] * keys)
+                best = builder.select(joins, vectors.read(builder, into, vectors.floats, 4), lowest)
                 for head, (both, upper) in enumerate(sums):
                     numbers = vectors.numbers(builder, builder.load(both), builder.load(upper))
-                    factor, offset, mean = (
-                        vectors.spread(builder, builder.add(terms, I64(12 * head + 4 * i))) for i in range(3)
+                    mean, other = (
+                        builder.add(means, builder.mul(means_step, I64(head))),
+                        builder.add(less, I64(4 * head)),
+                    )
+                    factor, offset = (builder.add(terms, I64(8 * head + 4 * i)) for i in range(2))
+                    factor, offset, mean, other = (
+                        vectors.spread(builder, each) for each in (factor, offset, mean, other)
                     )
                     inner = multiply_add(builder, numbers, factor, offset)
-                    found = multiply_add(builder, inner, scale, mean)
-                    into = builder.add(
-                        builder.add(out, builder.mul(out_step, I64(head))), builder.mul(first, I64(4))
-                    )
-                    builder.store(found, builder.inttoptr(into, vectors.floats.as_pointer()), align=4)
+                    value = builder.fsub(multiply_add(builder, inner, scale, mean), other)
+                    best = builder.select(builder.fcmp_ordered(">", value, best), value, best)
+                builder.store(best, builder.inttoptr(into, vectors.floats.as_pointer()), align=4)
             return context.get_dummy_value()
 
         i = types.int64
-        return types.void(*[i] * 8), build
+        return types.void(*[i] * 8, types.boolean, i), build
 
-    tile: Callable[..., Any] = intrinsic(code_logits)
+    tile: Callable[..., Any] = intrinsic(code_values)
     return tile
 
 
-LOGITS_64 = tuple(_code_logits(64, group) for group in range(1, 5))
-"""(planes, num_planes, block, scales, tables, terms, out, out_step) by the number of queries, 1 to 4: estimated
-logits of the `block` keys of a block, a multiple of 64, for each query, float32 from `out` on.
+WIDE = 64 if host_has(_LOOK_UPS[64][0]) else 16
+"""Keys of the widest vector that this processor looks up at once."""
+VALUES_WIDE = tuple(_code_values(WIDE, group) for group in range(1, 5))
+"""(planes, num_planes, block, tables, terms, means, means_step, less, joins, out) by the number of queries, 1 to 4:
+values of the `block` keys of a block, a multiple of WIDE, float32 from `out` on.
 
-Byte p of the keys' codes lies at planes + p * block, one byte a key; `scales` are fp16. `tables` are the queries'
-[group, num_planes, 2, 16] bytes, for the lower and the upper four bits; `terms` are [group, 3] float32: the logit
-of a key is scale * (terms[0] * sum + terms[1]) + terms[2]. Rows of `out` are out_step bytes apart."""
-LOGITS_16 = tuple(_code_logits(16, group) for group in range(1, 5))
-"""`LOGITS_64` for a block that is a multiple of 16."""
+Byte p of the keys' codes lies at planes + p * block, one byte a key; their scales, fp16, follow. `tables` are the
+queries' [group, num_planes, 2, TABLE_BYTES] bytes, for the lower and the upper four bits; `terms` are [group, 2]
+float32. The logit of a key is scale * (terms[0] * sum + terms[1]) + mean, where the means, float32, lie means_step
+bytes apart. A key's value is the largest of logit - less over the queries, `less` [group] float32; and of what `out`
+holds, where `joins`."""
+VALUES_16 = tuple(_code_values(16, group) for group in range(1, 5))
+"""`VALUES_WIDE` for a block that is a multiple of 16."""
 
 
 @intrinsic
@@ -151,23 +165,30 @@ def prefetch_at(_typing: Any, address: Any) -> Any:
     return types.void(types.int64), build
 
 
-@intrinsic
-def copy_float(_typing: Any, into: Any, address: Any) -> Any:
-    """Copies the float32 at an address to another."""
+def _reader(kind: Any, stored: ir.Type, align: int) -> Callable[..., Any]:
+    def read(_typing: Any, address: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.load(builder.inttoptr(args[0], stored.as_pointer()), align=align)
 
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store(builder, load(builder, args[1], FLOAT), args[0])
-        return context.get_dummy_value()
+        return kind(types.int64), build
 
-    return types.void(types.int64, types.int64), build
+    made: Callable[..., Any] = intrinsic(read)
+    return made
 
 
-@intrinsic
-def store_word(_typing: Any, into: Any, value: Any) -> Any:
-    """Stores an int64 at an address."""
+def _writer(kind: Any, align: int) -> Callable[..., Any]:
+    def write(_typing: Any, address: Any, value: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            store(builder, args[1], args[0], align)
+            return context.get_dummy_value()
 
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store(builder, args[1], args[0], 8)
-        return context.get_dummy_value()
+        return types.void(types.int64, kind), build
 
-    return types.void(types.int64, types.int64), build
+    made: Callable[..., Any] = intrinsic(write)
+    return made
+
+
+load_word, load_float = _reader(types.int64, I64, 8), _reader(types.float32, FLOAT, 4)
+"""(address): the int64 or float32 there."""
+store_word, store_float = _writer(types.int64, 8), _writer(types.float32, 4)
+"""(address, value): stores an int64 or a float32."""

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 
 from moorage.kernels.hadamard import turn_heads
-from moorage.kernels.key_select.lanes import LARGEST, TABLE_BYTES
+from moorage.kernels.key_select.lanes import ENTRIES, LARGEST, TABLE_BYTES
 from moorage.kernels.numba_flags import SERIAL
 
 _HALF = np.float32(0.5)
@@ -16,14 +16,14 @@ _HALF = np.float32(0.5)
 
 @njit(**SERIAL)
 def make_tables(queries: Any, tables: Any, terms: Any) -> None:
-    """tables [G, D / 8, 2, 16] and terms [G, 3], as `LOGITS_64` takes them, of queries [G, D]; terms[:, 2] is left.
+    """tables [G, D / 8, 2, TABLE_BYTES] and terms [G, 2], as `VALUES_WIDE` takes them, of queries [G, D].
 
     An entry stands for the sum of four channels of the transformed query with the signs that four bits say, in 127
     equal steps between the lowest and the highest sum there is.
     """
     turned = queries.copy()
     turn_heads(turned)
-    sums = np.empty(TABLE_BYTES, np.float32)
+    sums = np.empty(ENTRIES, np.float32)
     for g in range(len(turned)):
         highest = np.float32(0)
         for d in range(0, turned.shape[1], 4):
@@ -36,6 +36,9 @@ def make_tables(queries: Any, tables: Any, terms: Any) -> None:
             for bit in range(4):
                 for entry in range(1 << bit):
                     sums[entry + (1 << bit)] = sums[entry] + 2 * turned[g, d + bit]
-            for entry in range(TABLE_BYTES):
-                flat[4 * d + entry] = np.uint8((sums[entry] + highest) * share + _HALF)
+            place = d // 4 * TABLE_BYTES
+            for entry in range(ENTRIES):
+                flat[place + entry] = np.uint8((sums[entry] + highest) * share + _HALF)
+            for copy in range(place + ENTRIES, place + TABLE_BYTES, ENTRIES):
+                flat[copy : copy + ENTRIES] = flat[place : place + ENTRIES]
         terms[g, 0], terms[g, 1] = step, -highest * np.float32(turned.shape[1] // 4)
