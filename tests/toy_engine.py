@@ -23,6 +23,7 @@ from moorage.runtime.serving.protocol import (
     Token,
     Usage,
 )
+from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
@@ -133,6 +134,7 @@ class ToyEngine:
         self.tokenizer = ByteTokenizer()
         self.text = ToyText(self.tokenizer)
         self.health = ClusterHealth()
+        self.request_totals = RequestTotals()
         self.failed_with: list[MoorageError] = []
         self.max_seq_len, self.step_s = max_seq_len, step_s
         self.has_chat_template = has_chat_template

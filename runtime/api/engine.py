@@ -7,6 +7,7 @@ from typing import Protocol
 
 from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.protocol import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
+from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.jobs import Text
@@ -66,6 +67,10 @@ class Engine(Protocol):
 
     def model_info(self) -> ModelInfo:
         """The served model."""
+
+    @property
+    def request_totals(self) -> RequestTotals:
+        """Figures of all requests that ended."""
 
     def generate(self, params: GenerateParams) -> Events:
         """Queues a generation. Raises at once what can't be served, or not now."""

@@ -21,6 +21,7 @@ from moorage.runtime.serving.protocol import (
 )
 from moorage.runtime.serving.queue_status import running_requests, waiting_requests
 from moorage.runtime.serving.request import Request
+from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.sessions.keys import session_key
 from moorage.runtime.serving.sessions.manager import Sessions
@@ -102,6 +103,11 @@ class Coordinator:
     def model_info(self) -> ModelInfo:
         """The served model."""
         return self._cluster.model
+
+    @property
+    def request_totals(self) -> RequestTotals:
+        """Figures of all requests that ended."""
+        return self._loop.request_totals
 
     def generate(self, params: GenerateParams) -> EventStream:
         """Queues a generation, or raises why it can't be served. Closing the stream ends it at the next step."""

@@ -28,6 +28,7 @@ from moorage.runtime.serving.queue_status import (
 )
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.request_log import log_end
+from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.runtime.serving.session_cache import IdleSession
@@ -69,6 +70,7 @@ class StepLoop:
         self.requests: dict[str, Request] = {}
         self.totals = Totals()
         self.failures = StepFailures()
+        self.request_totals = RequestTotals()
         self._ended_requests: list[Request] = []
         """Requests that ended, or whose client closed the stream; settled between two steps."""
         self.on_session: Callable[[str], None] = lambda _name: None
@@ -251,7 +253,7 @@ class StepLoop:
         """Frees a request's reservation and drops its KV, or keeps the KV as an idle session."""
         if self.requests.pop(request.request_id, None) is None:
             return
-        log_end(request, time.monotonic())
+        self._record_end(request)
         if request.finished and not request.is_score:
             self._throughput.record_end(len(request.generated), request.max_new_tokens)
         session = request.idle_session(self._capacity, time.time())
@@ -279,9 +281,14 @@ class StepLoop:
         self._idles, self._forks = [], []
         self._fail_all(self.requests.values(), reported)
         for request in self.requests.values():
-            log_end(request, time.monotonic())
+            self._record_end(request)
         self.requests.clear()
         self.scheduler = Scheduler(self._limits, self._reusable)
+
+    def _record_end(self, request: Request) -> None:
+        now_s = time.monotonic()
+        log_end(request, now_s)
+        self.request_totals.record(request, now_s)
 
     def _fail_all(self, requests: Iterable[Request], error: MoorageError) -> None:
         for request in requests:

@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from moorage.runtime.api.http import operators
+from moorage.runtime.api.http import metrics, operators
 from moorage.runtime.api.http.anthropic import messages
 from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
 from moorage.runtime.api.http.openai import chat, completions, models, responses
@@ -19,6 +19,7 @@ from moorage.workers.errors import MoorageError
 
 ROUTERS = (
     operators.router,
+    metrics.router,
     models.router,
     chat.router,
     completions.router,
@@ -42,15 +43,15 @@ def application(service: HttpService) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(MoorageError, _refused)
     app.add_exception_handler(HTTPException, _no_route)
-    app.add_middleware(Barrier)
+    app.add_middleware(Barrier, service=service)
     return app
 
 
 class Barrier:
     """The last line before the network: what no handler took becomes a 500 with an id, and is logged without text."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, service: HttpService) -> None:
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
@@ -58,7 +59,10 @@ class Barrier:
 
         async def noted(message: Message) -> None:
             nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                begun = True
+                route = scope.get("route")  # Paths that are no route are not counted one by one.
+                self._service.responses[getattr(route, "path", "none"), message["status"]] += 1
             await send(message)
 
         try:
@@ -66,7 +70,7 @@ class Barrier:
         except Exception as error:  # noqa: BLE001  one request must not end the server
             response = error_response(foreseen(error), scope.get("path", ""))
             if not begun:
-                await response(scope, receive, send)
+                await response(scope, receive, noted)
 
 
 async def _refused(request: Request, error: Any) -> Response:

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from moorage.runtime.api import validation
+from moorage.runtime.api.http.grammars import grammar_of
 from moorage.runtime.api.http.unsupported import refuse_unsupported
 from moorage.runtime.serving.protocol import GenerateOptions, GenerateParams, ModelInfo, SamplingOptions
+from moorage.runtime.text.grammar import Grammar
 from moorage.workers.token_ids import TokenIds
 
 MAX_CHOICES = 16
@@ -85,7 +87,12 @@ def new_request_id() -> str:
 
 
 def options_of(
-    asked: Extensions, session: str | None, *, max_new_tokens: int, num_logprobs: int = 0
+    asked: Extensions,
+    session: str | None,
+    *,
+    max_new_tokens: int,
+    num_logprobs: int = 0,
+    grammar: Grammar | None = None,
 ) -> GenerateOptions:
     """The record of what a body asks. Raises InvalidRequest for a field that can't be obeyed."""
     refuse_unsupported(asked.model_extra)
@@ -97,6 +104,7 @@ def options_of(
     for penalty in ("presence_penalty", "frequency_penalty"):
         given[penalty] = given[penalty] or 0.0
     given["num_logprobs"] = num_logprobs
+    grammar = grammar or grammar_of(asked.model_extra or {})
     stop = getattr(asked, "stop", None) or []
     return GenerateOptions(
         model=getattr(asked, "model", None) or "",
@@ -106,6 +114,7 @@ def options_of(
         preset=asked.preset or "",
         session=asked.session_id or session or "",
         sampling=SamplingOptions(**given),
+        grammar=grammar,
         memory={name: _as_yaml(value) for name, value in (asked.memory or {}).items()},
     )
 

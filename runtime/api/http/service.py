@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -28,6 +29,8 @@ class HttpService:
         self.num_active = 0
         """Generations and scorings that are being answered."""
         self.started_s = int(time.time())
+        self.responses: Counter[tuple[str, int]] = Counter()
+        """Answers by route and status."""
 
     def ready(self) -> Engine:
         """The engine. Raises Unavailable while there is none, and when the server stops."""

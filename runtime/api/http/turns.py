@@ -11,6 +11,7 @@ from moorage.runtime.api import validation
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.bodies import Sent
 from moorage.runtime.api.http.generations import Generations
+from moorage.runtime.api.http.grammars import with_guides
 from moorage.runtime.api.http.prompts import Message, token_ids
 from moorage.runtime.api.http.service import HttpService
 from moorage.runtime.api.http.streams import while_connected
@@ -52,7 +53,8 @@ async def start_turn(
     served = engine.model_info()
     params = validation.generate_params(options, served, request_id)
     prompt = await while_connected(sent.request, token_ids(engine, sent.upload, messages))
-    generations = await Generations.start(service, engine, [replace(params, prompt=prompt)])
+    asked = await with_guides(engine, [replace(params, prompt=prompt)])
+    generations = await Generations.start(service, engine, asked)
     return Turn(request_id, served.name, len(prompt), generations)
 
 

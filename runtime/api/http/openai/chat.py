@@ -13,6 +13,7 @@ from pydantic import Field
 
 from moorage.runtime.api.http.failures import foreseen, openai_error
 from moorage.runtime.api.http.generations import Generations
+from moorage.runtime.api.http.grammars import with_guides
 from moorage.runtime.api.http.messages import ChatMessage, conversation
 from moorage.runtime.api.http.openai.logprobs import Spelling, chat_logprob
 from moorage.runtime.api.http.openapi import body_of
@@ -79,8 +80,9 @@ async def chat_completions(request: Request) -> Response:
         params = each_choice(options, served, request_id, asked.num_choices)
         messages = conversation(asked.messages)
         prompt = await while_connected(request, token_ids(engine, sent.upload, messages))
+        params = await with_guides(engine, with_prompt(params, prompt))
     answer = _Answer(asked, served.name, engine.text.spelling, f"chatcmpl-{request_id}")
-    generations = await Generations.start(service, engine, with_prompt(params, prompt))
+    generations = await Generations.start(service, engine, params)
     headers = {"x-request-id": request_id}
     if asked.stream:
         return EventStreamResponse(_frames(answer, generations), generations.aclose, headers)

@@ -14,6 +14,7 @@ from pydantic import Field
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.failures import foreseen, openai_error
 from moorage.runtime.api.http.generations import Asked, Generations
+from moorage.runtime.api.http.grammars import with_guides
 from moorage.runtime.api.http.openai.logprobs import CompletionLogprobs
 from moorage.runtime.api.http.openapi import body_of
 from moorage.runtime.api.http.prompts import Prompt, listed_ids, token_ids
@@ -162,6 +163,7 @@ async def completions(request: Request) -> Response:
         )
         prompts = _prompts(asked.prompt)
         params = each_choice(options, served, request_id, asked.num_choices * len(prompts))
+        params = await with_guides(engine, params)
         choices = await while_connected(request, _choices(engine, sent.upload, asked, prompts))
     answer = _Answer(asked, served.name, f"cmpl-{request_id}", choices, len(prompts))
     works = [_work(asked, one, choice.prompt) for one, choice in zip(params, choices, strict=True)]

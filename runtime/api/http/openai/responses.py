@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from moorage.runtime.api.http.failures import foreseen, openai_error
+from moorage.runtime.api.http.grammars import of_format
 from moorage.runtime.api.http.messages import text_of, with_one_system_message
 from moorage.runtime.api.http.openapi import body_of
 from moorage.runtime.api.http.prompts import Message
@@ -26,6 +27,7 @@ from moorage.runtime.api.http.streams import EventStreamResponse, sse
 from moorage.runtime.api.http.turns import Turn, start_turn, whole
 from moorage.runtime.api.http.usage import Pulse, measured_usage
 from moorage.runtime.serving.protocol import Finished, Token, Usage
+from moorage.runtime.text.grammar import Grammar
 from moorage.workers.errors import InvalidRequest
 
 router = APIRouter(tags=["OpenAI"])
@@ -67,16 +69,19 @@ class ResponsesRequest(Extensions):
         return with_one_system_message(read)
 
     def check(self) -> None:
-        """Raises InvalidRequest for what needs stored responses, and for formats other than text."""
+        """Raises InvalidRequest for what needs stored responses."""
         if self.previous_response_id:
             raise InvalidRequest(
                 "previous_response_id: no response is stored here; send the whole conversation as input"
             )
         if self.background:
             raise InvalidRequest("background: is not supported here; leave it out")
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must follow."""
         form = (self.text or {}).get("format")
-        if form not in (None, {"type": "text"}):
-            raise InvalidRequest("text.format: is not supported here; leave it out")
+        return None if form is None else of_format(form, "text.format")
 
 
 @router.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
@@ -87,7 +92,8 @@ async def responses(request: Request) -> Response:
         asked = await sent.read(ResponsesRequest)
         asked.check()
         most = asked.max_output_tokens or MOST_OF_A_CHAT
-        options = options_of(asked, request.headers.get("x-session-id"), max_new_tokens=most)
+        session = request.headers.get("x-session-id")
+        options = options_of(asked, session, max_new_tokens=most, grammar=asked.grammar)
         turn = await start_turn(service, engine, sent, options, asked.read(), new_request_id())
     answer, headers = _Answer(asked, turn), {"x-request-id": turn.request_id}
     if asked.stream:

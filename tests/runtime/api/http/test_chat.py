@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import openai
 import pytest
 
 from moorage.runtime.api.http import usage
+from moorage.runtime.api.http.grammars import grammar_of
 from moorage.runtime.serving.protocol import GenerateParams
+from moorage.runtime.text.grammar import Grammar
 from tests.runtime.api.http.conftest import Http
 
 USER: dict[str, Any] = {"role": "user", "content": "hello"}
@@ -175,7 +178,10 @@ async def test_a_silent_prefill_still_sends_protocol_events(
         ({"top_logprobs": 2}, "top_logprobs: needs logprobs"),
         ({"tools": [{"type": "function"}]}, "tools: is not supported"),
         ({"logit_bias": {"1": 5}}, "logit_bias: is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format: is not supported"),
+        ({"response_format": {"type": "xml"}}, "response_format.type: must be text"),
+        ({"guided_json": {}, "guided_regex": "a", "guided_choice": ["a"]}, "guided_choice: stands beside"),
+        ({"structured_outputs": {"tag": 1}}, "structured_outputs: must have one of"),
+        ({"guided_choice": [1]}, "guided_choice: must be a list of texts"),
         ({"add_generation_prompt": False}, "add_generation_prompt: is not supported"),
         ({"preset": "unheard-of"}, "preset: 'unheard-of' is unknown"),
         (
@@ -193,7 +199,7 @@ async def test_a_refusal_names_the_field(http: Http, change: dict[str, Any], mes
     assert status == 400
     assert body["error"]["message"].startswith(message)
     assert body["error"]["type"] == "invalid_request_error"
-    assert body["error"]["param"] == message.partition(":")[0].partition("[")[0]
+    assert body["error"]["param"] == re.split(r"[:.\[]", message)[0]
     assert "\n" not in body["error"]["message"]
 
 
@@ -221,3 +227,31 @@ async def test_refusals_before_a_stream_opens_have_their_status(http: Http) -> N
             extra_body={"preset": "busy"},
         )
     assert busy.value.response.headers["retry-after"] == "2"
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "text"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type": "object"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+            "json_schema",
+            json.dumps(SCHEMA),
+        ),
+        ({"guided_json": SCHEMA}, "json_schema", json.dumps(SCHEMA)),
+        ({"json_schema": SCHEMA}, "json_schema", json.dumps(SCHEMA)),
+        ({"guided_regex": "[ab]+"}, "regex", "[ab]+"),
+        ({"structured_outputs": {"choice": ["a.b", "c d"], "json": None}}, "regex", r"a\.b|c d"),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", '{"type": "object"}'),
+        ({"grammar": 'start: "a"'}, "lark", 'start: "a"'),
+    ],
+)
+def test_every_word_for_a_grammar_is_known(field: dict[str, Any], kind: str, text: str) -> None:
+    assert grammar_of(field) == Grammar(kind, text)
+
+
+def test_no_grammar_is_none() -> None:
+    assert grammar_of({"response_format": {"type": "text"}, "guided_json": None, "other": 1}) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from moorage.runtime.api.http.server import HttpServer
-from moorage.runtime.cluster.bringup import cluster_of, text_of
+from moorage.runtime.cluster.bringup import cluster_of, grammars_of, text_of
 from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.planning.launch_plan import plan_launch
 from moorage.runtime.planning.worker_settings import worker_settings
@@ -45,7 +46,8 @@ async def served() -> AsyncIterator[Served]:
     assert text is not None
     await text.start()
     executor = LocalExecutor.start(worker_settings(plan.config, plan.deployment), [plan.pages_per_actor] * 2)
-    coordinator, server = Coordinator(cluster_of(plan, executor, plan.step_tokens, text)), HttpServer()
+    cluster = cluster_of(plan, executor, plan.step_tokens, text, grammars_of(plan))
+    coordinator, server = Coordinator(cluster), HttpServer()
     address = await server.start("127.0.0.1:0")
     server.serve(coordinator)
     async with AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
@@ -97,3 +99,15 @@ async def test_leaving_a_stream_frees_all_that_it_held(served: Served) -> None:
         await anext(aiter(stream))
         await stream.close()
         await served.idle()
+
+
+async def test_answers_follow_a_schema_each_for_itself(served: Served) -> None:
+    schema = {"type": "object", "properties": {"key": {"type": "integer"}}, "required": ["key"]}
+    answer = await served.openai.completions.create(
+        model="", prompt=FACT, max_tokens=40, n=2, extra_body={"guided_json": schema, "top_k": 50}
+    )
+    for choice in answer.choices:
+        if choice.finish_reason == "stop":
+            assert isinstance(json.loads(choice.text)["key"], int)
+        else:
+            assert choice.text.lstrip().startswith("{")

@@ -111,7 +111,7 @@ async def test_a_failure_after_the_stream_opened_is_an_event(
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id: no response is stored"),
         ({"background": True}, "background: "),
-        ({"text": {"format": {"type": "json_schema"}}}, "text.format: "),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema: must be a JSON schema"),
         ({"input": [{"type": "computer_call"}]}, "input[0]: an item of type 'computer_call'"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0]: a part"),
         ({"input": [{"content": "x"}]}, "input[0].role: is missing"),
