@@ -92,6 +92,8 @@ class CountingExecutor:
         if plan.drops and self.drops_fail:
             raise self.raises.pop(0)
         for fork in plan.forks:
+            if fork.session_id not in self.sessions or fork.new_id in self.sessions:
+                continue
             held = self.sessions[fork.session_id][: fork.num_blocks * LAYOUT.block_size]
             assert len(held) == fork.num_blocks * LAYOUT.block_size
             self.sessions[fork.new_id] = held

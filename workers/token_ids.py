@@ -59,6 +59,11 @@ class TokenIds(Sequence[int]):
     def __repr__(self) -> str:
         return f"TokenIds({self._ids.tolist()})" if len(self) <= 16 else f"TokenIds of {len(self)} tokens"
 
+    def blocks(self, size: int, first: int = 0) -> Iterator[bytes]:
+        """Four bytes a token, lowest first, of each full block of `size` tokens from block `first` on."""
+        ids = self._ids.astype("<u4", copy=False)
+        return (ids[at : at + size].tobytes() for at in range(first * size, len(ids) - size + 1, size))
+
     def plus(self, others: Sequence[int]) -> TokenIds:
         """These ids, then `others`."""
         return TokenIds(np.concatenate((self._ids, TokenIds(others)._ids)))

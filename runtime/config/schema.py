@@ -179,6 +179,11 @@ class SessionsSection(Section):
         description="A session that no request used for so long is dropped unless it is pinned, such as 30min, 12h "
         "or 7d; default is never. Sessions are also dropped when others need their memory.",
     )
+    prefixes: bool = Field(
+        True,
+        description="Requests use the KV of any session of their tenant that begins as their prompt does, and the KV "
+        "of requests without a session stays for others until its memory is needed.",
+    )
     quota: Bytes | None = Field(
         None,
         description="DRAM that the idle sessions of one tenant may hold together, such as 64GiB; beyond it those "

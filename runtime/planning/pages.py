@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
-from moorage.runtime.serving.capacity import Resources, spread
+from moorage.runtime.serving.capacity import Resources
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.stripes import Stripes
@@ -49,4 +49,17 @@ def largest_shard(deployment: Deployment, num_blocks: int, sessions: int) -> int
     """Pages of the fullest shard. Sessions start at the emptiest one, as they do when they are admitted."""
     stripes = Stripes(deployment.shards, deployment.stripe_blocks)
     counts = tuple(stripes.count(num_blocks, shard) for shard in range(deployment.shards))
-    return max(spread(Resources(counts, 0), sessions))
+    return max(_spread(Resources(counts, 0), sessions))
+
+
+def _spread(need: Resources, sessions: int) -> tuple[int, ...]:
+    """Pages in each actor once `sessions` that need `need` have started, one after the other, in empty actors."""
+    empty = Resources((0,) * len(need.pages), 0)
+    used, count = empty, 0
+    while count < sessions:
+        actor = min(range(len(used.pages)), key=used.pages.__getitem__)
+        used, count = used.plus(need.starting_at(actor)), count + 1
+        if count < sessions and len(set(used.pages)) == 1:  # from here on it goes round
+            rest = _spread(need, sessions % count)
+            return tuple(sessions // count * used.pages[0] + pages for pages in rest)
+    return used.pages

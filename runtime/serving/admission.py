@@ -15,6 +15,8 @@ from moorage.runtime.serving.capacity import Resources, first_actor
 from moorage.runtime.serving.fair_order import in_turn
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest, Wait
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
+from moorage.runtime.serving.sessions.keys import is_unnamed
+from moorage.runtime.serving.sessions.prefixes import Prefixes
 from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, freed_by
 
 Reusable = Callable[[str, IdleSession], int]
@@ -30,6 +32,8 @@ class Start:
     continues: IdleSession | None
     cached_tokens: int
     evicted: tuple[IdleSession, ...]
+    source: IdleSession | None = None
+    """Another session, whose first blocks it shares."""
 
 
 @dataclass(slots=True)
@@ -38,6 +42,7 @@ class Admission:
 
     limits: Limits
     reusable: Reusable
+    prefixes: Prefixes | None = None
     free: Resources = field(init=False)
     waiting: deque[ScheduledRequest] = field(default_factory=deque)
     idle: SessionCache = field(init=False)
@@ -132,6 +137,9 @@ class Admission:
         ):  # What it goes on with is held before the rest is freed.
             kept = held.shared.cut(start.cached_tokens)
             request.shared = None if kept is None else kept.hold()
+        if start.source is not None and self.prefixes is not None:
+            request.source = start.source
+            request.shared = self.prefixes.share(start.source, start.cached_tokens, self.idle)
         for session in start.evicted if held is None else (*start.evicted, held):
             self.discard(session)
         self.free = self.free.minus(start.reservation)
@@ -144,17 +152,43 @@ class Admission:
             return None
         held, cached_tokens = self._continued(request)
         if held is None:
-            return self._anew(request)
+            return self._after_prefix(request) or self._anew(request)
+        return self._going_on(request, held, cached_tokens)
+
+    def _going_on(self, request: ScheduledRequest, held: IdleSession, cached_tokens: int) -> Start | None:
+        """A start with the KV of an idle session, which is its own or nobody's."""
+        gone = self._own(request, held)
         lacking = _beyond(request, held, cached_tokens)
-        evicted = self._evictions(request, (), lambda free: free.holds(lacking))
+        evicted = self._evictions(request, gone, lambda free: free.holds(lacking), held)
         if evicted is None:
             return None
-        return Start(held.resources.plus(lacking), held.first_actor, held, cached_tokens, tuple(evicted))
+        reserved = held.resources.plus(lacking)
+        return Start(reserved, held.first_actor, held, cached_tokens, (*gone, *evicted))
+
+    def _after_prefix(self, request: ScheduledRequest) -> Start | None:
+        """A start on blocks of another idle session that begins as the prompt does."""
+        found = None if self.prefixes is None else self.prefixes.find(request, self.idle)
+        if found is None or self.prefixes is None:
+            return None
+        source, cached_tokens = found
+        if self.prefixes.is_taken_over(source, cached_tokens):
+            return self._going_on(request, source, self.reusable(request.request_id, source))
+        gone = self._own(request, source)
+        shared = self.prefixes.first(source, cached_tokens)
+        need = request.need.starting_at(source.first_actor).minus(shared)
+        evicted = self._evictions(request, gone, lambda free: free.holds(need), source)
+        if evicted is None:
+            return None
+        return Start(need, source.first_actor, None, cached_tokens, (*gone, *evicted), source)
+
+    def _own(self, request: ScheduledRequest, held: IdleSession | None) -> list[IdleSession]:
+        """The idle session of the request's name, which is evicted when the request starts otherwise than with it."""
+        own = self.idle.get(request.session_name)
+        return [] if own is None or own is held else [own]
 
     def _anew(self, request: ScheduledRequest) -> Start | None:
         """A start without KV. An idle session of the request's name is evicted, since its KV can't be used."""
-        own = self.idle.get(request.session_name)
-        gone = [] if own is None else [own]
+        gone = self._own(request, None)
         evicted = self._evictions(request, gone, lambda free: first_actor(request.need, free) is not None)
         gone += evicted or []
         actor = None if evicted is None else first_actor(request.need, self._free_after(gone))
@@ -173,22 +207,26 @@ class Admission:
         return (held, cached_tokens) if cached_tokens else (None, 0)
 
     def _evictions(
-        self, request: ScheduledRequest, gone: Sequence[IdleSession], fits: Callable[[Resources], bool]
+        self,
+        request: ScheduledRequest,
+        gone: Sequence[IdleSession],
+        fits: Callable[[Resources], bool],
+        spared: IdleSession | None = None,
     ) -> list[IdleSession] | None:
         """Which idle sessions of other names to evict beside those that are `gone` anyway, until it `fits`; None if
         evicting all of them is not enough.
 
-        Sessions that no waiting request names go first, the longest unused before others, and none that
-        makes no difference.
+        Sessions that no waiting request names go first, of these the unnamed ones, the longest unused before others,
+        and none that makes no difference.
         """
         if fits(self._free_after(gone)):
             return []
-        others = self.idle.evictable(request.session_name)
+        others = [one for one in self.idle.evictable(request.session_name) if one is not spared]
         if not fits(self._free_after([*gone, *others])):
             return None
         evicted: list[IdleSession] = []
         awaited = _session_names(self.waiting)
-        for victim in sorted(others, key=lambda held: held.name in awaited):
+        for victim in sorted(others, key=lambda held: (held.name in awaited, not is_unnamed(held.name))):
             evicted.append(victim)
             if fits(self._free_after([*gone, *evicted])):
                 break

@@ -103,16 +103,3 @@ def first_actor(need: Resources, free: Resources) -> int | None:
     """
     emptiest_first: Sequence[int] = sorted(range(len(free.pages)), key=lambda actor: -free.pages[actor])
     return next((actor for actor in emptiest_first if free.holds(need.starting_at(actor))), None)
-
-
-def spread(need: Resources, sessions: int) -> tuple[int, ...]:
-    """Pages in each actor once `sessions` that need `need` have started, one after the other, in empty actors."""
-    empty = Resources((0,) * len(need.pages), 0)
-    used, count = empty, 0
-    while count < sessions:
-        actor = min(range(len(used.pages)), key=used.pages.__getitem__)
-        used, count = used.plus(need.starting_at(actor)), count + 1
-        if count < sessions and len(set(used.pages)) == 1:  # from here on it goes round
-            rest = spread(need, sessions % count)
-            return tuple(sessions // count * used.pages[0] + pages for pages in rest)
-    return used.pages

@@ -23,7 +23,7 @@ from moorage.runtime.serving.queue_status import running_requests, waiting_reque
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
-from moorage.runtime.serving.sessions.keys import session_key
+from moorage.runtime.serving.sessions.keys import session_key, unnamed_key
 from moorage.runtime.serving.sessions.manager import Sessions
 from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.serving.step_loop import StepLoop
@@ -190,19 +190,27 @@ class Coordinator:
         request_id = params.request_id or secrets.token_hex(6)
         alignment = max(1, memory.selection.execution_block)
         scores = params.prompt_logprobs or not max_new_tokens
+        session_id, tokens = next(self._session_ids), TokenIds(prompt)
         unnamed = scores or params.session is None
         session = None if unnamed else session_key(params.tenant, params.session or "")
+        chain = None if scores else self.sessions.chain_of(params.tenant, memory, tokens)
+        if chain is not None and session is None:
+            session = unnamed_key(params.tenant, session_id)
+        digests = () if chain is None else chain.digests
         return Request(
             request_id=request_id,
-            session_id=next(self._session_ids),
-            prompt=TokenIds(prompt),
+            session_id=session_id,
+            prompt=tokens,
             memory=memory,
             sampling=params.sampling,
             max_new_tokens=max_new_tokens,
             block_size=cluster.capacity.layout.block_size,
             arrived_s=time.monotonic(),
             decoder=IncrementalDecoder(cluster.tokenizer, prompt) if cluster.tokenizer else None,
-            scheduled=ScheduledRequest(request_id, len(prompt), need, alignment, session, params.tenant),
+            scheduled=ScheduledRequest(
+                request_id, len(prompt), need, alignment, session, params.tenant, digests
+            ),
+            chain=chain,
             matcher=StopMatcher(params.stop),
             guide=params.guide,
             ignore_eos=params.ignore_eos,

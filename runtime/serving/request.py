@@ -16,6 +16,7 @@ from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.protocol import Event, Usage
 from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledRequest
 from moorage.runtime.serving.session_cache import IdleSession, StoredKv
+from moorage.runtime.serving.sessions.prefixes import BlockChain
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.grammar import Guide
 from moorage.runtime.text.stop_strings import StopMatcher
@@ -53,6 +54,8 @@ class Request:
     """Which tokens may come next; None allows all."""
     ignore_eos: bool = False
     scores_prompt: bool = False
+    chain: BlockChain | None = None
+    """Hashes of its blocks; None where no other request may use them."""
     cached_tokens: int = 0
     dram_bytes: int = 0
     generated: list[int] = field(default_factory=list)
@@ -101,15 +104,16 @@ class Request:
         """Admits the request. The log links its id to the worker's session, which is opened or continued."""
         self.admitted_s = now_s
         held = self.scheduled.continues
+        self.cached_tokens = self.scheduled.prefilled_tokens
         if held is not None:
-            self.session_id, self.cached_tokens = held.session_id, self.scheduled.prefilled_tokens
+            self.session_id = held.session_id
         log.info(
             "request admitted",
             request_id=self.request_id,
             session_id=self.session_id,
             cached_tokens=self.cached_tokens,
         )
-        if held is None:
+        if held is None and self.scheduled.source is None:
             return OpenSession(
                 self.session_id,
                 self.num_tokens,
@@ -177,8 +181,9 @@ class Request:
         resources, shared = capacity.idle(most).starting_at(first_actor), self.scheduled.shared
         if shared is not None:
             resources = resources.minus(shared.first(most))
+        digests = () if self.chain is None else self.chain.of(tokens)
         stored = StoredKv(tokens, len(self.prompt), self.memory, self._first_held(capacity, most))
-        return IdleSession(name, self.session_id, stored, resources, first_actor, shared, now_s)
+        return IdleSession(name, self.session_id, stored, resources, first_actor, shared, digests, now_s)
 
     def _first_held(self, capacity: Capacity, num_tokens: int) -> int:
         """The first token that rings of sliding-window layers hold; what was overwritten before stays so."""

@@ -41,6 +41,8 @@ class ScheduledRequest:
     """Name of the session that the request continues or begins."""
     tenant: str = ""
     """Whose request it is; tenants take turns."""
+    digests: tuple[bytes, ...] = ()
+    """Hashes of the prompt's full blocks, where it may use those of other sessions."""
     prefilled_tokens: int = 0
     """Prompt tokens done, those found in a cache included."""
     reservation: Resources = field(init=False)
@@ -51,6 +53,8 @@ class ScheduledRequest:
     """Its session's first blocks, where other sessions hold them as well; `reservation` is for all others."""
     continues: IdleSession | None = None
     """The idle session whose KV it goes on with, from its admission on."""
+    source: IdleSession | None = None
+    """The idle session whose first blocks it shares, from its admission on."""
     paused: bool = False
     """Whether it gets no step, since its client has not read the latest events. It keeps its reservation."""
     reuse: tuple[IdleSession, int] | None = None

@@ -15,6 +15,7 @@ from moorage.runtime.serving.capacity import Resources
 from moorage.runtime.serving.fair_order import in_turn
 from moorage.runtime.serving.scheduled_request import Limits, PrefillChunk, ScheduledRequest, Step, Wait
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
+from moorage.runtime.serving.sessions.prefixes import Prefixes
 from moorage.workers.counting import counted
 from moorage.workers.errors import ResourceExhausted
 
@@ -25,13 +26,14 @@ class Scheduler:
 
     limits: Limits
     reusable: InitVar[Reusable]
+    prefixes: InitVar[Prefixes | None] = None
     running: dict[str, ScheduledRequest] = field(default_factory=dict)
     _admission: Admission = field(init=False)
     _turn: deque[str] = field(default_factory=deque)
     """Prefilling requests; the first is served first, then goes to the end."""
 
-    def __post_init__(self, reusable: Reusable) -> None:
-        self._admission = Admission(self.limits, reusable)
+    def __post_init__(self, reusable: Reusable, prefixes: Prefixes | None) -> None:
+        self._admission = Admission(self.limits, reusable, prefixes)
 
     @property
     def free(self) -> Resources:

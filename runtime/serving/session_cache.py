@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from moorage.runtime.serving.capacity import Resources
+from moorage.runtime.serving.sessions.prefix_index import PrefixIndex
 from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, held_by
 from moorage.workers.spec import MemorySpec
 from moorage.workers.token_ids import TokenIds
@@ -38,6 +39,8 @@ class IdleSession:
     """The actor of its first stripe."""
     shared: SharedBlocks | None = None
     """Its first blocks, where other sessions may hold them as well; `resources` are of all others."""
+    digests: tuple[bytes, ...] = ()
+    """Hashes of its full blocks, by which other prompts find them."""
     used_s: float = 0.0
     """When its last request ended, in Unix seconds."""
 
@@ -48,6 +51,7 @@ class SessionCache:
     def __init__(self, num_actors: int) -> None:
         self._by_name: dict[str, IdleSession] = {}
         self.nothing = Resources((0,) * num_actors, 0)
+        self.index = PrefixIndex()
         self.pinned: set[str] = set()
         """Names of sessions that no other session's request may evict."""
 
@@ -69,6 +73,7 @@ class SessionCache:
         """Records the KV of a finished request, as the most recently used."""
         assert session.name not in self._by_name, "a session is used by one request at a time"
         self._by_name[session.name] = session
+        self.index.add(session)
 
     @property
     def resources(self) -> Resources:
@@ -91,3 +96,4 @@ class SessionCache:
     def remove(self, session: IdleSession) -> None:
         """The session is evicted, or a request goes on with it."""
         del self._by_name[session.name]
+        self.index.remove(session)

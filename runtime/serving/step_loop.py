@@ -32,6 +32,7 @@ from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.scheduled_request import Limits, Step
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.runtime.serving.session_cache import IdleSession
+from moorage.runtime.serving.sessions.prefixes import Prefixes
 from moorage.runtime.serving.sessions.reuse import reusable_tokens
 from moorage.runtime.serving.totals import Totals
 from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
@@ -66,7 +67,8 @@ class StepLoop:
         """`memory` is that of a request which names no preset."""
         self._memory = memory
         self._limits, self._capacity, self._executor = limits, capacity, executor
-        self.scheduler = Scheduler(limits, self._reusable)
+        self._prefixes = Prefixes(capacity, self._reusable)
+        self.scheduler = Scheduler(limits, self._reusable, self._prefixes)
         self.requests: dict[str, Request] = {}
         self.totals = Totals()
         self.failures = StepFailures()
@@ -214,6 +216,10 @@ class StepLoop:
     async def _run_step(self, step: Step) -> StepResult:
         now_s = time.monotonic()
         opens = tuple(self.requests[request_id].open_session(now_s) for request_id in step.admitted)
+        for request in (self.requests[request_id] for request_id in step.admitted):
+            if (source := request.scheduled.source) is not None:
+                blocks = request.cached_tokens // request.block_size
+                self._forks.append(ForkSession(source.session_id, request.session_id, blocks))
         segments = [self.requests[request_id].decode_segment() for request_id in step.decodes]
         segments += [self.requests[chunk.request_id].prefill_segment(chunk) for chunk in step.prefills]
         result = await self._execute(opens, tuple(segments))
@@ -283,7 +289,7 @@ class StepLoop:
         for request in self.requests.values():
             self._record_end(request)
         self.requests.clear()
-        self.scheduler = Scheduler(self._limits, self._reusable)
+        self.scheduler = Scheduler(self._limits, self._reusable, self._prefixes)
 
     def _record_end(self, request: Request) -> None:
         now_s = time.monotonic()

@@ -32,8 +32,8 @@ def forked(
     num_tokens -= num_tokens % capacity.layout.block_size
     held, shared = share(held, num_tokens, capacity, idle)
     stored = replace(held.stored, token_ids=held.stored.token_ids[:num_tokens])
-    fork = IdleSession(name, session_id, stored, idle.nothing, held.first_actor, shared, now_s)
-    return held, fork
+    fork = IdleSession(name, session_id, stored, idle.nothing, held.first_actor, shared, used_s=now_s)
+    return held, replace(fork, digests=held.digests[: num_tokens // capacity.layout.block_size])
 
 
 def share(
@@ -48,12 +48,13 @@ def share(
     if num_tokens // size <= have:
         part = None if held.shared is None else held.shared.cut(num_tokens)
         return held, None if part is None else part.hold()
-    chain = SharedBlocks(num_tokens // size, size, _first_blocks(capacity, held.first_actor), held.shared, 2)
+    chain = SharedBlocks(num_tokens // size, size, first_blocks(capacity, held.first_actor), held.shared, 2)
     # The part before is held by the new part instead of the session.
     own = replace(held, resources=held.resources.minus(chain.resources), shared=chain)
     return idle.replace(held, own), chain
 
 
-def _first_blocks(capacity: Capacity, first_actor: int) -> Callable[[int], Resources]:
+def first_blocks(capacity: Capacity, first_actor: int) -> Callable[[int], Resources]:
+    """Resources of the first n blocks of a session that starts at an actor."""
     size = capacity.layout.block_size
     return lambda count: replace(capacity.idle(count * size), rings=0).starting_at(first_actor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Iterator
 
@@ -11,11 +12,14 @@ from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
 from moorage.runtime.serving.sessions.forking import check_can_share, forked
 from moorage.runtime.serving.sessions.keys import session_key, tenant_and_name
+from moorage.runtime.serving.sessions.prefixes import BlockChain, can_share
 from moorage.runtime.serving.sessions.records import SessionInfo, SessionPolicy
 from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, held_by, shared_with_others
 from moorage.runtime.serving.step_loop import StepLoop
 from moorage.runtime.text.quoting import quoted
 from moorage.workers.errors import FailedPrecondition, NotFound
+from moorage.workers.spec import MemorySpec
+from moorage.workers.token_ids import TokenIds
 
 _SETTLE_LOOK_S = 0.002
 """How often an operation looks whether a session's last request has let it go."""
@@ -35,14 +39,22 @@ class Sessions:
         """`new_id` names a new session to the worker."""
         self._new_id = new_id
         self._loop, self._capacity, self._policy, self._clock = loop, capacity, policy, clock
+        self._secret = secrets.token_bytes(32)
+        self._shares = policy.prefixes and can_share(capacity)
         self._expiry: asyncio.TimerHandle | None = None
         loop.on_session = self._used
 
+    def chain_of(self, tenant: str, memory: MemorySpec, prompt: TokenIds) -> BlockChain | None:
+        """The hashes of a prompt's blocks; None where prefixes are not reused."""
+        if not self._shares:
+            return None
+        return BlockChain(self._secret, tenant, memory, self._capacity.layout, prompt)
+
     async def list(self, tenant: str = "") -> tuple[SessionInfo, ...]:
-        """Every session of a tenant, the longest unused first, those of running requests last."""
+        """Every named session of a tenant, the longest unused first, those of running requests last."""
         infos = [self._idle_info(held) for held in self._idle]
         infos += [self._running_info(request) for request in self._running.values()]
-        return tuple(info for info in infos if info.tenant == tenant)
+        return tuple(info for info in infos if info.name and info.tenant == tenant)
 
     async def delete(self, name: str, tenant: str = "") -> None:
         """Drops a session, pinned or not. Raises FailedPrecondition while a request uses it or waits for it."""

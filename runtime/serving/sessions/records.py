@@ -35,3 +35,5 @@ class SessionPolicy:
     """A session that no request used for so long is dropped."""
     quota_bytes: int | None = None
     """DRAM that the idle sessions of one tenant may hold together."""
+    prefixes: bool = False
+    """Whether requests use blocks of other sessions that begin as their prompts do, and leave theirs for others."""

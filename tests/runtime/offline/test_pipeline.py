@@ -26,6 +26,7 @@ SETTINGS = {
     "kv_store.actors": 2,
     "server.max_running": 3,
     "gpu_workers.device": "cpu",
+    "sessions.prefixes": False,
 }
 TEXT = "The keeper of the light wrote down the hour of each ship. "
 

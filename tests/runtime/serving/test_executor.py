@@ -16,6 +16,7 @@ from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.worker_settings import worker_settings
 from moorage.runtime.serving.coordinator import Coordinator
 from moorage.runtime.serving.executor import LocalExecutor
+from moorage.runtime.serving.protocol import Finished
 from tests.counting_executor import collect, token_ids
 
 LOCAL = Path(__file__).resolve().parents[3] / "deploy" / "local.yaml"
@@ -45,6 +46,23 @@ async def test_a_request_gets_the_tokens_that_the_engine_alone_gives(
     engine = LocalEngine(plan.config, 308)
     try:
         assert token_ids(events) == list(engine.generate(prompt, 8))
+    finally:
+        engine.close()
+
+
+async def test_questions_about_one_document_share_its_blocks_and_get_the_same_tokens(
+    plan: LaunchPlan, coordinator: Coordinator
+) -> None:
+    document = [(7 * place) % plan.spec.vocab_size for place in range(300)]
+    prompts = [[*document, *question] for question in ([5, 6], [9], [11, 3, 8])]
+    answers = [await collect(coordinator, prompt=prompt, max_new_tokens=6) for prompt in prompts]
+    cached = [events[-1].usage.cached_tokens for events in answers if isinstance(events[-1], Finished)]
+    assert cached[0] == 0
+    assert cached[1:] == [256, 256], "up to the last execution block that was whole"
+    engine = LocalEngine(plan.config, 320)
+    try:
+        for prompt, events in zip(prompts, answers, strict=True):
+            assert token_ids(events) == list(engine.generate(prompt, 6))
     finally:
         engine.close()
 

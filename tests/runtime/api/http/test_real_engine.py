@@ -21,7 +21,13 @@ from moorage.runtime.serving.coordinator import Coordinator
 from moorage.runtime.serving.executor import LocalExecutor
 
 LOCAL = Path(__file__).resolve().parents[4] / "deploy" / "local.yaml"
-SETTINGS = ("kv_store.dram=32MiB", "kv_store.actors=2", "server.max_running=4", "gpu_workers.device=cpu")
+SETTINGS = (
+    "kv_store.dram=32MiB",
+    "kv_store.actors=2",
+    "server.max_running=4",
+    "gpu_workers.device=cpu",
+    "sessions.prefixes=false",
+)
 FACT = "The pass key is 48213. Remember it. 48213 is the pass key."
 
 
