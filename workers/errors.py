@@ -5,6 +5,7 @@ MoorageError
   |     +-- InvalidConfig  the same, in a configuration file or flag
   |     |     +-- NotFinite  numbers beyond the range of a configured type
   |     +-- InvalidModel   the same, in a model directory
+  +-- Unauthenticated      the caller has not shown who it is
   +-- NotFound             a named thing does not exist
   +-- FailedPrecondition   a named thing is not in the state that the call needs
   +-- ResourceExhausted    it could work, but not now or not on this machine
@@ -35,6 +36,10 @@ class NotFinite(InvalidConfig):
 
 class InvalidModel(InvalidRequest):
     """A model directory that can't be served."""
+
+
+class Unauthenticated(MoorageError):
+    """The caller has not shown who it is."""
 
 
 class NotFound(MoorageError):

@@ -25,6 +25,7 @@ STATUS: dict[type[errors.MoorageError], Status] = {
     errors.InvalidConfig: Status("INVALID_ARGUMENT", 400),
     errors.NotFinite: Status("INVALID_ARGUMENT", 400),
     errors.InvalidModel: Status("INVALID_ARGUMENT", 400),
+    errors.Unauthenticated: Status("UNAUTHENTICATED", 401),
     errors.NotFound: Status("NOT_FOUND", 404),
     errors.FailedPrecondition: Status("FAILED_PRECONDITION", 409),
     errors.ResourceExhausted: Status("RESOURCE_EXHAUSTED", 429),

@@ -6,6 +6,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 
+from moorage.runtime.api.access.keys import tenant
 from moorage.runtime.serving.protocol import (
     GenerateOptions,
     GenerateParams,
@@ -34,7 +35,10 @@ DEFAULT_MAX_NEW_TOKENS = 256
 
 
 def generate_params(asked: GenerateOptions, served: ModelInfo, request_id: str) -> GenerateParams:
-    """The parameters of a generation, still without its prompt. Raises InvalidRequest or NotFound."""
+    """The parameters of a generation of the present tenant, still without its prompt.
+
+    Raises InvalidRequest or NotFound.
+    """
     model_name(asked.model, served)
     return GenerateParams(
         prompt=(),
@@ -47,6 +51,7 @@ def generate_params(asked: GenerateOptions, served: ModelInfo, request_id: str) 
         session=name("session", asked.session),
         request_id=request_id,
         grammar=grammar(asked.grammar),
+        tenant=tenant.get(),
     )
 
 

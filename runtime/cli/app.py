@@ -40,6 +40,7 @@ COMMANDS = {
     "bench": "moorage.runtime.cli.bench",
     "demo": "moorage.runtime.cli.demo",
     "cache": "moorage.runtime.cli.cache",
+    "key": "moorage.runtime.cli.key",
 }
 """Command name -> the module that registers it with `app`; the order is that of `runtime --help`."""
 

@@ -39,6 +39,7 @@ from moorage.workers.errors import (
     MoorageError,
     NotFound,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -72,6 +73,7 @@ __all__ = [
     "ScoreStream",
     "SessionInfo",
     "Token",
+    "Unauthenticated",
     "Unavailable",
     "Usage",
     "WaitingRequest",

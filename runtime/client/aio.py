@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 import grpc
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from moorage.client import channel as channels
 from moorage.client import messages
+from moorage.client.access import access
 from moorage.client.sessions import AsyncSessions
 from moorage.client.types import (
     GenerateEvent,
@@ -84,15 +86,29 @@ AsyncScoreStream = AsyncEventStream[ScoreEvent, ScoreResult]
 class AsyncClient:
     """Talks to one server, by default that of $MOORAGE_ADDRESS or 127.0.0.1:50051.
 
-    `timeout_s` is the time limit of each call; None waits as long as it takes.
+    `timeout_s` is the time limit of each call; None waits as long as it takes. `api_key` is for a server that needs
+    one, by default that of $MOORAGE_API_KEY. `ca_file` has the certificates by which an encrypted server is known, by
+    default that of $MOORAGE_CA_FILE; without either the connection is not encrypted.
 
     >>> async with AsyncClient("127.0.0.1:50051") as client:
     ...     result = await client.generate("Once upon a time", max_new_tokens=32).result()
     """
 
-    def __init__(self, address: str | None = None, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        api_key: str | None = None,
+        ca_file: str | Path | None = None,
+    ) -> None:
         self.address, self.timeout_s = client_address(address), messages.time_limit(timeout_s)
-        self._channel = grpc.aio.insecure_channel(self.address, options=channels.OPTIONS)
+        shown = access(api_key, ca_file)
+        self._metadata = shown.metadata
+        if shown.credentials is None:
+            self._channel = grpc.aio.insecure_channel(self.address, options=channels.OPTIONS)
+        else:
+            self._channel = grpc.aio.secure_channel(self.address, shown.credentials, options=channels.OPTIONS)
         self._stub = MoorageStub(self._channel)
         self._connected = False
         self.sessions = AsyncSessions(self._stub, self._unary)
@@ -179,11 +195,12 @@ class AsyncClient:
 
     def _starter(self, method: Any, requests: Iterator[Any], timeout_s: float | None) -> Callable[[], Any]:
         limit_s = messages.time_limit(timeout_s)
-        return lambda: method(requests, timeout=self.timeout_s if limit_s is None else limit_s)
+        limit_s = self.timeout_s if limit_s is None else limit_s
+        return lambda: method(requests, timeout=limit_s, metadata=self._metadata)
 
     async def _unary(self, method: Any, request: Any) -> Any:
         await self._connect()
-        call = method(request, timeout=self.timeout_s)
+        call = method(request, timeout=self.timeout_s, metadata=self._metadata)
         with _translated(call):
             return await call
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, Unpack
 
 import grpc
@@ -12,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from moorage.client import channel as channels
 from moorage.client import messages
+from moorage.client.access import access
 from moorage.client.sessions import Sessions
 from moorage.client.types import (
     GenerateEvent,
@@ -75,16 +77,30 @@ ScoreStream = EventStream[ScoreEvent, ScoreResult]
 class Client:
     """Talks to one server, by default that of $MOORAGE_ADDRESS or 127.0.0.1:50051.
 
-    `timeout_s` is the time limit of each call; None waits as long as it takes.
+    `timeout_s` is the time limit of each call; None waits as long as it takes. `api_key` is for a server that needs
+    one, by default that of $MOORAGE_API_KEY. `ca_file` has the certificates by which an encrypted server is known, by
+    default that of $MOORAGE_CA_FILE; without either the connection is not encrypted.
 
     >>> with Client("127.0.0.1:50051") as client:
     ...     for event in client.generate("Once upon a time", max_new_tokens=32):
     ...         print(event)
     """
 
-    def __init__(self, address: str | None = None, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        timeout_s: float | None = None,
+        *,
+        api_key: str | None = None,
+        ca_file: str | Path | None = None,
+    ) -> None:
         self.address, self.timeout_s = client_address(address), messages.time_limit(timeout_s)
-        self._channel = grpc.insecure_channel(self.address, options=channels.OPTIONS)
+        shown = access(api_key, ca_file)
+        self._metadata = shown.metadata
+        if shown.credentials is None:
+            self._channel = grpc.insecure_channel(self.address, options=channels.OPTIONS)
+        else:
+            self._channel = grpc.secure_channel(self.address, shown.credentials, options=channels.OPTIONS)
         self._stub = MoorageStub(self._channel)
         self._connected = False
         self.sessions = Sessions(self._stub, self._call)
@@ -170,12 +186,13 @@ class Client:
     def _open(self, method: Any, requests: Iterator[Any], timeout_s: float | None) -> Any:
         limit_s = messages.time_limit(timeout_s)
         self._connect()
-        return method(requests, timeout=self.timeout_s if limit_s is None else limit_s)
+        limit_s = self.timeout_s if limit_s is None else limit_s
+        return method(requests, timeout=limit_s, metadata=self._metadata)
 
     def _call(self, method: Any, request: Any) -> Any:
         self._connect()
         with _translated():
-            return method(request, timeout=self.timeout_s)
+            return method(request, timeout=self.timeout_s, metadata=self._metadata)
 
     def _connect(self) -> None:
         """Tries until the server is reached; the only retry of a stream, since nothing has been sent yet."""

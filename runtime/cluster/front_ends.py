@@ -13,7 +13,8 @@ from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.grpc.server import ApiServer
 from moorage.runtime.cluster.background_tasks import essential
 from moorage.runtime.config.schema import ServerSection
-from moorage.runtime.planning.exposure import exposure_warning
+from moorage.runtime.planning.access import keys_of, tls_of
+from moorage.runtime.planning.exposure import check_exposure
 from moorage.workers.errors import InvalidConfig, Unavailable
 
 if TYPE_CHECKING:
@@ -40,20 +41,20 @@ class FrontEnds:
 
     def __init__(self, config: ServerSection) -> None:
         self._config = config
-        self._grpc = ApiServer(config.max_message_bytes)
+        self._keys, self._tls = keys_of(config), tls_of(config)
+        self._grpc = ApiServer(config.max_message_bytes, keys=self._keys, tls=self._tls)
         self._http: HttpServer | None = None
 
     async def start(self) -> Addresses:
         """Binds what the configuration names. Raises Unavailable or InvalidConfig for what can't be bound."""
+        for warning in check_exposure(self._config):
+            log.warning(warning)
         grpc = await self._grpc.start(self._config.grpc)
         try:
             http = await self._start_http(self._config.http)
         except BaseException:
             await self._grpc.stop()
             raise
-        for key, address in (("server.grpc", grpc), ("server.http", http)):
-            if address is not None and (warning := exposure_warning(address, key)) is not None:
-                log.warning(warning)
         return Addresses(grpc, http)
 
     async def serve(self, engine: Engine) -> None:
@@ -101,7 +102,7 @@ class FrontEnds:
             )
         from moorage.runtime.api.http.server import HttpServer
 
-        server = HttpServer()
+        server = HttpServer(keys=self._keys, tls=self._tls)
         if wanted != "auto":
             address = await server.start(wanted)
         else:

@@ -30,6 +30,7 @@ def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     yield from _about_positions(config, settings)
     yield from _about_steps(config, settings)
     yield from _about_verification(settings)
+    yield from _about_server(config)
 
 
 def _about_names(config: ClusterConfig) -> Iterator[Complaint]:
@@ -170,3 +171,12 @@ def _about_steps(config: ClusterConfig, settings: Settings) -> Iterator[Complain
             f"{counted(config.server.max_running, 'session')} at once can't each have a token of a step of {step}; "
             "lower it or raise scheduler.max_step_tokens",
         )
+
+
+def _about_server(config: ClusterConfig) -> Iterator[Complaint]:
+    server = config.server
+    needs = {"tls_cert": ("tls_key",), "tls_key": ("tls_cert",), "tls_client_ca": ("tls_cert", "tls_key")}
+    for key, others in needs.items():
+        missing = [other for other in others if getattr(server, other) is None]
+        if getattr(server, key) is not None and missing:
+            yield "server", key, f"needs server.{missing[0]} beside it; give both, or none"

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from moorage.runtime.config.checks import complaints
 from moorage.runtime.config.errors import one_line
-from moorage.runtime.config.schema import ClusterConfig, ModelSection
+from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.source import Source, read_source
+from moorage.runtime.config.types import Section
 from moorage.workers.errors import InvalidConfig
 
 
@@ -23,7 +24,7 @@ def load_cluster_config(
 ) -> ClusterConfig:
     """Validates `path`, under `MOORAGE_SECTION__KEY` variables and `section.key=value` flags.
 
-    A relative model.path in the file is relative to the file. Raises InvalidConfig with one line that names
+    A relative path in the file is relative to the file. Raises InvalidConfig with one line that names
     where the value was given, the key, and the fix.
     """
     return build_config(read_source(path, overrides, environ))
@@ -37,11 +38,15 @@ def build_config(source: Source) -> ClusterConfig:
         raise InvalidConfig(one_line(error, source, ClusterConfig)) from error
     for section, key, why in complaints(config):
         raise InvalidConfig(f"{source.where((section, key))}: {section}.{key}: {why}")
-    return config.model_copy(update={"model": _anchored_model(config.model, source)})
+    anchored = {name: _anchored(getattr(config, name), name, source) for name in ("model", "server")}
+    return config.model_copy(update=anchored)
 
 
-def _anchored_model(model: ModelSection, source: Source) -> ModelSection:
-    path = model.path.expanduser()
-    from_file = source.where(("model", "path")).startswith(str(source.path))
-    base = source.path.parent if from_file else Path()
-    return model.model_copy(update={"path": (base / path).resolve()})
+def _anchored(section: Section, name: str, source: Source) -> Section:
+    """The section with every path in it made absolute."""
+    paths = {key: value for key, value in section if isinstance(value, Path)}
+    for key, path in paths.items():
+        from_file = source.where((name, key)).startswith(str(source.path))
+        base = source.path.parent if from_file else Path()
+        paths[key] = (base / path.expanduser()).resolve()
+    return section.model_copy(update=paths)

@@ -13,6 +13,8 @@ from moorage.runtime.config.types import (
     Count,
     CpuList,
     DirectoryPath,
+    FileOrNone,
+    FilePath,
     HostPort,
     HttpAddress,
     RayAddress,
@@ -153,6 +155,19 @@ class ServerSection(Section):
         "auto",
         description="HOST:PORT of the HTTP server, or off; auto is 127.0.0.1:8000, or a free port where that one is "
         "in use, if the packages of moorage[http] are installed.",
+    )
+    keys: FileOrNone | None = Field(
+        None,
+        description="File of API keys that `runtime key add` makes; every request then needs one, but those for "
+        "health and version. none lets in whoever reaches the server. Without either, an address that other hosts "
+        "reach is refused.",
+    )
+    tls_cert: FilePath | None = Field(
+        None, description="Certificate of both servers, in PEM form; clients then connect by TLS."
+    )
+    tls_key: FilePath | None = Field(None, description="Private key of tls_cert, in PEM form.")
+    tls_client_ca: FilePath | None = Field(
+        None, description="Certificates of authorities; only clients with a certificate of theirs are let in."
     )
     max_message_bytes: Annotated[Bytes, Field(ge=2 * 1024**2, le=2**31 - 1)] = Field(
         4 * 1024**2,

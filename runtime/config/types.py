@@ -116,6 +116,11 @@ TokensOrAuto = Annotated[
 ]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=2**60)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(gt=0, le=1e9)]
+FilePath = Annotated[Path, BeforeValidator(_path)]
+FileOrNone = Annotated[
+    Annotated[FilePath, Tag("file")] | Annotated[Literal["none"], Tag("none")],
+    Discriminator(lambda value: "none" if value == "none" else "file"),
+]
 HostPort = Annotated[str, BeforeValidator(check_address)]
 HttpAddress = Annotated[str, BeforeValidator(_http_address)]
 CpuList = Annotated[tuple[int, ...], BeforeValidator(_cpu_list)]

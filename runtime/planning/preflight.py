@@ -10,7 +10,8 @@ from importlib.util import find_spec
 
 from moorage.runtime.cluster import registry
 from moorage.runtime.config.schema import ClusterConfig
-from moorage.runtime.planning.exposure import exposure_warning
+from moorage.runtime.planning.access import check_access
+from moorage.runtime.planning.exposure import check_exposure
 from moorage.runtime.planning.gpu_presence import why_no_gpu
 from moorage.runtime.planning.launch_plan import plan_launch
 from moorage.runtime.planning.ray_join import check_joined_ray
@@ -40,8 +41,9 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
         if address in ("off", "auto"):
             continue
         _check_port(key, address)
-        if (warning := exposure_warning(address, key)) is not None:
-            say(f"warning: {warning}")
+    for warning in check_exposure(config.server):
+        say(f"warning: {warning}")
+    check_access(config.server)
     if config.ray.address != "local":
         check_joined_ray(config, plan.actor_bytes, say)
     return plan.limit

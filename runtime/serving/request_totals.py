@@ -68,7 +68,7 @@ class RequestTotals:
         self.lengths["request_generation_tokens"].observe([len(request.generated)])
         tokens, arrived_s, admitted_s = request.token_s, request.arrived_s, request.admitted_s
         prefilled_s = request.prefilled_s
-        ends = {
+        ends: dict[str, list[float | None]] = {
             "time_to_first_token_seconds": [tokens[0] - arrived_s if tokens else None],
             "inter_token_latency_seconds": [after - before for before, after in pairwise(tokens)],
             "e2e_request_latency_seconds": [now_s - arrived_s],

@@ -10,7 +10,10 @@ from grpc_reflection.v1alpha import reflection
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import add_MoorageServicer_to_server
+from moorage.runtime.api.access.keys import Keys
+from moorage.runtime.api.access.tls import Tls
 from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.grpc.access import NeedsKey
 from moorage.runtime.api.grpc.interceptors import EveryMethod
 from moorage.runtime.api.grpc.service import MoorageService
 from moorage.runtime.api.uploads import UploadLimits, Uploads
@@ -39,11 +42,16 @@ class ApiServer:
     """Listens from its start, and answers once it has an engine."""
 
     def __init__(
-        self, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES, uploads: UploadLimits | None = None
+        self,
+        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        uploads: UploadLimits | None = None,
+        keys: Keys | None = None,
+        tls: Tls | None = None,
     ) -> None:
+        self._tls = tls
         options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
         self._server = grpc.aio.server(
-            interceptors=(EveryMethod(SERVICE),),
+            interceptors=(NeedsKey(keys or Keys()), EveryMethod(SERVICE)),
             options=options,
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
         )
@@ -62,13 +70,21 @@ class ApiServer:
         """
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            port = self._server.add_insecure_port(address)
+            port = self._bind(address)
         except RuntimeError:
             raise Unavailable(
                 f"server.grpc: {address} can't be bound; stop what uses the port or choose another"
             ) from None
         await self._server.start()
         return f"{address.rpartition(':')[0]}:{port}"
+
+    def _bind(self, address: str) -> int:
+        if self._tls is None:
+            return self._server.add_insecure_port(address)
+        pair = self._tls.key.read_bytes(), self._tls.cert.read_bytes()
+        clients = None if self._tls.client_ca is None else self._tls.client_ca.read_bytes()
+        credentials = grpc.ssl_server_credentials([pair], clients, require_client_auth=clients is not None)
+        return self._server.add_secure_port(address, credentials)
 
     async def serve(self, engine: Engine) -> None:
         """From now on `engine` answers requests, and health checks get SERVING."""

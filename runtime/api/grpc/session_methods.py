@@ -9,6 +9,7 @@ import grpc
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageServicer
+from moorage.runtime.api.access.keys import tenant
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.grpc import codec
 from moorage.runtime.api.grpc.failures import reported
@@ -31,7 +32,7 @@ class SessionMethods(MoorageServicer):
     ) -> pb.ListSessionsResponse:
         """Every session that is held."""
         async with reported(context):
-            found = await self._ready().sessions.list()
+            found = await self._ready().sessions.list(tenant.get())
             return pb.ListSessionsResponse(sessions=map(codec.session, found))
 
     async def DeleteSession(  # noqa: N802
@@ -39,23 +40,24 @@ class SessionMethods(MoorageServicer):
     ) -> pb.DeleteSessionResponse:
         """Drops one."""
         async with reported(context):
-            await self._ready().sessions.delete(session_name(request.name))
+            await self._ready().sessions.delete(session_name(request.name), tenant.get())
             return pb.DeleteSessionResponse()
 
     async def RenameSession(self, request: pb.RenameSessionRequest, context: Context) -> pb.Session:  # noqa: N802
         """Gives one another name."""
         async with reported(context):
             names = session_name(request.name), session_name(request.new_name, "new_name")
-            return codec.session(await self._ready().sessions.rename(*names))
+            return codec.session(await self._ready().sessions.rename(*names, tenant.get()))
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:  # noqa: N802
         """Opens one that shares the blocks of another."""
         async with reported(context):
             names = session_name(request.name), session_name(request.new_name, "new_name")
-            return codec.session(await self._ready().sessions.fork(*names))
+            return codec.session(await self._ready().sessions.fork(*names, tenant.get()))
 
     async def PinSession(self, request: pb.PinSessionRequest, context: Context) -> pb.Session:  # noqa: N802
         """Keeps one from eviction, or gives it free again."""
         async with reported(context):
             pinned = request.pinned if request.HasField("pinned") else True
-            return codec.session(await self._ready().sessions.pin(session_name(request.name), pinned))
+            name = session_name(request.name)
+            return codec.session(await self._ready().sessions.pin(name, pinned, tenant.get()))

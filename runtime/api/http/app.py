@@ -10,7 +10,9 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from moorage.runtime.api.access.keys import Keys
 from moorage.runtime.api.http import metrics, operators
+from moorage.runtime.api.http.access import Access
 from moorage.runtime.api.http.anthropic import messages
 from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
 from moorage.runtime.api.http.openai import chat, completions, models, responses
@@ -28,7 +30,7 @@ ROUTERS = (
 )
 
 
-def application(service: HttpService) -> FastAPI:
+def application(service: HttpService, keys: Keys) -> FastAPI:
     """The application for one server."""
     app = FastAPI(
         title="Moorage",
@@ -43,6 +45,7 @@ def application(service: HttpService) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(MoorageError, _refused)
     app.add_exception_handler(HTTPException, _no_route)
+    app.add_middleware(Access, held=keys)
     app.add_middleware(Barrier, service=service)
     return app
 

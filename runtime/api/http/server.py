@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from contextlib import suppress
 
 import uvicorn
 
+from moorage.runtime.api.access.keys import Keys
+from moorage.runtime.api.access.tls import Tls
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.app import application
 from moorage.runtime.api.http.connections import MAX_CONNECTIONS, BoundedConnection
@@ -26,7 +29,10 @@ _BACKLOG = 1024
 class HttpServer:
     """Listens from its start, and answers once it has an engine."""
 
-    def __init__(self, uploads: UploadLimits | None = None) -> None:
+    def __init__(
+        self, uploads: UploadLimits | None = None, keys: Keys | None = None, tls: Tls | None = None
+    ) -> None:
+        self._keys, self._tls = keys or Keys(), tls
         self._upload_limits = uploads or UploadLimits()
         self._service = HttpService()
         self._server: uvicorn.Server | None = None
@@ -39,7 +45,7 @@ class HttpServer:
         """
         bound = _bound(address)
         config = uvicorn.Config(
-            application(self._service),
+            application(self._service, self._keys),
             http=BoundedConnection,
             ws="none",
             lifespan="off",
@@ -54,6 +60,10 @@ class HttpServer:
             date_header=False,  # uvicorn sets it in a loop of its own, which does not run here.
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         )
+        if self._tls is not None:
+            config.ssl_certfile, config.ssl_keyfile = str(self._tls.cert), str(self._tls.key)
+            if self._tls.client_ca is not None:
+                config.ssl_ca_certs, config.ssl_cert_reqs = str(self._tls.client_ca), ssl.CERT_REQUIRED
         config.load()
         self._server = uvicorn.Server(config)
         self._server.lifespan = config.lifespan_class(config)

@@ -161,9 +161,29 @@ def test_a_port_that_other_hosts_reach_is_said(load: Load) -> None:
     said: list[str] = []
     check_host(load(PILOT, "server.grpc=127.0.0.1:0"), said.append)
     assert said == []
-    check_host(load(PILOT, "server.grpc=0.0.0.0:0"), said.append)
+    check_host(load(PILOT, "server.grpc=0.0.0.0:0", "server.keys=none"), said.append)
     (warning,) = said
     assert warning.startswith("warning: server.grpc: 0.0.0.0:0 can be reached by other hosts")
+
+
+@pytest.mark.parametrize("key", ["server.grpc", "server.http"])
+def test_a_port_that_other_hosts_reach_needs_keys(load: Load, key: str) -> None:
+    with pytest.raises(InvalidConfig, match=f"{key}: 0.0.0.0:0 can be reached .* no API keys are set"):
+        check_host(load(PILOT, "server.grpc=127.0.0.1:0", f"{key}=0.0.0.0:0"))
+
+
+def test_files_of_keys_and_certificates_are_read_before_anything_starts(load: Load, tmp_path: Path) -> None:
+    for text, settings, words in (
+        (None, ["server.keys={file}"], "no such file; make a key"),
+        ("{}", ["server.keys={file}"], "is no file of API keys"),
+        ("x", ["server.tls_cert={file}", "server.tls_key={file}"], "are no certificate with its key"),
+    ):
+        file = tmp_path / "file"
+        if text is not None:
+            file.write_text(text)
+        given = [one.format(file=file) for one in settings]
+        with pytest.raises(InvalidConfig, match=words):
+            check_host(load(PILOT, "server.grpc=127.0.0.1:0", *given))
 
 
 def test_a_port_that_a_cluster_of_ours_holds_is_told_with_the_way_to_stop_it(
