@@ -80,40 +80,33 @@ class Judge:
     def compare(self, sample: Sample, choices: Sequence[Choice]) -> list[Measured]:
         """Full attention first, whose tokens all choices are given."""
         truth = self._truth(sample, full_attention(choices[0].memory))
-        own_tokens = sample.wanted is not None
-        full_loss = _loss(truth.said, truth.tokens) if own_tokens else None
-        full_score = self._score(sample, truth.tokens)
-        found = []
-        for choice in choices:
-            said, num_keys = truth.said, None
-            if not choice.attends_all:
-                said, num_keys = self._forced(sample, choice.memory, truth.tokens)
-            likeliest = np.array([int(one.argmax()) for one in said])
-            agrees = likeliest == np.array([int(one.argmax()) for one in truth.said])
-            score = full_score
-            if score is not None and not agrees.all():
-                score = self._score(sample, self._drawn(sample, choice.memory)[0])
-            found.append(
-                Measured(
-                    sample.task,
-                    sample.length,
-                    sample.index,
-                    choice.name,
-                    choice.budget,
-                    None if choice.attends_all else choice.index_bytes,
-                    np.array(
-                        [divergence(t[None], s[None])[0] for t, s in zip(truth.said, said, strict=True)]
-                    ),
-                    agrees,
-                    _loss(said, truth.tokens) if own_tokens else None,
-                    full_loss,
-                    score,
-                    full_score,
-                    num_keys,
-                    repeated_share(truth.tokens),
-                )
-            )
-        return found
+        return [self._measured(sample, choice, truth) for choice in choices]
+
+    def _measured(self, sample: Sample, choice: Choice, truth: _Truth) -> Measured:
+        said, num_keys = truth.said, None
+        if not choice.attends_all:
+            said, num_keys = self._forced(sample, choice.memory, truth.tokens)
+        agrees = np.array([int(s.argmax()) == int(t.argmax()) for s, t in zip(said, truth.said, strict=True)])
+        score = full_score = self._score(sample, truth.tokens)
+        if score is not None and not agrees.all():
+            score = self._score(sample, self._drawn(sample, choice.memory)[0])
+        of_text = sample.wanted is not None
+        return Measured(
+            task=sample.task,
+            length=sample.length,
+            index=sample.index,
+            choice=choice.name,
+            budget=choice.budget,
+            index_bytes=None if choice.attends_all else choice.index_bytes,
+            kl=np.array([divergence(t[None], s[None])[0] for t, s in zip(truth.said, said, strict=True)]),
+            agrees=agrees,
+            loss=_loss(said, truth.tokens) if of_text else None,
+            full_loss=_loss(truth.said, truth.tokens) if of_text else None,
+            score=score,
+            full_score=full_score,
+            num_keys=num_keys,
+            repeated=repeated_share(truth.tokens),
+        )
 
     def _truth(self, sample: Sample, memory: MemorySpec) -> _Truth:
         key = (sample.task, sample.length, sample.index)
