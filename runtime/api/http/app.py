@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moorage.runtime.api.access.keys import Keys
-from moorage.runtime.api.http import metrics, operators
+from moorage.runtime.api.http import metrics, operators, sessions
 from moorage.runtime.api.http.access import Access
 from moorage.runtime.api.http.anthropic import messages
 from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
@@ -27,6 +27,7 @@ ROUTERS = (
     completions.router,
     responses.router,
     messages.router,
+    sessions.router,
 )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
@@ -13,14 +12,13 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from moorage.runtime.api.http.operators import snapshot
 from moorage.runtime.api.http.service import HttpService, service_of
 from moorage.runtime.serving.protocol import ClusterStatus
 from moorage.runtime.serving.request_totals import Histogram, RequestTotals
-from moorage.workers.errors import Unavailable
 
 router = APIRouter(tags=["operators"])
 
-STATUS_TIMEOUT_S = 5.0
 _OUTCOMES = ("stop", "length", "cancelled", "failed")
 
 
@@ -29,11 +27,7 @@ async def metrics(request: Request) -> Response:
     """Figures of the cluster since its start."""
     service = service_of(request)
     engine = service.ready()
-    try:
-        async with asyncio.timeout(STATUS_TIMEOUT_S):
-            status = await engine.status()
-    except TimeoutError:
-        raise Unavailable(f"the cluster's processes did not answer within {STATUS_TIMEOUT_S:g} s") from None
+    status = await snapshot(engine)
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot(service, status, engine.request_totals))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

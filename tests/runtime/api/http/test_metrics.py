@@ -54,10 +54,12 @@ async def test_requests_that_ended_are_counted_by_outcome_and_in_histograms(http
 
 
 async def test_answers_are_counted_by_route_whatever_the_path(http: Http) -> None:
-    for path in ("/health", "/v1/models/none", "/v1/models/nothing", "/a", "/b"):
+    for path in ("/health", "/status", "/v1/models/none", "/v1/models/nothing", "/a", "/b"):
         await http.client.get(path)
     found = await samples(http)
-    assert found["http_requests_total", "/health", "200"] == 1
+    assert (
+        found["http_requests_total", "/health", "200"] == found["http_requests_total", "/status", "200"] == 1
+    )
     assert found["http_requests_total", "/v1/models/{name:path}", "404"] == 2
     assert found["http_requests_total", "none", "404"] == 2
 
