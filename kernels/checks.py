@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 
 STORAGE = (np.dtype(np.uint16), np.dtype(np.float32))

@@ -10,9 +10,9 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 
 

@@ -18,7 +18,6 @@ FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 """Sums may be reordered; NaN and infinity keep their meaning, since masks and empty parts are infinities."""
 
 SERIAL: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": FASTMATH}
-PARALLEL: dict[str, Any] = {**SERIAL, "parallel": True}
 INLINE: dict[str, Any] = {**SERIAL, "forceinline": True}
 """For small functions that take arrays: as a call, an array is a dozen arguments."""
 

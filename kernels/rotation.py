@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.bfloat import narrow, stored, widen
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.compiling import njit
+from moorage.kernels.numba_flags import SERIAL, num_workers
+from moorage.kernels.thread_team import run_units, team_of, unit_call, units_for
 
 Float32 = NDArray[np.float32]
 
@@ -68,19 +69,24 @@ def rotate_tokens(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
         return out.transpose(0, 1)
     flat = stored(x.as_strided((size,), (1,)))
     arrays = flat, x.stride(0), x.stride(1), cos.contiguous().numpy(), sin.contiguous().numpy(), stored(out)
-    workers = num_workers(2 * x.nbytes)
-    if workers > 1:
-        _rotate_parallel(*arrays, workers)
-    else:
-        _rotate_range(*arrays, 0, num_tokens)
+    team = team_of(num_workers(2 * x.nbytes))
+    _rotate(team, units_for(team, num_tokens), *arrays)
     return out.transpose(0, 1)
 
 
 @njit(**SERIAL)
-def _rotate_range(
-    x: Any, to_head: Any, to_token: Any, cos: Any, sin: Any, out: Any, begin: Any, end: Any
+def _rotate(
+    team: Any, units: Any, x: Any, to_head: Any, to_token: Any, cos: Any, sin: Any, out: Any
+) -> None:  # fmt: skip
+    run_units(team, units, *unit_call(_rotate_share, (units, x, to_head, to_token, cos, sin, out)))
+
+
+@njit(**SERIAL)
+def _rotate_share(
+    unit: Any, units: Any, x: Any, to_head: Any, to_token: Any, cos: Any, sin: Any, out: Any
 ) -> None:  # fmt: skip
     half, only_one, dim = cos.shape[1], len(cos) == 1, out.shape[2]
+    begin, end = len(out) * unit // units, len(out) * (unit + 1) // units
     for t in range(begin, end):
         turn = 0 if only_one else t
         c, s = cos[turn], sin[turn]
@@ -93,13 +99,3 @@ def _rotate_range(
                 into[half + d] = narrow(high * c[d] + low * s[d], into[d])
             for d in range(2 * half, dim):
                 into[d] = source[d]
-
-
-@njit(**PARALLEL)
-def _rotate_parallel(
-    x: Any, to_head: Any, to_token: Any, cos: Any, sin: Any, out: Any, workers: Any
-) -> None:  # fmt: skip
-    count = len(out)
-    for i in prange(workers):
-        begin, end = count * i // workers, count * (i + 1) // workers
-        _rotate_range(x, to_head, to_token, cos, sin, out, begin, end)

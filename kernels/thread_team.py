@@ -25,12 +25,13 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from moorage.kernels import atomics
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL, parallel_limit
 from moorage.kernels.simd_lanes import host_has
 from moorage.kernels.unit_call import call_unit, unit_call

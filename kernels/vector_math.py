@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from moorage.kernels.compiling import njit
 
 _ROUND = np.float32(1.5 * 2**23)
 _LOG2_E = np.float32(1.4426950408889634)

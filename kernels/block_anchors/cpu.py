@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import FLOAT32, STORAGE, check_array, check_ids, check_multiple, check_range
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage, narrow, widen
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.numba_flags import SERIAL, num_workers
+from moorage.kernels.thread_team import run_units, team_of, unit_call
 
 KINDS = {"mean": 0, "bounds": 1, "max": 2, "fixed": 3, "important": 4}
 _MEAN, _BOUNDS, _MAX, _FIXED = (KINDS[kind] for kind in ("mean", "bounds", "max", "fixed"))
@@ -57,8 +58,8 @@ def build_anchors(
     check_array("rotation cos", cos, FLOAT32, (len(pages), block_size, None))
     check_array("rotation sin", sin, FLOAT32, cos.shape)
     check_range("rotated pairs", cos.shape[2], 0, dim // 2)
-    build = _build_parallel if num_workers(len(pages) * kv_layer[:1].nbytes // 2) > 1 else _build_serial
-    build(kv_layer, anchors_layer, pages, KINDS[kind], weights, num_top, cos, sin)
+    team = team_of(num_workers(len(pages) * kv_layer[:1].nbytes // 2))
+    _build(team, kv_layer, anchors_layer, pages, KINDS[kind], weights, num_top, cos, sin)
 
 
 @njit(**SERIAL)
@@ -188,30 +189,9 @@ def _build_item(
 
 
 @njit(**SERIAL)
-def _build_serial(
-    kv_layer: Any,
-    anchors_layer: Any,
-    pages: Any,
-    kind: Any,
-    importance: Any,
-    num_top: Any,
-    cos: Any,
+def _build(
+    team: Any, kv_layer: Any, anchors_layer: Any, pages: Any, kind: Any, importance: Any, num_top: Any, cos: Any,
     sin: Any,
-) -> None:
-    for item in range(len(pages) * kv_layer.shape[2]):
-        _build_item(item, kv_layer, anchors_layer, pages, kind, importance, num_top, cos, sin)
-
-
-@njit(**PARALLEL)
-def _build_parallel(
-    kv_layer: Any,
-    anchors_layer: Any,
-    pages: Any,
-    kind: Any,
-    importance: Any,
-    num_top: Any,
-    cos: Any,
-    sin: Any,
-) -> None:
-    for item in prange(len(pages) * kv_layer.shape[2]):
-        _build_item(item, kv_layer, anchors_layer, pages, kind, importance, num_top, cos, sin)
+) -> None:  # fmt: skip
+    items = kv_layer, anchors_layer, pages, kind, importance, num_top, cos, sin
+    run_units(team, len(pages) * kv_layer.shape[2], *unit_call(_build_item, items))

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 
 from moorage.kernels.block_attention.head import attend_head
 from moorage.kernels.checks import check_ids, check_multiple
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.compiling import njit
+from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.simd import LANES
+from moorage.kernels.thread_team import run_units, team_of, unit_call
 from moorage.kernels.vector_math import exp32
 
 Arrays = tuple[Any, ...]
@@ -49,11 +50,8 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     out, lse = np.empty(query.shape, np.float32), np.empty(len(query), np.float32)
     workers = num_workers(num_bytes)
-    if workers > 1:
-        splits = min(-(-workers // num_kv_heads), len(problem[3]))
-        attend_parallel(query, num_kv_heads, problem, splits, out, lse)
-    else:
-        attend_serial(query, num_kv_heads, problem, out, lse)
+    splits = max(1, min(-(-workers // num_kv_heads), len(problem[3])))
+    attend(team_of(workers), query, num_kv_heads, problem, splits, out, lse)
     return torch.from_numpy(out), torch.from_numpy(lse)
 
 
@@ -65,32 +63,32 @@ def _flat(blocks: torch.Tensor) -> Any:
 
 
 @njit(**SERIAL)
-def attend_serial(query: Any, num_kv_heads: Any, problem: Any, out: Any, lse: Any) -> None:
-    stored, to_head, to_values, offset, rows, rotations, scale, softcap = problem
-    group, count = len(query) // num_kv_heads, len(offset)
-    for head in range(num_kv_heads):
-        a, b = head * group, (head + 1) * group
-        attend_head(
-            query[a:b], stored, head * to_head, to_values, offset, rows, np.int64(0), count, rotations, scale,
-            softcap, out[a:b], lse[a:b],
-        )  # fmt: skip
+def attend(
+    team: Any, query: Any, num_kv_heads: Any, problem: Any, splits: Any, out: Any, lse: Any
+) -> None:  # fmt: skip
+    """Each KV head over each of `splits` equal shares of the entries, by the threads of a team."""
+    outs, lses = out.reshape((1, *out.shape)), lse.reshape((1, len(lse)))
+    if splits > 1:
+        outs = np.empty((splits, *query.shape), np.float32)
+        lses = np.empty((splits, len(query)), np.float32)
+    run_units(
+        team, num_kv_heads * splits, *unit_call(_attend_unit, (query, num_kv_heads, problem, outs, lses))
+    )  # fmt: skip
+    if splits > 1:
+        _merge(outs, lses, out, lse)
 
 
-@njit(**PARALLEL)
-def attend_parallel(query: Any, num_kv_heads: Any, problem: Any, splits: Any, out: Any, lse: Any) -> None:
+@njit(**SERIAL)
+def _attend_unit(unit: Any, query: Any, num_kv_heads: Any, problem: Any, outs: Any, lses: Any) -> None:
     stored, to_head, to_values, offset, rows, rotations, scale, softcap = problem
-    group, count = len(query) // num_kv_heads, len(offset)
-    outs = np.empty((splits, *query.shape), np.float32)
-    lses = np.empty((splits, len(query)), np.float32)
-    for item in prange(num_kv_heads * splits):
-        head, part = item // splits, item % splits
-        a, b = head * group, (head + 1) * group
-        first, last = count * part // splits, count * (part + 1) // splits
-        attend_head(
-            query[a:b], stored, head * to_head, to_values, offset, rows, first, last, rotations, scale, softcap,
-            outs[part, a:b], lses[part, a:b],
-        )  # fmt: skip
-    _merge(outs, lses, out, lse)
+    group, count, splits = len(query) // num_kv_heads, len(offset), len(outs)
+    head, part = divmod(unit, splits)
+    a, b = head * group, (head + 1) * group
+    first, last = count * part // splits, count * (part + 1) // splits
+    attend_head(
+        query[a:b], stored, head * to_head, to_values, offset, rows, first, last, rotations, scale, softcap,
+        outs[part, a:b], lses[part, a:b],
+    )  # fmt: skip
 
 
 @njit(**SERIAL)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moorage.kernels.block_attention.logits import ROWS, asks_ahead, rotate_into_tile, tile_logits
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.simd import LINE_BYTES, prefetch, weigh_1, weigh_2, weigh_4
 from moorage.kernels.simd_group import WIDE_LANES, group_weigh_1, group_weigh_2, group_weigh_3, group_weigh_4

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import widen
 from moorage.kernels.numba_flags import INLINE
 from moorage.kernels.simd import LANES, TILE, dots_1, dots_2, dots_4

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moorage.kernels.addresses import address_of, matrix_at, spanned
-from moorage.kernels.block_attention.cpu import attend_parallel, attend_serial
+from moorage.kernels.block_attention.cpu import attend
 from moorage.kernels.checks import INT32, check_array, check_multiple
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.simd import LANES
+from moorage.kernels.thread_team import team_of
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -50,7 +51,7 @@ def attend_resident(
     check_multiple("query heads", len(query), seen_heads)
     out, lse = np.empty(query.shape, np.float32), np.empty(len(query), np.float32)
     workers = num_workers(2 * len(blocks) * seen_heads * block_size * dim * memories[0].itemsize)
-    splits = min(-(-workers // seen_heads), len(blocks)) if workers > 1 else 0
+    splits = max(1, min(-(-workers // seen_heads), len(blocks)))
     for memory, table in zip(memories, tables, strict=True):
         check_array("memory", memory, (memories[0].dtype,), (None,))
         check_array("table", table, INT32, (None,))
@@ -62,8 +63,9 @@ def attend_resident(
         np.int64,
     )
     wrong = _attend(
-        query, arrays, (memories[0][:0], blocks[:0]), layer_sizes, layer, stripe_blocks, num_kv_heads, block_size,
-        blocks, rows, rotations, np.float32(scale), np.float32(softcap), kv_head or 0, seen_heads, splits, out, lse,
+        team_of(workers), query, arrays, (memories[0][:0], blocks[:0]), layer_sizes, layer, stripe_blocks,
+        num_kv_heads, block_size, blocks, rows, rotations, np.float32(scale), np.float32(softcap), kv_head or 0,
+        seen_heads, splits, out, lse,
     )  # fmt: skip
     if wrong >= 0:
         raise ValueError(
@@ -74,9 +76,9 @@ def attend_resident(
 
 @njit(**SERIAL)
 def _attend(
-    query: Any, arrays: Any, empty: Any, layer_sizes: Any, layer: Any, stripe_blocks: Any, num_kv_heads: Any,
-    block_size: Any, blocks: Any, rows: Any, rotations: Any, scale: Any, softcap: Any, first_head: Any,
-    seen_heads: Any, splits: Any, out: Any, lse: Any,
+    team: Any, query: Any, arrays: Any, empty: Any, layer_sizes: Any, layer: Any, stripe_blocks: Any,
+    num_kv_heads: Any, block_size: Any, blocks: Any, rows: Any, rotations: Any, scale: Any, softcap: Any,
+    first_head: Any, seen_heads: Any, splits: Any, out: Any, lse: Any,
 ) -> Any:  # fmt: skip
     """Returns the first entry that lies nowhere, or -1.
 
@@ -95,8 +97,5 @@ def _attend(
         page = np.int64(table[0, local])
         offset[e] = memory_at[m] + layer * layer_sizes[m] + (page * 2 * num_kv_heads + first_head) * head_size
     problem = stored, head_size, num_kv_heads * head_size, offset, rows, rotations, scale, softcap
-    if splits:
-        attend_parallel(query, seen_heads, problem, splits, out, lse)
-    else:
-        attend_serial(query, seen_heads, problem, out, lse)
+    attend(team, query, seen_heads, problem, splits, out, lse)
     return -1

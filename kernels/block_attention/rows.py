@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from moorage.kernels.block_attention.head import (
     _LN2,
@@ -20,6 +19,7 @@ from moorage.kernels.block_attention.head import (
     cap_logits,
 )
 from moorage.kernels.block_attention.logits import ROWS, asks_ahead, rotate_into_tile, tile_logits
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd import LINE_BYTES, prefetch
 from moorage.kernels.simd_group import WIDE_LANES

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import INT32, STORAGE, all_within, check_array, check_ids, is_typed
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.simd import LINE_BYTES, copy, prefetch
+from moorage.kernels.thread_team import run_units, team_of, unit_call, units_for
 
 PIECE_BYTES = 4096
 """Copied between two lots of prefetching."""
@@ -33,11 +34,12 @@ def gather_blocks(
     kv_layer [P, 2, Hkv, B, D]; out [S, 2, Hkv, B, D] of the same type; pages, slots [n].
     """
     types = (kv_layer.dtype,)
+    team = team_of(num_workers(len(pages) * kv_layer.strides[0]))
     known = is_typed(kv_layer, STORAGE, 5) and is_typed(out, types, 5)
     if (
         not known
         or not (is_typed(pages, INT32, 1) and is_typed(slots, INT32, 1))
-        or not _gather(kv_layer, pages, out, slots, num_workers(len(pages) * kv_layer.strides[0]))
+        or not _gather(team, units_for(team, len(pages)), kv_layer, pages, out, slots)
     ):
         raise _misfit(kv_layer, pages, out, slots)
 
@@ -54,7 +56,7 @@ def _misfit(
 
 
 @njit(**SERIAL)
-def _gather(kv_layer: Any, pages: Any, out: Any, slots: Any, workers: Any) -> Any:
+def _gather(team: Any, units: Any, kv_layer: Any, pages: Any, out: Any, slots: Any) -> Any:
     """False, and nothing is copied, where ids or shapes do not fit."""
     count, block, item = len(pages), 1, kv_layer.itemsize
     for axis in range(1, 5):
@@ -65,22 +67,22 @@ def _gather(kv_layer: Any, pages: Any, out: Any, slots: Any, workers: Any) -> An
         return False
     if not (all_within(pages, len(kv_layer)) and all_within(slots, len(out))):
         return False
-    stored, into, workers = kv_layer.reshape(-1), out.reshape(-1), min(workers, count)
+    stored, into = kv_layer.reshape(-1), out.reshape(-1)
     piece, ahead = PIECE_BYTES // item, AHEAD_BYTES // item
     if block * item >= LARGE_BYTES:
         piece, ahead = block, 0
     plan = block, piece, ahead, LINE_BYTES // item
-    if workers > 1:
-        _gather_parallel(stored, pages, into, slots, plan, workers)
-    else:
-        _gather_range(stored, pages, into, slots, plan, 0, count)
+    run_units(team, units, *unit_call(_gather_share, (units, stored, pages, into, slots, plan)))
     return True
 
 
 @njit(**SERIAL)
-def _gather_range(stored: Any, pages: Any, out: Any, slots: Any, plan: Any, begin: Any, end: Any) -> None:
+def _gather_share(
+    unit: Any, units: Any, stored: Any, pages: Any, out: Any, slots: Any, plan: Any
+) -> None:  # fmt: skip
     block, piece, ahead, line = plan
-    for i in range(begin, end):
+    end = len(pages) * (unit + 1) // units
+    for i in range(len(pages) * unit // units, end):
         source, into = np.int64(pages[i]) * block, np.int64(slots[i]) * block
         for at in range(0, block, piece):
             size = min(piece, block - at)
@@ -91,10 +93,3 @@ def _gather_range(stored: Any, pages: Any, out: Any, slots: Any, plan: Any, begi
                     for d in range(0, size, line):
                         prefetch(stored, first + d)
             copy(out, into + at, stored, source + at, size)
-
-
-@njit(**PARALLEL)
-def _gather_parallel(stored: Any, pages: Any, out: Any, slots: Any, plan: Any, workers: Any) -> None:
-    count = len(pages)
-    for i in prange(workers):
-        _gather_range(stored, pages, out, slots, plan, count * i // workers, count * (i + 1) // workers)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.packing import pack
 from moorage.kernels.checks import FLOAT32, STORAGE, check_array, check_ids, check_multiple
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage
-from moorage.kernels.numba_flags import INLINE, PARALLEL, SERIAL, num_workers
+from moorage.kernels.numba_flags import INLINE, SERIAL, num_workers
 from moorage.kernels.simd import LANES, LINE_BYTES, TILE, dots_1, dots_2, dots_4, prefetch
+from moorage.kernels.thread_team import run_units, team_of, unit_call, units_for
 
 CHUNK = 32
 """Blocks scored before their scores are written out row by row; writing each at once would thrash the L1 cache."""
@@ -64,9 +65,8 @@ def _score(
     Of each page of `anchors` [P, V'] an equal part is scored by each head.
     """
     line, ahead = prefetch_distance(anchors.itemsize, anchors.shape[1])
-    workers = min(num_workers(len(pages) * anchors.shape[1] * anchors.itemsize * packed.shape[1]), len(pages))
-    score = score_parallel if workers > 1 else score_serial
-    score(anchors, pages, packed, out, line, ahead, workers)
+    team = team_of(num_workers(len(pages) * anchors.shape[1] * anchors.itemsize * packed.shape[1]))
+    score(team, units_for(team, len(pages)), anchors, pages, packed, out, line, ahead)
 
 
 @njit(**INLINE)
@@ -161,17 +161,15 @@ def _write_sums(best: Any, num_parts: Any, count: Any, out: Any, first: Any, las
 
 
 @njit(**SERIAL)
-def score_serial(
-    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
-) -> None:
-    score_range(anchors, pages, queries, out, line, ahead, 0, len(pages) * workers)
+def score(
+    team: Any, units: Any, anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any
+) -> None:  # fmt: skip
+    run_units(team, units, *unit_call(_score_share, (units, anchors, pages, queries, out, line, ahead)))
 
 
-@njit(**PARALLEL)
-def score_parallel(
-    anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any, workers: Any
-) -> None:
-    count = len(pages)
-    for i in prange(workers):
-        begin, end = count * i // workers, count * (i + 1) // workers
-        score_range(anchors, pages, queries, out, line, ahead, begin, end)
+@njit(**SERIAL)
+def _score_share(
+    unit: Any, units: Any, anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any
+) -> None:  # fmt: skip
+    begin, end = len(pages) * unit // units, len(pages) * (unit + 1) // units
+    score_range(anchors, pages, queries, out, line, ahead, begin, end)

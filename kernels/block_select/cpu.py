@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moorage.kernels.block_score.cpu import prefetch_distance, score_range
@@ -20,6 +19,7 @@ from moorage.kernels.checks import (
     check_multiple,
     is_typed,
 )
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd import LANES

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import (
@@ -18,8 +17,10 @@ from moorage.kernels.checks import (
     check_range,
     is_typed,
 )
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import NOT_FINITE, Storage, largest, narrow, no_bits, widen
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.numba_flags import SERIAL, num_workers
+from moorage.kernels.thread_team import run_units, team_of, unit_call
 
 
 def write_rows(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage, v: Storage) -> bool:
@@ -33,7 +34,7 @@ def write_rows(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Stora
     known = is_typed(kv_layer, STORAGE, 5) and is_typed(pages, INT32, 1)
     if not (known and is_typed(k, types, 3) and is_typed(v, types, 3)):
         raise _misfit(kv_layer, pages, start, k, v)
-    most = _write(kv_layer, pages, start, k, v, num_workers(2 * k.nbytes) > 1)
+    most = _write(team_of(num_workers(2 * k.nbytes)), kv_layer, pages, start, k, v)
     if most < 0:
         raise _misfit(kv_layer, pages, start, k, v)
     return bool(most < NOT_FINITE[kv_layer.dtype])
@@ -52,7 +53,7 @@ def _misfit(kv_layer: Storage, pages: NDArray[np.int32], start: int, k: Storage,
 
 
 @njit(**SERIAL)
-def _write(kv_layer: Any, pages: Any, start: Any, k: Any, v: Any, in_parallel: Any) -> Any:
+def _write(team: Any, kv_layer: Any, pages: Any, start: Any, k: Any, v: Any) -> Any:
     """The largest bits that were stored, see `largest`; -1, and nothing is written, where the rows do not fit."""
     num_pages, parts, num_heads, block_size, dim = kv_layer.shape
     count = len(k)
@@ -65,15 +66,19 @@ def _write(kv_layer: Any, pages: Any, start: Any, k: Any, v: Any, in_parallel: A
     touched = pages[start // block_size : (start + count - 1) // block_size + 1]
     if not all_within(touched, num_pages):
         return np.int64(-1)
-    if in_parallel:
-        return _write_parallel(kv_layer, touched, start % block_size, k, v)
-    return _write_serial(kv_layer, touched, start % block_size, k, v)
+    found = np.zeros(len(touched), np.int64)
+    run_units(
+        team, len(touched), *unit_call(_write_block, (kv_layer, touched, start % block_size, k, v, found))
+    )  # fmt: skip
+    return found.max()
 
 
 @njit(**SERIAL)
-def _write_block(kv_layer: Any, page: Any, index: Any, offset: Any, k: Any, v: Any) -> Any:
+def _write_block(
+    index: Any, kv_layer: Any, pages: Any, offset: Any, k: Any, v: Any, largest_bits: Any
+) -> None:  # fmt: skip
     """The rows of the touched block `index`; the first token lies at row `offset` of block 0."""
-    block_size, dim = kv_layer.shape[3], kv_layer.shape[4]
+    page, block_size, dim = pages[index], kv_layer.shape[3], kv_layer.shape[4]
     begin = max(0, index * block_size - offset)
     end = min(len(k), (index + 1) * block_size - offset)
     row = begin + offset - index * block_size
@@ -88,20 +93,4 @@ def _write_block(kv_layer: Any, page: Any, index: Any, offset: Any, k: Any, v: A
                     target[d] = stored
                     most = largest(most, stored)
                 found = max(found, np.int64(most))
-    return found
-
-
-@njit(**SERIAL)
-def _write_serial(kv_layer: Any, pages: Any, offset: Any, k: Any, v: Any) -> Any:
-    found = np.int64(0)
-    for index in range(len(pages)):
-        found = max(found, _write_block(kv_layer, pages[index], index, offset, k, v))
-    return found
-
-
-@njit(**PARALLEL)
-def _write_parallel(kv_layer: Any, pages: Any, offset: Any, k: Any, v: Any) -> Any:
-    found = np.zeros(len(pages), np.int64)
-    for index in prange(len(pages)):
-        found[index] = _write_block(kv_layer, pages[index], index, offset, k, v)
-    return found.max()
+    largest_bits[index] = found

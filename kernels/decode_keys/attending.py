@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moorage.kernels.block_attention.head import cap_logits
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_keys.runs import turned_queries
 from moorage.kernels.decode_keys.scan import MOST, head_at, slice_blocks, to_mean_value
 from moorage.kernels.decode_layer.memory import CODES

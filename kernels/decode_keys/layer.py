@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_keys.attending import attend_chunk, join_head, num_chunks
 from moorage.kernels.decode_keys.records import Layer, Parts, Selected, Slices
 from moorage.kernels.decode_keys.runs import make_runs

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_keys.records import Runs
 from moorage.kernels.decode_layer.records import MAX_PARTS
 from moorage.kernels.key_select.lanes import TABLE_BYTES

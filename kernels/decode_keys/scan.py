@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.memory import ANCHORS, CODES, page_of
 from moorage.kernels.key_select.estimates import Desk, Queries, estimate, of_head
 from moorage.kernels.key_select.filtering import list_above

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_keys.scan import scan_slice
 from moorage.kernels.decode_layer.memory import block_at
 from moorage.kernels.key_select.filtering import keep_best

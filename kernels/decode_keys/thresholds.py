@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_keys.scan import blocks_of_run, find_blocks, queries_of, tile_blocks, tiles_of
 from moorage.kernels.key_select.estimates import estimate, of_head
 from moorage.kernels.key_select.filtering import about_reached

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moorage.kernels.block_attention.head import attend_head
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.memory import block_at
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.vector_math import exp32

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
 from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moorage.kernels.addresses import spanned
 from moorage.kernels.checks import all_within
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import largest, narrow, no_bits
 from moorage.kernels.numba_flags import INLINE, SERIAL
 

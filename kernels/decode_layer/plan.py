@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 
 Int32 = NDArray[np.int32]

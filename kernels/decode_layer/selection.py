@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moorage.kernels.addresses import matrix_at
 from moorage.kernels.block_select.cpu import select_exactly
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.memory import ANCHORS, PAGES, count_in
 from moorage.kernels.merge_top.cpu import merge_into
 from moorage.kernels.numba_flags import SERIAL

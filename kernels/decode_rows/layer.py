@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moorage.kernels.block_attention.rows import Entries, attend_rows
+from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.entries import PIECE_ROWS, count_blocks, count_pieces, fill_entries
 from moorage.kernels.decode_layer.layer import merge_parts
 from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row

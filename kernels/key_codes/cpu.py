@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import (
@@ -18,6 +17,7 @@ from moorage.kernels.checks import (
     check_multiple,
     check_range,
 )
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage, narrow, widen
 from moorage.kernels.key_codes.signs import code_4, code_8, code_16, pair_vectors, store_signs
 from moorage.kernels.key_codes.sizes import TOKENS, code_bytes

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage, widen
 from moorage.kernels.numba_flags import SERIAL
 

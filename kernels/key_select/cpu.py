@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import (
@@ -17,6 +16,7 @@ from moorage.kernels.checks import (
     check_multiple,
     check_range,
 )
+from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage, from_storage
 from moorage.kernels.key_codes.sizes import TOKENS, code_bytes
 from moorage.kernels.key_select import reference

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import INLINE
 from moorage.kernels.simd import ELEMENT, TILE
 from moorage.kernels.simd_group import lane_sums

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.hadamard import turn_heads
 from moorage.kernels.key_select.lanes import ENTRIES, LARGEST, TABLE_BYTES
 from moorage.kernels.numba_flags import SERIAL

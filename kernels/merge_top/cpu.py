@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import FLOAT32, INT32, check_array
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.top_blocks.cpu import top_row
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import FLOAT32, INT32, check_array, check_multiple
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.compiling import njit
+from moorage.kernels.numba_flags import SERIAL, num_workers
+from moorage.kernels.thread_team import run_units, team_of, unit_call
 from moorage.kernels.vector_math import exp32, max32
 
 POOLINGS = {"softmax": 0, "sum": 1, "max": 2}
@@ -47,8 +48,7 @@ def pool_scores(
         if pooling == "softmax":
             score_lse(scores, scale, limits, lse)
     check_array("lse", lse, FLOAT32, (rows, heads))
-    pool = _pool_parallel if num_workers(scores.nbytes) > 1 else _pool_serial
-    pool(scores, np.float32(scale), limits, lse, POOLINGS[pooling], out)
+    _pool(team_of(num_workers(scores.nbytes)), scores, np.float32(scale), limits, lse, POOLINGS[pooling], out)
 
 
 def score_lse(
@@ -58,8 +58,7 @@ def score_lse(
     check_array("scores", scores, FLOAT32, (None, None, None))
     check_array("out", out, FLOAT32, scores.shape[:2])
     _check_limits(limits, len(scores), scores.shape[2])
-    lse = _lse_parallel if num_workers(scores.nbytes) > 1 else _lse_serial
-    lse(scores, np.float32(scale), limits, out)
+    _lse(team_of(num_workers(scores.nbytes)), scores, np.float32(scale), limits, out)
 
 
 def _check_limits(limits: NDArray[np.int32], rows: int, count: int) -> None:
@@ -101,15 +100,9 @@ def _pool_item(item: Any, scores: Any, scale: Any, limits: Any, lse: Any, poolin
 
 
 @njit(**SERIAL)
-def _pool_serial(scores: Any, scale: Any, limits: Any, lse: Any, pooling: Any, out: Any) -> None:
-    for item in range(out.shape[0] * out.shape[1] * ((out.shape[2] + CHUNK - 1) // CHUNK)):
-        _pool_item(item, scores, scale, limits, lse, pooling, out)
-
-
-@njit(**PARALLEL)
-def _pool_parallel(scores: Any, scale: Any, limits: Any, lse: Any, pooling: Any, out: Any) -> None:
-    for item in prange(out.shape[0] * out.shape[1] * ((out.shape[2] + CHUNK - 1) // CHUNK)):
-        _pool_item(item, scores, scale, limits, lse, pooling, out)
+def _pool(team: Any, scores: Any, scale: Any, limits: Any, lse: Any, pooling: Any, out: Any) -> None:
+    count = out.shape[0] * out.shape[1] * ((out.shape[2] + CHUNK - 1) // CHUNK)
+    run_units(team, count, *unit_call(_pool_item, (scores, scale, limits, lse, pooling, out)))
 
 
 @njit(**SERIAL)
@@ -126,15 +119,11 @@ def _row_lse(row: Any, scale: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _lse_serial(scores: Any, scale: Any, limits: Any, out: Any) -> None:
-    for r in range(scores.shape[0]):
-        for head in range(scores.shape[1]):
-            out[r, head] = _row_lse(scores[r, head, : limits[r]], scale)
+def _lse(team: Any, scores: Any, scale: Any, limits: Any, out: Any) -> None:
+    run_units(team, out.size, *unit_call(_lse_item, (scores, scale, limits, out)))
 
 
-@njit(**PARALLEL)
-def _lse_parallel(scores: Any, scale: Any, limits: Any, out: Any) -> None:
-    heads = scores.shape[1]
-    for item in prange(scores.shape[0] * heads):
-        r, head = item // heads, item % heads
-        out[r, head] = _row_lse(scores[r, head, : limits[r]], scale)
+@njit(**SERIAL)
+def _lse_item(item: Any, scores: Any, scale: Any, limits: Any, out: Any) -> None:
+    r, head = divmod(item, scores.shape[1])
+    out[r, head] = _row_lse(scores[r, head, : limits[r]], scale)

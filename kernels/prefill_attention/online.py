@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from moorage.kernels.compiling import njit
 from moorage.kernels.counter import take
 from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.prefill_attention.packing import PANEL, pack_keys, pack_values

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from moorage.kernels.code_kinds import PANEL
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.quantized_linear.dequantizing import dequantize_panels
 from moorage.kernels.quantized_linear.matrix import QuantizedMatrix

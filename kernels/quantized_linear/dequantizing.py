@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
 from moorage.kernels.code_kinds import PANEL, CodeKind
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.quantized_linear import lanes
 from moorage.kernels.quantized_linear.matrix import WORD_CODES, QuantizedMatrix

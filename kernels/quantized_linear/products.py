@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import cfunc, types
 from numba.extending import intrinsic
 
 from moorage.kernels.code_kinds import PANEL, CodeKind
 from moorage.kernels.compile_lock import one_at_a_time
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.quantized_linear.matrix import WORD_CODES
 from moorage.kernels.quantized_linear.panels import (

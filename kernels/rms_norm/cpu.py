@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.bfloat import narrow, stored, widen
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.compiling import njit
+from moorage.kernels.numba_flags import SERIAL, num_workers
+from moorage.kernels.thread_team import run_units, team_of, unit_call, units_for
 
 Rows = NDArray[np.float32] | NDArray[np.uint16]
 _TYPES = (torch.float32, torch.bfloat16)
@@ -50,19 +51,25 @@ def _normed(
             f"x {list(rows.shape)}, weight {list(weight.shape)}; expected a contiguous weight of as many channels"
         )
     out = torch.empty_like(rows)
-    workers = num_workers(2 * rows.nbytes)
+    team = team_of(num_workers(2 * rows.nbytes))
     arrays = stored(rows), stored(added), adds, weight.numpy(), eps, stored(out)
-    if workers > 1:
-        _parallel(*arrays, min(workers, len(rows)))
-    else:
-        _range(*arrays, 0, len(rows))
+    _norm(team, units_for(team, len(rows)), *arrays)
     return out
 
 
 @njit(**SERIAL)
-def _range(x: Any, added: Any, adds: Any, weight: Any, eps: Any, out: Any, begin: Any, end: Any) -> None:
+def _norm(
+    team: Any, units: Any, x: Any, added: Any, adds: Any, weight: Any, eps: Any, out: Any
+) -> None:  # fmt: skip
+    run_units(team, units, *unit_call(_norm_share, (units, x, added, adds, weight, eps, out)))
+
+
+@njit(**SERIAL)
+def _norm_share(
+    unit: Any, units: Any, x: Any, added: Any, adds: Any, weight: Any, eps: Any, out: Any
+) -> None:  # fmt: skip
     epsilon = np.float32(eps)
-    for r in range(begin, end):
+    for r in range(len(x) * unit // units, len(x) * (unit + 1) // units):
         row, more, into, total = x[r], added[r], out[r], np.float32(0)
         if adds:
             for d in range(len(row)):
@@ -73,9 +80,3 @@ def _range(x: Any, added: Any, adds: Any, weight: Any, eps: Any, out: Any, begin
         for d in range(len(row)):
             normed = narrow(widen(row[d]) * scale, row[d])
             into[d] = narrow(widen(normed) * weight[d], row[d])
-
-
-@njit(**PARALLEL)
-def _parallel(x: Any, added: Any, adds: Any, weight: Any, eps: Any, out: Any, workers: Any) -> None:
-    for i in prange(workers):
-        _range(x, added, adds, weight, eps, out, len(x) * i // workers, len(x) * (i + 1) // workers)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moorage.kernels.addresses import matrix_at
+from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.quantized_linear.cpu import run_panels, sum_groups
 from moorage.kernels.quantized_linear.products import FIELDS as RECORD_FIELDS

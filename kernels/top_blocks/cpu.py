@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
 from numpy.typing import NDArray
 
 from moorage.kernels.checks import FLOAT32, INT32, check_array, is_typed
-from moorage.kernels.numba_flags import PARALLEL, SERIAL, num_workers
+from moorage.kernels.compiling import njit
+from moorage.kernels.numba_flags import SERIAL, num_workers
+from moorage.kernels.thread_team import run_units, team_of, unit_call
 from moorage.kernels.vector_math import extremes32
 
 Float32 = NDArray[np.float32]
@@ -37,8 +38,7 @@ def top_blocks(
     known = is_typed(scores, FLOAT32, 2) and is_typed(limits, INT32, 1)
     if not (known and is_typed(ids, INT32, 2) and is_typed(top, FLOAT32, 2)) or ids.shape[1] != k:
         raise _misfit(scores, limits, k, ids, top)
-    select = _top_parallel if k and len(scores) > 1 and num_workers(scores.nbytes) > 1 else _top_serial
-    if not select(scores, limits, ids, top, counts):
+    if not _top(team_of(num_workers(scores.nbytes)), scores, limits, ids, top, counts):
         raise _misfit(scores, limits, k, ids, top)
     return counts
 
@@ -184,20 +184,14 @@ def _fits(scores: Any, limits: Any, ids: Any, top: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _top_serial(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> Any:
+def _top(team: Any, scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> Any:
     """False, and nothing is selected, where shapes or limits do not fit."""
     if not _fits(scores, limits, ids, top):
         return False
-    for r in range(len(scores) if ids.size else 0):
-        counts[r] = top_row(scores[r, : limits[r]], ids[r], top[r])
+    run_units(team, len(scores) if ids.size else 0, *unit_call(_top_item, (scores, limits, ids, top, counts)))
     return True
 
 
-@njit(**PARALLEL)
-def _top_parallel(scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> Any:
-    """As `_top_serial`."""
-    if not _fits(scores, limits, ids, top):
-        return False
-    for r in prange(len(scores)):
-        counts[r] = top_row(scores[r, : limits[r]], ids[r], top[r])
-    return True
+@njit(**SERIAL)
+def _top_item(r: Any, scores: Any, limits: Any, ids: Any, top: Any, counts: Any) -> None:
+    counts[r] = top_row(scores[r, : limits[r]], ids[r], top[r])

@@ -19,7 +19,7 @@ from moorage.kernels.block_score import cpu
 anchors = np.zeros((3, 2, 2, 32), np.uint16)
 queries, out = np.zeros((1, 4, 32), np.float32), np.zeros((1, 4, 3), np.float32)
 cpu.score_blocks(anchors, np.arange(3, dtype=np.int32), queries, True, out)
-stats = cpu.score_serial.stats
+stats = cpu.score.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,16 @@ def own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", None)
 
 
-def started(log: Path, seconds: float) -> subprocess.Popen[str]:
+def started(log: Path, seconds: float, **environment: str) -> subprocess.Popen[str]:
     """A process that is about to ask for the lock, and will hold it for twice the time."""
     command = [sys.executable, "-c", PROGRAM, str(log), str(seconds)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     return process
@@ -51,6 +58,18 @@ def test_processes_go_one_after_the_other(tmp_path: Path) -> None:
     for process in processes:
         process.communicate(timeout=60)
     assert log.read_text().split() == ["in", "out"] * 3
+
+
+def test_processes_with_kernels_in_different_places_do_not_wait(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    holder = started(first, 600, NUMBA_CACHE_DIR="one")
+    go(holder)
+    other = started(second, 0, NUMBA_CACHE_DIR="another")
+    go(other)
+    other.communicate(timeout=60)
+    assert second.read_text().split() == ["in", "out"]
+    holder.kill()
+    holder.communicate()
 
 
 def test_a_process_that_dies_lets_the_next_one_in(tmp_path: Path) -> None:
