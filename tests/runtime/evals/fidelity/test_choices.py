@@ -76,8 +76,8 @@ def test_bytes_of_the_index_are_those_of_one_key() -> None:
     source = LocalConfig(None, MODEL)
     full, choice = choices(source, SPEC, [], [PER_KV_HEAD], [64], FRAME)
     assert choice.memory.selection.head_select_mode is HeadSelectMode.SEPARATE
-    # A block of 32 keys has two bounds of 64 channels in two bytes, and four-bit codes of both.
-    assert choice.index_bytes == pytest.approx((2 * 64 * 2 + 2 * 64 / 2) / 32)
+    # A block of 32 keys has two bounds of 64 channels in two bytes.
+    assert choice.index_bytes == pytest.approx(2 * 64 * 2 / 32)
     assert full.layout == choice.layout
 
 
