@@ -51,6 +51,8 @@ class ChatTemplate:
         """Roles that a message may have."""
         self.examined = frozenset(_examined(tree))
         """Texts that the template looks for in others, as in `'</think>' in content`."""
+        self.takes_tools = any(name.name == "tools" for name in tree.find_all(nodes.Name))
+        """Whether the template writes the tools of a request."""
 
     def render(
         self,

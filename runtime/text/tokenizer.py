@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,6 +124,17 @@ class TextTokenizer:
         """The file that holds the chat template, or would."""
         chat = self._chats.get(DEFAULT_TEMPLATE)
         return chat.template.path.name if chat else TEMPLATE_FILE
+
+    @property
+    def tool_template(self) -> str | None:
+        """The source of the chat template for conversations with tools; None where it has no place for them."""
+        chat = self._chats.get(_TOOL_TEMPLATE) or self._chats.get(DEFAULT_TEMPLATE)
+        return chat.template.source if chat is not None and chat.template.takes_tools else None
+
+    def special_ids_of(self, texts: Iterable[str]) -> dict[str, int]:
+        """Those of `texts` that are special tokens, with their ids."""
+        found = {text: self._tokenizer.token_to_id(text) for text in texts}
+        return {text: token_id for text, token_id in found.items() if token_id in self.special_ids}
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False, **extra: Any

@@ -1,0 +1,78 @@
+"""What a format of tool calls must know: how models write calls, how they are read, and how they are demanded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moorage.runtime.text.tools.json_calls import JsonCallParser, Marks
+from moorage.runtime.text.tools.parts import AnswerParser
+
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
+"""Between parts of JSON. Small models, given no limit, write line ends until their tokens are used up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that an answer may be made to call."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    """The JSON schema of its arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """One way in which models write calls."""
+
+    name: str
+    """As vLLM's `--tool-call-parser` has it, where it has it."""
+    marks: Marks
+    in_template: tuple[str, ...]
+    """Texts of which a chat template has one, if its model writes calls so."""
+    before: str = ""
+    """Before all calls, where they are demanded."""
+    before_each: str = ""
+    after_each: str = ""
+    separator: str = "\n"
+    after: str = ""
+    arguments_key: str = "arguments"
+    tokens: tuple[str, ...] = ()
+    """Tokens that must be seen in the answer's text although they may be special."""
+
+    def parser(self, names: Collection[str]) -> AnswerParser:
+        """A parser of one answer to a request that has tools of these names."""
+        return JsonCallParser(self.marks, names)
+
+    def grammar(self, tools: Sequence[Tool], spelled: Callable[[str], str], *, several: bool) -> str:
+        """A grammar, in Lark's syntax, of answers that only call some of `tools`; more than one with `several`.
+
+        `spelled` says how a grammar has a token of `tokens`.
+        """
+        rest = f" ({self._literal(self.separator, spelled)} call)*" if several else ""
+        start = (self._literal(self.before, spelled), f"call{rest}", self._literal(self.after, spelled))
+        each = (self._literal(self.before_each, spelled), "body", self._literal(self.after_each, spelled))
+        lines = [f"start: {' '.join(filter(None, start))}", f"call: {' '.join(filter(None, each))}"]
+        lines.append("body: " + " | ".join(f"tool_{place}" for place in range(len(tools))))
+        for place, tool in enumerate(tools):
+            begin = f'{{"name": {json.dumps(tool.name)}, "{self.arguments_key}": '
+            lines.append(f'tool_{place}: {json.dumps(begin)} arguments_{place} "}}"')
+            lines.append(f"arguments_{place}: %json {json.dumps(_schema(tool.parameters))}")
+        return "\n".join(lines)
+
+    def _literal(self, text: str, spelled: Callable[[str], str]) -> str:
+        """A text in a grammar, whose tokens of `tokens` are named as tokens."""
+        for token in self.tokens:
+            before, found, after = text.partition(token)
+            if found:
+                parts = (self._literal(before, spelled), spelled(token), self._literal(after, spelled))
+                return " ".join(filter(None, parts))
+        return json.dumps(text) if text else ""
+
+
+def _schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of arguments, which always are an object."""
+    guidance = {"whitespace_pattern": _WHITESPACE, "coerce_one_of": True}
+    return {"type": "object", **parameters, "x-guidance": guidance}

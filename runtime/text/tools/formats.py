@@ -1,0 +1,43 @@
+"""All formats of tool calls, and which of them a model has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from moorage.runtime.text.tokenizer import TextTokenizer
+from moorage.runtime.text.tools import hermes, llama3_json, mistral, plain_json
+from moorage.runtime.text.tools.format import ToolFormat
+
+FORMATS: Mapping[str, ToolFormat] = {
+    each.FORMAT.name: each.FORMAT for each in (mistral, hermes, llama3_json, plain_json)
+}
+"""By name; of those that fit a template the first one counts."""
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """How one model calls tools."""
+
+    format: ToolFormat
+    special_ids: Mapping[str, int] = field(default_factory=dict)
+    """Special tokens of the format that the model's tokenizer has."""
+
+    def spelled(self, token: str) -> str:
+        """A token of the format as a grammar has it: special ones by their id, all others by their text."""
+        token_id = self.special_ids.get(token)
+        return f'"{token}"' if token_id is None else f"<[{token_id}]>"
+
+
+def tool_use(tokenizer: TextTokenizer, name: str = AUTO) -> ToolUse | None:
+    """How a model calls tools: in the format of this name, or as its template says; None where that has no tools."""
+    template = tokenizer.tool_template
+    if name == AUTO:
+        if template is None:
+            return None
+        fitting = (each for each in FORMATS.values() if any(text in template for text in each.in_template))
+        found = next(fitting, plain_json.FORMAT)
+    else:
+        found = FORMATS[name]
+    return ToolUse(found, tokenizer.special_ids_of(found.tokens))
