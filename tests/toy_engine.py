@@ -8,6 +8,7 @@ import itertools
 import json
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
 
 from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.protocol import (
@@ -27,7 +28,9 @@ from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
+from moorage.runtime.text.chat_extra import ChatExtra
 from moorage.runtime.text.grammar import Grammars
+from moorage.runtime.text.tools.formats import FORMATS, ToolUse
 from moorage.workers.errors import (
     FailedPrecondition,
     InvalidRequest,
@@ -54,9 +57,23 @@ class ByteTokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(t for t in token_ids if t < BOS or not skip_special_tokens).decode(errors="replace")
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]], *, parse_special: bool = False) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        parse_special: bool = False,
+        said: Mapping[int, Sequence[int]] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
+        """Each message with its role, and with what else it has as JSON."""
         begin = "{" if parse_special else "<"
-        return list("".join(f"{begin}{m['role']}>{m['content']}" for m in messages).encode())
+        ids = list("".join(f"[{json.dumps(tool['function'])}]" for tool in tools).encode())
+        for place, message in enumerate(messages):
+            more = {name: value for name, value in message.items() if name not in ("role", "content")}
+            content = message["content"] + (json.dumps(more) if more else "")
+            ids += f"{begin}{message['role']}>".encode()
+            ids += (said or {}).get(place, content.encode())
+        return ids
 
 
 class ToyText:
@@ -66,15 +83,21 @@ class ToyText:
 
     def __init__(self, tokenizer: ByteTokenizer) -> None:
         self._tokenizer = tokenizer
+        self.tool_use: ToolUse | None = ToolUse(FORMATS["hermes"])
 
     async def encode(self, field: str, text: Body, *, add_special_tokens: bool = True) -> array[int]:
         options = {"field": field, "add_special_tokens": add_special_tokens}
         return array("I", jobs.encode(self._tokenizer, read_all(text.fd), options))
 
     async def encode_chat(
-        self, contents: Body, messages: Sequence[tuple[str, int]], *, parse_special: bool = False
+        self,
+        contents: Body,
+        messages: Sequence[tuple[str, int]],
+        *,
+        parse_special: bool = False,
+        extra: ChatExtra = jobs.NO_EXTRA,
     ) -> array[int]:
-        layout = json.dumps(messages).encode()
+        layout = jobs.chat_layout(messages, extra)
         contents.append(layout)
         options = {"layout_bytes": len(layout), "parse_special": parse_special}
         return array("I", jobs.encode_chat(self._tokenizer, read_all(contents.fd), options))

@@ -23,6 +23,7 @@ from moorage.runtime.serving.scheduled_request import Limits
 from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.process import TextProcess
+from moorage.runtime.text.tools.formats import tool_use
 
 
 async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
@@ -106,5 +107,8 @@ def text_of(plan: LaunchPlan) -> TextProcess | None:
         return None
     tokenizer = plan.tokenizer
     return TextProcess(
-        Path(plan.config.model.path), tokenizer.max_bytes_per_token, spelling=tokenizer.spelling
+        Path(plan.config.model.path),
+        tokenizer.max_bytes_per_token,
+        spelling=tokenizer.spelling,
+        tool_use=tool_use(tokenizer, plan.config.server.tool_parser),
     )

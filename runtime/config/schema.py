@@ -169,6 +169,10 @@ class ServerSection(Section):
     tls_client_ca: FilePath | None = Field(
         None, description="Certificates of authorities; only clients with a certificate of theirs are let in."
     )
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "json"] = Field(
+        "auto",
+        description="Format in which the model writes tool calls; auto reads it from the chat template.",
+    )
     max_message_bytes: Annotated[Bytes, Field(ge=2 * 1024**2, le=2**31 - 1)] = Field(
         4 * 1024**2,
         description="Largest message the server takes, at least 2MiB; long prompts come in pieces.",

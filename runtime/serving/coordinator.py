@@ -206,7 +206,9 @@ class Coordinator:
             max_new_tokens=max_new_tokens,
             block_size=cluster.capacity.layout.block_size,
             arrived_s=time.monotonic(),
-            decoder=IncrementalDecoder(cluster.tokenizer, prompt) if cluster.tokenizer else None,
+            decoder=IncrementalDecoder(cluster.tokenizer, prompt, shown=params.shown_special)
+            if cluster.tokenizer
+            else None,
             scheduled=ScheduledRequest(
                 request_id, len(prompt), need, alignment, session, params.tenant, digests
             ),

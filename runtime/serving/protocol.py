@@ -91,6 +91,8 @@ class GenerateParams:
     """What the answer must follow."""
     guide: Guide | None = None
     """The grammar for this answer, compiled by `Grammars`; needed with `grammar`."""
+    shown_special: frozenset[int] = frozenset()
+    """Special tokens that the text has, unlike all others: those that mark tool calls."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ such as `</think>`: a template that cuts that text out would join the token's pa
 
 from __future__ import annotations
 
+import secrets
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +27,7 @@ from moorage.workers.errors import InvalidRequest
 
 _RARE_LETTERS = (range(0x13000, 0x1342F), range(0x20000, 0x2A6D0))
 """Hieroglyphs, then rare ideographs: printable, and the same after every operation on text."""
+_MARK_BYTES = 16
 _LONGEST_BEGIN = 64
 """Characters; no published control token is longer."""
 
@@ -49,12 +52,42 @@ class ChatEncoder:
         self._begun = SpelledTokens(begins, before=template.examined)
 
     def encode(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **extra: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        said: Mapping[int, Sequence[int]] | None = None,
+        **extra: Any,
     ) -> list[int]:
         """Token ids of a conversation, of whose contents no part becomes a control token.
 
-        Raises InvalidRequest when the tokenizer has no other way to spell such a part.
+        `said` has the tokens that the model generated for some of its messages, by their place. The prompt has these
+        very tokens, so that what the model has read serves again; where the template does not write such a message as
+        one piece, it is encoded like any other. Raises InvalidRequest when the tokenizer has no other way to spell
+        such a part.
         """
+        if said:
+            mark = secrets.token_hex(_MARK_BYTES)
+            marks = {place: f"{mark}{number}x" for number, place in enumerate(sorted(said))}
+            marked = [
+                {"role": message["role"], "content": marks[place]} if place in marks else message
+                for place, message in enumerate(messages)
+            ]
+            pieces = {text: said[place] for place, text in marks.items()}
+            with suppress(
+                InvalidRequest
+            ):  # A template may refuse answers of tools without calls before them.
+                return self._encoded(marked, add_generation_prompt, pieces, extra)
+        return self._encoded(messages, add_generation_prompt, {}, extra)
+
+    def _encoded(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        pieces: Mapping[str, Sequence[int]],
+        extra: Mapping[str, Any],
+    ) -> list[int]:
+        """Token ids, with those of `pieces` in place of their texts. Raises InvalidRequest if one is not written."""
         values: dict[str, Any] = {"messages": list(messages), **extra}
         spelled = {token for text in _strings(values) for token in self._spelled.found_in(text)}
         disguised = self._disguised(values)
@@ -67,10 +100,13 @@ class ChatEncoder:
             ascii_as_it_is="".join(stand_ins.values()),
             **values,
         )
-        if not disguised and not any(character in text for character in stand_ins.values()):
+        places = [text.find(piece) for piece in pieces]
+        if -1 in places or places != sorted(places) or any(text.count(piece) > 1 for piece in pieces):
+            raise InvalidRequest("prompt: the chat template changes what the model said")
+        if not pieces and not disguised and not any(character in text for character in stand_ins.values()):
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         back = {ord(stand_in): character for character, stand_in in stand_ins.items()}
-        return self._plain.encode(text, back, spelled | disguised)
+        return self._plain.encode(text, back, spelled | disguised, pieces)
 
     def prepare(self) -> None:
         """Builds now what is otherwise built for the first content that spells a control token."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from moorage.runtime.text.body import Body
+from moorage.runtime.text.chat_extra import ChatExtra
 from moorage.workers.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from moorage.runtime.text.tools.formats import ToolUse
+
+NO_EXTRA = ChatExtra()
 OnStage = Callable[[str, int], None]
 """Called when a stage begins, with its name as errors show it and the bytes of text that it processes."""
 
@@ -23,8 +28,15 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids."""
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False) -> list[int]:
-        """Token ids of the prompt for a conversation."""
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        parse_special: bool = False,
+        said: Mapping[int, Sequence[int]] | None = None,
+        **extra: Any,
+    ) -> list[int]:
+        """Token ids of the prompt for a conversation; `extra` goes to the chat template."""
 
     @property
     def source(self) -> str:
@@ -47,8 +59,16 @@ class Text(Protocol):
     async def encode(self, field: str, text: Body, *, add_special_tokens: bool = True) -> array[int]:
         """Token ids of UTF-8 text; `field` names it in errors."""
 
+    tool_use: ToolUse | None
+    """How the model calls tools; None where its chat template has no place for them."""
+
     async def encode_chat(
-        self, contents: Body, messages: Sequence[tuple[str, int]], *, parse_special: bool = False
+        self,
+        contents: Body,
+        messages: Sequence[tuple[str, int]],
+        *,
+        parse_special: bool = False,
+        extra: ChatExtra = NO_EXTRA,
     ) -> array[int]:
         """Token ids of a conversation: roles, and how many bytes of `contents` are each one's UTF-8 text.
 
@@ -77,16 +97,26 @@ def encode(
 def encode_chat(
     tokenizer: Tokenizer, data: bytes, options: Mapping[str, Any], on_stage: OnStage = lambda *_: None
 ) -> bytes:
-    """Token ids, four bytes each, of a conversation. Its roles and lengths, as JSON, follow the texts."""
+    """Token ids, four bytes each, of a conversation. Its layout, made by `chat_layout`, follows the texts."""
     layout_at = len(data) - options["layout_bytes"]
-    messages, start = [], 0
-    for place, (role, num_bytes) in enumerate(json.loads(data[layout_at:]), start=1):
-        content = _utf8(f"message {place}", data[start : start + num_bytes])
-        messages.append({"role": role, "content": content})
+    layout = json.loads(data[layout_at:])
+    extra, messages, start = ChatExtra.of_json(layout), list[dict[str, Any]](), 0
+    for place, (role, num_bytes) in enumerate(layout["messages"]):
+        content = _utf8(f"message {place + 1}", data[start : start + num_bytes])
+        messages.append({"role": role, "content": content, **extra.fields.get(place, {})})
         start += num_bytes
 
     on_stage(f"{tokenizer.chat_template_source}: the chat template", len(data))
-    return array("I", tokenizer.encode_chat(messages, parse_special=options["parse_special"])).tobytes()
+    more = {"tools": extra.tools} if extra.tools else {}
+    special = options["parse_special"]
+    return array(
+        "I", tokenizer.encode_chat(messages, parse_special=special, said=extra.said, **more)
+    ).tobytes()
+
+
+def chat_layout(messages: Sequence[tuple[str, int]], extra: ChatExtra) -> bytes:
+    """The layout of a conversation: roles, bytes of texts, and what it has beside them."""
+    return json.dumps({"messages": messages, **extra.as_json()}).encode()
 
 
 def decode(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -31,23 +32,39 @@ class PlainTokenizer:
         self._tokenizer.encode_special_tokens = True
         secret = secrets.token_hex(16)
         self._names = {text: f"\0{secret}-{place}\0" for place, text in enumerate(self._added)}
-        self._tokenizer.add_tokens([AddedToken(name, normalized=False) for name in self._names.values()])
+        self._said = f"\0{secret}-said\0"
+        """Stands in a text where given tokens do."""
+        names = (*self._names.values(), self._said)
+        self._tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
         self._ids = {
             self._tokenizer.token_to_id(self._names[token.content]): token_id
             for token_id, token in tokenizer.get_added_tokens_decoder().items()
             if token.content in self._names
         }
 
-    def encode(self, text: str, back: Mapping[int, str], spelled: Iterable[str]) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        back: Mapping[int, str],
+        spelled: Iterable[str],
+        said: Mapping[str, Sequence[int]] | None = None,
+    ) -> list[int]:
         """Token ids of `text`, whose stand-ins become what `back` says only after the control tokens were found.
 
-        `spelled` are the tokens that stand-ins keep from being read. Raises InvalidRequest when the tokenizer
-        makes one of them of plain text even so.
+        `spelled` are the tokens that stand-ins keep from being read. `said` has the tokens that are put in place of
+        some parts of the text, in their order. Raises InvalidRequest when the tokenizer makes one of the spelled
+        tokens of plain text even so.
         """
         named = "".join(self._named(text)).translate(dict(back))
+        for part in said or ():
+            named = named.replace(part, self._said)
         ids = self._tokenizer.encode(named, add_special_tokens=False).ids
         self._check(ids, spelled)
-        return [self._ids.get(token_id, token_id) for token_id in ids]
+        given, place = iter((said or {}).values()), self._tokenizer.token_to_id(self._said)
+        if ids.count(place) != len(said or {}):
+            raise InvalidRequest("prompt: this model's tokenizer can't keep tokens in their place")
+        parts = (next(given) if i == place else (self._ids.get(i, i),) for i in ids)
+        return list(chain.from_iterable(parts))
 
     def _named(self, text: str) -> Iterator[str]:
         """`text` with the names of its added tokens, each with the space beside it that it takes along."""

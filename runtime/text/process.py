@@ -19,8 +19,11 @@ import structlog
 
 from moorage.runtime.cluster.os_processes import ProcessId, ProcessState
 from moorage.runtime.text.body import Body, read_all
+from moorage.runtime.text.chat_extra import ChatExtra
+from moorage.runtime.text.jobs import NO_EXTRA, chat_layout
 from moorage.runtime.text.lanes import LONG_BYTES, Lane, Lanes
 from moorage.runtime.text.limits import PACKET_BYTES, JobLimits
+from moorage.runtime.text.tools.formats import ToolUse
 from moorage.workers.errors import InvalidRequest, Unavailable
 
 log = structlog.get_logger()
@@ -43,9 +46,11 @@ class TextProcess:
         max_bytes_per_token: int,
         limits: JobLimits | None = None,
         spelling: Callable[[int], str] = lambda _token_id: "",
+        tool_use: ToolUse | None = None,
     ) -> None:
         """`spelling` gives the text of single tokens in this process."""
         self._model_dir, self.max_bytes_per_token = model_dir, max_bytes_per_token
+        self.tool_use = tool_use
         self._spelling = spelling
         self._limits = limits or JobLimits()
         self._lanes = Lanes()
@@ -76,12 +81,17 @@ class TextProcess:
         return array("I", await self._run(lane, "encode", text, options))
 
     async def encode_chat(
-        self, contents: Body, messages: Sequence[tuple[str, int]], *, parse_special: bool = False
+        self,
+        contents: Body,
+        messages: Sequence[tuple[str, int]],
+        *,
+        parse_special: bool = False,
+        extra: ChatExtra = NO_EXTRA,
     ) -> array[int]:
         """See `Text`."""
-        lane: Lane = "long" if contents.num_bytes > LONG_BYTES else "chat"
-        layout = json.dumps(messages).encode()
+        layout = chat_layout(messages, extra)
         contents.append(layout)
+        lane: Lane = "long" if contents.num_bytes > LONG_BYTES else "chat"
         options = {"layout_bytes": len(layout), "parse_special": parse_special}
         return array("I", await self._run(lane, "encode_chat", contents, options))
 

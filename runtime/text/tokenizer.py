@@ -137,19 +137,25 @@ class TextTokenizer:
         return {text: token_id for text, token_id in found.items() if token_id in self.special_ids}
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, parse_special: bool = False, **extra: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        parse_special: bool = False,
+        said: Mapping[int, Sequence[int]] | None = None,
+        **extra: Any,
     ) -> list[int]:
         """Token ids of the model's prompt for a conversation; `extra` goes to the template, as `tools` does.
 
-        Special tokens that the contents spell stay plain text unless `parse_special` is set. Raises InvalidRequest
-        when the model has no chat template, or the template does not know a role, refuses the messages or fails.
+        Special tokens that the contents spell stay plain text unless `parse_special` is set. `said` has the tokens
+        that the model generated for some of its messages, by their place. Raises InvalidRequest when the model has no
+        chat template, or the template does not know a role, refuses the messages or fails.
         """
         chat = self._chat(extra)
         for place, message in enumerate(messages, start=1):
             chat.template.check_role(message.get("role"), place)
         if parse_special:
             return self.encode(chat.template.render(messages, **extra), add_special_tokens=False)
-        return chat.encode(messages, **extra)
+        return chat.encode(messages, said=said, **extra)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], **extra: Any) -> str:
         """The text of the model's prompt for a conversation. Raises InvalidRequest as `encode_chat` does."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from moorage.runtime.config.schema import ServerSection
 from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.runtime.text.tools.formats import FORMATS, tool_use
 from moorage.runtime.text.tools.parts import CallArguments, CallBegun, CallBroken, CallEnded, Part, Said
@@ -167,6 +168,11 @@ def test_text_is_passed_on_at_once() -> None:
     assert parser.push("A < B") == [Said("A < B")]
     assert parser.push(" <to") == [Said(" ")]
     assert parser.push("ns>") == [Said("<tons>")]
+
+
+def test_every_format_may_be_named_in_a_cluster_file() -> None:
+    named = get_args(ServerSection.model_fields["tool_parser"].annotation)
+    assert set(named) == {"auto", *FORMATS}
 
 
 TEMPLATES = {

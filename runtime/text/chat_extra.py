@@ -1,0 +1,29 @@
+"""What a conversation has beside roles and texts: tools, calls of them, and answers whose tokens are known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class ChatExtra:
+    """All of it is JSON. Places of messages count from 0."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    """As clients of OpenAI send them: a type, and a function with name, description and parameters."""
+    fields: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    """By the place of a message its other fields, such as `tool_calls` or `tool_call_id`."""
+    said: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    """By the place of an answer the tokens that the model generated for it. They stand for its content and calls."""
+
+    def as_json(self) -> dict[str, Any]:
+        """A value that JSON can hold."""
+        return {"tools": self.tools, "fields": self.fields, "said": self.said}
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any]) -> Self:
+        """The same from its JSON, whose keys are texts."""
+        places = ({int(place): found for place, found in value[name].items()} for name in ("fields", "said"))
+        return cls(value["tools"], *places)
