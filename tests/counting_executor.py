@@ -12,8 +12,9 @@ from moorage.runtime.planning.trained_length import Reach
 from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
 from moorage.runtime.serving.health import ClusterHealth
-from moorage.runtime.serving.protocol import Event, GenerateParams, KvActorStatus, ModelInfo, Token
+from moorage.runtime.serving.protocol import Event, GenerateParams, ModelInfo, Token
 from moorage.runtime.serving.scheduled_request import Limits
+from moorage.runtime.serving.status_records import KvActorStatus
 from moorage.workers.errors import StoreFull, Unavailable
 from moorage.workers.spec import (
     ContinueSession,

@@ -16,7 +16,6 @@ from moorage.runtime.serving.protocol import (
     Event,
     Finished,
     GenerateParams,
-    KvActorStatus,
     ModelInfo,
     Progress,
     PromptLogprobs,
@@ -26,6 +25,7 @@ from moorage.runtime.serving.protocol import (
 )
 from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.sessions.records import SessionInfo
+from moorage.runtime.serving.status_records import KvActorStatus
 from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
 from moorage.runtime.text.chat_extra import ChatExtra

@@ -21,16 +21,14 @@ from moorage.client.types import (
 from moorage.runtime.serving.protocol import (
     ClusterStatus,
     Finished,
-    KvActorStatus,
     ModelInfo,
     Progress,
     PromptLogprobs,
-    RunningRequest,
     Token,
     Usage,
-    WaitingRequest,
 )
 from moorage.runtime.serving.sessions.records import SessionInfo
+from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
 from moorage.workers.errors import (
     Cancelled,
     DeadlineExceeded,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from moorage.runtime.cluster.os_processes import ProcessState
-from moorage.runtime.serving.protocol import KvActorStatus
+from moorage.runtime.serving.status_records import KvActorStatus
 
 ANSWER_S = 1.0
 """Longest wait for an actor's statistics; after that the last known ones are reported."""

@@ -20,7 +20,7 @@ from moorage.runtime.planning.launch_plan import LaunchPlan
 from moorage.runtime.planning.ray_join import check_resources, ray_nodes
 from moorage.runtime.planning.worker_settings import worker_settings
 from moorage.runtime.serving.health import ClusterHealth
-from moorage.runtime.serving.protocol import KvActorStatus
+from moorage.runtime.serving.status_records import KvActorStatus
 from moorage.workers.errors import Unavailable
 from moorage.workers.process import ProcessFacts, host_key
 from moorage.workers.ray_process import RayProcess

@@ -10,7 +10,7 @@ import structlog
 
 from moorage.runtime.cluster.processes import ClusterProcesses
 from moorage.runtime.serving.health import ClusterHealth
-from moorage.runtime.serving.protocol import KvActorStatus
+from moorage.runtime.serving.status_records import KvActorStatus
 from moorage.workers.errors import Internal, MoorageError, Unavailable
 from moorage.workers.spec import StepPlan, StepResult
 

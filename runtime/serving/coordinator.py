@@ -27,7 +27,7 @@ from moorage.runtime.serving.sessions.keys import session_key, unnamed_key
 from moorage.runtime.serving.sessions.manager import Sessions
 from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.serving.step_loop import StepLoop
-from moorage.runtime.text.decoder import IncrementalDecoder
+from moorage.runtime.text.decoder import decoder_of
 from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.jobs import Text
 from moorage.runtime.text.stop_strings import StopMatcher
@@ -206,9 +206,7 @@ class Coordinator:
             max_new_tokens=max_new_tokens,
             block_size=cluster.capacity.layout.block_size,
             arrived_s=time.monotonic(),
-            decoder=IncrementalDecoder(cluster.tokenizer, prompt, shown=params.shown_special)
-            if cluster.tokenizer
-            else None,
+            decoder=decoder_of(cluster.tokenizer, prompt, params.shown_special),
             scheduled=ScheduledRequest(
                 request_id, len(prompt), need, alignment, session, params.tenant, digests
             ),

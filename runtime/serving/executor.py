@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, Self
 
 from moorage.runtime.serving.health import ClusterHealth
-from moorage.runtime.serving.protocol import KvActorStatus
+from moorage.runtime.serving.status_records import KvActorStatus
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.spec import StepPlan, StepResult
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
 from moorage.runtime.text.grammar import Grammar, Guide
 from moorage.workers.hf_generation import SamplingDefaults
 from moorage.workers.spec import SamplingSpec
@@ -91,8 +92,9 @@ class GenerateParams:
     """What the answer must follow."""
     guide: Guide | None = None
     """The grammar for this answer, compiled by `Grammars`; needed with `grammar`."""
-    shown_special: frozenset[int] = frozenset()
-    """Special tokens that the text has, unlike all others: those that mark tool calls."""
+    shown_special: frozenset[int] = (
+        frozenset()
+    )  # special tokens that the text has: those that mark tool calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,46 +206,6 @@ class ModelInfo:
     """Tokens that the positions of the cluster's preset reach; None reaches any length."""
     warnings: tuple[str, ...] = ()
     """What users should know of the settings, one line each."""
-
-
-@dataclass(frozen=True, slots=True)
-class KvActorStatus:
-    """One KV actor."""
-
-    name: str
-    pid: int
-    used_bytes: int
-    capacity_bytes: int
-    num_sessions: int
-    state: str = "running"
-    """running, stopped, gone, or unresponsive; the figures are the last known ones unless it runs."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunningRequest:
-    """A request that was admitted and has not ended."""
-
-    request_id: str
-    session_id: int
-    """Its session in the worker, which the log of a step names."""
-    prompt_tokens: int
-    prefilled_tokens: int
-    generated_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingRequest:
-    """A request that was accepted and has not had its first step."""
-
-    request_id: str
-    prompt_tokens: int
-    waited_s: float
-    waits_for: str
-    """memory, device_slots, running, session or queue."""
-    reason: str
-    """One sentence: what is needed, what is free, and who holds the rest."""
-    expected_wait_s: float | None = None
-    """Estimated from the measured throughput; None until it was measured."""
 
 
 @dataclass(frozen=True, slots=True)

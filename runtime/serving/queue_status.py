@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.serving.capacity import Capacity
-from moorage.runtime.serving.protocol import RunningRequest, WaitingRequest
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.scheduled_request import ScheduledRequest, Wait
 from moorage.runtime.serving.scheduler import Scheduler
+from moorage.runtime.serving.status_records import RunningRequest, WaitingRequest
 from moorage.workers.counting import counted
 from moorage.workers.errors import ResourceExhausted
 

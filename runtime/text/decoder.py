@@ -96,6 +96,13 @@ class IncrementalDecoder:
         return self._decode(self._given + self._pending)[len(self._shown) :]
 
 
+def decoder_of(
+    tokenizer: Decoder | None, prompt: Sequence[int], shown: frozenset[int]
+) -> IncrementalDecoder | None:
+    """A decoder for the answer to a prompt; none without a tokenizer. `shown` are special tokens that it has."""
+    return None if tokenizer is None else IncrementalDecoder(tokenizer, prompt, shown=shown)
+
+
 def text_after(tokenizer: Decoder, prompt: Sequence[int], generated: Sequence[int]) -> str:
     """What `generated` adds to the text of `prompt`."""
     decoder = IncrementalDecoder(tokenizer, prompt)

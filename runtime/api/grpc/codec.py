@@ -16,20 +16,18 @@ from moorage.runtime.serving.protocol import (
     ClusterStatus,
     Finished,
     GenerateOptions,
-    KvActorStatus,
     MessagePiece,
     ModelInfo,
     Progress,
     PromptLogprobs,
     PromptPiece,
-    RunningRequest,
     SamplingOptions,
     ScoreOptions,
     Token,
     Usage,
-    WaitingRequest,
 )
 from moorage.runtime.serving.sessions.records import SessionInfo
+from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
 from moorage.runtime.text.grammar import Grammar
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.hf_generation import SamplingDefaults

@@ -10,7 +10,7 @@ import pytest
 from moorage.runtime.cluster import actor_figures
 from moorage.runtime.cluster.actor_figures import ActorFigures
 from moorage.runtime.cluster.os_processes import ProcessState
-from moorage.runtime.serving.protocol import KvActorStatus
+from moorage.runtime.serving.status_records import KvActorStatus
 from moorage.workers.errors import Unavailable
 from moorage.workers.kv.messages import StoreStats
 

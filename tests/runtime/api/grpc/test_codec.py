@@ -11,15 +11,13 @@ from moorage.runtime.api.grpc import codec
 from moorage.runtime.serving.protocol import (
     ClusterStatus,
     Finished,
-    KvActorStatus,
     ModelInfo,
     Progress,
     PromptLogprobs,
-    RunningRequest,
     Token,
     Usage,
-    WaitingRequest,
 )
+from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
 from moorage.workers.errors import MoorageError
 from moorage.workers.hf_generation import SamplingDefaults
 
