@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import weakref
-from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from moorage.workers.errors import InvalidConfig, ResourceExhausted
 from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.messages import Int32, Storage
+from moorage.workers.kv.shared_memory import SharedMapping
 from moorage.workers.spec import KvLayout
 
 _POPULATE_WRITE = 23
@@ -82,10 +81,8 @@ class Arena:
 
     def _map(self, fd: int, layout: KvLayout, num_pages: int) -> None:
         self.layout, self.num_pages, self.fd = layout, num_pages, fd
-        memory = self._memory = mmap.mmap(fd, self.num_bytes)
-        with suppress(OSError):  # most systems refuse huge pages of shared memory
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        flat = np.frombuffer(memory, np.uint8)
+        self._memory = SharedMapping(fd, self.num_bytes)
+        flat = self._memory.array
         kv_end, code_bytes = (
             num_pages * layout.page_kv_bytes,
             num_pages * layout.num_layers * layout.code_bytes,
@@ -124,11 +121,23 @@ class Arena:
         """Takes all memory now, from the NUMA node of the calling thread (Linux places a page where it is first
         touched). Raises ResourceExhausted when there is not enough."""
         try:
-            self._memory.madvise(_POPULATE_WRITE)
+            self._memory.ask_huge(0, self.num_bytes)
+            self._memory.advise(_POPULATE_WRITE)
         except OSError as error:
             raise ResourceExhausted(
                 f"KV arena: {self.num_bytes} bytes are not to be had ({error.strerror}); lower kv_store.dram"
             ) from error
+
+    def ask_huge(self, pages: Int32) -> None:
+        """Asks the system for huge pages where the blocks, anchors and codes on a session's `pages` lie."""
+        layout, before = self.layout, 0
+        runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1) if len(pages) else []
+        for size in (layout.block_bytes, layout.anchor_bytes, layout.code_bytes):
+            for layer in range(layout.num_layers):
+                start = before + layer * self.num_pages * size
+                for run in runs:
+                    self._memory.ask_huge(start + int(run[0]) * size, start + (int(run[-1]) + 1) * size)
+            before += layout.num_layers * self.num_pages * size
 
     def close(self) -> None:
         """Closes the descriptor; the memory goes when the last array that views it is gone. Idempotent."""

@@ -55,6 +55,7 @@ class KvStore:
         if rotation is not None:
             rotation = replace(rotation, inv_freq=rotation.inv_freq.copy())
         self.shard.open(session_id, pages, rotation=rotation)
+        self.arena.ask_huge(pages)
         return pages
 
     def resize(self, session_id: int, num_blocks: int) -> Int32:
@@ -72,6 +73,7 @@ class KvStore:
         if num_blocks > held:
             more = self._pages.allocate(num_blocks - held, session_id)
             table.pages = np.concatenate((table.pages, more))
+            self.arena.ask_huge(table.pages)
         else:
             self._pages.free(table.pages[num_blocks:])
             table.pages = table.pages[:num_blocks].copy()
