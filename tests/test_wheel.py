@@ -87,3 +87,12 @@ def test_inspect(installed: Installed, tmp_path: Path) -> None:
     prompt.write_text("word " * 1500)
     done = installed("runtime", "inspect", "--prompt-file", str(prompt), "--max-new-tokens", "4")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_chat_page_is_in_it(installed: Installed) -> None:
+    names = "from moorage.runtime.api.http.page.routes import page_files; print(*page_files())"
+    done = installed("python", "-c", names)
+    assert done.returncode == 0, done.stderr
+    pages = (ROOT / "runtime" / "api" / "http" / "page" / "static").iterdir()
+    assert set(done.stdout.split()) == {path.name for path in pages}

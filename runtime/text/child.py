@@ -9,26 +9,20 @@ python -m moorage.runtime.text.child MODEL_DIR SOCKET_FD LIMITS_AS_JSON
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import selectors
 import signal
 import socket
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 from moorage.runtime.text.body import overwrite, read_all
+from moorage.runtime.text.child_setup import NICE, be_quiet, die_first, die_with
 from moorage.runtime.text.jobs import JOBS, Tokenizer
 from moorage.runtime.text.limits import PACKET_BYTES, JobLimits, limit_stage
 from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.errors import MoorageError
-
-NICE = 10
-"""Lower priority than the processes that generate tokens."""
-_PR_SET_PDEATHSIG = 1
 
 
 class TextServer:
@@ -93,9 +87,9 @@ class TextServer:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            _die_with(parent)
-            _die_first()
-            _quiet()
+            die_with(parent)
+            die_first()
+            be_quiet()
             self._server.close()
             answer = _answer(self._tokenizer, self._limits, request, text_fd, answer_fd)
             overwrite(answer_fd, answer)
@@ -132,26 +126,6 @@ def _answer(
             + b"\n"
         )
     return b"{}\n" + result
-
-
-def _quiet() -> None:
-    """Discards what a child writes when a limit ends it; the server reports that in one line."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-
-
-def _die_with(parent: int) -> None:
-    """This process is killed when `parent` ends (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _die_first() -> None:
-    """Where the host's memory runs out, a text is lost and not the KV cache (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def main(arguments: list[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from moorage.workers.errors import InvalidRequest
@@ -35,12 +36,21 @@ def read_document(path: Path) -> Document:
     if path.is_dir():
         return _folder(path)
     try:
-        text = _file_text(path)
+        data = path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}; give another file") from None
+    return Document(path.name, text_in(data, str(path)))
+
+
+def text_in(data: bytes, name: str) -> str:
+    """The text of a file's content; `name` names it in errors.
+
+    Raises InvalidRequest for what is neither text nor PDF, or has no text in it.
+    """
+    text = _pdf_text(data, name) if _PDF in data[:_LOOK_BYTES] else _plain_text(data, name)
     if not text.strip():
-        raise InvalidRequest(f"{path}: has no text in it; a scanned document must be made readable first")
-    return Document(path.name, text)
+        raise InvalidRequest(f"{name}: has no text in it; a scanned document must be made readable first")
+    return text
 
 
 def _folder(folder: Path) -> Document:
@@ -67,35 +77,38 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _file_text(path: Path) -> str:
-    data = path.read_bytes()
-    if _PDF in data[:_LOOK_BYTES]:
-        return _pdf_text(path)
+def _plain_text(data: bytes, name: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidRequest(
-            f"{path}: is neither PDF nor UTF-8 text ({error.reason}); convert it first"
+            f"{name}: is neither PDF nor UTF-8 text ({error.reason}); convert it first"
         ) from None
     if "\0" in text:
-        raise InvalidRequest(f"{path}: is neither PDF nor text; convert it first")
+        raise InvalidRequest(f"{name}: is neither PDF nor text; convert it first")
     return text
 
 
-def _pdf_text(path: Path) -> str:
+def _pdf_text(data: bytes, name: str) -> str:
     """The text of all pages, a blank line between two."""
-    try:
-        from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
-    except ModuleNotFoundError:
-        raise InvalidRequest(
-            f"{path}: PDF needs pypdf; install it with pip install 'moorage[documents]'"
-        ) from None
+    from pypdf import PdfReader
+    from pypdf.errors import DependencyError, PyPdfError
+
     logging.getLogger("pypdf").setLevel(logging.ERROR)  # It warns of what it mends.
     try:
-        reader = PdfReader(path)
+        reader = PdfReader(BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise InvalidRequest(f"{path}: is locked by a password; save a copy without one")
+            raise InvalidRequest(f"{name}: is locked by a password; save a copy without one")
         return "\n\n".join(page.extract_text() for page in reader.pages)
-    except (PyPdfError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InvalidRequest(f"{path}: is a damaged PDF ({type(error).__name__}); save it anew") from None
+    except DependencyError:
+        raise InvalidRequest(f"{name}: is encrypted; save a copy without encryption") from None
+    except (
+        PyPdfError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InvalidRequest(f"{name}: is a damaged PDF ({type(error).__name__}); save it anew") from None

@@ -16,6 +16,7 @@ from moorage.runtime.api.http.access import Access
 from moorage.runtime.api.http.anthropic import messages
 from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
 from moorage.runtime.api.http.openai import chat, completions, models, responses
+from moorage.runtime.api.http.page import documents, routes
 from moorage.runtime.api.http.service import HttpService
 from moorage.workers.errors import MoorageError
 
@@ -28,6 +29,8 @@ ROUTERS = (
     responses.router,
     messages.router,
     sessions.router,
+    documents.router,
+    routes.router,
 )
 
 

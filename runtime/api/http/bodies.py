@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from fastapi import Request
@@ -22,13 +23,20 @@ _MOST_SHOWN = 80
 class Sent:
     """What one client sends, while it is read and made into token ids."""
 
-    def __init__(self, request: Request, upload: Upload, most_bytes: int) -> None:
+    def __init__(
+        self,
+        request: Request,
+        upload: Upload,
+        most_bytes: int,
+        why: str = "which can't fit long_context.max_seq_len",
+    ) -> None:
+        """`why` says in an error what `most_bytes` follows from."""
         self.request, self.upload = request, upload
-        self._most_bytes = most_bytes
+        self._most_bytes, self._why = most_bytes, why
 
     async def read(self, record: type[R]) -> R:
         """The body as a record. Raises InvalidRequest with the field, and HttpRefusal for what is no body at all."""
-        body = await self._body()
+        body = await self.read_bytes((_JSON,))
         if not body.strip():
             raise InvalidRequest("body: is empty; send a JSON object")
         try:
@@ -38,10 +46,12 @@ class Sent:
         except RecursionError:
             raise InvalidRequest("body: is nested too deeply; send a flatter JSON object") from None
 
-    async def _body(self) -> bytes:
+    async def read_bytes(self, kinds: Sequence[str]) -> bytes:
+        """The body as it was sent, of one of these content types."""
         kind = self.request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != _JSON:
-            raise HttpRefusal(415, f"content-type: {kind[:_MOST_SHOWN] or 'none'} is not taken; send {_JSON}")
+        if kind not in kinds:
+            shown = kind[:_MOST_SHOWN] or "none"
+            raise HttpRefusal(415, f"content-type: {shown} is not taken; send {' or '.join(kinds)}")
         announced = self.request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced[:20]) > self._most_bytes:
             raise self._too_large()
@@ -61,7 +71,7 @@ class Sent:
     def _too_large(self) -> HttpRefusal:
         return HttpRefusal(
             413,
-            f"body: has more than {self._most_bytes} bytes, which can't fit long_context.max_seq_len; shorten it",
+            f"body: has more than {self._most_bytes} bytes, {self._why}; shorten it",
         )
 
 

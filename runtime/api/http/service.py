@@ -12,6 +12,7 @@ from fastapi import Request
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.bodies import Sent
 from moorage.runtime.api.uploads import Uploads, client_of
+from moorage.runtime.text.document_process import DocumentReader
 from moorage.workers.errors import Unavailable
 
 BYTES_PER_TOKEN_SENT = 32
@@ -26,6 +27,7 @@ class HttpService:
         self.engine: Engine | None = None
         self.stopping = False
         self.uploads = Uploads()
+        self.documents = DocumentReader()
         self.num_active = 0
         """Generations and scorings that are being answered."""
         self.started_s = int(time.time())
