@@ -137,6 +137,17 @@ class ToySessions:
         self.held[new_name] = dataclasses.replace(held, name=new_name, shared_bytes=held.dram_bytes)
         return self.held[new_name]
 
+    async def save(self, name: str, tenant: str = "") -> SessionInfo:
+        self.held[name] = dataclasses.replace(self._unused(name, tenant), saved_bytes=1 << 21)
+        return self.held[name]
+
+    async def load(self, name: str, tenant: str = "") -> SessionInfo:
+        assert not tenant
+        if name == "damaged":
+            raise InvalidRequest("blocks-0.safetensors: checksum: the file is not what was saved")
+        self.held[name] = SessionInfo(name, "idle", 50, 1 << 20, saved_bytes=1 << 21)
+        return self.held[name]
+
     async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
         self.held[name] = dataclasses.replace(self._unused(name, tenant), pinned=pinned)
         return self.held[name]

@@ -301,7 +301,7 @@ class ListSessionsResponse(_message.Message):
     def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ("name", "state", "num_tokens", "dram_bytes", "shared_bytes", "pinned", "last_used_s", "expires_s", "tenant")
+    __slots__ = ("name", "state", "num_tokens", "dram_bytes", "shared_bytes", "pinned", "last_used_s", "expires_s", "tenant", "saved_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -311,6 +311,7 @@ class Session(_message.Message):
     LAST_USED_S_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_S_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    SAVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: str
     num_tokens: int
@@ -320,7 +321,8 @@ class Session(_message.Message):
     last_used_s: float
     expires_s: float
     tenant: str
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., num_tokens: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., last_used_s: _Optional[float] = ..., expires_s: _Optional[float] = ..., tenant: _Optional[str] = ...) -> None: ...
+    saved_bytes: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[str] = ..., num_tokens: _Optional[int] = ..., dram_bytes: _Optional[int] = ..., shared_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., last_used_s: _Optional[float] = ..., expires_s: _Optional[float] = ..., tenant: _Optional[str] = ..., saved_bytes: _Optional[int] = ...) -> None: ...
 
 class DeleteSessionRequest(_message.Message):
     __slots__ = ("name",)
@@ -347,6 +349,18 @@ class ForkSessionRequest(_message.Message):
     name: str
     new_name: str
     def __init__(self, name: _Optional[str] = ..., new_name: _Optional[str] = ...) -> None: ...
+
+class SaveSessionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class LoadSessionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class PinSessionRequest(_message.Message):
     __slots__ = ("name", "pinned")

@@ -79,6 +79,16 @@ class MoorageStub:
                 request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.RenameSessionRequest.SerializeToString,
                 response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
                 _registered_method=True)
+        self.SaveSession = channel.unary_unary(
+                '/moorage.v1.Moorage/SaveSession',
+                request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.SaveSessionRequest.SerializeToString,
+                response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+                _registered_method=True)
+        self.LoadSession = channel.unary_unary(
+                '/moorage.v1.Moorage/LoadSession',
+                request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.LoadSessionRequest.SerializeToString,
+                response_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+                _registered_method=True)
         self.PinSession = channel.unary_unary(
                 '/moorage.v1.Moorage/PinSession',
                 request_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.PinSessionRequest.SerializeToString,
@@ -160,6 +170,21 @@ class MoorageServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveSession(self, request, context):
+        """Writes the full blocks of a session to files of the server, which survive it. Needs sessions.path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadSession(self, request, context):
+        """Brings a saved session back to memory. INVALID_ARGUMENT names the field where its files are damaged or of another
+        model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PinSession(self, request, context):
         """Keeps a session from being dropped for others and when its time has passed, or gives it free again.
         """
@@ -221,6 +246,16 @@ def add_MoorageServicer_to_server(servicer, server):
             'RenameSession': grpc.unary_unary_rpc_method_handler(
                     servicer.RenameSession,
                     request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.RenameSessionRequest.FromString,
+                    response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.SerializeToString,
+            ),
+            'SaveSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveSession,
+                    request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.SaveSessionRequest.FromString,
+                    response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.SerializeToString,
+            ),
+            'LoadSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadSession,
+                    request_deserializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.LoadSessionRequest.FromString,
                     response_serializer=moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.SerializeToString,
             ),
             'PinSession': grpc.unary_unary_rpc_method_handler(
@@ -476,6 +511,60 @@ class Moorage:
             target,
             '/moorage.v1.Moorage/RenameSession',
             moorage_dot_proto_dot_v1_dot_moorage__pb2.RenameSessionRequest.SerializeToString,
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Moorage/SaveSession',
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.SaveSessionRequest.SerializeToString,
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/moorage.v1.Moorage/LoadSession',
+            moorage_dot_proto_dot_v1_dot_moorage__pb2.LoadSessionRequest.SerializeToString,
             moorage_dot_proto_dot_v1_dot_moorage__pb2.Session.FromString,
             options,
             channel_credentials,

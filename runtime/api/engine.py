@@ -42,6 +42,12 @@ class Sessions(Protocol):
     async def fork(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
         """Opens a session that shares the blocks of another one. Raises FailedPrecondition as `rename` does."""
 
+    async def save(self, name: str, tenant: str = "") -> SessionInfo:
+        """Writes a session to files. Raises FailedPrecondition where it is in use, or where none are saved."""
+
+    async def load(self, name: str, tenant: str = "") -> SessionInfo:
+        """Brings a saved session back. Raises InvalidRequest where its files are damaged or of another model."""
+
     async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
         """Keeps a session from eviction, or gives it free again."""
 

@@ -23,7 +23,7 @@ app.add_typer(session_app, name="session", help="Show and change the sessions wh
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the session.", show_default=False)]
 NewName = Annotated[str, typer.Argument(metavar="NEW_NAME", help="A name that is free.", show_default=False)]
-_RIGHT = ("tokens", "DRAM", "shared", "unused for", "time left")
+_RIGHT = ("tokens", "DRAM", "shared", "saved", "unused for", "time left")
 
 
 @session_app.command("list", epilog=examples("runtime session list", "runtime session list --json"))
@@ -61,6 +61,22 @@ def fork(name: Name, new_name: NewName, address: o.Address = None) -> None:
     print(f"{made.name}: {made.num_tokens:,} tokens, {format_bytes(made.shared_bytes)} shared")
 
 
+@session_app.command(epilog=examples("runtime session save planning"))
+def save(name: Name, address: o.Address = None) -> None:
+    """Write a session to files in sessions.path, which survive the server."""
+    with Client(o.server_address(address)) as client:
+        saved = client.sessions.save(name)
+    print(f"{saved.name}: saved, {format_bytes(saved.saved_bytes)}")
+
+
+@session_app.command(epilog=examples("runtime session load planning"))
+def load(name: Name, address: o.Address = None) -> None:
+    """Bring a saved session back to memory."""
+    with Client(o.server_address(address)) as client:
+        loaded = client.sessions.load(name)
+    print(f"{loaded.name}: {loaded.num_tokens:,} tokens, {format_bytes(loaded.dram_bytes)} of DRAM")
+
+
 @session_app.command(epilog=examples("runtime session pin planning", "runtime session pin planning --off"))
 def pin(
     name: Name,
@@ -82,6 +98,7 @@ def print_sessions(sessions: Sequence[SessionInfo]) -> None:
             f"{session.num_tokens:,}",
             format_bytes(session.dram_bytes),
             format_bytes(session.shared_bytes) if session.shared_bytes else "",
+            format_bytes(session.saved_bytes) if session.saved_bytes else "",
             _duration(now_s - session.last_used_s),
             "" if session.expires_s is None else _duration(session.expires_s - now_s),
         )

@@ -45,6 +45,14 @@ class Sessions:
         request = pb.ForkSessionRequest(name=name, new_name=new_name)
         return read_session(self._call(self._stub.ForkSession, request))
 
+    def save(self, name: str) -> SessionInfo:
+        """Writes the full blocks of a session to files of the server, which survive it."""
+        return read_session(self._call(self._stub.SaveSession, pb.SaveSessionRequest(name=name)))
+
+    def load(self, name: str) -> SessionInfo:
+        """Brings a saved session back to memory."""
+        return read_session(self._call(self._stub.LoadSession, pb.LoadSessionRequest(name=name)))
+
     def pin(self, name: str, pinned: bool = True) -> SessionInfo:
         """Keeps a session from being dropped for others and when its time has passed, or gives it free again."""
         return read_session(self._call(self._stub.PinSession, pb.PinSessionRequest(name=name, pinned=pinned)))
@@ -74,6 +82,14 @@ class AsyncSessions:
         """Opens a session that shares all full blocks of another one, and goes its own way after them."""
         request = pb.ForkSessionRequest(name=name, new_name=new_name)
         return read_session(await self._call(self._stub.ForkSession, request))
+
+    async def save(self, name: str) -> SessionInfo:
+        """Writes the full blocks of a session to files of the server, which survive it."""
+        return read_session(await self._call(self._stub.SaveSession, pb.SaveSessionRequest(name=name)))
+
+    async def load(self, name: str) -> SessionInfo:
+        """Brings a saved session back to memory."""
+        return read_session(await self._call(self._stub.LoadSession, pb.LoadSessionRequest(name=name)))
 
     async def pin(self, name: str, pinned: bool = True) -> SessionInfo:
         """Keeps a session from being dropped for others and when its time has passed, or gives it free again."""

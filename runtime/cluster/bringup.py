@@ -17,10 +17,13 @@ from moorage.runtime.config.session_settings import preset_differs, resolve_memo
 from moorage.runtime.planning.launch_plan import LaunchPlan, plan_launch
 from moorage.runtime.planning.trained_length import reach
 from moorage.runtime.serving.coordinator import Cluster, Coordinator
-from moorage.runtime.serving.executor import Executor
+from moorage.runtime.serving.executor import Executor, LocalExecutor
 from moorage.runtime.serving.protocol import ModelInfo
 from moorage.runtime.serving.scheduled_request import Limits
+from moorage.runtime.serving.sessions.block_files import BlockFiles, LocalBlockFiles
+from moorage.runtime.serving.sessions.fingerprint import model_fingerprint
 from moorage.runtime.serving.sessions.records import SessionPolicy
+from moorage.runtime.serving.sessions.saving import Saved, Served
 from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.process import TextProcess
 from moorage.runtime.text.tools.formats import tool_use
@@ -73,7 +76,29 @@ def cluster_of(
         preset_differs=partial(preset_differs, config),
         reach=partial(reach, model=plan.spec),
         sessions=SessionPolicy(config.sessions.ttl, config.sessions.quota, config.sessions.prefixes),
+        saved=_saved(plan, executor),
     )
+
+
+def _saved(plan: LaunchPlan, executor: Executor) -> Saved | None:
+    """Where sessions are saved, and how; None where they are not."""
+    config, files = plan.config, block_files_of(executor)
+    if config.sessions.path is None or files is None:
+        return None
+    model = Path(config.model.path)
+    how = config.model.dtype, config.model.weights.value, executor.attention_dtype
+    served = Served(model.name, model_fingerprint(model, *how), files)
+    return Saved(Path(config.sessions.path), config.sessions.max_bytes, served)
+
+
+def block_files_of(executor: Executor) -> BlockFiles | None:
+    """How blocks of an executor's stores get into files; None for one without stores."""
+    match executor:
+        case RayExecutor():
+            return executor.block_files
+        case LocalExecutor():
+            return LocalBlockFiles(executor.stores)
+    return None
 
 
 def _model_info(plan: LaunchPlan) -> ModelInfo:

@@ -82,6 +82,11 @@ class ClusterProcesses:
             raise start_error(error) from error
         self._watch(kv_facts, worker_facts)
 
+    @property
+    def kv_actors(self) -> tuple[Any, ...]:
+        """Handles of the KV actors, in the order of their shards."""
+        return tuple(self._kv_actors)
+
     async def kv_status(self) -> tuple[KvActorStatus, ...]:
         """The status of each KV actor, with the last known statistics of one that does not answer."""
         return () if self._figures is None else await self._figures()

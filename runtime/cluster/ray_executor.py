@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from moorage.runtime.cluster.processes import ClusterProcesses
+from moorage.runtime.cluster.ray_block_files import RayBlockFiles
 from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.status_records import KvActorStatus
 from moorage.workers.errors import Internal, MoorageError, Unavailable
@@ -46,6 +47,11 @@ class RayExecutor:
     async def execute(self, plan: StepPlan) -> StepResult:
         """See Executor."""
         return await self._worker.step(plan)
+
+    @property
+    def block_files(self) -> RayBlockFiles:
+        """How blocks of sessions get into files."""
+        return RayBlockFiles(self._processes.kv_actors)
 
     async def kv_actors(self) -> tuple[KvActorStatus, ...]:
         """See Executor."""

@@ -38,7 +38,9 @@ def build_config(source: Source) -> ClusterConfig:
         raise InvalidConfig(one_line(error, source, ClusterConfig)) from error
     for section, key, why in complaints(config):
         raise InvalidConfig(f"{source.where((section, key))}: {section}.{key}: {why}")
-    anchored = {name: _anchored(getattr(config, name), name, source) for name in ("model", "server")}
+    anchored = {
+        name: _anchored(getattr(config, name), name, source) for name in ("model", "server", "sessions")
+    }
     return config.model_copy(update=anchored)
 
 

@@ -203,6 +203,16 @@ class SessionsSection(Section):
         description="Requests use the KV of any session of their tenant that begins as their prompt does, and the KV "
         "of requests without a session stays for others until its memory is needed.",
     )
+    path: DirectoryPath | None = Field(
+        None,
+        description="Folder of saved sessions, relative to this file; default saves none. All KV actors must see "
+        "it.",
+    )
+    max_bytes: Bytes | None = Field(
+        None,
+        description="Most bytes of all saved sessions, such as 500GB; those saved first are removed for others. "
+        "Default unlimited.",
+    )
     quota: Bytes | None = Field(
         None,
         description="DRAM that the idle sessions of one tenant may hold together, such as 64GiB; beyond it those "

@@ -15,7 +15,7 @@ from moorage.runtime.serving.capacity import Resources, first_actor
 from moorage.runtime.serving.fair_order import in_turn
 from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest, Wait
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache
-from moorage.runtime.serving.sessions.keys import is_unnamed
+from moorage.runtime.serving.sessions.eviction import evictions
 from moorage.runtime.serving.sessions.prefixes import Prefixes
 from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, freed_by
 
@@ -132,9 +132,7 @@ class Admission:
     def _begin(self, request: ScheduledRequest, start: Start) -> None:
         self.waiting.remove(request)
         held = start.continues
-        if (
-            held is not None and held.shared is not None
-        ):  # What it goes on with is held before the rest is freed.
+        if held is not None and held.shared is not None:  # It holds what it keeps before the rest is freed.
             kept = held.shared.cut(start.cached_tokens)
             request.shared = None if kept is None else kept.hold()
         if start.source is not None and self.prefixes is not None:
@@ -213,28 +211,9 @@ class Admission:
         fits: Callable[[Resources], bool],
         spared: IdleSession | None = None,
     ) -> list[IdleSession] | None:
-        """Which idle sessions of other names to evict beside those that are `gone` anyway, until it `fits`; None if
-        evicting all of them is not enough.
-
-        Sessions that no waiting request names go first, of these the unnamed ones, the longest unused before others,
-        and none that makes no difference.
-        """
-        if fits(self._free_after(gone)):
-            return []
+        """Which idle sessions of other names to evict beside those that are `gone` anyway, so that it `fits`."""
         others = [one for one in self.idle.evictable(request.session_name) if one is not spared]
-        if not fits(self._free_after([*gone, *others])):
-            return None
-        evicted: list[IdleSession] = []
-        awaited = _session_names(self.waiting)
-        for victim in sorted(others, key=lambda held: (held.name in awaited, not is_unnamed(held.name))):
-            evicted.append(victim)
-            if fits(self._free_after([*gone, *evicted])):
-                break
-        for victim in evicted[::-1]:
-            rest = [one for one in evicted if one is not victim]
-            if fits(self._free_after([*gone, *rest])):
-                evicted = rest
-        return evicted
+        return evictions(others, _session_names(self.waiting), gone, self._free_after, fits)
 
     def _free_after(self, gone: Iterable[IdleSession]) -> Resources:
         """What is free once these are evicted."""

@@ -26,6 +26,7 @@ from moorage.runtime.serving.scheduled_request import Limits, ScheduledRequest
 from moorage.runtime.serving.sessions.keys import session_key, unnamed_key
 from moorage.runtime.serving.sessions.manager import Sessions
 from moorage.runtime.serving.sessions.records import SessionPolicy
+from moorage.runtime.serving.sessions.saving import Saved
 from moorage.runtime.serving.step_loop import StepLoop
 from moorage.runtime.text.decoder import decoder_of
 from moorage.runtime.text.grammar import Grammars
@@ -61,6 +62,8 @@ class Cluster:
     reach: Callable[[MemorySpec], Reach] = lambda _memory: Reach(None, "")
     """How far the positions of a request hold."""
     sessions: SessionPolicy = SessionPolicy()
+    saved: Saved | None = None
+    """Where sessions are saved; None where they are not."""
     preset_differs: Callable[[str | None], tuple[str, ...]] = lambda _preset: ()
     """What a request's preset says of the store, and the cluster has otherwise."""
 
@@ -78,7 +81,9 @@ class Coordinator:
             cluster.resolve_memory(None, {}),
         )
         self._session_ids = itertools.count(1)
-        self.sessions = Sessions(self._loop, cluster.capacity, cluster.sessions, self._session_ids.__next__)
+        self.sessions = Sessions(
+            self._loop, cluster.capacity, cluster.sessions, self._session_ids.__next__, cluster.saved
+        )
         self._started_s = time.monotonic()
 
     @property

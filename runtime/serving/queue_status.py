@@ -72,6 +72,20 @@ def retry_after_s(starts: Sequence[float]) -> float:
     return min(max(starts[len(starts) // 2], _LEAST_RETRY_S), _MOST_RETRY_S)
 
 
+def expected_waits(
+    throughput: Throughput, scheduler: Scheduler, requests: Mapping[str, Request]
+) -> list[float] | None:
+    """When each waiting request will start, from now on; None until the throughput was measured."""
+    works: dict[str, float] = {}
+    for request in requests.values():
+        work_s = throughput.work_s(request.scheduled.remaining_tokens, request.remaining_new_tokens)
+        if work_s is None:
+            return None
+        works[request.request_id] = work_s
+    running = [works.get(request_id, 0.0) for request_id in scheduler.running]
+    return waits_s(running, [works[waiting.request_id] for waiting in scheduler.waiting])
+
+
 def check_wait(
     request: ScheduledRequest,
     waiting: Sequence[ScheduledRequest],

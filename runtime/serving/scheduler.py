@@ -76,6 +76,10 @@ class Scheduler:
         self._stop(request)
         self._admission.keep(request.reservation, session)
 
+    def hold(self, session: IdleSession) -> None:
+        """Adds an idle session, whose resources are free now."""
+        self._admission.keep(self.idle.nothing, session)
+
     def discard(self, session: IdleSession) -> None:
         """Frees what an idle session holds."""
         self._admission.discard(session)

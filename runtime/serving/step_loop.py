@@ -19,12 +19,13 @@ from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.health import StepFailures
 from moorage.runtime.serving.output_processor import OutputProcessor
+from moorage.runtime.serving.pending import Pending
 from moorage.runtime.serving.queue_status import (
     Throughput,
     check_wait,
+    expected_waits,
     held_by_pinned,
     retry_after_s,
-    waits_s,
 )
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.request_log import log_end
@@ -41,9 +42,9 @@ from moorage.workers.spec import (
     ForkSession,
     MemorySpec,
     OpenSession,
+    RestoreSession,
     SamplingSpec,
     Segment,
-    StepPlan,
     StepResult,
 )
 
@@ -77,12 +78,7 @@ class StepLoop:
         """Requests that ended, or whose client closed the stream; settled between two steps."""
         self.on_session: Callable[[str], None] = lambda _name: None
         """Called with the name of a session when a request of it has ended."""
-        self._drops: list[int] = []
-        """Worker sessions to drop with the next step that succeeds."""
-        self._forks: list[ForkSession] = []
-        """Worker sessions that the next step opens on blocks of others."""
-        self._idles: list[int] = []
-        """Worker sessions that are idle from the next step that succeeds on."""
+        self._pending = Pending()
         self._step_ids = itertools.count(1)
         self._wake = asyncio.Event()
         self._throughput = Throughput()
@@ -123,13 +119,23 @@ class StepLoop:
         """Adds an idle session that shares blocks with another; the worker opens it with the next step."""
         self.scheduler.idle.add(new)
         num_blocks = len(new.stored.token_ids) // self._capacity.layout.block_size
-        self._forks.append(ForkSession(session.session_id, new.session_id, num_blocks))
+        self._pending.forks.append(ForkSession(session.session_id, new.session_id, num_blocks))
         self._wake.set()
+
+    def restore(self, session: IdleSession, restoring: RestoreSession) -> None:
+        """Adds an idle session, for which there must be memory; the worker opens it with the next step."""
+        self.scheduler.hold(session)
+        self._pending.restores.append(restoring)
+        self._wake.set()
+
+    def is_due(self, session_id: int) -> bool:
+        """Whether a fork or a restored session is not yet open; False once the loop is over."""
+        return self._pending.opens(session_id) and not self._task.done()
 
     def discard(self, session: IdleSession) -> None:
         """Frees an idle session; the worker drops it with the next step."""
         self.scheduler.discard(session)
-        self._drops.append(session.session_id)
+        self._pending.drops.append(session.session_id)
         self._wake.set()
 
     @property
@@ -144,14 +150,7 @@ class StepLoop:
 
     def expected_waits(self) -> list[float] | None:
         """When each waiting request will start, from now on; None until the throughput was measured."""
-        works: dict[str, float] = {}
-        for request in self.requests.values():
-            work_s = self._throughput.work_s(request.scheduled.remaining_tokens, request.remaining_new_tokens)
-            if work_s is None:
-                return None
-            works[request.request_id] = work_s
-        running = [works.get(request_id, 0.0) for request_id in self.scheduler.running]
-        return waits_s(running, [works[waiting.request_id] for waiting in self.scheduler.waiting])
+        return expected_waits(self._throughput, self.scheduler, self.requests)
 
     async def close(self) -> None:
         """Ends the task. Safe to call twice."""
@@ -191,10 +190,10 @@ class StepLoop:
         """One step with all that belongs to it; False when there is nothing to do."""
         self._settle()
         step = self.scheduler.next_step()
-        self._drops += [held.session_id for held in step.evicted]
+        self._pending.drops += [held.session_id for held in step.evicted]
         if (blocked := self.scheduler.blocked) is not None:
             self._refuse_blocked(self.requests[blocked])
-        if step.is_empty and not (self._drops or self._idles or self._forks):
+        if step.is_empty and not self._pending:
             return bool(self._ended_requests)
         try:
             result = await self._run_step(step)
@@ -219,7 +218,7 @@ class StepLoop:
         for request in (self.requests[request_id] for request_id in step.admitted):
             if (source := request.scheduled.source) is not None:
                 blocks = request.cached_tokens // request.block_size
-                self._forks.append(ForkSession(source.session_id, request.session_id, blocks))
+                self._pending.forks.append(ForkSession(source.session_id, request.session_id, blocks))
         segments = [self.requests[request_id].decode_segment() for request_id in step.decodes]
         segments += [self.requests[chunk.request_id].prefill_segment(chunk) for chunk in step.prefills]
         result = await self._execute(opens, tuple(segments))
@@ -230,10 +229,9 @@ class StepLoop:
         self, opens: tuple[OpenSession | ContinueSession, ...], segments: tuple[Segment, ...]
     ) -> StepResult:
         """Runs a plan, with the forks, drops and idles that are due. They stay due when it raises."""
-        drops, idles, forks = tuple(self._drops), tuple(self._idles), tuple(self._forks)
-        plan = StepPlan(next(self._step_ids), drops, opens, segments, idles, forks)
+        plan = self._pending.plan(next(self._step_ids), opens, segments)
         result = await self._executor.execute(plan)
-        del self._drops[: len(drops)], self._idles[: len(idles)], self._forks[: len(forks)]
+        self._pending.done(plan)
         return result
 
     async def _probe(self) -> Unavailable | None:
@@ -246,7 +244,7 @@ class StepLoop:
             return error
         except Exception as error:  # noqa: BLE001  it is reported
             return self.failures.hopeless(error)
-        self._drops.append(PROBE_SESSION)
+        self._pending.drops.append(PROBE_SESSION)
         self.failures.succeeded()
         return None
 
@@ -265,11 +263,11 @@ class StepLoop:
         session = request.idle_session(self._capacity, time.time())
         if session is not None:
             self.scheduler.keep(request.request_id, session)
-            self._idles.append(request.session_id)
+            self._pending.idles.append(request.session_id)
         else:
             self.scheduler.release(request.request_id)
             if request.admitted_s is not None:
-                self._drops.append(request.session_id)
+                self._pending.drops.append(request.session_id)
         if request.scheduled.session_name is not None:
             self.on_session(request.scheduled.session_name)
 
@@ -283,8 +281,7 @@ class StepLoop:
         reported = self.failures.record(error, "scheduling", _ids(self.requests.values()))
         held = [session.session_id for session in self.scheduler.idle]
         started = [request for request in self.requests.values() if request.admitted_s is not None]
-        self._drops = [*dict.fromkeys((*self._drops, *held, *(request.session_id for request in started)))]
-        self._idles, self._forks = [], []
+        self._pending.drop_all((*held, *(request.session_id for request in started)))
         self._fail_all(self.requests.values(), reported)
         for request in self.requests.values():
             self._record_end(request)

@@ -29,5 +29,8 @@ def test_generating_again_changes_nothing(tmp_path: Path) -> None:
 def test_package_is_versioned() -> None:
     assert pb.DESCRIPTOR.package == "moorage.v1"
     methods = {method.name for method in pb.DESCRIPTOR.services_by_name["Moorage"].methods}
-    of_sessions = {"ListSessions", "DeleteSession", "RenameSession", "PinSession", "ForkSession"}
+    of_sessions = {"ListSessions", "DeleteSession", "RenameSession", "PinSession", "ForkSession"} | {
+        "SaveSession",
+        "LoadSession",
+    }
     assert methods == {"Generate", "Score", "Tokenize", "Detokenize", "ListModels", "GetStatus"} | of_sessions

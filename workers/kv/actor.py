@@ -6,6 +6,7 @@ import os
 import threading
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
@@ -16,6 +17,7 @@ from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.numba_flags import always_parallel
 from moorage.workers.errors import Unavailable
 from moorage.workers.kv.binding import bind_to
+from moorage.workers.kv.jobs import Jobs, Outcome
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.mailbox_channel import Patience
 from moorage.workers.kv.mailbox_link import MailboxLink
@@ -23,6 +25,7 @@ from moorage.workers.kv.mailbox_server import MailboxServer
 from moorage.workers.kv.messages import StoreStats
 from moorage.workers.kv.operation import Operation
 from moorage.workers.kv.ray_link import RayLink
+from moorage.workers.kv.snapshot import load_session, save_session
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.warm_up import LOCK, warm_up, warm_up_keys
 from moorage.workers.process import ProcessFacts, host_key, own_facts, take_asked_priority
@@ -61,6 +64,7 @@ class KvActor:
         if cpus:
             self._store.arena.populate()
         self._lock = threading.Lock()
+        self._jobs = Jobs()
         self._server = MailboxServer(self._store, lock=self._lock, num_threads=num_threads)
 
     def contact(self) -> Contact:
@@ -86,6 +90,18 @@ class KvActor:
             warm_up_keys(self._store.layout, group_size)
             with always_parallel():
                 warm_up_keys(self._store.layout, group_size)
+
+    def start_save(self, session_id: int, file: str) -> int:
+        """Starts `save_session` in a thread; `outcome` of the number has the checksum."""
+        return self._jobs.start(save_session, self._store, session_id, Path(file))
+
+    def start_load(self, session_id: int, file: str, checksum: str) -> int:
+        """Starts `load_session` in a thread."""
+        return self._jobs.start(load_session, self._store, session_id, Path(file), checksum)
+
+    def outcome(self, number: int) -> Outcome:
+        """Whether such a thread is done, and what came of it; told once."""
+        return self._jobs.outcome(number)
 
     def stats(self) -> StoreStats:
         """As `KvStore.stats`."""

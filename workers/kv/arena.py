@@ -88,9 +88,9 @@ class Arena:
             num_pages * layout.num_layers * layout.code_bytes,
         )
         blocks = layout.num_layers, num_pages
-        self.kv: Storage = format_of(layout.kv_type).view(
-            flat[:kv_end].reshape(*blocks, layout.block_bytes), layout.block_shape
-        )
+        self.stored = flat[:kv_end].reshape(*blocks, layout.block_bytes)
+        """[L, P, block_bytes]: the bytes of blocks, whatever their format."""
+        self.kv: Storage = format_of(layout.kv_type).view(self.stored, layout.block_shape)
         """[L, P, 2, Hkv, B, D] of storage type where the format is native."""
         self.anchors: Storage = (
             flat[kv_end : self.num_bytes - code_bytes]
@@ -145,7 +145,7 @@ class Arena:
             self._close_fd()
             self.fd = -1
             del self._memory
-            self.kv = self.kv[:, :0].copy()
+            self.kv, self.stored = self.kv[:, :0].copy(), self.stored[:, :0].copy()
             self.anchors = self.anchors[:, :0].copy()
             self.codes = self.codes[:, :0].copy()
 

@@ -148,6 +148,13 @@ class MappedShard:
                 session.table.num_tokens[layer] = num_tokens
         self._change(session)
 
+    def restore(self, session_id: int, num_blocks: int) -> None:
+        """Records that the first blocks of a new session hold tokens and have anchors, which someone puts there."""
+        session, count = self.session(session_id), self.layout.num_layers
+        session.table.num_tokens = [num_blocks * self.layout.block_size] * count
+        session.num_sealed = [num_blocks] * count
+        self._change(session)
+
     def invalidate(self, session_id: int, layer: int) -> None:
         """Anchors of `layer` have changed."""
         self._scorer.invalidate(session_id, layer)

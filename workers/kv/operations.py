@@ -88,6 +88,15 @@ class OwnBlock(Operation[Int32]):
 
 
 @dataclass(slots=True)
+class Restore(Operation[None]):
+    """The first blocks of a new session count as sealed; their bytes come from a file, before anybody reads them."""
+
+    handler = follower = "restore"
+    session_id: int
+    num_blocks: int
+
+
+@dataclass(slots=True)
 class Attach(Operation[Attached]):
     """Takes over a session that another link opened."""
 

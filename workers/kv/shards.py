@@ -30,6 +30,7 @@ from moorage.workers.kv.operations import (
     OwnBlock,
     RebuildAnchors,
     Resize,
+    Restore,
     Stats,
     Truncate,
 )
@@ -127,6 +128,11 @@ class ShardedKv:
         counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
         self._each(session_id, lambda link, shard: link.call(Fork(session_id, new_id, counts[shard])))
         self._num_blocks[new_id], self._first[new_id] = num_blocks, self.first_shard(session_id)
+
+    def restore(self, session_id: int, num_blocks: int) -> None:
+        """Counts the blocks of a new session as sealed in all layers; their bytes come from files."""
+        counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
+        self._each(session_id, lambda link, shard: link.call(Restore(session_id, counts[shard])))
 
     def own(self, session_id: int, num_tokens: int) -> None:
         """Lets a session of `num_tokens` tokens write after them: its last block, if partly filled, is its own."""

@@ -111,6 +111,10 @@ class KvStore:
             table.pages[block] = copy
         return table.pages
 
+    def restore(self, session_id: int, num_blocks: int) -> None:
+        """See MappedShard."""
+        self.shard.restore(session_id, num_blocks)
+
     def attach(self, session_id: int) -> Attached:
         """What is stored of an open session, for a worker that takes it over."""
         session = self.shard.session(session_id)

@@ -3,6 +3,7 @@
 The lower package owns the contract: `runtime` builds these from configuration and requests, `workers` obey them.
 """
 
+from moorage.workers.spec.idle_sessions import ForkSession, RestoreSession
 from moorage.workers.spec.kinds import (
     Activation,
     AnchorPool,
@@ -35,7 +36,6 @@ from moorage.workers.spec.sampling import SamplingSpec
 from moorage.workers.spec.selection import RetentionSpec, SelectionSpec
 from moorage.workers.spec.steps import (
     ContinueSession,
-    ForkSession,
     OpenSession,
     SampledToken,
     Segment,
@@ -82,6 +82,7 @@ __all__ = [
     "Preselect",
     "QkNorm",
     "Residual",
+    "RestoreSession",
     "RetentionSpec",
     "RopeSpec",
     "RotarySettings",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from moorage.workers.errors import MoorageError
+from moorage.workers.spec.idle_sessions import ForkSession, RestoreSession
 from moorage.workers.spec.memory import MemorySpec
 from moorage.workers.spec.sampling import SamplingSpec
 
@@ -40,17 +41,6 @@ class ContinueSession:
 
 
 @dataclass(frozen=True, slots=True)
-class ForkSession:
-    """Open an idle session that shares the first blocks of another one."""
-
-    session_id: int
-    """The other one, which may be idle or not."""
-    new_id: int
-    num_blocks: int
-    """All of them are full in every layer."""
-
-
-@dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive tokens of one session that go through the model in one step."""
 
@@ -68,7 +58,8 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One forward pass of a batch. Forks come first, then drops, then idles, then opens, then the segments.
+    """One forward pass of a batch. Forks come first, then drops, then idles, restores, opens and
+    the segments.
 
     Forks, drops and idles may come again, and of sessions that do not exist: a plan that failed is repeated in part.
     """
@@ -80,6 +71,7 @@ class StepPlan:
     idles: tuple[int, ...] = ()
     """Sessions that no request uses now: their KV stays in DRAM, in the blocks that hold tokens, and nothing else."""
     forks: tuple[ForkSession, ...] = ()
+    restores: tuple[RestoreSession, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class SessionMethods(MoorageServicer):
-    """List, delete, rename, pin and fork."""
+    """List, delete, rename, pin, fork, save and load."""
 
     @abstractmethod
     def _ready(self) -> Engine:
@@ -54,6 +54,16 @@ class SessionMethods(MoorageServicer):
         async with reported(context):
             names = session_name(request.name), session_name(request.new_name, "new_name")
             return codec.session(await self._ready().sessions.fork(*names, tenant.get()))
+
+    async def SaveSession(self, request: pb.SaveSessionRequest, context: Context) -> pb.Session:  # noqa: N802
+        """Writes one to files."""
+        async with reported(context):
+            return codec.session(await self._ready().sessions.save(session_name(request.name)))
+
+    async def LoadSession(self, request: pb.LoadSessionRequest, context: Context) -> pb.Session:  # noqa: N802
+        """Brings one back from files."""
+        async with reported(context):
+            return codec.session(await self._ready().sessions.load(session_name(request.name)))
 
     async def PinSession(self, request: pb.PinSessionRequest, context: Context) -> pb.Session:  # noqa: N802
         """Keeps one from eviction, or gives it free again."""

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.request import Request
-from moorage.runtime.serving.session_cache import IdleSession, SessionCache
+from moorage.runtime.serving.session_cache import IdleSession, SessionCache, StoredKv
 from moorage.runtime.serving.sessions.forking import check_can_share, forked
 from moorage.runtime.serving.sessions.keys import session_key, tenant_and_name
 from moorage.runtime.serving.sessions.prefixes import BlockChain, can_share
 from moorage.runtime.serving.sessions.records import SessionInfo, SessionPolicy
+from moorage.runtime.serving.sessions.saving import Saved, SavedSessions
 from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, held_by, shared_with_others
+from moorage.runtime.serving.sessions.snapshots import Snapshots
 from moorage.runtime.serving.step_loop import StepLoop
 from moorage.runtime.text.quoting import quoted
 from moorage.workers.errors import FailedPrecondition, NotFound
@@ -34,11 +37,17 @@ class Sessions:
         capacity: Capacity,
         policy: SessionPolicy,
         new_id: Callable[[], int],
+        saved: Saved | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`new_id` names a new session to the worker."""
+        """`new_id` names a new session to the worker. Raises Unavailable where `saved` is no usable folder."""
         self._new_id = new_id
         self._loop, self._capacity, self._policy, self._clock = loop, capacity, policy, clock
+        self.saved: SavedSessions | None = None
+        """Sessions in files; None where none are saved."""
+        if saved is not None:
+            snapshots = Snapshots(saved.folder, saved.max_bytes)
+            self.saved = SavedSessions(loop, capacity, saved.served, snapshots, new_id, clock)
         self._secret = secrets.token_bytes(32)
         self._shares = policy.prefixes and can_share(capacity)
         self._expiry: asyncio.TimerHandle | None = None
@@ -54,18 +63,25 @@ class Sessions:
         """Every named session of a tenant, the longest unused first, those of running requests last."""
         infos = [self._idle_info(held) for held in self._idle]
         infos += [self._running_info(request) for request in self._running.values()]
+        infos = self._with_saved(infos)
         return tuple(info for info in infos if info.name and info.tenant == tenant)
 
     async def delete(self, name: str, tenant: str = "") -> None:
-        """Drops a session, pinned or not. Raises FailedPrecondition while a request uses it or waits for it."""
-        held = await self._unused(session_key(tenant, name))
-        self._idle.pinned.discard(held.name)
-        self._loop.discard(held)
+        """Drops a session, pinned or not, and its files. Raises FailedPrecondition while a request uses it."""
+        key = session_key(tenant, name)
+        if self._is_held(key) or self.saved is None or key not in self.saved.snapshots.held:
+            held = await self._unused(key)
+            self._idle.pinned.discard(held.name)
+            self._loop.discard(held)
+        if self.saved is not None:
+            self.saved.snapshots.remove(key)
 
     async def rename(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
         """Gives an idle session another name that is free."""
         held = await self._unused(session_key(tenant, name))
         self._check_free(new_name, tenant)
+        if self.saved is not None:
+            self.saved.snapshots.rename(held.name, tenant, new_name)
         return self._idle_info(self._idle.rename(held, session_key(tenant, new_name)))
 
     async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
@@ -97,6 +113,21 @@ class Sessions:
         self._loop.fork(held, fork)
         self._used(fork.name)
         return self._idle_info(fork)
+
+    async def save(self, name: str, tenant: str = "") -> SessionInfo:
+        """Writes the full blocks of an idle session to files, which survive the server."""
+        saved = self._files()
+        held = await self._unused(session_key(tenant, name))
+        await saved.save(held)
+        return next(info for info in await self.list(tenant) if info.name == name)
+
+    async def load(self, name: str, tenant: str = "") -> SessionInfo:
+        """Brings a saved session back to memory. Raises FailedPrecondition where one of its name is held."""
+        saved, key = self._files(), session_key(tenant, name)
+        self._check_not_held(key)
+        await saved.load(key, self._digests_of, lambda: self._check_not_held(key))
+        self._used(key)
+        return next(info for info in await self.list(tenant) if info.name == name)
 
     async def close(self) -> None:
         """Ends the rules of time. Safe to call twice."""
@@ -135,10 +166,56 @@ class Sessions:
 
     def _check_free(self, name: str, tenant: str) -> None:
         key = session_key(tenant, name)
-        if self._idle.get(key) is not None or key in self._running or key in self._awaited:
+        is_saved = self.saved is not None and key in self.saved.snapshots.held
+        if self._is_held(key) or is_saved:
             raise FailedPrecondition(
                 f"session: {quoted(name)} exists already; choose another name, or delete it"
             )
+
+    def _check_not_held(self, key: str) -> None:
+        if self._is_held(key):
+            name = quoted(tenant_and_name(key)[1])
+            raise FailedPrecondition(f"session: {name} is in memory already; delete or rename it first")
+
+    def _is_held(self, key: str) -> bool:
+        """Whether memory holds a session, or a request is about to make it."""
+        return self._idle.get(key) is not None or key in self._running or key in self._awaited
+
+    def _files(self) -> SavedSessions:
+        if self.saved is None:
+            raise FailedPrecondition("sessions.path: is not set, so no session is saved; name a folder there")
+        return self.saved
+
+    def _digests_of(self, stored: StoredKv, tenant: str) -> tuple[bytes, ...]:
+        if not self._shares:
+            return ()
+        layout, length = self._capacity.layout, stored.prompt_tokens
+        return BlockChain(self._secret, tenant, stored.memory, layout, stored.token_ids, length).digests
+
+    def _with_saved(self, infos: Sequence[SessionInfo]) -> Sequence[SessionInfo]:
+        """All of `infos`, after those of sessions that lie in files alone."""
+        if self.saved is None:
+            return infos
+        sizes = {key: manifest.num_bytes for key, (_, manifest) in self.saved.snapshots.held.items()}
+        found = [
+            replace(info, saved_bytes=sizes.pop(session_key(info.tenant, info.name), 0)) for info in infos
+        ]
+        alone = [self.saved.snapshots.held[key][1] for key in sizes]
+        return [
+            *(
+                SessionInfo(
+                    one.name,
+                    "saved",
+                    len(one.token_ids),
+                    0,
+                    last_used_s=one.saved_s,
+                    tenant=one.tenant,
+                    saved_bytes=one.num_bytes,
+                )
+                for one in alone
+            ),
+            *found,
+        ]
 
     def _used(self, key: str) -> None:
         """A request of a session has ended: its tenant's quota and the time of the next expiry may have changed."""

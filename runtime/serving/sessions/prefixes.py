@@ -32,9 +32,16 @@ class BlockChain:
     """The hashes of a prompt's full blocks, and of what follows it."""
 
     def __init__(
-        self, secret: bytes, tenant: str, memory: MemorySpec, layout: KvLayout, prompt: TokenIds
+        self,
+        secret: bytes,
+        tenant: str,
+        memory: MemorySpec,
+        layout: KvLayout,
+        prompt: TokenIds,
+        prompt_tokens: int | None = None,
     ) -> None:
-        length = len(prompt)
+        """`prompt_tokens` is the length of the whole prompt, where `prompt` is only a part of it."""
+        length = len(prompt) if prompt_tokens is None else prompt_tokens
         selects = memory.selection.in_prefill(length)
         shape = (
             attention_shape(memory, layout, length),

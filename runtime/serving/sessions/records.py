@@ -11,7 +11,7 @@ class SessionInfo:
 
     name: str
     state: str
-    """idle, running (a request uses it) or waiting (a request waits for it)."""
+    """idle, running (a request uses it), waiting (a request waits for it) or saved (it lies in files alone)."""
     num_tokens: int
     """Tokens whose keys and values are stored."""
     dram_bytes: int
@@ -25,6 +25,8 @@ class SessionInfo:
     """When it is dropped unless it is used again; None for never."""
     tenant: str = ""
     """Whose it is; empty where the server knows no tenants."""
+    saved_bytes: int = 0
+    """Of the files in which it was saved; 0 where it was not."""
 
 
 @dataclass(frozen=True, slots=True)

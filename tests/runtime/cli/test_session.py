@@ -39,6 +39,8 @@ def test_changes_arrive_and_a_refusal_is_one_line(server: ToyServer, cli: Run) -
     assert cli("session", "rename", "talk", "new", *address).returncode == 0
     assert cli("session", "fork", "new", "branch", *address).stdout == b"branch: 40 tokens, 1.00 MiB shared\n"
     assert cli("session", "delete", "branch", *address).returncode == 0
+    assert cli("session", "save", "new", *address).stdout == b"new: saved, 2.00 MiB\n"
+    assert cli("session", "load", "new", *address).stdout == b"new: 50 tokens, 1.00 MiB of DRAM\n"
     refused = cli("session", "delete", "busy", *address)
     assert (refused.returncode, refused.stderr.count(b"\n")) == (1, 1)
     assert refused.stderr.startswith(b"error: session: 'busy' is in use")

@@ -44,6 +44,13 @@ def test_fork(client: Client) -> None:
     assert [session.name for session in client.sessions.list()] == ["busy", "talk", "branch"]
 
 
+def test_save_and_load(client: Client) -> None:
+    assert client.sessions.save("talk").saved_bytes == 1 << 21
+    assert client.sessions.load("other").num_tokens == 50
+    with pytest.raises(InvalidRequest, match="checksum"):
+        client.sessions.load("damaged")
+
+
 def test_refusals(client: Client) -> None:
     with pytest.raises(NotFound, match="'absent'"):
         client.sessions.delete("absent")
@@ -60,6 +67,8 @@ async def test_the_asynchronous_client_has_the_same(server: ToyServer) -> None:
         assert (await client.sessions.pin("talk")).pinned
         assert (await client.sessions.rename("talk", "new")).num_tokens == 40
         assert (await client.sessions.fork("new", "branch")).name == "branch"
+        assert (await client.sessions.save("branch")).saved_bytes == 1 << 21
+        assert (await client.sessions.load("branch")).num_tokens == 50
         await client.sessions.delete("branch")
         with pytest.raises(FailedPrecondition):
             await client.sessions.delete("busy")

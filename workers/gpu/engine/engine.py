@@ -94,6 +94,11 @@ class Engine:
             self._table.drop(session_id)
         for session_id in plan.idles:
             self._table.idle(session_id)
+        for restoring in plan.restores:
+            try:
+                self._table.restore(restoring)
+            except MoorageError as error:
+                failed.setdefault(restoring.session_id, error)
         self._table.shorten(plan.opens)
         for opening in plan.opens:
             try:

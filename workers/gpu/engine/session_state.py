@@ -116,23 +116,3 @@ class WorkerSession:
     def decode_index(self) -> int:
         """How many decode steps came before the current token's."""
         return self.num_tokens - self.prompt_tokens
-
-
-def forked(session: WorkerSession, new_id: int, num_tokens: int, cache: BlockCache) -> WorkerSession:
-    """An idle session that holds the first tokens of another, which attended them in the same way."""
-    return WorkerSession(
-        new_id,
-        session.memory,
-        session.sampling,
-        session.prompt_tokens,
-        num_tokens,
-        cache,
-        session.rotations,
-        session.scale,
-        session.softcap,
-        session.other_rotations,
-        num_tokens=num_tokens,
-        kept_tokens=num_tokens,
-        idle=True,
-        anchor_view=session.anchor_view,
-    )

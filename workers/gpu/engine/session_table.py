@@ -9,8 +9,9 @@ import torch
 
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.gpu.attention.window_rings import WindowRings
+from moorage.workers.gpu.engine.idle_sessions import forked, restored
 from moorage.workers.gpu.engine.output import OutputStage
-from moorage.workers.gpu.engine.session_state import WorkerSession, forked
+from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.positions.session_rotations import SessionRotations
 from moorage.workers.gpu.selection.device_scorer import DeviceScorer
 from moorage.workers.gpu.settings import EngineSettings
@@ -27,6 +28,7 @@ from moorage.workers.spec import (
     MemorySpec,
     ModelSpec,
     OpenSession,
+    RestoreSession,
 )
 
 
@@ -115,6 +117,19 @@ class SessionTable:
         self._kv.fork(fork.session_id, fork.new_id, fork.num_blocks)
         num_tokens = fork.num_blocks * self._layout.block_size
         self.sessions[fork.new_id] = forked(session, fork.new_id, num_tokens, self._no_cache())
+
+    def restore(self, restoring: RestoreSession) -> None:
+        """Opens an idle session whose blocks are read from files. If StoreFull is raised, nothing has changed."""
+        memory, num_blocks = restoring.memory, restoring.num_blocks
+        rotations = self.rotations.of_session(memory, restoring.prompt_tokens)
+        rotated, others = self._layout.anchor_space is AnchorSpace.ROTATED, self.rotations.of_layers(memory)
+        inv_freq = self.rotations.anchor_angles(rotations, others) if rotated else None
+        self._kv.open(restoring.session_id, num_blocks, inv_freq, restoring.first_shard)
+        self._kv.restore(restoring.session_id, num_blocks)
+        num_tokens, view = num_blocks * self._layout.block_size, rotations.view if rotated else None
+        self.sessions[restoring.session_id] = restored(
+            restoring, num_tokens, self._no_cache(), rotations, others, (self._scale, self._softcap), view
+        )
 
     def shorten(self, openings: Iterable[OpenSession | ContinueSession]) -> None:
         """Frees what sessions that are continued do not keep, before others of the step allocate."""

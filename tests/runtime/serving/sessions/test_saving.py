@@ -1,0 +1,153 @@
+"""Sessions outlive the server: saved by one coordinator, loaded by the next, over real stores and a real model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from moorage.runtime.cluster.bringup import cluster_of
+from moorage.runtime.config.load import load_cluster_config
+from moorage.runtime.planning.launch_plan import plan_launch
+from moorage.runtime.planning.worker_settings import worker_settings
+from moorage.runtime.serving.coordinator import Coordinator
+from moorage.runtime.serving.executor import LocalExecutor
+from moorage.runtime.serving.protocol import Finished
+from moorage.workers.errors import FailedPrecondition, InvalidRequest, NotFound, ResourceExhausted
+from tests.counting_executor import collect, token_ids
+
+LOCAL = Path(__file__).resolve().parents[4] / "deploy" / "local.yaml"
+SETTINGS = ("kv_store.dram=16MiB", "kv_store.actors=2", "server.max_running=2", "gpu_workers.device=cpu")
+DOCUMENT = [(7 * place) % 1000 for place in range(600)]
+Serving = Callable[..., AbstractAsyncContextManager[Coordinator]]
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Serving:
+    """Starts a coordinator that saves in one folder; several may follow one another."""
+
+    @asynccontextmanager
+    async def start(*settings: str) -> AsyncIterator[Coordinator]:
+        plan = plan_launch(
+            load_cluster_config(LOCAL, (*SETTINGS, f"sessions.path={tmp_path / 'saved'}", *settings))
+        )
+        executor = LocalExecutor.start(
+            worker_settings(plan.config, plan.deployment),
+            [plan.pages_per_actor] * plan.config.kv_store.actors,
+        )
+        coordinator = Coordinator(cluster_of(plan, executor, plan.step_tokens))
+        try:
+            yield coordinator
+        finally:
+            await coordinator.close()
+
+    return start
+
+
+async def ask(coordinator: Coordinator, prompt: list[int], session: str | None) -> tuple[list[int], int]:
+    """Greedy tokens, and how many of the prompt's were cached."""
+    events = await collect(coordinator, prompt=prompt, max_new_tokens=6, session=session, ignore_eos=True)
+    assert isinstance(events[-1], Finished)
+    return token_ids(events), events[-1].usage.cached_tokens
+
+
+async def test_after_a_restart_a_session_goes_on_with_the_same_tokens(serving: Serving) -> None:
+    question = [*DOCUMENT, 5, 6, 7]
+    async with serving() as before:
+        await ask(before, DOCUMENT, "talk")
+        saved = await before.sessions.save("talk")
+        assert (saved.state, saved.saved_bytes > 0) == ("idle", True)
+        want, cached = await ask(before, question, "talk")
+        assert cached > 0
+    async with serving() as after:
+        (found,) = await after.sessions.list()
+        assert (found.name, found.state, found.dram_bytes, found.num_tokens) == ("talk", "saved", 0, 576)
+        loaded = await after.sessions.load("talk")
+        assert (loaded.state, loaded.num_tokens, loaded.saved_bytes) == ("idle", 576, saved.saved_bytes)
+        assert await ask(after, question, "talk") == (want, cached)
+        await after.sessions.delete("talk")
+        assert await after.sessions.list() == ()
+    async with serving() as last:
+        assert await last.sessions.list() == ()
+
+
+async def test_a_loaded_session_serves_prompts_without_its_name_and_can_be_forked(serving: Serving) -> None:
+    question = [*DOCUMENT, 8, 9]
+    async with serving() as before:
+        want, _ = await ask(before, question, "talk")
+        await before.sessions.save("talk")
+    async with serving() as after:
+        await after.sessions.load("talk")
+        await after.sessions.fork("talk", "branch")
+        for session in (None, "branch", "talk"):
+            tokens, cached = await ask(after, question, session)
+            assert tokens == want
+            assert cached >= 512
+
+
+async def test_work_goes_on_while_a_session_is_saved(serving: Serving) -> None:
+    async with serving() as coordinator:
+        await ask(coordinator, DOCUMENT, "talk")
+        saving = asyncio.create_task(coordinator.sessions.save("talk"))
+        answers = await asyncio.gather(
+            *(ask(coordinator, [*DOCUMENT[:100], n], f"new {n}") for n in range(3))
+        )
+        again = await ask(coordinator, [*DOCUMENT, 1], "talk")
+        await saving
+        assert len(answers) == 3
+        assert again[1] > 0
+        held = sum(info.dram_bytes - info.shared_bytes for info in await coordinator.sessions.list())
+        for info in await coordinator.sessions.list():
+            await coordinator.sessions.delete(info.name)
+        status = await coordinator.status()
+        assert held > 0
+        assert status.idle_sessions == 0, "the save holds nothing any longer"
+
+
+async def test_damaged_files_are_refused_and_take_no_memory(serving: Serving, tmp_path: Path) -> None:
+    async with serving() as coordinator:
+        await ask(coordinator, DOCUMENT, "talk")
+        await coordinator.sessions.save("talk")
+    (file,) = (tmp_path / "saved").glob("*/blocks-1.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    async with serving() as coordinator:
+        with pytest.raises(InvalidRequest, match=r"blocks-1\.safetensors: checksum"):
+            await coordinator.sessions.load("talk")
+        assert [info.state for info in await coordinator.sessions.list()] == ["saved"]
+        assert (await ask(coordinator, DOCUMENT, "talk"))[1] == 0
+        assert (await coordinator.status()).idle_sessions == 1
+
+
+async def test_another_store_refuses_a_session_with_the_field(serving: Serving) -> None:
+    async with serving() as coordinator:
+        await ask(coordinator, DOCUMENT, "talk")
+        await coordinator.sessions.save("talk")
+    async with serving("kv_store.actors=1") as coordinator:
+        with pytest.raises(InvalidRequest, match="actors is 2 in its manifest and 1 here"):
+            await coordinator.sessions.load("talk")
+    async with serving("model.weights=int8") as coordinator:
+        with pytest.raises(InvalidRequest, match="of another model: fingerprint"):
+            await coordinator.sessions.load("talk")
+
+
+async def test_refusals_say_what_is_missing(serving: Serving) -> None:
+    async with serving("sessions.max_bytes=1KiB") as coordinator:
+        await ask(coordinator, DOCUMENT, "talk")
+        await ask(coordinator, [1, 2, 3], "short")
+        with pytest.raises(NotFound, match="'absent'"):
+            await coordinator.sessions.save("absent")
+        with pytest.raises(NotFound, match="'absent' was not saved"):
+            await coordinator.sessions.load("absent")
+        with pytest.raises(FailedPrecondition, match="is in memory already"):
+            await coordinator.sessions.load("talk")
+        with pytest.raises(FailedPrecondition, match="no full block of 32 tokens"):
+            await coordinator.sessions.save("short")
+        with pytest.raises(ResourceExhausted, match=r"sessions\.max_bytes"):
+            await coordinator.sessions.save("talk")
+        assert [info.saved_bytes for info in await coordinator.sessions.list()] == [0, 0]
+        assert (await coordinator.status()).idle_sessions == 2

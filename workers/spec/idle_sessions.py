@@ -1,0 +1,30 @@
+"""Sessions that a step opens without a request: they are idle, and hold full blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moorage.workers.spec.memory import MemorySpec
+
+
+@dataclass(frozen=True, slots=True)
+class ForkSession:
+    """Open an idle session that shares the first blocks of another one."""
+
+    session_id: int
+    """The other one, which may be idle or not."""
+    new_id: int
+    num_blocks: int
+    """All of them are full in every layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSession:
+    """Open an idle session of full blocks, whose bytes are then read from files into the stores."""
+
+    session_id: int
+    num_blocks: int
+    prompt_tokens: int
+    """Of the prompt under whose positions its anchors were made."""
+    memory: MemorySpec
+    first_shard: int
