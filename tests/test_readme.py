@@ -17,6 +17,7 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "runtime/README.md",
+    "runtime/api/http/README.md",
     "workers/README.md",
     "kernels/README.md",
     "deploy/benchmarks/README.md",
@@ -70,7 +71,7 @@ def test_shown_command_exists(words: list[str]) -> None:
         targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
         assert {word for word in arguments if "=" not in word} <= targets
     else:
-        assert program in {"cat", "cd", "git", "jq", "pre-commit", "source"}
+        assert program in {"cat", "cd", "curl", "git", "jq", "pre-commit", "source"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
