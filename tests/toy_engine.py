@@ -177,6 +177,8 @@ class ToyEngine:
         self.ended = asyncio.Event()
         self.seen: list[GenerateParams | ScoreParams] = []
         self.closed = False
+        self.says: str | None = None
+        """An answer in ASCII that it gives instead of the prompt, and ends by itself."""
         self.sessions = ToySessions()
 
     @property
@@ -209,7 +211,8 @@ class ToyEngine:
             if params.prompt_logprobs:
                 yield self._prompt_logprobs(1, params.prompt[1:])
             endless = params.session == "endless"
-            answer = [t for t in params.prompt if t != BOS] if not endless else itertools.repeat(65)
+            said = params.prompt if self.says is None else self.says.encode()
+            answer = [t for t in said if t != BOS] if not endless else itertools.repeat(65)
             index = 0
             for index, token in enumerate(
                 itertools.islice(answer, None if endless else params.max_new_tokens)
@@ -217,7 +220,9 @@ class ToyEngine:
                 await asyncio.sleep(self.step_s)
                 alternatives = tuple((token + i, -0.5 - i) for i in range(params.sampling.num_logprobs))
                 yield Token(index, token, chr(token), -0.5, alternatives)
-            yield Finished("length", self._usage(len(params.prompt), index + 1))
+            whole = self.says is not None and len(self.says) <= params.max_new_tokens
+            usage = self._usage(len(params.prompt), index + 1)
+            yield Finished("stop" if whole else "length", usage)
         finally:
             self.ended.set()
 

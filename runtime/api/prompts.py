@@ -12,6 +12,8 @@ from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.uploads import Upload
 from moorage.runtime.serving.protocol import MessagePiece, PromptPiece
 from moorage.runtime.text.body import Body, read_all
+from moorage.runtime.text.chat_extra import ChatExtra
+from moorage.runtime.text.jobs import NO_EXTRA, chat_layout
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.token_ids import TokenIds
@@ -34,6 +36,7 @@ class PromptCollector:
         info = engine.model_info()
         self._vocab_size, self._max_tokens = info.vocab_size, info.max_seq_len
         self._kind: str | None = None
+        self._extra = NO_EXTRA
         self._roles: list[str] = []
         self._message_bytes: list[int] = []
         self._resources = ExitStack()
@@ -64,6 +67,12 @@ class PromptCollector:
             self._set_kind(_IDS)
             self._add_ids(content)
 
+    def set_extra(self, extra: ChatExtra) -> None:
+        """What the conversation has beside roles and texts. Raises InvalidRequest if that can't fit a prompt."""
+        if extra != NO_EXTRA:
+            self._check_bytes(len(chat_layout((), extra)))
+        self._extra = extra
+
     async def token_ids(self) -> TokenIds:
         """The whole prompt. Raises InvalidRequest if it is empty, or what the text process refuses."""
         if not self._body.num_bytes and self._kind != _MESSAGES:
@@ -83,7 +92,9 @@ class PromptCollector:
             return TokenIds(await self._engine.text.encode("prompt", self._body))
         if self._kind == _MESSAGES:
             messages = list(zip(self._roles, self._message_bytes, strict=True))
-            ids = await self._engine.text.encode_chat(self._body, messages, parse_special=self._parse_special)
+            ids = await self._engine.text.encode_chat(
+                self._body, messages, parse_special=self._parse_special, extra=self._extra
+            )
             return TokenIds(ids)
         return TokenIds(read_all(self._body.fd))
 

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from moorage.runtime.api.http.prompts import Message
+from moorage.runtime.api.http.tools.calls import openai_calls
 from moorage.workers.errors import InvalidRequest
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -30,11 +31,11 @@ def conversation(messages: Sequence[ChatMessage], field: str = "messages") -> li
     read = []
     for place, message in enumerate(messages):
         where = f"{field}[{place}]"
-        for extra in ("tool_calls", "function_call", "audio"):
+        for extra in ("function_call", "audio"):
             if (message.model_extra or {}).get(extra):
                 raise InvalidRequest(f"{where}.{extra}: is not supported here; leave it out")
         role = _SAME_ROLE.get(message.role, message.role)
-        read.append(Message(role, text_of(message.content, f"{where}.content")))
+        read.append(Message(role, text_of(message.content, f"{where}.content"), _fields(message, where)))
     return with_one_system_message(read)
 
 
@@ -54,6 +55,17 @@ def with_one_system_message(messages: Sequence[Message]) -> list[Message]:
         return list(messages)
     joined = _SEPARATOR.join(message.content for message in messages[:first])
     return [Message("system", joined), *messages[first:]]
+
+
+def _fields(message: ChatMessage, where: str) -> dict[str, Any]:
+    """The calls of an answer, or the call that a tool answers."""
+    sent = message.model_extra or {}
+    if message.role == "assistant" and sent.get("tool_calls"):
+        return {"tool_calls": openai_calls(f"{where}.tool_calls", sent["tool_calls"])}
+    if message.role == "tool":
+        names = ("tool_call_id", "name")
+        return {name: sent[name] for name in names if isinstance(sent.get(name), str)}
+    return {}
 
 
 def _texts(parts: Sequence[dict[str, Any] | str], where: str) -> Iterator[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.prompts import MAX_PIECE_BYTES, PromptCollector
 from moorage.runtime.api.uploads import Upload
 from moorage.runtime.serving.protocol import MessagePiece, PromptPiece
+from moorage.runtime.text.chat_extra import ChatExtra
+from moorage.runtime.text.jobs import NO_EXTRA
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.token_ids import TokenIds
 
@@ -22,15 +25,18 @@ class Message:
 
     role: str
     content: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What else chat templates get of it, such as `tool_calls`."""
 
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A text, token ids, or a conversation."""
 
 
-async def token_ids(engine: Engine, upload: Upload, prompt: Prompt) -> TokenIds:
+async def token_ids(engine: Engine, upload: Upload, prompt: Prompt, extra: ChatExtra = NO_EXTRA) -> TokenIds:
     """Token ids of one prompt. Raises InvalidRequest, or what the text process refuses."""
     with PromptCollector(engine, upload, chat=True) as collector:
+        collector.set_extra(extra)
         for piece in _pieces(prompt):
             collector.add(piece)
             await asyncio.sleep(0)  # A million ids at once would hold up every stream.

@@ -11,6 +11,7 @@ from fastapi import Request
 
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.bodies import Sent
+from moorage.runtime.api.http.tools.replays import Replays
 from moorage.runtime.api.uploads import Uploads, client_of
 from moorage.runtime.text.document_process import DocumentReader
 from moorage.workers.errors import Unavailable
@@ -30,6 +31,7 @@ class HttpService:
         self.documents = DocumentReader()
         self.num_active = 0
         """Generations and scorings that are being answered."""
+        self.replays = Replays()
         self.started_s = int(time.time())
         self.responses: Counter[tuple[str, int]] = Counter()
         """Answers by route and status."""

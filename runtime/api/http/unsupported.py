@@ -35,8 +35,6 @@ _CHANGES_THE_ANSWER: dict[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "stop_token_ids": (),
     "suffix": (),
-    "tool_choice": ("none", "auto"),
-    "tools": (),
     "truncate_prompt_tokens": (),
     "typical_p": (1,),
     "use_beam_search": (),

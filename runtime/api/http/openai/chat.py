@@ -15,9 +15,9 @@ from moorage.runtime.api.http.failures import foreseen, openai_error
 from moorage.runtime.api.http.generations import Generations
 from moorage.runtime.api.http.grammars import with_guides
 from moorage.runtime.api.http.messages import ChatMessage, conversation
+from moorage.runtime.api.http.openai.chat_calls import chat_delta, chat_message
 from moorage.runtime.api.http.openai.logprobs import Spelling, chat_logprob
 from moorage.runtime.api.http.openapi import body_of
-from moorage.runtime.api.http.prompts import token_ids
 from moorage.runtime.api.http.sampling import (
     MOST_OF_A_CHAT,
     Positive,
@@ -29,9 +29,11 @@ from moorage.runtime.api.http.sampling import (
 )
 from moorage.runtime.api.http.service import service_of
 from moorage.runtime.api.http.streams import DONE, EventStreamResponse, sse, while_connected
+from moorage.runtime.api.http.tools.answers import AnswerReader, ToolConversation
+from moorage.runtime.api.http.tools.asked import ToolsAsked, openai_tools
 from moorage.runtime.api.http.usage import Pulse, openai_usage
 from moorage.runtime.api.validation import MAX_LOGPROBS
-from moorage.runtime.serving.protocol import Finished, Token, Usage
+from moorage.runtime.serving.protocol import Event, Finished, Token, Usage
 from moorage.workers.errors import InvalidRequest
 
 router = APIRouter(tags=["OpenAI"])
@@ -45,6 +47,14 @@ class ChatRequest(Sampled):
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def tools_asked(self) -> ToolsAsked:
+        """The tools of the request."""
+        return openai_tools(self.tools, self.tool_choice, self.parallel_tool_calls)
 
 
 @dataclass
@@ -55,6 +65,7 @@ class _Answer:
     model: str
     spelling: Spelling
     id: str
+    readers: list[AnswerReader]
     created: int = field(default_factory=lambda: int(time.time()))
 
     def head(self, kind: str) -> dict[str, Any]:
@@ -77,11 +88,12 @@ async def chat_completions(request: Request) -> Response:
             max_new_tokens=most,
             num_logprobs=asked.top_logprobs or 0,
         )
-        params = each_choice(options, served, request_id, asked.num_choices)
-        messages = conversation(asked.messages)
-        prompt = await while_connected(request, token_ids(engine, sent.upload, messages))
-        params = await with_guides(engine, with_prompt(params, prompt))
-    answer = _Answer(asked, served.name, engine.text.spelling, f"chatcmpl-{request_id}")
+        talk = ToolConversation.of(engine, conversation(asked.messages), asked.tools_asked)
+        params = each_choice(talk.bound(options), served, request_id, asked.num_choices)
+        prompt = await while_connected(request, talk.token_ids(engine, sent.upload, service.replays))
+        params = await with_guides(engine, [talk.shown(one) for one in with_prompt(params, prompt)])
+    readers = [AnswerReader(talk, service.replays, served.eos_token_ids) for _ in params]
+    answer = _Answer(asked, served.name, engine.text.spelling, f"chatcmpl-{request_id}", readers)
     generations = await Generations.start(service, engine, params)
     headers = {"x-request-id": request_id}
     if asked.stream:
@@ -92,27 +104,25 @@ async def chat_completions(request: Request) -> Response:
 
 async def _complete(answer: _Answer, generations: Generations) -> dict[str, Any]:
     number = answer.asked.num_choices
-    texts: list[list[str]] = [[] for _ in range(number)]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in range(number)]
     ends: list[Finished | None] = [None] * number
     async for item in generations.events():
         if item is None:
             continue
         index, event = item
-        if isinstance(event, Token):
-            texts[index].append(event.text)
-            if answer.asked.logprobs:
-                logprobs[index].append(chat_logprob(event, answer.spelling))
+        answer.readers[index].read(event)
+        if isinstance(event, Token) and answer.asked.logprobs:
+            logprobs[index].append(chat_logprob(event, answer.spelling))
         elif isinstance(event, Finished):
             ends[index] = event
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
+            "message": chat_message(reader),
             "logprobs": {"content": logprobs[index], "refusal": None} if answer.asked.logprobs else None,
-            "finish_reason": end.finish_reason if end else None,
+            "finish_reason": reader.reason(end) if end else None,
         }
-        for index, end in enumerate(ends)
+        for index, (end, reader) in enumerate(zip(ends, answer.readers, strict=True))
     ]
     usages = [end.usage for end in ends if end is not None]
     usage = openai_usage(usages, measured=bool(answer.asked.return_recall))
@@ -125,15 +135,12 @@ async def _frames(answer: _Answer, generations: Generations) -> AsyncGenerator[b
     try:
         async for item in generations.events():
             index, event = item or (0, None)
-            frame = b""
-            if isinstance(event, Token):
-                frame = chunks.token(index, event)
-            elif isinstance(event, Finished):
+            frames = chunks.of_event(index, event)
+            if isinstance(event, Finished):
                 usages[index] = event.usage
-                frame = chunks.chunk(index, {}, finish_reason=event.finish_reason)
-            if not frame and pulse.due(event):
-                frame = chunks.chunk(index, {"content": ""}, prompt_progress=pulse.progress())
-            if frame:
+            if not frames and pulse.due(event):
+                frames = [chunks.chunk(index, {"content": ""}, prompt_progress=pulse.progress())]
+            for frame in frames:
                 pulse.sent()
                 yield frame
         if asked.includes_usage:
@@ -151,12 +158,18 @@ class _Chunks:
         self._answer = answer
         self._begun: set[int] = set()
 
-    def token(self, index: int, token: Token) -> bytes:
-        """The chunk of a token; none while its text is incomplete and nothing else is asked for."""
-        if self._answer.asked.logprobs:
-            logprobs = {"content": [chat_logprob(token, self._answer.spelling)], "refusal": None}
-            return self.chunk(index, {"content": token.text}, logprobs=logprobs)
-        return self.chunk(index, {"content": token.text}) if token.text else b""
+    def of_event(self, index: int, event: Event | None) -> list[bytes]:
+        """The chunks of one event; none while its text is incomplete and nothing else is asked for."""
+        reader = self._answer.readers[index]
+        deltas = [delta for part in reader.read(event) if (delta := chat_delta(part, reader))]
+        if isinstance(event, Token) and self._answer.asked.logprobs:
+            logprobs = {"content": [chat_logprob(event, self._answer.spelling)], "refusal": None}
+            first = deltas.pop(0) if deltas else {"content": ""}
+            return [self.chunk(index, first, logprobs), *(self.chunk(index, delta) for delta in deltas)]
+        frames = [self.chunk(index, delta) for delta in deltas]
+        if isinstance(event, Finished):
+            frames.append(self.chunk(index, {}, finish_reason=reader.reason(event)))
+        return frames
 
     def chunk(
         self,

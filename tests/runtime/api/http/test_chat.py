@@ -176,7 +176,7 @@ async def test_a_silent_prefill_still_sends_protocol_events(
         ({"seed": -1}, "seed: "),
         ({"stop": ["a"] * 17}, "stop: 17 strings are too many"),
         ({"top_logprobs": 2}, "top_logprobs: needs logprobs"),
-        ({"tools": [{"type": "function"}]}, "tools: is not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function: is missing"),
         ({"logit_bias": {"1": 5}}, "logit_bias: is not supported"),
         ({"response_format": {"type": "xml"}}, "response_format.type: must be text"),
         ({"guided_json": {}, "guided_regex": "a", "guided_choice": ["a"]}, "guided_choice: stands beside"),
@@ -189,8 +189,8 @@ async def test_a_silent_prefill_still_sends_protocol_events(
             "messages[0].content[0]: a part",
         ),
         (
-            {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]},
-            "messages[0].tool_calls: is not",
+            {"messages": [{"role": "assistant", "content": "x", "tool_calls": [1]}]},
+            "messages[0].tool_calls[0].function: is missing",
         ),
     ],
 )

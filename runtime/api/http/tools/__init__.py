@@ -1,0 +1,1 @@
+"""Tools of a request: what clients send, what the model gets of it, and calls in its answers."""
