@@ -93,7 +93,7 @@ def _part_logits(
         memory.ctypes.data,
     )
     base_at, offset_at = keys.base_turns.ctypes.data, keys.offset_turns.ctypes.data
-    where, into = lists.ctypes.data, found.ctypes.data
+    where, into, width = lists.ctypes.data, logits.ctypes.data, 4 * logits.shape[1]
     for t in range(low, min(high, low + AHEAD)):
         for d in range(0, dim, line):
             prefetch(memory, rows[t] + d)
@@ -108,13 +108,16 @@ def _part_logits(
             for d in range(0, dim, line):
                 prefetch(memory, ahead + d)
                 prefetch(memory, rows[key] + to_values + d)
+        # The last tile may have fewer keys, and what follows them in a row belongs to others.
+        whole = high - t >= TILE
+        target, step = (into + 4 * (t - first), width) if whole else (found.ctypes.data, 4 * TILE)
         row_logits(
-            memory, group, where, where + 8 * TILE, where + 16 * TILE, dim, half, rotates, turned.ctypes.data, into,
-            np.int64(4 * TILE),
+            memory, group, where, where + 8 * TILE, where + 16 * TILE, dim, half, rotates, turned.ctypes.data, target,
+            np.int64(step),
         )  # fmt: skip
-        for g in range(group):
-            for r in range(min(TILE, high - t)):
-                logits[g, t - first + r] = found[g, r]
+        if not whole:
+            for g in range(group):
+                logits[g, t - first : high - first] = found[g, : high - t]
 
 
 @njit(**SERIAL)
@@ -166,16 +169,20 @@ def _take_from_blocks(
     heads, length = np.int64(layer.shape.num_kv_heads), slice_blocks(layer.shape.block_size)
     blocks, weights, group = selected.blocks[i * heads + kv_head], slices.weights, slices.less.shape[1]
     sinks, to_means, distinct = np.int64(layer.batch.num_sinks[i]), to_mean_value(layer), np.int64(-1)
+    table, head_codes, first = layer.table, layer.head_codes, slices.first[i]
     places, less = np.empty(high - low, np.int64), np.empty((group, high - low), np.float32)
     for t in range(low, high):
         if t == low or blocks[t] != blocks[t - 1]:
             distinct += 1
             m, head = head_at(np.int64(blocks[t]), i, kv_head, layer)
-            places[distinct] = layer.table[m, CODES] + head * layer.head_codes + to_means
-            less[:, distinct] = 0
-        unit_of, place = divmod(np.int64(blocks[t]) - sinks, length)
-        for g in range(group):
-            less[g, distinct] -= weights[(slices.first[i] + unit_of) * heads + kv_head, g, place]
+            places[distinct] = table[m, CODES] + head * head_codes + to_means
+            unit_of, place = divmod(np.int64(blocks[t]) - sinks, length)
+            own = weights[(first + unit_of) * heads + kv_head, :, place]
+            for g in range(group):
+                less[g, distinct] = -own[g]
+        else:
+            for g in range(group):
+                less[g, distinct] -= own[g]
     for g in range(group):
         parts.less[unit, g] = less[g, : distinct + 1].sum()
     _add_rows(slices.halves, places[: distinct + 1], less, parts.sums[unit])

@@ -12,7 +12,7 @@ from moorage.kernels.key_select.estimates import estimate, of_head
 from moorage.kernels.key_select.filtering import about_reached
 from moorage.kernels.numba_flags import SERIAL
 
-SAMPLE_STEP, SAMPLE_BLOCKS = 8, 256
+SAMPLE_STEP, SAMPLE_BLOCKS = 8, 128
 """One block of so many gives the threshold, and no more than so many blocks."""
 SURPLUS = np.float32(2)
 """About so many keys lie above the threshold for each one selected. Blocks differ, and too few cost a second pass."""
