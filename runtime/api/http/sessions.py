@@ -51,6 +51,18 @@ async def fork(request: Request, name: str) -> dict[str, Any]:
     return _shown(forked)
 
 
+@router.post("/v1/sessions/{name:path}/save")
+async def save(request: Request, name: str) -> dict[str, Any]:
+    """Writes a session to files, which outlive the server."""
+    return _shown(await service_of(request).ready().sessions.save(session_name(name), tenant.get()))
+
+
+@router.post("/v1/sessions/{name:path}/load")
+async def load(request: Request, name: str) -> dict[str, Any]:
+    """Brings a saved session back to memory."""
+    return _shown(await service_of(request).ready().sessions.load(session_name(name), tenant.get()))
+
+
 @router.get("/v1/sessions/{name:path}")
 async def session(request: Request, name: str) -> dict[str, Any]:
     """One session."""

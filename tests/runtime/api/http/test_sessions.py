@@ -29,6 +29,15 @@ async def test_a_session_is_forked_pinned_renamed_and_deleted(http: Http) -> Non
     assert [one["name"] for one in (await http.client.get(SESSIONS)).json()["data"]] == ["busy", "talk"]
 
 
+async def test_a_session_is_saved_and_loaded(http: Http) -> None:
+    saved = (await http.client.post(f"{SESSIONS}/talk/save")).json()
+    assert (saved["name"], saved["saved_bytes"]) == ("talk", 1 << 21)
+    assert (await http.client.post(f"{SESSIONS}/back/load")).json()["num_tokens"] == 50
+    damaged = await http.client.post(f"{SESSIONS}/damaged/load")
+    assert damaged.status_code == 400
+    assert "checksum" in damaged.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("name", ["a/b", "a/fork", "ä ö", "50%", "a?b#c"])
 async def test_a_name_may_have_any_printable_character(http: Http, name: str) -> None:
     assert (await http.client.post(f"{SESSIONS}/talk/fork", json={"name": name})).status_code == 200
