@@ -39,7 +39,7 @@ class Sessions:
         rng = np.random.default_rng(5)
         pages = rng.permutation(count * self.num_blocks).astype(np.int32)
         self.layers = [_memory(rng, len(pages)) for _ in range(NUM_LAYERS)]
-        self.batch = _batch(count, self.num_blocks, pages)
+        self.batch = plain_batch(count, self.num_blocks, pages)
         shape = (count, NUM_KV_HEADS * GROUP, HEAD_DIM)
         self.query = rng.standard_normal(shape, np.float32)
         self.key, self.value = rng.standard_normal((2, count, NUM_KV_HEADS, HEAD_DIM), np.float32)
@@ -127,9 +127,11 @@ def _memory(rng: np.random.Generator, num_pages: int) -> LayerMemory:
     return LayerMemory.of(shape, [kv], [anchors], [np.empty((num_pages, 0), np.uint8)])
 
 
-def _batch(count: int, num_blocks: int, pages: NDArray[np.int32]) -> SessionBatch:
+def plain_batch(
+    count: int, num_blocks: int, pages: NDArray[np.int32], block_size: int = BLOCK_SIZE, window: int = WINDOW
+) -> SessionBatch:
     """Sessions under plain rotary positions, each at the end of its last block."""
-    position = np.full(count, num_blocks * BLOCK_SIZE - 1, np.int64)
+    position = np.full(count, num_blocks * block_size - 1, np.int64)
     inv_freq = 1e4 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
 
     def turns(positions: Int64) -> NDArray[np.complex128]:
@@ -138,13 +140,13 @@ def _batch(count: int, num_blocks: int, pages: NDArray[np.int32]) -> SessionBatc
 
     first_part = np.zeros((count, MAX_PARTS), np.int64)
     first_part[:, 0] = 1
-    offsets, unused = turns(np.arange(BLOCK_SIZE)), np.zeros((count, HEAD_DIM // 2), np.float32)
+    offsets, unused = turns(np.arange(block_size)), np.zeros((count, HEAD_DIM // 2), np.float32)
     starts = np.arange(count, dtype=np.int64)[:, None] * num_blocks + np.array([0, num_blocks])
     return SessionBatch(
         position, pages, starts, np.zeros(count, np.int32), np.ones(count, np.int32),
-        ((position - WINDOW + 1) // BLOCK_SIZE).astype(np.int32), np.full(count, HEAD_DIM**-0.5, np.float32),
+        ((position - window + 1) // block_size).astype(np.int32), np.full(count, HEAD_DIM**-0.5, np.float32),
         np.zeros(count, np.float32), np.ones(count, np.int32), 0 * first_part,
         first_part * (position + 1)[:, None], first_part.astype(np.uint8),
-        turns(first_part * position[:, None]), 0, turns(np.arange(num_blocks) * BLOCK_SIZE),
+        turns(first_part * position[:, None]), 0, turns(np.arange(num_blocks) * block_size),
         offsets.real.astype(np.float32), offsets.imag.astype(np.float32), unused, unused, False,
     )  # fmt: skip

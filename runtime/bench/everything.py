@@ -15,6 +15,7 @@ from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.scoring import run_scoring
 from moorage.runtime.bench.sealing import run_seal
 from moorage.runtime.bench.selecting import run_link, run_select
+from moorage.runtime.bench.single_keys import run_keys
 
 K = 1024
 MEGA = K * K
@@ -29,6 +30,7 @@ def run_everything(threads: Sequence[int], with_ray: bool) -> Iterator[tuple[str
     yield "link", run_link(7, with_ray)
     yield "select", run_select(MEGA, 1, 101, with_ray)
     yield "layer", run_layer_of_decode(32 * K, (1, 8), threads, 101)
+    yield "keys", run_keys(128 * K, threads, 101)
     yield "decode", run_decode((4 * K, 32 * K, 128 * K, MEGA), 30, 2, Setup(), 32 * K)
     yield "decode --batch", run_batches((32 * K,), (1, 8), 30, Setup())
     yield "prefill", run_prefill((4 * K, 64 * K, MEGA), 2048, 1, Setup(), 4 * K, 4 * K)

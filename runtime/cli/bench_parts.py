@@ -97,6 +97,22 @@ def link(with_ray: WithRay = True, rounds: Rounds = 15, json_file: JsonFile = No
     finish(report, "link", json_file)
 
 
+@bench_app.command(epilog=examples("runtime bench keys", "runtime bench keys --context 32K,128K --threads 1"))
+def keys(
+    context: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens of the session.")] = "128K",
+    threads: Threads = EVERY_CORE,
+    rounds: Rounds = 101,
+    json_file: JsonFile = None,
+) -> None:
+    """Select and attend 768 single keys of each of 3 KV heads of 64 in one layer, against reading their codes."""
+    from moorage.runtime.bench.single_keys import run_keys
+
+    report = Report(describe_machine())
+    for tokens in parse_counts(context):
+        report.add(run_keys(tokens, parse_counts(threads), rounds))
+    finish(report, "keys", json_file)
+
+
 @bench_app.command(
     epilog=examples("runtime bench layer", "runtime bench layer --sessions 1,8,32 --threads 1")
 )

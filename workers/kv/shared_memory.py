@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 HUGE_BYTES = 2 << 20
 """Of a huge page on x86-64 and, with base pages of 4 KiB, on arm64."""
-FAST, PATIENCE_S = 1 << 30, 2.0
-"""Where Linux must first make room, it gives fewer bytes a second than this; what that costs in all is limited."""
+FAST, PATIENCE_S = 1 << 29, 2.0
+"""Where Linux must first make room, it gives fewer bytes a second than this, as one page after the other takes.
+The time that this costs is limited."""
 _COLLAPSE = 25
 """MADV_COLLAPSE of Linux 6.1, which Python's mmap does not name."""
 _FIXED, _NONE = 0x10, 0

@@ -18,6 +18,7 @@ from moorage.runtime.bench.prefilling import run_prefill
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.sealing import run_seal
 from moorage.runtime.bench.selecting import run_link, run_select
+from moorage.runtime.bench.single_keys import run_keys
 from moorage.runtime.cli import main
 from moorage.workers.errors import InvalidRequest
 
@@ -66,6 +67,14 @@ def test_layer_of_decode_stands_beside_its_limit() -> None:
     rows = list(run_layer_of_decode(2048, [1, 3], [1], 2))
     assert names(rows) == {"layer-1", "layer-3"}
     assert all(row.ratio_to_limit is not None and "one-by-one" in row.ratio_to for row in rows)
+
+
+def test_single_keys_stand_beside_a_read_of_their_codes() -> None:
+    rows = list(run_keys(4096, [1], 2))
+    assert names(rows) == {"keys", "keys-scan", "keys-read"}
+    whole, scan, read = rows
+    assert whole.bytes > scan.bytes == read.bytes == 4096 * 3 * (8 + 2 + 4)
+    assert None not in (whole.ratio_to_limit, scan.ratio_to_limit)
 
 
 @pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True)])
