@@ -14,6 +14,7 @@ from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.bench_options import JsonFile, bench_app, parse_counts
 from moorage.runtime.cli.output import print_note, print_table
 
+Row = dict[str, float | int | str | None]
 _THREADS = min(2, len(os.sched_getaffinity(0)))
 
 
@@ -54,7 +55,7 @@ def verify(
     own = reader.memory
     choices = {f"{preset}, unverified": own.replace(verify=0)}
     choices |= {f"{preset}, verify {count}": own.replace(verify=count) for count in each}
-    rows: list[dict[str, float | int | str | None]] = []
+    rows: list[Row] = []
     try:
         for number, found in enumerate(run_verification(reader, contexts, documents, tokens, choices)):
             rows = [comparison.as_json() for comparison in found]
@@ -65,12 +66,26 @@ def verify(
     finally:
         reader.close()
     columns = ("context", "choice", "equal answers", "accepted", "full ms", "ms", "speed-up")
-    print_table(
-        columns, [_cells(row) for row in rows], title=f"{model.name}: {tokens} greedy tokens", right=columns
+    title = f"{model.name}: {tokens} greedy tokens"
+    print_table(columns, [_cells(row) for row in rows], title=title, right=columns, notes=_notes(rows))
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    """Where nothing was drafted, so that equal answers say nothing of the selection."""
+    contexts = sorted({int(row["context"] or 0) for row in rows})
+    drafted = {row["context"] for row in rows if row["acceptance"] is not None}
+    idle = ", ".join(f"{context:,}" for context in contexts if context not in drafted)
+    return (
+        [
+            f"no draft at {idle} tokens: contexts of at most memory.dense_until tokens attend all keys; "
+            "--set memory.dense_until=0 selects at every length"
+        ]
+        if idle
+        else []
     )
 
 
-def _cells(row: dict[str, float | int | str | None]) -> tuple[str, ...]:
+def _cells(row: Row) -> tuple[str, ...]:
     share = row["acceptance"]
     return (
         f"{row['context']:,}",

@@ -45,4 +45,15 @@ def test_every_length_and_choice_has_a_row_and_verified_answers_are_equal(
         if row["choice"] != choices[0]:
             assert row["equal"] == 2
             assert 0 <= row["acceptance"] <= 1
-    assert "equal answers" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "equal answers" in printed
+    assert "no draft" not in printed
+
+
+def test_contexts_that_attend_all_keys_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"bench verify --model {REF} --lengths 200 --documents 1 --tokens 3 --verify 2 --threads 1"
+    small = "--set memory.topk=2 --set memory.n_init=32 --set long_context.local_windows_len=64"
+    with pytest.raises(SystemExit) as ended:
+        main([*words.split(), *small.split()])
+    assert ended.value.code == 0
+    assert "no draft at 200 tokens: contexts of at most memory.dense_until" in capsys.readouterr().out
