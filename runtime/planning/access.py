@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moorage.runtime.api.access.keys import Keys
+from moorage.runtime.api.access.keys import NO_KEYS, Keys
 from moorage.runtime.api.access.tls import Tls
 from moorage.runtime.config.schema import ServerSection
 
 
 def keys_of(server: ServerSection) -> Keys:
     """The keys of a server. Raises InvalidConfig for a file that can't be read."""
-    return Keys(server.keys if isinstance(server.keys, Path) else None)
+    path = server.keys if isinstance(server.keys, Path) else None
+    return Keys(path, any_host=server.keys == NO_KEYS)
 
 
 def tls_of(server: ServerSection) -> Tls | None:

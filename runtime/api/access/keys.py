@@ -95,8 +95,13 @@ class KeyFile:
 class Keys:
     """What a server asks of each request. It reads the file anew when it has changed."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Without a file every request is let in. Raises InvalidConfig for a file that can't be read."""
+    def __init__(self, path: Path | None = None, *, any_host: bool = True) -> None:
+        """Without a file every request is let in. Raises InvalidConfig for a file that can't be read.
+
+        Then `any_host` says whether it may name the server as it likes. Otherwise a page of another site, whose name
+        is made to lead to this host, could call as if it were the server's own.
+        """
+        self.any_host = any_host or path is not None
         self._file = None if path is None else KeyFile(path)
         self._stamp: tuple[int, int] | None = None
         self._keys: tuple[KeyRecord, ...] = ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -12,6 +14,7 @@ from moorage.runtime.api.access.keys import Keys, key_of
 from moorage.runtime.api.http.failures import HttpRefusal, error_response
 from moorage.workers.errors import MoorageError
 
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:]*)(?::[0-9]*)?")
 OPEN_PATHS = ("/health", "/ping", "/ready", "/version", "/")
 OPEN_FOLDER = "/page/"
 """The files of the chat page. They hold no data, and a browser can't send a key with its first request."""
@@ -30,6 +33,11 @@ class Access:
         headers, path = Headers(scope=scope), scope["path"]
         try:
             self._check_origin(headers)
+            if not self._keys.any_host and not _is_own_name(headers.get("host", "")):
+                raise HttpRefusal(
+                    403,
+                    "host: is no address of this host; call it by one, or set server.keys for other names",
+                )
             if not (path in OPEN_PATHS or path.startswith(OPEN_FOLDER)):
                 sent = key_of(headers.get("authorization"), headers.get("x-api-key"))
                 keys.tenant.set(self._keys.tenant_of(sent))
@@ -45,3 +53,16 @@ class Access:
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != headers.get("host"):
             raise HttpRefusal(403, "origin: pages of other sites may not call this server")
+
+
+def _is_own_name(host: str) -> bool:
+    """Whether a Host header is an address, or a name that always is this host's."""
+    found = _HOST.fullmatch(host)
+    name = found[1].strip("[]").lower().removesuffix(".") if found else ""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -110,6 +110,31 @@ async def test_a_page_of_another_site_may_not_call(guarded: Guarded) -> None:
             assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize(
+    ("host", "let_in"),
+    [
+        ("127.0.0.1:8000", True),
+        ("localhost", True),
+        ("LOCALHOST.:80", True),
+        ("me.localhost:1", True),
+        ("[::1]:8000", True),
+        ("10.0.0.5", True),
+        ("evil.example:8000", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("[::1", False),
+        ("", False),
+    ],
+)
+async def test_without_keys_the_server_answers_to_its_own_names_alone(host: str, let_in: bool) -> None:
+    for keys, status in ((Keys(any_host=False), 200 if let_in else 403), (Keys(), 200)):
+        server = HttpServer(keys=keys)
+        url = f"http://{await server.start('127.0.0.1:0')}/health"
+        async with httpx2.AsyncClient() as client:
+            assert (await client.get(url, headers={"host": host})).status_code == status
+        await server.stop()
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     """A certificate of localhost that is its own authority."""
