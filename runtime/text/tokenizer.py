@@ -131,10 +131,10 @@ class TextTokenizer:
         chat = self._chats.get(_TOOL_TEMPLATE) or self._chats.get(DEFAULT_TEMPLATE)
         return chat.template.source if chat is not None and chat.template.takes_tools else None
 
-    def special_ids_of(self, texts: Iterable[str]) -> dict[str, int]:
-        """Those of `texts` that are special tokens, with their ids."""
-        found = {text: self._tokenizer.token_to_id(text) for text in texts}
-        return {text: token_id for text, token_id in found.items() if token_id in self.special_ids}
+    def added_ids_of(self, texts: Iterable[str]) -> dict[str, int]:
+        """Those of `texts` that are added tokens, special or not, with their ids."""
+        added = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items()}
+        return {text: added[text] for text in texts if text in added}
 
     def encode_chat(
         self,

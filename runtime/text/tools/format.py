@@ -40,7 +40,7 @@ class ToolFormat:
     after: str = ""
     arguments_key: str = "arguments"
     tokens: tuple[str, ...] = ()
-    """Tokens that must be seen in the answer's text although they may be special."""
+    """Marks that are tokens of their own in most models. They are seen in a text although they may be special."""
 
     def parser(self, names: Collection[str]) -> AnswerParser:
         """A parser of one answer to a request that has tools of these names."""

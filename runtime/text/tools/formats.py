@@ -21,12 +21,17 @@ class ToolUse:
     """How one model calls tools."""
 
     format: ToolFormat
-    special_ids: Mapping[str, int] = field(default_factory=dict)
-    """Special tokens of the format that the model's tokenizer has."""
+    token_ids: Mapping[str, int] = field(default_factory=dict)
+    """Marks of the format that are tokens of the model's own."""
+    special_ids: frozenset[int] = frozenset()
+    """Those of them that are special, and so must be asked for to be seen in a text."""
 
     def spelled(self, token: str) -> str:
-        """A token of the format as a grammar has it: special ones by their id, all others by their text."""
-        token_id = self.special_ids.get(token)
+        """A mark of the format as a grammar has it: by its id if it is a token, and by its text if not.
+
+        llguidance takes tokens such as `<tool_call>` for special ones, which no text in a grammar matches.
+        """
+        token_id = self.token_ids.get(token)
         return f'"{token}"' if token_id is None else f"<[{token_id}]>"
 
 
@@ -40,4 +45,5 @@ def tool_use(tokenizer: TextTokenizer, name: str = AUTO) -> ToolUse | None:
         found = next(fitting, plain_json.FORMAT)
     else:
         found = FORMATS[name]
-    return ToolUse(found, tokenizer.special_ids_of(found.tokens))
+    ids = tokenizer.added_ids_of(found.tokens)
+    return ToolUse(found, ids, tokenizer.special_ids.intersection(ids.values()))

@@ -79,7 +79,7 @@ class ToolConversation:
         """Parameters of an answer whose text has the marks of calls."""
         if self.use is None or not self.parses:
             return params
-        return replace(params, shown_special=frozenset(self.use.special_ids.values()))
+        return replace(params, shown_special=self.use.special_ids)
 
 
 @dataclass(slots=True)

@@ -228,7 +228,7 @@ async def test_a_model_without_tools_answers_with_text_and_refuses_what_needs_th
 
 
 async def test_special_tokens_that_mark_calls_are_part_of_the_text(http: Http) -> None:
-    http.engine.text.tool_use = ToolUse(FORMATS["mistral"], {"[TOOL_CALLS]": 257})
+    http.engine.text.tool_use = ToolUse(FORMATS["mistral"], {"[TOOL_CALLS]": 257}, frozenset({257}))
     await http.openai.chat.completions.create(**ASKED)
     assert http.engine.seen[-1].shown_special == {257}  # type: ignore[union-attr]
     await http.openai.chat.completions.create(**ASKED, tool_choice="none")

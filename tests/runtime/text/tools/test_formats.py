@@ -200,12 +200,13 @@ def test_a_template_without_tools_has_none_unless_a_format_is_named(tmp_path: Pa
     assert named.format.name == "hermes"
 
 
-def test_special_tokens_of_a_format_are_known_by_their_ids(tmp_path: Path) -> None:
+def test_marks_that_are_tokens_are_known_by_their_ids(tmp_path: Path) -> None:
     files = {"chat_template.jinja": "{{ tools }}[TOOL_CALLS]"}
-    added = (tokenizers.AddedToken("[TOOL_CALLS]", special=True), "[ARGS]")
+    added = (tokenizers.AddedToken("[TOOL_CALLS]", special=True), "[CALL_ID]")
     tokenizer = TextTokenizer.load(tokenizers.save(tmp_path, "byte_level", files, added))
     use = tool_use(tokenizer)
     assert use is not None
-    (token_id,) = tokenizer.encode("[TOOL_CALLS]", add_special_tokens=False)
-    assert use.special_ids == {"[TOOL_CALLS]": token_id}
-    assert (use.spelled("[TOOL_CALLS]"), use.spelled("[ARGS]")) == (f"<[{token_id}]>", '"[ARGS]"')
+    special, plain = tokenizer.encode("[TOOL_CALLS][CALL_ID]", add_special_tokens=False)
+    assert use.token_ids == {"[TOOL_CALLS]": special, "[CALL_ID]": plain}
+    assert use.special_ids == {special}
+    assert (use.spelled("[CALL_ID]"), use.spelled("[ARGS]")) == (f"<[{plain}]>", '"[ARGS]"')
