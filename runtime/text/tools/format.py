@@ -10,6 +10,8 @@ from typing import Any
 from moorage.runtime.text.tools.json_calls import JsonCallParser, Marks
 from moorage.runtime.text.tools.parts import AnswerParser
 
+_MOST_MORE = 31
+"""Calls after the first one, where calls are demanded. Small models repeat one until their tokens are used up."""
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 """Between parts of JSON. Small models, given no limit, write line ends until their tokens are used up."""
 
@@ -51,7 +53,7 @@ class ToolFormat:
 
         `spelled` says how a grammar has a token of `tokens`.
         """
-        rest = f" ({self._literal(self.separator, spelled)} call)*" if several else ""
+        rest = f" ({self._literal(self.separator, spelled)} call){{0,{_MOST_MORE}}}" if several else ""
         start = (self._literal(self.before, spelled), f"call{rest}", self._literal(self.after, spelled))
         each = (self._literal(self.before_each, spelled), "body", self._literal(self.after_each, spelled))
         lines = [f"start: {' '.join(filter(None, start))}", f"call: {' '.join(filter(None, each))}"]

@@ -72,7 +72,8 @@ class ToolConversation:
             return options
         if options.grammar is not None:
             raise InvalidRequest("tool_choice: demands a call, and can't stand beside a format of the answer")
-        text = self.use.format.grammar(demanded, self.use.spelled, several=self.asked.several)
+        several = self.asked.several and self.asked.only is None
+        text = self.use.format.grammar(demanded, self.use.spelled, several=several)
         return replace(options, grammar=Grammar("lark", text))
 
     def shown(self, params: GenerateParams) -> GenerateParams:

@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
 
-from moorage.runtime.api.http.server import HttpServer
-from moorage.runtime.cluster.bringup import cluster_of, grammars_of, text_of
-from moorage.runtime.config.load import load_cluster_config
-from moorage.runtime.planning.launch_plan import plan_launch
-from moorage.runtime.planning.worker_settings import worker_settings
-from moorage.runtime.serving.coordinator import Coordinator
-from moorage.runtime.serving.executor import LocalExecutor
+from tests.runtime.api.http.real_server import Served, serving
 
-LOCAL = Path(__file__).resolve().parents[4] / "deploy" / "local.yaml"
-SETTINGS = (
-    "kv_store.dram=32MiB",
-    "kv_store.actors=2",
-    "server.max_running=4",
-    "gpu_workers.device=cpu",
-    "sessions.prefixes=false",
-)
 FACT = "The pass key is 48213. Remember it. 48213 is the pass key."
-
-
-@dataclass
-class Served:
-    """A client of the server, and the coordinator behind it."""
-
-    openai: AsyncOpenAI
-    coordinator: Coordinator
-
-    async def idle(self) -> None:
-        """Waits until no request runs and no session is held."""
-        async with asyncio.timeout(20):
-            while (status := await self.coordinator.status()).running or status.kv_actors[0].num_sessions:
-                await asyncio.sleep(0.01)
 
 
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
-    plan = plan_launch(load_cluster_config(LOCAL, SETTINGS))
-    text = text_of(plan)
-    assert text is not None
-    await text.start()
-    executor = LocalExecutor.start(worker_settings(plan.config, plan.deployment), [plan.pages_per_actor] * 2)
-    cluster = cluster_of(plan, executor, plan.step_tokens, text, grammars_of(plan))
-    coordinator, server = Coordinator(cluster), HttpServer()
-    address = await server.start("127.0.0.1:0")
-    server.serve(coordinator)
-    async with AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
-        yield Served(client, coordinator)
-    await coordinator.close()
-    await server.stop()
+    async with serving() as found:
+        yield found
 
 
 async def test_text_goes_in_text_comes_out_and_an_echo_tells_what_was_likeliest(served: Served) -> None:
