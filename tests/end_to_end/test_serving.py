@@ -13,6 +13,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from openai import OpenAI
 from transformers import LlamaForCausalLM
 
 from moorage.client import Client
@@ -43,6 +44,19 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
 def tokens_of_document(client: Client, count: int, start: int = 0) -> list[int]:
     text = DOCUMENT.read_text(encoding="utf-8")[start : start + 5 * count]
     return client.tokenize(text, add_special_tokens=False)[:count]
+
+
+def test_http_and_grpc_give_the_same_answer(cluster: RunningCluster) -> None:
+    prompt = "The pass key is 12345. Remember it. What is the pass key? The pass key is"
+    with (
+        Client(cluster.address) as client,
+        OpenAI(base_url=f"http://{cluster.ready['http']}/v1", api_key="-") as http,
+    ):
+        wanted = client.generate(prompt, max_new_tokens=8, temperature=0).result()
+        answer = http.completions.create(model="", prompt=prompt, max_tokens=8, temperature=0)
+    assert answer.choices[0].text == wanted.text
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == wanted.usage.completion_tokens
 
 
 def test_generate_prints_the_contracts_json(cluster: RunningCluster, tmp_path: Path) -> None:

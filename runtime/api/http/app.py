@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moorage.runtime.api.access.keys import Keys
-from moorage.runtime.api.http import metrics, operators, sessions
+from moorage.runtime.api.http import inf_llm, metrics, operators, sessions
 from moorage.runtime.api.http.access import Access
 from moorage.runtime.api.http.anthropic import messages
 from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
@@ -29,6 +29,7 @@ ROUTERS = (
     responses.router,
     messages.router,
     sessions.router,
+    inf_llm.router,
     documents.router,
     routes.router,
 )

@@ -85,6 +85,8 @@ def error_response(error: MoorageError, path: str) -> Response:
     """The response for an error, by the API that `path` belongs to."""
     status = http_status(error)
     body = anthropic_error(error) if path.startswith("/v1/messages") else openai_error(error)
+    if path == "/chat":  # InfLLM's
+        body = {"error": _one_line(error)}
     headers = {}
     if isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))

@@ -51,7 +51,9 @@ async def status(request: Request) -> dict[str, Any]:
     if service.engine is None:
         raise Unavailable("the server is starting; try again when it is ready")
     found = asdict(await snapshot(service.engine))
-    return {**found, "state": "stopping"} if service.stopping else found
+    if service.stopping:
+        found["state"] = "stopping"
+    return {"ready": found["state"] == "serving", **found}
 
 
 async def snapshot(engine: Engine) -> ClusterStatus:
