@@ -34,6 +34,8 @@ def decode_keys(
     keys: KeySelections,
     attended: Attended,
     lists: KeyLists,
+    *,
+    is_checked: bool = False,
 ) -> None:
     """Selects single keys of N sessions by their codes, attends them, and joins that with what `attended` holds.
 
@@ -43,9 +45,10 @@ def decode_keys(
     attended, and every candidate block enters the softmax as one more key and value: its means, with the weight of
     its other keys. Sessions that have failed or do not select stay as they are. Raises ValueError if arrays do not
     fit. The memory's codes are of keys, see `kernels.key_codes`. A session's results are the same alone, with
-    others and by any number of threads.
+    others and by any number of threads. `is_checked` says that arrays of these types and shapes have fitted before.
     """
-    _check(memory, batch, query, keys, attended)
+    if not is_checked:
+        _check(memory, batch, query, keys, attended)
     shape = memory.shape
     num_bytes = int((batch.near_block - batch.num_sinks).sum()) * shape.block_size * shape.num_kv_heads
     team = team_for(num_bytes * shape.head_dim // 8)

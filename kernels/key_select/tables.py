@@ -38,7 +38,7 @@ def make_tables(queries: Any, tables: Any, terms: Any) -> None:
                     sums[entry + (1 << bit)] = sums[entry] + 2 * turned[g, d + bit]
             place = d // 4 * TABLE_BYTES
             for entry in range(ENTRIES):
-                flat[place + entry] = np.uint8((sums[entry] + highest) * share + _HALF)
-            for copy in range(place + ENTRIES, place + TABLE_BYTES, ENTRIES):
-                flat[copy : copy + ENTRIES] = flat[place : place + ENTRIES]
+                value = np.uint8((sums[entry] + highest) * share + _HALF)
+                for copy in range(TABLE_BYTES // ENTRIES):
+                    flat[place + copy * ENTRIES + entry] = value
         terms[g, 0], terms[g, 1] = step, -highest * np.float32(turned.shape[1] // 4)

@@ -194,3 +194,20 @@ def test_keys_that_stand_out_are_found(scheme):
     found, _ = run(*coded(case))
     for positions, wanted in zip(found.positions.reshape(4, 64), planted, strict=True):
         assert not len(np.setdiff1d(wanted, positions))
+
+
+def test_a_key_far_above_all_others_is_all_that_a_head_attends():
+    """Weights relative to sinks and window would leave fp32 otherwise."""
+    rng = np.random.default_rng(7)
+    case = Case(rng, FULL, Setting((900,), heads=1, group=2, dim=64, rotated=64, block=64, k=16, window=64))
+    m, page = place_of(case, 0, 5)
+    direction = turned(case.query[0, 0].astype(np.float64), case.batch.query_turn[0, 0])
+    back = np.conj(case.batch.bases[5])
+    case.kv[m][page, 0, 0, 0] = 60 * turned(direction, back)
+    logits = logits_and_values(case, 0, 0)[0]
+    assert logits[5 * 64] - log_sum_exp(np.delete(logits, 5 * 64)) > 100
+    value = case.kv[m][page, 1, 0, 0].copy()
+    keys, attended = run(*coded(case))
+    assert 5 * 64 in keys.positions[0, 0]
+    np.testing.assert_allclose(attended.out[0, 0], value, atol=1e-4)
+    assert np.isfinite(attended.out).all()

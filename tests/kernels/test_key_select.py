@@ -8,6 +8,7 @@ import pytest
 from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.key_codes import code_bytes, encode_keys
 from moorage.kernels.key_select import completion, cpu, reference
+from moorage.kernels.key_select.filtering import about_reached
 
 
 def packed(keys: np.ndarray, means: np.ndarray, mean_values: np.ndarray | None = None) -> np.ndarray:
@@ -161,3 +162,17 @@ def test_the_completion_in_fp32_equals_the_definition(
     for got, want in zip(found, expected, strict=True):
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("least", [1, 7, 150, 999])
+def test_a_threshold_is_reached_by_a_few_more_values_than_asked(rng: np.random.Generator, least: int) -> None:
+    values = rng.standard_normal(1000).astype(np.float32) * 10
+    found = about_reached(np.append(values, np.float32(99)), 1000, least)
+    assert least <= np.count_nonzero(values >= found) <= 1.25 * least
+
+
+def test_a_threshold_of_equal_or_missing_values_is_reached_by_enough() -> None:
+    rows = [[1.0] * 20, [-np.inf] * 20, [np.inf] * 20, [np.nan, *[-np.inf] * 11, *range(8)]]
+    for row, least in zip(rows, (5, 5, 5, 8), strict=True):
+        values = np.array(row, np.float32)
+        assert np.count_nonzero(values >= about_reached(values, 20, least)) >= least

@@ -40,6 +40,8 @@ class HostKeys:
         self._window_first = np.zeros((layout.num_layers, count), np.int32)
         self._turns: dict[int, tuple[NDArray[np.complex128], Float32, Float32]] = {}
         self._num_candidates = np.zeros(count, np.int64)
+        self._is_checked = False
+        """Whether a layer of this step has had its arrays checked, which are of one shape in all layers."""
         none = np.zeros((count, 1, 0), np.int32)
         self._blocks = [
             Selections(np.zeros(count, np.uint8), none, np.zeros(none.shape, np.float32), first)
@@ -48,6 +50,7 @@ class HostKeys:
 
     def prepare(self, steps: Sequence[DecodeStep], guard: SessionGuard) -> None:
         """Plans a step: which sessions select in which layers."""
+        self._is_checked = False
         dense = self._sessions[0].memory.selection.dense_layers
         for row, step in enumerate(steps):
             ranges = step.ranges
@@ -77,7 +80,8 @@ class HostKeys:
             base_turns,
             offset_turns,
         )
-        decode_keys(memory, batch, query, keys, attended, self._lists)
+        decode_keys(memory, batch, query, keys, attended, self._lists, is_checked=self._is_checked)
+        self._is_checked = True
 
     def _turns_of(self, batch: SessionBatch) -> tuple[Float32, Float32]:
         """(base_turns, offset_turns) of KeySelections; made anew where the bases have grown."""
