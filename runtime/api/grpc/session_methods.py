@@ -58,12 +58,12 @@ class SessionMethods(MoorageServicer):
     async def SaveSession(self, request: pb.SaveSessionRequest, context: Context) -> pb.Session:  # noqa: N802
         """Writes one to files."""
         async with reported(context):
-            return codec.session(await self._ready().sessions.save(session_name(request.name)))
+            return codec.session(await self._ready().sessions.save(session_name(request.name), tenant.get()))
 
     async def LoadSession(self, request: pb.LoadSessionRequest, context: Context) -> pb.Session:  # noqa: N802
         """Brings one back from files."""
         async with reported(context):
-            return codec.session(await self._ready().sessions.load(session_name(request.name)))
+            return codec.session(await self._ready().sessions.load(session_name(request.name), tenant.get()))
 
     async def PinSession(self, request: pb.PinSessionRequest, context: Context) -> pb.Session:  # noqa: N802
         """Keeps one from eviction, or gives it free again."""
