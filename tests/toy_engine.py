@@ -141,6 +141,8 @@ class ToySessions:
         self.held[name] = dataclasses.replace(self._unused(name, tenant), saved_bytes=1 << 21)
         return self.held[name]
 
+    async def wake(self, name: str | None, tenant: str = "") -> None: ...
+
     async def load(self, name: str, tenant: str = "") -> SessionInfo:
         assert not tenant
         if name == "damaged":

@@ -48,6 +48,9 @@ class Sessions(Protocol):
     async def load(self, name: str, tenant: str = "") -> SessionInfo:
         """Brings a saved session back. Raises InvalidRequest where its files are damaged or of another model."""
 
+    async def wake(self, name: str | None, tenant: str = "") -> None:
+        """Loads the saved session that a request names, unless memory holds it; never raises for its files."""
+
     async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
         """Keeps a session from eviction, or gives it free again."""
 

@@ -75,7 +75,9 @@ def cluster_of(
         resolve_memory=lambda preset, settings: resolve_memory(config, preset, plan.spec, settings),
         preset_differs=partial(preset_differs, config),
         reach=partial(reach, model=plan.spec),
-        sessions=SessionPolicy(config.sessions.ttl, config.sessions.quota, config.sessions.prefixes),
+        sessions=SessionPolicy(
+            config.sessions.ttl, config.sessions.quota, config.sessions.save_after, config.sessions.prefixes
+        ),
         saved=_saved(plan, executor),
     )
 

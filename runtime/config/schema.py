@@ -208,6 +208,11 @@ class SessionsSection(Section):
         description="Folder of saved sessions, relative to this file; default saves none. All KV actors must see "
         "it.",
     )
+    save_after: Seconds | None = Field(
+        None,
+        description="A named session that no request used for so long is saved by itself, such as 10min; default "
+        "saves only what is asked for. Needs path.",
+    )
     max_bytes: Bytes | None = Field(
         None,
         description="Most bytes of all saved sessions, such as 500GB; those saved first are removed for others. "

@@ -61,6 +61,7 @@ class MoorageService(SessionMethods):
             with self._counted():
                 with self.uploads.open(client_of(context.peer())) as upload:
                     params = await _generate_params(upload, request_iterator, engine)
+                await engine.sessions.wake(params.session, params.tenant)
                 async with aclosing(engine.generate(params)) as events:
                     accepted = _accepted("generate", params.request_id, params.prompt)
                     await _send(context, pb.GenerateResponse(accepted=accepted), events)

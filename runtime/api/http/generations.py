@@ -36,6 +36,9 @@ class Generations:
     async def start(cls, service: HttpService, engine: Engine, asked: Sequence[Asked]) -> Self:
         """Queues the first ones, or raises why one can't be served and queues none."""
         generations = cls(engine, enumerate(asked))
+        for one in asked:
+            if isinstance(one, GenerateParams):
+                await engine.sessions.wake(one.session, one.tenant)
         try:
             while len(generations._streams) < MOST_AT_ONCE and generations._start_next() is not None:
                 pass

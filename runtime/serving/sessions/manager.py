@@ -8,9 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import structlog
+
 from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache, StoredKv
+from moorage.runtime.serving.sessions.autosave import Autosave
 from moorage.runtime.serving.sessions.forking import check_can_share, forked
 from moorage.runtime.serving.sessions.keys import session_key, tenant_and_name
 from moorage.runtime.serving.sessions.prefixes import BlockChain, can_share
@@ -20,12 +23,14 @@ from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, held_by
 from moorage.runtime.serving.sessions.snapshots import Snapshots
 from moorage.runtime.serving.step_loop import StepLoop
 from moorage.runtime.text.quoting import quoted
-from moorage.workers.errors import FailedPrecondition, NotFound
+from moorage.workers.errors import FailedPrecondition, MoorageError, NotFound
 from moorage.workers.spec import MemorySpec
 from moorage.workers.token_ids import TokenIds
 
 _SETTLE_LOOK_S = 0.002
 """How often an operation looks whether a session's last request has let it go."""
+
+log = structlog.get_logger()
 
 
 class Sessions:
@@ -51,6 +56,10 @@ class Sessions:
         self._secret = secrets.token_bytes(32)
         self._shares = policy.prefixes and can_share(capacity)
         self._expiry: asyncio.TimerHandle | None = None
+        self._autosave: Autosave | None = None
+        if self.saved is not None and policy.save_after_s is not None and can_share(capacity):
+            size, after_s = capacity.layout.block_size, policy.save_after_s
+            self._autosave = Autosave(self.saved, lambda: self._idle, after_s, size, clock)
         loop.on_session = self._used
 
     def chain_of(self, tenant: str, memory: MemorySpec, prompt: TokenIds) -> BlockChain | None:
@@ -74,14 +83,14 @@ class Sessions:
             self._idle.pinned.discard(held.name)
             self._loop.discard(held)
         if self.saved is not None:
-            self.saved.snapshots.remove(key)
+            self.saved.forget(key)
 
     async def rename(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
         """Gives an idle session another name that is free."""
         held = await self._unused(session_key(tenant, name))
         self._check_free(new_name, tenant)
         if self.saved is not None:
-            self.saved.snapshots.rename(held.name, tenant, new_name)
+            self.saved.forget(held.name, new_name)
         return self._idle_info(self._idle.rename(held, session_key(tenant, new_name)))
 
     async def pin(self, name: str, pinned: bool = True, tenant: str = "") -> SessionInfo:
@@ -129,8 +138,26 @@ class Sessions:
         self._used(key)
         return next(info for info in await self.list(tenant) if info.name == name)
 
+    async def wake(self, name: str | None, tenant: str = "") -> None:
+        """Loads a saved session that a request names, unless memory holds it.
+
+        What can't be loaded is logged, and the request reads its prompt anew.
+        """
+        if self.saved is None or name is None:
+            return
+        key = session_key(tenant, name)
+        if key in self.saved.snapshots.held and not self._is_held(key):
+            try:
+                await self.load(name, tenant)
+            except FailedPrecondition:
+                return  # Another request has loaded or begun it.
+            except MoorageError as error:
+                log.warning("a saved session was not loaded", reason=str(error))
+
     async def close(self) -> None:
-        """Ends the rules of time. Safe to call twice."""
+        """Ends the rules of time, and a save that goes on by itself. Safe to call twice."""
+        if self._autosave is not None:
+            await self._autosave.close()
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -223,6 +250,8 @@ class Sessions:
             self._idle.pinned.discard(key)
         self._keep_quota(tenant_and_name(key)[0])
         self._expire()
+        if self._autosave is not None:
+            self._autosave.look()
 
     def _droppable(self) -> Iterator[IdleSession]:
         """Idle sessions that are neither pinned nor waited for, the longest unused first."""

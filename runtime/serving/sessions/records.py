@@ -37,5 +37,7 @@ class SessionPolicy:
     """A session that no request used for so long is dropped."""
     quota_bytes: int | None = None
     """DRAM that the idle sessions of one tenant may hold together."""
+    save_after_s: float | None = None
+    """A named session that was idle for so long is saved by itself; None saves none by itself."""
     prefixes: bool = False
     """Whether requests use blocks of other sessions that begin as their prompts do, and leave theirs for others."""

@@ -76,6 +76,8 @@ class SavedSessions:
             len(capacity.total.pages),
         )
         self._one_at_a_time = asyncio.Lock()
+        self._saving: str | None = None
+        """The session that is being written; None again once it was deleted or renamed."""
 
     async def save(self, held: IdleSession) -> None:
         """Writes the full blocks of an idle session to files; what was saved of it before is replaced."""
@@ -85,11 +87,22 @@ class SavedSessions:
             current = self._idle.get(held.name)
             if current is None:
                 raise NotFound(f"session: {quoted(tenant_and_name(held.name)[1])} is not held any longer")
-            copy = self._hold_copy(current)
+            copy, self._saving = self._hold_copy(current), current.name
             try:
                 await self._write(current.name, copy)
             finally:
+                self._saving = None
                 self._discard(copy)
+
+    def forget(self, key: str, new_name: str | None = None) -> None:
+        """A session was deleted, or has another name now, and so have its files. What is being written of it is not
+        kept."""
+        if self._saving == key:
+            self._saving = None
+        if new_name is None:
+            self.snapshots.remove(key)
+        else:
+            self.snapshots.rename(key, tenant_and_name(key)[0], new_name)
 
     async def load(
         self,
@@ -107,6 +120,7 @@ class SavedSessions:
                 raise NotFound(
                     f"session: {quoted(name)} was not saved; `runtime session list` shows those that were"
                 )
+            check_free()
             place = found[0]
             manifest = await asyncio.to_thread(read_manifest, place)
             check_same(manifest.store, self._store)
@@ -152,7 +166,7 @@ class SavedSessions:
             manifest = Manifest(
                 name,
                 tenant,
-                self._clock(),
+                copy.used_s,
                 self._served.model,
                 self._store,
                 copy.first_actor,
@@ -161,7 +175,9 @@ class SavedSessions:
                 tuple(copy.stored.token_ids),
                 tuple(BlockFile(*one) for one in found),
             )
-            await asyncio.to_thread(self.snapshots.publish, place, manifest)
+            if self._saving != key:
+                raise FailedPrecondition(f"session: {quoted(name)} was deleted or renamed while it was saved")
+            self.snapshots.publish(place, manifest)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise

@@ -151,3 +151,56 @@ async def test_refusals_say_what_is_missing(serving: Serving) -> None:
             await coordinator.sessions.save("talk")
         assert [info.saved_bytes for info in await coordinator.sessions.list()] == [0, 0]
         assert (await coordinator.status()).idle_sessions == 2
+
+
+async def test_a_request_that_names_a_saved_session_loads_it(serving: Serving, tmp_path: Path) -> None:
+    question = [*DOCUMENT, 5, 6, 7]
+    async with serving() as before:
+        want, _ = await ask(before, question, "talk")
+        await before.sessions.save("talk")
+    async with serving() as after:
+        await asyncio.gather(*(after.sessions.wake("talk") for _ in range(3)), after.sessions.wake("absent"))
+        assert [info.state for info in await after.sessions.list()] == ["idle"]
+        tokens, cached = await ask(after, question, "talk")
+        assert tokens == want
+        assert cached >= 512
+    for file in (tmp_path / "saved").glob("*/blocks-0.safetensors"):
+        file.write_bytes(b"")
+    async with serving() as last:
+        await last.sessions.wake("talk")
+        assert await ask(last, question, "talk") == (want, 0), "what can't be loaded is read anew"
+
+
+async def test_sessions_are_saved_by_themselves_once_they_were_idle(serving: Serving) -> None:
+    async with serving("sessions.save_after=0.05") as coordinator:
+        await ask(coordinator, DOCUMENT, "talk")
+        await ask(coordinator, [1, 2, 3], "short")
+        await ask(coordinator, DOCUMENT, None)
+
+        async def saved() -> dict[str, int]:
+            return {info.name: info.saved_bytes for info in await coordinator.sessions.list()}
+
+        async with asyncio.timeout(20):
+            while not (await saved())["talk"]:
+                await asyncio.sleep(0.01)
+        assert (await saved())["short"] == 0
+        await ask(coordinator, [*DOCUMENT, *DOCUMENT[:80], 1], "talk")
+        first = (await saved())["talk"]
+        async with asyncio.timeout(20):
+            while (await saved())["talk"] == first:
+                await asyncio.sleep(0.01)
+        assert (await saved()).keys() == {"talk", "short"}
+
+
+async def test_a_session_that_is_deleted_while_it_is_saved_stays_deleted(
+    serving: Serving, tmp_path: Path
+) -> None:
+    async with serving() as coordinator:
+        await ask(coordinator, DOCUMENT, "talk")
+        saving = asyncio.create_task(coordinator.sessions.save("talk"))
+        await asyncio.sleep(0)
+        await coordinator.sessions.delete("talk")
+        with pytest.raises((FailedPrecondition, NotFound)):
+            await saving
+        assert await coordinator.sessions.list() == ()
+    assert list((tmp_path / "saved").iterdir()) == []
