@@ -15,6 +15,7 @@ from moorage.runtime.cli.app import app, examples
 from moorage.runtime.cli.output import print_json, stdout_console
 from moorage.runtime.cli.status_table import status_table
 from moorage.runtime.cli.status_watch import watch_status
+from moorage.runtime.cluster import registry
 
 TIMEOUT_S = 10.0
 """How long a server may take to answer."""
@@ -46,9 +47,9 @@ def status(
         with _answered_soon(where):
             snapshot = client.status()
     if as_json:
-        print_json({"address": where, **asdict(snapshot)})
+        print_json({"address": where, "http": registry.http_address(where), **asdict(snapshot)})
     else:
-        stdout_console().print(status_table(where, snapshot))
+        stdout_console().print(status_table(where, snapshot, http=registry.http_address(where)))
 
 
 @contextmanager

@@ -17,12 +17,17 @@ _MOST_LISTED = 5
 """Requests of a kind that a table shows: the running ones in order of admission, then the next to be admitted."""
 
 
-def status_table(address: str, status: ClusterStatus, *, short: bool = False) -> Table:
+def status_table(
+    address: str, status: ClusterStatus, *, short: bool = False, http: str | None = None
+) -> Table:
     """Names and values; a `short` one leaves out what never changes, to fit the foot of a terminal."""
     table = Table(show_header=False, show_edge=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    rows = [("address", address), ("state", _state(status)), *_failure(status), *_model(status.model, short)]
+    rows = [("address", address)]
+    if http is not None:
+        rows.append(("http", f"http://{http}"))
+    rows += [("state", _state(status)), *_failure(status), *_model(status.model, short)]
     rows += [*_requests(status), *_memory(status)]
     rows.append(("workers", ", ".join(f"pid {pid}" for pid in status.worker_pids) or "-"))
     if status.attention_dtype and not short:

@@ -24,6 +24,8 @@ class ClusterRecord:
     config_file: str
     log_file: str | None
     processes: tuple[ProcessId, ...]
+    http: str | None = None
+    """The address of its HTTP server, where it has one."""
 
     @property
     def server(self) -> ProcessId:
@@ -100,6 +102,11 @@ def find(address: str | None) -> ClusterRecord:
     if len(matching) > 1:
         raise NotFound(f"several clusters run: {known}; choose one with --address")
     return matching[0]
+
+
+def http_address(address: str) -> str | None:
+    """Where the cluster that serves gRPC at `address` on this host serves HTTP; None where that is not known."""
+    return next((record.http for record in running() if record.address == address), None)
 
 
 def default_address() -> str:

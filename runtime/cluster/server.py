@@ -64,7 +64,7 @@ async def serve(launch: Launch, hooks: Hooks, start: StartEngine = start_cluster
     _catch_signals(stop)
     server = FrontEnds(launch.config.server)
     addresses = await server.start()
-    _record(launch, addresses.grpc, "starting")
+    _record(launch, addresses, "starting")
     try:
         engine = await _started(start(launch.config, hooks), stop)
         if engine is not None:
@@ -99,7 +99,7 @@ async def _serve_engine(
 ) -> None:
     await server.serve(engine)
     ready = _ready_message(launch, addresses, await engine.status())
-    _record(launch, addresses.grpc, "serving")
+    _record(launch, addresses, "serving")
     if launch.ready_file is not None:
         registry.write_atomically(launch.ready_file, ready)
     hooks.on_ready(ready)
@@ -170,11 +170,12 @@ def _sweep() -> None:
         log.warning("processes had to be killed", pids=[process.pid for process in killed])
 
 
-def _record(launch: Launch, address: str, phase: str) -> None:
+def _record(launch: Launch, addresses: Addresses, phase: str) -> None:
     own = ProcessId.own()
     registry.save(
         registry.ClusterRecord(
-            address=address,
+            address=addresses.grpc,
+            http=addresses.http,
             phase=phase,
             config_file=str(launch.config_file.resolve()),
             log_file=None if launch.log_file is None else str(launch.log_file),

@@ -65,6 +65,7 @@ def test_ready_file_and_record(start: Start) -> None:
     assert (record.address, record.phase, record.server.pid) == (ready["address"], "serving", process.pid)
     assert len(record.processes) == 2
     assert registry.default_address() == ready["address"]
+    assert registry.http_address(ready["address"]) == ready["http"]
     with Client(ready["address"]) as client:
         assert client.is_ready()
 
