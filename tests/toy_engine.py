@@ -10,6 +10,7 @@ from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+from moorage.runtime.serving.block_shares import BlockShares
 from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.protocol import (
     ClusterStatus,
@@ -224,7 +225,8 @@ class ToyEngine:
                 yield Token(index, token, chr(token), -0.5, alternatives)
             whole = self.says is not None and len(self.says) <= params.max_new_tokens
             usage = self._usage(len(params.prompt), index + 1)
-            yield Finished("stop" if whole else "length", usage)
+            attention = BlockShares(16, (0.75, 0.25)) if params.inspect else None
+            yield Finished("stop" if whole else "length", usage, attention=attention)
         finally:
             self.ended.set()
 

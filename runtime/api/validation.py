@@ -51,6 +51,7 @@ def generate_params(asked: GenerateOptions, served: ModelInfo, request_id: str) 
         session=name("session", asked.session),
         request_id=request_id,
         grammar=grammar(asked.grammar),
+        inspect=asked.inspect,
         tenant=tenant.get(),
     )
 

@@ -177,7 +177,7 @@ class Coordinator:
     def _request(self, params: GenerateParams) -> Request:
         """The record of a request; without new tokens it scores its prompt. Raises what can't be served."""
         cluster, prompt, limit = self._cluster, params.prompt, self._cluster.model.max_seq_len
-        memory = cluster.resolve_memory(params.preset, params.memory)
+        memory = cluster.resolve_memory(params.preset, params.memory).replace(inspect=params.inspect)
         if not len(prompt):
             raise InvalidRequest("prompt is empty; send at least one token")
         if len(prompt) + min(params.max_new_tokens, 1) > limit:

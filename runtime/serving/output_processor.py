@@ -57,6 +57,7 @@ class OutputProcessor:
         if outcome.recall is not None:
             request.recall.append(outcome.recall)
             request.recall_by_head.extend(outcome.recall_by_head)
+        request.block_masses.add(outcome.block_masses)
         request.drafted_tokens += outcome.num_drafted
         request.accepted_tokens += len(outcome.following)
         for token in outcome.tokens:
@@ -97,4 +98,5 @@ class OutputProcessor:
     def _finish(self, request: Request, reason: str) -> None:
         request.finished, request.outcome = True, reason
         record = request.usage(self._clock())
-        request.events.put_nowait(Finished(reason, record, request.matcher.matched))
+        attention = request.block_masses.shares(request.block_size)
+        request.events.put_nowait(Finished(reason, record, request.matcher.matched, attention))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from moorage.runtime.serving.block_shares import BlockShares
 from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
 from moorage.runtime.text.grammar import Grammar, Guide
 from moorage.workers.hf_generation import SamplingDefaults
@@ -41,6 +42,7 @@ class GenerateOptions:
     memory: Mapping[str, str] = field(default_factory=dict)
     """Settings of memory by their keys in a cluster file, in YAML."""
     grammar: Grammar | None = None
+    inspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class GenerateParams:
     stop: tuple[str, ...] = ()
     preset: str | None = None
     """Another preset than the cluster's, on the same stored cache."""
+    inspect: bool = False  # reports the attention mass on each block
     memory: Mapping[str, str] = field(default_factory=dict)
     """Settings of memory that stand above the preset, by their keys in a cluster file, in YAML."""
     session: str | None = None
@@ -179,6 +182,7 @@ class Finished:
     finish_reason: str
     usage: Usage
     stop_string: str | None = None  # the one that ended the text
+    attention: BlockShares | None = None  # where the answer looked, if that was asked for
 
 
 Event = Progress | Token | PromptLogprobs | Finished

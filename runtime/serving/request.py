@@ -12,6 +12,7 @@ import numpy as np
 import structlog
 
 from moorage.runtime.planning.trained_length import Reach
+from moorage.runtime.serving.block_shares import BlockMasses
 from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.protocol import Event, Usage
 from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledRequest
@@ -76,6 +77,7 @@ class Request:
     """Of the drafted ones, those that were verified to be the answer's."""
     recall_by_head: array[float] = field(default_factory=lambda: array("f"))
     """Of every head of the sampled layers and steps."""
+    block_masses: BlockMasses = field(default_factory=BlockMasses)
     prompt_scored: int = 1
     """Position of the next prompt log-probability."""
 

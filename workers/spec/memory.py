@@ -34,6 +34,8 @@ class MemorySpec:
         Limits(least=0),
         of_preset=False,
     )
+    inspect: bool = False
+    """Whether steps report the attention mass on each block; a request asks for it."""
 
     def replace(self, **values: Any) -> MemorySpec:
         """This choice with some settings changed, each by its own name, whichever part holds it.

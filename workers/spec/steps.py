@@ -111,6 +111,8 @@ class SegmentResult:
     """Share of the exact attention mass on the attended keys, when sampled in this step; the mean over heads."""
     recall_by_head: tuple[float, ...] = ()
     """The same share of each sampled query head."""
+    block_masses: bytes = b""
+    """Of a session that is inspected, in sampled steps: float32 shares of the exact attention mass, one a block."""
     error: MoorageError | None = None
     """Why this session alone failed; the others go on."""
 

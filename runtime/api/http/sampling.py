@@ -47,6 +47,9 @@ class Extensions(BaseModel):
     return_recall: bool | None = Field(
         None, description="Adds what selection attended, and recall, to usage."
     )
+    inspect: bool | None = Field(
+        None, description="Adds the attention mass on each block of the prompt to the last event. Slower."
+    )
     return_progress: bool | None = Field(
         None, description="Sends progress of the prompt as it goes on, not only against silence."
     )
@@ -115,6 +118,7 @@ def options_of(
         session=asked.session_id or session or "",
         sampling=SamplingOptions(**given),
         grammar=grammar,
+        inspect=bool(asked.inspect),
         memory={name: _as_yaml(value) for name, value in (asked.memory or {}).items()},
     )
 

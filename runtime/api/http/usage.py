@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from moorage.runtime.serving.protocol import Event, Progress, Usage
+from moorage.runtime.serving.protocol import Event, Finished, Progress, Usage
 
 SILENCE_S = 5.0
 """A stream that sent nothing for so long sends an event without text. With `TICK_S` it is at most 7.5 s."""
+_SHARE_DIGITS = 7
 _MEASURED = (
     "recall",
     "recall_p5",
@@ -45,6 +46,14 @@ def measured_usage(usage: Usage) -> dict[str, Any]:
     """What selection attended and how fast it went, of one answer."""
     values = asdict(usage)
     return {name: values[name] for name in _MEASURED}
+
+
+def attention_of(finished: Finished | None) -> dict[str, Any]:
+    """The field `attention` of a choice that was inspected; nothing for another one."""
+    if finished is None or finished.attention is None:
+        return {}
+    shares = [round(share, _SHARE_DIGITS) for share in finished.attention.shares]
+    return {"attention": {"block_size": finished.attention.block_size, "shares": shares}}
 
 
 class Pulse:

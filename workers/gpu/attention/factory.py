@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from moorage.workers.gpu.attention.backend import DecodeBackend, DecodeParts
+from moorage.workers.gpu.attention.block_masses import BlockMassSampling
 from moorage.workers.gpu.attention.chunk import ChunkAttention
 from moorage.workers.gpu.attention.device_keys import DeviceKeys
 from moorage.workers.gpu.attention.device_slots import DeviceSlotAttention
@@ -87,6 +88,7 @@ def build_attention(site: Site, copies: CopyEngine | None = None) -> AttentionPa
         decode = ImportanceCounting(decode, importance)
     exact = ExactAttention(loader, layout, timer)
     decode = RecallSampling(decode, exact, layout.num_layers)
+    decode = BlockMassSampling(decode, exact, layout.num_layers)
     chunk = ChunkAttention(loader, stores, importance, sinks, layout, timer)
     prefill = PrefillAttention(chunk, writer, importance, layout)
     rings = WindowRings(

@@ -26,4 +26,5 @@ def result_of(step: SessionStep, output: SegmentOutput) -> SegmentResult:
         num_selected_keys=stats.num_keys / max(stats.num_selections, 1),
         recall=sum(stats.recall) / len(stats.recall) if stats.recall else None,
         recall_by_head=tuple(stats.recall),
+        block_masses=stats.block_masses,
     )

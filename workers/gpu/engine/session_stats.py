@@ -17,6 +17,9 @@ class SessionStats:
     recall: list[float] = field(default_factory=list)
     """Of each query head of the sampled layers."""
 
+    block_masses: bytes = b""
+    """Of an inspected session: see SegmentResult."""
+
     def add_selection(self, num_blocks: int) -> None:
         """Counts the distant blocks attended in one layer."""
         self.num_selected += num_blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -31,7 +31,7 @@ from moorage.runtime.api.http.service import service_of
 from moorage.runtime.api.http.streams import DONE, EventStreamResponse, sse, while_connected
 from moorage.runtime.api.http.tools.answers import AnswerReader, ToolConversation
 from moorage.runtime.api.http.tools.asked import ToolsAsked, openai_tools
-from moorage.runtime.api.http.usage import Pulse, openai_usage
+from moorage.runtime.api.http.usage import Pulse, attention_of, openai_usage
 from moorage.runtime.api.validation import MAX_LOGPROBS
 from moorage.runtime.serving.protocol import Event, Finished, Token, Usage
 from moorage.workers.errors import InvalidRequest
@@ -121,6 +121,7 @@ async def _complete(answer: _Answer, generations: Generations) -> dict[str, Any]
             "message": chat_message(reader),
             "logprobs": {"content": logprobs[index], "refusal": None} if answer.asked.logprobs else None,
             "finish_reason": reader.reason(end) if end else None,
+            **attention_of(end),
         }
         for index, (end, reader) in enumerate(zip(ends, answer.readers, strict=True))
     ]
@@ -168,7 +169,8 @@ class _Chunks:
             return [self.chunk(index, first, logprobs), *(self.chunk(index, delta) for delta in deltas)]
         frames = [self.chunk(index, delta) for delta in deltas]
         if isinstance(event, Finished):
-            frames.append(self.chunk(index, {}, finish_reason=reader.reason(event)))
+            reason = reader.reason(event)
+            frames.append(self.chunk(index, {}, finish_reason=reason, ended=attention_of(event)))
         return frames
 
     def chunk(
@@ -177,6 +179,7 @@ class _Chunks:
         delta: dict[str, Any],
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
+        ended: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> bytes:
         """One chunk with a delta of one choice."""
@@ -184,6 +187,7 @@ class _Chunks:
             self._begun.add(index)
             delta = {"role": "assistant", "content": "", **delta}
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice |= ended or {}
         empty = {"usage": None} if self._answer.asked.includes_usage else {}
         head = self._answer.head("chat.completion.chunk")
         return sse({**head, "choices": [choice], **empty, **more})

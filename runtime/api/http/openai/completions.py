@@ -27,7 +27,7 @@ from moorage.runtime.api.http.sampling import (
 )
 from moorage.runtime.api.http.service import service_of
 from moorage.runtime.api.http.streams import DONE, EventStreamResponse, sse, while_connected
-from moorage.runtime.api.http.usage import Pulse, openai_usage
+from moorage.runtime.api.http.usage import Pulse, attention_of, openai_usage
 from moorage.runtime.api.uploads import Upload
 from moorage.runtime.api.validation import MAX_LOGPROBS
 from moorage.runtime.serving.protocol import (
@@ -86,6 +86,7 @@ class _Choice:
     scores_prompt: bool
     finish_reason: str | None = None
     usage: Usage | None = None
+    attention: dict[str, Any] = field(default_factory=dict)
 
     def take(self, event: Event) -> str:
         """Adds one event; returns the text that it brings, with an echoed prompt before the first one."""
@@ -99,6 +100,7 @@ class _Choice:
                 self._add_prompt(self.logprobs, event)
             case Finished():
                 self.finish_reason, self.usage = event.finish_reason, event.usage
+                self.attention = attention_of(event)
                 return self._after_echo("")
         return ""
 
@@ -109,6 +111,7 @@ class _Choice:
             "text": text,
             "logprobs": self.logprobs.take() if self.logprobs is not None and self.logprobs.tokens else None,
             "finish_reason": self.finish_reason,
+            **self.attention,
         }
 
     def _after_echo(self, text: str) -> str:

@@ -54,6 +54,17 @@ async def test_a_session_pays_only_for_what_is_new(served: Served) -> None:
         assert bool(answer.usage.prompt_tokens_details.cached_tokens) is cached
 
 
+async def test_an_inspected_answer_says_where_it_looked(served: Served) -> None:
+    answer = await served.openai.completions.create(
+        model="", prompt=FACT * 8, max_tokens=8, extra_body={"inspect": True, "ignore_eos": True}
+    )
+    assert answer.usage is not None
+    attention = (answer.choices[0].model_extra or {})["attention"]
+    num_attended = answer.usage.total_tokens - 1  # The last token was drawn, and attended nothing.
+    assert len(attention["shares"]) == -(-num_attended // attention["block_size"])
+    assert sum(attention["shares"]) == pytest.approx(1, abs=1e-3)
+
+
 async def test_leaving_a_stream_frees_all_that_it_held(served: Served) -> None:
     for text in (FACT, FACT * 40):
         stream = await served.openai.completions.create(

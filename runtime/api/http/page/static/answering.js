@@ -14,7 +14,8 @@ export class Run {
     this.conversation = conversation;
     this.session = session;
     this.body = requestBody(conversation, question, session.name, settings, model);
-    this.answer = addMessage(conversation, question.id, { role: "assistant", text: "", session: session.name, state: "running" });
+    const instructions = settings.instructions.trim();
+    this.answer = addMessage(conversation, question.id, { role: "assistant", text: "", session: session.name, state: "running", instructions });
     this.onChange = onChange;
     this.controller = new AbortController();
     this.prefill = new Prefill();
@@ -62,6 +63,7 @@ export class Run {
       this.numTokens += 1;
       this.answer.text += choice.delta.content;
     }
+    if (choice?.attention) this.answer.attention = choice.attention;
     if (choice?.finish_reason) this.answer.finish = choice.finish_reason;
   }
 }
@@ -77,6 +79,7 @@ function requestBody(conversation, question, session, settings, model) {
     return_recall: true,
     max_tokens: Number(settings.maxTokens) || MOST_TOKENS,
   };
+  if (settings.inspect) body.inspect = true;
   if (settings.preset) body.preset = settings.preset;
   if (settings.temperature !== "") body.temperature = Number(settings.temperature);
   if (settings.topkKeys !== "") body.memory = { topk_keys: Number(settings.topkKeys) };

@@ -45,6 +45,16 @@ export async function documentText(file, name) {
   return (await json(path, { method: "POST", body: file, type: "application/octet-stream" })).text;
 }
 
+/** Token ids of a conversation as the model gets it. */
+export async function tokensOf(messages) {
+  return (await json("/tokenize", { method: "POST", body: JSON.stringify({ messages }), type: "application/json" })).tokens;
+}
+
+/** The text of token ids. */
+export async function textOfTokens(tokens) {
+  return (await json("/detokenize", { method: "POST", body: JSON.stringify({ tokens }), type: "application/json" })).content;
+}
+
 /** Sessions that the server holds, by name; none where it does not say. */
 export async function sessions() {
   const list = await optional("/v1/sessions");

@@ -39,7 +39,7 @@ export function rate(number) {
 export function usageLine(usage) {
   const measured = usage.moorage?.[0] || {};
   const cached = usage.prompt_tokens_details?.cached_tokens;
-  const parts = [`${counted(usage.prompt_tokens, "prompt token")}${cached ? `, ${whole(cached)} of them kept` : ""}`];
+  const parts = [`${counted(usage.prompt_tokens, "prompt token")}${cached ? `, ${whole(cached)} cached` : ""}`];
   if (measured.time_to_first_token_s != null) parts.push(`first token after ${duration(measured.time_to_first_token_s)}`);
   parts.push(counted(usage.completion_tokens, "token") + (measured.decode_tokens_per_s ? ` at ${rate(measured.decode_tokens_per_s)} tokens/s` : ""));
   if (measured.budget_tokens) parts.push(`at most ${whole(measured.budget_tokens)} tokens attended`);

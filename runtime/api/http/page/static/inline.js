@@ -142,6 +142,7 @@ class Reader {
     if (/[\s\\]/.test(this.text[found - 1])) return false;
     const after = this.text[found + mark.length] || " ";
     if (mark.length === 1 && (after === mark || this.text[found - 1] === mark)) return false;
+    if (mark.length === 2 && after === mark[0]) return false; // The last two of three end the outer one.
     return !(underscore && /\w/.test(after));
   }
 

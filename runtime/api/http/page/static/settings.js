@@ -7,13 +7,18 @@ import { DEFAULTS, saveSettings } from "./store.js";
 export function connectSettings(dialog, settings, onChange) {
   const form = dialog.querySelector("form");
   const fill = () => {
-    for (const name of Object.keys(DEFAULTS)) form.elements[name].value = settings[name];
+    for (const name of Object.keys(DEFAULTS)) {
+      const field = form.elements[name];
+      if (field.type === "checkbox") field.checked = settings[name];
+      else field.value = settings[name];
+    }
     tellSource(form);
   };
   form.addEventListener("input", () => {
     for (const name of Object.keys(DEFAULTS)) {
       const field = form.elements[name];
-      if (field.validity.valid) settings[name] = field.value;
+      if (field.type === "checkbox") settings[name] = field.checked;
+      else if (field.validity.valid) settings[name] = field.value;
     }
     tellSource(form);
     saveSettings(settings);

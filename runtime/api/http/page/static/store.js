@@ -4,7 +4,7 @@ const SETTINGS = "moorage.settings";
 const TABLE = "conversations";
 
 /** Defaults of all settings; an empty one leaves the choice to the server. */
-export const DEFAULTS = { preset: "", topkKeys: "", temperature: "", maxTokens: "", instructions: "", theme: "auto" };
+export const DEFAULTS = { preset: "", topkKeys: "", temperature: "", maxTokens: "", instructions: "", inspect: false, theme: "auto" };
 
 /** The settings as they were kept. */
 export function loadSettings() {

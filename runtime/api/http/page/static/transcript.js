@@ -2,6 +2,7 @@
 
 import { copyText, el, icon, iconButton } from "./dom.js";
 import { bytes, usageLine } from "./figures.js";
+import { inspector } from "./inspector.js";
 import { showMarkdown } from "./render.js";
 import { pathTo, versionsOf } from "./tree.js";
 
@@ -80,6 +81,7 @@ export class Transcript {
     view.status.replaceChildren(
       ...(message.error ? [el("p", { class: "error", role: "alert" }, message.error)] : []),
       ...lines.filter(Boolean).map((line) => el("p", {}, line)),
+      ...(message.attention ? [inspector(this.conversation, message)] : []),
     );
     view.tools.replaceChildren(
       ...[this.versions(message)].filter(Boolean),
