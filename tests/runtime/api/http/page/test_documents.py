@@ -16,6 +16,12 @@ PDF = {"content-type": "application/pdf"}
 ANY = {"content-type": "application/octet-stream"}
 
 
+@pytest.fixture(autouse=True)
+def patient(http: Http) -> None:
+    """A process that reads a document may take long to start where the machine is busy."""
+    http.client.timeout = 60
+
+
 def pdf_of_one_stream(stream: bytes, more: str = "") -> bytes:
     """A PDF whose one page has this content, as it is."""
     objects = [
