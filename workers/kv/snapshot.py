@@ -73,7 +73,7 @@ def load_blocks(arena: Arena, pages: Int32, file: Path, checksum: str) -> None:
     except (InvalidModel, OSError, ValueError) as error:
         raise InvalidRequest(f"{file.name}: is damaged ({error}); delete the saved session") from None
     digest, at = blake2b(digest_size=32), int.from_bytes(content[:8].tobytes(), "little") + 8
-    digest.update(content[:at])
+    digest.update(content[:at].data)
     for name, memory in _tensors(arena):
         tensor, shape = found.get(name), (len(pages), memory.shape[1])
         if tensor is None or tensor.shape != shape or tensor.begin != at:
@@ -81,7 +81,7 @@ def load_blocks(arena: Arena, pages: Int32, file: Path, checksum: str) -> None:
             raise InvalidRequest(f"{file.name}: {name}: {held}, expected {shape}; delete the saved session")
         for part in _pieces(memory, pages):
             piece = content[at : at + part.size * memory.shape[1]]
-            digest.update(piece)
+            digest.update(piece.data)
             memory[part] = piece.reshape(len(part), -1)
             at += piece.size
     if digest.hexdigest() != checksum:

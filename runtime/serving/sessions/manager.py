@@ -70,10 +70,9 @@ class Sessions:
 
     async def list(self, tenant: str = "") -> tuple[SessionInfo, ...]:
         """Every named session of a tenant, the longest unused first, those of running requests last."""
-        infos = [self._idle_info(held) for held in self._idle]
-        infos += [self._running_info(request) for request in self._running.values()]
-        infos = self._with_saved(infos)
-        return tuple(info for info in infos if info.name and info.tenant == tenant)
+        running = self._running.values()
+        held = (*map(self._idle_info, self._idle), *map(self._running_info, running))
+        return tuple(info for info in self._with_saved(held) if info.name and info.tenant == tenant)
 
     async def delete(self, name: str, tenant: str = "") -> None:
         """Drops a session, pinned or not, and its files. Raises FailedPrecondition while a request uses it."""
