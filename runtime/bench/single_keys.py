@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moorage.kernels.decode_keys import KeyLists, KeySelections, decode_keys
 from moorage.kernels.decode_layer import Attended, LayerMemory, LayerShape
@@ -40,7 +41,8 @@ class KeyLayers:
             self.num_blocks,
         )
         pages = np.arange(self.num_blocks, dtype=np.int32)
-        self.arena.ask_huge(pages)
+        for layer in range(num_layers):
+            self.arena.ask_huge(layer, pages)
         self._fill(pages)
         shape = LayerShape(NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM, self.num_blocks, bounds=False, key_codes=True)
         self.memories = [
@@ -67,7 +69,7 @@ class KeyLayers:
             for k in (1, TOPK_KEYS)
         }  # fmt: skip
 
-    def _fill(self, pages: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+    def _fill(self, pages: NDArray[np.int32]) -> None:
         rng = np.random.default_rng(6)
         few = rng.standard_normal((PERIOD, 2, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM)).astype(np.float16)
         for kv, anchors, codes in zip(self.arena.kv, self.arena.anchors, self.arena.codes, strict=True):

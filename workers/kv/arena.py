@@ -128,15 +128,14 @@ class Arena:
                 f"KV arena: {self.num_bytes} bytes are not to be had ({error.strerror}); lower kv_store.dram"
             ) from error
 
-    def ask_huge(self, pages: Int32) -> None:
-        """Asks the system for huge pages where the blocks, anchors and codes on a session's `pages` lie."""
+    def ask_huge(self, layer: int, pages: Int32) -> None:
+        """Asks the system for huge pages where the blocks, anchors and codes on `pages` lie."""
         layout, before = self.layout, 0
         runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1) if len(pages) else []
         for size in (layout.block_bytes, layout.anchor_bytes, layout.code_bytes):
-            for layer in range(layout.num_layers):
-                start = before + layer * self.num_pages * size
-                for run in runs:
-                    self._memory.ask_huge(start + int(run[0]) * size, start + (int(run[-1]) + 1) * size)
+            start = before + layer * self.num_pages * size
+            for run in runs:
+                self._memory.ask_huge(start + int(run[0]) * size, start + (int(run[-1]) + 1) * size)
             before += layout.num_layers * self.num_pages * size
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from moorage.workers.kv.messages import (
 )
 from moorage.workers.kv.page_allocator import PageAllocator
 from moorage.workers.kv.shard_session import ShardSession
+from moorage.workers.kv.shared_memory import HUGE_BYTES
 from moorage.workers.spec import AnchorSpace, KvLayout
 
 
@@ -55,7 +56,6 @@ class KvStore:
         if rotation is not None:
             rotation = replace(rotation, inv_freq=rotation.inv_freq.copy())
         self.shard.open(session_id, pages, rotation=rotation)
-        self.arena.ask_huge(pages)
         return pages
 
     def resize(self, session_id: int, num_blocks: int) -> Int32:
@@ -73,7 +73,6 @@ class KvStore:
         if num_blocks > held:
             more = self._pages.allocate(num_blocks - held, session_id)
             table.pages = np.concatenate((table.pages, more))
-            self.arena.ask_huge(table.pages)
         else:
             self._pages.free(table.pages[num_blocks:])
             table.pages = table.pages[:num_blocks].copy()
@@ -134,11 +133,19 @@ class KvStore:
         Seals the blocks that are now full: builds their anchors.
         """
         full = self.shard.commit(session_id, layer, start, end)
+        if end - start > 1:
+            self._ask_huge(session_id, layer, start, end)
         if full:
             session = self.shard.session(session_id)
             pages = session.table.pages[full.start : full.stop]
             self._anchors.build(layer, pages, full.start, session.rotation)
             self.shard.seal(session_id, layer, full.stop)
+
+    def _ask_huge(self, session_id: int, layer: int, start: int, end: int) -> None:
+        """Has huge pages for all rows so far, and for as many again as have just come, of a layer that fills one."""
+        num_blocks = self.layout.num_blocks(2 * end - start)
+        if num_blocks * self.layout.block_bytes >= HUGE_BYTES:
+            self.arena.ask_huge(layer, self.shard.session(session_id).table.pages[:num_blocks])
 
     def commit_row(self, session_id: int, position: int) -> None:
         """`commit` of the row at `position` in all layers."""
