@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fastapi import Request
@@ -12,10 +11,10 @@ from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.bodies import Sent
 from moorage.runtime.api.http.generations import Generations
 from moorage.runtime.api.http.grammars import with_guides
-from moorage.runtime.api.http.prompts import Message, token_ids
 from moorage.runtime.api.http.service import HttpService
 from moorage.runtime.api.http.streams import while_connected
-from moorage.runtime.serving.protocol import Finished, GenerateOptions, Token, Usage
+from moorage.runtime.api.http.tools.answers import AnswerReader, ToolConversation
+from moorage.runtime.serving.protocol import Finished, GenerateOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +25,8 @@ class Turn:
     model: str
     prompt_tokens: int
     generations: Generations
-
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """A whole answer."""
-
-    text: str
-    finished: Finished
-
-    @property
-    def usage(self) -> Usage:
-        """The record of the request."""
-        return self.finished.usage
+    reader: AnswerReader
+    """Parts the answer into text and calls; it also holds the whole of it."""
 
 
 async def start_turn(
@@ -46,30 +34,31 @@ async def start_turn(
     engine: Engine,
     sent: Sent,
     options: GenerateOptions,
-    messages: Sequence[Message],
+    talk: ToolConversation,
     request_id: str,
+    id_prefix: str,
 ) -> Turn:
     """Checks the options, makes token ids of the conversation and queues it. Raises why it can't be served."""
     served = engine.model_info()
-    params = validation.generate_params(options, served, request_id)
-    prompt = await while_connected(sent.request, token_ids(engine, sent.upload, messages))
-    asked = await with_guides(engine, [replace(params, prompt=prompt)])
+    params = validation.generate_params(talk.bound(options), served, request_id)
+    prompt = await while_connected(sent.request, talk.token_ids(engine, sent.upload, service.replays))
+    asked = await with_guides(engine, [talk.shown(replace(params, prompt=prompt))])
     generations = await Generations.start(service, engine, asked)
-    return Turn(request_id, served.name, len(prompt), generations)
+    reader = AnswerReader(talk, service.replays, served.eos_token_ids, id_prefix)
+    return Turn(request_id, served.name, len(prompt), generations, reader)
 
 
-async def whole(request: Request, turn: Turn) -> Said:
-    """The answer once it is complete. Its work ends when the client leaves."""
+async def whole(request: Request, turn: Turn) -> Finished:
+    """Reads the answer to its end. Its work ends when the client leaves."""
     async with turn.generations:
         return await while_connected(request, _collected(turn))
 
 
-async def _collected(turn: Turn) -> Said:
-    texts, finished = [], None
+async def _collected(turn: Turn) -> Finished:
+    finished = None
     async for item in turn.generations.events():
-        if item is not None and isinstance(item[1], Token):
-            texts.append(item[1].text)
-        elif item is not None and isinstance(item[1], Finished):
-            finished = item[1]
+        event = item[1] if item is not None else None
+        turn.reader.read(event)
+        finished = event if isinstance(event, Finished) else finished
     assert finished is not None
-    return Said("".join(texts), finished)
+    return finished

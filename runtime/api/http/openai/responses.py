@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse, Response
 
 from moorage.runtime.api.http.failures import foreseen, openai_error
 from moorage.runtime.api.http.grammars import of_format
-from moorage.runtime.api.http.messages import text_of, with_one_system_message
+from moorage.runtime.api.http.messages import with_one_system_message
+from moorage.runtime.api.http.openai.response_items import Items, messages_of
 from moorage.runtime.api.http.openapi import body_of
 from moorage.runtime.api.http.prompts import Message
 from moorage.runtime.api.http.sampling import (
@@ -24,17 +25,15 @@ from moorage.runtime.api.http.sampling import (
 )
 from moorage.runtime.api.http.service import service_of
 from moorage.runtime.api.http.streams import EventStreamResponse, sse
+from moorage.runtime.api.http.tools.answers import ToolConversation
+from moorage.runtime.api.http.tools.asked import openai_tools
 from moorage.runtime.api.http.turns import Turn, start_turn, whole
 from moorage.runtime.api.http.usage import Pulse, measured_usage
-from moorage.runtime.serving.protocol import Finished, Token, Usage
+from moorage.runtime.serving.protocol import Finished, Usage
 from moorage.runtime.text.grammar import Grammar
 from moorage.workers.errors import InvalidRequest
 
 router = APIRouter(tags=["OpenAI"])
-
-_SAME_ROLE = {"developer": "system"}
-_ITEMS_OF_THE_CLIENT = ("reasoning", "item_reference", "compaction")
-"""Items of earlier answers that are not sent to a model again."""
 
 
 class ResponsesRequest(Extensions):
@@ -50,20 +49,15 @@ class ResponsesRequest(Extensions):
     background: bool | None = None
     previous_response_id: str | None = None
     text: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
     def read(self) -> list[Message]:
         """The conversation that the chat template gets. Raises InvalidRequest for what is no text."""
         read = [Message("system", self.instructions)] if self.instructions else []
         items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input or []
-        for place, item in enumerate(items):
-            kind = item.get("type", "message")
-            if kind in _ITEMS_OF_THE_CLIENT:
-                continue
-            if kind != "message":
-                raise InvalidRequest(
-                    f"input[{place}]: an item of type {str(kind)[:40]!r} is not taken; send messages"
-                )
-            read.append(_message(item, f"input[{place}]"))
+        read += messages_of(items)
         if not any(message.role == "user" for message in read):
             read.append(Message("user", ""))  # Codex asks so whether the server answers.
         return with_one_system_message(read)
@@ -94,12 +88,15 @@ async def responses(request: Request) -> Response:
         most = asked.max_output_tokens or MOST_OF_A_CHAT
         session = request.headers.get("x-session-id")
         options = options_of(asked, session, max_new_tokens=most, grammar=asked.grammar)
-        turn = await start_turn(service, engine, sent, options, asked.read(), new_request_id())
+        tools = openai_tools(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
+        talk = ToolConversation.of(engine, asked.read(), tools)
+        turn = await start_turn(service, engine, sent, options, talk, new_request_id(), "call_")
     answer, headers = _Answer(asked, turn), {"x-request-id": turn.request_id}
     if asked.stream:
         return EventStreamResponse(_frames(answer), turn.generations.aclose, headers)
-    said = await whole(request, turn)
-    return JSONResponse(answer.ended(said.text, said.finished), headers=headers)
+    finished = await whole(request, turn)
+    answer.items.set_whole(_status(finished))
+    return JSONResponse(answer.ended(finished), headers=headers)
 
 
 class _Answer:
@@ -107,7 +104,7 @@ class _Answer:
 
     def __init__(self, asked: ResponsesRequest, turn: Turn) -> None:
         self.asked, self.turn = asked, turn
-        self.item_id = f"msg_{turn.request_id}"
+        self.items = Items(turn.reader, turn.request_id)
         self._created_s = int(time.time())
 
     def body(self, status: str, **more: Any) -> dict[str, Any]:
@@ -123,9 +120,9 @@ class _Answer:
             "temperature": asked.temperature,
             "top_p": asked.top_p,
             "previous_response_id": None,
-            "parallel_tool_calls": False,
-            "tool_choice": "auto",
-            "tools": [],
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": asked.tools or [],
             "text": {"format": {"type": "text"}},
             "truncation": "disabled",
             "store": False,
@@ -137,69 +134,45 @@ class _Answer:
             **more,
         }
 
-    def ended(self, text: str, finished: Finished) -> dict[str, Any]:
+    def ended(self, finished: Finished) -> dict[str, Any]:
         """The response at its end: completed, or incomplete where a limit cut it off."""
-        cut = finished.finish_reason == "length"
-        item = self.item("incomplete" if cut else "completed", [text_part(text)])
-        more = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
-        usage = _usage(finished.usage, self.asked)
-        return self.body("incomplete" if cut else "completed", output=[item], usage=usage, **more)
-
-    def item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        """The one output item: the assistant's message."""
-        fields = {"id": self.item_id, "type": "message", "status": status}
-        return {**fields, "role": "assistant", "content": content}
-
-
-def text_part(text: str) -> dict[str, Any]:
-    """The one part of the message."""
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        status = _status(finished)
+        more = {"incomplete_details": {"reason": "max_output_tokens"}} if status == "incomplete" else {}
+        return self.body(status, output=self.items.done, usage=_usage(finished.usage, self.asked), **more)
 
 
 async def _frames(answer: _Answer) -> AsyncGenerator[bytes]:
-    asked, numbers, texts = answer.asked, itertools.count(), list[str]()
+    asked, numbers = answer.asked, itertools.count()
     pulse = Pulse(every_progress=bool(asked.return_progress))
-    place = {"item_id": answer.item_id, "output_index": 0, "content_index": 0}
 
-    def event(kind: str, **fields: Any) -> bytes:
-        return sse({"type": kind, "sequence_number": next(numbers), **fields}, kind)
+    def frame(event: dict[str, Any]) -> bytes:
+        kind = event["type"]
+        return sse({"type": kind, "sequence_number": next(numbers), **event}, kind)
 
-    yield event("response.created", response=answer.body("in_progress"))
-    yield event("response.in_progress", response=answer.body("in_progress"))
+    yield frame({"type": "response.created", "response": answer.body("in_progress")})
+    yield frame({"type": "response.in_progress", "response": answer.body("in_progress")})
     try:
-        item = answer.item("in_progress", [])
-        yield event("response.output_item.added", output_index=0, item=item)
-        yield event("response.content_part.added", part=text_part(""), **place)
         async for one in answer.turn.generations.events():
-            happened = one[1] if one is not None else None
-            if isinstance(happened, Token) and happened.text:
+            event = one[1] if one is not None else None
+            told = [each for part in answer.turn.reader.read(event) for each in answer.items.of_part(part)]
+            if isinstance(event, Finished):
+                told += answer.items.ended(_status(event))
+                response = answer.ended(event)
+                told.append({"type": f"response.{response['status']}", "response": response})
+            elif not told and pulse.due(event):
+                progress = {"response": answer.body("in_progress"), "prompt_progress": pulse.progress()}
+                told = [{"type": "response.in_progress", **progress}]
+            for each in told:
                 pulse.sent()
-                texts.append(happened.text)
-                yield event("response.output_text.delta", delta=happened.text, logprobs=[], **place)
-            elif isinstance(happened, Finished):
-                text = "".join(texts)
-                response = answer.ended(text, happened)
-                yield event("response.output_text.done", text=text, logprobs=[], **place)
-                yield event("response.content_part.done", part=text_part(text), **place)
-                yield event("response.output_item.done", output_index=0, item=response["output"][0])
-                yield event(f"response.{response['status']}", response=response)
-            elif pulse.due(happened):
-                pulse.sent()
-                progress = {"prompt_progress": pulse.progress()}
-                yield event("response.in_progress", response=answer.body("in_progress"), **progress)
+                yield frame(each)
     except Exception as error:  # noqa: BLE001  the status was sent; the error is an event
-        told = openai_error(foreseen(error))["error"]
-        failure = {"code": told["type"], "message": told["message"]}
-        yield event("response.failed", response=answer.body("failed", error=failure))
+        told_error = openai_error(foreseen(error))["error"]
+        failure = {"code": told_error["type"], "message": told_error["message"]}
+        yield frame({"type": "response.failed", "response": answer.body("failed", error=failure)})
 
 
-def _message(item: dict[str, Any], where: str) -> Message:
-    role, content = item.get("role"), item.get("content")
-    if not isinstance(role, str):
-        raise InvalidRequest(f"{where}.role: is missing; send user, system or assistant")
-    if content is not None and not isinstance(content, str | list):
-        raise InvalidRequest(f"{where}.content: is no text; send a string, or parts of type input_text")
-    return Message(_SAME_ROLE.get(role, role), text_of(content, f"{where}.content"))
+def _status(finished: Finished) -> str:
+    return "incomplete" if finished.finish_reason == "length" else "completed"
 
 
 def _usage(usage: Usage, asked: Extensions) -> dict[str, Any]:
