@@ -127,7 +127,7 @@ class Sessions:
         saved = self._files()
         held = await self._unused(session_key(tenant, name))
         await saved.save(held)
-        return next(info for info in await self.list(tenant) if info.name == name)
+        return await self._info(name, tenant)
 
     async def load(self, name: str, tenant: str = "") -> SessionInfo:
         """Brings a saved session back to memory. Raises FailedPrecondition where one of its name is held."""
@@ -135,7 +135,7 @@ class Sessions:
         self._check_not_held(key)
         await saved.load(key, self._digests_of, lambda: self._check_not_held(key))
         self._used(key)
-        return next(info for info in await self.list(tenant) if info.name == name)
+        return await self._info(name, tenant)
 
     async def wake(self, name: str | None, tenant: str = "") -> None:
         """Loads a saved session that a request names, unless memory holds it.
@@ -160,6 +160,13 @@ class Sessions:
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
+
+    async def _info(self, name: str, tenant: str) -> SessionInfo:
+        """One of the list. Raises NotFound where another call has deleted it."""
+        for info in await self.list(tenant):
+            if info.name == name:
+                return info
+        raise _not_found(name)
 
     @property
     def _idle(self) -> SessionCache:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moorage.runtime.serving.capacity import Capacity
+from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache, StoredKv
 from moorage.runtime.serving.sessions.block_files import BlockFiles
+from moorage.runtime.serving.sessions.eviction import evictions
 from moorage.runtime.serving.sessions.forking import check_can_share, first_blocks, forked
 from moorage.runtime.serving.sessions.keys import tenant_and_name, unnamed_key
+from moorage.runtime.serving.sessions.shared_blocks import freed_by
 from moorage.runtime.serving.sessions.snapshots import (
     BlockFile,
     Manifest,
@@ -143,7 +145,7 @@ class SavedSessions:
     def _hold_copy(self, held: IdleSession) -> IdleSession:
         """A session of the blocks of `held`, which no request finds or evicts."""
         number = self._new_id()
-        name = unnamed_key("", number)
+        name = unnamed_key(tenant_and_name(held.name)[0], number)
         held, copy = forked(held, name, number, self._capacity, self._clock(), self._idle)
         if not copy.stored.token_ids:
             size = self._capacity.layout.block_size
@@ -187,9 +189,9 @@ class SavedSessions:
         number, tokens = self._new_id(), TokenIds(manifest.token_ids)
         num_blocks = len(tokens) // self._capacity.layout.block_size
         resources = first_blocks(self._capacity, manifest.first_actor)(num_blocks)
-        self._make_room(resources_fit=lambda: self._loop.scheduler.free.holds(resources))
+        self._make_room(resources)
         stored = StoredKv(tokens, manifest.prompt_tokens, manifest.memory)
-        name = unnamed_key("", number)
+        name = unnamed_key(manifest.tenant, number)
         session = IdleSession(name, number, stored, resources, manifest.first_actor, used_s=self._clock())
         self._idle.pinned.add(name)
         restoring = RestoreSession(
@@ -198,18 +200,23 @@ class SavedSessions:
         self._loop.restore(session, restoring)
         return session
 
-    def _make_room(self, resources_fit: Callable[[], bool]) -> None:
-        """Evicts idle sessions, the longest unused first, until there is memory."""
-        awaited = {waiting.session_name for waiting in self._loop.scheduler.waiting}
-        for victim in self._idle.evictable(None):
-            if resources_fit():
-                return
-            if victim.name not in awaited:
-                self._loop.discard(victim)
-        if not resources_fit():
+    def _make_room(self, need: Resources) -> None:
+        """Evicts idle sessions as admission does, so that there is memory; none where that is not enough."""
+        scheduler, nothing = self._loop.scheduler, self._idle.nothing
+        awaited = {waiting.session_name for waiting in scheduler.waiting if waiting.session_name is not None}
+        evicted = evictions(
+            self._idle.evictable(None),
+            awaited,
+            (),
+            lambda gone: scheduler.free.plus(freed_by(gone, nothing)),
+            lambda free: free.holds(need),
+        )
+        if evicted is None:
             raise ResourceExhausted(
                 "running requests and pinned sessions leave no memory for the saved session; try again later"
             )
+        for victim in evicted:
+            self._loop.discard(victim)
 
     async def _opened(self, session_id: int) -> None:
         """Waits until the worker has opened a session, which takes a step at most."""

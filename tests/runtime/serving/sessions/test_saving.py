@@ -204,3 +204,19 @@ async def test_a_session_that_is_deleted_while_it_is_saved_stays_deleted(
             await saving
         assert await coordinator.sessions.list() == ()
     assert list((tmp_path / "saved").iterdir()) == []
+
+
+async def test_a_load_evicts_what_is_longest_unused_and_nothing_that_is_pinned(serving: Serving) -> None:
+    async with serving() as before:
+        await ask(before, DOCUMENT, "talk")
+        await before.sessions.save("talk")
+    async with serving("kv_store.dram=4MiB") as after:
+        for number, name in enumerate("abc"):
+            await ask(after, [(number + 11 * place) % 999 for place in range(600)], name)
+            await after.sessions.pin(name)
+        with pytest.raises(ResourceExhausted, match="leave no memory for the saved session"):
+            await after.sessions.load("talk")
+        await after.sessions.pin("a", False)
+        await after.sessions.pin("b", False)
+        await after.sessions.load("talk")
+        assert [info.name for info in await after.sessions.list()] == ["b", "c", "talk"]
