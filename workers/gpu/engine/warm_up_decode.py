@@ -1,6 +1,10 @@
-"""Compiles, or loads from the disk cache, the call that serves a layer of decode on a CPU."""
+"""Compiles, or loads from the disk cache, the calls that serve a layer of decode on a CPU."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +29,33 @@ _EVERYTHING = 1 << 62
 """Bytes for which all threads are woken."""
 
 
-def warm_up_decode(layout: KvLayout, group_size: int, rotary_dim: int) -> None:
-    """One session, and as many as there are threads: on one thread, and in parallel."""
+class _Step(NamedTuple):
+    """A layer of decode of some sessions, which have one token each."""
+
+    memory: LayerMemory
+    batch: SessionBatch
+    query: NDArray[np.float32]
+    rows: NDArray[np.float32]
+    """Keys and values."""
+    selections: Selections
+    attended: Attended
+
+
+def decode_uses(layout: KvLayout, group_size: int, rotary_dim: int) -> list[Callable[[], None]]:
+    """One function for each compiled call, which makes it; the first ones take longest to compile."""
+    calls = [_run_layer, _run_rows, *([_run_keys] if layout.anchor_type.codes_keys else [])]
+    return [*(partial(_in_all_ways, layout, group_size, rotary_dim // 2, call) for call in calls), _plan]
+
+
+def _in_all_ways(layout: KvLayout, group_size: int, half: int, call: Callable[[_Step], None]) -> None:
+    """For one session, and for as many as there are threads: on one thread, and in parallel."""
     for count in (1, num_workers(_EVERYTHING)):
-        _run(layout, group_size, rotary_dim // 2, count)
+        arena = Arena(layout, count)
+        step = _first_step(arena, layout, group_size, half, count)
+        call(step)
         with always_parallel():
-            _run(layout, group_size, rotary_dim // 2, count)
-    _plan()
+            call(step)
+        arena.close()
 
 
 def _plan() -> None:
@@ -50,10 +74,9 @@ def _plan() -> None:
     end_step(selections, standing, policy, whole.copy())
 
 
-def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
-    """`count` sessions of one token each, on a page of their own, then as many positions of one session."""
-    arena, heads = Arena(layout, count), layout.num_kv_heads * group_size
-    kind = layout.anchor_type
+def _first_step(arena: Arena, layout: KvLayout, group_size: int, half: int, count: int) -> _Step:
+    """Of `count` sessions, each of which has a page of its own."""
+    heads, kind = layout.num_kv_heads * group_size, layout.anchor_type
     shape = LayerShape(
         layout.num_kv_heads,
         layout.block_size,
@@ -76,20 +99,28 @@ def _run(layout: KvLayout, group_size: int, half: int, count: int) -> None:
         np.zeros(count, np.int32),
     )
     query = np.zeros((count, heads, layout.head_dim), np.float32)
-    sessions = _first_tokens(layout, half, count)
-    decode_layer(memory, sessions, query, rows[0], rows[1], selections, attended)
+    return _Step(memory, _first_tokens(layout, half, count), query, rows, selections, attended)
+
+
+def _run_layer(step: _Step) -> None:
+    decode_layer(
+        step.memory, step.batch, step.query, step.rows[0], step.rows[1], step.selections, step.attended
+    )
+
+
+def _run_rows(step: _Step) -> None:
+    """As many positions of one session."""
+    count = len(step.query)
     together = np.tile(np.array([0, count], np.int64), (count, 1))
-    positions = sessions._replace(position=np.arange(count, dtype=np.int64), page_start=together)
-    decode_rows(memory, positions, query, rows[0], rows[1], selections, attended)
-    if kind is AnchorType.KEY_CODES:
-        _run_keys(memory, sessions, query, attended)
-    arena.close()
+    positions = step.batch._replace(position=np.arange(count, dtype=np.int64), page_start=together)
+    decode_rows(
+        step.memory, positions, step.query, step.rows[0], step.rows[1], step.selections, step.attended
+    )
 
 
-def _run_keys(
-    memory: LayerMemory, batch: SessionBatch, query: NDArray[np.float32], attended: Attended
-) -> None:
+def _run_keys(step: _Step) -> None:
     """Sessions that select no single key."""
+    memory, batch, query = step.memory, step.batch, step.query
     shape, half = memory.shape, batch.offset_cos.shape[1]
     keys = KeySelections(
         np.zeros(len(query), np.uint8),
@@ -99,7 +130,7 @@ def _run_keys(
         np.zeros((len(batch.bases), 2, half), np.float32),
         np.zeros((shape.block_size, 2, half), np.float32),
     )
-    decode_keys(memory, batch, query, keys, attended, KeyLists())
+    decode_keys(memory, batch, query, keys, step.attended, KeyLists())
 
 
 def _first_tokens(layout: KvLayout, half: int, count: int) -> SessionBatch:

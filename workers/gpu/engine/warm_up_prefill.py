@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 
 from moorage.kernels.numba_flags import always_parallel
@@ -12,12 +15,16 @@ from moorage.kernels.rotation import rotate_tokens
 _TOKENS, _HEADS, _DIM = 3, 2, 16
 
 
-def warm_up_prefill(dtype: torch.dtype) -> None:
-    """Attention and rotation in float32 and in `dtype`, and the norm of hidden states of `dtype`."""
-    for kind in {torch.float32, dtype} - {torch.float16}:
-        _run(kind)
-        with always_parallel():
-            _run(kind)
+def prefill_uses(dtype: torch.dtype) -> list[Callable[[], None]]:
+    """A function for float32, and one for `dtype`, if it differs: attention, rotation and norm of hidden states."""
+    kinds = [torch.float32, *([dtype] if dtype not in (torch.float16, torch.float32) else [])]
+    return [partial(_in_both_ways, kind) for kind in kinds]
+
+
+def _in_both_ways(dtype: torch.dtype) -> None:
+    _run(dtype)
+    with always_parallel():
+        _run(dtype)
 
 
 def _run(dtype: torch.dtype) -> None:
