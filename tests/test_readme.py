@@ -18,6 +18,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "runtime/README.md",
     "runtime/api/http/README.md",
+    "runtime/api/http/page/README.md",
     "workers/README.md",
     "kernels/README.md",
     "deploy/benchmarks/README.md",
