@@ -88,12 +88,14 @@ def launch(
 
 
 def _http_lines(ready: dict[str, Any]) -> str:
-    """Where HTTP is served, and a command that asks the model something."""
+    """Where HTTP and the chat page are served, and a command that asks the model something."""
     url = f"http://{ready['http']}"
     path, body = "/v1/completions", '{"prompt": "Once upon a time"}'
     if ready["has_chat_template"]:
         path, body = "/v1/chat/completions", '{"messages": [{"role": "user", "content": "Hello"}]}'
-    return f"http:  {url}/v1\n  curl {url}{path} -H 'content-type: application/json' -d '{body}'"
+    return (
+        f"http:  {url}/v1\npage:  {url}/\n  curl {url}{path} -H 'content-type: application/json' -d '{body}'"
+    )
 
 
 def _adjusted(file: Path, overrides: Sequence[str]) -> list[str]:

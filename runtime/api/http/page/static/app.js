@@ -50,7 +50,7 @@ class App {
       await this.lookAtSessions();
     } catch (error) {
       this.composer.say(error.message, true);
-      setTimeout(() => this.connect(), RETRY_MS);
+      if (error.status !== 401) setTimeout(() => this.connect(), RETRY_MS);
     }
   }
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from moorage.runtime.api.access.keys import KeyFile, Keys
+from moorage.runtime.api.http.server import HttpServer
 from moorage.runtime.serving.protocol import GenerateParams
 from tests.pdf_files import pdf_of
 from tests.runtime.api.http.conftest import Http
+from tests.toy_engine import ToyEngine
 
 playwright = pytest.importorskip(
     "playwright.async_api", reason="playwright is not installed; it drives the browser"
@@ -130,3 +133,22 @@ async def test_a_deleted_conversation_is_gone_here_and_on_the_server(http: Http,
     await playwright.expect(page.locator("#conversations li")).to_have_count(0)
     await playwright.expect(page.locator("#held")).to_contain_text("2 sessions")
     assert sent.session not in http.engine.sessions.held
+
+
+async def test_the_page_asks_for_the_key_of_a_server_that_wants_one(tmp_path: Path) -> None:
+    key = KeyFile(tmp_path / "keys.json").add("laptop")
+    server = HttpServer(keys=Keys(tmp_path / "keys.json"))
+    address = await server.start("127.0.0.1:0")
+    server.serve(ToyEngine())
+    async with playwright.async_playwright() as driver:
+        browser = await driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = await browser.new_page()
+        await page.goto(f"http://{address}/")
+        for given in ("mk-wrong", key):
+            await page.get_by_label("API key").fill(given)
+            await page.get_by_label("API key").press("Enter")
+        await playwright.expect(page.locator("#model")).to_have_text("toy, up to 4,096 tokens")
+        await page.reload()
+        await playwright.expect(page.locator("#model")).to_have_text("toy, up to 4,096 tokens")
+        await browser.close()
+    await server.stop()
