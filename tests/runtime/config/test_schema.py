@@ -117,6 +117,14 @@ def test_model_path_is_relative_to_its_source(tmp_path: Path, monkeypatch: pytes
     assert load(tmp_path, "model: {path: /abs}\n").model.path == Path("/abs")
 
 
+def test_the_folder_of_saved_sessions_is_relative_to_its_source(tmp_path: Path) -> None:
+    text = "model: {path: m}\nsessions: {path: saved, max_bytes: 2GB, ttl: 12h, save_after: 10min}\n"
+    sessions = load(tmp_path, text).sessions
+    assert sessions.path == tmp_path / "saved"
+    assert (sessions.max_bytes, sessions.ttl, sessions.save_after) == (2 * 10**9, 43200, 600)
+    assert load(tmp_path, "model: {path: m}\n").sessions.path is None
+
+
 def test_empty_section_takes_its_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, "model: {path: m}\nmemory:\n").memory.preset == "moorage"
 

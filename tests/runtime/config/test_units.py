@@ -1,6 +1,6 @@
 import pytest
 
-from moorage.runtime.config.units import format_bytes, format_tokens, parse_bytes, parse_tokens
+from moorage.runtime.config.units import format_bytes, format_tokens, parse_bytes, parse_seconds, parse_tokens
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,18 @@ def test_tokens(text: str, value: int) -> None:
 def test_refuses_what_is_no_size(text: object) -> None:
     with pytest.raises(ValueError, match="such as 8GiB"):
         parse_bytes(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90", 90), ("30min", 1800), ("1.5h", 5400), ("7d", 604800), (5, 5), (0.25, 0.25)]
+)
+def test_seconds(text: str | float, value: float) -> None:
+    assert parse_seconds(text) == value
+
+
+def test_refuses_what_is_no_time() -> None:
+    with pytest.raises(ValueError, match="such as 90, 30min, 12h or 7d"):
+        parse_seconds("3 weeks")
 
 
 def test_formats() -> None:

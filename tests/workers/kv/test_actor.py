@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import ray
 from numba.core.dispatcher import Dispatcher
 
-from moorage.workers.errors import PeerDead, Unavailable
+from moorage.workers.errors import InvalidRequest, PeerDead, Unavailable
 from moorage.workers.kv import actor
 from moorage.workers.kv.actor import KvActor, connect, start_kv_actor, stop_kv_actor
+from moorage.workers.kv.jobs import Outcome
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.messages import KeyRequest
-from moorage.workers.kv.operations import SelectKeys
+from moorage.workers.kv.operations import CopyBlocks, Restore, SelectKeys
 from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import AnchorType, KvLayout
@@ -52,6 +54,34 @@ def test_an_actor_is_found_by_name_and_shared_by_both_links() -> None:
         connect("shared", namespace="test")
     stop_kv_actor(handle)
     mailbox.close()
+
+
+def outcome(handle: Any, number: Any) -> Outcome:
+    """Of a job, once it is done."""
+    while not (found := ray.get(handle.outcome.remote(number))).done:
+        time.sleep(0.01)
+    assert isinstance(found, Outcome)
+    return found
+
+
+def test_an_actor_writes_a_session_to_a_file_and_reads_it_again(tmp_path: Path) -> None:
+    handle, file = start("files"), str(tmp_path / "blocks")
+    link = connect(handle)
+    mailbox, rows = Asker(link), np.arange(8 * 16, dtype=np.float32).reshape(8, 1, 16)
+    mailbox.open(1, 2)
+    mailbox.write(1, 0, 0, rows, rows)
+    mailbox.commit(1, 0, 0, 8)
+    checksum = outcome(handle, handle.start_save.remote(1, file)).result
+    mailbox.open(2, 2)
+    link.call(Restore(2, 2))
+    assert outcome(handle, handle.start_load.remote(2, file, checksum)).error is None
+    copies = [link.call(CopyBlocks(one, 0, np.arange(2, dtype=np.int32))) for one in (1, 2)]
+    np.testing.assert_array_equal(*copies)
+    error = outcome(handle, handle.start_load.remote(2, file, "other")).error
+    assert isinstance(error, InvalidRequest)
+    assert "checksum" in str(error)
+    mailbox.close()
+    stop_kv_actor(handle)
 
 
 def test_a_killed_actor_is_noticed_by_both_links() -> None:
