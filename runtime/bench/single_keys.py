@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,9 @@ PERIOD = 127
 """Blocks after which keys and values come again; no sample of every second or fourth block sees the same again."""
 COLD_BYTES, MOST_LAYERS = 64 << 20, 16
 """Layers are taken in turn, so that codes and means do not lie in the cache from the call before."""
+
+
+T = TypeVar("T")
 
 
 class KeyLayers:
@@ -83,6 +88,12 @@ class KeyLayers:
         decode_keys(memory, self._batch, self._query, self._keys[topk_keys], self._attended, self._lists)
 
 
+def _in_turn(call: Callable[[T], object], arguments: Sequence[T]) -> Callable[[], object]:
+    """Calls with one of the arguments each time, over and over."""
+    turn = cycle(arguments)
+    return lambda: call(next(turn))
+
+
 def run_keys(context_tokens: int, threads: Sequence[int], rounds: int) -> Iterator[Row]:
     """Rows of the whole call, and of one for a single key, which is little but the pass over the codes."""
     layers = KeyLayers(context_tokens)
@@ -90,16 +101,12 @@ def run_keys(context_tokens: int, threads: Sequence[int], rounds: int) -> Iterat
     for number in threads:
         use_threads(number)
         pieces = Pieces(number)
-        turn = (
-            cycle(layers.memories),
-            cycle(layers.memories),
-            cycle(zip(arena.codes, arena.anchors, strict=True)),
-        )
+        arrays = [*zip(arena.codes, arena.anchors, strict=True)]
         taken = interleave(
             {
-                "keys": lambda turn=turn[0]: layers.attend(next(turn), TOPK_KEYS),
-                "scan": lambda turn=turn[1]: layers.attend(next(turn), 1),
-                "read": lambda turn=turn[2], pieces=pieces: stream_read(pieces, next(turn)),
+                "keys": _in_turn(partial(layers.attend, topk_keys=TOPK_KEYS), layers.memories),
+                "scan": _in_turn(partial(layers.attend, topk_keys=1), layers.memories),
+                "read": _in_turn(partial(stream_read, pieces), arrays),
             },
             rounds,
         )

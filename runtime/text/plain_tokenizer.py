@@ -61,7 +61,7 @@ class PlainTokenizer:
         ids = self._tokenizer.encode(named, add_special_tokens=False).ids
         self._check(ids, spelled)
         given, place = iter((said or {}).values()), self._tokenizer.token_to_id(self._said)
-        if ids.count(place) != len(said or {}):
+        if sum(i == place for i in ids) != len(said or {}):
             raise InvalidRequest("prompt: this model's tokenizer can't keep tokens in their place")
         parts = (next(given) if i == place else (self._ids.get(i, i),) for i in ids)
         return list(chain.from_iterable(parts))

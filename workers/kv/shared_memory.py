@@ -47,7 +47,7 @@ class SharedMapping:
         memory = (ctypes.c_uint8 * num_bytes).from_address(self.address)
         # Arrays hold `memory`, which is unmapped with the last of them; at exit the system does it.
         weakref.finalize(memory, _libc.munmap, self.address, num_bytes).atexit = False
-        self.array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
+        self.array: NDArray[np.uint8] = np.frombuffer(memoryview(memory), np.uint8)
         self._is_huge = np.zeros(num_bytes // HUGE_BYTES, np.bool_)
         """By huge page: whether it was asked for."""
         self._patience_s = PATIENCE_S

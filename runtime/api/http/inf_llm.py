@@ -16,6 +16,7 @@ from moorage.runtime.api.http.prompts import Message
 from moorage.runtime.api.http.sampling import Extensions, new_request_id, options_of
 from moorage.runtime.api.http.service import service_of
 from moorage.runtime.api.http.streams import EventStreamResponse
+from moorage.runtime.api.http.tools.answers import ToolConversation
 from moorage.runtime.api.http.turns import Turn, start_turn, whole
 from moorage.runtime.api.http.usage import Pulse
 from moorage.runtime.serving.protocol import Token
@@ -50,10 +51,12 @@ async def chat(request: Request) -> Response:
     async with service.receiving(request) as (engine, sent):
         asked = await sent.read(ChatRequest)
         options = options_of(asked, request.headers.get("x-session-id"), max_new_tokens=MAX_NEW_TOKENS)
-        turn = await start_turn(service, engine, sent, options, asked.read(), new_request_id())
+        talk = ToolConversation(asked.read())
+        turn = await start_turn(service, engine, sent, options, talk, new_request_id())
     if request.query_params.get("stream", "true").lower() != "false":
         return EventStreamResponse(_frames(turn), turn.generations.aclose)
-    return JSONResponse({"response": (await whole(request, turn)).text})
+    await whole(request, turn)
+    return JSONResponse({"response": turn.reader.text})
 
 
 async def _frames(turn: Turn) -> AsyncGenerator[bytes]:

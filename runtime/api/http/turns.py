@@ -36,7 +36,7 @@ async def start_turn(
     options: GenerateOptions,
     talk: ToolConversation,
     request_id: str,
-    id_prefix: str,
+    id_prefix: str = "call_",
 ) -> Turn:
     """Checks the options, makes token ids of the conversation and queues it. Raises why it can't be served."""
     served = engine.model_info()

@@ -110,7 +110,8 @@ class CallScanner:
     def _in_key(self, character: str) -> None:
         if not self._value.push(character):
             return
-        self._key = _read(self._value.text)
+        key = _read(self._value.text)
+        self._key = key if isinstance(key, str) else None
         known = (*NAME_KEYS, *ARGUMENT_KEYS, *OTHER_KEYS)
         self.failed = self._names is not None and self._key not in known
         self._value, self._state = ValueSpan(), self._before_value
