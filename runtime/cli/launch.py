@@ -93,9 +93,8 @@ def _http_lines(ready: dict[str, Any]) -> str:
     path, body = "/v1/completions", '{"prompt": "Once upon a time"}'
     if ready["has_chat_template"]:
         path, body = "/v1/chat/completions", '{"messages": [{"role": "user", "content": "Hello"}]}'
-    return (
-        f"http:  {url}/v1\npage:  {url}/\n  curl {url}{path} -H 'content-type: application/json' -d '{body}'"
-    )
+    command = f"curl {url}{path} -H 'content-type: application/json' -d '{body}'"
+    return f"http:  {url}/v1\n  {command}\npage:  {url}/"
 
 
 def _adjusted(file: Path, overrides: Sequence[str]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from math import gcd
 
+import torch
+
 from moorage.workers.gpu.attention.attended import Attended, DecodeMetadata
 from moorage.workers.gpu.attention.backend import DecodeBackend
 from moorage.workers.gpu.attention.exact import ExactAttention
@@ -20,8 +22,8 @@ _GOLDEN = 0.618
 class BlockMassSampling(WatchedAttention):
     """Measures one layer of a sampled step: successive samples are spread over the layers, the middle one first.
 
-    The mass is that of exact attention over all keys, whatever the session selects; recall says how much of it the
-    selection holds. A sample costs what full attention costs in one layer.
+    The mass is that of exact attention over all keys, whatever the session selects. Recall, which is reported beside
+    it, says how much of it the selection holds. A sample costs what full attention costs in one layer.
     """
 
     def __init__(self, inner: DecodeBackend, exact: ExactAttention, num_layers: int) -> None:
@@ -49,8 +51,11 @@ class BlockMassSampling(WatchedAttention):
         if rotary is None:
             return
         query = self._exact.query(step, layer, attended.queries.plain[step.row], rotary)
-        masses = self._exact.mass_by_block(query).cpu().numpy()
-        step.session.stats.block_masses = masses.astype("<f4").tobytes()
+        masses, lse = self._exact.mass_by_block(query)
+        stats = step.session.stats
+        stats.block_masses = masses.cpu().numpy().astype("<f4").tobytes()
+        if attended.selected[step.row] is not None:
+            stats.recall += torch.exp(attended.lse[step.row] - lse).tolist()
 
 
 def _stride(num_layers: int) -> int:

@@ -44,8 +44,8 @@ class ExactAttention:
             with self._timer("attend"):
                 yield query.attend(staged, blocks.blocks - piece[0], blocks)
 
-    def mass_by_block(self, query: TokenQuery) -> torch.Tensor:
-        """[n] share of the attention mass on each block up to the query's own, the mean over heads."""
+    def mass_by_block(self, query: TokenQuery) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n] mean over heads of the mass on each block up to the query's own; [Hq] log-sum-exp of all keys."""
         num_blocks = query.position // self._layout.block_size + 1
         everything = np.arange(num_blocks, dtype=np.int32)
         found, ids = [], []
@@ -53,9 +53,10 @@ class ExactAttention:
             blocks = query.rotary.entries(query.position, piece)
             found.append(query.lse_by_block(staged, blocks.blocks - piece[0], blocks))
             ids.append(blocks.blocks)
-        shares = torch.softmax(torch.cat(found), dim=0).mean(dim=1)
+        lse = torch.cat(found)
+        shares = torch.softmax(lse, dim=0).mean(dim=1)
         index = torch.from_numpy(np.concatenate(ids)).to(shares.device, torch.int64)
-        return shares.new_zeros(num_blocks).index_add_(0, index, shares)
+        return shares.new_zeros(num_blocks).index_add_(0, index, shares), torch.logsumexp(lse, dim=0)
 
     def lse_by_block(self, query: TokenQuery, wanted: Int32) -> torch.Tensor:
         """[n, Hq] log-sum-exp of the logits of each of the `wanted` blocks alone."""

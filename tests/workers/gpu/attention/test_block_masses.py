@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from moorage.workers.gpu.attention.recall_probe import RecallProbe
 from moorage.workers.spec import MemorySpec, Positions, Segment, SegmentResult
 from tests.engine_driver import Driver, memory
 from tests.tiny_models import TinyModel, build_tiny_checkpoint, random_prompt
@@ -52,6 +53,21 @@ def test_reports_are_the_exact_masses_of_successive_layers(llama: TinyModel, top
         matched += [layer for layer in layers if np.allclose(reported, exact[layer], atol=1e-5)]
     assert set(matched) == set(layers)
     assert len(matched) == STEPS if topk is None else len(matched) >= STEPS // llama.spec.num_layers
+
+
+def test_recall_is_reported_beside_and_is_what_the_selection_holds(llama: TinyModel) -> None:
+    ids = random_prompt(llama.spec, LENGTH + STEPS).tolist()
+    driver = Driver(llama.directory, llama.spec, block_size=BLOCK)
+    probe = RecallProbe(driver.worker.engine.exact, BLOCK)
+    driver.worker.engine.observe(probe)
+    prefill = Segment(1, 0, tuple(ids[:LENGTH]), sample=False)
+    driver.step(opens=(driver.open(1, ids[:LENGTH], AXES.replace(topk=1)),), segments=(prefill,))
+    for place in range(LENGTH, LENGTH + STEPS):
+        probe.samples.clear()
+        (result,) = driver.step(segments=(Segment(1, place, (ids[place],), sample=False),))
+        assert result.recall is not None
+        assert any(np.allclose(result.recall_by_head, each.recall, atol=1e-5) for each in probe.samples)
+        assert result.recall < 1
 
 
 def test_blocks_that_two_variants_of_a_query_meet_count_once(llama: TinyModel) -> None:
