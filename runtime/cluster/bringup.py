@@ -39,12 +39,12 @@ async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
             await text.start()
         if grammars is not None:
             await asyncio.to_thread(grammars.prepare)
+        return Coordinator(cluster_of(plan, RayExecutor(processes), processes.step_tokens, text, grammars))
     except BaseException:
         if text is not None:
             await text.close()
         await processes.stop()
         raise
-    return Coordinator(cluster_of(plan, RayExecutor(processes), processes.step_tokens, text, grammars))
 
 
 def cluster_of(

@@ -31,6 +31,13 @@ def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     yield from _about_steps(config, settings)
     yield from _about_verification(settings)
     yield from _about_server(config)
+    yield from _about_sessions(config)
+
+
+def _about_sessions(config: ClusterConfig) -> Iterator[Complaint]:
+    for key in ("save_after", "max_bytes"):
+        if getattr(config.sessions, key) is not None and config.sessions.path is None:
+            yield "sessions", key, "says how sessions are saved, and sessions.path names no folder; name one"
 
 
 def _about_names(config: ClusterConfig) -> Iterator[Complaint]:

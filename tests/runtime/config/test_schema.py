@@ -139,6 +139,11 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
         ("long_context: {blok_size: 1}", "long_context.blok_size: unknown key; did you mean block_size?"),
         ("long_contxt: {}", "long_contxt: unknown section; did you mean long_context?"),
         ("block_size: 3", "did you mean long_context.block_size?"),
+        (
+            "sessions: {save_after: 10min}",
+            "sessions.save_after: says how sessions are saved, and sessions.path",
+        ),
+        ("sessions: {ttl: soon}", "sessions.ttl: got 'soon': should be a time such as 90, 30min, 12h or 7d"),
         ("memory: {block_size: 3}", "did you mean long_context.block_size?"),
         ("long_context: {chunk_size: -1}", "long_context.chunk_size: got -1: should be at least 1"),
         ("long_context: {max_seq_len: 0}", "long_context.max_seq_len: got 0: should be at least 1"),
