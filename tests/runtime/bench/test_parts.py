@@ -123,6 +123,6 @@ def test_scoring_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monke
     report = json.loads(file.read_text())
     found = {row["name"]: row for row in report["rows"]}
     assert {"scoring", "scoring-group4", "scoring-anchors4", "topk"} <= set(found)
-    assert {"choosing", "choosing-codes", "choosing-group4", "choosing-codes-group4"} <= set(found)
+    assert {"choosing", "choosing-group4"} <= set(found)
     assert {"numpy", "torch-half", "torch-float32"} <= set(found["scoring"]["ratio_to"])
     assert found["scoring"]["ratio_to_limit"] > 0
