@@ -17,6 +17,7 @@ _MEASURED = (
     "recall_p5",
     "budget_tokens",
     "chosen_blocks",
+    "chosen_keys",
     "dram_bytes",
     "beyond_tokens",
     "queue_s",

@@ -42,7 +42,9 @@ export function usageLine(usage) {
   const parts = [`${counted(usage.prompt_tokens, "prompt token")}${cached ? `, ${whole(cached)} cached` : ""}`];
   if (measured.time_to_first_token_s != null) parts.push(`first token after ${duration(measured.time_to_first_token_s)}`);
   parts.push(counted(usage.completion_tokens, "token") + (measured.decode_tokens_per_s ? ` at ${rate(measured.decode_tokens_per_s)} tokens/s` : ""));
-  if (measured.budget_tokens) parts.push(`at most ${whole(measured.budget_tokens)} tokens attended`);
+  // A short prompt is attended in full under a selection too; then no key is selected, and recall is not measured.
+  const selects = measured.chosen_keys > 0 || (measured.chosen_keys == null && measured.recall != null);
+  if (measured.budget_tokens && selects) parts.push(`at most ${whole(measured.budget_tokens)} tokens attended`);
   if (measured.recall != null) parts.push(`recall ${measured.recall.toFixed(3)}`);
   return parts.join(" · ");
 }

@@ -233,3 +233,29 @@ def test_the_strip_has_few_cells_and_its_scale_leaves_the_sink_out(evaluated: Ev
         return [cells.length <= 160, cells.at(-1).end, holds, cells[1].heat < 0.2];
     })()"""
     assert evaluated("cellsOf of strip.js", expression) == [True, 64000, True, True]
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (
+            {"budget_tokens": 960, "chosen_keys": 768, "recall": 0.9891},
+            "at most 960 tokens attended · recall 0.989",
+        ),
+        ({"budget_tokens": 960, "chosen_keys": 0, "recall": None}, "7 tokens"),
+        ({"budget_tokens": 0, "chosen_keys": None, "recall": None}, "7 tokens"),
+    ],
+    ids=["selected", "short prompt", "full"],
+)
+def test_a_line_under_an_answer_says_what_was_attended(
+    evaluated: Evaluated, measured: dict[str, Any], said: str
+) -> None:
+    usage = {
+        "prompt_tokens": 5000,
+        "completion_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 4000},
+        "moorage": [measured],
+    }
+    line = evaluated("usageLine of figures.js", f"usageLine({json.dumps(usage)})")
+    assert line.startswith("5,000 prompt tokens, 4,000 cached · 7 tokens")
+    assert line.endswith(said)
