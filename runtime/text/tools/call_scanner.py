@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
+
+from moorage.runtime.text.tools.strict_json import strict_json
 
 NAME_KEYS = ("name",)
 ARGUMENT_KEYS = ("arguments", "parameters")
@@ -110,7 +111,7 @@ class CallScanner:
     def _in_key(self, character: str) -> None:
         if not self._value.push(character):
             return
-        key = _read(self._value.text)
+        key = strict_json(self._value.text)
         self._key = key if isinstance(key, str) else None
         known = (*NAME_KEYS, *ARGUMENT_KEYS, *OTHER_KEYS)
         self.failed = self._names is not None and self._key not in known
@@ -138,13 +139,13 @@ class CallScanner:
 
     def _set(self, text: str) -> None:
         """Takes the whole value of a key."""
-        value = _read(text)
+        value = strict_json(text)
         if self._key in NAME_KEYS:
             self.name = value if isinstance(value, str) and value else None
             self.failed = self.name is None or (self._names is not None and self.name not in self._names)
         elif self._key in ARGUMENT_KEYS:
             if isinstance(value, str):  # Some models write the object as a string.
-                text, value = value, _read(value)
+                text, value = value, strict_json(value)
             self.failed = not (isinstance(value, dict) or text == "null")
             self._arguments = "{}" if text == "null" else text
 
@@ -155,11 +156,3 @@ class CallScanner:
         self.ended = True
         if self._arguments is None:
             self._arguments = "{}"
-
-
-def _read(text: str) -> object:
-    """A JSON value; None also for what is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

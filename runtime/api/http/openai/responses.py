@@ -104,11 +104,12 @@ class _Answer:
 
     def __init__(self, asked: ResponsesRequest, turn: Turn) -> None:
         self.asked, self.turn = asked, turn
+        self._tools = turn.reader.talk.asked
         self.items = Items(turn.reader, turn.request_id)
         self._created_s = int(time.time())
 
     def body(self, status: str, **more: Any) -> dict[str, Any]:
-        asked = self.asked
+        asked, only = self.asked, self._tools.only
         return {
             "id": f"resp_{self.turn.request_id}",
             "object": "response",
@@ -121,8 +122,8 @@ class _Answer:
             "top_p": asked.top_p,
             "previous_response_id": None,
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
-            "tool_choice": asked.tool_choice or "auto",
-            "tools": asked.tools or [],
+            "tool_choice": self._tools.choice if only is None else {"type": "function", "name": only},
+            "tools": [{"type": "function", "strict": None, **tool["function"]} for tool in self._tools.tools],
             "text": {"format": {"type": "text"}},
             "truncation": "disabled",
             "store": False,

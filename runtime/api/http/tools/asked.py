@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moorage.runtime.text.tools.format import Tool
+from moorage.runtime.text.tools.strict_json import is_strict
 from moorage.workers.errors import InvalidRequest
 
 MOST_TOOLS = 1024
@@ -125,6 +126,8 @@ def _template_form(where: str, function: Any, schema_key: str) -> dict[str, Any]
         raise InvalidRequest(
             f"{where}.{schema_key}: is nested more than {MOST_DEPTH} deep; send a flatter one"
         )
+    if not is_strict(schema):
+        raise InvalidRequest(f"{where}.{schema_key}: has a number that is not finite; send a JSON schema")
     read: dict[str, Any] = {"name": name}
     if description is not None:
         read["description"] = description

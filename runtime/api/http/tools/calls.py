@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from moorage.runtime.api.http.prompts import Message
 from moorage.runtime.api.http.tools.asked import MOST_DEPTH, depth
+from moorage.runtime.text.tools.strict_json import strict_json
 from moorage.workers.errors import InvalidRequest
 
 MOST_CALLS = 1024
@@ -22,10 +22,7 @@ def call_of(where: str, call_id: Any, name: Any, arguments: Any) -> dict[str, An
     if not isinstance(name, str) or not name:
         raise InvalidRequest(f"{where}.name: is missing; send the name of the tool that was called")
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
+        arguments = strict_json(arguments or "{}")
     if not isinstance(arguments, dict):
         raise InvalidRequest(f"{where}.arguments: are no JSON object; send them as the call had them")
     if depth(arguments) > MOST_DEPTH:

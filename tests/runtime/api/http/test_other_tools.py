@@ -140,6 +140,19 @@ async def test_a_response_has_calls_as_items(http: Http) -> None:
     ]
     assert response.status == "completed"
     assert "web_search" not in prompt(http)
+    assert [tool.name for tool in response.tools if tool.type == "function"] == ["weather", "now"]
+    assert (response.tool_choice, response.parallel_tool_calls) == ("auto", True)
+
+
+async def test_numbers_that_json_has_not_are_refused(http: Http) -> None:
+    tool = '{"type": "function", "name": "f", "parameters": {"maximum": 1e999}}'
+    body = f'{{"input": "x", "tools": [{tool}, {{"type": "other", "x": 1e999}}]}}'
+    headers = {"content-type": "application/json"}
+    refused = await http.client.post("/v1/responses", content=body, headers=headers)
+    assert refused.status_code == 400
+    assert "not finite" in refused.json()["error"]["message"]
+    left_out = await http.client.post("/v1/responses", content=body.replace(f"{tool}, ", ""), headers=headers)
+    assert left_out.status_code == 200
 
 
 async def test_a_stream_of_items_has_the_events_of_the_documentation(http: Http) -> None:
