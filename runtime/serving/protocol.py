@@ -232,7 +232,7 @@ class ClusterStatus:
     step_part_s: dict[str, float] = field(default_factory=dict)
     waiting_requests: tuple[WaitingRequest, ...] = ()  # in the expected order of admission
     idle_sessions: int = 0
-    """Named sessions whose KV stays in DRAM while no request uses it."""
+    """Sessions, with a name or without, whose KV stays in DRAM while no request uses it."""
     failure: str = ""
     """What keeps the cluster from serving, in one line."""
     failed_steps_total: int = 0

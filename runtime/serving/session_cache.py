@@ -1,4 +1,4 @@
-"""Named sessions whose KV outlives a request. Pure. `sessions/reuse.py` says what another prompt may use of it."""
+"""Sessions whose KV outlives a request. Pure. `sessions/reuse.py` says what another prompt may use of it."""
 
 from __future__ import annotations
 

@@ -64,7 +64,10 @@ class Snapshot:
                 status.prefilling,
                 "Running requests that read their prompt.",
             ),
-            "moorage:sessions_idle": (status.idle_sessions, "Named sessions that no request uses now."),
+            "moorage:sessions_idle": (
+                status.idle_sessions,
+                "Sessions, with a name or without, that no request uses now.",
+            ),
             "moorage:recall": (status.recall, "Mean share of the exact attention mass on the attended keys."),
             "moorage:device_hit_rate": (
                 status.cache_hit_rate,
