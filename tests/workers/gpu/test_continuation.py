@@ -240,6 +240,7 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "rebase_every": (memory(rope=DYNAMIC_NTK), 9, False),
     "verify": (memory(**CHOOSING), 3, False),
     "recall_every": (SELECTED, 1, False),
+    "inspect": (SELECTED, True, False),
 }  # fmt: skip
 """(a selection of memory, another value of the field, whether that changes what a prompt stores)."""
 
