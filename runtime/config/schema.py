@@ -169,7 +169,7 @@ class ServerSection(Section):
     tls_client_ca: FilePath | None = Field(
         None, description="Certificates of authorities; only clients with a certificate of theirs are let in."
     )
-    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "json"] = Field(
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "qwen3_coder", "json"] = Field(
         "auto",
         description="Format in which the model writes tool calls; auto reads it from the chat template.",
     )

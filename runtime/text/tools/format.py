@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,25 +44,29 @@ class ToolFormat:
     tokens: tuple[str, ...] = ()
     """Marks that are tokens of their own in most models. They are seen in a text although they may be special."""
 
-    def parser(self, names: Collection[str]) -> AnswerParser:
-        """A parser of one answer to a request that has tools of these names."""
-        return JsonCallParser(self.marks, names)
+    def parser(self, schemas: Mapping[str, Mapping[str, Any]]) -> AnswerParser:
+        """A parser of one answer to a request that has these tools: by name the schema of the arguments."""
+        return JsonCallParser(self.marks, schemas)
 
     def grammar(self, tools: Sequence[Tool], spelled: Callable[[str], str], *, several: bool) -> str:
         """A grammar, in Lark's syntax, of answers that only call some of `tools`; more than one with `several`.
 
         `spelled` says how a grammar has a token of `tokens`.
         """
-        rest = f" ({self._literal(self.separator, spelled)} call){{0,{_MOST_MORE}}}" if several else ""
-        start = (self._literal(self.before, spelled), f"call{rest}", self._literal(self.after, spelled))
-        each = (self._literal(self.before_each, spelled), "body", self._literal(self.after_each, spelled))
-        lines = [f"start: {' '.join(filter(None, start))}", f"call: {' '.join(filter(None, each))}"]
+        lines = self.frame(spelled, several=several)
         lines.append("body: " + " | ".join(f"tool_{place}" for place in range(len(tools))))
         for place, tool in enumerate(tools):
             begin = f'{{"name": {json.dumps(tool.name)}, "{self.arguments_key}": '
             lines.append(f'tool_{place}: {json.dumps(begin)} arguments_{place} "}}"')
             lines.append(f"arguments_{place}: %json {json.dumps(_schema(tool.parameters))}")
         return "\n".join(lines)
+
+    def frame(self, spelled: Callable[[str], str], *, several: bool) -> list[str]:
+        """The rules of what stands round the `body` of calls."""
+        rest = f" ({self._literal(self.separator, spelled)} call){{0,{_MOST_MORE}}}" if several else ""
+        start = (self._literal(self.before, spelled), f"call{rest}", self._literal(self.after, spelled))
+        each = (self._literal(self.before_each, spelled), "body", self._literal(self.after_each, spelled))
+        return [f"start: {' '.join(filter(None, start))}", f"call: {' '.join(filter(None, each))}"]
 
     def _literal(self, text: str, spelled: Callable[[str], str]) -> str:
         """A text in a grammar, whose tokens of `tokens` are named as tokens."""

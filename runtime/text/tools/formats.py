@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from moorage.runtime.text.tokenizer import TextTokenizer
-from moorage.runtime.text.tools import hermes, llama3_json, mistral, plain_json
+from moorage.runtime.text.tools import hermes, llama3_json, mistral, plain_json, qwen3_coder
 from moorage.runtime.text.tools.format import ToolFormat
 
 FORMATS: Mapping[str, ToolFormat] = {
-    each.FORMAT.name: each.FORMAT for each in (mistral, hermes, llama3_json, plain_json)
+    each.FORMAT.name: each.FORMAT for each in (qwen3_coder, mistral, hermes, llama3_json, plain_json)
 }
 """By name; of those that fit a template the first one counts."""
 AUTO = "auto"

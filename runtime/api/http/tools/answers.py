@@ -100,8 +100,9 @@ class AnswerReader:
         self, talk: ToolConversation, replays: Replays, eos_token_ids: Sequence[int], id_prefix: str = "call_"
     ) -> None:
         self.talk = talk
-        names = [tool["function"]["name"] for tool in talk.asked.tools]
-        self._parser = talk.use.format.parser(names) if talk.use is not None and talk.parses else None
+        functions = [tool["function"] for tool in talk.asked.tools]
+        schemas = {function["name"]: function["parameters"] for function in functions}
+        self._parser = talk.use.format.parser(schemas) if talk.use is not None and talk.parses else None
         self._replays, self._eos_token_ids, self._id_prefix = replays, eos_token_ids, id_prefix
         self._several = talk.asked.several
         self._token_ids = array("I")

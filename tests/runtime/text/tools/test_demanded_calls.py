@@ -48,7 +48,7 @@ def test_only_calls_that_match_their_schema_can_be_said(
     called = set()
     for seed in range(6):
         said = drawn(grammars.compile(Grammar("lark", text)), _Seeing(tokenizer), seed, most=5000)
-        parser = use.format.parser([tool.name for tool in TOOLS])
+        parser = use.format.parser({tool.name: tool.parameters for tool in TOOLS})
         rest, calls = read(parser.push(said) + parser.finish())
         assert rest == ""
         assert len(calls) >= 1 if several else len(calls) == 1

@@ -15,7 +15,8 @@ from moorage.runtime.text.tools.formats import FORMATS, tool_use
 from moorage.runtime.text.tools.parts import CallArguments, CallBegun, CallBroken, CallEnded, Part, Said
 from tests import tokenizers
 
-NAMES = ("weather", "now")
+CITY = {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}}
+NAMES: dict[str, dict[str, Any]] = {"weather": CITY, "now": {}}
 PARIS = '{"city": "Paris {\\"}\\" é"}'
 ONE = f'{{"name": "weather", "arguments": {PARIS}}}'
 NONE = '{"name": "now", "arguments": {}}'
@@ -115,6 +116,13 @@ CALLS: dict[str, tuple[str, str, str, list[Call]]] = {
         "Well. ",
         [("weather", PARIS), ("now", "{}")],
     ),
+    "qwen3 coder": (
+        "qwen3_coder",
+        "I look.\n\n<tool_call>\n<function=weather>\n<parameter=city>\n7 <b>\nline\n</parameter>\n<parameter=days>\n"
+        "3\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>\n",
+        "I look.\n\n",
+        [("weather", '{"city": "7 <b>\\nline", "days": 3}'), ("now", "{}")],
+    ),
     "json": ("json", f"\n{ONE}", "", [("weather", PARIS)]),
     "json in a list": ("json", f"[{ONE}, {NONE}]\n", "", [("weather", PARIS), ("now", "{}")]),
     "json in a fence": ("json", f"So:\n```json\n{ONE}\n```\nDone.", "So:\n\nDone.", [("weather", PARIS)]),
@@ -138,6 +146,8 @@ TEXTS = {
     "JSON later": ("llama3_json", f"Here: {LLAMA}"),
     "a list": ("json", "[1, 2, 3]"),
     "a fence": ("json", '```json\n{"name": "Ada", "arguments": {}}\n```'),
+    "no function": ("qwen3_coder", "a <tool_call>weather</tool_call> b"),
+    "the end within a function": ("qwen3_coder", "<tool_call>\n<function=weather>\n<parameter=city>\nPar"),
     "a name alone": ("mistral", "[TOOL_CALLS]weather and so on" + " more" * 100),
 }
 
@@ -182,6 +192,7 @@ TEMPLATES = {
     "hermes": "{% if tools %}{{ tools | tojson }} answer as <tool_call>{% endif %}",
     "llama3_json": "{% if tools %}{{ tools }}<|start_header_id|>ipython{% endif %}",
     "mistral": "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]",
+    "qwen3_coder": "{% if tools %}<tool_call><function=name>{% endif %}",
     "json": "{% for tool in tools %}{{ tool }}{% endfor %}",
 }
 
