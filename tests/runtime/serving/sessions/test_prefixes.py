@@ -168,3 +168,27 @@ async def test_any_mix_of_prompts_means_what_each_means_alone() -> None:
             await coordinator.sessions.delete(info.name)
         await ask(coordinator, [3] * 155)
         await until(lambda: len(worker.sessions) == 1)
+
+
+async def test_the_index_has_the_blocks_that_idle_sessions_hold_and_no_others() -> None:
+    prompt = [*DOCUMENT, *DOCUMENT, *DOCUMENT]
+    async with sharing() as (coordinator, worker):
+        index = coordinator._loop.scheduler.idle.index
+        events = coordinator.generate(GenerateParams(prompt, max_new_tokens=2, session="cut"))
+        async for event in events:
+            if isinstance(event, Progress):
+                break
+        await events.aclose()
+        await until(lambda: len(worker.idle) == 1)
+        (info,) = await coordinator.sessions.list()
+        assert len(index) == info.num_tokens // LAYOUT.block_size < 30, "what was not computed is not there"
+        await coordinator.sessions.delete("cut")
+        assert len(index) == 0, "what was dropped is not there"
+
+
+async def test_a_longer_session_that_is_gone_does_not_hide_a_shorter_one() -> None:
+    async with sharing() as (coordinator, _):
+        await ask(coordinator, [*DOCUMENT[:20], 8], session="short")
+        await ask(coordinator, [*DOCUMENT, 1], session="long")
+        await coordinator.sessions.delete("long")
+        assert await ask(coordinator, [*DOCUMENT, 2]) == 20
