@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
-    from moorage.workers.gpu.engine.warm_up import KernelNeeds
+    from moorage.workers.gpu.engine.kernel_uses import KernelNeeds
 
 LOADING_S = 3.0
 """Time after which kernels are not loaded but compiled."""
@@ -72,7 +72,7 @@ def _end_with_parent() -> None:
 
 def _compile_from_the_end(needs: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from moorage.workers.gpu.engine.warm_up import KernelNeeds, kernel_uses
+    from moorage.workers.gpu.engine.kernel_uses import KernelNeeds, kernel_uses
 
     for use in reversed(kernel_uses(TypeAdapter(KernelNeeds).validate_json(needs))):
         use()

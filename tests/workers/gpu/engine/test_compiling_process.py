@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from moorage.workers.gpu.engine import compiling_process as module
 from moorage.workers.gpu.engine.compiling_process import compiling_process
-from moorage.workers.gpu.engine.warm_up import KernelNeeds
+from moorage.workers.gpu.engine.kernel_uses import KernelNeeds
 from moorage.workers.spec import AnchorType, KvLayout, KvType
 
 LAYOUT = KvLayout(2, 2, 32, 16, KvType.FP16, AnchorType.KEY_CODES)
