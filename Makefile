@@ -70,7 +70,8 @@ $(BIN)/python:
 
 $(VENV)/.locked: requirements.lock | $(BIN)/python
 	@echo "Installing the pinned packages of requirements.lock; minutes the first time"
-	@$(BIN)/pip install -q -r requirements.lock
+	@# Python compiles a module when it is first imported; compiling all of them doubles the time of this step.
+	@$(BIN)/pip install -q --no-compile -r requirements.lock
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.locked pyproject.toml
