@@ -21,7 +21,7 @@ LINE_EVERY_S = 5.0
 SLOW_START_S = 15.0
 """Time without output after which one line says what takes so long."""
 _SLOW_START = (
-    "Still starting. The first start on a machine compiles kernels for its processor, which takes a minute or two; "
+    "Still starting. The first start on a machine compiles kernels for its processor, which takes about a minute; "
     "later starts take as long only where the machine is busy."
 )
 _REFRESHES_PER_S = 8

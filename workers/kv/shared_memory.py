@@ -21,7 +21,7 @@ HUGE_BYTES = 2 << 20
 """Of a huge page on x86-64 and, with base pages of 4 KiB, on arm64."""
 FAST, PATIENCE_S = 1 << 29, 2.0
 """Where Linux must first make room, it gives fewer bytes a second than this, as one page after the other takes.
-The time that this costs is limited."""
+The time that this costs is limited: so many seconds for each GiB, and for less."""
 _COLLAPSE = 25
 """MADV_COLLAPSE of Linux 6.1, which Python's mmap does not name."""
 _FIXED, _NONE = 0x10, 0
@@ -50,7 +50,7 @@ class SharedMapping:
         self.array: NDArray[np.uint8] = np.frombuffer(memoryview(memory), np.uint8)
         self._is_huge = np.zeros(num_bytes // HUGE_BYTES, np.bool_)
         """By huge page: whether it was asked for."""
-        self._patience_s = PATIENCE_S
+        self._patience_s = PATIENCE_S * max(1.0, num_bytes / (1 << 30))
 
     def advise(self, advice: int) -> None:
         """Gives the system an advice of madvise about all bytes. Raises OSError when it refuses."""
