@@ -111,7 +111,7 @@ def serve(directory: Path, num_shards: int, kv_type: KvType, anchor_type: Anchor
 @pytest.mark.parametrize(
     ("num_shards", "kv_type", "anchor_type"),
     [
-        (1, KvType.FP16, AnchorType.QUEST),
+        pytest.param(1, KvType.FP16, AnchorType.QUEST, marks=pytest.mark.slow),
         (2, KvType.FP16, AnchorType.KEY_CODES),
         pytest.param(2, KvType.FP32, AnchorType.BLOCK_MEAN, marks=pytest.mark.slow),
         pytest.param(3, KvType.FP16, AnchorType.DYNAMIC, marks=pytest.mark.slow),
