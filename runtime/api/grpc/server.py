@@ -16,16 +16,13 @@ from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.grpc.access import NeedsKey
 from moorage.runtime.api.grpc.interceptors import EveryMethod
 from moorage.runtime.api.grpc.service import MoorageService
-from moorage.runtime.api.uploads import UploadLimits, Uploads
+from moorage.runtime.api.uploads import UploadLimits
 from moorage.workers.errors import Unavailable
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Moorage"].full_name
 MAX_CONCURRENT_RPCS = 8192
 """The last bound, since beyond it no health check is answered. Uploads, streams and requests have lower ones."""
-BYTES_PER_TOKEN_SENT = 32
-"""Bytes that uploads may hold for each token of the longest prompt; text has some 4."""
 DEFAULT_MAX_MESSAGE_BYTES = 4 << 20
-_DRAIN_POLL_S = 0.05
 _CLOSE_GRACE_S = 1.0
 _OPTIONS = (
     ("grpc.so_reuseport", 0),
@@ -88,9 +85,7 @@ class ApiServer:
 
     async def serve(self, engine: Engine) -> None:
         """From now on `engine` answers requests, and health checks get SERVING."""
-        prompt_bytes = engine.model_info().max_seq_len * BYTES_PER_TOKEN_SENT
-        self._service.uploads = Uploads(self._upload_limits.for_prompts(prompt_bytes))
-        self._service.engine = engine
+        self._service.attach(engine, self._upload_limits)
         await self.set_health(serving=True)
 
     async def set_health(self, *, serving: bool) -> None:
@@ -107,10 +102,7 @@ class ApiServer:
         """Refuses new requests and waits at most `grace_s` for those that are being answered."""
         self._service.stopping = True
         await self._health.enter_graceful_shutdown()
-        for _ in range(int(grace_s / _DRAIN_POLL_S)):
-            if not self._service.num_active:
-                return
-            await asyncio.sleep(_DRAIN_POLL_S)
+        await self._service.drain(grace_s)
 
     async def stop(self) -> None:
         """Closes the port. The engine closes before, so that open requests end with its error."""

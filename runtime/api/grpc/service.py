@@ -18,8 +18,9 @@ from moorage.runtime.api.engine import Engine, Events
 from moorage.runtime.api.grpc import codec
 from moorage.runtime.api.grpc.failures import reported
 from moorage.runtime.api.grpc.session_methods import SessionMethods
+from moorage.runtime.api.guides import with_guide
 from moorage.runtime.api.prompts import PromptCollector
-from moorage.runtime.api.uploads import Upload, Uploads, client_of
+from moorage.runtime.api.uploads import Upload, client_of
 from moorage.runtime.serving.protocol import (
     Finished,
     GenerateParams,
@@ -29,12 +30,11 @@ from moorage.runtime.serving.protocol import (
     Token,
 )
 from moorage.runtime.text.body import Body
-from moorage.workers.errors import DeadlineExceeded, InvalidRequest, Unavailable
+from moorage.workers.errors import DeadlineExceeded, InvalidRequest
 from moorage.workers.token_ids import TokenIds
 
 log = structlog.get_logger()
 
-STATUS_TIMEOUT_S = 5.0
 MOST_UNREAD_S = 60.0
 """Time for a client to read on when the buffers of the connection are full."""
 _IDS_AT_ONCE = 50_000
@@ -47,18 +47,11 @@ Requests = AsyncIterator[Any]
 class MoorageService(SessionMethods):
     """Answers UNAVAILABLE until `engine` is set, and again once `stopping` is."""
 
-    def __init__(self) -> None:
-        self.engine: Engine | None = None
-        self.stopping = False
-        self.uploads = Uploads()
-        self.num_active = 0
-        """Generations and scorings that are being answered."""
-
     async def Generate(self, request_iterator: Requests, context: Context) -> None:  # noqa: N802
         """Checks parameters and prompt, then streams the engine's events."""
         async with reported(context, request_iterator):
-            engine = self._ready()
-            with self._counted():
+            engine = self.ready()
+            with self.counted():
                 with self.uploads.open(client_of(context.peer())) as upload:
                     params = await _generate_params(upload, request_iterator, engine)
                 await engine.sessions.wake(params.session, params.tenant)
@@ -72,8 +65,8 @@ class MoorageService(SessionMethods):
     async def Score(self, request_iterator: Requests, context: Context) -> None:  # noqa: N802
         """Checks the text, then streams its log-probabilities."""
         async with reported(context, request_iterator):
-            engine = self._ready()
-            with self._counted():
+            engine = self.ready()
+            with self.counted():
                 with self.uploads.open(client_of(context.peer())) as upload:
                     params = await _score_params(upload, request_iterator, engine)
                 async with aclosing(engine.score(params)) as events:
@@ -86,7 +79,7 @@ class MoorageService(SessionMethods):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:  # noqa: N802
         """Token ids of a text."""
         async with reported(context):
-            engine = self._ready()
+            engine = self.ready()
             validation.model_name(request.model, engine.model_info())
             special = request.add_special_tokens if request.HasField("add_special_tokens") else True
             with self._complete_upload(context, len(request.text)), Body(request.text) as text:
@@ -102,7 +95,7 @@ class MoorageService(SessionMethods):
     ) -> pb.DetokenizeResponse:
         """Text of token ids."""
         async with reported(context):
-            engine = self._ready()
+            engine = self.ready()
             validation.model_name(request.model, engine.model_info())
             validation.token_ids(request.token_ids, engine.model_info().vocab_size)
             with self._complete_upload(context, request.ByteSize()):
@@ -112,30 +105,12 @@ class MoorageService(SessionMethods):
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: ARG002, N802
         """The one served model."""
         async with reported(context):
-            return pb.ListModelsResponse(models=[codec.model(self._ready().model_info())])
+            return pb.ListModelsResponse(models=[codec.model(self.ready().model_info())])
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: ARG002, N802
         """A snapshot of the cluster; the only method that answers while it stops."""
         async with reported(context):
-            if self.engine is None:
-                raise Unavailable("the server is starting; try again when it is ready")
-            try:
-                async with asyncio.timeout(STATUS_TIMEOUT_S):
-                    status = await self.engine.status()
-            except TimeoutError:
-                raise Unavailable(
-                    f"the cluster's processes did not answer within {STATUS_TIMEOUT_S:g} s; look in the server's log"
-                ) from None
-            if self.stopping:
-                status = dataclasses.replace(status, state="stopping")
-            return codec.status_response(status)
-
-    def _ready(self) -> Engine:
-        if self.stopping:
-            raise Unavailable("the server is stopping; ask another one or start it again")
-        if self.engine is None:
-            raise Unavailable("the server is starting; try again when it is ready")
-        return self.engine
+            return codec.status_response(await self.status())
 
     @contextmanager
     def _complete_upload(self, context: Context, num_bytes: int) -> Iterator[None]:
@@ -145,14 +120,6 @@ class MoorageService(SessionMethods):
             upload.grow(num_bytes)
             yield
 
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self.num_active += 1
-        try:
-            yield
-        finally:
-            self.num_active -= 1
-
 
 async def _generate_params(upload: Upload, requests: Requests, engine: Engine) -> GenerateParams:
     request_id = _new_request_id()
@@ -160,9 +127,7 @@ async def _generate_params(upload: Upload, requests: Requests, engine: Engine) -
     params = validation.generate_params(asked, engine.model_info(), request_id)
     with PromptCollector(engine, upload, chat=True, parse_special=asked.parse_special) as prompt:
         params = dataclasses.replace(params, prompt=await _prompt(upload, requests, prompt))
-    if params.grammar is None:
-        return params
-    return dataclasses.replace(params, guide=await engine.grammars.guide(params.grammar))
+    return await with_guide(engine, params)
 
 
 async def _score_params(upload: Upload, requests: Requests, engine: Engine) -> ScoreParams:

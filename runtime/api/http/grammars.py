@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.guides import with_guide
 from moorage.runtime.serving.protocol import GenerateParams
 from moorage.runtime.text.grammar import Grammar
 from moorage.workers.errors import InvalidRequest
@@ -57,10 +57,7 @@ def of_format(value: Any, field: str) -> Grammar | None:
 
 async def with_guides(engine: Engine, asked: Sequence[GenerateParams]) -> list[GenerateParams]:
     """The same parameters, each with the state of its own answer in the grammar, if there is one."""
-    return [
-        one if one.grammar is None else replace(one, guide=await engine.grammars.guide(one.grammar))
-        for one in asked
-    ]
+    return [await with_guide(engine, one) for one in asked]
 
 
 def _structured(value: Any) -> Grammar | None:

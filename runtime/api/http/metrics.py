@@ -12,7 +12,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from moorage.runtime.api.http.operators import snapshot
 from moorage.runtime.api.http.service import HttpService, service_of
 from moorage.runtime.serving.protocol import ClusterStatus
 from moorage.runtime.serving.request_totals import Histogram, RequestTotals
@@ -27,7 +26,7 @@ async def metrics(request: Request) -> Response:
     """Figures of the cluster since its start."""
     service = service_of(request)
     engine = service.ready()
-    status = await snapshot(engine)
+    status = await service.status()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Snapshot(service, status, engine.request_totals))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

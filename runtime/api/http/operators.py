@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.service import service_of
-from moorage.runtime.serving.protocol import ClusterStatus, Finished, GenerateParams
+from moorage.runtime.serving.protocol import Finished, GenerateParams
 from moorage.workers.errors import ResourceExhausted, Unavailable
 
 router = APIRouter(tags=["operators"])
@@ -20,7 +20,6 @@ router = APIRouter(tags=["operators"])
 FRESH_S = 10.0
 """How long a forward step that succeeded says that the next one will."""
 STEP_TIMEOUT_S = 30.0
-STATUS_TIMEOUT_S = 5.0
 
 
 @router.get("/health")
@@ -47,24 +46,8 @@ async def ready(request: Request) -> dict[str, Any]:
 @router.get("/status")
 async def status(request: Request) -> dict[str, Any]:
     """A snapshot of the cluster: load, memory, processes, and why requests wait."""
-    service = service_of(request)
-    if service.engine is None:
-        raise Unavailable("the server is starting; try again when it is ready")
-    found = asdict(await snapshot(service.engine))
-    if service.stopping:
-        found["state"] = "stopping"
+    found = asdict(await service_of(request).status())
     return {"ready": found["state"] == "serving", **found}
-
-
-async def snapshot(engine: Engine) -> ClusterStatus:
-    """The status of a cluster. Raises Unavailable when its processes do not answer."""
-    try:
-        async with asyncio.timeout(STATUS_TIMEOUT_S):
-            return await engine.status()
-    except TimeoutError:
-        raise Unavailable(
-            f"the cluster's processes did not answer within {STATUS_TIMEOUT_S:g} s; look in the server's log"
-        ) from None
 
 
 @router.get("/version")

@@ -14,11 +14,10 @@ from moorage.runtime.api.access.tls import Tls
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.app import application
 from moorage.runtime.api.http.connections import MAX_CONNECTIONS, BoundedConnection
-from moorage.runtime.api.http.service import BYTES_PER_TOKEN_SENT, HttpService
-from moorage.runtime.api.uploads import UploadLimits, Uploads
+from moorage.runtime.api.http.service import HttpService
+from moorage.runtime.api.uploads import UploadLimits
 from moorage.workers.errors import Unavailable
 
-_DRAIN_POLL_S = 0.05
 _CLOSE_GRACE_S = 1.0
 _CLOSE_POLL_S = 0.01
 _KEEP_ALIVE_S = 30
@@ -72,9 +71,7 @@ class HttpServer:
 
     def serve(self, engine: Engine) -> None:
         """From now on `engine` answers requests."""
-        prompt_bytes = engine.model_info().max_seq_len * BYTES_PER_TOKEN_SENT
-        self._service.uploads = Uploads(self._upload_limits.for_prompts(prompt_bytes))
-        self._service.engine = engine
+        self._service.attach(engine, self._upload_limits)
 
     async def closed(self) -> None:
         """Waits until `stop` has closed the port."""
@@ -82,11 +79,7 @@ class HttpServer:
 
     async def drain(self, grace_s: float) -> None:
         """Refuses new requests and waits at most `grace_s` for those that are being answered."""
-        self._service.stopping = True
-        for _ in range(int(grace_s / _DRAIN_POLL_S)):
-            if not self._service.num_active:
-                return
-            await asyncio.sleep(_DRAIN_POLL_S)
+        await self._service.drain(grace_s)
 
     async def stop(self) -> None:
         """Closes the port and every connection. The engine closes before, and open requests end with its error."""

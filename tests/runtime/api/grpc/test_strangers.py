@@ -110,7 +110,7 @@ async def test_any_message_of_the_engine_reaches_the_client(
 
 
 async def test_status_has_a_time_limit(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moorage.runtime.api.grpc import service as module
+    from moorage.runtime.api import front_end as module
 
     async def never() -> None:
         await asyncio.Event().wait()
