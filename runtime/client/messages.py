@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from moorage.client.types import GRAMMARS, Accepted, GenerateEvent, GenerateOptions, Prompt, ScoreEvent
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.runtime.api.grpc import codec
+from moorage.runtime.api.setting_texts import setting_texts
 from moorage.workers.errors import InvalidRequest, MoorageError
 
 _TEXT_PIECE_BYTES = 512 << 10
@@ -175,18 +176,9 @@ def _set(message: Message, name: str, value: Any) -> None:
         raise InvalidRequest(f"{name}: {str(value)[:40]!r} can't be sent; check its type and range") from None
 
 
-def _settings(memory: Any) -> dict[str, str]:
-    """Settings with their values in YAML, of which JSON is a part."""
-    if not isinstance(memory, Mapping):
-        raise InvalidRequest("memory: must be a mapping of settings, such as {'topk': 64}")
-    found = {}
-    for key, value in memory.items():
-        try:
-            found[str(key)] = value if isinstance(value, str) else json.dumps(value)
-        except (TypeError, ValueError):
-            raise InvalidRequest(
-                f"memory: {key}: {str(value)[:40]!r} can't be sent; check its type"
-            ) from None
+def _settings(memory: object) -> dict[str, str]:
+    found = setting_texts(memory)
+    for key, value in found.items():
         text_bytes(f"{key}{value}", "memory")
     return found
 

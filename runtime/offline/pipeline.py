@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Self, Unpack, cast, overload
 
@@ -17,12 +16,15 @@ from moorage.client.types import (
     ScoreEvent,
     ScoreResult,
 )
+from moorage.runtime.api.guides import with_guide
+from moorage.runtime.api.setting_texts import setting_texts
 from moorage.runtime.config.load import load_cluster_config
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.offline.local_coordinator import LocalCoordinator
-from moorage.runtime.offline.requests import encode_prompt, is_one_prompt, memory_settings, request_params
+from moorage.runtime.offline.requests import encode_prompt, is_one_prompt, request_params
 from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.protocol import (
+    Event,
     Finished,
     GenerateParams,
     ModelInfo,
@@ -127,8 +129,8 @@ class Pipeline:
     ) -> ScoreResult:
         """Log-likelihood of a text or of token ids, each given those before it."""
         ids = encode_prompt(self._local.plan.tokenizer, text, raw=True)
-        settings = memory_settings(memory or {})
-        return self._local.run(self._score(ScoreParams(ids, preset, settings, secrets.token_hex(6))))
+        params = ScoreParams(ids, preset, setting_texts(memory or {}), secrets.token_hex(6))
+        return self._local.run(self._score(params))
 
     def get_ppl(self, inputs: Sequence[int] | Sequence[Sequence[int]] | str | Sequence[str]) -> list[float]:
         """Mean negative log-likelihood a token, in nats, of each input: what LMDeploy's `get_ppl` returns.
@@ -152,10 +154,7 @@ class Pipeline:
     def _params(self, prompt: Prompt, raw: bool, options: GenerateOptions) -> GenerateParams:
         special = bool(options.get("parse_special", False))
         ids = encode_prompt(self._local.plan.tokenizer, prompt, raw=raw, parse_special=special)
-        params = request_params(ids, options, self.model)
-        if params.grammar is None:
-            return params
-        return replace(params, guide=self._local.coordinator.grammars.compile(params.grammar))
+        return self._local.run(with_guide(self._local.coordinator, request_params(ids, options, self.model)))
 
     def _events(self, events: EventStream) -> Iterator[GenerateEvent]:
         async def following() -> Progress | Token | PromptLogprobs | Finished | None:
@@ -168,11 +167,8 @@ class Pipeline:
             self._local.run(events.aclose())
 
     async def _generate(self, params: GenerateParams) -> GenerateResult:
-        events = self._local.coordinator.generate(params)
-        try:
-            return GenerateResult.of([cast("GenerateEvent", event) async for event in events])
-        finally:
-            await events.aclose()
+        events = await _all(self._local.coordinator.generate(params))
+        return GenerateResult.of(cast("list[GenerateEvent]", events))
 
     async def _generate_all(self, requests: Sequence[GenerateParams]) -> list[GenerateResult]:
         slots = asyncio.Semaphore(self._most_at_once)
@@ -186,8 +182,13 @@ class Pipeline:
         return [task.result() for task in tasks]
 
     async def _score(self, params: ScoreParams) -> ScoreResult:
-        events = self._local.coordinator.score(params)
-        try:
-            return ScoreResult.of([cast("ScoreEvent", event) async for event in events])
-        finally:
-            await events.aclose()
+        events = await _all(self._local.coordinator.score(params))
+        return ScoreResult.of(cast("list[ScoreEvent]", events))
+
+
+async def _all(events: EventStream) -> list[Event]:
+    """The events of one request, which ends when they are not read to their end."""
+    try:
+        return [event async for event in events]
+    finally:
+        await events.aclose()

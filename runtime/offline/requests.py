@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -13,6 +12,7 @@ import numpy as np
 from moorage.client.messages import grammar_text
 from moorage.client.types import GRAMMARS, GenerateOptions, Prompt
 from moorage.runtime.api import validation
+from moorage.runtime.api.setting_texts import setting_texts
 from moorage.runtime.serving import protocol
 from moorage.runtime.text.grammar import Grammar
 from moorage.runtime.text.tokenizer import TextTokenizer
@@ -43,18 +43,13 @@ def request_params(
     grammars = [Grammar(name, grammar_text(name, given.pop(name))) for name in GRAMMARS if name in given]
     if len(grammars) > 1:
         raise InvalidRequest(f"{grammars[1].kind}: is given beside another grammar; give one")
-    given["memory"] = memory_settings(cast("Mapping[str, object]", given.get("memory", {})))
+    given["memory"] = setting_texts(given.get("memory", {}))
     asked = protocol.GenerateOptions(
         **cast("dict[str, Any]", given), sampling=_sampling(sampling), grammar=next(iter(grammars), None)
     )
     params = validation.generate_params(asked, served, secrets.token_hex(6))
     validation.token_ids(token_ids, served.vocab_size)
     return replace(params, prompt=token_ids)
-
-
-def memory_settings(memory: Mapping[str, object]) -> dict[str, str]:
-    """Settings of memory with their values in YAML, of which JSON is a part."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in memory.items()}
 
 
 def encode_prompt(

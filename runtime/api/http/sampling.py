@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import secrets
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moorage.runtime.api import validation
 from moorage.runtime.api.http.grammars import grammar_of
 from moorage.runtime.api.http.unsupported import refuse_unsupported
+from moorage.runtime.api.setting_texts import setting_texts
 from moorage.runtime.serving.protocol import GenerateOptions, GenerateParams, ModelInfo, SamplingOptions
 from moorage.runtime.text.grammar import Grammar
 from moorage.workers.token_ids import TokenIds
@@ -119,7 +119,7 @@ def options_of(
         sampling=SamplingOptions(**given),
         grammar=grammar,
         inspect=bool(asked.inspect),
-        memory={name: _as_yaml(value) for name, value in (asked.memory or {}).items()},
+        memory=setting_texts(asked.memory or {}),
     )
 
 
@@ -142,8 +142,3 @@ def each_choice(
 def with_prompt(params: Sequence[GenerateParams], prompt: TokenIds) -> list[GenerateParams]:
     """The same parameters with their prompt."""
     return [dataclasses.replace(one, prompt=prompt) for one in params]
-
-
-def _as_yaml(value: Any) -> str:
-    """A value as a cluster file has it; JSON is YAML."""
-    return value if isinstance(value, str) else json.dumps(value)
