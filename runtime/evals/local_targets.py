@@ -16,8 +16,9 @@ from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.config.source import Source, read_source
 from moorage.runtime.evals.attended import attended_keys, same_keys
+from moorage.runtime.evals.local_coder import LocalCoder
 from moorage.runtime.evals.local_engine import LocalEngine
-from moorage.runtime.evals.targets import CHAT_ANSWER_TOKENS, CHAT_TOKENS, Answer, beyond_reach, prefix_of
+from moorage.runtime.evals.targets import CHAT_ANSWER_TOKENS, CHAT_TOKENS, Answer, beyond_reach
 from moorage.runtime.evals.variants import Variant, check_names
 from moorage.runtime.planning.session_limit import session_limit
 from moorage.runtime.planning.trained_length import Reach, reach, trained_length
@@ -124,24 +125,13 @@ class LocalTargets:
         return self._resolved[label, length]
 
 
-class LocalTarget:
+class LocalTarget(LocalCoder):
     """An engine under one choice of memory."""
 
     def __init__(self, engine: LocalEngine, memory: MemorySpec, chat: bool = False) -> None:
+        super().__init__(engine.tokenizer)
         self._engine, self._memory, self._chat = engine, memory, chat
         self.room = engine.max_tokens - (CHAT_TOKENS + CHAT_ANSWER_TOKENS if chat else 0)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without special tokens."""
-        return self._engine.tokenizer.encode(text, add_special_tokens=False)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of `token_ids`, without special tokens."""
-        return self._engine.tokenizer.decode(token_ids)
-
-    def prefix(self) -> list[int]:
-        """What the model expects before a text, such as BOS."""
-        return prefix_of(self.encode, self._engine.tokenizer.encode)
 
     def generate(
         self,

@@ -22,7 +22,6 @@ from moorage.workers.spec import KEY_CODE_TOKENS, AnchorSpace, AnchorType, Posit
 
 if TYPE_CHECKING:
     from moorage.runtime.evals.local_engine import LocalEngine
-    from moorage.runtime.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +159,12 @@ def sweep(
     overrides: Sequence[str] = (),
 ) -> Iterator[SweepRow]:
     """One row for each point, on the same prompts; recall is that of the answers' steps."""
+    from moorage.runtime.evals.local_coder import LocalCoder
     from moorage.runtime.evals.local_engine import LocalEngine
     from moorage.runtime.text.tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer.load(load_cluster_config(config_file, overrides).model.path)
-    material = Material(prompts.haystack, _Coder(tokenizer))
+    material = Material(prompts.haystack, LocalCoder(tokenizer))
     prompt_tokens = prompts.num_tokens - ANSWER_TOKENS
     samples = make_samples(material, prompt_tokens, prompts.num_samples, prompts.seed)
     for point in sweep_points:
@@ -191,16 +191,3 @@ def _row(engine: LocalEngine, point: SweepPoint, samples: Sequence[PasskeySample
         len(samples),
         round(float(np.mean(attended))),
     )
-
-
-class _Coder:
-    """A tokenizer as prompts are built with: without special tokens."""
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(token_ids)
