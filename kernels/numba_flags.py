@@ -8,7 +8,7 @@ cores that KV actors and workers share. A user's NUMBA_THREADING_LAYER and OMP_W
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,3 +63,10 @@ def always_parallel() -> Iterator[None]:
         yield
     finally:
         _min_bytes = PARALLEL_MIN_BYTES
+
+
+def in_both_ways(use: Callable[[], None]) -> None:
+    """Runs `use` on one thread, and in parallel: what starts threads is a kernel, too."""
+    use()
+    with always_parallel():
+        use()

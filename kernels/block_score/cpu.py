@@ -164,11 +164,11 @@ def _write_sums(best: Any, num_parts: Any, count: Any, out: Any, first: Any, las
 def score(
     team: Any, units: Any, anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any
 ) -> None:  # fmt: skip
-    run_units(team, units, *unit_call(_score_share, (units, anchors, pages, queries, out, line, ahead)))
+    run_units(team, units, *unit_call(score_share, (units, anchors, pages, queries, out, line, ahead)))
 
 
 @njit(**SERIAL)
-def _score_share(
+def score_share(
     unit: Any, units: Any, anchors: Any, pages: Any, queries: Any, out: Any, line: Any, ahead: Any
 ) -> None:  # fmt: skip
     begin, end = len(pages) * unit // units, len(pages) * (unit + 1) // units

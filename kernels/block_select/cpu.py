@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.kernels.block_score.cpu import prefetch_distance, score_range
+from moorage.kernels.block_score.cpu import prefetch_distance, score_share
 from moorage.kernels.block_score.packing import pack_sums
 from moorage.kernels.checks import (
     FLOAT32,
@@ -172,7 +172,7 @@ def select_exactly(
     pooled = pooled[: rows * selections * len(pages)].reshape(rows, selections, len(pages))
     pieces = _in_pieces(packed)
     units = _num_units(team, len(pages))
-    run_units(team, units, *unit_call(_score_unit, (units, anchors, pages, pieces, pooled, line, ahead)))
+    run_units(team, units, *unit_call(score_share, (units, anchors, pages, pieces, pooled, line, ahead)))
     for r in range(rows):
         for s in range(selections):
             top_row(pooled[r, s, : limits[r]], ids[r, s], scores[r, s])
@@ -186,11 +186,3 @@ def select_exactly(
 def _num_units(team: Any, num_pages: Any) -> Any:
     threads = num_threads(team)
     return np.int64(1) if threads == 1 else min(num_pages, threads * UNITS_PER_THREAD)
-
-
-@njit(**SERIAL)
-def _score_unit(
-    unit: Any, units: Any, anchors: Any, pages: Any, pieces: Any, out: Any, line: Any, ahead: Any
-) -> None:  # fmt: skip
-    begin, end = len(pages) * unit // units, len(pages) * (unit + 1) // units
-    score_range(anchors, pages, pieces, out, line, ahead, begin, end)

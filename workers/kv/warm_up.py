@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from moorage.kernels.compile_lock import one_at_a_time
-from moorage.kernels.numba_flags import always_parallel
+from moorage.kernels.numba_flags import in_both_ways
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.mapped_shard import MappedShard
@@ -27,9 +27,7 @@ def warm_up(layout: KvLayout) -> None:
     Actors that start together do so one after the other, so that only the first has anything to compile.
     """
     with one_at_a_time(LOCK):
-        _run_each(layout)
-        with always_parallel():
-            _run_each(layout)
+        in_both_ways(lambda: _run_each(layout))
 
 
 def _run_each(layout: KvLayout) -> None:

@@ -13,7 +13,7 @@ from moorage.kernels.block_attention import attend_blocks
 from moorage.kernels.block_attention.resident import Rotations, attend_resident
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.logit_rows import summarise_rows
-from moorage.kernels.numba_flags import always_parallel
+from moorage.kernels.numba_flags import in_both_ways
 from moorage.kernels.step_program import Program, run_program
 from moorage.workers.gpu.engine.warm_up_decode import decode_uses
 from moorage.workers.gpu.engine.warm_up_prefill import prefill_uses
@@ -136,10 +136,3 @@ def _rotations(layout: KvLayout, half: int) -> Rotations:
     """Of one entry, as `attend_resident` takes them."""
     angles, offsets = np.zeros((1, half), np.float32), np.zeros((layout.block_size, half), np.float32)
     return angles, angles, np.ones(1, np.uint8), offsets, offsets
-
-
-def in_both_ways(use: Callable[[], None]) -> None:
-    """Runs `use` on one thread, and in parallel: what starts threads is a kernel, too."""
-    use()
-    with always_parallel():
-        use()

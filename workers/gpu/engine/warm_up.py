@@ -7,9 +7,10 @@ import torch
 
 from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.merge_top import merge_top
+from moorage.kernels.numba_flags import in_both_ways
 from moorage.kernels.rotation import rotate_each, rotate_heads
 from moorage.workers.gpu.engine.compiling_process import compiling_process
-from moorage.workers.gpu.engine.kernel_uses import KernelNeeds, in_both_ways, kernel_uses
+from moorage.workers.gpu.engine.kernel_uses import KernelNeeds, kernel_uses
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.formats import format_of

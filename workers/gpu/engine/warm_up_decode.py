@@ -21,7 +21,7 @@ from moorage.kernels.decode_layer import (
 )
 from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Standing, end_step, plan_layers
 from moorage.kernels.decode_rows import decode_rows
-from moorage.kernels.numba_flags import always_parallel, num_workers
+from moorage.kernels.numba_flags import in_both_ways, num_workers
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import AnchorType, KvLayout
 
@@ -52,9 +52,7 @@ def _in_all_ways(layout: KvLayout, group_size: int, half: int, call: Callable[[_
     for count in (1, num_workers(_EVERYTHING)):
         arena = Arena(layout, count)
         step = _first_step(arena, layout, group_size, half, count)
-        call(step)
-        with always_parallel():
-            call(step)
+        in_both_ways(partial(call, step))
         arena.close()
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from moorage.kernels.numba_flags import always_parallel
+from moorage.kernels.numba_flags import in_both_ways
 from moorage.kernels.prefill_attention import attend_dense
 from moorage.kernels.rms_norm import add_rms_norm
 from moorage.kernels.rotation import rotate_tokens
@@ -18,13 +18,7 @@ _TOKENS, _HEADS, _DIM = 3, 2, 16
 def prefill_uses(dtype: torch.dtype) -> list[Callable[[], None]]:
     """A function for float32, and one for `dtype`, if it differs: attention, rotation and norm of hidden states."""
     kinds = [torch.float32, *([dtype] if dtype not in (torch.float16, torch.float32) else [])]
-    return [partial(_in_both_ways, kind) for kind in kinds]
-
-
-def _in_both_ways(dtype: torch.dtype) -> None:
-    _run(dtype)
-    with always_parallel():
-        _run(dtype)
+    return [partial(in_both_ways, partial(_run, kind)) for kind in kinds]
 
 
 def _run(dtype: torch.dtype) -> None:
