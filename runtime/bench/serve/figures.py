@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from moorage.runtime.bench.serve.run import Served
 
@@ -27,8 +28,9 @@ class Spread:
         """Of times in seconds; None where there are none."""
         if not seconds:
             return None
-        ordered = sorted(1000 * one for one in seconds)
-        return cls(fmean(ordered), _percentile(ordered, 0.5), _percentile(ordered, 0.99))
+        times = 1000 * np.asarray(seconds)
+        median, p99 = np.percentile(times, (50, 99))
+        return cls(float(times.mean()), float(median), float(p99))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +138,3 @@ def parse_limits(given: Sequence[str]) -> dict[str, float]:
 def _is_good(one: Served, limits: Limits) -> bool:
     seconds = {"ttft": one.ttft_s, "tpot": one.tpot_s or 0.0, "e2el": one.total_s}
     return all(1000 * seconds[name] <= limit for name, limit in limits.items())
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    """Linear between the two nearest, as numpy has it."""
-    place = share * (len(ordered) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
