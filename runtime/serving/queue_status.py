@@ -90,10 +90,10 @@ def check_wait(
     request: ScheduledRequest,
     waiting: Sequence[ScheduledRequest],
     expected_s: Sequence[float] | None,
-    max_wait_s: float | None,
+    max_wait_s: float,
 ) -> None:
     """Raises ResourceExhausted for a request that would wait longer than `max_wait_s`; it is among `waiting`."""
-    if expected_s is None or max_wait_s is None:
+    if expected_s is None:
         return
     wait_s = expected_s[waiting.index(request)]
     if wait_s > max_wait_s:

@@ -94,14 +94,8 @@ class StepLoop:
         starts = self.expected_waits()
         self.scheduler.add(request.scheduled, retry_after_s(starts) if starts else None)
         self.requests[request.request_id] = request
-        try:
-            check_wait(
-                request.scheduled, self.scheduler.waiting, self.expected_waits(), self._limits.max_wait_s
-            )
-        except ResourceExhausted:
-            del self.requests[request.request_id]
-            self.scheduler.release(request.request_id)
-            raise
+        if self._limits.max_wait_s is not None:
+            self._check_wait(request, self._limits.max_wait_s)
         self._wake.set()
 
         def on_close() -> None:
@@ -131,6 +125,15 @@ class StepLoop:
     def is_due(self, session_id: int) -> bool:
         """Whether a fork or a restored session is not yet open; False once the loop is over."""
         return self._pending.opens(session_id) and not self._task.done()
+
+    def _check_wait(self, request: Request, max_wait_s: float) -> None:
+        """Takes a waiting request back, and raises ResourceExhausted, if it would wait too long."""
+        try:
+            check_wait(request.scheduled, self.scheduler.waiting, self.expected_waits(), max_wait_s)
+        except ResourceExhausted:
+            del self.requests[request.request_id]
+            self.scheduler.release(request.request_id)
+            raise
 
     def discard(self, session: IdleSession) -> None:
         """Frees an idle session; the worker drops it with the next step."""
