@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moorage.workers.kv.formats.quantizer import Quantizer
 from moorage.workers.kv.messages import Int32, Storage
 from moorage.workers.spec import BlockShape
 
 Blocks = NDArray[Any]
 """[P, ...]: one layer's blocks, as `BlockFormat.view` gives them."""
+Bytes = NDArray[np.uint8]
+"""[P, block_bytes]: one layer's packed blocks."""
 
 
 class BlockFormat(ABC):
-    """Keys and values of a block in memory: how many bytes they take, how rows go in and blocks come out."""
+    """Keys and values of a block in memory: how many bytes they take, and what a block is decoded to."""
 
     element: ClassVar[str]
     """float16 or float32, as numpy and torch name it: the type of decoded blocks, of anchors and of device slots."""
@@ -31,12 +34,16 @@ class BlockFormat(ABC):
         return np.dtype(np.uint16 if self.element == "float16" else np.float32)
 
     @abstractmethod
-    def block_bytes(self, shape: BlockShape) -> int:
-        """Bytes of a block in memory, a multiple of 4."""
+    def block_bytes(self, shape: BlockShape, calibrated: bool = False) -> int:
+        """Bytes of a block in memory, a multiple of 4; `calibrated` says that a quantizer has statistics of keys."""
+
+
+class RowFormat(BlockFormat):
+    """A format whose rows are stored one by one, in any order."""
 
     @abstractmethod
-    def view(self, memory: NDArray[np.uint8], shape: BlockShape) -> NDArray[Any]:
-        """What `memory` [..., block_bytes] holds; where `is_native`, [..., 2, Hkv, B, D] of type `storage`."""
+    def view(self, memory: Bytes, shape: BlockShape) -> NDArray[Any]:
+        """What `memory` [..., block_bytes] holds, [..., 2, Hkv, B, D] of type `storage`."""
 
     @abstractmethod
     def encode(self, blocks: Blocks, pages: Int32, start: int, keys: Storage, values: Storage) -> bool:
@@ -52,3 +59,33 @@ class BlockFormat(ABC):
     @abstractmethod
     def decode(self, blocks: Blocks, pages: Int32, out: Storage, slots: Int32) -> None:
         """Reads the blocks on `pages` into `out[slots]`, [num_slots, 2, Hkv, B, D] of type `storage`."""
+
+
+class PackedCodec(Protocol):
+    """Packs and unpacks whole blocks of one shape, by the quantizers of layers where the format has them."""
+
+    def encode(self, layer: int, blocks: NDArray[np.uint16], stored: Bytes, pages: Int32) -> bool:
+        """Packs `blocks` [n, 2, Hkv, B, D], bits of float16, into `stored[pages]`; all tokens of a block are given.
+
+        False where an element is not finite; then the pages hold anything.
+        """
+
+    def decode(self, layer: int, stored: Bytes, pages: Int32, out: NDArray[np.uint16], slots: Int32) -> None:
+        """Unpacks the blocks on `pages` into `out[slots]`, [num_slots, 2, Hkv, B, D], as bits of float16."""
+
+
+class PackedFormat(BlockFormat):
+    """A format of few bits, which holds whole blocks alone. `block_bytes` is a multiple of 64.
+
+    A block is packed when it is full. Until then its rows lie in fp16 in pages of their own: see `KvLayout`.
+    """
+
+    element = "float16"
+    is_native = False
+    limit = "the model computes a key or value that FP16 does not hold as a finite number; set model.dtype to float32"
+    takes_quantizer: ClassVar[bool] = False
+    """Whether `codec` can use a quantizer."""
+
+    @abstractmethod
+    def codec(self, shape: BlockShape, quantizer: Quantizer | None = None) -> PackedCodec:
+        """What packs and unpacks blocks of `shape`; loads kernels."""
