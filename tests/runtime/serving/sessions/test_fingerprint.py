@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moorage.runtime.serving.sessions.fingerprint import model_fingerprint
+from moorage.workers.kv.formats.quantizer_file import QuantizerHeader, write_quantizers
 
 
 def model(folder: Path, config: str = "{}", weights: bytes = b"weights") -> Path:
@@ -26,6 +27,15 @@ def test_it_follows_from_configuration_weights_and_types(tmp_path: Path) -> None
         model_fingerprint(tmp_path / "first", "bfloat16int4"),
     ]
     assert len({first, *others}) == 6
+
+
+def test_a_quantizer_beside_the_weights_does_not_count(tmp_path: Path) -> None:
+    folder = model(tmp_path / "model")
+    before = model_fingerprint(folder)
+    (folder / "more.safetensors").write_bytes(b"weights")
+    assert model_fingerprint(folder) != before
+    write_quantizers(folder / "more.safetensors", QuantizerHeader("", "", (), 0, 0, 0, {}, {}), [])
+    assert model_fingerprint(folder) == before
 
 
 def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
