@@ -37,8 +37,9 @@ Document = Annotated[
 Depths = Annotated[
     str | None,
     typer.Option(
-        metavar="X,X,…",
-        help="Places of the fact, 0 to 1; results are kept by place. Spread evenly if absent.",
+        metavar="X,X,…|N",
+        help="Places of the fact, 0 to 1, or how many places from 0 to 1; results are kept by place. Spread evenly "
+        "if absent.",
     ),
 ]
 DOCUMENT = DEFAULT_DOCUMENT
@@ -174,15 +175,19 @@ def parse_lengths(text: str) -> tuple[int, ...]:
 
 
 def parse_depths(text: str | None) -> tuple[float, ...] | None:
-    """Numbers from 0 to 1, separated by commas; None stays None."""
+    """Numbers from 0 to 1, separated by commas, or how many of them, 2 or more; None stays None."""
     if text is None:
         return None
+    if text.strip().isdigit() and int(text) > 1:
+        last = int(text) - 1
+        return tuple(place / last for place in range(last + 1))
     try:
         places = tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         places = (-1.0,)
     if not all(0.0 <= place <= 1.0 for place in places):
         raise typer.BadParameter(
-            f"{text!r} should be numbers from 0 to 1, separated by commas", param_hint="--depths"
+            f"{text!r} should be numbers from 0 to 1, separated by commas, or a whole number of places, 2 or more",
+            param_hint="--depths",
         )
     return places

@@ -24,6 +24,7 @@ from moorage.runtime.cli.eval_options import (
 from moorage.runtime.cli.eval_run import measure, publish
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.evals.key_values import Form, KeyValues
+from moorage.runtime.evals.needle import Form as NeedleForm
 from moorage.runtime.evals.needle import Needle
 from moorage.runtime.evals.records import NUM_RECORDS, records_task
 from moorage.runtime.evals.ruler import FREE_TASKS, ruler_tasks
@@ -34,6 +35,8 @@ from moorage.runtime.evals.tasks import Suite
     epilog=examples(
         "runtime eval needle --lengths 1K,4K,16K --depths 0,0.25,0.5,0.75,1 --samples 4 --output out",
         "runtime eval needle --needles 4 --lengths 8K --samples 20",
+        "runtime eval needle --model LWM-Text-Chat-1M --form lwm --lengths 32K,128K,512K,1M --depths 11 --samples 2 "
+        "--preset full,kvquant --output heatmap",
         "runtime eval needle --config deploy/reference.yaml --document essays/ --lengths 2K --preset moorage,full",
     )
 )
@@ -46,15 +49,19 @@ def needle(
     document: Document = DOCUMENT,
     depths: Depths = None,
     needles: Annotated[int, typer.Option(min=1, help="Needles in each text, of which one is asked for.")] = 1,
+    form: Annotated[
+        NeedleForm,
+        typer.Option(help="The words of the prompt: RULER's, or those of the test of LWM's models."),
+    ] = NeedleForm.RULER,
 ) -> None:
     """Ask for a number hidden in a text, by depth and length.
 
-    It is alone or among others like it. With --depths and --output a heatmap of depth by length is drawn too.
+    It is alone or among others like it. With --depths and --output a heatmap of depth by length is drawn too, one
+    for each preset and variant.
     """
     name = "needle" if needles == 1 else f"needle-{needles}"
-    task = Needle(
-        text_haystack(document), parse_lengths(lengths), samples, seed, parse_depths(depths), needles, name
-    )
+    places = parse_depths(depths)
+    task = Needle(text_haystack(document), parse_lengths(lengths), samples, seed, places, needles, name, form)
     with run.targets(max(task.lengths)) as targets:
         publish(measure(Suite(name, (task,), seed), targets, run), run)
 

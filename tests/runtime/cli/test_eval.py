@@ -219,6 +219,7 @@ def test_extrapolation_needs_a_model_here(capsys: pytest.CaptureFixture[str]) ->
     ("arguments", "task"),
     [
         (["needle", "--needles", "2"], "needle-2"),
+        (["needle", "--form", "lwm"], "needle"),
         (["kv-retrieval", "--form", "hex"], "kv-retrieval"),
         (["ruler", "--tasks", "niah_single_1,vt"], "ruler"),
     ],
@@ -234,6 +235,14 @@ def test_retrieval_commands(
     assert (report["task"], len(rows)) == (task, 4 if task == "ruler" else 2)
     assert {row["accuracy"] for row in rows} == {0}
     assert ("task" in rows[0]) is (task == "ruler")
+
+
+def test_depths_may_be_counted(server: ToyServer, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--address", server.address, "--lengths", "3K", "--samples", "1", "--json", "-"]
+    assert run("needle", *flags, "--depths", "5") == 0
+    rows = report_of(capsys.readouterr().out)["rows"]
+    assert isinstance(rows, list)
+    assert [row["depth"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from moorage.client import Client
 from moorage.runtime.evals.haystack import Haystack, garbage_haystack, text_haystack
 from moorage.runtime.evals.key_values import Form, KeyValues
+from moorage.runtime.evals.needle import Form as NeedleForm
 from moorage.runtime.evals.needle import Needle
 from moorage.runtime.evals.runner import Summary, run
 from moorage.runtime.evals.targets import ServerTargets
@@ -79,6 +80,36 @@ def test_the_needle_lies_at_its_depth(
     text = engine.tokenizer.decode(asked.prompt)
     answer = summary.records[-1].outcome.answers[0]
     assert text.index(answer) / len(text) == pytest.approx(depth, abs=0.1)
+
+
+def test_a_needle_of_lwm_stands_in_its_published_frame(
+    engine: AnsweringEngine, targets: ServerTargets, haystack: Haystack
+) -> None:
+    prompts: list[str] = []
+
+    def answer(prompt: str) -> str:
+        prompts.append(prompt)
+        city = re.findall(r"What is the special magic (.+?) number\?", prompt)[-1]
+        (value,) = re.findall(rf"\nThe special magic {city} number is: (\d{{7}})\n", prompt)
+        return f"The number is {value}."
+
+    engine.answer = answer
+    task = Needle(haystack, (2048,), 2, depths=(0.0, 0.5, 1.0), needles=3, form=NeedleForm.LWM)
+    summary = measure(task, targets)
+    assert [(row.depth, row.value) for row in summary.rows] == [(0.0, 1), (0.5, 1), (1.0, 1)]
+    for prompt in prompts:
+        assert "You are a helpful assistant. USER: " in prompt[:60]
+        assert prompt.count("The special magic ") == 3
+        assert prompt.endswith("Keep your response short and direct. ASSISTANT: ")
+
+
+def test_an_lwm_answer_without_the_number_is_wrong(
+    engine: AnsweringEngine, targets: ServerTargets, haystack: Haystack
+) -> None:
+    engine.answer = lambda _prompt: "The number is not in the document."
+    assert measure(Needle(haystack, (1024,), 2, form=NeedleForm.LWM), targets).rows[0].value == 0
+    with pytest.raises(InvalidRequest, match="needles: 50 in one text"):
+        Needle(haystack, (1024,), 2, needles=50, form=NeedleForm.LWM)
 
 
 def test_another_number_is_wrong(engine: AnsweringEngine, targets: ServerTargets, haystack: Haystack) -> None:
