@@ -18,8 +18,8 @@ def attend(
 ) -> Tensor:
     """Attention of q [T, Hq, D] over k and v [T, Hkv, D], all rotated and in fp32: [T, Hq, D].
 
-    A query attends its last `window` tokens. Scaled products become `softcap` * tanh(product / `softcap`). `sinks` [Hq]
-    are logits without a value.
+    A query attends its last `window` tokens. Scaled products become `softcap` * tanh(product / `softcap`). `sinks`
+    [Hq] are logits without a value.
     """
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     if softcap is None and sinks is None:
