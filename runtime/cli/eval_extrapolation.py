@@ -15,10 +15,8 @@ from moorage.runtime.cli.eval_run import measure, publish
 from moorage.runtime.cli.output import print_note
 from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.evals.haystack import Haystack, text_haystack
-from moorage.runtime.evals.key_values import KeyValues
-from moorage.runtime.evals.needle import Needle
-from moorage.runtime.evals.passkey import Passkey, Style
 from moorage.runtime.evals.perplexity import Perplexity, TokenText
+from moorage.runtime.evals.retrieval_tasks import RETRIEVAL_TASKS, retrieval_task
 from moorage.runtime.evals.targets import Targets
 from moorage.runtime.evals.tasks import ByLength, Suite, Task
 from moorage.runtime.evals.variants import Variant
@@ -51,17 +49,15 @@ def schemes(trained: int) -> list[Variant]:
 def _makers(haystack: Haystack, samples: dict[int, int], seed: int) -> dict[str, Callable[[], Task]]:
     """`samples` by length."""
 
-    def each(make: Callable[[tuple[int, ...], int], Task]) -> Callable[[], Task]:
-        return lambda: ByLength({length: make((length,), count) for length, count in samples.items()})
+    def each(name: str) -> Callable[[], Task]:
+        return lambda: ByLength(
+            {
+                length: retrieval_task(name, haystack, (length,), count, seed)
+                for length, count in samples.items()
+            }
+        )
 
-    return {
-        "passkey": each(lambda lengths, count: Passkey(haystack, Style.TEXT, lengths, count, seed)),
-        "needle": each(lambda lengths, count: Needle(haystack, lengths, count, seed)),
-        "needle-4": each(
-            lambda lengths, count: Needle(haystack, lengths, count, seed, needles=4, name="needle-4")
-        ),
-        "kv-retrieval": each(lambda lengths, count: KeyValues(lengths, count, seed)),
-    }
+    return {name: each(name) for name in RETRIEVAL_TASKS}
 
 
 @eval_app.command(

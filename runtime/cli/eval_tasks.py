@@ -10,6 +10,7 @@ MODULES = (
     "eval_recall",
     "eval_fidelity",
     "eval_compare",
+    "eval_formats",
     "eval_sweep",
     "eval_files",
     "eval_harness",

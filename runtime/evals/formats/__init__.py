@@ -1,0 +1,1 @@
+"""Formats of stored keys and values side by side: their bytes, their perplexity, and what they still retrieve."""
