@@ -7,7 +7,7 @@ answer over the same keys and values.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
@@ -168,16 +168,20 @@ class Reader:
 
 
 def run_verification(
-    reader: Reader, lengths: Sequence[int], documents: int, count: int, choices: dict[str, MemorySpec]
+    reader: Reader,
+    lengths: Sequence[int],
+    documents: Iterable[int],
+    count: int,
+    choices: dict[str, MemorySpec],
 ) -> Iterator[list[Comparison]]:
-    """After each document the comparisons so far, one for each choice and length.
+    """After each of the numbered documents the comparisons so far, one for each choice and length.
 
     A round has one answer under each choice, in an order that rotates.
     """
     found = {(name, length): Comparison(name, length) for length in lengths for name in choices}
     haystack = text_haystack()
     ways = {FULL: reader.full, **choices}
-    for number in range(documents):
+    for number in documents:
         document = haystack.tokens(reader, max(lengths), seed=number)
         for at, length in enumerate(sorted(lengths)):
             request = reader.encode(REQUESTS[(number + at) % len(REQUESTS)])

@@ -30,6 +30,14 @@ def verify(
     ],
     lengths: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens of the prompts.")] = "4K,8K,16K,32K",
     documents: Annotated[int, typer.Option(min=1, help="Prompts of each length.")] = 13,
+    first: Annotated[
+        int,
+        typer.Option(
+            "--first-document",
+            min=1,
+            help="Number of the first document, where an earlier run had those before it.",
+        ),
+    ] = 1,
     tokens: Annotated[int, typer.Option(min=2, help="Generated tokens of each answer.")] = 64,
     preset: Annotated[str, typer.Option(metavar="NAME", help="The preset that drafts.")] = "moorage",
     drafts: Annotated[
@@ -56,8 +64,9 @@ def verify(
     choices = {f"{preset}, unverified": own.replace(verify=0)}
     choices |= {f"{preset}, verify {count}": own.replace(verify=count) for count in each}
     rows: list[Row] = []
+    numbers = range(first - 1, first - 1 + documents)
     try:
-        for number, found in enumerate(run_verification(reader, contexts, documents, tokens, choices)):
+        for number, found in enumerate(run_verification(reader, contexts, numbers, tokens, choices)):
             rows = [comparison.as_json() for comparison in found]
             if json_file is not None:
                 report = {"machine": describe_machine(), "tokens": tokens, "rows": rows}

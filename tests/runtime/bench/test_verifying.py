@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from moorage.runtime.bench.verifying import Reader, run_verification
 from moorage.runtime.cli import main
+from moorage.runtime.evals.local_targets import LocalConfig
 from moorage.runtime.packaged import DEPLOY
 
 REF = DEPLOY / "models" / "moorage-ref"
@@ -57,3 +59,15 @@ def test_contexts_that_attend_all_keys_are_named(capsys: pytest.CaptureFixture[s
         main([*words.split(), *small.split()])
     assert ended.value.code == 0
     assert "no draft at 200 tokens: contexts of at most memory.dense_until" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_the_documents_that_another_left() -> None:
+    config = LocalConfig(None, REF, ("memory.preset=full", "long_context.max_seq_len=264")).load()
+    reader = Reader(config, 264, 1)
+    try:
+        whole = [*run_verification(reader, (256,), range(2), 4, {"full again": reader.full})][-1][0]
+        later = [*run_verification(reader, (256,), range(1, 2), 4, {"full again": reader.full})][-1][0]
+    finally:
+        reader.close()
+    assert [len(whole.full), len(later.full)] == [2, 1]
+    assert later.full[0].tokens == whole.full[1].tokens != whole.full[0].tokens
