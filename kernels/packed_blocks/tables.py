@@ -1,0 +1,63 @@
+"""What packing and unpacking need of a layer beside its blocks, as arrays for compiled code."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.kernels.packed_blocks.layout import PackedLayout
+
+Floats = NDArray[np.float32]
+NUM_LEVELS = 16
+"""Entries of a table of levels: what one register of float32 holds."""
+
+
+class LayerTables(NamedTuple):
+    """float32 arrays. Those of channels are padded with zeros to `width`, and are 0 where blocks have their own."""
+
+    key_levels: Floats
+    """[NUM_LEVELS]: the levels of codes, repeated where there are fewer; unused at 8 bits."""
+    value_levels: Floats
+    key_limits: Floats
+    """[2 ** bits - 1]: the middles between levels; a code counts how many of them a normalised number exceeds."""
+    value_limits: Floats
+    key_scale: Floats
+    """[Hkv, width]"""
+    key_zero: Floats
+    key_low: Floats
+    """[Hkv, width]: a key below is an outlier."""
+    key_high: Floats
+
+
+class KeyStatistics(NamedTuple):
+    """Of key channels, float32 [Hkv, D], measured beforehand; see `LayerTables`."""
+
+    scale: Floats
+    zero: Floats
+    low: Floats
+    high: Floats
+
+
+def layer_tables(
+    layout: PackedLayout, key_levels: Floats, value_levels: Floats, keys: KeyStatistics | None = None
+) -> LayerTables:
+    """Tables from ascending levels [2 ** bits] and, where blocks lack them, from statistics of keys."""
+    padding = ((0, 0), (0, layout.width - layout.head_dim))
+    none = np.zeros((layout.num_kv_heads, layout.head_dim), np.float32)
+    statistics = KeyStatistics(none, none, none, none) if keys is None else keys
+    return LayerTables(
+        *(_repeated(levels) for levels in (key_levels, value_levels)),
+        *(_middles(levels) for levels in (key_levels, value_levels)),
+        *(np.ascontiguousarray(np.pad(each, padding), np.float32) for each in statistics),
+    )
+
+
+def _repeated(levels: Floats) -> Floats:
+    return np.resize(levels.astype(np.float32), NUM_LEVELS)
+
+
+def _middles(levels: Floats) -> Floats:
+    wide = levels.astype(np.float64)
+    return ((wide[1:] + wide[:-1]) / 2).astype(np.float32)

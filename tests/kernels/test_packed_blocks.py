@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moorage.kernels.packed_blocks import reference
+from moorage.kernels.packed_blocks.layout import PackedFamily, packed_layout
+from tests.kernels.packed_blocks_case import EXAMPLES, FAMILIES, draw_blocks, levels_of, tables_of
+
+SHAPES = {"SmolLM2-135M": (3, 64), "Llama-3-8B": (8, 128), "LWM-7B": (32, 128)}
+"""KV heads and head size."""
+
+
+def decoded(layout, tables, block):
+    packed = reference.encode_block(layout, tables, block.view(np.uint16))
+    return reference.decode_block(layout, tables, packed).view(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize("block_size", [64, 128, 256])
+@pytest.mark.parametrize("model", SHAPES)
+@pytest.mark.parametrize(("bits", "smaller"), [(4, 3.7), (3, 4.8), (2, 6.9)])
+def test_calibrated_blocks_are_as_small_as_those_of_kvquant(block_size, model, bits, smaller):
+    heads, dim = SHAPES[model]
+    layout = packed_layout(FAMILIES[f"NUQ{bits}"], heads, block_size, dim, calibrated=True)
+    elements = 2 * heads * block_size * dim
+    assert 2 * elements / layout.block_bytes >= smaller
+    assert layout.capacity / (block_size * dim) >= (0.0065 if dim == 64 else 0.009)
+
+
+@pytest.mark.parametrize(
+    ("name", "calibrated", "bits"),
+    [
+        ("INT8", False, (8.375, 8.25, 8.25)),
+        ("INT4", False, (4.375, 4.25, 4.25)),
+        ("NF4", False, (4.375, 4.25, 4.25)),
+        ("NUQ4", False, (4.542, 4.469, 4.457)),
+        ("NUQ3", False, (3.542, 3.469, 3.457)),
+        ("NUQ2", False, (2.542, 2.469, 2.457)),
+        ("NUQ4", True, (4.323, 4.320, 4.324)),
+        ("NUQ3", True, (3.333, 3.328, 3.332)),
+        ("NUQ2", True, (2.302, 2.313, 2.316)),
+    ],
+)
+def test_bits_of_a_value_with_all_that_is_kept_beside_it(name, calibrated, bits):
+    for (heads, dim), expected in zip(SHAPES.values(), bits, strict=True):
+        layout = packed_layout(FAMILIES[name], heads, 128, dim, calibrated)
+        assert layout.block_bytes * 8 / (2 * heads * 128 * dim) == pytest.approx(expected, abs=6e-4)
+
+
+@pytest.mark.parametrize(("name", "calibrated"), EXAMPLES)
+@pytest.mark.parametrize("shape", [(1, 16, 32), (3, 64, 64), (2, 33, 80), (5, 17, 40), (2, 256, 256)])
+def test_parts_lie_apart_and_aligned(name, calibrated, shape):
+    heads, size, dim = shape
+    layout = packed_layout(FAMILIES[name], *shape, calibrated)
+    outliers = 2 + 4 * layout.capacity
+    parts = []
+    for head in range(heads):
+        own = [(layout.key_codes, size * layout.row_bytes), (layout.value_codes, size * layout.row_bytes)]
+        own += [(layout.key_stats, 4 * layout.width)] if layout.key_stats >= 0 else []
+        own += [(at, outliers) for at in (layout.key_outliers, layout.value_outliers) if at >= 0]
+        parts += [(head * layout.head_bytes + at, length) for at, length in own]
+        if head == 0 or layout.value_stats_stride:
+            parts.append((layout.value_stats + head * layout.value_stats_stride, 4 * size))
+    parts.sort()
+    assert all(at % 16 == 0 for at, _ in parts)
+    for (at, length), (following, _) in zip(parts, [*parts[1:], (layout.block_bytes, 0)], strict=True):
+        assert at + length <= following
+    assert layout.block_bytes % 64 == 0
+    assert layout.row_bytes * 8 == layout.width * layout.bits
+    assert layout.width >= dim
+
+
+def test_refuses_more_places_than_can_be_numbered():
+    assert packed_layout(FAMILIES["NUQ3"], 1, 512, 128).capacity == 655
+    with pytest.raises(ValueError, match="512 tokens at most for heads of 128 channels"):
+        packed_layout(FAMILIES["NUQ3"], 1, 513, 128)
+    assert packed_layout(FAMILIES["INT8"], 1, 1024, 128).block_size == 1024
+
+
+@pytest.mark.parametrize("name", ["INT8", "INT4", "NF4"])
+def test_every_element_is_within_half_a_step(rng, name):
+    family, shape = FAMILIES[name], (3, 48, 40)
+    block = draw_blocks(rng, 1, *shape)[0]
+    layout = packed_layout(family, *shape)
+    found = decoded(layout, tables_of(layout, family, block[None]), block)
+    wanted = block.astype(np.float32)
+    for part, axis in ((0, 1), (1, 2)):
+        scope = wanted[part].max(axis, keepdims=True) - wanted[part].min(axis, keepdims=True)
+        step = scope / (2**family.bits - 1)
+        # The scale is an fp16 that is rounded up, and what is decoded is rounded to fp16.
+        bound = 0.502 * step + 2.0**-10 * abs(wanted[part]) + 2.0**-24
+        assert (abs(found[part] - wanted[part]) <= bound).all()
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_outliers_are_exact_and_narrow_the_range_of_the_rest(rng, bits, calibrated):
+    family, shape = FAMILIES[f"NUQ{bits}"], (2, 64, 64)
+    block = rng.standard_normal((2, *shape)).astype(np.float16)
+    layout = packed_layout(family, *shape, calibrated)
+    for head in range(2):
+        places = rng.permutation(64 * 64)[: layout.capacity]
+        block[:, head].reshape(2, -1)[:, places] = rng.choice([-500, 500], layout.capacity)
+    tables = tables_of(layout, family, np.clip(2 * block, -4, 4)[None])
+    found = decoded(layout, tables, block)
+    far = abs(block) == 500
+    np.testing.assert_array_equal(found[far], block[far])
+    rest = abs(found - block)[~far]
+    assert rest.max() < 10 / (2**bits - 1)
+
+
+@pytest.mark.parametrize(("name", "calibrated"), EXAMPLES)
+def test_constants_are_exact(name, calibrated):
+    family, shape = FAMILIES[name], (2, 16, 32)
+    layout = packed_layout(family, *shape, calibrated)
+    for number in (0.0, -7.5, 65504.0, 6e-8):
+        block = np.full((2, *shape), number, np.float16)
+        tables = tables_of(layout, family, block[None])
+        np.testing.assert_array_equal(decoded(layout, tables, block), block.astype(np.float32))
+
+
+def test_decodes_to_finite_numbers_at_the_ends_of_the_range(rng):
+    block = rng.choice(np.array([-65504, 65504, 0], np.float16), (2, 2, 16, 32))
+    for name, family in FAMILIES.items():
+        layout = packed_layout(family, 2, 16, 32)
+        found = decoded(layout, tables_of(layout, family, block[None]), block)
+        assert np.isfinite(found).all(), name
+
+
+def test_codes_take_the_nearest_level(rng):
+    family = PackedFamily(3, outliers=True)
+    layout = packed_layout(family, 1, 16, 32, calibrated=True)
+    block = rng.uniform(-1, 1, (2, 1, 16, 32)).astype(np.float16)
+    tables = tables_of(layout, family, block[None], rng)
+    unit = tables._replace(
+        key_scale=np.ones((1, 32), np.float32),
+        key_zero=np.zeros((1, 32), np.float32),
+        key_low=np.full((1, 32), -2, np.float32),
+        key_high=np.full((1, 32), 2, np.float32),
+    )
+    keys, levels = block[0].astype(np.float32), unit.key_levels[:8]
+    nearest = levels[abs(keys[..., None] - levels).argmin(-1)].astype(np.float16)
+    np.testing.assert_array_equal(decoded(layout, unit, block)[0], nearest)
+
+
+def test_levels_of_cases_ascend(rng):
+    for family in FAMILIES.values():
+        assert (np.diff(levels_of(family, rng)) > 0).all()
