@@ -21,7 +21,11 @@ def about_keys(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]
     selection, store = settings.memory.selection, settings.store
     keys = selection.topk_keys
     if not keys:
+        if selection.prefill_blocks:
+            text = f"{selection.prefill_blocks} is of single keys, and topk_keys is 0; remove it, and set memory.topk"
+            yield "memory", "prefill_blocks", text
         return
+    yield from _about_prefill(selection)
     if selection.topk is not None:
         text = f"{keys} selects single keys, but topk {selection.topk} selects blocks; remove one of the two"
         yield "memory", "topk_keys", text
@@ -43,6 +47,18 @@ def about_keys(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]
     if config.gpu_workers.score_on == "device":
         yield "gpu_workers", "score_on", _text("device", keys, "use auto or cpu")
     yield from _about_positions(settings, keys)
+
+
+def _about_prefill(selection: SelectionSpec) -> Iterator[Complaint]:
+    shared, blocks = selection.execution_block, selection.prefill_blocks
+    if shared and not blocks:
+        text = (
+            f"{shared} lets prompts select blocks, and memory.prefill_blocks is 0; set how many, or remove it"
+        )
+        yield "memory", "exc_block_size", text
+    if blocks and not shared:
+        text = f"{blocks} needs a selection in prefill, but exc_block_size is 0; set memory.exc_block_size"
+        yield "memory", "prefill_blocks", text
 
 
 def _about_positions(settings: Settings, keys: int) -> Iterator[Complaint]:

@@ -18,10 +18,9 @@ NEEDED = {
     "layer_step": 1,
     "token_step": 1,
     "preselect": Preselect.OFF,
-    "execution_block": 0,
     "scorer": Scorer.NUMBA,
 }
-"""Setting -> its one value beside single keys, which each step selects by itself after an exact prefill."""
+"""Setting -> its one value beside single keys, which each step selects by itself."""
 OF_BLOCKS = {
     "head_select_mode": HeadSelectMode.SHARED,
     "head_pool": HeadPool.SUM,
@@ -46,5 +45,7 @@ def can_select_keys(settings: Settings) -> bool:
     if not has_codes or store.block_size % KEY_CODE_TOKENS:
         return False
     values = settings.values()
+    if bool(values["execution_block"]) != bool(values["prefill_blocks"]):
+        return False
     unlike = [name for name, value in (NEEDED | OF_BLOCKS).items() if values[name] != value]
     return not unlike and store.anchor_space is space_of_codes(scheme)

@@ -41,6 +41,12 @@ class SelectionSpec:
         "KEY_CODES; 0 selects blocks.",
         Limits(least=0),
     )
+    prefill_blocks: int = setting(
+        0,
+        "Blocks that each execution block of a prompt selects where generated tokens select single keys; 0 prefills "
+        "exactly there.",
+        Limits(least=0),
+    )
     execution_block: int = setting(
         0,
         "Prompt tokens that share one selection of blocks; 0 prefills exactly, over all keys.",
@@ -90,6 +96,11 @@ class SelectionSpec:
         """Whether generated tokens select what they attend between the sinks and the local window."""
         return bool(self.topk or self.topk_keys)
 
+    @property
+    def topk_of_prefill(self) -> int:
+        """Blocks that an execution block of a prompt selects; 0 attends all, or those that `topk` 0 leaves."""
+        return self.prefill_blocks if self.topk_keys else self.topk or 0
+
     def selected_tokens(self, block_size: int) -> int | None:
         """Tokens that are selected per layer, head and step; None where all are attended."""
         if self.topk_keys:
@@ -98,7 +109,7 @@ class SelectionSpec:
 
     def in_prefill(self, prompt_tokens: int) -> bool:
         """Whether execution blocks of a prompt of so many tokens select what they attend."""
-        return bool(self.topk) and self.execution_block > 0 and prompt_tokens > self.dense_until
+        return bool(self.topk_of_prefill) and self.execution_block > 0 and prompt_tokens > self.dense_until
 
     def resume_point(self, prompt_tokens: int) -> int:
         """Where a prompt that goes on from one of `prompt_tokens` finds what it would have made itself."""

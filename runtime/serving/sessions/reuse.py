@@ -81,7 +81,7 @@ def attention_shape(
 def selection_shape(memory: MemorySpec, layout: KvLayout) -> Shape:
     """What beside `attention_shape` shapes the KV of tokens whose execution block selected what it attends."""
     return (
-        memory.selection.topk,
+        memory.selection.topk_of_prefill,
         memory.selection.execution_block,
         sink_blocks(memory, layout.block_size),
         memory.retention.window,

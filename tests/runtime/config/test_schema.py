@@ -205,7 +205,12 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
             "anchor_num: 2 is more than the one mean of a block",
         ),
         (f"{KEYS}, topk: 3}}", "memory.topk_keys: 9 selects single keys, but topk 3 selects blocks; remove"),
-        (f"{KEYS}, preset: inf-llm}}", "memory.exc_block_size: 512 belongs to selections of blocks"),
+        (
+            f"{KEYS}, preset: inf-llm}}",
+            "memory.exc_block_size: 512 lets prompts select blocks, and memory.prefill_blocks is 0; set how many",
+        ),
+        (f"{KEYS}, prefill_blocks: 4}}", "memory.prefill_blocks: 4 needs a selection in prefill"),
+        ("memory: {prefill_blocks: 4}", "memory.prefill_blocks: 4 is of single keys, and topk_keys is 0"),
         (
             "long_context: {anchor_type: KEY_CODES, token_step: 2}\nmemory: {topk_keys: 9}",
             "long_context.token_step: 2 belongs to selections of blocks, but topk_keys 9 selects single keys",

@@ -139,9 +139,15 @@ CASES = [
     ),
     *(("moorage, selected", anchor_type) for anchor_type in AnchorType if anchor_type not in ANCHORS),
     ("single keys", AnchorType.KEY_CODES),
+    ("single keys, selected", AnchorType.KEY_CODES),
 ]
 """Every preset by anchors of keys and by those of attention; what selects, by all of them."""
-SINGLE_KEYS = memory(sinks=8, window=24, topk_keys=16)
+SINGLE_KEYS = {
+    "single keys": memory(sinks=8, window=24, topk_keys=16),
+    "single keys, selected": memory(
+        sinks=8, window=24, topk_keys=16, prefill_blocks=2, execution_block=24, dense_until=70
+    ),
+}
 
 
 def driver_of(model: TinyModel, anchor_type: AnchorType, space: AnchorSpace = AnchorSpace.PLAIN) -> Driver:
@@ -157,8 +163,8 @@ def driver_of(model: TinyModel, anchor_type: AnchorType, space: AnchorSpace = An
 
 @pytest.mark.parametrize(("name", "anchor_type"), CASES)
 def test_a_continued_session_equals_a_fresh_one(llama: TinyModel, name: str, anchor_type: AnchorType) -> None:
-    axes, seed = PRESETS.get(name, SINGLE_KEYS), list(AnchorType).index(anchor_type)
-    rotated = name in ("ktransformers", "lmdeploy", "single keys")
+    axes, seed = (PRESETS | SINGLE_KEYS)[name], list(AnchorType).index(anchor_type)
+    rotated = name in ("ktransformers", "lmdeploy", *SINGLE_KEYS)
     driver = driver_of(llama, anchor_type, AnchorSpace.ROTATED if rotated else AnchorSpace.PLAIN)
     first = ids_of(llama, 150, seed)
     talk = Talk(driver)
@@ -217,6 +223,7 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "window": (SELECTED, 40, True),
     "topk": (SELECTED, 5, True),
     "topk_keys": (memory(sinks=8, window=24), 16, False),
+    "prefill_blocks": (SINGLE_KEYS["single keys, selected"], 3, True),
     "execution_block": (SELECTED, 48, True),
     "last_token_alone": (SELECTED, True, False),
     "dense_layers": (SELECTED, 2, False),

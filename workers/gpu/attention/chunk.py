@@ -92,7 +92,7 @@ class ChunkAttention:
         chunk = self._chunk(session, layer, queries, keys, values)
         count = len(queries)
         dense = session.prompt_tokens <= memory.selection.dense_until
-        if not memory.selection.topk or memory.selection.execution_block == 0 or dense:
+        if not memory.selection.topk_of_prefill or memory.selection.execution_block == 0 or dense:
             span = BlockRanges.at(chunk.start, memory, self._layout.block_size)
             blocks = span.sinks if memory.selection.topk == 0 else np.arange(span.near_block, dtype=np.int32)
             out = self._attend(session, layer, chunk, 0, count, blocks[None])

@@ -61,7 +61,8 @@ class PrefillAttention:
         # Rounded once to the stored type, so that results do not depend on where a chunk ends.
         keys, values = k.to(self._storage), v.to(self._storage)
         # A chunk that selects may select blocks of its own, which must be sealed.
-        exact = session.memory.selection.execution_block == 0 or not session.memory.selection.topk
+        axes = session.memory.selection
+        exact = axes.execution_block == 0 or not axes.topk_of_prefill
         first, size = session.num_tokens, self._layout.block_size
         rows, late = HostCopy(keys, values), self._writer.stores_late and exact
         if not late:

@@ -81,12 +81,12 @@ class StoreSelector:
         axes = session.memory.selection
         num_rows = axes.head_select_mode.num_selections(queries.shape[1], self._layout.num_kv_heads)
         selected: list[Int32] = [np.tile(span.candidates, (num_rows, 1)) for span in spans]
-        topk = axes.topk or 0
+        topk = axes.topk_of_prefill
         rows = [r for r, span in enumerate(spans) if span.num_candidates > topk]
         if rows:
             limits = np.array([spans[r].near_block for r in rows], np.int32)
             means = queries[rows].cpu().numpy()
-            request = self._of(session, layer, means, spans[rows[0]].num_sinks, limits, False)
+            request = self._of(session, layer, means, spans[rows[0]].num_sinks, limits, topk, False)
             for row, ids in zip(rows, self._ids(request), strict=True):
                 selected[row] = ids
         return selected
@@ -102,7 +102,8 @@ class StoreSelector:
 
     def _request(self, step: DecodeStep, layer: int, scoring: Float32) -> SelectRequest:
         preselected = step.selection.preselect is Preselect.PROMPT
-        return self._of(step.session, layer, scoring, step.ranges.num_sinks, step.limits, preselected)
+        topk = step.session.memory.selection.topk or 0
+        return self._of(step.session, layer, scoring, step.ranges.num_sinks, step.limits, topk, preselected)
 
     def _of(
         self,
@@ -111,6 +112,7 @@ class StoreSelector:
         queries: Float32,
         first: int,
         limits: Int32,
+        topk: int,
         preselected: bool,
     ) -> SelectRequest:
         axes = session.memory.selection
@@ -120,7 +122,7 @@ class StoreSelector:
             queries,
             first,
             limits,
-            axes.topk or 0,
+            topk,
             axes.head_select_mode is HeadSelectMode.SHARED,
             attention_scale(session, layer),
             preselected,
