@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from moorage.runtime.evals.compare.standings import Cell, Standing
 
 TASKS = (
-    "copy", "continue", "generate", "passkey", "wordings", "needle", "multikey", "json", "records", "chains",
-    "common", "frequent",
+    "copy", "continue", "generate", "passkey", "passkey-wordings", "wordings", "needle", "multikey", "json",
+    "records", "chains", "common", "frequent",
 )  # fmt: skip
 _DEFAULT_TASKS = "copy,continue,multikey,records,chains,common,frequent"
 
@@ -73,10 +73,10 @@ def compare(
     answer that full attention gives; each choice's own greedy answer is scored as well. Intervals are of 95 %.
 
     The tasks: copy (the end repeats a cue from far back), continue (the text goes on; perplexity), generate (full
-    attention's own long text; KL in eight parts of it), passkey, wordings and needle (one hidden fact, as
-    published or in ten wordings that no published test has), multikey (one of four),
-    json (one pair of many), records (all facts of a document; the share that is listed), chains (variables assigned
-    one from another), common and frequent (the most frequent words).
+    attention's own long text; KL in eight parts of it), passkey and needle (one hidden fact, as published),
+    passkey-wordings and wordings (a pass key, and other numbers, in ten wordings each that no published test has),
+    multikey (one of four), json (one pair of many), records (all facts of a document; the share that is listed),
+    chains (variables assigned one from another), common and frequent (the most frequent words).
     """
     source, variants, budgets = chosen.source(), chosen.variants(), chosen.sizes()
     wanted, sizes = parse_tasks(tasks, TASKS), parse_documents(lengths)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moorage.runtime.evals import needle, passkey
 from moorage.runtime.evals.asking import Scorer
-from moorage.runtime.evals.compare.wordings import WORDINGS
+from moorage.runtime.evals.compare.wordings import PASSKEY_WORDINGS, WORDINGS, Wordings
 from moorage.runtime.evals.haystack import Haystack
 from moorage.runtime.evals.key_values import Form, key_value_problem
 from moorage.runtime.evals.metrics.matching import among_words, match_all
@@ -19,7 +19,10 @@ from moorage.runtime.evals.ruler.needles import Needles
 from moorage.runtime.evals.ruler.problem import Maker, Problem
 from moorage.runtime.evals.ruler.words import CommonWords, coded_words
 
-MADE_TASKS = ("passkey", "wordings", "needle", "multikey", "json", "records", "chains", "common", "frequent")
+MADE_TASKS = (
+    "passkey", "passkey-wordings", "wordings", "needle", "multikey", "json", "records", "chains", "common",
+    "frequent",
+)  # fmt: skip
 _NEEDLE_TOKENS, _CHAIN_TOKENS, _LIST_TOKENS, _CODED_TOKENS = 16, 30, 120, 50
 """Tokens of an answer; as RULER lets a model answer, but of one needle only as many as its number has."""
 _NUM_KEYS = 4
@@ -56,11 +59,14 @@ def makers(haystack: Haystack, length: int, count: int) -> dict[str, TaskMaker]:
         document = _hidden(haystack, rng, (index + 0.5) / count, units, passkey.FACT.format(key=key))
         return Problem(document, passkey.QUESTION, (key,))
 
-    def wordings(rng: random.Random, index: int, units: int) -> Problem:
-        fact, question = WORDINGS[index % len(WORDINGS)]
-        key = _number(rng, passkey.NUM_DIGITS)
-        document = _hidden(haystack, rng, (index + 0.5) / count, units, fact.format(key=key))
-        return Problem(document, question, (key,))
+    def worded(wordings: Wordings) -> Callable[[random.Random, int, int], Problem]:
+        def make(rng: random.Random, index: int, units: int) -> Problem:
+            fact, question = wordings[index % len(wordings)]
+            key = _number(rng, passkey.NUM_DIGITS)
+            document = _hidden(haystack, rng, (index + 0.5) / count, units, fact.format(key=key))
+            return Problem(document, question, (key,))
+
+        return make
 
     def needles(rng: random.Random, index: int, units: int) -> Problem:
         key, value = "-".join(rng.sample(words, 2)), _number(rng, needle.NUM_DIGITS)
@@ -72,7 +78,8 @@ def makers(haystack: Haystack, length: int, count: int) -> dict[str, TaskMaker]:
     records = Records(haystack, words, num_records)
     made = (
         TaskMaker(passkeys, passkey.ANSWER_TOKENS, 8, passkey.is_correct_of_one),
-        TaskMaker(wordings, passkey.ANSWER_TOKENS, 8, first_digits),
+        TaskMaker(worded(PASSKEY_WORDINGS), passkey.ANSWER_TOKENS, 8, first_digits),
+        TaskMaker(worded(WORDINGS), passkey.ANSWER_TOKENS, 8, first_digits),
         TaskMaker(needles, needle.ANSWER_TOKENS, 8, first_digits),
         TaskMaker(of(multikey), _NEEDLE_TOKENS, 8),
         TaskMaker(pairs, Form.HEX.answer_tokens, 2, among_words),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-WORDINGS = (
+Wordings = tuple[tuple[str, str], ...]
+"""(what the text says, what is asked); samples take them in turn."""
+WORDINGS: Wordings = (
     (
         " The gate of the north warehouse opens with the code {key}.",
         " Which code opens the gate of the north warehouse? The gate of the north warehouse opens with the code",
@@ -47,4 +49,44 @@ WORDINGS = (
         " What do you dial to silence the alarm of the greenhouse? To silence the alarm of the greenhouse, dial",
     ),
 )
-"""(what the text says, what is asked); samples take them in turn."""
+"""One number, of another kind in each."""
+PASSKEY_WORDINGS: Wordings = (
+    (
+        " The pass key for the next section is {key}.",
+        " What was the pass key for the next section? The pass key for the next section is",
+    ),
+    (
+        " Keep this in mind: the secret pass key is {key}.",
+        " Which secret pass key should be kept in mind? The secret pass key is",
+    ),
+    (
+        " The librarian's pass key is {key}, as the clerk wrote.",
+        " What is the librarian's pass key? The librarian's pass key is",
+    ),
+    (" Pass key of this manual: {key}.", " Tell the pass key of this manual. Pass key of this manual:"),
+    (
+        " Copy down this pass key: {key}. You will be asked for it.",
+        " Which pass key was to be copied down? Copy down this pass key:",
+    ),
+    (
+        " To unlock the appendix, use the pass key {key}.",
+        " How is the appendix unlocked? To unlock the appendix, use the pass key",
+    ),
+    (
+        " The hidden pass key reads {key} and nothing else.",
+        " How does the hidden pass key read? The hidden pass key reads",
+    ),
+    (
+        " (Reviewers: your pass key is {key}.)",
+        " What is the pass key of the reviewers? Reviewers: your pass key is",
+    ),
+    (
+        " The pass key was changed to {key} before printing.",
+        " What was the pass key changed to? The pass key was changed to",
+    ),
+    (
+        " For the exam you need one number, the pass key {key}.",
+        " Which number do you need for the exam? You need one number, the pass key",
+    ),
+)
+"""A pass key, in words other than the published ones."""

@@ -9,7 +9,7 @@ import pytest
 from moorage.runtime.cli.eval_compare import TASKS as OFFERED
 from moorage.runtime.evals.compare.report import TASKS
 from moorage.runtime.evals.compare.samples import TEXT_TASKS, Sample, SampleMaker
-from moorage.runtime.evals.compare.wordings import WORDINGS
+from moorage.runtime.evals.compare.wordings import PASSKEY_WORDINGS, WORDINGS, Wordings
 from moorage.runtime.evals.fidelity.passages import text_of
 from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT
 from moorage.runtime.evals.local_coder import LocalCoder
@@ -52,10 +52,13 @@ def test_a_document_holds_its_answers_and_the_question_asks_for_them(task: str) 
         assert sample.wanted is None
 
 
-def test_samples_take_the_wordings_in_turn() -> None:
-    questions = [CODER.decode(sample.given).strip() for sample in of("wordings")]
-    assert questions == [question.strip() for _, question in WORDINGS[:COUNT]]
-    for fact, question in WORDINGS:
+@pytest.mark.parametrize(
+    ("task", "wordings"), [("wordings", WORDINGS), ("passkey-wordings", PASSKEY_WORDINGS)]
+)
+def test_samples_take_the_wordings_in_turn(task: str, wordings: Wordings) -> None:
+    questions = [CODER.decode(sample.given).strip() for sample in of(task)]
+    assert questions == [question.strip() for _, question in wordings[:COUNT]]
+    for fact, question in wordings:
         before = fact.partition("{key}")[0].strip().split()[-4:]
         assert question.split()[-4:] == before  # the answer goes on as the text does
 
