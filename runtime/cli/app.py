@@ -35,6 +35,7 @@ COMMANDS = {
     "config": "moorage.runtime.cli.config",
     "presets": "moorage.runtime.cli.presets",
     "import-config": "moorage.runtime.cli.import_config",
+    "calibrate": "moorage.runtime.cli.calibrate",
     "eval": "moorage.runtime.cli.eval_tasks",
     "inspect": "moorage.runtime.cli.eval_recall",
     "bench": "moorage.runtime.cli.bench",

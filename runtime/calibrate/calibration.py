@@ -1,0 +1,117 @@
+"""A calibration from beginning to end: a model and a text in, a file of quantizers out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Protocol
+
+from moorage.runtime.calibrate.fitting import FitSettings, LayerFit
+from moorage.runtime.calibrate.header import header_of
+from moorage.runtime.calibrate.samples import sample
+from moorage.runtime.text.tokenizer import TextTokenizer
+from moorage.workers.counting import counted
+from moorage.workers.errors import InvalidConfig, InvalidRequest
+from moorage.workers.gpu.model.decoder import Decoder
+from moorage.workers.hf_config import read_model_spec
+from moorage.workers.kv.formats.quantizer import Quantizer
+from moorage.workers.kv.formats.quantizer_file import QuantizerHeader, write_quantizers
+
+_PIECE_CHARACTERS = 1 << 18
+
+
+class Watcher(Protocol):
+    """Learns how a calibration goes on."""
+
+    def loading(self, read: int, total: int) -> None:
+        """Bytes of the weights that are read, and all."""
+
+    def gradients(self, window: int, total: int, loss: float) -> None:
+        """Windows whose gradients are computed, and all; the mean loss of the last one, in nats per token."""
+
+    def levels(self, layer: int, total: int) -> None:
+        """Layers whose levels are found, and all."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationText:
+    """A text as windows of token ids, spread evenly over it."""
+
+    name: str
+    digest: str
+    windows: Sequence[Sequence[int]]
+
+    @classmethod
+    def read(cls, file: Path, tokenizer: TextTokenizer, num_windows: int, window: int) -> CalibrationText:
+        """From a file of UTF-8. Raises InvalidRequest for one that is too short, or no text."""
+        try:
+            text = file.read_bytes().decode("utf-8")
+        except OSError as error:
+            raise InvalidRequest(f"{file}: can't be read ({error.strerror or error}); check --text") from None
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{file}: not UTF-8 text; convert it or name another file") from None
+        pieces = (text[at : at + _PIECE_CHARACTERS] for at in range(0, len(text), _PIECE_CHARACTERS))
+        ids = [token for piece in pieces for token in tokenizer.encode(piece, add_special_tokens=False)]
+        if len(ids) < window:
+            raise InvalidRequest(
+                f"{file}: the text has {counted(len(ids), 'token')} and a window {window}; give a longer text"
+            )
+        start = tokenizer.encode("", add_special_tokens=True)[:1]
+        size = window - len(start)
+        most = min(num_windows, max(1, len(ids) // size))
+        step = (len(ids) - size) / max(1, most - 1)
+        windows = [[*start, *ids[round(index * step) :][:size]] for index in range(most)]
+        return cls(file.name, hashlib.sha256(text.encode()).hexdigest()[:16], windows)
+
+
+def check_installed() -> None:
+    """Raises InvalidConfig where the library of k-means is not installed."""
+    try:
+        importlib.import_module("sklearn.cluster")
+    except ModuleNotFoundError:
+        raise InvalidConfig(
+            "calibrate: scikit-learn is not installed; install it with: pip install 'moorage[calibrate]'"
+        ) from None
+
+
+def calibrate_model(
+    model: Path,
+    text: CalibrationText,
+    bits: Sequence[int],
+    settings: FitSettings,
+    output: Path,
+    watcher: Watcher,
+    dtype: str = "auto",
+    device: str = "cpu",
+) -> QuantizerHeader:
+    """Writes the quantizers of `model` for each of `bits` to `output`, and returns the file's header."""
+    spec = read_model_spec(model)
+    if not spec.stored_layers:
+        raise InvalidRequest(
+            f"{model}: every layer attends a sliding window, so the stores hold nothing to quantise"
+        )
+    if (device, dtype, spec.dtype) == ("cpu", "auto", "float16"):
+        dtype = "float32"  # a CPU multiplies float16 many times slower
+    decoder = Decoder.load(model, spec, dtype, device, watcher.loading)
+    losses: list[float] = []
+
+    def on_window(loss: float) -> None:
+        losses.append(loss)
+        watcher.gradients(len(losses), len(text.windows), loss)
+
+    samples = sample(decoder, text.windows, on_window)
+    layers = []
+    for index, of_layer in enumerate(samples):
+        fit = LayerFit(of_layer, settings)
+        layers.append([fit.quantizer(each) for each in bits])
+        watcher.levels(index + 1, len(samples))
+    quantizers = [Quantizer(each, found) for each, found in zip(bits, zip(*layers, strict=True), strict=True)]
+    about = {"text": text.name, "sha256": text.digest, "windows": len(text.windows)}
+    about |= {"tokens": sum(map(len, text.windows)), "loss": round(fmean(losses), 4)}
+    header = header_of(model, spec, bits, about, {**asdict(settings), "dtype": str(decoder.dtype)})
+    write_quantizers(output, header, quantizers)
+    return header

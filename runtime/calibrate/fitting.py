@@ -1,0 +1,135 @@
+"""The quantizer of a layer from its samples: ranges of key channels, and levels for normalised keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from moorage.runtime.calibrate.levels import fitted_levels, match_moments
+from moorage.runtime.calibrate.samples import LayerSamples
+from moorage.workers.errors import InvalidRequest
+from moorage.workers.kv.formats.quantizer import Floats, LayerQuantizer
+
+BLOCK = 64
+"""Tokens among which outliers of values are chosen."""
+MATCHED_BITS = 2
+"""Bits up to which Q-Norm is applied; with more levels it changes nothing that can be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How a layer is fitted."""
+
+    fp16_sinks: int = 5
+    """First tokens of each window that are left out, since the stores hold them in fp16."""
+    outliers: float = 0.0075
+    """Share of keys, and of values, that is stored apart as outliers."""
+
+
+class Normalized(NamedTuple):
+    """Numbers between -1 and 1 [n], and what an error in each of them costs."""
+
+    values: Tensor
+    weights: Tensor
+
+
+class KeyRange(NamedTuple):
+    """What is no outlier in each channel of the keys [Hkv, D]."""
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def scale(self) -> Tensor:
+        """Half of the range."""
+        return (self.high - self.low) / 2
+
+    @property
+    def zero(self) -> Tensor:
+        """The middle of the range."""
+        return (self.high + self.low) / 2
+
+
+class LayerFit:
+    """One layer: what does not depend on the number of bits is computed once."""
+
+    def __init__(self, samples: LayerSamples, settings: FitSettings) -> None:
+        keys, values = (_after_sinks(x, settings).float() for x in (samples.keys, samples.values))
+        if not (keys.isfinite().all() and values.isfinite().all()):
+            raise InvalidRequest(
+                "the model computes keys or values that FP16 does not hold; use --dtype float32"
+            )
+        self._range = key_range(keys.flatten(0, 1), settings.outliers)
+        key_weights, value_weights = (
+            _after_sinks(x, settings).float() for x in (samples.key_weights, samples.value_weights)
+        )
+        self._keys = normalized_keys(keys, key_weights, self._range)
+        self._values = normalized_values(values, value_weights, settings.outliers)
+
+    def quantizer(self, bits: int) -> LayerQuantizer:
+        """The quantizer at `bits` bits."""
+        found = self._range
+        return LayerQuantizer(
+            key_levels=_levels(self._keys, bits),
+            value_levels=_levels(self._values, bits),
+            key_scale=found.scale.numpy(),
+            key_zero=found.zero.numpy(),
+            key_low=found.low.numpy(),
+            key_high=found.high.numpy(),
+        )
+
+
+def key_range(keys: Tensor, outliers: float) -> KeyRange:
+    """The range of each channel of `keys` [N, Hkv, D] that leaves `outliers` of it outside, as much on each side."""
+    beyond = round(len(keys) * outliers / 2)
+    return KeyRange(
+        torch.kthvalue(keys, 1 + beyond, dim=0).values, torch.kthvalue(keys, len(keys) - beyond, dim=0).values
+    )
+
+
+def normalized_keys(keys: Tensor, weights: Tensor, found: KeyRange) -> Normalized:
+    """Keys [W, T, Hkv, D] within their range, without constant channels."""
+    scale = found.scale
+    scaled = ((keys - found.zero) / torch.where(scale > 0, scale, 1)).clamp_(-1, 1)
+    inside = (keys >= found.low) & (keys <= found.high) & (scale > 0)
+    return Normalized(scaled[inside], (weights * scale**2)[inside])
+
+
+def normalized_values(values: Tensor, weights: Tensor, outliers: float) -> Normalized:
+    """Values [W, T, Hkv, D] by the range of their token over all heads, without its outliers."""
+    kept = ~value_outliers(values, outliers)
+    low = values.where(kept, torch.inf).amin((-2, -1), keepdim=True)
+    high = values.where(kept, -torch.inf).amax((-2, -1), keepdim=True)
+    scale = (high - low) / 2
+    kept &= scale > 0
+    scaled = ((values - (high + low) / 2) / torch.where(scale > 0, scale, 1)).clamp_(-1, 1)
+    return Normalized(scaled[kept], (weights * scale**2)[kept])
+
+
+def value_outliers(values: Tensor, share: float) -> Tensor:
+    """Which of `values` [W, T, Hkv, D] are stored apart: in each block and head the farthest from their token's mean.
+
+    Distances are counted in standard deviations of the token over all heads.
+    """
+    away = (values - values.mean((-2, -1), keepdim=True)).abs()
+    away /= values.std((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    marked = torch.zeros_like(values, dtype=torch.bool)
+    for begin in range(0, values.shape[1], BLOCK):
+        block = away[:, begin : begin + BLOCK].transpose(1, 2)
+        count = round(share * block.shape[2] * block.shape[3])
+        flat = block.flatten(2)
+        chosen = torch.zeros_like(flat, dtype=torch.bool).scatter_(2, flat.topk(count, dim=2).indices, True)
+        marked[:, begin : begin + BLOCK] = chosen.view(block.shape).transpose(1, 2)
+    return marked
+
+
+def _after_sinks(x: Tensor, settings: FitSettings) -> Tensor:
+    return x[:, settings.fp16_sinks :]
+
+
+def _levels(found: Normalized, bits: int) -> Floats:
+    levels = fitted_levels(found.values, found.weights, bits)
+    return match_moments(levels, found.values) if bits <= MATCHED_BITS else levels
