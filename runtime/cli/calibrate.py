@@ -25,7 +25,7 @@ _LEAST_TOKENS = 64
     )
 )
 def calibrate(
-    model: Annotated[Path, typer.Option(metavar="PATH", help="A model directory or a GGUF file.")],
+    model: Annotated[Path, typer.Option(metavar="MODEL", help="A model directory or a GGUF file.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="The file to write, for kv_store.quantizer.")],
     text: Annotated[
         Path | None,
