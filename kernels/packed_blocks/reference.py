@@ -6,15 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.kernels.packed_blocks.layout import PackedLayout
-from moorage.kernels.packed_blocks.tables import LayerTables
+from moorage.kernels.packed_blocks.tables import DEVIATIONS, MOST, LayerTables
 
 Bits = NDArray[np.uint16]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-DEVIATIONS = np.float32(2)
-"""A number may be an outlier of its vector when it is farther from the mean than so many standard deviations."""
-MOST = 65504
-"""The largest fp16."""
 
 
 def encode_block(layout: PackedLayout, tables: LayerTables, block: Bits) -> NDArray[np.uint8]:

@@ -3,7 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moorage.kernels.numba_flags import in_both_ways
 from moorage.kernels.packed_blocks import reference
+from moorage.kernels.packed_blocks.decode import decode_blocks
+from moorage.kernels.packed_blocks.encode import encode_blocks
 from moorage.kernels.packed_blocks.layout import PackedFamily, packed_layout
 from tests.kernels.packed_blocks_case import EXAMPLES, FAMILIES, draw_blocks, levels_of, tables_of
 
@@ -146,3 +149,102 @@ def test_codes_take_the_nearest_level(rng):
 def test_levels_of_cases_ascend(rng):
     for family in FAMILIES.values():
         assert (np.diff(levels_of(family, rng)) > 0).all()
+
+
+@pytest.mark.parametrize(("name", "calibrated"), EXAMPLES)
+@pytest.mark.parametrize(
+    ("heads", "block_size", "dim"),
+    [
+        (1, 16, 32),
+        (3, 64, 64),
+        (2, 33, 80),
+        (5, 17, 40),
+        (2, 128, 128),
+        (1, 31, 96),
+        (1, 256, 256),
+        (16, 1, 64),
+    ],
+)
+def test_packs_and_unpacks_as_the_reference(rng, poisoned, name, calibrated, heads, block_size, dim):
+    family, shape = FAMILIES[name], (heads, block_size, dim)
+    layout = packed_layout(family, *shape, calibrated)
+    blocks = draw_blocks(rng, 3, *shape)
+    tables = tables_of(layout, family, blocks, rng)
+    pages, slots = np.array([4, 0, 2], np.int32), np.array([1, 3, 0], np.int32)
+    stored = rng.integers(0, 256, (5, layout.block_bytes)).astype(np.uint8)
+    expected = stored.copy()
+    expected[pages] = [reference.encode_block(layout, tables, block.view(np.uint16)) for block in blocks]
+    assert encode_blocks(layout, tables, blocks.view(np.uint16), stored, pages)
+    np.testing.assert_array_equal(stored, expected)
+    out = poisoned((4, 2, *shape), np.uint16)
+    wanted = out.copy()
+    wanted[slots] = [reference.decode_block(layout, tables, stored[page]) for page in pages]
+    decode_blocks(layout, tables, stored, pages, out, slots)
+    np.testing.assert_array_equal(out, wanted)
+
+
+def test_several_threads_pack_and_unpack_the_same(rng):
+    family, shape = FAMILIES["NUQ3"], (2, 32, 64)
+    layout = packed_layout(family, *shape)
+    blocks = draw_blocks(rng, 24, *shape)
+    tables, pages = tables_of(layout, family, blocks), rng.permutation(24).astype(np.int32)
+    stored = np.zeros((2, 24, layout.block_bytes), np.uint8)
+    out = np.zeros((2, 24, 2, *shape), np.uint16)
+    results = iter(range(2))
+
+    def use() -> None:
+        index = next(results)
+        assert encode_blocks(layout, tables, blocks.view(np.uint16), stored[index], pages)
+        decode_blocks(layout, tables, stored[index], pages, out[index], pages)
+
+    in_both_ways(use)
+    np.testing.assert_array_equal(stored[0], stored[1])
+    np.testing.assert_array_equal(out[0], out[1])
+    assert out[0].any()
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0, 0), (1, 1, 1, 15, 31)])
+def test_refuses_what_is_not_finite(rng, bad, place):
+    for name, calibrated in EXAMPLES:
+        layout = packed_layout(FAMILIES[name], 2, 16, 32, calibrated)
+        blocks = draw_blocks(rng, 2, 2, 16, 32)
+        tables, pages = tables_of(layout, FAMILIES[name], blocks), np.array([1, 0], np.int32)
+        blocks[place] = bad
+        stored = np.zeros((2, layout.block_bytes), np.uint8)
+        assert not encode_blocks(layout, tables, blocks.view(np.uint16), stored, pages)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_of_more_outliers_than_a_list_holds_the_farthest_are_kept(bits):
+    family, shape = FAMILIES[f"NUQ{bits}"], (1, 32, 64)
+    layout = packed_layout(family, *shape)
+    block = np.resize(np.array([-1, 1], np.float16), (2, *shape))
+    count = layout.capacity + 5
+    for token in range(count):
+        block[1, 0, token, 2 * token] = 10 * (token + 1)
+    stored = np.zeros((1, layout.block_bytes), np.uint8)
+    tables = tables_of(layout, family, block[None])
+    assert encode_blocks(layout, tables, block[None].view(np.uint16), stored, np.array([0], np.int32))
+    listed = stored[0, layout.value_outliers :].view(np.uint16)[: 1 + 2 * layout.capacity]
+    kept = range(5, count)
+    np.testing.assert_array_equal(listed[: 1 + layout.capacity], [len(kept), *(66 * token for token in kept)])
+    exact = listed[1 + layout.capacity :].view(np.float16)
+    np.testing.assert_array_equal(exact, [10 * (token + 1) for token in kept])
+
+
+def test_names_the_array_that_does_not_fit():
+    layout = packed_layout(FAMILIES["NUQ2"], 2, 16, 32)
+    blocks, out = np.zeros((1, 2, 2, 16, 32), np.uint16), np.zeros((3, 2, 2, 16, 32), np.uint16)
+    tables = tables_of(layout, FAMILIES["NUQ2"], blocks.view(np.float16))
+    stored, one = np.zeros((4, layout.block_bytes), np.uint8), np.array([1], np.int32)
+    with pytest.raises(ValueError, match=r"^blocks: "):
+        encode_blocks(layout, tables, np.zeros((2, 2, 2, 16, 32), np.uint16), stored, one)
+    with pytest.raises(ValueError, match=r"^stored: "):
+        encode_blocks(layout, tables, blocks, stored[:, 64:].copy(), one)
+    with pytest.raises(ValueError, match=r"^pages: values from 4"):
+        encode_blocks(layout, tables, blocks, stored, np.array([4], np.int32))
+    with pytest.raises(ValueError, match=r"^slots: values from 3"):
+        decode_blocks(layout, tables, stored, one, out, np.array([3], np.int32))
+    with pytest.raises(ValueError, match=r"^out: "):
+        decode_blocks(layout, tables, stored, one, out[:, :1].copy(), one)

@@ -1,0 +1,264 @@
+"""Packs whole blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.kernels.checks import FLOAT32, STORAGE, UINT8, check_array, check_ids
+from moorage.kernels.compiling import njit
+from moorage.kernels.half import NOT_FINITE, largest, narrow, no_bits, widen
+from moorage.kernels.numba_flags import num_workers
+from moorage.kernels.packed_blocks import outliers
+from moorage.kernels.packed_blocks.codes import EXACT, code_levels, code_uniform, pack_row
+from moorage.kernels.packed_blocks.layout import PackedLayout
+from moorage.kernels.packed_blocks.tables import MOST, LayerTables
+from moorage.kernels.simd_lanes import LANES
+from moorage.kernels.thread_team import run_units, team_of, unit_call
+
+HALF = STORAGE[:1]
+_ONE, _LARGE = np.float32(1), np.float32(MOST)
+_FINITE = int(NOT_FINITE[np.dtype(np.uint16)])
+
+
+def encode_blocks(
+    layout: PackedLayout,
+    tables: LayerTables,
+    blocks: NDArray[np.uint16],
+    stored: NDArray[np.uint8],
+    pages: NDArray[np.int32],
+) -> bool:
+    """Packs `blocks` [n, 2, Hkv, B, D], the bits of fp16, into stored[pages], [P, block_bytes]; pages differ.
+
+    False where an element is not finite; then the pages hold anything. Raises ValueError if the arrays do not fit.
+    """
+    shape = 2, layout.num_kv_heads, layout.block_size, layout.head_dim
+    check_array("blocks", blocks, HALF, (len(pages), *shape))
+    check_array("stored", stored, UINT8, (None, layout.block_bytes))
+    check_ids("pages", pages, len(stored))
+    check_array("key_scale", tables.key_scale, FLOAT32, (layout.num_kv_heads, layout.width))
+    return bool(_encode(team_of(num_workers(blocks.nbytes)), layout, tables, blocks, stored, pages))
+
+
+@njit(**EXACT)
+def _encode(team: Any, layout: Any, tables: Any, blocks: Any, stored: Any, pages: Any) -> Any:
+    found = np.zeros(len(pages) + 1, np.int64)
+    arguments = (layout, tables, blocks.reshape(-1), stored, pages, found)
+    run_units(team, len(pages), *unit_call(_encode_block, arguments))
+    return found.max() < _FINITE
+
+
+@njit(**EXACT)
+def _encode_block(
+    unit: Any, layout: Any, tables: Any, source: Any, stored: Any, pages: Any, largest_bits: Any
+) -> None:  # fmt: skip
+    packed = stored[pages[unit]]
+    halves = packed.view(np.uint16)
+    size = layout.block_size * layout.head_dim
+    keys = unit * 2 * layout.num_kv_heads * size
+    values = keys + layout.num_kv_heads * size
+    most = no_bits(source[0])
+    for i in range(keys, keys + 2 * layout.num_kv_heads * size):
+        most = largest(most, source[i])
+    largest_bits[unit] = np.int64(most)
+    if np.int64(most) >= _FINITE:
+        return
+    packed[:] = 0  # also what lies between the parts, so that equal blocks have equal bytes
+    rows = np.empty(layout.block_size * layout.width, np.float32)
+    for head in range(layout.num_kv_heads):
+        _encode_keys(layout, tables, head, source, keys + head * size, rows, packed, halves)
+    if layout.value_stats_stride:
+        for head in range(layout.num_kv_heads):
+            _encode_values(layout, tables, head, 1, source, values + head * size, rows, packed, halves)
+    else:
+        _encode_values(layout, tables, 0, layout.num_kv_heads, source, values, rows, packed, halves)
+
+
+@njit(**EXACT)
+def _widen_rows(layout: Any, source: Any, at: Any, rows: Any) -> None:
+    """A head's stored rows as float32 [B, width], padded with NaN, which has no part in a range and code 0."""
+    dim, width = layout.head_dim, layout.width
+    for t in range(layout.block_size):
+        for d in range(dim):
+            rows[t * width + d] = widen(source[at + t * dim + d])
+        for d in range(dim, width):
+            rows[t * width + d] = np.float32(np.nan)
+
+
+@njit(**EXACT)
+def _encode_keys(
+    layout: Any, tables: Any, head: Any, source: Any, at: Any, rows: Any, packed: Any, halves: Any
+) -> None:
+    width, block_size = layout.width, layout.block_size
+    base = head * layout.head_bytes
+    scale, zero, inverse = (
+        np.empty(width, np.float32),
+        np.empty(width, np.float32),
+        np.empty(width, np.float32),
+    )
+    _widen_rows(layout, source, at, rows)
+    if layout.capacity:
+        listed = (base + layout.key_outliers) // 2
+        _list_keys(layout, tables, head, source, at, rows, halves, listed)
+        outliers.hide_listed(rows, (block_size, layout.head_dim, width), halves, listed)
+    if layout.key_stats < 0:
+        for d in range(width):
+            scale[d], zero[d] = tables.key_scale[head, d], tables.key_zero[head, d]
+    else:
+        _channel_ranges(layout, rows, scale, zero)
+        _to_statistics(layout, scale, zero, width, halves, (base + layout.key_stats) // 2)
+    for d in range(width):
+        inverse[d] = _ONE / scale[d] if scale[d] > 0 else np.float32(0)
+    for t in range(block_size):
+        for d in range(width):
+            rows[t * width + d] = (rows[t * width + d] - zero[d]) * inverse[d]
+    _code_rows(layout, tables.key_limits, rows, packed, base + layout.key_codes)
+
+
+@njit(**EXACT)
+def _list_keys(
+    layout: Any, tables: Any, head: Any, source: Any, at: Any, rows: Any, halves: Any, listed: Any
+) -> None:
+    """Chooses the outliers of a head's keys, and writes their list to `halves[listed]`."""
+    dim, width, block_size = layout.head_dim, layout.width, layout.block_size
+    excess, places = np.empty(block_size * dim + 1, np.float32), np.empty(block_size * dim + 1, np.int32)
+    row, inverse = np.empty(width, np.float32), np.empty(width, np.float32)
+    sizes = block_size, dim, width
+    if layout.key_stats < 0:
+        for d in range(width):
+            scale = tables.key_scale[head, d]
+            inverse[d] = _ONE / scale if scale > 0 else _LARGE
+        low, high = tables.key_low[head], tables.key_high[head]
+        found = outliers.beyond_candidates(rows, sizes, low, high, inverse, excess, places, row)
+    else:
+        sums, squares, mean = np.zeros(dim), np.zeros(dim), np.empty(width, np.float32)
+        outliers.add_channel_sums(source, at, block_size, dim, sums, squares)
+        outliers.to_deviations(sums, squares, block_size, dim, mean, inverse)
+        found = outliers.channel_candidates(rows, sizes, mean, inverse, excess, places, row)
+    found = outliers.keep_largest(excess, places, found, layout.capacity)
+    outliers.write_list(source, at, places, found, layout.capacity, halves, listed)
+
+
+@njit(**EXACT)
+def _channel_ranges(layout: Any, rows: Any, low: Any, high: Any) -> None:
+    """Minimum and maximum of each channel without NaN."""
+    width = layout.width
+    for d in range(width):
+        low[d], high[d] = np.float32(np.inf), np.float32(-np.inf)
+    for t in range(layout.block_size):
+        for d in range(width):
+            x = rows[t * width + d]
+            low[d] = x if x < low[d] else low[d]
+            high[d] = x if x > high[d] else high[d]
+    for d in range(layout.head_dim, width):
+        low[d], high[d] = np.float32(0), np.float32(0)
+
+
+@njit(**EXACT)
+def _to_statistics(layout: Any, scale: Any, zero: Any, count: Any, halves: Any, at: Any) -> None:
+    """Makes minima in `scale` and maxima in `zero` scales and zero points, and writes them to `halves[at]` on."""
+    for i in range(count):
+        low, high = scale[i], zero[i]
+        if layout.uniform:
+            reach, middle = (high - low) / np.float32((1 << layout.bits) - 1), low
+        else:
+            middle = widen(narrow((low + high) / np.float32(2), halves[0]))
+            reach = max(high - middle, middle - low)
+        bits = narrow(reach, halves[0])
+        bits = np.uint16(bits + np.uint16(widen(bits) < reach))
+        halves[at + i], halves[at + count + i] = bits, narrow(middle, halves[0])
+        scale[i], zero[i] = widen(bits), middle
+
+
+@njit(**EXACT)
+def _encode_values(
+    layout: Any,
+    tables: Any,
+    first: Any,
+    heads: Any,
+    source: Any,
+    at: Any,
+    rows: Any,
+    packed: Any,
+    halves: Any,
+) -> None:
+    """The values of heads [first, first + heads), which share their statistics."""
+    width, block_size = layout.width, layout.block_size
+    size = block_size * layout.head_dim
+    sizes = block_size, layout.head_dim, width
+    low, high = np.full(block_size, np.inf, np.float32), np.full(block_size, -np.inf, np.float32)
+    if layout.capacity:
+        _list_values(layout, first, heads, source, at, rows, halves)
+    for i in range(heads):
+        _widen_rows(layout, source, at + i * size, rows)
+        if layout.capacity:
+            listed = ((first + i) * layout.head_bytes + layout.value_outliers) // 2
+            outliers.hide_listed(rows, sizes, halves, listed)
+        _token_ranges(rows, block_size, width, low, high)
+    into = (layout.value_stats + first * layout.value_stats_stride) // 2
+    _to_statistics(layout, low, high, block_size, halves, into)
+    scale, zero = low, high
+    for i in range(heads):
+        base = (first + i) * layout.head_bytes
+        if heads > 1:
+            _widen_rows(layout, source, at + i * size, rows)
+            outliers.hide_listed(rows, sizes, halves, (base + layout.value_outliers) // 2)
+        for t in range(block_size):
+            middle, inverse = zero[t], _ONE / scale[t] if scale[t] > 0 else np.float32(0)
+            for d in range(width):
+                rows[t * width + d] = (rows[t * width + d] - middle) * inverse
+        _code_rows(layout, tables.value_limits, rows, packed, base + layout.value_codes)
+
+
+@njit(**EXACT)
+def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows: Any, halves: Any) -> None:
+    """Chooses the outliers of each head's values, and writes their lists."""
+    dim, width, block_size = layout.head_dim, layout.width, layout.block_size
+    size = block_size * dim
+    excess, places = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
+    row, mean, inverse = (
+        np.empty(width, np.float32),
+        np.empty(block_size, np.float32),
+        np.empty(block_size, np.float32),
+    )
+    sums, squares = np.zeros(block_size), np.zeros(block_size)
+    for i in range(heads):
+        outliers.add_row_sums(source, at + i * size, block_size, dim, sums, squares)
+    outliers.to_deviations(sums, squares, heads * dim, block_size, mean, inverse)
+    for i in range(heads):
+        _widen_rows(layout, source, at + i * size, rows)
+        found = outliers.row_candidates(rows, (block_size, dim, width), mean, inverse, excess, places, row)
+        found = outliers.keep_largest(excess, places, found, layout.capacity)
+        listed = ((first + i) * layout.head_bytes + layout.value_outliers) // 2
+        outliers.write_list(source, at + i * size, places, found, layout.capacity, halves, listed)
+
+
+@njit(**EXACT)
+def _token_ranges(rows: Any, block_size: Any, width: Any, low: Any, high: Any) -> None:
+    """Lowers `low` and raises `high` to minimum and maximum of each row without NaN, lane by lane of a vector."""
+    least, most = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for t in range(block_size):
+        for lane in range(LANES):
+            least[lane], most[lane] = low[t], high[t]
+        for first in range(t * width, (t + 1) * width, LANES):
+            for lane in range(LANES):
+                x = rows[first + lane]
+                least[lane] = x if x < least[lane] else least[lane]
+                most[lane] = x if x > most[lane] else most[lane]
+        low[t], high[t] = least.min(), most.max()
+
+
+@njit(**EXACT)
+def _code_rows(layout: Any, limits: Any, normal: Any, packed: Any, at: Any) -> None:
+    """The codes of normalised rows [B, width] as bytes from `packed[at]` on."""
+    width, bits = layout.width, layout.bits
+    codes = np.empty(layout.block_size * width, np.uint8)
+    if layout.uniform:
+        code_uniform(normal, len(codes), (1 << bits) - 1, codes)
+    else:
+        code_levels(normal, len(codes), bits, limits, codes)
+    words = codes.view(np.uint64)
+    for t in range(layout.block_size):
+        pack_row(codes, words, bits, t * width, width, packed, at + t * layout.row_bytes)

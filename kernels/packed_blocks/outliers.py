@@ -1,0 +1,134 @@
+"""Which elements of a head are kept apart from the codes. `reference.py` defines it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from moorage.kernels.compiling import njit
+from moorage.kernels.half import widen
+from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.packed_blocks.codes import EXACT
+from moorage.kernels.packed_blocks.tables import DEVIATIONS
+
+
+@njit(**SERIAL)
+def add_row_sums(source: Any, at: Any, count: Any, dim: Any, sums: Any, squares: Any) -> None:
+    """Adds the sums of `count` stored rows and of their squares to float64 [count]."""
+    for t in range(count):
+        total, square = 0.0, 0.0
+        for d in range(dim):
+            x = np.float64(widen(source[at + t * dim + d]))
+            total += x
+            square += x * x
+        sums[t] += total
+        squares[t] += square
+
+
+@njit(**SERIAL)
+def add_channel_sums(source: Any, at: Any, count: Any, dim: Any, sums: Any, squares: Any) -> None:
+    """The same for each channel over the rows."""
+    for t in range(count):
+        for d in range(dim):
+            x = np.float64(widen(source[at + t * dim + d]))
+            sums[d] += x
+            squares[d] += x * x
+
+
+@njit(**EXACT)
+def to_deviations(sums: Any, squares: Any, count: Any, vectors: Any, mean: Any, inverse: Any) -> None:
+    """Means and inverse standard deviations, 0 in a constant vector, from sums over `count` elements."""
+    for i in range(vectors):
+        middle = sums[i] / count
+        spread = np.float32(np.sqrt(max(squares[i] / count - middle * middle, 0.0)))
+        mean[i] = np.float32(middle)
+        inverse[i] = np.float32(1) / spread if spread > 0 else np.float32(0)
+
+
+@njit(**EXACT)
+def row_candidates(rows: Any, sizes: Any, mean: Any, inverse: Any, excess: Any, places: Any, row: Any) -> Any:
+    """Elements of rows [B, width] that are far from their row's mean: their excess and places; returns how many."""
+    block_size, dim, width = sizes
+    found = 0
+    for t in range(block_size):
+        middle, factor = mean[t], inverse[t]
+        for d in range(dim):
+            row[d] = abs(rows[t * width + d] - middle) * factor
+        found = _append(row, t, dim, DEVIATIONS, excess, places, found)
+    return found
+
+
+@njit(**EXACT)
+def channel_candidates(
+    rows: Any, sizes: Any, mean: Any, inverse: Any, excess: Any, places: Any, row: Any
+) -> Any:
+    """The same for elements that are far from their channel's mean."""
+    block_size, dim, width = sizes
+    found = 0
+    for t in range(block_size):
+        for d in range(dim):
+            row[d] = abs(rows[t * width + d] - mean[d]) * inverse[d]
+        found = _append(row, t, dim, DEVIATIONS, excess, places, found)
+    return found
+
+
+@njit(**EXACT)
+def beyond_candidates(
+    rows: Any, sizes: Any, low: Any, high: Any, inverse: Any, excess: Any, places: Any, row: Any
+) -> Any:
+    """The same for elements outside their channel's limits."""
+    block_size, dim, width = sizes
+    found = 0
+    for t in range(block_size):
+        for d in range(dim):
+            x = rows[t * width + d]
+            below, above = low[d] - x, x - high[d]
+            row[d] = (below if below > above else above) * inverse[d]
+        found = _append(row, t, dim, np.float32(0), excess, places, found)
+    return found
+
+
+@njit(**EXACT)
+def _append(row: Any, t: Any, dim: Any, least: Any, excess: Any, places: Any, found: Any) -> Any:
+    for d in range(dim):  # without branches, which would be mispredicted
+        excess[found] = row[d]
+        places[found] = t * dim + d
+        found += row[d] > least
+    return found
+
+
+@njit(**EXACT)
+def keep_largest(excess: Any, places: Any, found: Any, capacity: Any) -> Any:
+    """Moves the places of the `capacity` largest of `found` excesses to the front, in order; returns how many."""
+    if found <= capacity:
+        return found
+    pivot = np.partition(excess[:found], found - capacity)[found - capacity]
+    equal = capacity
+    for i in range(found):
+        equal -= excess[i] > pivot
+    kept = 0
+    for i in range(found):
+        if excess[i] > pivot or (excess[i] == pivot and equal > 0):
+            equal -= excess[i] == pivot
+            places[kept] = places[i]
+            kept += 1
+    return kept
+
+
+@njit(**EXACT)
+def write_list(source: Any, at: Any, places: Any, count: Any, capacity: Any, halves: Any, into: Any) -> None:
+    """Count, places and stored elements of `source[at:]` to a list at `halves[into]`, and zeros to its end."""
+    halves[into] = count
+    for i in range(capacity):
+        halves[into + 1 + i] = places[i] if i < count else 0
+        halves[into + 1 + capacity + i] = source[at + places[i]] if i < count else 0
+
+
+@njit(**EXACT)
+def hide_listed(rows: Any, sizes: Any, halves: Any, listed: Any) -> None:
+    """NaN in place of the elements of a list in rows [B, width]."""
+    _, dim, width = sizes
+    for i in range(np.int64(halves[listed])):
+        place = np.int64(halves[listed + 1 + i])
+        rows[place // dim * width + place % dim] = np.float32(np.nan)
