@@ -42,12 +42,6 @@ Depths = Annotated[
         "if absent.",
     ),
 ]
-OneText = Annotated[
-    bool,
-    typer.Option(
-        "--one-text", help="Ask several questions after one text, which is prefilled once for all of them."
-    ),
-]
 DOCUMENT = DEFAULT_DOCUMENT
 
 

@@ -14,7 +14,6 @@ from moorage.runtime.cli.eval_options import (
     Depths,
     Document,
     Lengths,
-    OneText,
     RunOptions,
     Samples,
     Seed,
@@ -54,7 +53,6 @@ def needle(
         NeedleForm,
         typer.Option(help="The words of the prompt: RULER's, or those of the test of LWM's models."),
     ] = NeedleForm.RULER,
-    one_text: OneText = False,
 ) -> None:
     """Ask for a number hidden in a text, by depth and length.
 
@@ -63,8 +61,7 @@ def needle(
     """
     name = "needle" if needles == 1 else f"needle-{needles}"
     places = parse_depths(depths)
-    haystack, sizes = text_haystack(document), parse_lengths(lengths)
-    task = Needle(haystack, sizes, samples, seed, places, needles, name, form, one_text)
+    task = Needle(text_haystack(document), parse_lengths(lengths), samples, seed, places, needles, name, form)
     with run.targets(max(task.lengths)) as targets:
         publish(measure(Suite(name, (task,), seed), targets, run), run)
 
@@ -90,10 +87,9 @@ def kv_retrieval(
     pairs: Annotated[
         int | None, typer.Option(min=1, help="Pairs in each prompt; as many as the length holds if absent.")
     ] = None,
-    one_text: OneText = False,
 ) -> None:
     """Ask for the value of one key among many in a JSON object."""
-    task = KeyValues(parse_lengths(lengths), samples, seed, parse_depths(depths), form, pairs, one_text)
+    task = KeyValues(parse_lengths(lengths), samples, seed, parse_depths(depths), form, pairs)
     with run.targets(max(task.lengths)) as targets:
         publish(measure(Suite(task.name, (task,), seed), targets, run), run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
-from moorage.runtime.serving.capacity import Resources
+from moorage.runtime.serving.capacity import Resources, session_pages
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.stripes import Stripes
@@ -48,7 +48,7 @@ def most_sessions(deployment: Deployment, dram_bytes: int, context_tokens: int) 
 def largest_shard(deployment: Deployment, num_blocks: int, sessions: int) -> int:
     """Pages of the fullest shard. Sessions start at the emptiest one, as they do when they are admitted."""
     stripes = Stripes(deployment.shards, deployment.stripe_blocks)
-    counts = tuple(stripes.count(num_blocks, shard) for shard in range(deployment.shards))
+    counts = session_pages(deployment.layout, num_blocks, stripes)
     return max(_spread(Resources(counts, 0), sessions))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from moorage.runtime.config.units import format_bytes
 from moorage.workers.counting import counted
@@ -63,12 +63,14 @@ class Capacity:
     def need(self, num_tokens: int, memory: MemorySpec) -> Resources:
         """For a session of `num_tokens`, prompt and generated together, that starts at actor 0."""
         slots = slots_per_layer(memory, self.layout, self.max_cached_block) * self.layout.num_layers
-        return replace(self.idle(num_tokens), slots=slots)
+        pages = session_pages(self.layout, self.layout.num_blocks(num_tokens), self._stripes)
+        return Resources(pages, slots, 0 if self.windows is None else 1)
 
     def idle(self, num_tokens: int) -> Resources:
-        """For the KV alone, and the ring, of a session of `num_tokens` that starts at actor 0."""
-        blocks, stripes = self.layout.num_blocks(num_tokens), self._stripes
-        pages = tuple(stripes.count(blocks, shard) for shard in range(stripes.num_shards))
+        """For the KV alone, and the ring, of an idle session of `num_tokens` that starts at actor 0."""
+        whole = num_tokens // self.layout.block_size
+        blocks = whole if self.layout.is_packed else self.layout.num_blocks(num_tokens)
+        pages = session_pages(self.layout, blocks, self._stripes, is_written=False)
         return Resources(pages, 0, 0 if self.windows is None else 1)
 
     def check(self, need: Resources, num_tokens: int) -> None:
@@ -94,6 +96,16 @@ class Capacity:
     @property
     def _stripes(self) -> Stripes:
         return Stripes(len(self.total.pages), self.stripe_blocks)
+
+
+def session_pages(
+    layout: KvLayout, num_blocks: int, stripes: Stripes, is_written: bool = True
+) -> tuple[int, ...]:
+    """Pages of a session in each actor, from that of its first stripe on; see KvLayout. Idle ones are not written."""
+    counts = [stripes.count(num_blocks, shard) for shard in range(stripes.num_shards)]
+    extra = layout.open_pages if is_written else 0
+    sinks = layout.sink_pages if num_blocks else 0
+    return tuple(count + extra + (0 if shard else sinks) for shard, count in enumerate(counts))
 
 
 def first_actor(need: Resources, free: Resources) -> int | None:

@@ -12,7 +12,7 @@ import numpy as np
 from moorage.kernels.block_anchors import build_anchors
 from moorage.kernels.key_codes import encode_keys
 from moorage.workers.kv.arena import Arena
-from moorage.workers.kv.messages import AnchorRotation, Float32, Int32
+from moorage.workers.kv.messages import AnchorRotation, Float32, Int32, ReadableBlocks, Storage
 from moorage.workers.kv.stripes import Stripes
 from moorage.workers.spec import AnchorType
 
@@ -59,11 +59,27 @@ class AnchorBuilder:
             turns = (
                 None if rotation is None else self._turns(rotation, layer, first + start, first + part.stop)
             )
-            self._build_part(layer, pages[part], turns, None if importance is None else importance[part])
+            some = pages[part]
+            found = self._arena.readable(layer, some)
+            self._build_part(layer, some, found, turns, None if importance is None else importance[part])
 
-    def _build_part(self, layer: int, pages: Int32, turns: Turns | None, importance: Float32 | None) -> None:
+    def build_from(
+        self, blocks: Storage, layer: int, pages: Int32, first: int, rotation: AnchorRotation | None
+    ) -> None:
+        """`build` of at most BLOCKS_AT_ONCE blocks whose rows are `blocks` [n, 2, Hkv, B, D]."""
+        turns = None if rotation is None else self._turns(rotation, layer, first, first + len(pages))
+        found = ReadableBlocks(blocks, np.arange(len(pages), dtype=np.int32))
+        self._build_part(layer, pages, found, turns, None)
+
+    def _build_part(
+        self,
+        layer: int,
+        pages: Int32,
+        found: ReadableBlocks,
+        turns: Turns | None,
+        importance: Float32 | None,
+    ) -> None:
         layout, anchors, codes = self._layout, self._arena.anchors[layer], self._arena.codes[layer]
-        found = self._arena.readable(layer, pages)
         in_place = found.pages is pages
         made = anchors if in_place else np.empty((len(pages), *anchors.shape[1:]), anchors.dtype)
         if layout.anchor_type.codes_keys:

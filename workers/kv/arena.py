@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import weakref
-from typing import NamedTuple
 
 import numpy as np
 
 from moorage.workers.errors import InvalidConfig, ResourceExhausted
 from moorage.workers.kv.formats import format_of
-from moorage.workers.kv.messages import Int32, Storage
-from moorage.workers.kv.shared_memory import SharedMapping
+from moorage.workers.kv.formats.base import PackedCodec, PackedFormat, RowFormat
+from moorage.workers.kv.formats.quantizer import Quantizer
+from moorage.workers.kv.messages import Int32, ReadableBlocks, Storage
+from moorage.workers.kv.packed_arena import codec_in, raw_view
+from moorage.workers.kv.shared_memory import SharedMapping, seal_size
 from moorage.workers.spec import KvLayout
 
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE of Linux 5.14, which Python's mmap does not name."""
-
-
-class ReadableBlocks(NamedTuple):
-    """Some blocks of a layer."""
-
-    blocks: Storage
-    """[n, 2, Hkv, B, D] of storage type."""
-    pages: Int32
-    """Where they lie in `blocks`."""
 
 
 class Arena:
@@ -35,6 +27,7 @@ class Arena:
         anchors  [layer][page][kv_head][vector][dim]
         codes    [layer][page][byte]                         of single keys, see `kernels.key_codes`, where
                                                              anchor_type is KEY_CODES; otherwise absent
+        quantizer                                            of a packed format that has one
 
     Why this order. Outermost is the layer, since a step touches one layer of many pages, never one page of
     many layers. A block of one layer, K and V of all heads, is then one piece that suits a DMA copy, and
@@ -44,22 +37,25 @@ class Arena:
     scoring reads them all, and only them, at the memory's bandwidth.
 
     The memory belongs to a file descriptor without a name (memfd), so nothing is left behind when the
-    processes that hold it die. It takes `num_pages * layout.page_bytes` bytes exactly.
+    processes that hold it die. It takes `num_pages * layout.page_bytes + layout.quantizer_bytes` bytes exactly.
     """
 
-    def __init__(self, layout: KvLayout, num_pages: int) -> None:
-        """Raises InvalidConfig without pages, ResourceExhausted when the system refuses the memory."""
+    def __init__(self, layout: KvLayout, num_pages: int, quantizer: Quantizer | None = None) -> None:
+        """Raises InvalidConfig without pages, ResourceExhausted when the system refuses the memory.
+
+        `quantizer` is the one whose digest the layout has.
+        """
         if num_pages < 1:
             raise InvalidConfig(
                 f"KV arena: {num_pages} pages; raise kv_store.dram to hold at least one block"
             )
-        num_bytes = num_pages * layout.page_bytes
+        num_bytes = num_pages * layout.page_bytes + layout.quantizer_bytes
         fd = os.memfd_create("moorage-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._close_fd = weakref.finalize(self, os.close, fd)
         try:
             os.ftruncate(fd, num_bytes)
             seal_size(fd)
-            self._map(fd, layout, num_pages)
+            self._map(fd, layout, num_pages, quantizer)
         except OSError as error:
             self._close_fd()
             raise ResourceExhausted(
@@ -69,7 +65,7 @@ class Arena:
     @classmethod
     def attach(cls, fd: int, layout: KvLayout, num_pages: int) -> Arena:
         """The same memory in another process; takes over `fd`. Raises InvalidConfig when its size differs."""
-        num_bytes = num_pages * layout.page_bytes
+        num_bytes = num_pages * layout.page_bytes + layout.quantizer_bytes
         if os.fstat(fd).st_size != num_bytes:
             held = os.fstat(fd).st_size
             os.close(fd)
@@ -79,43 +75,53 @@ class Arena:
         arena._map(fd, layout, num_pages)
         return arena
 
-    def _map(self, fd: int, layout: KvLayout, num_pages: int) -> None:
+    def _map(self, fd: int, layout: KvLayout, num_pages: int, quantizer: Quantizer | None = None) -> None:
         self.layout, self.num_pages, self.fd = layout, num_pages, fd
         self._memory = SharedMapping(fd, self.num_bytes)
-        flat = self._memory.array
-        kv_end, code_bytes = (
-            num_pages * layout.page_kv_bytes,
-            num_pages * layout.num_layers * layout.code_bytes,
-        )
-        blocks = layout.num_layers, num_pages
+        flat, tables = np.split(self._memory.array, [num_pages * layout.page_bytes])
+        kv_end, blocks = num_pages * layout.page_kv_bytes, (layout.num_layers, num_pages)
+        codes_at = len(flat) - num_pages * layout.num_layers * layout.code_bytes
         self.stored = flat[:kv_end].reshape(*blocks, layout.block_bytes)
         """[L, P, block_bytes]: the bytes of blocks, whatever their format."""
-        self.kv: Storage = format_of(layout.kv_type).view(self.stored, layout.block_shape)
-        """[L, P, 2, Hkv, B, D] of storage type where the format is native."""
+        format, shape = format_of(layout.kv_type), layout.block_shape
+        self.codec: PackedCodec | None = None
+        """What packs and unpacks blocks; None where the format is native."""
+        self.kv: Storage
+        """[L, P, 2, Hkv, B, D] of storage type; where blocks are packed, [L, P, 2, Hkv, layout.raw_rows, D] of the
+        pages that hold rows."""
+        if isinstance(format, PackedFormat):
+            self.codec = codec_in(format, layout, tables, quantizer)
+            self.kv = raw_view(layout, self.stored)
+        elif isinstance(format, RowFormat):
+            self.kv = format.view(self.stored, shape)
         self.anchors: Storage = (
-            flat[kv_end : self.num_bytes - code_bytes]
-            .view(format_of(layout.kv_type).storage)
+            flat[kv_end:codes_at]
+            .view(format.storage)
             .reshape(*blocks, layout.num_kv_heads, layout.anchor_vectors, layout.head_dim)
         )
-        self.codes = flat[self.num_bytes - code_bytes :].reshape(*blocks, layout.code_bytes)
+        self.codes = flat[codes_at:].reshape(*blocks, layout.code_bytes)
 
     def decode(self, layer: int, pages: Int32, out: Storage, slots: Int32) -> None:
-        """Reads blocks into `out[slots]`, [num_slots, 2, Hkv, B, D] of storage type."""
-        format_of(self.layout.kv_type).decode(self.kv[layer], pages, out, slots)
+        """Reads full blocks into `out[slots]`, [num_slots, 2, Hkv, B, D] of storage type."""
+        format = format_of(self.layout.kv_type)
+        if self.codec is not None:
+            self.codec.decode(layer, self.stored[layer], pages, out.view(np.uint16), slots)
+        elif isinstance(format, RowFormat):
+            format.decode(self.kv[layer], pages, out, slots)
 
     def readable(self, layer: int, pages: Int32) -> ReadableBlocks:
-        """The blocks on `pages` as kernels read them: where they lie, or decoded copies."""
-        if format_of(self.layout.kv_type).is_native:
+        """The full blocks on `pages` as kernels read them: where they lie, or decoded copies."""
+        if self.codec is None:
             return ReadableBlocks(self.kv[layer], pages)
         shape, places = self.layout.block_shape, np.arange(len(pages), dtype=np.int32)
-        copies: Storage = np.empty((len(pages), 2, *shape), format_of(self.layout.kv_type).storage)
+        copies: Storage = np.empty((len(pages), 2, *shape), np.uint16)
         self.decode(layer, pages, copies, places)
         return ReadableBlocks(copies, places)
 
     @property
     def num_bytes(self) -> int:
         """Size of the memory."""
-        return self.num_pages * self.layout.page_bytes
+        return self.num_pages * self.layout.page_bytes + self.layout.quantizer_bytes
 
     def populate(self) -> None:
         """Takes all memory now, from the NUMA node of the calling thread (Linux places a page where it is first
@@ -147,8 +153,3 @@ class Arena:
             self.kv, self.stored = self.kv[:, :0].copy(), self.stored[:, :0].copy()
             self.anchors = self.anchors[:, :0].copy()
             self.codes = self.codes[:, :0].copy()
-
-
-def seal_size(fd: int) -> None:
-    """Forbids that a memfd shrinks, so that a mapping of it can never fault on memory taken away."""
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

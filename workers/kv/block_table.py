@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from moorage.workers.errors import InvalidRequest, NotFinite
+from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.formats import format_of
-from moorage.workers.kv.messages import Int32, Storage
-from moorage.workers.spec import KvType
+from moorage.workers.kv.formats.base import RowFormat
+from moorage.workers.kv.messages import Attached, Int32, RawPages
+from moorage.workers.kv.rows import as_rows, beyond_storage
 
 
 @dataclass(slots=True)
@@ -21,6 +21,14 @@ class BlockTable:
     session_id: int
     pages: Int32
     num_tokens: list[int]
+    raw: RawPages = field(default_factory=RawPages)
+
+    def take_pages(self, held: Attached) -> None:
+        """Follows a store that has resized the session."""
+        self.pages, raw = held.pages, self.raw
+        raw.open_pages, raw.sink_pages = held.open_pages, held.sink_pages
+        if not len(raw.open_pages):
+            raw.block = [-1] * len(self.num_tokens)
 
     def check_layer(self, layer: int) -> None:
         """Raises InvalidRequest for a layer that does not exist."""
@@ -52,6 +60,7 @@ class BlockTable:
         """From now on the row at `position`, which is yet to be written, counts as the last in all layers."""
         self.check_row(position, block_size)
         self.num_tokens = [position + 1] * len(self.num_tokens)
+        self.raw.block = [position // block_size] * len(self.num_tokens)
 
     def pages_of(self, layer: int, blocks: Int32, block_size: int) -> Int32:
         """Pages of written `blocks`; raises InvalidRequest for a block without a token in `layer`."""
@@ -66,50 +75,18 @@ class BlockTable:
 
     def write(self, arena: Arena, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> int:
         """Writes rows [T, Hkv, D] from token `start` on; returns the token after the last."""
-        size = arena.layout.block_size
-        keys, values = _as_rows(keys, arena), _as_rows(values, arena)
-        if len(keys) != len(values):
-            raise InvalidRequest(
-                f"session {self.session_id}: {len(keys)} keys, {len(values)} values; give as many"
-            )
+        size, format = arena.layout.block_size, format_of(arena.layout.kv_type)
+        assert isinstance(format, RowFormat)
+        keys, values = as_rows(self.session_id, arena.layout, keys, values)
         end = start + len(keys)
         self.check_rows(layer, start, end, size)
         if end > start:
-            if not format_of(arena.layout.kv_type).encode(arena.kv[layer], self.pages, start, keys, values):
+            if not format.encode(arena.kv[layer], self.pages, start, keys, values):
                 raise beyond_storage(layer, arena.layout.kv_type)
-            self._clear_rest(arena, layer, start, end)
+            # Pages are reused without a sweep: the first write into a block clears what it does not fill, so no
+            # read of a written block ever shows another session's rows, and no drop has to wait for gigabytes.
+            last, filled = divmod(end, size)
+            if filled and start <= last * size:
+                format.clear(arena.kv[layer], int(self.pages[last]), filled)
         self.num_tokens[layer] = end
         return end
-
-    def _clear_rest(self, arena: Arena, layer: int, start: int, end: int) -> None:
-        # Pages are reused without a sweep: the first write into a block clears what it does not fill, so no
-        # read of a written block ever shows another session's rows, and no drop has to wait for gigabytes.
-        size = arena.layout.block_size
-        last, filled = divmod(end, size)
-        if filled and start <= last * size:
-            format_of(arena.layout.kv_type).clear(arena.kv[layer], int(self.pages[last]), filled)
-
-
-def beyond_storage(layer: int, kv_type: KvType) -> NotFinite:
-    """A key or value that the store can't hold as a number."""
-    return NotFinite(f"layer {layer}: {format_of(kv_type).limit}")
-
-
-_SINGLE, _HALF, _BITS = np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.uint16)
-
-
-def _as_rows(rows: ArrayLike, arena: Arena) -> Storage:
-    """Rows as the kernels take them: storage type or float32; fp16 of numpy or torch passes as its bits."""
-    layout, array = arena.layout, np.asarray(rows)
-    if array.shape[1:] != (layout.num_kv_heads, layout.head_dim):
-        raise InvalidRequest(
-            f"rows of shape {array.shape}; expected [tokens, {layout.num_kv_heads}, {layout.head_dim}]"
-        )
-    stored = format_of(layout.kv_type).storage
-    if array.dtype == _HALF and stored == _BITS:
-        array = array.view(_BITS)
-    if array.dtype == _SINGLE or array.dtype == stored:
-        return np.ascontiguousarray(array)
-    if array.dtype == _BITS:
-        array = array.view(_HALF)
-    return np.ascontiguousarray(array, np.float32)

@@ -22,8 +22,10 @@ from moorage.workers.kv.messages import (
     KeyRequest,
     KeyRowsReply,
     KeyRowsRequest,
+    ReadableBlocks,
     Storage,
 )
+from moorage.workers.kv.packed_rows import PackedRows
 from moorage.workers.kv.shard_session import ShardSession
 from moorage.workers.spec import AnchorType
 
@@ -41,8 +43,8 @@ class Run(NamedTuple):
 class KeyScorer:
     """Of one arena; holds nothing of any session."""
 
-    def __init__(self, arena: Arena) -> None:
-        self._arena, self._layout = arena, arena.layout
+    def __init__(self, arena: Arena, packed: PackedRows | None) -> None:
+        self._arena, self._layout, self._packed = arena, arena.layout, packed
         self._buffers = Buffers()
 
     def select(self, request: KeyRequest, session: ShardSession) -> KeyReply:
@@ -105,8 +107,7 @@ class KeyScorer:
         layout = self._layout
         blocks, offsets = np.divmod(positions, np.int32(layout.block_size))
         distinct, place = np.unique(blocks, return_inverse=True)
-        pages = session.table.pages_of(request.layer, distinct, layout.block_size)
-        found = self._arena.readable(request.layer, pages)
+        found = self._readable(request.layer, session, distinct)
         # Numbers of rows in [P, 2, Hkv, B], of the keys and then of the values.
         keys = (
             2 * found.pages[place].astype(np.int64) * layout.num_kv_heads + heads
@@ -114,6 +115,15 @@ class KeyScorer:
         numbers = np.stack((keys, keys + layout.num_kv_heads * layout.block_size))
         rows: Storage = found.blocks.reshape(-1, layout.head_dim).take(numbers, axis=0)
         return KeyRowsReply(rows, *self._completion(wanted, session))
+
+    def _readable(self, layer: int, session: ShardSession, blocks: Int32) -> ReadableBlocks:
+        pages = session.table.pages_of(layer, blocks, self._layout.block_size)
+        if self._packed is None:
+            return ReadableBlocks(self._arena.kv[layer], pages)
+        copies: Storage = np.empty((len(blocks), 2, *self._layout.block_shape), np.uint16)
+        places = np.arange(len(blocks), dtype=np.int32)
+        self._packed.gather(session, layer, blocks, copies, places)
+        return ReadableBlocks(copies, places)
 
     def _completion(self, wanted: KeyRowsRequest, session: ShardSession) -> tuple[Float32, Float32]:
         request, layout = wanted.request, self._layout

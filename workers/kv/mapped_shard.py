@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moorage.workers.errors import InvalidRequest, MoorageError, NotFound
+from moorage.workers.kv.anchors import AnchorBuilder
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_scorer import BlockScorer
 from moorage.workers.kv.block_table import BlockTable
@@ -16,16 +17,20 @@ from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.key_scorer import KeyScorer
 from moorage.workers.kv.messages import (
     AnchorRotation,
+    Attached,
     Float32,
     Int32,
     KeyReply,
     KeyRequest,
     KeyRowsReply,
     KeyRowsRequest,
+    RawPages,
     SelectReply,
     SelectRequest,
     Storage,
+    no_pages,
 )
+from moorage.workers.kv.packed_rows import PackedRows
 from moorage.workers.kv.shard_session import ShardSession
 
 
@@ -42,14 +47,17 @@ class MappedShard:
         self.sessions: dict[int, ShardSession] = {}
         self.unconfirmed: set[int] = set()
         """In a worker: sessions of which the store may not have sealed yet what counts as sealed here."""
-        self._scorer, self._keys = BlockScorer(arena), KeyScorer(arena)
+        self.anchors = AnchorBuilder(arena)
+        self.packed = None if arena.codec is None else PackedRows(arena, arena.codec, self.anchors)
+        """How rows and blocks pass where blocks are packed."""
+        self._scorer, self._keys = BlockScorer(arena), KeyScorer(arena, self.packed)
         self._where = where
         self._last_version = 0
 
     @property
     def is_readable(self) -> bool:
         """Whether kernels and copies may read blocks where they lie; otherwise `gather` decodes them."""
-        return format_of(self.layout.kv_type).is_native
+        return self.packed is None
 
     def session(self, session_id: int) -> ShardSession:
         """Raises NotFound for a session that is not open."""
@@ -65,14 +73,23 @@ class MappedShard:
         num_tokens: Sequence[int] | None = None,
         num_sealed: Sequence[int] | None = None,
         rotation: AnchorRotation | None = None,
+        open_pages: Int32 | None = None,
+        sink_pages: Int32 | None = None,
     ) -> None:
         """Records a session with its pages, and by layer its tokens and sealed blocks, none by default."""
         none = (0,) * self.layout.num_layers
-        table = BlockTable(session_id, pages, list(num_tokens or none))
+        found = [no_pages() if each is None else each for each in (open_pages, sink_pages)]
+        raw = RawPages(*found, [-1] * self.layout.num_layers)
+        table = BlockTable(session_id, pages, list(num_tokens or none), raw)
         session = ShardSession(table, list(num_sealed or none), rotation=rotation)
         self.sessions[session_id] = session
         self._scorer.invalidate(session_id)
         self._change(session)
+
+    def follow_open(self, session_id: int, opened: Attached) -> None:
+        """`open` of a session as the store has it."""
+        counts = opened.num_tokens.tolist(), opened.num_sealed.tolist()
+        self.open(session_id, opened.pages, *counts, opened.rotation, opened.open_pages, opened.sink_pages)
 
     def drop(self, session_id: int) -> ShardSession | None:
         """Removes a session; returns it if it was open."""
@@ -87,7 +104,10 @@ class MappedShard:
 
         Rows count once they are committed.
         """
-        return self.session(session_id).table.write(self.arena, layer, start, keys, values)
+        session = self.session(session_id)
+        if self.packed is not None:
+            return self.packed.write(session, layer, start, keys, values)
+        return session.table.write(self.arena, layer, start, keys, values)
 
     def commit(self, session_id: int, layer: int, start: int, end: int) -> range:
         """Records that rows [start, end) of `layer` are complete; returns the blocks that are full and not sealed.
@@ -98,6 +118,8 @@ class MappedShard:
         session.table.check_rows(layer, start, end, size)
         self._cut(session, layer, start)
         session.table.num_tokens[layer] = end
+        if end > start:
+            session.table.raw.block[layer] = (end - 1) // size
         return range(session.num_sealed[layer], end // size)
 
     def extend(self, session_id: int, position: int) -> bool:
@@ -111,9 +133,12 @@ class MappedShard:
         if end % size == 0 or max(table.num_tokens) > end or max(session.num_sealed) > position // size:
             return False
         table.num_tokens = [end] * self.layout.num_layers
+        table.raw.block = [position // size] * self.layout.num_layers
         return True
 
-    def follow_commit(self, session_id: int, layer: int, start: int, end: int) -> None:
+    def follow_commit(
+        self, session_id: int, layer: int, start: int, end: int, is_sealed: bool = False
+    ) -> None:
         """`commit` and `seal`, as the store does both later; what it refuses it will tell."""
         try:
             full = self.commit(session_id, layer, start, end)
@@ -121,7 +146,8 @@ class MappedShard:
             return
         if full:
             self.seal(session_id, layer, full.stop)
-            self.unconfirmed.add(session_id)
+            if not is_sealed:
+                self.unconfirmed.add(session_id)
 
     def follow_row(self, session_id: int, position: int) -> None:
         """`follow_commit` of the row at `position` in all layers."""
@@ -140,8 +166,15 @@ class MappedShard:
         self._change(session)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
-        """Removes the tokens after the first `num_tokens`; the pages stay."""
+        """Removes the tokens after the first `num_tokens`; the pages stay.
+
+        Raises InvalidRequest where the rows that are left of a packed block are gone; then nothing has changed.
+        """
         session = self.session(session_id)
+        cut = [layer for layer, held in enumerate(session.table.num_tokens) if held > num_tokens]
+        if self.packed is not None:
+            for layer in cut:
+                self.packed.check_open(session.table, layer, num_tokens)
         for layer, held in enumerate(session.table.num_tokens):
             if held > num_tokens:
                 self._cut(session, layer, num_tokens)
@@ -155,6 +188,12 @@ class MappedShard:
         session.num_sealed = [num_blocks] * count
         self._change(session)
 
+    def follow_reseal(self, session_id: int, layer: int, num_tokens: int) -> None:
+        """Anchors of `layer` change in the store."""
+        del num_tokens
+        self.invalidate(session_id, layer)
+        self.unconfirmed.add(session_id)
+
     def invalidate(self, session_id: int, layer: int) -> None:
         """Anchors of `layer` have changed."""
         self._scorer.invalidate(session_id, layer)
@@ -164,8 +203,14 @@ class MappedShard:
         self._last_version += 1
         session.version = self._last_version
 
+    def close_block(self, session_id: int, layer: int) -> None:
+        """The session goes on in another shard: its open block here is full, and is read as it is packed."""
+        self.session(session_id).table.raw.block[layer] = -1
+
     def _cut(self, session: ShardSession, layer: int, num_tokens: int) -> None:
-        full = num_tokens // self.layout.block_size
+        full, rest = divmod(num_tokens, self.layout.block_size)
+        if not rest:
+            session.table.raw.block[layer] = -1
         if session.num_sealed[layer] > full:
             session.num_sealed[layer] = full
             session.preselections.pop(layer, None)
@@ -173,7 +218,10 @@ class MappedShard:
 
     def gather(self, session_id: int, layer: int, blocks: Int32, out: Storage, slots: Int32) -> None:
         """Copies `blocks` of `layer` into `out[slots]`; out is [num_slots, 2, Hkv, B, D] of storage type."""
-        self.arena.decode(layer, self.pages_of(session_id, layer, blocks), out, slots)
+        if self.packed is not None:
+            self.packed.gather(self.session(session_id), layer, blocks, out, slots)
+        else:
+            self.arena.decode(layer, self.pages_of(session_id, layer, blocks), out, slots)
 
     def copy_blocks(self, session_id: int, layer: int, blocks: Int32) -> Storage:
         """Copies of `blocks`, [n, 2, Hkv, B, D] of storage type."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,15 @@ Storage = NDArray[np.uint16] | NDArray[np.float32]
 """Stored elements: the bits of fp16, or float32."""
 
 
+class ReadableBlocks(NamedTuple):
+    """Some blocks of a layer."""
+
+    blocks: Storage
+    """[n, 2, Hkv, B, D] of storage type."""
+    pages: Int32
+    """Where they lie in `blocks`."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnchorRotation:
     """What a store needs to rotate keys at their own positions: the angles, and where its blocks lie."""
@@ -27,6 +36,26 @@ class AnchorRotation:
     stripe_blocks: int = 1
 
 
+def no_pages() -> Int32:
+    """None."""
+    return np.empty(0, np.int32)
+
+
+@dataclass(slots=True)
+class RawPages:
+    """Pages that hold rows of one session in fp16, beside its packed blocks; none where the format is native.
+
+    Row t of a block, or token t of the session, lies in page t // layout.raw_rows at row t % layout.raw_rows.
+    """
+
+    open_pages: Int32 = field(default_factory=no_pages)
+    """Of the open block."""
+    sink_pages: Int32 = field(default_factory=no_pages)
+    """Of the first tokens, in the store that has them."""
+    block: list[int] = field(default_factory=list)
+    """By layer: the open block, which the last written row is in, full or not; -1 where nobody reads the rows."""
+
+
 class Attached(NamedTuple):
     """What a store holds of a session that a worker takes over."""
 
@@ -35,6 +64,10 @@ class Attached(NamedTuple):
     """[L]"""
     num_sealed: Int32
     """[L]: the first blocks of each layer, full and with anchors."""
+    open_pages: Int32
+    """See RawPages; nobody may count on the rows of the open block, which a lost worker may have half written."""
+    sink_pages: Int32
+    rotation: AnchorRotation | None = None
 
 
 class SelectRequest(NamedTuple):

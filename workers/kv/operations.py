@@ -34,30 +34,36 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Open(Operation[Int32]):
+class Open(Operation[Attached]):
     """Reserves pages and returns them. If StoreFull or InvalidRequest is raised, nothing has changed."""
 
-    handler = "open"
+    handler = "open_attached"
     session_id: int
     num_blocks: int
     rotation: AnchorRotation | None = None
+    has_first: bool = True
+    """Whether the session's first tokens are stored here."""
+    is_written: bool = True
+    """Whether rows will come that fill no block yet; otherwise there are no open pages."""
 
-    def follow(self, shard: MappedShard, reply: Int32) -> None:
+    def follow(self, shard: MappedShard, reply: Attached) -> None:
         """See Operation."""
-        shard.open(self.session_id, reply)
+        shard.follow_open(self.session_id, reply)
 
 
 @dataclass(slots=True)
-class Resize(Operation[Int32]):
+class Resize(Operation[Attached]):
     """Grows a session, or frees its unwritten end; returns all pages. If StoreFull is raised, nothing has changed."""
 
     handler = "resize"
     session_id: int
     num_blocks: int
+    is_written: bool = True
+    """As in Open."""
 
-    def follow(self, shard: MappedShard, reply: Int32) -> None:
+    def follow(self, shard: MappedShard, reply: Attached) -> None:
         """See Operation."""
-        shard.session(self.session_id).table.pages = reply
+        shard.session(self.session_id).table.take_pages(reply)
 
 
 @dataclass(slots=True)
@@ -71,7 +77,7 @@ class Fork(Operation[Attached]):
 
     def follow(self, shard: MappedShard, reply: Attached) -> None:
         """See Operation."""
-        shard.open(self.new_id, reply.pages, reply.num_tokens.tolist(), reply.num_sealed.tolist())
+        shard.follow_open(self.new_id, reply)
 
 
 @dataclass(slots=True)
@@ -105,7 +111,7 @@ class Attach(Operation[Attached]):
 
     def follow(self, shard: MappedShard, reply: Attached) -> None:
         """See Operation."""
-        shard.open(self.session_id, reply.pages, reply.num_tokens.tolist(), reply.num_sealed.tolist())
+        shard.follow_open(self.session_id, reply)
 
 
 @dataclass(slots=True)
@@ -138,6 +144,28 @@ class Commit(Operation[None]):
     layer: int
     start: int
     end: int
+    is_sealed: bool = False
+    """Whether who wrote the rows has sealed the blocks that they fill."""
+
+
+@dataclass(slots=True)
+class CloseBlock(Operation[None]):
+    """A session goes on in another store: its open block here, which is full, is read as it is packed."""
+
+    handler = follower = "close_block"
+    session_id: int
+    layer: int
+
+
+@dataclass(slots=True)
+class Reseal(Operation[None]):
+    """Anchors of the sealed blocks among `num_tokens` tokens are made from all of their keys again."""
+
+    handler = "reseal"
+    follower = "follow_reseal"
+    session_id: int
+    layer: int
+    num_tokens: int
 
 
 @dataclass(slots=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moorage.workers.errors import MoorageError
+from moorage.workers.kv.appending import append_rows
 from moorage.workers.kv.host_memory import HostBlocks, HostMemory
-from moorage.workers.kv.link import Link, gather, write_rows
+from moorage.workers.kv.link import Link, gather
+from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import (
     AnchorRotation,
     Float32,
@@ -23,12 +24,12 @@ from moorage.workers.kv.messages import (
 )
 from moorage.workers.kv.operations import (
     Attach,
-    Commit,
     Drop,
     Fork,
     Open,
     OwnBlock,
     RebuildAnchors,
+    Reseal,
     Resize,
     Restore,
     Stats,
@@ -77,18 +78,20 @@ class ShardedKv:
         num_blocks: int,
         inv_freq: NDArray[np.float64] | None = None,
         first_shard: int = 0,
+        is_written: bool = True,
     ) -> None:
         """Reserves room in all shards. If StoreFull or InvalidRequest is raised, nothing has changed.
 
         `inv_freq` [rotary_dim / 2], or by layer [L, rotary_dim / 2], is needed where anchors summarise rotated keys.
-        `first_shard` is the link that gets the first stripe.
+        `first_shard` is the link that gets the first stripe. Without `is_written` all rows come as whole blocks.
         """
         links = self._in_turn(first_shard)
         for shard, link in enumerate(links):
             stripes = (shard, len(self.links), self._blocks.length)
             rotation = None if inv_freq is None else AnchorRotation(inv_freq, *stripes)
             try:
-                link.call(Open(session_id, self._blocks.count(num_blocks, shard), rotation))
+                count = self._blocks.count(num_blocks, shard)
+                link.call(Open(session_id, count, rotation, shard == 0, is_written))
             except MoorageError:
                 for opened in links[:shard]:
                     opened.call(Drop(session_id))
@@ -101,10 +104,14 @@ class ShardedKv:
         return _link_of(self._first, session_id)
 
     def grow(self, session_id: int, num_blocks: int) -> None:
-        """Allocates up to `num_blocks` blocks; never shrinks. If StoreFull is raised, nothing has changed."""
+        """Allocates up to `num_blocks` blocks for a session that is written to; never shrinks.
+
+        If StoreFull is raised, nothing has changed.
+        """
         held = self._num_blocks.get(session_id, 0)
-        if num_blocks <= held:
+        if num_blocks <= held and not self.layout.is_packed:
             return
+        num_blocks = max(num_blocks, held)
         links = self._links_of(session_id)
         for shard, link in enumerate(links):
             try:
@@ -116,11 +123,14 @@ class ShardedKv:
         self._num_blocks[session_id] = num_blocks
 
     def trim(self, session_id: int, num_tokens: int) -> None:
-        """Removes the tokens after the first `num_tokens`, and frees the blocks that hold none of these."""
+        """Removes the tokens after the first `num_tokens`, and frees the blocks that hold none of these.
+
+        Nothing is written until the session grows.
+        """
         self.truncate(session_id, num_tokens)
         num_blocks = self.layout.num_blocks(num_tokens)
         counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
-        self._each(session_id, lambda link, shard: link.call(Resize(session_id, counts[shard])))
+        self._each(session_id, lambda link, shard: link.call(Resize(session_id, counts[shard], False)))
         self._num_blocks[session_id] = num_blocks
 
     def fork(self, session_id: int, new_id: int, num_blocks: int) -> None:
@@ -150,6 +160,8 @@ class ShardedKv:
         num_tokens = self._tokens.held(
             [int(link.call(Attach(session_id)).num_tokens.min()) for link in links]
         )
+        if self.layout.is_packed:  # The rows of the open block may be half written.
+            num_tokens -= num_tokens % self.layout.block_size
         self._first[session_id] = first_shard % len(self.links)
         self._num_blocks[session_id] = num_blocks
         self.truncate(session_id, num_tokens)
@@ -160,27 +172,8 @@ class ShardedKv:
 
         A start before the end replaces what was stored from there on.
         """
-        keys, values = np.asarray(keys), np.asarray(values)
-        if len(keys) == 1:
-            self._append_row(session_id, layer, start, keys, values)
-            return
-        links = self._links_of(session_id)
-        committed: dict[int, tuple[int, int]] = {}
-        for shard, local, begin, stop in self._tokens.runs(start, start + len(keys)):
-            rows = slice(begin - start, stop - start)
-            write_rows(links[shard], session_id, layer, local, keys[rows], values[rows])
-            first = committed[shard][0] if shard in committed else local
-            committed[shard] = (first, local + stop - begin)
-        for shard, (first, end) in committed.items():
-            links[shard].post(Commit(session_id, layer, first, end))
-
-    def _append_row(
-        self, session_id: int, layer: int, position: int, keys: NDArray[Any], values: NDArray[Any]
-    ) -> None:
-        shard, local = self._tokens.place(position)
-        link = self._links_of(session_id)[shard]
-        write_rows(link, session_id, layer, local, keys, values)
-        link.post(Commit(session_id, layer, local, local + 1))
+        links, are_packed = self._links_of(session_id), self.layout.is_packed
+        append_rows(links, self._tokens, session_id, layer, start, keys, values, are_packed)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
         """Removes the tokens after the first `num_tokens`."""
@@ -191,7 +184,7 @@ class ShardedKv:
         """Makes the anchors of the first `num_tokens` as they were when their blocks were sealed; keeps no others."""
         for layer in range(self.layout.num_layers):
             for shard, link in enumerate(self._links_of(session_id)):
-                link.post(Commit(session_id, layer, 0, self._tokens.count(num_tokens, shard)))
+                link.post(Reseal(session_id, layer, self._tokens.count(num_tokens, shard)))
 
     def select(self, request: SelectRequest) -> SelectReply:
         """See ShardSelection."""
@@ -235,16 +228,13 @@ class ShardedKv:
 
     def host_memory(self) -> HostMemory | None:
         """The stores' memory, where this process maps all of it and blocks lie in it as kernels read them."""
-        shards = [link.shard for link in self.links if link.shard is not None and link.shard.is_readable]
-        if len(shards) < len(self.links):
-            return None
-        return HostMemory(self.links, shards, self._tokens, self.first_shard)
+        shards = _readable(self.links)
+        return None if shards is None else HostMemory(self.links, shards, self._tokens, self.first_shard)
 
     def host_blocks(self, session_id: int) -> HostBlocks | None:
         """A session's blocks as this process maps them, until it grows; None when a shard is on another host."""
-        links = self._links_of(session_id)
-        shards = [link.shard for link in links if link.shard is not None and link.shard.is_readable]
-        if len(shards) < len(links):
+        shards = _readable(self._links_of(session_id))
+        if shards is None:
             return None
         pages = [shard.session(session_id).table.pages for shard in shards]
         return HostBlocks.of([shard.arena for shard in shards], pages, self._blocks.length)
@@ -279,3 +269,8 @@ class ShardedKv:
 
 def _link_of(first: Mapping[int, int], session_id: int) -> int:
     return first.get(session_id, 0)
+
+
+def _readable(links: Sequence[Link]) -> list[MappedShard] | None:
+    found = [link.shard for link in links if link.shard is not None and link.shard.is_readable]
+    return found if len(found) == len(links) else None

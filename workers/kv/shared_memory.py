@@ -9,6 +9,7 @@ same memory at such an address then reads it by huge pages.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import time
@@ -104,3 +105,8 @@ def _address(found: int) -> int:
     if found == _FAILED:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return found
+
+
+def seal_size(fd: int) -> None:
+    """Forbids that a memfd shrinks, so that a mapping of it can never fault on memory taken away."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

@@ -1,7 +1,8 @@
 """The blocks of a session in a file, with their anchors and codes, as they lie in the arena.
 
 A safetensors file: for each layer `layers.N.blocks`, `.anchors` and `.codes`, bytes by block. What is stored in few
-bits is as small in the file, and a session that comes back is the same to the last bit. A checksum covers the file.
+bits is as small in the file, and a session that comes back is the same to the last bit. Where blocks are packed,
+`layers.N.sinks` has the pages of the first tokens. A checksum covers the file.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 
 from moorage.workers.errors import InvalidModel, InvalidRequest, Unavailable
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.block_table import BlockTable
 from moorage.workers.kv.messages import Int32
 from moorage.workers.kv.store import KvStore
 from moorage.workers.safetensors_header import read_header
-from moorage.workers.spec import KvLayout
 
 _PIECE_BYTES = 32 << 20
 """Copied at once, so that a long session takes no second time its memory."""
@@ -30,27 +31,27 @@ Bytes = NDArray[np.uint8]
 
 def save_session(store: KvStore, session_id: int, file: Path) -> str:
     """`save_blocks` of a session. Other threads may use the store, but not write to this session."""
-    return save_blocks(store.arena, store.shard.session(session_id).table.pages, file)
+    return save_blocks(store.arena, store.shard.session(session_id).table, file)
 
 
 def load_session(store: KvStore, session_id: int, file: Path, checksum: str) -> None:
     """`load_blocks` of a session. Other threads may use the store, but not this session."""
-    load_blocks(store.arena, store.shard.session(session_id).table.pages, file, checksum)
+    load_blocks(store.arena, store.shard.session(session_id).table, file, checksum)
 
 
-def save_blocks(arena: Arena, pages: Int32, file: Path) -> str:
-    """Writes the blocks on `pages`, in this order, to a new file of mode 0600; returns its checksum.
+def save_blocks(arena: Arena, table: BlockTable, file: Path) -> str:
+    """Writes the blocks of a session, in order, to a new file of mode 0600; returns its checksum.
 
-    Nobody may write to the pages meanwhile. Raises Unavailable when the system refuses the file.
+    Nobody may write to its pages meanwhile. Raises Unavailable when the system refuses the file.
     """
-    header = json.dumps(_header(arena.layout, len(pages)), separators=(",", ":")).encode()
+    header = json.dumps(_header(arena, table), separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     digest = blake2b(digest_size=32)
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             _put(stream, digest, len(header).to_bytes(8, "little") + header)
-            for _, memory in _tensors(arena):
+            for _, memory, pages in _tensors(arena, table):
                 for part in _pieces(memory, pages):
                     _put(stream, digest, memory[part].tobytes())
             stream.flush()
@@ -62,10 +63,11 @@ def save_blocks(arena: Arena, pages: Int32, file: Path) -> str:
     return digest.hexdigest()
 
 
-def load_blocks(arena: Arena, pages: Int32, file: Path, checksum: str) -> None:
-    """Reads a file of `save_blocks` into `pages`. Raises InvalidRequest for a file that is not what was saved.
+def load_blocks(arena: Arena, table: BlockTable, file: Path, checksum: str) -> None:
+    """Reads a file of `save_blocks` into the pages of a session.
 
-    The pages then hold anything; nobody may read them before, nor after an error.
+    Raises InvalidRequest for a file that is not what was saved. The pages then hold anything; nobody may read them
+    before, nor after an error.
     """
     try:
         found = {one.name: one for one in read_header(file)}
@@ -74,7 +76,7 @@ def load_blocks(arena: Arena, pages: Int32, file: Path, checksum: str) -> None:
         raise InvalidRequest(f"{file.name}: is damaged ({error}); delete the saved session") from None
     digest, at = blake2b(digest_size=32), int.from_bytes(content[:8].tobytes(), "little") + 8
     digest.update(content[:at].data)
-    for name, memory in _tensors(arena):
+    for name, memory, pages in _tensors(arena, table):
         tensor, shape = found.get(name), (len(pages), memory.shape[1])
         if tensor is None or tensor.shape != shape or tensor.begin != at:
             held = "no such tensor" if tensor is None else f"shape {tensor.shape}"
@@ -90,24 +92,25 @@ def load_blocks(arena: Arena, pages: Int32, file: Path, checksum: str) -> None:
         )
 
 
-def _header(layout: KvLayout, num_blocks: int) -> dict[str, object]:
-    sizes = (("blocks", layout.block_bytes), ("anchors", layout.anchor_bytes), ("codes", layout.code_bytes))
+def _header(arena: Arena, table: BlockTable) -> dict[str, object]:
     tensors: dict[str, object] = {"__metadata__": {"format": "moorage session", "version": "1"}}
     end = 0
-    for layer in range(layout.num_layers):
-        for name, size in sizes:
-            begin, end = end, end + num_blocks * size
-            shape = [num_blocks, size]
-            tensors[f"layers.{layer}.{name}"] = {"dtype": "U8", "shape": shape, "data_offsets": [begin, end]}
+    for name, memory, pages in _tensors(arena, table):
+        shape = [len(pages), memory.shape[1]]
+        begin, end = end, end + len(pages) * memory.shape[1]
+        tensors[name] = {"dtype": "U8", "shape": shape, "data_offsets": [begin, end]}
     return tensors
 
 
-def _tensors(arena: Arena) -> Iterator[tuple[str, Bytes]]:
-    """(name, bytes [pages, size]) of each, in the order of the file."""
+def _tensors(arena: Arena, table: BlockTable) -> Iterator[tuple[str, Bytes, Int32]]:
+    """(name, bytes [pages, size], the session's pages) of each, in the order of the file."""
     for layer in range(arena.layout.num_layers):
-        yield f"layers.{layer}.blocks", arena.stored[layer]
-        yield f"layers.{layer}.anchors", arena.anchors[layer].reshape(arena.num_pages, -1).view(np.uint8)
-        yield f"layers.{layer}.codes", arena.codes[layer]
+        anchors = arena.anchors[layer].reshape(arena.num_pages, -1).view(np.uint8)
+        yield f"layers.{layer}.blocks", arena.stored[layer], table.pages
+        yield f"layers.{layer}.anchors", anchors, table.pages
+        yield f"layers.{layer}.codes", arena.codes[layer], table.pages
+        if arena.layout.is_packed:
+            yield f"layers.{layer}.sinks", arena.stored[layer], table.raw.sink_pages
 
 
 def _pieces(memory: Bytes, pages: Int32) -> Iterator[Int32]:

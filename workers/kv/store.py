@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moorage.workers.errors import InvalidRequest
-from moorage.workers.kv.anchors import AnchorBuilder
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.formats.quantizer import Quantizer
+from moorage.workers.kv.integrity import check_importance, check_pages
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import (
     AnchorRotation,
@@ -19,7 +20,6 @@ from moorage.workers.kv.messages import (
     StoreStats,
 )
 from moorage.workers.kv.page_allocator import PageAllocator
-from moorage.workers.kv.shard_session import ShardSession
 from moorage.workers.kv.shared_memory import HUGE_BYTES
 from moorage.workers.spec import AnchorSpace, KvLayout
 
@@ -30,17 +30,24 @@ class KvStore:
     Not thread-safe: whoever shares a store between threads lets one in at a time.
     """
 
-    def __init__(self, layout: KvLayout, num_pages: int) -> None:
+    def __init__(self, layout: KvLayout, num_pages: int, quantizer: Quantizer | None = None) -> None:
         self.layout = layout
-        self.arena = Arena(layout, num_pages)
+        self.arena = Arena(layout, num_pages, quantizer)
         self._pages = PageAllocator(num_pages)
         self.shard = MappedShard(self.arena, "in this KV store; open it first")
-        self._anchors = AnchorBuilder(self.arena)
 
-    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> Int32:
-        """Reserves pages and returns them. If StoreFull or InvalidRequest is raised, nothing has changed.
+    def open(
+        self,
+        session_id: int,
+        num_blocks: int,
+        rotation: AnchorRotation | None = None,
+        has_first: bool = True,
+        is_written: bool = True,
+    ) -> Int32:
+        """Reserves pages and returns those of blocks. If StoreFull or InvalidRequest is raised, nothing has changed.
 
-        `rotation` is needed where anchors summarise rotated keys, and ignored elsewhere.
+        `rotation` is needed where anchors summarise rotated keys, and ignored elsewhere. `has_first` says whether the
+        session's first tokens are stored here, `is_written` whether rows will come that fill no block yet.
         """
         if session_id in self.shard.sessions:
             raise InvalidRequest(f"session {session_id} is open already; drop it first or attach to it")
@@ -52,14 +59,29 @@ class KvStore:
             raise InvalidRequest(
                 f"session {session_id}: anchors of rotated keys need angles; open it with them"
             )
-        pages = self._pages.allocate(num_blocks, session_id)
+        num_open = self.layout.open_pages if is_written else 0
+        num_sinks = self.layout.sink_pages if has_first and num_blocks else 0
+        found = self._pages.allocate(num_blocks + num_open + num_sinks, session_id)
+        pages, *raw = np.split(found, [num_blocks, num_blocks + num_open])
         if rotation is not None:
             rotation = replace(rotation, inv_freq=rotation.inv_freq.copy())
-        self.shard.open(session_id, pages, rotation=rotation)
+        self.shard.open(session_id, pages, None, None, rotation, *raw)
         return pages
 
-    def resize(self, session_id: int, num_blocks: int) -> Int32:
-        """Grows a session, or frees its unwritten end; returns all its pages.
+    def open_attached(
+        self,
+        session_id: int,
+        num_blocks: int,
+        rotation: AnchorRotation | None,
+        has_first: bool,
+        is_written: bool,
+    ) -> Attached:
+        """`open`, and what a worker must know of the session."""
+        self.open(session_id, num_blocks, rotation, has_first, is_written)
+        return self.attach(session_id)
+
+    def resize(self, session_id: int, num_blocks: int, is_written: bool = True) -> Attached:
+        """Grows a session, or frees its unwritten end; returns all its pages. `is_written` as in `open`.
 
         If StoreFull or InvalidRequest is raised, nothing has changed.
         """
@@ -69,14 +91,22 @@ class KvStore:
             raise InvalidRequest(
                 f"session {session_id}: {written} blocks are written; truncate before shrinking"
             )
-        held = len(table.pages)
-        if num_blocks > held:
-            more = self._pages.allocate(num_blocks - held, session_id)
-            table.pages = np.concatenate((table.pages, more))
-        else:
-            self._pages.free(table.pages[num_blocks:])
-            table.pages = table.pages[:num_blocks].copy()
-        return table.pages
+        raw, held = table.raw, len(table.pages)
+        num_open = self.layout.open_pages if is_written else 0
+        more = max(0, num_blocks - held), max(0, num_open - len(raw.open_pages))
+        found = np.split(self._pages.allocate(sum(more), session_id), [more[0]])
+        table.pages = self._cut(np.concatenate((table.pages, found[0])), num_blocks)
+        raw.open_pages = self._cut(np.concatenate((raw.open_pages, found[1])), num_open)
+        if not num_blocks:
+            raw.sink_pages = self._cut(raw.sink_pages, 0)
+        if not num_open:
+            raw.block = [-1] * self.layout.num_layers
+        return self.attach(session_id)
+
+    def _cut(self, pages: Int32, count: int) -> Int32:
+        """The first `count` pages; the others are freed."""
+        self._pages.free(pages[count:])
+        return pages[:count].copy()
 
     def fork(self, session_id: int, new_id: int, num_blocks: int) -> Attached:
         """Opens a session that holds the first blocks of another, all sealed, on the same pages. Idempotent.
@@ -90,9 +120,11 @@ class KvStore:
                     f"session {session_id}: {num_blocks} blocks to share, {min(session.num_sealed)} are sealed"
                 )
             pages, count = session.table.pages[:num_blocks].copy(), self.layout.num_layers
-            self._pages.share(pages)
+            sinks = session.table.raw.sink_pages[: self.layout.sink_pages if num_blocks else 0].copy()
+            for shared in (pages, sinks):
+                self._pages.share(shared)
             tokens = [num_blocks * self.layout.block_size] * count
-            self.shard.open(new_id, pages, tokens, [num_blocks] * count, session.rotation)
+            self.shard.open(new_id, pages, tokens, [num_blocks] * count, session.rotation, None, sinks)
         return self.attach(new_id)
 
     def own_block(self, session_id: int, block: int) -> Int32:
@@ -104,7 +136,7 @@ class KvStore:
         page = int(table.pages[block])
         if self._pages.is_shared(page):
             (copy,) = self._pages.allocate(1, session_id)
-            self.arena.kv[:, copy] = self.arena.kv[:, page]
+            self.arena.stored[:, copy] = self.arena.stored[:, page]
             self._pages.free(table.pages[block : block + 1])
             table.pages = table.pages.copy()
             table.pages[block] = copy
@@ -121,24 +153,30 @@ class KvStore:
             session.table.pages,
             np.array(session.table.num_tokens, np.int32),
             np.array(session.num_sealed, np.int32),
+            session.table.raw.open_pages,
+            session.table.raw.sink_pages,
+            session.rotation,
         )
 
     def write(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
         """Stores rows [T, Hkv, D] from token `start` on; they count once they are committed."""
         self.shard.write(session_id, layer, start, keys, values)
 
-    def commit(self, session_id: int, layer: int, start: int, end: int) -> None:
+    def commit(self, session_id: int, layer: int, start: int, end: int, is_sealed: bool = False) -> None:
         """Rows [start, end) of `layer` lie in the arena; what was stored after them is gone.
 
-        Seals the blocks that are now full: builds their anchors.
+        Seals the blocks that are now full, unless who wrote them has: builds their anchors, and packs them.
         """
         full = self.shard.commit(session_id, layer, start, end)
         if end - start > 1:
             self._ask_huge(session_id, layer, start, end)
         if full:
             session = self.shard.session(session_id)
-            pages = session.table.pages[full.start : full.stop]
-            self._anchors.build(layer, pages, full.start, session.rotation)
+            if self.shard.packed is None:
+                pages = session.table.pages[full.start : full.stop]
+                self.shard.anchors.build(layer, pages, full.start, session.rotation)
+            elif not is_sealed:
+                self.shard.packed.seal_open(session, layer, full.start)
             self.shard.seal(session_id, layer, full.stop)
 
     def _ask_huge(self, session_id: int, layer: int, start: int, end: int) -> None:
@@ -146,6 +184,10 @@ class KvStore:
         num_blocks = self.layout.num_blocks(2 * end - start)
         if num_blocks * self.layout.block_bytes >= HUGE_BYTES:
             self.arena.ask_huge(layer, self.shard.session(session_id).table.pages[:num_blocks])
+
+    def close_block(self, session_id: int, layer: int) -> None:
+        """See MappedShard."""
+        self.shard.close_block(session_id, layer)
 
     def commit_row(self, session_id: int, position: int) -> None:
         """`commit` of the row at `position` in all layers."""
@@ -156,27 +198,23 @@ class KvStore:
     def append(self, session_id: int, layer: int, start: int, keys: ArrayLike, values: ArrayLike) -> None:
         """Writes and commits rows [T, Hkv, D]."""
         end = self.shard.write(session_id, layer, start, keys, values)
-        self.commit(session_id, layer, start, end)
+        self.commit(session_id, layer, start, end, is_sealed=self.layout.is_packed)
+
+    def reseal(self, session_id: int, layer: int, num_tokens: int) -> None:
+        """Makes the anchors of the sealed blocks among `num_tokens` tokens from all of their keys again."""
+        session = self.shard.session(session_id)
+        pages = session.table.pages[: num_tokens // self.layout.block_size]
+        self.shard.anchors.build(layer, pages, 0, session.rotation)
+        self.shard.invalidate(session_id, layer)
 
     def rebuild_anchors(self, session_id: int, layer: int, first: int, importance: Float32) -> None:
         """Makes the anchors of sealed blocks [first, first + n) from their most important keys.
 
         `importance` [n, Hkv, B] says how much attention each key received.
         """
-        session = self.shard.session(session_id)
-        session.table.check_layer(layer)
-        layout, end = self.layout, first + len(importance)
-        if importance.shape[1:] != (layout.num_kv_heads, layout.block_size):
-            raise InvalidRequest(
-                f"importance of shape {importance.shape}; expected [blocks, {layout.num_kv_heads}, "
-                f"{layout.block_size}]"
-            )
-        if not 0 <= first <= end <= session.num_sealed[layer] or not layout.anchor_type.needs_importance:
-            raise InvalidRequest(
-                f"session {session_id}, layer {layer}: importance for blocks {first} to {end - 1} of "
-                f"{session.num_sealed[layer]} sealed, {layout.anchor_type} anchors; send it for sealed blocks only"
-            )
-        self._anchors.build(layer, session.table.pages[first:end], first, session.rotation, importance)
+        session, end = self.shard.session(session_id), first + len(importance)
+        check_importance(session, self.layout, layer, first, importance)
+        self.shard.anchors.build(layer, session.table.pages[first:end], first, session.rotation, importance)
         self.shard.invalidate(session_id, layer)
 
     def truncate(self, session_id: int, num_tokens: int) -> None:
@@ -192,7 +230,8 @@ class KvStore:
         """Frees a session's pages. Idempotent."""
         session = self.shard.drop(session_id)
         if session is not None:
-            self._pages.free(session.table.pages)
+            for pages in (session.table.pages, session.table.raw.open_pages, session.table.raw.sink_pages):
+                self._pages.free(pages)
 
     def stats(self) -> StoreStats:
         """Counts and bytes."""
@@ -208,24 +247,8 @@ class KvStore:
         )
 
     def check_integrity(self) -> None:
-        """Raises RuntimeError if the free list, the page tables and the sealed counts disagree."""
-        tables = [session.table for session in self.shard.sessions.values()]
-        held = np.concatenate([np.empty(0, np.int32), *(table.pages for table in tables)])
-        if (np.bincount(held, minlength=self._pages.num_pages) != self._pages.holders).any():
-            raise RuntimeError("KV store: sessions hold other pages than are counted as held")
-        if np.count_nonzero(self._pages.holders == 0) != self._pages.num_free:
-            raise RuntimeError("KV store: the count of free pages is wrong")
-        for session in self.shard.sessions.values():
-            self._check_session(session)
-
-    def _check_session(self, session: ShardSession) -> None:
-        table, size = session.table, self.layout.block_size
-        for layer, (tokens, sealed) in enumerate(zip(table.num_tokens, session.num_sealed, strict=True)):
-            if not (sealed <= tokens // size and tokens <= len(table.pages) * size):
-                raise RuntimeError(
-                    f"KV store: session {table.session_id}, layer {layer}: {sealed} sealed blocks, "
-                    f"{tokens} tokens and {len(table.pages)} pages disagree"
-                )
+        """See `kv.integrity`."""
+        check_pages(self.shard, self._pages)
 
     def close(self) -> None:
         """Removes all sessions and gives the memory back. Idempotent."""

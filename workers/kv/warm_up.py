@@ -31,7 +31,8 @@ def warm_up(layout: KvLayout) -> None:
 
 
 def _run_each(layout: KvLayout) -> None:
-    store = KvStore(replace(layout, num_layers=1, scorer=Scorer.NUMBA), NUM_BLOCKS)
+    num_pages = NUM_BLOCKS + layout.open_pages + layout.sink_pages
+    store = KvStore(replace(layout, num_layers=1, scorer=Scorer.NUMBA), num_pages)
     shape = (NUM_BLOCKS * layout.block_size, layout.num_kv_heads, layout.head_dim)
     store.open(0, NUM_BLOCKS, AnchorRotation(np.zeros(1)))
     for dtype in (np.float32, np.float16):

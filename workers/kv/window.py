@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.workers.errors import InvalidRequest
-from moorage.workers.kv.arena import seal_size
+from moorage.workers.kv.shared_memory import seal_size
 
 _ALIGNMENT_BYTES = 64
 _FIRST_BYTES = 1 << 20

@@ -10,6 +10,8 @@ class KvType(StrEnum):
 
     FP16 = "FP16"
     FP32 = "FP32"
+    INT8 = "INT8"
+    """8 bits: keys by channel of a block, values by token (KIVI)."""
 
 
 class AnchorType(StrEnum):

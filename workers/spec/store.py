@@ -53,6 +53,11 @@ class StoreSpec:
         of_preset=False,
         research=True,
     )
+    n_fp16_sinks: int = setting(
+        5,
+        "First tokens of a session that stay in fp16 where kv_type packs keys and values (KVQuant).",
+        Limits(least=0, most=65536, unit="tokens"),
+    )
 
 
 class BlockShape(NamedTuple):
@@ -75,8 +80,15 @@ class BlockSizes(Protocol):
     def element(self) -> str:
         """float16 or float32: the type of decoded elements."""
 
-    def block_bytes(self, shape: BlockShape) -> int:
-        """Of a block as stored."""
+    @property
+    def is_native(self) -> bool:
+        """Whether blocks lie in memory as they are decoded; otherwise they are packed."""
+
+    def block_bytes(self, shape: BlockShape, calibrated: bool = False) -> int:
+        """Of a block as stored; `calibrated` says that a quantizer has statistics of keys."""
+
+    def quantizer_bytes(self, num_layers: int, shape: BlockShape) -> int:
+        """Of the quantizers of all layers."""
 
 
 _ELEMENT_BYTES = {"float16": 2, "float32": 4}
@@ -104,7 +116,14 @@ class KvLayout(StoreSpec, KvShape):
 
     A *page* is one token block across all layers, so a session's pages are one list for every layer. The fields of
     KvShape come first, then those of StoreSpec.
+
+    A format of few bits packs a block when it is full. Then each session has, in each store, pages beside those of
+    its blocks that hold rows in fp16, `raw_rows` of them each: the *open pages* for the block that its last token is
+    in, and in the first store the *sink pages* for its first tokens.
     """
+
+    quantizer: int = 0
+    """Digest of the quantizer of a packed format; 0 without one."""
 
     @property
     def element(self) -> str:
@@ -129,7 +148,43 @@ class KvLayout(StoreSpec, KvShape):
     @property
     def block_bytes(self) -> int:
         """K and V of one block of one layer as stored."""
-        return _sizes_of(self.kv_type).block_bytes(self.block_shape)
+        return _sizes_of(self.kv_type).block_bytes(self.block_shape, self.quantizer != 0)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether full blocks are packed into few bits, by `kv_type`."""
+        return not _sizes_of(self.kv_type).is_native
+
+    @property
+    def fp16_sinks(self) -> int:
+        """First tokens that are read in fp16 although their block is packed."""
+        return min(self.n_fp16_sinks, self.block_size) if self.is_packed else 0
+
+    @property
+    def raw_rows(self) -> int:
+        """Rows of fp16 that a page holds instead of a packed block; all rows of a block where it is not packed."""
+        if not self.is_packed:
+            return self.block_size
+        return self.block_bytes // (2 * self.element_bytes * self.num_kv_heads * self.head_dim)
+
+    @property
+    def open_pages(self) -> int:
+        """Pages that hold the rows of a session's open block."""
+        return -(-self.block_size // self.raw_rows) if self.is_packed else 0
+
+    @property
+    def sink_pages(self) -> int:
+        """Pages that hold the first tokens of a session."""
+        return -(-self.fp16_sinks // self.raw_rows)
+
+    @property
+    def quantizer_bytes(self) -> int:
+        """Codebooks and statistics of all layers, once in each store."""
+        return (
+            _sizes_of(self.kv_type).quantizer_bytes(self.num_layers, self.block_shape)
+            if self.quantizer
+            else 0
+        )
 
     @property
     def anchor_vectors(self) -> int:

@@ -57,6 +57,10 @@ def reusable_tokens(
         alike = min(alike, max(0, length - memory.selection.importance_queries))
     shared = stored.token_ids.shared(prompt, alike)
     kept = _aligned(shared, stored, memory, layout, length)
+    if layout.is_packed:  # An idle session has packed blocks alone.
+        step = memory.selection.execution_block if memory.selection.in_prefill(length) else 1
+        whole = math.lcm(step, layout.block_size)
+        kept = kept // whole * whole
     return kept if windows is None or windows.continues_at(kept, stored.first_held) else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,27 +29,38 @@ Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 Partial = tuple[torch.Tensor, torch.Tensor]
 """(out [Hq, T, D], lse [Hq, T]) in fp32."""
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values [Hkv, n, D]."""
 
 MOST_PARTS = 8
 """Partial results held before they are merged, so that memory does not grow with the context."""
+
+
+class DenseKeys(NamedTuple):
+    """Successive keys with their values, [heads, tokens, D]."""
+
+    start: int
+    """Position of the first."""
+    plain: torch.Tensor
+    rotated: torch.Tensor
+    values: torch.Tensor
 
 
 @dataclass(slots=True)
 class Chunk:
     """One layer of a chunk: its queries in every variant, and the near keys before and in it.
 
-    Tensors are [heads, tokens, D]; `near_start` is the position of the first near key.
+    Tensors are [heads, tokens, D].
     """
 
     start: int
     queries: torch.Tensor
     """Un-rotated."""
     turned: dict[Variant, torch.Tensor]
-    near_start: int
-    keys: torch.Tensor
-    """Un-rotated."""
-    rotated_keys: torch.Tensor
-    values: torch.Tensor
+    near: DenseKeys
+    """From the first near key on; where blocks are packed, up to the chunk's last block, as decoded."""
+    own: DenseKeys | None
+    """Where blocks are packed: from the beginning of the first query's block on, as they were given."""
 
 
 @dataclass(slots=True)
@@ -86,10 +98,14 @@ class ChunkAttention:
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
+        before: Pair | None = None,
     ) -> torch.Tensor:
-        """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], all un-rotated, from the session's end on."""
+        """Output [T, Hq, D] for q [T, Hq, D] and k, v [T, Hkv, D], all un-rotated, from the session's end on.
+
+        `before` is what `open_rows` gave before the chunk was stored.
+        """
         memory = session.memory
-        chunk = self._chunk(session, layer, queries, keys, values)
+        chunk = self._chunk(session, layer, queries, keys, values, before)
         count = len(queries)
         dense = session.prompt_tokens <= memory.selection.dense_until
         if not memory.selection.topk_of_prefill or memory.selection.execution_block == 0 or dense:
@@ -100,6 +116,16 @@ class ChunkAttention:
             out = self._selected(session, layer, chunk, count)
         return out
 
+    def open_rows(self, session: WorkerSession, layer: int) -> Pair | None:
+        """K, V [Hkv, n, D] of the block that the next token is in, as they were given; None where none is packed.
+
+        Once that token's chunk is stored, they may be packed.
+        """
+        if not self._layout.is_packed:
+            return None
+        block, end = session.num_tokens // self._layout.block_size, session.num_tokens
+        return self._reader.rows(session.session_id, layer, block, end)
+
     def _chunk(
         self,
         session: WorkerSession,
@@ -107,23 +133,30 @@ class ChunkAttention:
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
+        before: Pair | None,
     ) -> Chunk:
         start, size = session.num_tokens, self._layout.block_size
         near_block = BlockRanges.at(start, session.memory, size).near_block
-        past_keys, past_values = self._reader.rows(session.session_id, layer, near_block, start)
-        dtype = self._reader.compute_dtype
+        dtype, rotations = self._reader.compute_dtype, session.rotations_of(layer)
         new_keys, new_values, new_queries = (t.to(dtype).transpose(0, 1) for t in (keys, values, queries))
-        near_keys = torch.cat((past_keys, new_keys), dim=1)
-        blocks = np.arange(near_block, self._layout.num_blocks(start + len(queries)), dtype=np.int32)
-        return Chunk(
-            start,
-            new_queries,
-            self._turned(session.rotations_of(layer), new_queries, start),
-            near_block * size,
-            near_keys,
-            self._rotated(session.rotations_of(layer), near_keys, blocks),
-            torch.cat((past_values, new_values), dim=1),
-        )
+        if before is None:
+            past = self._reader.rows(session.session_id, layer, near_block, start)
+            near, own = self._dense(rotations, near_block, past, (new_keys, new_values)), None
+        else:
+            end = (start + len(queries) - 1) // size * size
+            near = self._dense(
+                rotations, near_block, self._reader.rows(session.session_id, layer, near_block, end)
+            )
+            own = self._dense(rotations, start // size, before, (new_keys, new_values))
+        turned = self._turned(rotations, new_queries, start)
+        return Chunk(start, new_queries, turned, near, own)
+
+    def _dense(self, rotations: RotaryCache, first_block: int, *parts: Pair) -> DenseKeys:
+        """Keys and values of successive tokens from the beginning of a block on."""
+        size = self._layout.block_size
+        keys, values = (torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True))
+        blocks = np.arange(first_block, first_block - (-keys.shape[1] // size), dtype=np.int32)
+        return DenseKeys(first_block * size, keys, self._rotated(rotations, keys, blocks), values)
 
     def _turned(
         self, rotations: RotaryCache, queries: torch.Tensor, start: int
@@ -197,19 +230,42 @@ class ChunkAttention:
     def _near(self, session: WorkerSession, layer: int, chunk: Chunk, near_start: int, rows: Rows) -> None:
         """Keys from `near_start` on up to the rows' own."""
         first, end = chunk.start + rows.first, chunk.start + rows.end
+        if chunk.own is None:
+            self._see(session, layer, chunk, chunk.near, (near_start, end), rows)
+            return
+        size, found = self._layout.block_size, []
+        edges = [first, *range((first // size + 1) * size, end, size), end]
+        for a, b in pairwise(edges):
+            some, own_start = Rows(a - chunk.start, b - chunk.start, rows.parts, []), a // size * size
+            self._see(session, layer, chunk, chunk.near, (near_start, own_start), some)
+            self._see(session, layer, chunk, chunk.own, (max(near_start, own_start), b), some)
+            found.append(self._merge(some.held))
+        rows.held.append((torch.cat([out for out, _ in found], 1), torch.cat([lse for _, lse in found], 1)))
+
+    def _see(
+        self,
+        session: WorkerSession,
+        layer: int,
+        chunk: Chunk,
+        dense: DenseKeys,
+        bounds: tuple[int, int],
+        rows: Rows,
+    ) -> None:
+        """The keys of `dense` at positions within `bounds`, as far as the rows see them."""
+        first, end = chunk.start + rows.first, chunk.start + rows.end
         scheme, scale = session.rotations_of(layer).scheme, attention_scale(session, layer)
         for part in rows.parts:
             low, high = part.clipped(first, end)
-            low = max(low, near_start)
+            low, high = max(low, bounds[0]), min(high, bounds[1])
             if low >= high:
                 continue
             rotated = scheme.rotates_keys(part.variant)
-            keys = slice(low - chunk.near_start, high - chunk.near_start)
+            keys = slice(low - dense.start, high - dense.start)
             with self._timer("attend"):
                 partial = attend_dense(
                     chunk.turned[part.variant][:, rows.first : rows.end],
-                    (chunk.rotated_keys if rotated else chunk.keys)[:, keys],
-                    chunk.values[:, keys],
+                    (dense.rotated if rotated else dense.plain)[:, keys],
+                    dense.values[:, keys],
                     scale,
                     band=(part.least, part.most),
                     q_start=first,

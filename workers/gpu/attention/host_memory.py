@@ -24,8 +24,8 @@ from moorage.workers.gpu.attention.host_keys import HostKeys
 from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.queries import LayerQueries
 from moorage.workers.gpu.selection.reuse import NO_BLOCKS
-from moorage.workers.kv.block_table import beyond_storage
 from moorage.workers.kv.host_memory import HostMemory
+from moorage.workers.kv.rows import beyond_storage
 from moorage.workers.spec import (
     AnchorType,
     KvType,

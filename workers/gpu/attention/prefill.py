@@ -65,10 +65,11 @@ class PrefillAttention:
         exact = axes.execution_block == 0 or not axes.topk_of_prefill
         first, size = session.num_tokens, self._layout.block_size
         rows, late = HostCopy(keys, values), self._writer.stores_late and exact
+        before = self._attend.open_rows(session, layer)
         if not late:
             self._writer.append(session, layer, first, *rows())
         session.cache.invalidate(layer, first // size, self._layout.num_blocks(first + len(keys)))
-        out = self._attend(session, layer, q, keys, values)
+        out = self._attend(session, layer, q, keys, values, before)
         if late:
             self._writer.append(session, layer, first, *rows())
         if self._importance.wants_tail(session):

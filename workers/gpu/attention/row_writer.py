@@ -16,7 +16,7 @@ from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
 from moorage.workers.gpu.selection.key_importance import KeyImportance
 from moorage.workers.gpu.transfer.block_loader import BlockLoader, storage_dtype
 from moorage.workers.gpu.transfer.host_copy import HostCopy
-from moorage.workers.kv.block_table import beyond_storage
+from moorage.workers.kv.rows import beyond_storage
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import KvLayout, KvType
 
@@ -43,7 +43,7 @@ class RowWriter:
     ) -> None:
         self._kv, self._layout, self._loader, self._timer = kv, layout, loader, timer
         self._storage = storage_dtype(layout.kv_type)
-        self.stores_late = loader.overlaps and not importance.reads_rows
+        self.stores_late = loader.overlaps and not importance.reads_rows and not layout.is_packed
         """Whether the stores may get new rows while the device computes, since attention reads none of them."""
 
     def write(
@@ -57,6 +57,9 @@ class RowWriter:
         block, row = divmod(position, self._layout.block_size)
         # A row that is written while its block is still on the way would be lost.
         session.await_ahead(layer)
+        if self._layout.is_packed and row == 0 and block:
+            # From now on the block before is seen as it is packed.
+            session.cache.invalidate(layer, block - 1, block)
         slot = session.cache.slot_of(layer, block)
         with self._timer("append"):
             start, stored = self._start(step, layer, (query, key, value), slot, row)

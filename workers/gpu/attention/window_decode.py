@@ -28,7 +28,7 @@ from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep, SessionGua
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.transfer.copy_engine import as_storage_array
-from moorage.workers.kv.block_table import beyond_storage
+from moorage.workers.kv.rows import beyond_storage
 from moorage.workers.spec import RING_BLOCK, KvType, ModelSpec
 
 Float32 = NDArray[np.float32]

@@ -14,7 +14,7 @@ from moorage.workers.gpu.engine.batch import PrefillBatch
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.engine.timing import PartTimer
 from moorage.workers.gpu.model.rope import cos_sin, rotate
-from moorage.workers.kv.block_table import beyond_storage
+from moorage.workers.kv.rows import beyond_storage
 from moorage.workers.spec import KvType, ModelSpec
 
 CosSin = tuple[torch.Tensor, torch.Tensor]

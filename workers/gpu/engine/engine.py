@@ -143,7 +143,7 @@ class Engine:
             return SessionStep(segment, session)
         if not session.drafted:
             self._follow_length(session)
-        return decode_step(segment, session, self._spec.rope, self._layout.block_size)
+        return decode_step(segment, session, self._spec.rope, self._layout)
 
     def _follow_length(self, session: WorkerSession) -> None:
         """While decoding, length-dependent RoPE views all keys, stored un-rotated, at the current length."""

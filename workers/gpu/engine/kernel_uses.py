@@ -21,7 +21,6 @@ from moorage.workers.gpu.model.weights import resolve_dtype
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.gpu.transfer.copy_engine import as_storage_array
-from moorage.workers.kv.formats import format_of
 from moorage.workers.spec import KvLayout
 
 
@@ -53,7 +52,7 @@ class KernelNeeds:
             str(resolve_dtype(settings.dtype, spec)).removeprefix("torch."),
             num_shards,
             on_cpu,
-            on_cpu and settings.engine.in_place,
+            on_cpu and settings.engine.in_place and not settings.layout.is_packed,
             settings.engine.attend_on == "cpu",
         )
 
@@ -65,7 +64,7 @@ def kernel_uses(needs: KernelNeeds) -> list[Callable[[], None]]:
     """
     layout, sizes = needs.layout, (needs.group_size, needs.rotary_dim)
     uses: list[Callable[[], None]] = []
-    if needs.in_place and format_of(layout.kv_type).is_native:
+    if needs.in_place:
         uses += decode_uses(layout, *sizes)
     if needs.attends_blocks:
         uses.append(partial(in_both_ways, partial(_attend_stored, layout, *sizes, needs.num_shards)))

@@ -16,7 +16,7 @@ from moorage.kernels.decode_layer.plan import NEVER
 from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.model.sampler import Sampled, SampleRow
-from moorage.workers.spec import RopeSpec, Segment
+from moorage.workers.spec import KvLayout, RopeSpec, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,19 @@ class SessionStep:
         ]
 
 
-def decode_step(segment: Segment, session: WorkerSession, rope: RopeSpec, block_size: int) -> SessionStep:
+def decode_step(segment: Segment, session: WorkerSession, rope: RopeSpec, layout: KvLayout) -> SessionStep:
     """The step in which a session goes on from its last known token, that of `segment`."""
+    block_size = layout.block_size
     if not session.memory.verify:
         return SessionStep(segment, session, (DecodeStep.of(session, block_size),))
     if not session.drafted:
         # Tokens that are given and not drawn are not drafted either.
         session.draft_length = _draft_length(session, rope) if segment.sample else 0
+        if (
+            layout.is_packed
+        ):  # A rejected draft in the next block would have packed rows that are needed again.
+            left = block_size - 1 - session.num_tokens % block_size
+            session.draft_length = min(session.draft_length, left)
     drafted = session.drafted
     if len(drafted) < session.draft_length:
         newest = replace(segment, start=session.num_tokens, token_ids=(drafted or segment.token_ids)[-1:])

@@ -124,7 +124,7 @@ class SessionTable:
         rotations = self.rotations.of_session(memory, restoring.prompt_tokens)
         rotated, others = self._layout.anchor_space is AnchorSpace.ROTATED, self.rotations.of_layers(memory)
         inv_freq = self.rotations.anchor_angles(rotations, others) if rotated else None
-        self._kv.open(restoring.session_id, num_blocks, inv_freq, restoring.first_shard)
+        self._kv.open(restoring.session_id, num_blocks, inv_freq, restoring.first_shard, is_written=False)
         self._kv.restore(restoring.session_id, num_blocks)
         num_tokens, view = num_blocks * self._layout.block_size, rotations.view if rotated else None
         self.sessions[restoring.session_id] = restored(
@@ -225,7 +225,9 @@ class SessionTable:
         session.idle = True
         if self._scorer is not None:
             self._scorer.drop(session_id)
-        session.num_tokens, session.drafted = session.verified_tokens, []
+        # Packed blocks alone outlive a request: the rows of the last block, if it is not full, are computed again.
+        rest = session.verified_tokens % self._layout.block_size if self._layout.is_packed else 0
+        session.num_tokens, session.drafted = session.verified_tokens - rest, []
         self._kv.trim(session_id, session.num_tokens)
 
     def _release_slots(self, session: WorkerSession) -> None:

@@ -37,6 +37,11 @@ class BlockFormat(ABC):
     def block_bytes(self, shape: BlockShape, calibrated: bool = False) -> int:
         """Bytes of a block in memory, a multiple of 4; `calibrated` says that a quantizer has statistics of keys."""
 
+    def quantizer_bytes(self, num_layers: int, shape: BlockShape) -> int:
+        """Bytes of a quantizer for `num_layers` layers; 0 where the format takes none."""
+        del num_layers, shape
+        return 0
+
 
 class RowFormat(BlockFormat):
     """A format whose rows are stored one by one, in any order."""
@@ -83,8 +88,15 @@ class PackedFormat(BlockFormat):
     element = "float16"
     is_native = False
     limit = "the model computes a key or value that FP16 does not hold as a finite number; set model.dtype to float32"
+    bits: ClassVar[int]
+    """Of the code of an element."""
     takes_quantizer: ClassVar[bool] = False
     """Whether `codec` can use a quantizer."""
+
+    def quantizer_bytes(self, num_layers: int, shape: BlockShape) -> int:
+        """See BlockFormat."""
+        per_layer = 2 * 2**self.bits + 4 * shape.num_kv_heads * shape.head_dim
+        return 4 * num_layers * per_layer if self.takes_quantizer else 0
 
     @abstractmethod
     def codec(self, shape: BlockShape, quantizer: Quantizer | None = None) -> PackedCodec:

@@ -1,0 +1,30 @@
+"""The packed blocks of an arena: what packs them, and the pages that hold rows in fp16 instead."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.workers.kv.formats.base import Bytes, PackedCodec, PackedFormat
+from moorage.workers.kv.formats.quantizer import Quantizer
+from moorage.workers.kv.formats.quantizer_array import from_array, to_array
+from moorage.workers.spec import KvLayout
+
+
+def codec_in(
+    format: PackedFormat, layout: KvLayout, memory: Bytes, quantizer: Quantizer | None
+) -> PackedCodec:
+    """The codec by a quantizer, which is written to `memory`, or read from there where none is given."""
+    shape, numbers = layout.block_shape, memory.view(np.float32)
+    if quantizer is not None and len(numbers):
+        numbers[:] = to_array(quantizer)
+    elif len(numbers):
+        quantizer = from_array(numbers, format.bits, layout.num_layers, shape.num_kv_heads, shape.head_dim)
+    return format.codec(shape, quantizer)
+
+
+def raw_view(layout: KvLayout, stored: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """[L, P, 2, Hkv, layout.raw_rows, D]: the pages of `stored` [L, P, block_bytes] as those that hold rows."""
+    shape = 2, layout.num_kv_heads, layout.raw_rows, layout.head_dim
+    rows = stored[..., : 2 * int(np.prod(shape))].view(np.uint16)
+    return rows.reshape(*stored.shape[:2], *shape, copy=False)
