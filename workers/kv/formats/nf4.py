@@ -1,0 +1,16 @@
+"""4 bits at the levels of NF4: keys by channel of a block, values by token and KV head."""
+
+from __future__ import annotations
+
+from moorage.kernels.packed_blocks.layout import PackedFamily
+from moorage.workers.kv.formats.packed import PackedBlocks
+
+
+class Nf4(PackedBlocks):
+    """See the module."""
+
+    bits = 4
+    family = PackedFamily(4)
+
+
+FORMAT = Nf4()

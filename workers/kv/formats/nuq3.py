@@ -1,0 +1,17 @@
+"""3 bits at the levels of a quantizer, and outliers as fp16 (KVQuant)."""
+
+from __future__ import annotations
+
+from moorage.kernels.packed_blocks.layout import PackedFamily
+from moorage.workers.kv.formats.packed import PackedBlocks
+
+
+class Nuq3(PackedBlocks):
+    """See the module."""
+
+    bits = 3
+    family = PackedFamily(3, outliers=True)
+    takes_quantizer = True
+
+
+FORMAT = Nuq3()

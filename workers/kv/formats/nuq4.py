@@ -1,0 +1,17 @@
+"""4 bits at the levels of a quantizer, and outliers as fp16 (KVQuant)."""
+
+from __future__ import annotations
+
+from moorage.kernels.packed_blocks.layout import PackedFamily
+from moorage.workers.kv.formats.packed import PackedBlocks
+
+
+class Nuq4(PackedBlocks):
+    """See the module."""
+
+    bits = 4
+    family = PackedFamily(4, outliers=True)
+    takes_quantizer = True
+
+
+FORMAT = Nuq4()

@@ -1,0 +1,93 @@
+"""Formats of few bits. They differ in the number of bits, in their levels, and in what is kept beside the codes.
+
+`kernels/packed_blocks/layout.py` draws a block. INT8 and INT4 are asymmetric: levels are equally spaced between the
+minimum and the maximum of a key channel within its block, and of a token's value vector of one KV head (KIVI, ICML
+2024). NF4 has the levels of QLoRA over the same ranges. The NUQ formats are those of KVQuant (NeurIPS 2024): levels
+and statistics of key channels come from the layer's quantizer, values share one range over all heads of a token, and
+outliers are kept as fp16. Without a quantizer, NUQ has the levels of NormalFloat, and the statistics of its keys in
+each block.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moorage.kernels.packed_blocks.layout import PackedFamily, PackedLayout, packed_layout
+from moorage.workers.errors import InvalidConfig
+from moorage.workers.kv.formats.base import Bytes, PackedFormat
+from moorage.workers.kv.formats.quantizer import LayerQuantizer, Quantizer, normal_levels
+from moorage.workers.kv.messages import Int32
+from moorage.workers.spec import BlockShape
+
+if TYPE_CHECKING:
+    from moorage.kernels.packed_blocks.tables import LayerTables
+
+
+class PackedBlocks(PackedFormat):
+    """A format of the family that a subclass names."""
+
+    family: ClassVar[PackedFamily]
+    bits: ClassVar[int]
+
+    def layout(self, shape: BlockShape, calibrated: bool = False) -> PackedLayout:
+        """Where the parts of a block lie. Raises InvalidConfig for a block of too many tokens."""
+        calibrated = calibrated and self.takes_quantizer
+        try:
+            return packed_layout(
+                self.family, shape.num_kv_heads, shape.block_size, shape.head_dim, calibrated
+            )
+        except ValueError as error:
+            raise InvalidConfig(
+                f"memory.block_size: {shape.block_size}; {error}; set a smaller one"
+            ) from None
+
+    def block_bytes(self, shape: BlockShape, calibrated: bool = False) -> int:
+        """See BlockFormat."""
+        return self.layout(shape, calibrated).block_bytes
+
+    def codec(self, shape: BlockShape, quantizer: Quantizer | None = None) -> BlockCodec:
+        """See PackedFormat."""
+        from moorage.kernels.packed_blocks.tables import layer_tables
+
+        used = quantizer if self.takes_quantizer else None
+        layout = self.layout(shape, calibrated=used is not None)
+        if used is not None:
+            return BlockCodec(layout, [_tables_of(layout, each) for each in used.layers])
+        levels = (
+            np.arange(2**self.bits, dtype=np.float32) if self.family.uniform else normal_levels(self.bits)
+        )
+        return BlockCodec(layout, [layer_tables(layout, levels, levels)])
+
+
+class BlockCodec:
+    """See PackedCodec. Compiled code takes `layout` and `tables_of` a layer."""
+
+    def __init__(self, layout: PackedLayout, tables: list[LayerTables]) -> None:
+        self.layout = layout
+        self._tables = tables
+
+    def tables_of(self, layer: int) -> LayerTables:
+        """What is needed to read the blocks of a layer, beside them."""
+        return self._tables[layer if len(self._tables) > 1 else 0]
+
+    def encode(self, layer: int, blocks: NDArray[np.uint16], stored: Bytes, pages: Int32) -> bool:
+        """See PackedCodec."""
+        from moorage.kernels.packed_blocks.encode import encode_blocks
+
+        return encode_blocks(self.layout, self.tables_of(layer), blocks, stored, pages)
+
+    def decode(self, layer: int, stored: Bytes, pages: Int32, out: NDArray[np.uint16], slots: Int32) -> None:
+        """See PackedCodec."""
+        from moorage.kernels.packed_blocks.decode import decode_blocks
+
+        decode_blocks(self.layout, self.tables_of(layer), stored, pages, out, slots)
+
+
+def _tables_of(layout: PackedLayout, layer: LayerQuantizer) -> LayerTables:
+    from moorage.kernels.packed_blocks.tables import KeyStatistics, layer_tables
+
+    keys = KeyStatistics(layer.key_scale, layer.key_zero, layer.key_low, layer.key_high)
+    return layer_tables(layout, layer.key_levels, layer.value_levels, keys)
