@@ -17,6 +17,7 @@ from moorage.runtime.cli.eval_options import (
     DOCUMENT,
     Document,
     Lengths,
+    OneText,
     Samples,
     Seed,
     parse_lengths,
@@ -24,7 +25,7 @@ from moorage.runtime.cli.eval_options import (
 )
 from moorage.runtime.cli.eval_progress import progress_of
 from moorage.runtime.config.units import parse_tokens
-from moorage.runtime.evals.haystack import text_haystack
+from moorage.runtime.evals.haystack import Haystack, text_haystack
 from moorage.runtime.evals.perplexity import Perplexity, TokenText
 from moorage.runtime.evals.retrieval_tasks import RETRIEVAL_TASKS, retrieval_task
 from moorage.runtime.evals.ruler import FREE_TASKS, ruler_tasks
@@ -119,6 +120,7 @@ def formats_command(
     lengths: Lengths = "2K,8K,32K",
     samples: Samples = 10,
     seed: Seed = 0,
+    one_text: OneText = False,
     document: Document = DOCUMENT,
     data: Annotated[
         Path,
@@ -152,7 +154,8 @@ def formats_command(
         read = _measured(Suite("perplexity", (task,)), source, alike, options.output)
     named = [name for name in asked if name != "perplexity"]
     if named:
-        suite = Suite("retrieval", _retrieval(named, document, parse_lengths(lengths), samples, seed), seed)
+        haystack, sizes = text_haystack(document), parse_lengths(lengths)
+        suite = Suite("retrieval", _retrieval(named, haystack, sizes, samples, seed, one_text), seed)
         retrieved = _measured(suite, source, variants, options.output)
     model = source.load().model.path.name
     found, remarks = standings(stores, read, retrieved), [*_remarks(read), *_remarks(retrieved)]
@@ -164,13 +167,17 @@ def _names(text: str) -> list[str]:
 
 
 def _retrieval(
-    names: Sequence[str], document: Path, lengths: tuple[int, ...], samples: int, seed: int
+    names: Sequence[str],
+    haystack: Haystack,
+    lengths: tuple[int, ...],
+    samples: int,
+    seed: int,
+    one_text: bool,
 ) -> tuple[Task, ...]:
-    haystack = text_haystack(document)
     found: list[Task] = []
     for name in names:
         if name in RETRIEVAL_TASKS:
-            found.append(retrieval_task(name, haystack, lengths, samples, seed))
+            found.append(retrieval_task(name, haystack, lengths, samples, seed, one_text))
         else:
             found += ruler_tasks([name], haystack, lengths, samples, seed, {})
     return tuple(found)

@@ -42,6 +42,12 @@ Depths = Annotated[
         "if absent.",
     ),
 ]
+OneText = Annotated[
+    bool,
+    typer.Option(
+        "--one-text", help="Ask several questions after one text, which is prefilled once for all of them."
+    ),
+]
 DOCUMENT = DEFAULT_DOCUMENT
 
 

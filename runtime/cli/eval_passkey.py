@@ -52,7 +52,8 @@ def passkey(
     style: Annotated[
         Style,
         typer.Option(
-            help="Hide keys in a real text, one repeated sentence, or as LMDeploy's or ChunkLlama's test."
+            help="Hide keys in a real text, one repeated sentence, as LMDeploy's or ChunkLlama's test, or in a real "
+            "text in ten wordings of no published test."
         ),
     ] = Style.TEXT,
     document: Document = DOCUMENT,
@@ -85,7 +86,7 @@ def passkey(
         raise typer.BadParameter(
             "give --oracle-address or --oracle-preset too", param_hint="--explain-misses"
         )
-    haystack = text_haystack(document) if style is Style.TEXT else garbage_haystack()
+    haystack = text_haystack(document) if style.in_text else garbage_haystack()
     task = Passkey(haystack, style, parse_lengths(lengths), samples, seed, parse_depths(depths), one_text)
     room = max(task.lengths)
     with run.targets(room) as targets:

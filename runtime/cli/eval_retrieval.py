@@ -14,6 +14,7 @@ from moorage.runtime.cli.eval_options import (
     Depths,
     Document,
     Lengths,
+    OneText,
     RunOptions,
     Samples,
     Seed,
@@ -53,6 +54,7 @@ def needle(
         NeedleForm,
         typer.Option(help="The words of the prompt: RULER's, or those of the test of LWM's models."),
     ] = NeedleForm.RULER,
+    one_text: OneText = False,
 ) -> None:
     """Ask for a number hidden in a text, by depth and length.
 
@@ -61,7 +63,8 @@ def needle(
     """
     name = "needle" if needles == 1 else f"needle-{needles}"
     places = parse_depths(depths)
-    task = Needle(text_haystack(document), parse_lengths(lengths), samples, seed, places, needles, name, form)
+    haystack, sizes = text_haystack(document), parse_lengths(lengths)
+    task = Needle(haystack, sizes, samples, seed, places, needles, name, form, one_text)
     with run.targets(max(task.lengths)) as targets:
         publish(measure(Suite(name, (task,), seed), targets, run), run)
 
@@ -87,9 +90,10 @@ def kv_retrieval(
     pairs: Annotated[
         int | None, typer.Option(min=1, help="Pairs in each prompt; as many as the length holds if absent.")
     ] = None,
+    one_text: OneText = False,
 ) -> None:
     """Ask for the value of one key among many in a JSON object."""
-    task = KeyValues(parse_lengths(lengths), samples, seed, parse_depths(depths), form, pairs)
+    task = KeyValues(parse_lengths(lengths), samples, seed, parse_depths(depths), form, pairs, one_text)
     with run.targets(max(task.lengths)) as targets:
         publish(measure(Suite(task.name, (task,), seed), targets, run), run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,6 +19,8 @@ from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidRequest
 
 OPENING = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
+_ONE_TEXT_MARGIN = 32
+"""Tokens by which the questions of one object may differ."""
 QUESTION = '\n\nKey: "{key}"\nCorresponding value:'
 
 
@@ -52,6 +54,8 @@ class KeyValues:
     depths: tuple[float, ...] | None = None
     form: Form = Form.HEX
     pairs: int | None = None
+    one_text: bool = False
+    """Whether all samples of a length ask for pairs of one object."""
     name: str = "kv-retrieval"
     metric: Metric = Metric.ACCURACY
     _counts: dict[int, int] = field(default_factory=dict, repr=False)
@@ -64,7 +68,8 @@ class KeyValues:
 
     def settings(self) -> Mapping[str, Any]:
         """What the pairs look like, and their number if it is fixed."""
-        return {"form": self.form.value, "pairs": self.pairs}
+        settings = {"form": self.form.value, "pairs": self.pairs}
+        return settings | {"one_text": True} if self.one_text else settings
 
     def places(self) -> list[Place]:
         """Depths as given, else spread evenly."""
@@ -88,15 +93,28 @@ class KeyValues:
                     f"give {needed} or more"
                 )
         else:
-            guess = self._counts.get(place.length, 16)
-            count = self._counts[place.length] = fit(lambda n: len(prompt(n)), room, 2, guess)
+            count = self._count(place.length, lambda n: len(prompt(n)), room)
         problem = self._problem(place, count)
         asked, most = len(target.encode(problem.question)), self.form.answer_tokens
-        question = Question(prompt(count), most, problem.answers, among_words, question_tokens=asked)
-        return ask(target, question)
+        session = f"{self.name} {self.seed}" if self.one_text else None
+        return ask(
+            target,
+            Question(
+                prompt(count), most, problem.answers, among_words, question_tokens=asked, session=session
+            ),
+        )
+
+    def _count(self, length: int, size_of: Callable[[int], int], room: int) -> int:
+        """About the most pairs that fit; samples of one object have as many as the first of them."""
+        known = self._counts.get(length)
+        if known is None or not self.one_text:
+            margin = _ONE_TEXT_MARGIN if self.one_text else 0
+            self._counts[length] = fit(size_of, room - margin, 2, known or 16)
+        return self._counts[length]
 
     def _problem(self, place: Place, count: int) -> Problem:
-        rng = random.Random(f"{self.seed}/{place.index}/{place.depth}")
+        text = "" if self.one_text else f"/{place.index}/{place.depth}"
+        rng = random.Random(f"{self.seed}{text}")
         return key_value_problem(rng, self.form, place.depth or 0, count)
 
 

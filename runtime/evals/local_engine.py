@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from moorage.runtime.config.schema import ClusterConfig
@@ -11,6 +12,8 @@ from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.host import deployment_of
 from moorage.runtime.planning.worker_settings import for_one_session, worker_settings
 from moorage.runtime.serving.executor import LocalExecutor
+from moorage.runtime.serving.session_cache import StoredKv
+from moorage.runtime.serving.sessions.reuse import reusable_tokens
 from moorage.runtime.text.tokenizer import TextTokenizer, stop_token_ids
 from moorage.workers.counting import counted
 from moorage.workers.errors import Internal, InvalidRequest
@@ -25,6 +28,7 @@ from moorage.workers.spec import (
     SegmentResult,
     StepPlan,
 )
+from moorage.workers.token_ids import TokenIds
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +69,9 @@ class LocalEngine:
             self._settings, [self.layout.num_blocks(max_tokens)], progress=on_loading
         )
         self._steps = 0
+        self._windows = deployment_of(config, self.model).windows
+        self._stored: StoredKv | None = None
+        """What a prompt that was kept left in the store."""
 
     def serves(self, config: ClusterConfig, memory: MemorySpec) -> bool:
         """Whether this engine can run `memory` as it stands: same model, store and chunks, and room enough."""
@@ -93,23 +100,43 @@ class LocalEngine:
         memory: MemorySpec | None = None,
         progress: Callable[[int], None] | None = None,
         question_tokens: int = 0,
+        keep: bool = False,
     ) -> Iterator[int]:
         """Greedy tokens until the end of the sequence; `progress` is called with the number of prefilled tokens.
 
-        The last `question_tokens` of the prompt, fewer than all, pass through decode steps.
+        The last `question_tokens` of the prompt, fewer than all, pass through decode steps. With `keep` what lies
+        before them stays in the store, and the next prompt that begins with it need not prefill it again, where a
+        fresh prefill would store the same.
         """
         opening = self._opening(prompt, max_new_tokens, memory)
         self.recalls = []
-        document = len(prompt) - question_tokens
-        opening = replace(opening, prompt_tokens=document)
+        document = prompt[: len(prompt) - question_tokens]
+        opening = replace(opening, prompt_tokens=len(document))
+        kept = self._reusable(document, opening.memory) if keep else 0
+        if not kept:
+            self._forget()
         try:
-            yield from self._tokens(opening, prompt[:document], prompt[document:], progress)
-        finally:
+            yield from self._tokens(opening, document, prompt[len(document) :], progress, kept, keep)
+        except BaseException:
             self._drop()
+            raise
+        if not keep:
+            self._drop()
+            return
+        held = self._windows.first_held(opening.max_tokens)
+        first_held = max(held, 0 if self._stored is None else self._stored.first_held)
+        self._stored = StoredKv(TokenIds(list(document)), len(document), opening.memory, first_held)
+
+    def _reusable(self, document: Sequence[int], memory: MemorySpec) -> int:
+        """First tokens of a document that the store holds as a fresh prefill would."""
+        if self._stored is None:
+            return 0
+        return reusable_tokens(self._stored, document, memory, self.layout, self.model.rope, self._windows)
 
     def score(self, tokens: Sequence[int], memory: MemorySpec | None = None) -> list[float]:
         """Log-probability of each token but the first, given those before it."""
         opening = self._opening(tokens, 0, memory)
+        self._forget()
         try:
             return [
                 value for result in self._prefill(opening, tokens, True) for value in result.prompt_logprobs
@@ -158,14 +185,27 @@ class LocalEngine:
             )
         return OpenSession(SESSION, total, len(prompt), memory or self.memory, SamplingSpec())
 
-    def _prefill(self, opening: OpenSession, prompt: Sequence[int], scored: bool) -> Iterator[SegmentResult]:
-        """One result for each chunk; the last one's has the first new token unless the prompt is scored."""
-        opens: tuple[OpenSession, ...] = (opening,)
-        chunk = self.config.max_step_tokens
-        for start in range(0, len(prompt), chunk):
-            ids = tuple(prompt[start : start + chunk])
-            last = start + len(ids) == len(prompt)
-            yield self._run(Segment(SESSION, start, ids, last and not scored, scored), opens)
+    def _prefill(
+        self, opening: OpenSession, prompt: Sequence[int], scored: bool, kept: int = 0, alone: bool = False
+    ) -> Iterator[SegmentResult]:
+        """One result for each chunk; the last one's has the first new token unless the prompt is scored.
+
+        `kept` tokens are held. With `alone` the last token is a chunk of its own, as it is where all before it is
+        held, so that rounding is the same.
+        """
+        opens: tuple[OpenSession | ContinueSession, ...] = (opening,)
+        if kept:
+            opens = (
+                ContinueSession(
+                    SESSION, kept, opening.max_tokens, opening.prompt_tokens, opening.memory, opening.sampling
+                ),
+            )
+        last_alone = [len(prompt) - 1] if alone else []
+        ends = [*range(kept, len(prompt) - alone, self.config.max_step_tokens), *last_alone, len(prompt)]
+        for start, end in pairwise(ends):
+            last = end == len(prompt)
+            segment = Segment(SESSION, start, tuple(prompt[start:end]), last and not scored, scored)
+            yield self._run(segment, opens)
             opens = ()
 
     def _tokens(
@@ -174,9 +214,11 @@ class LocalEngine:
         prompt: Sequence[int],
         question: Sequence[int],
         progress: Callable[[int], None] | None,
+        kept: int,
+        alone: bool,
     ) -> Iterator[int]:
-        end, result = 0, SegmentResult(SESSION)
-        for chunk in self._prefill(opening, prompt, False):
+        end, result = kept, SegmentResult(SESSION)
+        for chunk in self._prefill(opening, prompt, False, kept, alone):
             result, end = chunk, min(end + self.config.max_step_tokens, len(prompt))
             if progress is not None:
                 progress(end)
@@ -204,7 +246,13 @@ class LocalEngine:
             raise result.error
         return result
 
+    def _forget(self) -> None:
+        """Drops the session that a prompt left."""
+        if self._stored is not None:
+            self._drop()
+
     def _drop(self) -> None:
+        self._stored = None
         self._steps += 1
         self._executor.step(StepPlan(self._steps, drops=(SESSION,)))
 

@@ -140,11 +140,10 @@ class LocalTarget(LocalCoder):
         session: str | None = None,
         question_tokens: int = 0,
     ) -> Answer:
-        """Continues a prompt greedily. No session outlives its answer here.
+        """Continues a prompt greedily. A session's document stays until another prompt comes that does not begin so.
 
         A chat's template stands round the question, and a verified answer is full attention's: both are prefilled.
         """
-        del session
         if self._chat or self._memory.verify:
             question_tokens = 0
         if self._chat:
@@ -154,7 +153,13 @@ class LocalTarget(LocalCoder):
             max_new_tokens = max(max_new_tokens, min(asked, self._engine.max_tokens - len(prompt)))
         start_s = time.monotonic()
         tokens = list(
-            self._engine.generate(prompt, max_new_tokens, self._memory, question_tokens=question_tokens)
+            self._engine.generate(
+                prompt,
+                max_new_tokens,
+                self._memory,
+                question_tokens=question_tokens,
+                keep=session is not None,
+            )
         )
         seconds, recalls = time.monotonic() - start_s, self._engine.recalls
         recall = sum(recalls) / len(recalls) if recalls else None

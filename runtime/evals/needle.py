@@ -2,7 +2,8 @@
 
 The needle's sentence is that of RULER's `niah` tasks (Hsieh et al., 2024) or of the test of LWM's models (Liu et
 al., 2024), whose prompt names a user and an assistant. With several needles the one asked for lies at the depth given
-and the others anywhere. A prompt has exactly the length asked for.
+and the others anywhere. A prompt has exactly the length asked for. Samples may also share a text, over which the
+needles are spread evenly, and ask for one after the other; then prompts differ in length by what their questions do.
 """
 
 from __future__ import annotations
@@ -89,11 +90,17 @@ class Needle:
     needles: int = 1
     name: str = "needle"
     form: Form = Form.RULER
+    one_text: bool = False
+    """Whether as many samples as there are needles share a text, and each asks for another of them."""
     metric: Metric = Metric.ACCURACY
     _words: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Raises InvalidRequest for more needles than there are cities."""
+        """Raises InvalidRequest for more needles than there are cities, and for depths where samples share a text."""
+        if self.one_text and self.depths is not None:
+            raise InvalidRequest(
+                "depths: needles are spread where samples share a text; leave out one of both"
+            )
         if self.form is Form.LWM and self.needles > len(_CITIES):
             raise InvalidRequest(
                 f"needles: {self.needles} in one text; the lwm form has {len(_CITIES)} cities"
@@ -108,32 +115,53 @@ class Needle:
     def settings(self) -> Mapping[str, Any]:
         """The text, how many needles it hides, and in which words."""
         text = {"text": self.haystack.fingerprint(), "needles": self.needles}
-        return text if self.form is Form.RULER else text | {"form": self.form.value}
+        shared = {"one_text": True} if self.one_text else {}
+        return text | shared | ({} if self.form is Form.RULER else {"form": self.form.value})
 
     def places(self) -> list[Place]:
-        """Depths as given, else spread evenly."""
-        return spread(self.lengths, self.samples, self.depths)
+        """Depths as given, else spread evenly, over each text where samples share one."""
+        if not self.one_text:
+            return spread(self.lengths, self.samples, self.depths)
+        return [
+            Place(index, length, self._depth(index // self.needles, index % self.needles))
+            for length in self.lengths
+            for index in range(self.samples)
+        ]
 
     def measure(self, place: Place, target: Target) -> Outcome:
         """Right when the first number of the answer is the one asked for; LWM's test wants it anywhere in it."""
         assert place.length is not None
         assert place.depth is not None
-        rng, words = random.Random(f"{self.seed}/{place.index}/{place.depth}"), self.form.words
+        words, asked = self.form.words, place.index % self.needles if self.one_text else 0
+        text = f"{place.index // self.needles}" if self.one_text else f"{place.index}/{place.depth}"
+        rng = random.Random(f"{self.seed}/{text}")
         keys = self._keys(rng)
         values = rng.sample(range(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS), self.needles)
         depths = [place.depth, *(rng.random() for _ in keys[1:])]
+        if self.one_text:
+            depths = [self._depth(place.index // self.needles, number) for number in range(self.needles)]
         facts = [
             (depth, words.fact.format(key=key, value=value))
             for depth, key, value in zip(depths, keys, values, strict=True)
         ]
         opening = target.encode(words.opening) if words.opening else []
-        question = target.encode(words.question.format(key=keys[0]))
-        room = place.length - words.answer_tokens
+        questions = [target.encode(words.question.format(key=key)) for key in keys]
+        question, room = questions[asked], place.length - words.answer_tokens
+        if self.one_text:
+            room -= max(map(len, questions)) - len(question)
         material = Material(self.haystack, target, target.prefix())
         prompt = hide(material, room, facts, rng.randrange(2**32), opening, question)
-        answers = (str(values[0]),)
-        asked = Question(prompt, words.answer_tokens, answers, words.score, question_tokens=len(question))
-        return ask(target, asked)
+        session = f"{self.name} {self.seed}" if self.one_text else None
+        answers, most = (str(values[asked]),), words.answer_tokens
+        return ask(
+            target,
+            Question(prompt, most, answers, words.score, question_tokens=len(question), session=session),
+        )
+
+    def _depth(self, text: int, number: int) -> float:
+        """Of a needle of a text that samples share; texts differ in it."""
+        texts = -(-self.samples // self.needles)
+        return (number + (text + 0.5) / texts) / self.needles
 
     def _keys(self, rng: random.Random) -> list[str]:
         """What the needles are known by, the one asked for first."""

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 from moorage.runtime.evals.asking import Question, ask
+from moorage.runtime.evals.compare.wordings import PASSKEY_WORDINGS
 from moorage.runtime.evals.haystack import Haystack, Material, hide
 from moorage.runtime.evals.targets import Target
 from moorage.runtime.evals.tasks import Metric, Outcome, Place, spread
@@ -44,14 +45,24 @@ class Style(StrEnum):
     GARBAGE = "garbage"
     LMDEPLOY = "lmdeploy"
     CHUNKLLAMA = "chunkllama"
+    WORDINGS = "wordings"
+    """In a text, and in ten wordings that no published test has, one after the other."""
 
     @property
     def published(self) -> bool:
         """Whether it is another system's own test."""
         return self in (Style.LMDEPLOY, Style.CHUNKLLAMA)
 
-    def frame(self) -> Frame:
-        """The parts of its prompts beside the text."""
+    @property
+    def in_text(self) -> bool:
+        """Whether a real text stands round the fact."""
+        return self in (Style.TEXT, Style.WORDINGS)
+
+    def frame(self, index: int = 0) -> Frame:
+        """The parts of the prompt of one sample beside the text."""
+        if self is Style.WORDINGS:
+            fact, question = PASSKEY_WORDINGS[index % len(PASSKEY_WORDINGS)]
+            return Frame(fact=fact, question=question)
         if self is Style.LMDEPLOY:
             return Frame(DESCRIPTION.format(it="them") + " ", FACT, QUESTION)
         if self is Style.CHUNKLLAMA:
@@ -169,7 +180,7 @@ class Passkey:
             place.length - ANSWER_TOKENS,
             place.depth,
             self.seed * 1_000_003 + place.index,
-            frame=self.style.frame(),
+            frame=self.style.frame(place.index),
             text_seed=self.seed if self.one_text else None,
         )
 
@@ -178,7 +189,7 @@ class Passkey:
         sample = self.sample(place, target)
         session = f"passkey {self.seed}" if self.one_text else None
         answers = (sample.answer,)
-        asked = len(target.encode(self.style.frame().question))
+        asked = len(target.encode(self.style.frame(place.index).question))
         question = Question(
             sample.prompt_ids,
             ANSWER_TOKENS,

@@ -162,8 +162,9 @@ class Recorder(Pilot):
 
     room = 10_000
 
-    def __init__(self) -> None:
+    def __init__(self, questions: Sequence[str] = (QUESTION,)) -> None:
         super().__init__()
+        self.questions = questions
         self.asked: list[tuple[Sequence[int], str | None]] = []
 
     def prefix(self) -> list[int]:
@@ -177,7 +178,7 @@ class Recorder(Pilot):
         question_tokens: int = 0,
     ) -> Answer:
         assert max_new_tokens == ANSWER_TOKENS
-        assert self.decode(prompt[-question_tokens:]) == QUESTION
+        assert self.decode(prompt[-question_tokens:]) in self.questions
         self.asked.append((prompt, session))
         return Answer("", 0.0, None, 0)
 
@@ -199,3 +200,17 @@ def test_keys_in_one_text_share_what_lies_before_them(haystack: Haystack) -> Non
     plain.measure(plain.places()[0], target)
     assert target.asked[-1][1] is None
     assert plain.settings() != task.settings()
+
+
+def test_other_wordings_are_taken_in_turn(haystack: Haystack) -> None:
+    frames = [Style.WORDINGS.frame(index) for index in range(11)]
+    recorder = Recorder([frame.question for frame in frames])
+    task = Passkey(haystack, Style.WORDINGS, (400,), 11)
+    for place in task.places():
+        task.measure(place, recorder)
+    texts = [recorder.decode(prompt) for prompt, _ in recorder.asked]
+    assert frames[10] == frames[0]
+    assert len(set(frames)) == 10
+    for frame, text in zip(frames, texts, strict=True):
+        assert text.endswith(frame.question)
+        assert frame.fact.partition("{key}")[0] in text

@@ -164,6 +164,35 @@ def test_the_asked_pair_lies_at_its_depth(engine: AnsweringEngine, targets: Serv
     assert min(places[4:]) > 0.9
 
 
+def test_needles_of_one_text_are_asked_for_one_after_the_other(
+    engine: AnsweringEngine, targets: ServerTargets, haystack: Haystack
+) -> None:
+    engine.answer = find_needle
+    task = Needle(haystack, (2048,), 6, needles=3, one_text=True)
+    summary = measure(task, targets)
+    assert summary.rows[0].value == 1
+    prompts = [engine.tokenizer.decode(asked.prompt) for asked in engine.seen[-6:] if asked.prompt]
+    documents = [prompt[: prompt.rindex(" What is the special")] for prompt in prompts]
+    assert documents[0] == documents[1] == documents[2] != documents[3] == documents[4] == documents[5]
+    assert len({record.outcome.answers for record in summary.records}) == 6
+    depths = [record.key.place.depth for record in summary.records]
+    assert sorted(depths[:3]) == depths[:3]
+    with pytest.raises(InvalidRequest, match="share a text"):
+        Needle(haystack, (2048,), 6, depths=(0.5,), needles=3, one_text=True)
+
+
+def test_pairs_of_one_object_are_asked_for_one_after_the_other(
+    engine: AnsweringEngine, targets: ServerTargets
+) -> None:
+    engine.answer = find_value
+    summary = measure(KeyValues((2048,), 4, one_text=True), targets)
+    assert summary.rows[0].value == 1
+    prompts = [engine.tokenizer.decode(asked.prompt) for asked in engine.seen[-4:] if asked.prompt]
+    assert len({prompt[: prompt.rindex("}")] for prompt in prompts}) == 1
+    assert len({record.outcome.answers for record in summary.records}) == 4
+    assert max(record.outcome.prompt_tokens for record in summary.records) <= 2048 - Form.HEX.answer_tokens
+
+
 def test_too_short_a_length_says_so(targets: ServerTargets, haystack: Haystack) -> None:
     with pytest.raises(InvalidRequest, match="at least"):
         measure(Needle(haystack, (100,), 1), targets)
