@@ -18,6 +18,7 @@ from moorage.runtime.evals.fidelity.choices import full_attention
 from moorage.runtime.evals.haystack import text_haystack
 from moorage.runtime.planning.host import deployment_of
 from moorage.runtime.planning.worker_settings import for_one_session, worker_settings
+from moorage.runtime.serving.capacity import pages_of_one
 from moorage.runtime.serving.executor import LocalExecutor
 from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.hf_config import read_model_spec
@@ -110,7 +111,7 @@ class Reader:
         """All keys, where the same positions see them."""
         settings = worker_settings(config, for_one_session(deployment_of(config, self._model), self.memory))
         self._chunk, self._steps, self._held = config.max_step_tokens, 0, list[int]()
-        self._executor = LocalExecutor.start(settings, [settings.layout.num_blocks(longest)])
+        self._executor = LocalExecutor.start(settings, [pages_of_one(settings.layout, longest)])
         self._tokenizer = TextTokenizer.load(config.model.path)
 
     def encode(self, text: str) -> list[int]:

@@ -135,14 +135,14 @@ def formats_command(
 ) -> None:
     """Lay formats of stored keys and values side by side.
 
-    For each: bytes of a token, perplexity, and the facts that it still retrieves. A token of the perplexity attends
-    the stored format of all blocks before its own, as a generated token does.
+    For each: bytes of a token, perplexity, and the facts that it still retrieves. In prefill too a token attends
+    the blocks before its own as the format stores them.
     """
     asked = _names(tasks)
     unknown = [name for name in asked if name not in _TASKS]
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} should be of {', '.join(_TASKS)}", param_hint="--tasks")
-    from moorage.runtime.evals.formats.choices import by_blocks, stored
+    from moorage.runtime.evals.formats.choices import stored
     from moorage.runtime.evals.formats.standings import standings
 
     source, variants = options.source(), options.variants()
@@ -150,8 +150,7 @@ def formats_command(
     read = retrieved = None
     if "perplexity" in asked:
         task = Perplexity(TokenText.of(data), (parse_tokens(window),), windows)
-        alike = [by_blocks(source, variant) for variant in variants]
-        read = _measured(Suite("perplexity", (task,)), source, alike, options.output)
+        read = _measured(Suite("perplexity", (task,)), source, variants, options.output)
     named = [name for name in asked if name != "perplexity"]
     if named:
         haystack, sizes = text_haystack(document), parse_lengths(lengths)

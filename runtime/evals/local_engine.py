@@ -11,6 +11,7 @@ from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.planning.host import deployment_of
 from moorage.runtime.planning.worker_settings import for_one_session, worker_settings
+from moorage.runtime.serving.capacity import pages_of_one
 from moorage.runtime.serving.executor import LocalExecutor
 from moorage.runtime.serving.session_cache import StoredKv
 from moorage.runtime.serving.sessions.reuse import reusable_tokens
@@ -66,7 +67,7 @@ class LocalEngine:
         self._settings = self._worker_settings(config, self.memory)
         self.layout = self._settings.layout
         self._executor = LocalExecutor.start(
-            self._settings, [self.layout.num_blocks(max_tokens)], progress=on_loading
+            self._settings, [pages_of_one(self.layout, max_tokens)], progress=on_loading
         )
         self._steps = 0
         self._windows = deployment_of(config, self.model).windows

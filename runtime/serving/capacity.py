@@ -108,6 +108,12 @@ def session_pages(
     return tuple(count + extra + (0 if shard else sinks) for shard, count in enumerate(counts))
 
 
+def pages_of_one(layout: KvLayout, num_tokens: int) -> int:
+    """Pages of a session of `num_tokens` in a single actor."""
+    (pages,) = session_pages(layout, layout.num_blocks(num_tokens), Stripes(1, 1))
+    return pages
+
+
 def first_actor(need: Resources, free: Resources) -> int | None:
     """The actor at which a session that needs `need` starts, so that all of it fits `free`; None if none does.
 

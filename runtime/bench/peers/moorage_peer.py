@@ -11,6 +11,7 @@ from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.evals.local_targets import LocalConfig
 from moorage.runtime.planning.host import deployment_of
 from moorage.runtime.planning.worker_settings import for_one_session, worker_settings
+from moorage.runtime.serving.capacity import pages_of_one
 from moorage.runtime.serving.executor import LocalExecutor
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.kv.link import LocalLink
@@ -43,7 +44,7 @@ class MooragePeer:
             config, for_one_session(deployment_of(config, model), self._memories[spec.modes[-1]])
         )
         self._layout = settings.layout
-        self._executor = LocalExecutor.start(settings, [self._layout.num_blocks(spec.longest)])
+        self._executor = LocalExecutor.start(settings, [pages_of_one(self._layout, spec.longest)])
         self._view = ShardedKv([LocalLink(self._executor.stores[0])], self._layout, settings.stripe_blocks)
         self._steps = self._held = self._max_tokens = 0
         self.part_s: dict[str, float] = {}

@@ -28,7 +28,6 @@ class Stored:
     """Keys and values of all layers, with what the format stores beside them."""
     index_bytes: float
     """Anchors and codes of all layers."""
-    block_size: int
 
 
 def format_variants(
@@ -58,17 +57,7 @@ def stored(source: LocalConfig, variant: Variant) -> Stored:
     config = source.load(variant.overrides)
     layout = kv_layout(config, read_model_spec(config.model.path))
     size = layout.block_size
-    return Stored(layout.page_kv_bytes / size, layout.page_anchor_bytes / size, size)
-
-
-def by_blocks(source: LocalConfig, variant: Variant) -> Variant:
-    """The same choice, whose prefill takes one block in a step.
-
-    Then a token attends the stored format of all blocks before its own, as a generated token does; in a longer chunk
-    it would attend the exact rows of its chunk.
-    """
-    size = stored(source, variant).block_size
-    return Variant(variant.name, variant.preset, (*variant.overrides, f"scheduler.max_step_tokens={size}"))
+    return Stored(layout.page_kv_bytes / size, layout.page_anchor_bytes / size)
 
 
 def _kind(name: str) -> KvType:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from moorage.runtime.cli import main
-from moorage.runtime.evals.formats.choices import by_blocks, format_variants, stored
-from moorage.runtime.evals.local_targets import LocalConfig
+from moorage.runtime.evals.formats.choices import format_variants
 from moorage.runtime.evals.variants import Variant
 from moorage.workers.errors import InvalidRequest
 
@@ -27,30 +26,29 @@ def test_formats_and_settings_of_ones_own_stand_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("matplotlib")
-    chosen = ["--formats", "FP16", "--variant", "small blocks:memory.preset=full,long_context.block_size=32"]
+    chosen = [
+        "--formats",
+        "FP16,INT8",
+        "--variant",
+        "small blocks:memory.preset=full,long_context.block_size=32",
+    ]
     tasks = ["--tasks", "perplexity,passkey", "--lengths", "384", "--samples", "1"]
     windows = ["--window", "256", "--windows", "2", "--output", str(tmp_path / "out"), "--json", "-"]
     assert run("--model", str(MODEL), *chosen, *tasks, *windows) == 0
     report = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "out" / "formats.json").read_text()) == report
-    first, small = report["formats"]
-    assert (first["name"], small["name"]) == ("FP16", "small blocks")
-    # 4 layers with K and V of 2 heads of 64 in two bytes each.
+    first, packed, small = report["formats"]
+    assert [row["name"] for row in report["formats"]] == ["FP16", "INT8", "small blocks"]
+    # 4 layers with K and V of 2 heads of 64 in two bytes each; scales and zeros come to the single bytes of INT8.
     assert first["kv_bytes"] == small["kv_bytes"] == 4 * 2 * 2 * 64 * 2
+    assert 1.8 < packed["ratio"] < 2
     assert 5 < first["perplexity"]["value"] < 200
+    assert 0 < abs(packed["perplexity"]["change"]) < 0.01
     assert small["perplexity"]["change"] == pytest.approx(0, abs=1e-3)
-    assert [cell["score"] for cell in first["retrieved"]] == [1]
-    assert small["lost"] == 0
+    assert [cell["score"] for row in report["formats"] for cell in row["retrieved"]] == [1, 1, 1]
     assert (tmp_path / "out" / "formats.png").stat().st_size > 0
     lines = (tmp_path / "out" / "formats.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == ["| FP16", "| small blocks"]
-
-
-def test_a_prefill_by_blocks_takes_one_block_in_a_step() -> None:
-    source = LocalConfig(None, MODEL)
-    variant = Variant("small", None, ("memory.preset=full", "long_context.block_size=32"))
-    assert stored(source, variant).block_size == 32
-    assert source.load(by_blocks(source, variant).overrides).max_step_tokens == 32
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| FP16", "| INT8", "| small blocks"]
 
 
 def test_each_format_is_measured_under_each_preset() -> None:

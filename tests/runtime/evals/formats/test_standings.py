@@ -15,7 +15,7 @@ from moorage.runtime.evals.journal import Key, Record
 from moorage.runtime.evals.runner import Summary
 from moorage.runtime.evals.tasks import Outcome, Place, Suite
 
-STORES = {"FP16": Stored(2048, 16, 64), "NUQ3": Stored(512, 16, 64)}
+STORES = {"FP16": Stored(2048, 16), "NUQ3": Stored(512, 16)}
 
 
 def summary(task: str, scores: Mapping[str, list[float]]) -> Summary:
