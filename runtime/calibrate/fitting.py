@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moorage.runtime.calibrate.levels import fitted_levels, match_moments
+from moorage.runtime.calibrate.ranges import KeyRange, between_percentiles, cheapest
 from moorage.runtime.calibrate.samples import LayerSamples
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.formats.quantizer import Floats, LayerQuantizer
@@ -17,6 +18,10 @@ BLOCK = 64
 """Tokens among which outliers of values are chosen."""
 MATCHED_BITS = 2
 """Bits up to which Q-Norm is applied; with more levels it changes nothing that can be measured."""
+
+_ROUNDS = 2
+_CAPACITY_USED = 0.8
+"""Share of the outliers that a text needs on average: the lists of blocks are short, and outliers come in crowds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,44 +41,25 @@ class Normalized(NamedTuple):
     weights: Tensor
 
 
-class KeyRange(NamedTuple):
-    """What is no outlier in each channel of the keys [Hkv, D]."""
-
-    low: Tensor
-    high: Tensor
-
-    @property
-    def scale(self) -> Tensor:
-        """Half of the range."""
-        return (self.high - self.low) / 2
-
-    @property
-    def zero(self) -> Tensor:
-        """The middle of the range."""
-        return (self.high + self.low) / 2
-
-
 class LayerFit:
     """One layer: what does not depend on the number of bits is computed once."""
 
     def __init__(self, samples: LayerSamples, settings: FitSettings) -> None:
-        keys, values = (_after_sinks(x, settings).float() for x in (samples.keys, samples.values))
+        rows = (samples.keys, samples.values, samples.key_weights, samples.value_weights)
+        keys, values, self._key_weights, value_weights = (x[:, settings.fp16_sinks :].float() for x in rows)
         if not (keys.isfinite().all() and values.isfinite().all()):
             raise InvalidRequest(
                 "the model computes keys or values that FP16 does not hold; use --dtype float32"
             )
-        self._range = key_range(keys.flatten(0, 1), settings.outliers)
-        key_weights, value_weights = (
-            _after_sinks(x, settings).float() for x in (samples.key_weights, samples.value_weights)
-        )
-        self._keys = normalized_keys(keys, key_weights, self._range)
+        self._keys, self._settings = keys, settings
+        self._range = between_percentiles(keys.flatten(0, 1), settings.outliers)
         self._values = normalized_values(values, value_weights, settings.outliers)
 
     def quantizer(self, bits: int) -> LayerQuantizer:
         """The quantizer at `bits` bits."""
-        found = self._range
+        found, key_levels = self._key_quantizer(bits)
         return LayerQuantizer(
-            key_levels=_levels(self._keys, bits),
+            key_levels=key_levels,
             value_levels=_levels(self._values, bits),
             key_scale=found.scale.numpy(),
             key_zero=found.zero.numpy(),
@@ -81,13 +67,17 @@ class LayerFit:
             key_high=found.high.numpy(),
         )
 
-
-def key_range(keys: Tensor, outliers: float) -> KeyRange:
-    """The range of each channel of `keys` [N, Hkv, D] that leaves `outliers` of it outside, as much on each side."""
-    beyond = round(len(keys) * outliers / 2)
-    return KeyRange(
-        torch.kthvalue(keys, 1 + beyond, dim=0).values, torch.kthvalue(keys, len(keys) - beyond, dim=0).values
-    )
+    def _key_quantizer(self, bits: int) -> tuple[KeyRange, Floats]:
+        """Ranges and levels that fit each other: one is fitted to the other in turn."""
+        keys, weights = self._keys, self._key_weights
+        found = self._range
+        levels = fitted_levels(*normalized_keys(keys, weights, found), bits)
+        for _ in range(_ROUNDS):
+            share = _CAPACITY_USED * self._settings.outliers
+            found = cheapest(keys.flatten(0, 1), weights.flatten(0, 1), found, levels, share)
+            normalized = normalized_keys(keys, weights, found)
+            levels = fitted_levels(*normalized, bits)
+        return found, _matched(levels, normalized, bits)
 
 
 def normalized_keys(keys: Tensor, weights: Tensor, found: KeyRange) -> Normalized:
@@ -126,10 +116,9 @@ def value_outliers(values: Tensor, share: float) -> Tensor:
     return marked
 
 
-def _after_sinks(x: Tensor, settings: FitSettings) -> Tensor:
-    return x[:, settings.fp16_sinks :]
-
-
 def _levels(found: Normalized, bits: int) -> Floats:
-    levels = fitted_levels(found.values, found.weights, bits)
+    return _matched(fitted_levels(found.values, found.weights, bits), found, bits)
+
+
+def _matched(levels: Floats, found: Normalized, bits: int) -> Floats:
     return match_moments(levels, found.values) if bits <= MATCHED_BITS else levels

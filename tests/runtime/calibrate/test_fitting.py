@@ -10,11 +10,11 @@ from moorage.runtime.calibrate.fitting import (
     BLOCK,
     FitSettings,
     LayerFit,
-    key_range,
     normalized_keys,
     normalized_values,
     value_outliers,
 )
+from moorage.runtime.calibrate.ranges import between_percentiles
 from moorage.runtime.calibrate.samples import LayerSamples
 from moorage.workers.errors import InvalidRequest
 
@@ -33,19 +33,10 @@ def samples(**replaced: torch.Tensor) -> LayerSamples:
     return LayerSamples(**{**made, **replaced})
 
 
-def test_a_range_leaves_the_same_share_of_each_channel_outside() -> None:
-    keys = samples().keys.flatten(0, 1)
-    found = key_range(keys, 2 * SHARE)
-    assert ((keys < found.low).sum(0) == round(SHARE * len(keys))).all()
-    assert ((keys > found.high).sum(0) == round(SHARE * len(keys))).all()
-    whole = key_range(keys, 0)
-    torch.testing.assert_close((whole.low, whole.high), (keys.amin(0), keys.amax(0)))
-
-
 def test_keys_are_normalised_by_channel_and_weighted_by_the_square_of_its_scale() -> None:
     made = samples()
     made.keys[..., 1, 3] = 7
-    found = key_range(made.keys.flatten(0, 1), SHARE)
+    found = between_percentiles(made.keys.flatten(0, 1), SHARE)
     normalized = normalized_keys(made.keys, made.key_weights, found)
     inside = (made.keys >= found.low) & (made.keys <= found.high)
     inside[..., 1, 3] = False  # a constant channel needs no level
