@@ -17,7 +17,15 @@ from moorage.runtime.packaged import DEPLOY
 RATIOS = DEPLOY / "benchmarks" / "cpu-2-cores.json"
 NOISE = 0.25
 """A ratio that fell by less than this share is taken for noise."""
-MODULES = ("bench_parts", "bench_engine", "bench_verify", "bench_peers", "bench_serve", "bench_gpu")
+MODULES = (
+    "bench_parts",
+    "bench_engine",
+    "bench_verify",
+    "bench_peers",
+    "bench_serve",
+    "bench_overload",
+    "bench_gpu",
+)
 
 for _module in MODULES:
     import_module(f"moorage.runtime.cli.{_module}")

@@ -56,6 +56,40 @@ async def run_load(
         await asker.client.close()
 
 
+async def ask(
+    client: AsyncClient,
+    prompt: Sequence[int],
+    output_tokens: int,
+    *,
+    turn: int = 0,
+    preset: str | None = None,
+    session: str | None = None,
+) -> tuple[Served, list[int]]:
+    """Sends one request; what its client saw, and the token ids of the answer."""
+    came_s: list[float] = []
+    answer: list[int] = []
+    error, cached = "", 0
+    sent_s = time.perf_counter()
+    try:
+        async with client.generate(
+            prompt,
+            max_new_tokens=output_tokens,
+            temperature=0.0,
+            ignore_eos=True,
+            preset=preset,
+            session=session,
+        ) as stream:
+            async for event in stream:
+                if isinstance(event, Token):
+                    came_s.append(time.perf_counter() - sent_s)
+                    answer.append(event.token_id)
+            cached = (await stream.result()).usage.cached_tokens
+    except MoorageError as failed:
+        error = type(failed).__name__
+    total_s = time.perf_counter() - sent_s
+    return Served(turn, len(prompt), cached, tuple(came_s), total_s, error), answer
+
+
 class _Asker:
     """All conversations of one run."""
 
@@ -86,35 +120,18 @@ class _Asker:
         prompt = list(one.document)
         for turn, question in enumerate([(), *one.questions]):
             prompt += question
+            session = f"bench-{self._load.seed}-{one.number}" if self._sessions else None
             async with self._slots:
-                served, answer = await self._ask(one.number, turn, prompt)
+                served, answer = await ask(
+                    self.client,
+                    prompt,
+                    self._load.output_tokens,
+                    turn=turn,
+                    preset=self._preset,
+                    session=session,
+                )
             self._served.append(served)
             self._on_served(served)
             if served.error:
                 return
             prompt += answer
-
-    async def _ask(self, number: int, turn: int, prompt: Sequence[int]) -> tuple[Served, list[int]]:
-        session = f"bench-{self._load.seed}-{number}" if self._sessions else None
-        came_s: list[float] = []
-        answer: list[int] = []
-        error, cached = "", 0
-        sent_s = time.perf_counter()
-        try:
-            async with self.client.generate(
-                prompt,
-                max_new_tokens=self._load.output_tokens,
-                temperature=0.0,
-                ignore_eos=True,
-                preset=self._preset,
-                session=session,
-            ) as stream:
-                async for event in stream:
-                    if isinstance(event, Token):
-                        came_s.append(time.perf_counter() - sent_s)
-                        answer.append(event.token_id)
-                cached = (await stream.result()).usage.cached_tokens
-        except MoorageError as failed:
-            error = type(failed).__name__
-        total_s = time.perf_counter() - sent_s
-        return Served(turn, len(prompt), cached, tuple(came_s), total_s, error), answer

@@ -47,13 +47,13 @@ def conversations(load: Load, text: Sequence[int]) -> Iterator[Conversation]:
     draw = random.Random(load.seed)
     starts_s = 0.0
     for number in range(load.conversations):
-        document = _part(draw, text, load.input_tokens)
-        questions = tuple(_part(draw, text, QUESTION_TOKENS) for _ in range(load.turns - 1))
+        document = unlike_prompt(draw, text, load.input_tokens)
+        questions = tuple(unlike_prompt(draw, text, QUESTION_TOKENS) for _ in range(load.turns - 1))
         yield Conversation(number, starts_s, document, questions)
         starts_s += 0.0 if load.rate == float("inf") else draw.expovariate(load.rate)
 
 
-def _part(draw: random.Random, text: Sequence[int], length: int) -> tuple[int, ...]:
+def unlike_prompt(draw: random.Random, text: Sequence[int], length: int) -> tuple[int, ...]:
     """`length` tokens of the text from a drawn place on, which repeats where it is shorter, after 8 drawn tokens."""
     salt = draw.choices(text, k=min(8, length))
     start, size = draw.randrange(len(text)), len(text)
