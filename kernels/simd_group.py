@@ -30,6 +30,11 @@ def load_wide(builder: Any, pointer: Any, element: ir.Type) -> Any:
     return builder.fpext(vector, FLOATS) if element == ir.HalfType() else vector
 
 
+def unless_none(kind: Any) -> Any:
+    """The type of an offset of what is asked for ahead, of which there may be none."""
+    return kind if kind == types.none else types.int64
+
+
 def prefetch_row(builder: Any, pointer: Any, dim: int) -> None:
     """Asks for the cache lines of `dim` elements in L2; any pointer is safe."""
     line = LINE_BYTES // (2 if pointer.type.pointee == ir.HalfType() else 4)
@@ -170,8 +175,9 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
                     builder.store(load_wide(builder, place, FLOAT), total)
                 with cgutils.for_range(builder, count) as row:
                     first = builder.gep(rows, [builder.mul(row.index, dim)])
-                    coming = builder.gep(first, [builder.add(left, ahead)])
-                    prefetch_row(builder, coming, vectors * WIDE_LANES)
+                    if kinds[3] != types.none:
+                        coming = builder.gep(first, [builder.add(left, ahead)])
+                        prefetch_row(builder, coming, vectors * WIDE_LANES)
                     values = [load_wide(builder, builder.gep(first, [column]), element) for column in columns]
                     for m, line in enumerate(lines):
                         factor = splat(builder, builder.load(builder.gep(line, [row.index])))
@@ -192,7 +198,7 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
             return context.get_dummy_value()
 
         i = types.int64
-        return types.void(stored, i, i, i, i, weights, i, i, out, i), build
+        return types.void(stored, i, i, unless_none(ahead), i, weights, i, i, out, i), build
 
     tile: Callable[..., Any] = intrinsic(weigh)
     return tile
@@ -201,7 +207,7 @@ def _weigh_tile(num_queries: int) -> Callable[..., Any]:
 group_weigh_1 = _weigh_tile(1)
 """(stored, at, count, ahead, dim, weights, weights_at, weights_stride, out, out_at): for query m, adds the sum over
 t < count of weights[weights_at + m * weights_stride + t] times row t from `at` on to `dim` elements of out from
-out_at + m * dim on. What lies `ahead` elements after each row is asked for."""
+out_at + m * dim on. What lies `ahead` elements after each row is asked for, unless it is None."""
 group_weigh_2 = _weigh_tile(2)
 """`group_weigh_1` for two queries."""
 group_weigh_3 = _weigh_tile(3)

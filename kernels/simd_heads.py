@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from moorage.kernels.simd import ELEMENT, TILE, pointer_to
-from moorage.kernels.simd_group import lane_sums, load_wide, prefetch_row
+from moorage.kernels.simd_group import lane_sums, load_wide, prefetch_row, unless_none
 from moorage.kernels.simd_lanes import FLOAT, FUSED, I64, LANES, multiply_add
 
 
@@ -32,6 +32,7 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
             _, at, step, ahead, tiles, _, _, turn_at, turn_step, rotates, _, query_at, _, out_at, stride = (
                 args
             )
+            asks = kinds[3] != types.none
 
             def place(index: int, begin: Any, by: Any, rows: Any) -> Any:
                 first = pointer_to(context, builder, kinds[index], args[index], begin)
@@ -49,7 +50,7 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
                 sums: list[list[Any]] = [[None] * TILE for _ in range(num_queries)]
                 numbers = [builder.add(builder.mul(index, I64(TILE)), I64(r)) for r in range(TILE)]
                 rows = [place(0, at, step, number) for number in numbers]
-                for row in rows:
+                for row in rows if asks else ():
                     prefetch_row(builder, builder.gep(row, [ahead]), dim)
                 for pair in range(pairs):
                     for r, row in enumerate(rows):
@@ -86,7 +87,7 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
             return context.get_dummy_value()
 
         i = types.int64
-        kinds = (stored, i, i, i, i, cos, sin, i, i, types.boolean, queries, i, out, i, i)
+        kinds = (stored, i, i, unless_none(ahead), i, cos, sin, i, i, types.boolean, queries, i, out, i, i)
         return types.void(*kinds), build
 
     made: Callable[..., Any] = intrinsic(dots)
@@ -97,6 +98,7 @@ dots_64_1, dots_64_2, dots_64_3, dots_64_4 = (_head_dots(count, 64) for count in
 """For heads of 64 channels, by number of queries: (stored, at, step, ahead, tiles, cos, sin, turn_at, turn_step,
 rotates, queries, query_at, out, out_at, out_stride). out[out_at + m * out_stride + t] = the query at query_at + m *
 64 times the row at at + t * step, for t < tiles * TILE. Where `rotates`, channels (d, d + 32) of row t are rotated by
-32 elements of cos and sin from turn_at + t * turn_step on. What lies `ahead` elements after each row is asked for."""
+32 elements of cos and sin from turn_at + t * turn_step on. What lies `ahead` elements after each row is asked for,
+unless it is None."""
 dots_128_1, dots_128_2, dots_128_3, dots_128_4 = (_head_dots(count, 128) for count in (1, 2, 3, 4))
 """`dots_64_1` to `dots_64_4` for heads of 128 channels."""

@@ -35,6 +35,11 @@ def encode_block(layout: PackedLayout, tables: LayerTables, block: Bits) -> NDAr
 
 def decode_block(layout: PackedLayout, tables: LayerTables, packed: NDArray[np.uint8]) -> Bits:
     """The block [2, Hkv, B, D] that `packed` holds, as bits of fp16."""
+    return decoded_numbers(layout, tables, packed).clip(-MOST, MOST).astype(np.float16).view(np.uint16)
+
+
+def decoded_numbers(layout: PackedLayout, tables: LayerTables, packed: NDArray[np.uint8]) -> Floats:
+    """The block [2, Hkv, B, D] that `packed` holds, before it is rounded to fp16."""
     block = np.empty((2, layout.num_kv_heads, layout.block_size, layout.head_dim), np.float32)
     for part, levels in enumerate((tables.key_levels, tables.value_levels)):
         for head in range(layout.num_kv_heads):
@@ -45,7 +50,7 @@ def decode_block(layout: PackedLayout, tables: LayerTables, packed: NDArray[np.u
                 places, exact = _read_outliers(layout, packed, part, head)
                 rows.reshape(-1)[places] = exact
             block[part, head] = rows
-    return block.clip(-MOST, MOST).astype(np.float16).view(np.uint16)
+    return block
 
 
 def _inverse(scale: Floats, of_zero: float) -> Floats:

@@ -1,0 +1,171 @@
+"""Tiles of rows of packed blocks as float32, which stay in the L1 cache while attention reads them.
+
+Whatever is not a size is an address in bytes: each array that a compiled function is given costs time in every tile.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moorage.kernels.compiling import njit
+from moorage.kernels.key_select.lanes import store_float
+from moorage.kernels.numba_flags import INLINE, SERIAL
+from moorage.kernels.packed_blocks.layout import PackedLayout
+from moorage.kernels.packed_blocks.tables import LayerTables
+from moorage.kernels.packed_blocks.unpack_plain import load_half, load_short, unpack_plainly
+from moorage.kernels.packed_blocks.unpack_tiles import (
+    HAS_LOOKUP,
+    unpack_keys_2,
+    unpack_keys_3,
+    unpack_keys_4,
+    unpack_keys_8,
+    unpack_values_2,
+    unpack_values_3,
+    unpack_values_4,
+    unpack_values_8,
+    widen_rows,
+)
+
+
+class PackedLayer(NamedTuple):
+    """What compiled code needs to read the packed blocks of a layer."""
+
+    layout: PackedLayout
+    tables: LayerTables
+
+
+class Part(NamedTuple):
+    """The keys or the values of one head of a packed block."""
+
+    codes: Any
+    """The first row of codes."""
+    levels: Any
+    """16 levels."""
+    scale: Any
+    """Of keys, float32 for each channel; of values, fp16 for each row."""
+    zero: Any
+    """As `scale`."""
+    outliers: Any
+    """The list of outliers; meaningless where the layout has none."""
+
+
+class Tables(NamedTuple):
+    """Where the tables of a layer lie: addresses, so that nothing is counted for each block that is read."""
+
+    key_levels: Any
+    value_levels: Any
+    key_scale: Any
+    key_zero: Any
+
+
+@njit(**SERIAL)
+def tables_at(packed: Any) -> Any:
+    """The Tables of a PackedLayer, which the caller holds as long as they are used."""
+    tables = packed.tables
+    return Tables(
+        tables.key_levels.ctypes.data, tables.value_levels.ctypes.data, tables.key_scale.ctypes.data,
+        tables.key_zero.ctypes.data,
+    )  # fmt: skip
+
+
+@njit(**INLINE)
+def part_of_keys(layout: Any, tables: Any, block: Any, kv_head: Any, room: Any) -> Any:
+    """The keys of a head of the block at an address; `room` is for the statistics of 2 * width channels."""
+    head, width, scale, zero = (
+        block + kv_head * layout.head_bytes,
+        layout.width,
+        room,
+        room + 4 * layout.width,
+    )
+    if layout.key_stats >= 0:
+        widen_rows(head + layout.key_stats, np.int64(2 * width), room)
+    else:
+        scale, zero = tables.key_scale + 4 * kv_head * width, tables.key_zero + 4 * kv_head * width
+    return Part(head + layout.key_codes, tables.key_levels, scale, zero, head + layout.key_outliers)
+
+
+@njit(**INLINE)
+def part_of_values(layout: Any, tables: Any, block: Any, kv_head: Any) -> Any:
+    """The values of a head of the block at an address."""
+    head = block + kv_head * layout.head_bytes
+    scale = block + layout.value_stats + kv_head * layout.value_stats_stride
+    zero = scale + 2 * layout.block_size
+    return Part(head + layout.value_codes, tables.value_levels, scale, zero, head + layout.value_outliers)
+
+
+@njit(**SERIAL)
+def outliers_before(layout: Any, part: Any, row: Any) -> Any:
+    """How many outliers of a part lie in rows before `row`."""
+    begin, end = np.int64(0), np.int64(0)
+    if layout.capacity and row:
+        end = np.int64(load_short(part.outliers))
+    while begin < end:
+        middle = (begin + end) // 2
+        if np.int64(load_short(part.outliers + 2 + 2 * middle)) < row * layout.head_dim:
+            begin = middle + 1
+        else:
+            end = middle
+    return begin
+
+
+@njit(**INLINE)
+def unpack_keys(layout: Any, part: Any, row: Any, count: Any, first: Any, out: Any, ahead: Any) -> Any:
+    """Unpacks rows [row, row + count) to `out`, [count, D]; `first` of the outliers lie before them.
+
+    What lies `ahead` bytes after each row is asked for. Returns how many outliers lie before the rows that follow.
+    """
+    bits, dim, half, plane = layout.bits, layout.head_dim, layout.width // 2, layout.high_plane
+    size, (codes, levels, scale, zero, _) = layout.row_bytes, part
+    codes += row * size
+    if not HAS_LOOKUP:
+        unpack_plainly(layout, codes, count, levels, scale, zero, False, out)
+    elif bits == 8:
+        unpack_keys_8(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
+    elif bits == 4:
+        unpack_keys_4(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
+    elif bits == 3:
+        unpack_keys_3(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
+    else:
+        unpack_keys_2(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
+    return _put_outliers(layout, part.outliers, row, count, first, out)
+
+
+@njit(**INLINE)
+def unpack_values(layout: Any, part: Any, row: Any, count: Any, first: Any, out: Any, ahead: Any) -> Any:
+    """`unpack_keys` of values."""
+    bits, dim, half, plane = layout.bits, layout.head_dim, layout.width // 2, layout.high_plane
+    size, (codes, levels, scale, zero, _) = layout.row_bytes, part
+    codes, scale, zero = codes + row * size, scale + 2 * row, zero + 2 * row
+    if not HAS_LOOKUP:
+        unpack_plainly(layout, codes, count, levels, scale, zero, True, out)
+    elif bits == 8:
+        unpack_values_8(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
+    elif bits == 4:
+        unpack_values_4(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
+    elif bits == 3:
+        unpack_values_3(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
+    else:
+        unpack_values_2(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
+    return _put_outliers(layout, part.outliers, row, count, first, out)
+
+
+@njit(**INLINE)
+def _put_outliers(layout: Any, outliers: Any, row: Any, count: Any, first: Any, out: Any) -> Any:
+    """Puts the outliers of rows [row, row + count), from number `first` of a list on, in their places."""
+    if layout.capacity == 0:
+        return first
+    low, high, number = (
+        row * layout.head_dim,
+        (row + count) * layout.head_dim,
+        np.int64(load_short(outliers)),
+    )
+    places, values = outliers + 2, outliers + 2 + 2 * layout.capacity
+    while first < number:
+        place = np.int64(load_short(places + 2 * first))
+        if place >= high:
+            break
+        store_float(out + 4 * (place - low), load_half(values + 2 * first))
+        first += 1
+    return first
