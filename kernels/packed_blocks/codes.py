@@ -15,7 +15,7 @@ EXACT: dict[str, Any] = {**SERIAL, "fastmath": False}
 
 @njit(**EXACT)
 def code_uniform(normal: Any, count: Any, top: Any, codes: Any) -> None:
-    """The nearest of 0 to `top` for each of `count` normalised numbers; 0 for NaN."""
+    """The nearest of 0 to `top` for each of `count` normalised numbers; 0 for NaN and below."""
     for d in range(count):
         shifted = min(normal[d] + np.float32(0.5), np.float32(top))
         codes[d] = np.uint8(np.int32(shifted)) if shifted > 0 else np.uint8(0)
@@ -23,7 +23,7 @@ def code_uniform(normal: Any, count: Any, top: Any, codes: Any) -> None:
 
 @njit(**EXACT)
 def code_levels(normal: Any, count: Any, bits: Any, limits: Any, codes: Any) -> None:
-    """How many limits each of `count` normalised numbers exceeds; 0 for NaN."""
+    """How many limits each of `count` normalised numbers exceeds; none is exceeded by NaN."""
     if bits == 2:
         a, b, c = limits[0], limits[1], limits[2]
         for d in range(count):
@@ -59,51 +59,69 @@ def _count_16(normal: Any, count: Any, limits: Any, codes: Any) -> None:
 
 
 @njit(**EXACT)
-def pack_row(codes: Any, words: Any, bits: Any, first: Any, width: Any, packed: Any, at: Any) -> None:
-    """`width` codes from `first` on as bytes from `packed[at]` on, as layout.py draws a row.
-
-    `words` are the codes, 8 at a time.
-    """
+def pack_row(codes: Any, first: Any, bits: Any, width: Any, packed: Any, at: Any) -> None:
+    """`width` codes from `first` on as bytes from `packed[at]` on, as layout.py draws a row."""
+    source, into, size = np.uint64(first), np.uint64(at), np.uint64(width)
     if bits == 8:
-        for d in range(width):
-            packed[at + d] = codes[first + d]
+        for d in range(size):
+            packed[into + d] = codes[source + d]
     elif bits == 4:
-        half = width // 2
+        half = size // np.uint64(2)
         for d in range(half):
-            packed[at + d] = codes[first + d] | codes[first + half + d] << 4
+            packed[into + d] = codes[source + d] | codes[source + half + d] << np.uint8(4)
     else:
-        first //= 8
-        for i in range(width // 8):
-            pairs = words[first + i] & np.uint64(0x0303030303030303)
-            pairs = (pairs | pairs >> np.uint64(6)) & np.uint64(0x000F000F000F000F)
-            pairs = (pairs | pairs >> np.uint64(12)) & np.uint64(0x000000FF000000FF)
-            packed[at + 2 * i] = np.uint8(pairs & np.uint64(0xFF))
-            packed[at + 2 * i + 1] = np.uint8(pairs >> np.uint64(32))
-        if bits == 3:
-            for i in range(width // 8):
-                third = words[first + i] >> np.uint64(2) & np.uint64(0x0101010101010101)
-                # The product moves bit 8 k to bit 56 + k, and nothing else into the highest byte.
-                packed[at + width // 4 + i] = np.uint8(third * np.uint64(0x0102040810204080) >> np.uint64(56))
+        fours, start = codes.view(np.uint32), source // np.uint64(4)
+        for i in range(size // np.uint64(4)):
+            low = fours[start + i] & np.uint32(0x03030303)
+            low |= low >> np.uint32(6) | low >> np.uint32(12) | low >> np.uint32(18)
+            packed[into + i] = np.uint8(low & np.uint32(0xFF))
+    if bits == 3:
+        fours, start, high = codes.view(np.uint32), source // np.uint64(4), into + size // np.uint64(4)
+        for i in range(size // np.uint64(8)):
+            left, right = fours[start + np.uint64(2) * i], fours[start + np.uint64(2) * i + np.uint64(1)]
+            packed[high + i] = np.uint8(_third_bits(left) | _third_bits(right) << np.uint32(4))
 
 
 @njit(**EXACT)
-def unpack_row(packed: Any, at: Any, bits: Any, width: Any, codes: Any) -> None:
-    """The `width` codes of the row at `packed[at]`."""
+def _third_bits(four: Any) -> Any:
+    """The third bits of four codes, as the lowest four: the product moves bit 8 k to bit 24 + k, and none between."""
+    product = (four >> np.uint32(2) & np.uint32(0x01010101)) * np.uint32(0x01020408)
+    return product >> np.uint32(24) & np.uint32(15)
+
+
+@njit(**EXACT)
+def unpack_row(packed: Any, at: Any, bits: Any, width: Any, codes: Any, first: Any) -> None:
+    """The `width` codes of the row at `packed[at]`, to `codes[first]` on."""
+    source, size, into = np.uint64(at), np.uint64(width), np.uint64(first)
     if bits == 8:
-        for d in range(width):
-            codes[d] = packed[at + d]
+        for d in range(size):
+            codes[into + d] = packed[source + d]
     elif bits == 4:
-        half = width // 2
+        half = size // np.uint64(2)
         for d in range(half):
-            codes[d] = packed[at + d] & np.uint8(15)
-            codes[half + d] = packed[at + d] >> np.uint8(4)
+            codes[into + d] = packed[source + d] & np.uint8(15)
+            codes[into + half + d] = packed[source + d] >> np.uint8(4)
     elif bits == 2:
-        for i in range(width // 4):
-            for j in range(4):
-                codes[4 * i + j] = packed[at + i] >> np.uint8(2 * j) & np.uint8(3)
+        fours, start = codes.view(np.uint32), into // np.uint64(4)
+        for i in range(size // np.uint64(4)):
+            fours[start + i] = _four_pairs(np.uint32(packed[source + i]))
     else:
-        third = at + width // 4
-        for i in range(width // 8):
-            for j in range(8):
-                low = packed[at + 2 * i + j // 4] >> np.uint8(2 * (j % 4)) & np.uint8(3)
-                codes[8 * i + j] = low | (packed[third + i] >> np.uint8(j) & np.uint8(1)) << np.uint8(2)
+        fours, start, high = codes.view(np.uint32), into // np.uint64(4), source + size // np.uint64(4)
+        for i in range(size // np.uint64(8)):
+            third, two = np.uint32(packed[high + i]), np.uint64(2) * i
+            left, right = np.uint32(packed[source + two]), np.uint32(packed[source + two + np.uint64(1)])
+            fours[start + two] = _four_pairs(left) | _four_bits(third & np.uint32(15))
+            fours[start + two + np.uint64(1)] = _four_pairs(right) | _four_bits(third >> np.uint32(4))
+
+
+@njit(**EXACT)
+def _four_pairs(byte: Any) -> Any:
+    """The four pairs of bits of a byte, one in each byte of a word."""
+    spread = byte | byte << np.uint32(6) | byte << np.uint32(12) | byte << np.uint32(18)
+    return spread & np.uint32(0x03030303)
+
+
+@njit(**EXACT)
+def _four_bits(bits: Any) -> Any:
+    """Four bits, the third of each byte of a word: the product moves bit k to bit 8 k."""
+    return (bits * np.uint32(0x00204081) & np.uint32(0x01010101)) << np.uint32(2)

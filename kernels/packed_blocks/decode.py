@@ -59,17 +59,24 @@ def _decode_block(
     halves = packed.view(np.uint16)
     size = layout.block_size * layout.head_dim
     at = slots[unit] * 2 * layout.num_kv_heads * size
-    row = np.empty(layout.width, np.uint8)
+    codes = np.empty(layout.block_size * layout.width, np.uint8)
     for head in range(layout.num_kv_heads):
-        _decode_keys(layout, tables, head, packed, halves, row, out, at + head * size)
+        _decode_keys(layout, tables, head, packed, halves, codes, out, at + head * size)
     at += layout.num_kv_heads * size
     for head in range(layout.num_kv_heads):
-        _decode_values(layout, tables, head, packed, halves, row, out, at + head * size)
+        _decode_values(layout, tables, head, packed, halves, codes, out, at + head * size)
+
+
+@njit(**EXACT)
+def _unpack_rows(layout: Any, packed: Any, at: Any, codes: Any) -> None:
+    """All rows before any is read: a vector of codes that are written one by one just before is waited for."""
+    for t in range(layout.block_size):
+        unpack_row(packed, at + t * layout.row_bytes, layout.bits, layout.width, codes, t * layout.width)
 
 
 @njit(**EXACT)
 def _decode_keys(
-    layout: Any, tables: Any, head: Any, packed: Any, halves: Any, row: Any, out: Any, at: Any
+    layout: Any, tables: Any, head: Any, packed: Any, halves: Any, codes: Any, out: Any, at: Any
 ) -> None:
     base, dim = head * layout.head_bytes, layout.head_dim
     scale, zero = np.empty(dim, np.float32), np.empty(dim, np.float32)
@@ -80,36 +87,38 @@ def _decode_keys(
         else:
             scale[d], zero[d] = widen(halves[stats + d]), widen(halves[stats + layout.width + d])
     levels = tables.key_levels
+    _unpack_rows(layout, packed, base + layout.key_codes, codes)
     for t in range(layout.block_size):
-        first = base + layout.key_codes + t * layout.row_bytes
-        unpack_row(packed, first, layout.bits, layout.width, row)
+        first = np.uint64(t * layout.width)
+        into = np.uint64(at + t * dim)  # unsigned: else each index is asked whether it is negative
         if layout.uniform:
-            for d in range(dim):
-                out[at + t * dim + d] = _half(zero[d] + scale[d] * np.float32(row[d]), out[0])
+            for d in range(np.uint64(dim)):
+                out[into + d] = _half(zero[d] + scale[d] * np.float32(codes[first + d]), out[0])
         else:
-            for d in range(dim):
-                out[at + t * dim + d] = _half(zero[d] + scale[d] * levels[row[d]], out[0])
+            for d in range(np.uint64(dim)):
+                out[into + d] = _half(zero[d] + scale[d] * levels[codes[first + d]], out[0])
     if layout.capacity:
         _put_outliers(halves, (base + layout.key_outliers) // 2, layout.capacity, out, at)
 
 
 @njit(**EXACT)
 def _decode_values(
-    layout: Any, tables: Any, head: Any, packed: Any, halves: Any, row: Any, out: Any, at: Any
+    layout: Any, tables: Any, head: Any, packed: Any, halves: Any, codes: Any, out: Any, at: Any
 ) -> None:
     base, dim, block_size = head * layout.head_bytes, layout.head_dim, layout.block_size
     stats = (layout.value_stats + head * layout.value_stats_stride) // 2
     levels = tables.value_levels
+    _unpack_rows(layout, packed, base + layout.value_codes, codes)
     for t in range(block_size):
         scale, zero = widen(halves[stats + t]), widen(halves[stats + block_size + t])
-        first = base + layout.value_codes + t * layout.row_bytes
-        unpack_row(packed, first, layout.bits, layout.width, row)
+        first = np.uint64(t * layout.width)
+        into = np.uint64(at + t * dim)
         if layout.uniform:
-            for d in range(dim):
-                out[at + t * dim + d] = _half(zero + scale * np.float32(row[d]), out[0])
+            for d in range(np.uint64(dim)):
+                out[into + d] = _half(zero + scale * np.float32(codes[first + d]), out[0])
         else:
-            for d in range(dim):
-                out[at + t * dim + d] = _half(zero + scale * levels[row[d]], out[0])
+            for d in range(np.uint64(dim)):
+                out[into + d] = _half(zero + scale * levels[codes[first + d]], out[0])
     if layout.capacity:
         _put_outliers(halves, (base + layout.value_outliers) // 2, layout.capacity, out, at)
 

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from moorage.kernels.checks import FLOAT32, STORAGE, UINT8, check_array, check_ids
 from moorage.kernels.compiling import njit
-from moorage.kernels.half import NOT_FINITE, largest, narrow, no_bits, widen
+from moorage.kernels.half import NOT_FINITE, largest, no_bits, widen
 from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.packed_blocks import outliers
 from moorage.kernels.packed_blocks.codes import EXACT, code_levels, code_uniform, pack_row
 from moorage.kernels.packed_blocks.layout import PackedLayout
+from moorage.kernels.packed_blocks.ranges import HIDDEN, channel_ranges, to_statistics, token_ranges
 from moorage.kernels.packed_blocks.tables import MOST, LayerTables
-from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.thread_team import run_units, team_of, unit_call
 
 HALF = STORAGE[:1]
@@ -60,7 +60,7 @@ def _encode_block(
     keys = unit * 2 * layout.num_kv_heads * size
     values = keys + layout.num_kv_heads * size
     most = no_bits(source[0])
-    for i in range(keys, keys + 2 * layout.num_kv_heads * size):
+    for i in range(np.uint64(keys), np.uint64(keys + 2 * layout.num_kv_heads * size)):
         most = largest(most, source[i])
     largest_bits[unit] = np.int64(most)
     if np.int64(most) >= _FINITE:
@@ -78,13 +78,17 @@ def _encode_block(
 
 @njit(**EXACT)
 def _widen_rows(layout: Any, source: Any, at: Any, rows: Any) -> None:
-    """A head's stored rows as float32 [B, width], padded with NaN, which has no part in a range and code 0."""
-    dim, width = layout.head_dim, layout.width
-    for t in range(layout.block_size):
+    """A head's stored rows as float32 [B, width], padded with HIDDEN."""
+    dim, width = np.uint64(layout.head_dim), np.uint64(layout.width)
+    for t in range(np.uint64(layout.block_size)):
+        first, into = (
+            np.uint64(at) + t * dim,
+            t * width,
+        )  # unsigned: else each index is asked whether it is negative
         for d in range(dim):
-            rows[t * width + d] = widen(source[at + t * dim + d])
+            rows[into + d] = widen(source[first + d])
         for d in range(dim, width):
-            rows[t * width + d] = np.float32(np.nan)
+            rows[into + d] = HIDDEN
 
 
 @njit(**EXACT)
@@ -107,8 +111,8 @@ def _encode_keys(
         for d in range(width):
             scale[d], zero[d] = tables.key_scale[head, d], tables.key_zero[head, d]
     else:
-        _channel_ranges(layout, rows, scale, zero)
-        _to_statistics(layout, scale, zero, width, halves, (base + layout.key_stats) // 2)
+        channel_ranges(layout, rows, scale, zero)
+        to_statistics(layout, scale, zero, width, halves, (base + layout.key_stats) // 2)
     for d in range(width):
         inverse[d] = _ONE / scale[d] if scale[d] > 0 else np.float32(0)
     for t in range(block_size):
@@ -142,37 +146,6 @@ def _list_keys(
 
 
 @njit(**EXACT)
-def _channel_ranges(layout: Any, rows: Any, low: Any, high: Any) -> None:
-    """Minimum and maximum of each channel without NaN."""
-    width = layout.width
-    for d in range(width):
-        low[d], high[d] = np.float32(np.inf), np.float32(-np.inf)
-    for t in range(layout.block_size):
-        for d in range(width):
-            x = rows[t * width + d]
-            low[d] = x if x < low[d] else low[d]
-            high[d] = x if x > high[d] else high[d]
-    for d in range(layout.head_dim, width):
-        low[d], high[d] = np.float32(0), np.float32(0)
-
-
-@njit(**EXACT)
-def _to_statistics(layout: Any, scale: Any, zero: Any, count: Any, halves: Any, at: Any) -> None:
-    """Makes minima in `scale` and maxima in `zero` scales and zero points, and writes them to `halves[at]` on."""
-    for i in range(count):
-        low, high = scale[i], zero[i]
-        if layout.uniform:
-            reach, middle = (high - low) / np.float32((1 << layout.bits) - 1), low
-        else:
-            middle = widen(narrow((low + high) / np.float32(2), halves[0]))
-            reach = max(high - middle, middle - low)
-        bits = narrow(reach, halves[0])
-        bits = np.uint16(bits + np.uint16(widen(bits) < reach))
-        halves[at + i], halves[at + count + i] = bits, narrow(middle, halves[0])
-        scale[i], zero[i] = widen(bits), middle
-
-
-@njit(**EXACT)
 def _encode_values(
     layout: Any,
     tables: Any,
@@ -196,9 +169,9 @@ def _encode_values(
         if layout.capacity:
             listed = ((first + i) * layout.head_bytes + layout.value_outliers) // 2
             outliers.hide_listed(rows, sizes, halves, listed)
-        _token_ranges(rows, block_size, width, low, high)
+        token_ranges(rows, block_size, width, low, high)
     into = (layout.value_stats + first * layout.value_stats_stride) // 2
-    _to_statistics(layout, low, high, block_size, halves, into)
+    to_statistics(layout, low, high, block_size, halves, into)
     scale, zero = low, high
     for i in range(heads):
         base = (first + i) * layout.head_bytes
@@ -236,21 +209,6 @@ def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows
 
 
 @njit(**EXACT)
-def _token_ranges(rows: Any, block_size: Any, width: Any, low: Any, high: Any) -> None:
-    """Lowers `low` and raises `high` to minimum and maximum of each row without NaN, lane by lane of a vector."""
-    least, most = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    for t in range(block_size):
-        for lane in range(LANES):
-            least[lane], most[lane] = low[t], high[t]
-        for first in range(t * width, (t + 1) * width, LANES):
-            for lane in range(LANES):
-                x = rows[first + lane]
-                least[lane] = x if x < least[lane] else least[lane]
-                most[lane] = x if x > most[lane] else most[lane]
-        low[t], high[t] = least.min(), most.max()
-
-
-@njit(**EXACT)
 def _code_rows(layout: Any, limits: Any, normal: Any, packed: Any, at: Any) -> None:
     """The codes of normalised rows [B, width] as bytes from `packed[at]` on."""
     width, bits = layout.width, layout.bits
@@ -259,6 +217,5 @@ def _code_rows(layout: Any, limits: Any, normal: Any, packed: Any, at: Any) -> N
         code_uniform(normal, len(codes), (1 << bits) - 1, codes)
     else:
         code_levels(normal, len(codes), bits, limits, codes)
-    words = codes.view(np.uint64)
     for t in range(layout.block_size):
-        pack_row(codes, words, bits, t * width, width, packed, at + t * layout.row_bytes)
+        pack_row(codes, t * width, bits, width, packed, at + t * layout.row_bytes)

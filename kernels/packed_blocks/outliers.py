@@ -10,6 +10,7 @@ from moorage.kernels.compiling import njit
 from moorage.kernels.half import widen
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.packed_blocks.codes import EXACT
+from moorage.kernels.packed_blocks.ranges import HIDDEN
 from moorage.kernels.packed_blocks.tables import DEVIATIONS
 
 
@@ -17,9 +18,9 @@ from moorage.kernels.packed_blocks.tables import DEVIATIONS
 def add_row_sums(source: Any, at: Any, count: Any, dim: Any, sums: Any, squares: Any) -> None:
     """Adds the sums of `count` stored rows and of their squares to float64 [count]."""
     for t in range(count):
-        total, square = 0.0, 0.0
-        for d in range(dim):
-            x = np.float64(widen(source[at + t * dim + d]))
+        total, square, first = 0.0, 0.0, np.uint64(at + t * dim)
+        for d in range(np.uint64(dim)):
+            x = np.float64(widen(source[first + d]))
             total += x
             square += x * x
         sums[t] += total
@@ -30,8 +31,9 @@ def add_row_sums(source: Any, at: Any, count: Any, dim: Any, sums: Any, squares:
 def add_channel_sums(source: Any, at: Any, count: Any, dim: Any, sums: Any, squares: Any) -> None:
     """The same for each channel over the rows."""
     for t in range(count):
-        for d in range(dim):
-            x = np.float64(widen(source[at + t * dim + d]))
+        first = np.uint64(at + t * dim)
+        for d in range(np.uint64(dim)):
+            x = np.float64(widen(source[first + d]))
             sums[d] += x
             squares[d] += x * x
 
@@ -50,13 +52,13 @@ def to_deviations(sums: Any, squares: Any, count: Any, vectors: Any, mean: Any, 
 def row_candidates(rows: Any, sizes: Any, mean: Any, inverse: Any, excess: Any, places: Any, row: Any) -> Any:
     """Elements of rows [B, width] that are far from their row's mean: their excess and places; returns how many."""
     block_size, dim, width = sizes
-    found = 0
+    found = np.uint64(0)
     for t in range(block_size):
-        middle, factor = mean[t], inverse[t]
-        for d in range(dim):
-            row[d] = abs(rows[t * width + d] - middle) * factor
+        middle, factor, first = mean[t], inverse[t], np.uint64(t * width)
+        for d in range(np.uint64(dim)):
+            row[d] = abs(rows[first + d] - middle) * factor
         found = _append(row, t, dim, DEVIATIONS, excess, places, found)
-    return found
+    return np.int64(found)
 
 
 @njit(**EXACT)
@@ -65,12 +67,13 @@ def channel_candidates(
 ) -> Any:
     """The same for elements that are far from their channel's mean."""
     block_size, dim, width = sizes
-    found = 0
+    found = np.uint64(0)
     for t in range(block_size):
-        for d in range(dim):
-            row[d] = abs(rows[t * width + d] - mean[d]) * inverse[d]
+        first = np.uint64(t * width)
+        for d in range(np.uint64(dim)):
+            row[d] = abs(rows[first + d] - mean[d]) * inverse[d]
         found = _append(row, t, dim, DEVIATIONS, excess, places, found)
-    return found
+    return np.int64(found)
 
 
 @njit(**EXACT)
@@ -79,22 +82,23 @@ def beyond_candidates(
 ) -> Any:
     """The same for elements outside their channel's limits."""
     block_size, dim, width = sizes
-    found = 0
+    found = np.uint64(0)
     for t in range(block_size):
-        for d in range(dim):
-            x = rows[t * width + d]
+        first = np.uint64(t * width)
+        for d in range(np.uint64(dim)):
+            x = rows[first + d]
             below, above = low[d] - x, x - high[d]
             row[d] = (below if below > above else above) * inverse[d]
         found = _append(row, t, dim, np.float32(0), excess, places, found)
-    return found
+    return np.int64(found)
 
 
 @njit(**EXACT)
 def _append(row: Any, t: Any, dim: Any, least: Any, excess: Any, places: Any, found: Any) -> Any:
-    for d in range(dim):  # without branches, which would be mispredicted
+    for d in range(np.uint64(dim)):  # without branches, which would be mispredicted
         excess[found] = row[d]
-        places[found] = t * dim + d
-        found += row[d] > least
+        places[found] = np.uint64(t * dim) + d
+        found += np.uint64(row[d] > least)
     return found
 
 
@@ -127,8 +131,8 @@ def write_list(source: Any, at: Any, places: Any, count: Any, capacity: Any, hal
 
 @njit(**EXACT)
 def hide_listed(rows: Any, sizes: Any, halves: Any, listed: Any) -> None:
-    """NaN in place of the elements of a list in rows [B, width]."""
+    """HIDDEN in place of the elements of a list in rows [B, width]."""
     _, dim, width = sizes
     for i in range(np.int64(halves[listed])):
         place = np.int64(halves[listed + 1 + i])
-        rows[place // dim * width + place % dim] = np.float32(np.nan)
+        rows[place // dim * width + place % dim] = HIDDEN
