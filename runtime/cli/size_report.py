@@ -23,7 +23,7 @@ from moorage.runtime.planning.memory import (
 from moorage.runtime.planning.pages import largest_context_tokens, most_sessions
 from moorage.runtime.planning.session_limit import SessionLimit
 from moorage.workers.counting import counted
-from moorage.workers.spec import KvType
+from moorage.workers.spec import KvLayout, KvType
 
 _PUBLISHED_TOKEN_BYTES = 131072
 _PUBLISHED = (
@@ -177,6 +177,8 @@ class SizeReport:
                 f"{windows.window:,} tokens: they take {format_bytes(windows.ring_bytes)} of device memory for each "
                 "session, however long, and no DRAM of the KV actors."
             )
+        if plan.layout.is_packed:
+            notes.append(_about_packing(plan.layout, plan.shards))
         if token_bytes(plan.layout) == _PUBLISHED_TOKEN_BYTES and plan.layout.kv_type is KvType.FP16:
             notes.append(_PUBLISHED)
         return notes
@@ -207,3 +209,16 @@ class SizeReport:
             "fits_max_seq_len": row.context_tokens <= self.limit.max_seq_len,
             "max_sessions": self.max_sessions(row),
         }
+
+
+def _about_packing(layout: KvLayout, shards: int) -> str:
+    """What a packed format takes beside codes."""
+    bits, pages = 8 * layout.block_bytes / layout.block_shape.num_elements, shards * layout.open_pages
+    text = (
+        f"{layout.kv_type} takes {bits:.2f} bits a number with statistics and outliers. Each session has "
+        f"{format_bytes((pages + layout.sink_pages) * layout.page_bytes)} of pages for rows in fp16, of its last "
+        f"block and of its first {counted(layout.fp16_sinks, 'token')}."
+    )
+    if layout.quantizer_bytes:
+        text += f" The quantizer takes {format_bytes(layout.quantizer_bytes)} in each KV actor."
+    return text

@@ -163,7 +163,14 @@ class ClusterProcesses:
                 environment=self._environment,
             )
             num_threads = max(1, threads // config.kv_store.actors)
-            actor = start_kv_actor(process, plan.layout, plan.pages_per_actor, num_threads, tuple(bound))
+            actor = start_kv_actor(
+                process,
+                plan.layout,
+                plan.pages_per_actor,
+                num_threads,
+                tuple(bound),
+                plan.deployment.quantizer,
+            )
             self._kv_actors.append(actor)
 
     def _start_worker(self) -> None:

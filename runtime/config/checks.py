@@ -10,12 +10,15 @@ from moorage.runtime.config.presets import Settings
 from moorage.runtime.config.resolve import resolve_settings
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.workers.counting import counted
+from moorage.workers.kv.formats import format_of, takes_quantizer
 from moorage.workers.sizes import LEAST_CHUNK
 from moorage.workers.spec import (
+    PACKED_TOKENS,
     AnchorPool,
     AnchorType,
     HeadPool,
     HeadSelectMode,
+    KvType,
     Positions,
     Scorer,
 )
@@ -32,6 +35,24 @@ def complaints(config: ClusterConfig) -> Iterator[Complaint]:
     yield from _about_verification(settings)
     yield from _about_server(config)
     yield from _about_sessions(config)
+    yield from _about_packing(config, settings)
+
+
+def _about_packing(config: ClusterConfig, settings: Settings) -> Iterator[Complaint]:
+    store, size = settings.store, settings.store.block_size
+    takes = [each.value for each in KvType if takes_quantizer(each)]
+    if config.kv_store.quantizer is not None and not takes_quantizer(store.kv_type):
+        fix = f"remove it, or set long_context.kv_type to {' or '.join(takes)}"
+        yield "kv_store", "quantizer", f"is of no use to kv_type {store.kv_type}; {fix}"
+    if format_of(store.kv_type).is_native:
+        return
+    if store.n_fp16_sinks > size:
+        text = f"{store.n_fp16_sinks} is more than a block of {size} tokens; use {size} or less"
+        yield "memory", "n_fp16_sinks", text
+    if size % PACKED_TOKENS:
+        near = -(-size // PACKED_TOKENS) * PACKED_TOKENS
+        fix = f"which kv_type {store.kv_type} packs; use {near} or another multiple"
+        yield "long_context", "block_size", f"{size} is not a multiple of {PACKED_TOKENS} tokens, {fix}"
 
 
 def _about_sessions(config: ClusterConfig) -> Iterator[Complaint]:

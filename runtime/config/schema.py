@@ -96,6 +96,11 @@ class KvStoreSection(Section):
     stripe_blocks: Count = Field(
         8, description="Consecutive blocks that one actor holds before the next one follows."
     )
+    quantizer: FilePath | None = Field(
+        None,
+        description="File of `runtime calibrate`, by which kv_type NUQ4, NUQ3 or NUQ2 packs keys and values; "
+        "relative to this file. Without one they take levels of a normal distribution, and statistics of each block.",
+    )
     cpus: list[CpuList] | None = Field(
         None,
         description="CPUs of each actor's threads, such as [0-15, 16-31] for the two NUMA nodes of a host; an "

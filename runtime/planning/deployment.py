@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moorage.workers.kv.formats.quantizer import Quantizer
 from moorage.workers.spec import ExpertsPlace, KvLayout, MemorySpec, ModelSpec, WeightKind, WindowLayout
 
 
@@ -31,6 +32,8 @@ class Deployment:
     object_store_bytes: int = 256 * 1024**2
     other_memories: tuple[MemorySpec, ...] = ()
     """Axes that a request may ask for instead; the slots must hold one session of each."""
+    quantizer: Quantizer | None = None
+    """By which blocks are packed, of the digest that the layout has."""
 
     @property
     def windows(self) -> WindowLayout:

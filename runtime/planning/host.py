@@ -15,6 +15,7 @@ from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.gpu_presence import why_no_gpu
 from moorage.runtime.planning.memory import device_sizes, fixed_dram_bytes, host_weights_bytes, ray_bytes
+from moorage.runtime.planning.quantizers import with_quantizer
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.sizes import LEAST_CHUNK, MOST_CHUNK
 from moorage.workers.spec import ModelSpec
@@ -47,9 +48,11 @@ def read_host() -> Host:
 
 def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
     """What the configuration asks for, as the sizing formula takes it; an automatic chunk at its longest."""
+    layout, quantizer = with_quantizer(config, kv_layout(config, model))
     plan = Deployment(
         model=model,
-        layout=kv_layout(config, model),
+        layout=layout,
+        quantizer=quantizer,
         memory=unsettled_memory(config, None, model),
         dtype=config.model.dtype,
         weights=config.model.weights,

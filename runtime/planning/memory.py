@@ -18,7 +18,7 @@ from math import prod
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.planning.deployment import Deployment
 from moorage.runtime.planning.key_memory import key_rows_bytes, scan_bytes
-from moorage.runtime.planning.pages import largest_shard
+from moorage.runtime.planning.pages import largest_shard, pages_of_session
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.gpu.model.weight_plan import expert_bytes, plan_weights, planned_bytes
 from moorage.workers.hf_tensors import tensor_shapes
@@ -82,7 +82,7 @@ class ContextSizes:
     anchors_bytes: int
     """Of all blocks, the last one included."""
     reserved_bytes: int
-    """What admission reserves: whole pages in every shard."""
+    """What admission reserves: whole pages in every shard, those of rows in fp16 beside packed blocks included."""
     largest_shard_bytes: int
     staging_bytes: int
     """Host staging, pinned when the device is a GPU."""
@@ -228,7 +228,7 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
     """Memory for `sessions` sessions of `context_tokens` at once."""
     layout = deployment.layout
     blocks = layout.num_blocks(context_tokens)
-    reserved = sessions * blocks * layout.page_bytes
+    reserved = sessions * pages_of_session(deployment, blocks) * layout.page_bytes
     device = device_sizes(deployment)
     fixed, scan = fixed_dram_bytes(deployment), scan_bytes(deployment, context_tokens, sessions)
     return ContextSizes(
@@ -248,9 +248,11 @@ def context_sizes(deployment: Deployment, context_tokens: int, sessions: int = 1
 
 
 def fixed_dram_bytes(deployment: Deployment) -> int:
-    """Host memory beside the KV pages: staging, Ray, experts of a GPU's model and, on a CPU, the device's own."""
+    """Host memory beside the KV pages: staging, Ray, quantizers, experts of a GPU's model and, on a CPU, the device's
+    own."""
     device = device_sizes(deployment).total_bytes if deployment.on_cpu else 0
-    beside = ray_bytes(deployment) + host_weights_bytes(deployment)
+    quantizers = deployment.shards * deployment.layout.quantizer_bytes
+    beside = ray_bytes(deployment) + host_weights_bytes(deployment) + quantizers
     return _host_staging(deployment) + beside + device
 
 

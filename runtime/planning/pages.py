@@ -45,6 +45,12 @@ def most_sessions(deployment: Deployment, dram_bytes: int, context_tokens: int) 
     return low
 
 
+def pages_of_session(deployment: Deployment, num_blocks: int) -> int:
+    """Pages of a running session in all shards."""
+    stripes = Stripes(deployment.shards, deployment.stripe_blocks)
+    return sum(session_pages(deployment.layout, num_blocks, stripes))
+
+
 def largest_shard(deployment: Deployment, num_blocks: int, sessions: int) -> int:
     """Pages of the fullest shard. Sessions start at the emptiest one, as they do when they are admitted."""
     stripes = Stripes(deployment.shards, deployment.stripe_blocks)

@@ -36,6 +36,7 @@ def worker_settings(config: ClusterConfig, deployment: Deployment) -> WorkerSett
             **given(config, EngineSettings),
         ),
         num_threads=workers.num_threads,
+        quantizer=deployment.quantizer,
     )
 
 

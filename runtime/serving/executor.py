@@ -73,7 +73,7 @@ class LocalExecutor:
         from moorage.workers.kv.link import LocalLink
         from moorage.workers.kv.store import KvStore
 
-        stores = [KvStore(settings.layout, num_pages) for num_pages in pages_per_actor]
+        stores = [KvStore(settings.layout, num_pages, settings.quantizer) for num_pages in pages_per_actor]
         try:
             worker = GpuWorker(settings, [partial(LocalLink, store) for store in stores], progress=progress)
         except BaseException:

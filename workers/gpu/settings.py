@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moorage.workers.kv.formats.quantizer import Quantizer
 from moorage.workers.spec import ExpertsPlace, KvLayout, ModelSpec, WeightKind
 from moorage.workers.spec.setting import Limits, setting
 
@@ -89,5 +90,7 @@ class WorkerSettings:
     num_threads: int | None = None
     """CPU threads of the linear layers; None leaves it to torch."""
     weights: WeightKind = WeightKind.AUTO
-    experts: ExpertsPlace = ExpertsPlace.DEVICE
     """How matrices are kept."""
+    experts: ExpertsPlace = ExpertsPlace.DEVICE
+    quantizer: Quantizer | None = None
+    """Of the stores, where one process has both them and the worker."""

@@ -17,6 +17,7 @@ from moorage.kernels.compile_lock import one_at_a_time
 from moorage.kernels.numba_flags import always_parallel
 from moorage.workers.errors import Unavailable
 from moorage.workers.kv.binding import bind_to
+from moorage.workers.kv.formats.quantizer import Quantizer
 from moorage.workers.kv.jobs import Jobs, Outcome
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.mailbox_channel import Patience
@@ -49,9 +50,14 @@ class KvActor:
     """What Ray runs. Workers of the same host use the mailbox; all others call these methods."""
 
     def __init__(
-        self, layout: KvLayout, num_pages: int, num_threads: int, cpus: tuple[int, ...] = ()
+        self,
+        layout: KvLayout,
+        num_pages: int,
+        num_threads: int,
+        cpus: tuple[int, ...] = (),
+        quantizer: Quantizer | None = None,
     ) -> None:
-        """Compiles the kernels as well, so that an actor that answers is ready.
+        """Compiles the kernels as well, so that an actor that answers is ready. `quantizer` is that of the layout.
 
         With `cpus`, its threads stay on these, and all its memory is taken at once, from their NUMA node.
         """
@@ -60,7 +66,7 @@ class KvActor:
             bind_to(cpus)
         numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
         warm_up(layout)
-        self._store = KvStore(layout, num_pages)
+        self._store = KvStore(layout, num_pages, quantizer)
         if cpus:
             self._store.arena.populate()
         self._lock = threading.Lock()
@@ -121,13 +127,19 @@ class KvActor:
 
 
 def start_kv_actor(
-    process: RayProcess, layout: KvLayout, num_pages: int, num_threads: int, cpus: tuple[int, ...] = ()
+    process: RayProcess,
+    layout: KvLayout,
+    num_pages: int,
+    num_threads: int,
+    cpus: tuple[int, ...] = (),
+    quantizer: Quantizer | None = None,
 ) -> Any:
     """Starts a KV actor as `process` and returns its handle at once; its first call waits until it is ready.
 
-    `cpus` are as in KvActor.
+    `cpus` and `quantizer` are as in KvActor.
     """
-    return ray.remote(KvActor).options(**process.options()).remote(layout, num_pages, num_threads, cpus)
+    actor = ray.remote(KvActor).options(**process.options())
+    return actor.remote(layout, num_pages, num_threads, cpus, quantizer)
 
 
 def stop_kv_actor(handle: Any, *, timeout_s: float = 10.0) -> None:

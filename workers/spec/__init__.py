@@ -45,6 +45,7 @@ from moorage.workers.spec.steps import (
 )
 from moorage.workers.spec.store import (
     KEY_CODE_TOKENS,
+    PACKED_TOKENS,
     BlockShape,
     KvLayout,
     KvShape,
@@ -54,6 +55,7 @@ from moorage.workers.spec.window import RING_BLOCK, RING_MARGIN, WindowLayout
 
 __all__ = [
     "KEY_CODE_TOKENS",
+    "PACKED_TOKENS",
     "RING_BLOCK",
     "RING_MARGIN",
     "Activation",

@@ -12,6 +12,8 @@ from moorage.workers.spec.setting import Limits, setting
 
 KEY_CODE_TOKENS = 16
 """A block whose keys have codes holds a multiple of this many tokens."""
+PACKED_TOKENS = 16
+"""A block that is packed holds a multiple of this many tokens."""
 
 
 @dataclass(frozen=True)

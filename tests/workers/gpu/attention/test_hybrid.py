@@ -61,9 +61,8 @@ def test_the_same_tokens_as_from_slots(
 def test_without_copies_under_way(llama: TinyModel, attended: list[int], kv_type: KvType) -> None:
     new = partial(Driver, llama.directory, llama.spec, kv_type=kv_type, in_place=False)
     check_same(new(attend_on="cpu"), new(), prompt_of(llama, 150), CHOSEN)
-    assert (
-        bool(attended) == format_of(kv_type).is_native
-    )  # packed blocks are decoded on their way to the device
+    # Packed blocks are decoded on their way to the device.
+    assert bool(attended) == format_of(kv_type).is_native
 
 
 def test_every_block_beyond_the_window(llama: TinyModel, attended: list[int]) -> None:
