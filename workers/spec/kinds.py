@@ -12,6 +12,14 @@ class KvType(StrEnum):
     FP32 = "FP32"
     INT8 = "INT8"
     """8 bits: keys by channel of a block, values by token (KIVI)."""
+    INT4 = "INT4"
+    """The same in 4 bits."""
+    NF4 = "NF4"
+    """4 bits at levels of a normal distribution."""
+    NUQ4 = "NUQ4"
+    """4 bits at calibrated levels, with outliers in fp16 (KVQuant)."""
+    NUQ3 = "NUQ3"
+    NUQ2 = "NUQ2"
 
 
 class AnchorType(StrEnum):

@@ -57,7 +57,7 @@ def test_the_same_tokens_as_from_slots(
     aside.worker.engine.check_integrity()
 
 
-@pytest.mark.parametrize("kv_type", list(KvType))
+@pytest.mark.parametrize("kv_type", [KvType.FP16, KvType.FP32, KvType.NUQ3])
 def test_without_copies_under_way(llama: TinyModel, attended: list[int], kv_type: KvType) -> None:
     new = partial(Driver, llama.directory, llama.spec, kv_type=kv_type, in_place=False)
     check_same(new(attend_on="cpu"), new(), prompt_of(llama, 150), CHOSEN)
