@@ -22,11 +22,11 @@ from moorage.runtime.serving.protocol import (
     PromptLogprobs,
     ScoreParams,
     Token,
-    Usage,
 )
 from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.serving.status_records import KvActorStatus
+from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
 from moorage.runtime.text.chat_extra import ChatExtra

@@ -6,7 +6,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 
-from moorage.runtime.api.access.keys import tenant
+from moorage.runtime.api.access.keys import key_limits, tenant
 from moorage.runtime.serving.protocol import (
     GenerateOptions,
     GenerateParams,
@@ -53,17 +53,23 @@ def generate_params(asked: GenerateOptions, served: ModelInfo, request_id: str) 
         grammar=grammar(asked.grammar),
         inspect=asked.inspect,
         tenant=tenant.get(),
+        limits=key_limits.get(),
     )
 
 
 def score_params(asked: ScoreOptions, served: ModelInfo, request_id: str) -> ScoreParams:
-    """The parameters of a scoring, still without its text. Raises InvalidRequest or NotFound."""
+    """The parameters of a scoring of the present tenant, still without its text.
+
+    Raises InvalidRequest or NotFound.
+    """
     model_name(asked.model, served)
     return ScoreParams(
         tokens=(),
         preset=name("preset", asked.preset),
         memory=memory(asked.memory),
         request_id=request_id,
+        tenant=tenant.get(),
+        limits=key_limits.get(),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moorage.runtime.cli.output import format_gb, print_table
-from moorage.runtime.serving.protocol import Usage
+from moorage.runtime.serving.usage import Usage
 
 
 def print_figures(usages: Mapping[str, Usage]) -> None:

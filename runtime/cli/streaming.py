@@ -10,7 +10,7 @@ from typing import Any
 from moorage.client import GenerateResult, GenerateStream
 from moorage.runtime.cli.prefill_bar import prefill_bar
 from moorage.runtime.serving import protocol
-from moorage.runtime.serving.protocol import Usage
+from moorage.runtime.serving.usage import Usage
 from moorage.workers.counting import counted
 
 

@@ -25,10 +25,10 @@ from moorage.runtime.serving.protocol import (
     Progress,
     PromptLogprobs,
     Token,
-    Usage,
 )
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
+from moorage.runtime.serving.usage import Usage
 from moorage.workers.errors import (
     Cancelled,
     DeadlineExceeded,

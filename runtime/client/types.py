@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
-from moorage.runtime.serving.protocol import Finished, Progress, PromptLogprobs, Token, Usage
+from moorage.runtime.serving.protocol import Finished, Progress, PromptLogprobs, Token
+from moorage.runtime.serving.usage import Usage
 
 Prompt = str | bytes | Sequence[int] | Sequence[Mapping[str, str]]
 """Text (or its UTF-8 bytes), token ids, or chat messages {"role": …, "content": …}."""

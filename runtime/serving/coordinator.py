@@ -28,6 +28,7 @@ from moorage.runtime.serving.sessions.manager import Sessions
 from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.serving.sessions.saving import Saved
 from moorage.runtime.serving.step_loop import StepLoop
+from moorage.runtime.serving.tenant_use import TenantUse
 from moorage.runtime.text.decoder import decoder_of
 from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.jobs import Text
@@ -80,6 +81,7 @@ class Coordinator:
             cluster.eos_token_ids,
             cluster.resolve_memory(None, {}),
         )
+        self._tenant_use = TenantUse(self._loop.requests)
         self._session_ids = itertools.count(1)
         self.sessions = Sessions(
             self._loop, cluster.capacity, cluster.sessions, self._session_ids.__next__, cluster.saved
@@ -116,19 +118,21 @@ class Coordinator:
 
     def generate(self, params: GenerateParams) -> EventStream:
         """Queues a generation, or raises why it can't be served. Closing the stream ends it at the next step."""
-        return self._loop.add(self._request(params))
+        request = self._request(params)
+        self._tenant_use.check(request, params.limits)
+        return self._loop.add(request)
 
     def score(self, params: ScoreParams) -> EventStream:
         """As `generate`: log-probabilities of a text, in order, then Finished."""
-        return self._loop.add(
-            self._request(
-                GenerateParams(
-                    params.tokens,
-                    max_new_tokens=0,
-                    preset=params.preset,
-                    memory=params.memory,
-                    request_id=params.request_id,
-                )
+        return self.generate(
+            GenerateParams(
+                params.tokens,
+                max_new_tokens=0,
+                preset=params.preset,
+                memory=params.memory,
+                request_id=params.request_id,
+                tenant=params.tenant,
+                limits=params.limits,
             )
         )
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from moorage.runtime.serving.block_shares import BlockShares
 from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
+from moorage.runtime.serving.tenant_limits import NO_LIMITS, TenantLimits
+from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text.grammar import Grammar, Guide
 from moorage.workers.hf_generation import SamplingDefaults
 from moorage.workers.spec import SamplingSpec
@@ -88,6 +90,7 @@ class GenerateParams:
     """Name of a session to continue; its KV stays after the request."""
     tenant: str = ""
     """Whose session it is, as the front end knows."""
+    limits: TenantLimits = NO_LIMITS  # of its API key
     request_id: str = ""
     """Names the request in the log and in the status; drawn when empty."""
     prompt_logprobs: bool = False  # also scores the prompt, all of which is then prefilled, without a session
@@ -108,6 +111,8 @@ class ScoreParams:
     preset: str | None = None
     memory: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    tenant: str = ""
+    limits: TenantLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,43 +141,6 @@ class PromptLogprobs:
     start: int
     logprobs: tuple[float, ...]
     likeliest: tuple[tuple[int, float], ...] = ()  # the likeliest token at each of these positions
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """The record of a finished request."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    """Prompt tokens whose KV was already held."""
-    completion_tokens: int
-    queue_s: float
-    time_to_first_token_s: float | None
-    prefill_tokens_per_s: float | None
-    decode_tokens_per_s: float | None
-    total_s: float
-    dram_bytes: int
-    """Reserved in the KV actors for this request."""
-    chosen_blocks: float | None
-    """Mean distant blocks attended per layer and decode step; single keys are in `chosen_keys`."""
-    budget_tokens: int
-    """Most tokens attended per layer and decode step; 0 stands for all."""
-    recall: float | None
-    """Mean share of the exact attention mass on the attended keys, over the sampled layers and steps."""
-    inter_token_p50_s: float | None = None
-    inter_token_p99_s: float | None = None
-    beyond_tokens: int = 0
-    """Tokens of prompt and answer beyond the length that positions reach; answers there are not reliable."""
-    drafted_tokens: int = 0
-    """Tokens that were drafted by a selection and then verified; 0 where `verify` is off."""
-    accepted_tokens: int = 0
-    """Of these, the tokens that are the answer's."""
-    recall_p5: float | None = None
-    """5th percentile of the share that `recall` is the mean of, over the sampled steps, layers and heads."""
-    chosen_keys: float | None = None
-    """Mean single keys attended per layer, KV head and decode step; None where blocks are selected."""
-    preset_differs: tuple[str, ...] = ()
-    """What the request's preset says of the store, and the cluster has otherwise: `block_size 64, not 128`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ import structlog
 from moorage.runtime.planning.trained_length import Reach
 from moorage.runtime.serving.block_shares import BlockMasses
 from moorage.runtime.serving.capacity import Capacity
-from moorage.runtime.serving.protocol import Event, Usage
+from moorage.runtime.serving.protocol import Event
 from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledRequest
 from moorage.runtime.serving.session_cache import IdleSession, StoredKv
 from moorage.runtime.serving.sessions.prefixes import BlockChain
+from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.grammar import Guide
 from moorage.runtime.text.stop_strings import StopMatcher

@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health
 
-from moorage.runtime.api.access import keys
 from moorage.runtime.api.access.keys import Keys, key_of
 from moorage.runtime.api.grpc.failures import read_on
 from moorage.workers.errors import Unauthenticated
@@ -31,12 +30,10 @@ class NeedsKey(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return handler
         metadata = dict(handler_call_details.invocation_metadata or ())
         try:
-            found = self._keys.tenant_of(
-                key_of(_text(metadata, "authorization"), _text(metadata, "x-api-key"))
-            )
+            # gRPC runs the handler in this task.
+            self._keys.admit(key_of(_text(metadata, "authorization"), _text(metadata, "x-api-key")))
         except Unauthenticated as error:
             return _refusing(str(error))
-        keys.tenant.set(found)  # gRPC runs the handler in this task.
         return handler
 
 

@@ -24,10 +24,10 @@ from moorage.runtime.serving.protocol import (
     SamplingOptions,
     ScoreOptions,
     Token,
-    Usage,
 )
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
+from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text.grammar import Grammar
 from moorage.workers.errors import InvalidRequest, MoorageError
 from moorage.workers.hf_generation import SamplingDefaults

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from moorage.runtime.api.access import keys
 from moorage.runtime.api.access.keys import Keys, key_of
 from moorage.runtime.api.http.failures import HttpRefusal, error_response
 from moorage.workers.errors import MoorageError
@@ -40,7 +39,7 @@ class Access:
                 )
             if not (path in OPEN_PATHS or path.startswith(OPEN_FOLDER)):
                 sent = key_of(headers.get("authorization"), headers.get("x-api-key"))
-                keys.tenant.set(self._keys.tenant_of(sent))
+                self._keys.admit(sent)
         except MoorageError as error:
             response = error_response(error, path)
             await response(scope, receive, send)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from moorage.runtime.serving.protocol import Event, Finished, Progress, Usage
+from moorage.runtime.serving.protocol import Event, Finished, Progress
+from moorage.runtime.serving.usage import Usage
 
 SILENCE_S = 5.0
 """A stream that sent nothing for so long sends an event without text. With `TICK_S` it is at most 7.5 s."""

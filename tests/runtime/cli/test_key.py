@@ -12,6 +12,11 @@ from moorage.runtime.api.access.keys import Keys
 from moorage.runtime.cli.key import key_app
 
 
+def tenant_of(keys: Keys, key: str) -> str | None:
+    record = keys.record_of(key)
+    return None if record is None else record.name
+
+
 @pytest.fixture(autouse=True)
 def _own_run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOORAGE_RUN_DIR", str(tmp_path))
@@ -23,7 +28,7 @@ def test_a_key_is_printed_once_and_let_in_until_it_is_removed(tmp_path: Path) ->
     key = made.stdout.strip()
     assert key.startswith("mk-")
     keys = Keys(tmp_path / "keys.json")
-    assert keys.tenant_of(key) == "laptop"
+    assert tenant_of(keys, key) == "laptop"
     assert "server.keys" in made.stderr
     listed = cli.invoke(key_app, ["list", "--json"]).stdout
     assert [one["name"] for one in json.loads(listed)] == ["laptop"]
@@ -35,4 +40,16 @@ def test_a_key_is_printed_once_and_let_in_until_it_is_removed(tmp_path: Path) ->
 def test_another_file_may_hold_them(tmp_path: Path) -> None:
     file = tmp_path / "other" / "team.json"
     key = CliRunner().invoke(key_app, ["add", "team", "--file", str(file)]).stdout.strip()
-    assert Keys(file).tenant_of(key) == "team"
+    assert tenant_of(Keys(file), key) == "team"
+
+
+def test_limits_are_given_shown_and_changed() -> None:
+    cli = CliRunner()
+    given = ["--max-parallel-requests", "2", "--tokens-per-minute", "100K", "--max-kv-bytes", "4GiB"]
+    assert cli.invoke(key_app, ["add", "guest", *given]).exit_code == 0
+    assert "guest  2 requests  102,400 tokens/min  4.00 GiB of KV" in cli.invoke(key_app, ["list"]).stdout
+    assert cli.invoke(key_app, ["limit", "guest", "--tokens-per-minute", "5"]).exit_code == 0
+    (shown,) = json.loads(cli.invoke(key_app, ["list", "--json"]).stdout)
+    assert shown["limits"] == {"max_parallel_requests": None, "tokens_per_minute": 5, "max_kv_bytes": None}
+    for wrong in (["--tokens-per-minute", "few"], ["--max-kv-bytes", "0"], ["--max-parallel-requests", "0"]):
+        assert cli.invoke(key_app, ["limit", "guest", *wrong]).exit_code == 2

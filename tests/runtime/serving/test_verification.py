@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from moorage.runtime.serving.protocol import Finished, GenerateParams, Token, Usage
+from moorage.runtime.serving.protocol import Finished, GenerateParams, Token
+from moorage.runtime.serving.usage import Usage
 from tests.counting_executor import collect, expected, running, token_ids
 
 PROMPT = [n % 9 for n in range(20)]

@@ -24,7 +24,8 @@ from moorage.runtime.api.http.tools.asked import anthropic_tools
 from moorage.runtime.api.http.turns import Turn, start_turn, whole
 from moorage.runtime.api.http.unsupported import refuse_unsupported
 from moorage.runtime.api.http.usage import Pulse, measured_usage
-from moorage.runtime.serving.protocol import Finished, Usage
+from moorage.runtime.serving.protocol import Finished
+from moorage.runtime.serving.usage import Usage
 
 router = APIRouter(tags=["Anthropic"])
 

@@ -33,7 +33,8 @@ from moorage.runtime.api.http.tools.answers import AnswerReader, ToolConversatio
 from moorage.runtime.api.http.tools.asked import ToolsAsked, openai_tools
 from moorage.runtime.api.http.usage import Pulse, attention_of, openai_usage
 from moorage.runtime.api.validation import MAX_LOGPROBS
-from moorage.runtime.serving.protocol import Event, Finished, Token, Usage
+from moorage.runtime.serving.protocol import Event, Finished, Token
+from moorage.runtime.serving.usage import Usage
 from moorage.workers.errors import InvalidRequest
 
 router = APIRouter(tags=["OpenAI"])

@@ -37,8 +37,8 @@ from moorage.runtime.serving.protocol import (
     PromptLogprobs,
     ScoreParams,
     Token,
-    Usage,
 )
+from moorage.runtime.serving.usage import Usage
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.token_ids import TokenIds
 

@@ -29,7 +29,8 @@ from moorage.runtime.api.http.tools.answers import ToolConversation
 from moorage.runtime.api.http.tools.asked import openai_tools
 from moorage.runtime.api.http.turns import Turn, start_turn, whole
 from moorage.runtime.api.http.usage import Pulse, measured_usage
-from moorage.runtime.serving.protocol import Finished, Usage
+from moorage.runtime.serving.protocol import Finished
+from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text.grammar import Grammar
 from moorage.workers.errors import InvalidRequest
 

@@ -18,9 +18,12 @@ from moorage.runtime.api.access.tls import Tls
 from moorage.runtime.api.grpc.server import ApiServer
 from moorage.runtime.api.http.server import HttpServer
 from moorage.runtime.serving.protocol import GenerateParams
+from moorage.runtime.serving.tenant_limits import NO_LIMITS, TenantLimits
 from tests.toy_engine import ToyEngine
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}]}
+LIMITS = TenantLimits(max_parallel_requests=7)
+"""Of the second tenant."""
 OPEN = {"/health", "/ready", "/version"}
 
 
@@ -38,6 +41,7 @@ class Guarded:
 async def guarded(tmp_path: Path) -> AsyncIterator[Guarded]:
     file, engine = KeyFile(tmp_path / "keys.json"), ToyEngine()
     made = {name: file.add(name) for name in ("one", "two")}
+    file.limit("two", LIMITS)
     keys = Keys(file.path)
     servers = ApiServer(keys=keys), HttpServer(keys=keys)
     addresses = [await server.start("127.0.0.1:0") for server in servers]
@@ -99,6 +103,7 @@ async def test_a_key_is_its_tenant_on_both_servers(guarded: Guarded, monkeypatch
     assert [(one.tenant, one.session) for one in seen] == [
         (name, "mine") for name in ("one", "two", "one", "two")
     ]
+    assert [one.limits for one in seen] == [NO_LIMITS, LIMITS, NO_LIMITS, LIMITS]
 
 
 async def test_a_page_of_another_site_may_not_call(guarded: Guarded) -> None:

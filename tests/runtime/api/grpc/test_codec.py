@@ -15,9 +15,9 @@ from moorage.runtime.serving.protocol import (
     Progress,
     PromptLogprobs,
     Token,
-    Usage,
 )
 from moorage.runtime.serving.status_records import KvActorStatus, RunningRequest, WaitingRequest
+from moorage.runtime.serving.usage import Usage
 from moorage.workers.errors import MoorageError
 from moorage.workers.hf_generation import SamplingDefaults
 
