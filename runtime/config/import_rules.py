@@ -105,6 +105,17 @@ def _only(key: str, usual: object, why: str) -> Special:
     return carry
 
 
+def _quant_policy(value: Any, into: Imported) -> None:
+    """LMDeploy's bits of keys and values; 0 leaves them as they are."""
+    kv_type = {8: KvType.INT8, 4: KvType.INT4}.get(value)
+    if kv_type is not None:
+        into.put("long_context.kv_type", kv_type.value)
+    elif value:
+        into.notes.append(
+            f"quant_policy: {_shown(value)}: not available; FP16 is taken, set long_context.kv_type"
+        )
+
+
 def _dtype(value: Any, into: Imported) -> None:
     into.put("model.dtype", {"half": "float16"}.get(value, value))
 
@@ -205,7 +216,7 @@ LMDEPLOY = Rules(
     special={
         "rope_scaling_factor": _rope_scaling_factor,
         "tp": _only("tp", 1, "one GPU worker runs in this version"),
-        "quant_policy": _only("quant_policy", 0, "storage is FP16 or FP32 in this version; FP16 is taken"),
+        "quant_policy": _quant_policy,
         "dtype": _dtype,
     },
 )

@@ -12,6 +12,7 @@ from moorage.workers.spec import (
     AnchorSpace,
     AnchorType,
     KvLayout,
+    KvType,
     MemorySpec,
     ModelSpec,
     Positions,
@@ -135,6 +136,12 @@ PRESETS = {
             {"rope_scaling_factor": 1.0},
         ),
         Preset(
+            "kvquant",
+            "KVQuant (NeurIPS 2024): every key, in 3 bits at levels of a quantizer, with 1 % outliers and the first "
+            "5 tokens in fp16",
+            {"kv_type": KvType.NUQ3, "n_fp16_sinks": 5},
+        ),
+        Preset(
             "stream-llm",
             "StreamingLLM (ICLR 2024): sinks and window alone, side by side in a rolling cache, for any length",
             {"scheme": Positions.ROLLING, "sinks": 4, "topk": 0},
@@ -160,7 +167,6 @@ PRESETS = {
         ),
     )
 }
-_LATER = ("kvquant",)
 
 
 def check_preset_name(name: str) -> str:
@@ -168,7 +174,5 @@ def check_preset_name(name: str) -> str:
     if name in PRESETS:
         return name
     available = f"available: {', '.join(PRESETS)}"
-    if name in _LATER:
-        raise ValueError(f"preset {name} is not available in this version; {available}")
     near = get_close_matches(name, PRESETS, n=1)
     raise ValueError(f"no such preset{f'; did you mean {near[0]}?' if near else ''}; {available}")

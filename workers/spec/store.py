@@ -26,7 +26,9 @@ class StoreSpec:
         Limits(most=65536, unit="tokens"),
     )
     kv_type: KvType = setting(
-        KvType.FP16, f"Storage of keys and values: {' or '.join(KvType)}.", of_preset=False
+        KvType.FP16,
+        "Storage of keys and values: FP16 or FP32, or packed blocks of few bits: INT8, INT4 (keys by channel, values "
+        "by token, as KIVI), NF4, NUQ4, NUQ3, NUQ2 (levels of kv_store.quantizer, outliers in fp16, as KVQuant).",
     )
     anchor_type: AnchorType = setting(
         AnchorType.QUEST,

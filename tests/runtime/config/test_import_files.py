@@ -153,6 +153,20 @@ def test_what_cannot_be_imported_is_one_line(tmp_path: Path, text: str, says: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("bits", "kv_type"), [(8, "INT8"), (4, "INT4"), (0, None)])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lmdeploy serve api_server m --quant-policy {}",
+        "TurbomindEngineConfig(session_len=8, quant_policy={})",
+    ],
+)
+def test_bits_of_keys_and_values(tmp_path: Path, text: str, bits: int, kv_type: str | None) -> None:
+    found = imported(tmp_path, text.format(bits))
+    assert found.sections.get("long_context", {}).get("kv_type") == kv_type
+    assert not [note for note in found.notes if "quant_policy" in note]
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(
         InvalidConfig,

@@ -87,10 +87,20 @@ def test_another_preset_of_a_request_leaves_the_clusters_axes_behind() -> None:
     assert resolve_memory(chosen, "ktransformers") == resolve_memory(chosen, None)
 
 
-@pytest.mark.parametrize("name", ["kvquant", "ful", ""])
+@pytest.mark.parametrize("name", ["kivi", "ful", ""])
 def test_a_preset_that_there_is_not(name: str) -> None:
     with pytest.raises(InvalidRequest, match="available: full, ktransformers, inf-llm"):
         resolve_memory(config(), name)
+
+
+def test_kvquant_packs_what_every_request_attends() -> None:
+    settings = resolve_settings(config(memory={"preset": "kvquant"}))
+    assert (settings.store.kv_type, settings.store.n_fp16_sinks) == (KvType.NUQ3, 5)
+    assert not settings.memory.selection.selects
+    assert settings.memory.positions.scheme is Positions.ROPE
+    own = resolve_settings(config(memory={"preset": "kvquant"}, long_context={"kv_type": "NUQ4"}))
+    assert own.store.kv_type is KvType.NUQ4
+    assert resolve_settings(config()).store.kv_type is KvType.FP16
 
 
 def test_clamped_positions_take_plain_anchors_unless_told_otherwise() -> None:

@@ -161,8 +161,20 @@ KEYS = "long_context: {anchor_type: KEY_CODES}\nmemory: {topk_keys: 9"
         ("long_context: {layer_step: 0}", "layer_step: got 0"),
         ("long_context: {threads_num: -4}", "threads_num: got -4"),
         (
-            "memory: {preset: kvquant}",
-            "not available in this version; available: full, ktransformers, inf-llm",
+            "memory: {preset: kivi}",
+            "no such preset; available: full, ktransformers, inf-llm",
+        ),
+        (
+            "kv_store: {quantizer: q.safetensors}",
+            "kv_store.quantizer: is of no use to kv_type FP16; remove it, or set long_context.kv_type to NUQ4 or",
+        ),
+        (
+            "memory: {preset: kvquant, n_fp16_sinks: 200}",
+            "memory.n_fp16_sinks: 200 is more than a block of 128 tokens; use 128 or less",
+        ),
+        (
+            "long_context: {kv_type: INT4, block_size: 40, anchor_type: QUEST}\nmemory: {preset: full}",
+            "long_context.block_size: 40 is not a multiple of 16 tokens, which kv_type INT4 packs; use 48",
         ),
         ("memory: {preset: inf-lm}", "did you mean inf-llm?"),
         ("memory: {topk: nan}", "memory.topk: got 'nan': should be a whole number"),
