@@ -110,7 +110,7 @@ class FormatOptions:
         "runtime eval formats --model MODEL_DIR --quantizer quantizer.safetensors --output formats",
         "runtime eval formats --model MODEL_DIR --formats FP16,NUQ3 --lengths 32K --tasks passkey,niah_multikey_2",
         "runtime eval formats --model MODEL_DIR --formats FP16,NUQ2 --preset full,moorage --tasks perplexity "
-        "--variant no-sinks:long_context.kv_type=NUQ2,memory.preset=full,kv_store.fp16_sinks=0",
+        "--variant no-sinks:long_context.kv_type=NUQ2,memory.preset=full,memory.n_fp16_sinks=0",
     ),
 )
 @takes_run_options

@@ -44,7 +44,7 @@ def format_variants(
             overrides = [f"long_context.kv_type={kind.value}", f"memory.preset={preset}"]
             stored = format_of(kind)
             if quantizer is not None and isinstance(stored, PackedFormat) and stored.takes_quantizer:
-                overrides.append(f"kv_store.quantizer={quantizer}")
+                overrides.append(f"kv_store.quantizer={quantizer.resolve()}")
             label = kind.value if len(presets) == 1 else f"{kind.value}, {preset}"
             found.append(Variant(label, None, tuple(overrides)))
     found += more

@@ -62,6 +62,12 @@ def test_each_format_is_measured_under_each_preset() -> None:
     assert found[1].overrides == ("long_context.kv_type=FP32", "memory.preset=full")
 
 
+def test_formats_that_can_use_a_quantizer_get_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "quantizer.safetensors"
+    found = format_variants(["FP16", "INT4", "NUQ3"], ["full"], file)
+    assert [f"kv_store.quantizer={file}" in variant.overrides for variant in found] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("formats", "more", "word"),
     [(["FP15"], [], "FP15"), (["FP16", "FP32"], [Variant("FP32")], "named twice")],
