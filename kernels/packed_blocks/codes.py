@@ -8,6 +8,8 @@ import numpy as np
 
 from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.packed_blocks.masks import third_bits
+from moorage.kernels.simd_lanes import LANES
 
 EXACT: dict[str, Any] = {**SERIAL, "fastmath": False}
 """Every sum and product as it is written, so that a code is the same wherever it is computed."""
@@ -76,17 +78,9 @@ def pack_row(codes: Any, first: Any, bits: Any, width: Any, packed: Any, at: Any
             low |= low >> np.uint32(6) | low >> np.uint32(12) | low >> np.uint32(18)
             packed[into + i] = np.uint8(low & np.uint32(0xFF))
     if bits == 3:
-        fours, start, high = codes.view(np.uint32), source // np.uint64(4), into + size // np.uint64(4)
-        for i in range(size // np.uint64(8)):
-            left, right = fours[start + np.uint64(2) * i], fours[start + np.uint64(2) * i + np.uint64(1)]
-            packed[high + i] = np.uint8(_third_bits(left) | _third_bits(right) << np.uint32(4))
-
-
-@njit(**EXACT)
-def _third_bits(four: Any) -> Any:
-    """The third bits of four codes, as the lowest four: the product moves bit 8 k to bit 24 + k, and none between."""
-    product = (four >> np.uint32(2) & np.uint32(0x01010101)) * np.uint32(0x01020408)
-    return product >> np.uint32(24) & np.uint32(15)
+        words, high = packed.view(np.uint16), (into + size // np.uint64(4)) // np.uint64(2)
+        for i in range(size // np.uint64(LANES)):
+            words[high + i] = third_bits(codes, np.int64(source + i * np.uint64(LANES)))
 
 
 @njit(**EXACT)

@@ -17,6 +17,8 @@ from moorage.kernels.packed_blocks.tables import MOST, LayerTables
 from moorage.kernels.thread_team import run_units, team_of, unit_call
 
 _MOST = np.float32(MOST)
+_COST = 4
+"""Bytes that are copied in the time in which one is unpacked."""
 
 
 def decode_blocks(
@@ -39,7 +41,7 @@ def decode_blocks(
     check_ids("slots", slots, len(out))
     check_array("slots", slots, INT32, pages.shape)
     check_array("key_scale", tables.key_scale, FLOAT32, (layout.num_kv_heads, layout.width))
-    team = team_of(num_workers(len(pages) * out[:1].nbytes))
+    team = team_of(num_workers(_COST * len(pages) * out[:1].nbytes))
     _decode(team, layout, tables, stored, pages, out, slots)
 
 

@@ -19,6 +19,8 @@ from moorage.kernels.packed_blocks.tables import MOST, LayerTables
 from moorage.kernels.thread_team import run_units, team_of, unit_call
 
 HALF = STORAGE[:1]
+_COST = 8
+"""Bytes that are copied in the time in which one is packed."""
 _ONE, _LARGE = np.float32(1), np.float32(MOST)
 _FINITE = int(NOT_FINITE[np.dtype(np.uint16)])
 
@@ -39,7 +41,8 @@ def encode_blocks(
     check_array("stored", stored, UINT8, (None, layout.block_bytes))
     check_ids("pages", pages, len(stored))
     check_array("key_scale", tables.key_scale, FLOAT32, (layout.num_kv_heads, layout.width))
-    return bool(_encode(team_of(num_workers(blocks.nbytes)), layout, tables, blocks, stored, pages))
+    team = team_of(num_workers(_COST * blocks.nbytes))
+    return bool(_encode(team, layout, tables, blocks, stored, pages))
 
 
 @njit(**EXACT)
@@ -128,7 +131,7 @@ def _list_keys(
     """Chooses the outliers of a head's keys, and writes their list to `halves[listed]`."""
     dim, width, block_size = layout.head_dim, layout.width, layout.block_size
     excess, places = np.empty(block_size * dim + 1, np.float32), np.empty(block_size * dim + 1, np.int32)
-    row, inverse = np.empty(width, np.float32), np.empty(width, np.float32)
+    row, inverse = np.zeros(width, np.float32), np.empty(width, np.float32)
     sizes = block_size, dim, width
     if layout.key_stats < 0:
         for d in range(width):
@@ -192,7 +195,7 @@ def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows
     size = block_size * dim
     excess, places = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
     row, mean, inverse = (
-        np.empty(width, np.float32),
+        np.zeros(width, np.float32),
         np.empty(block_size, np.float32),
         np.empty(block_size, np.float32),
     )

@@ -10,8 +10,10 @@ from moorage.kernels.compiling import njit
 from moorage.kernels.half import widen
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.packed_blocks.codes import EXACT
+from moorage.kernels.packed_blocks.masks import lanes_above, lowest_bit
 from moorage.kernels.packed_blocks.ranges import HIDDEN
 from moorage.kernels.packed_blocks.tables import DEVIATIONS
+from moorage.kernels.simd_lanes import LANES
 
 
 @njit(**SERIAL)
@@ -95,10 +97,14 @@ def beyond_candidates(
 
 @njit(**EXACT)
 def _append(row: Any, t: Any, dim: Any, least: Any, excess: Any, places: Any, found: Any) -> Any:
-    for d in range(np.uint64(dim)):  # without branches, which would be mispredicted
-        excess[found] = row[d]
-        places[found] = np.uint64(t * dim) + d
-        found += np.uint64(row[d] > least)
+    """Adds what is above `least` of a row, whose padding is not."""
+    for first in range(np.uint64(0), np.uint64(len(row)), np.uint64(LANES)):
+        above = lanes_above(row, np.int64(first), least)
+        while above:
+            d = first + lowest_bit(above)
+            excess[found], places[found] = row[d], np.uint64(t * dim) + d
+            found += np.uint64(1)
+            above &= above - np.uint64(1)
     return found
 
 

@@ -1,0 +1,52 @@
+"""Comparisons of 16 lanes at once, as the bits of an integer. Arrays are flat; places are not checked."""
+
+# ruff: noqa: ARG001 - the arguments of an intrinsic are its signature; their values come in `args`.
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from moorage.kernels.simd_lanes import FLOAT, I8, I16, I64, LANES, all_lanes, call, splat
+
+
+def _lanes_at(context: Any, builder: Any, kind: Any, array: Any, at: Any, element: ir.Type) -> Any:
+    data = context.make_array(kind)(context, builder, array).data
+    pointer = builder.bitcast(builder.gep(data, [at]), ir.VectorType(element, LANES).as_pointer())
+    return builder.load(pointer, align=1)
+
+
+@intrinsic
+def lanes_above(_typing: Any, row: Any, at: Any, least: Any) -> Any:
+    """Bit i says whether the float32 row[at + i] is above `least`; LANES of them are read."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = _lanes_at(context, builder, signature.args[0], args[0], args[1], FLOAT)
+        above = builder.fcmp_ordered(">", lanes, splat(builder, args[2]))
+        return builder.zext(builder.bitcast(above, I16), I64)
+
+    return types.uint64(row, types.int64, types.float32), build
+
+
+@intrinsic
+def third_bits(_typing: Any, codes: Any, at: Any) -> Any:
+    """Bit i is the third bit of the code codes[at + i]; LANES codes below 8 are read."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = _lanes_at(context, builder, signature.args[0], args[0], args[1], I8)
+        return builder.bitcast(builder.icmp_unsigned(">", lanes, all_lanes(I8, 3)), I16)
+
+    return types.uint16(codes, types.int64), build
+
+
+@intrinsic
+def lowest_bit(_typing: Any, mask: Any) -> Any:
+    """The number of the lowest bit of a mask that is not 0."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return call(builder, "llvm.cttz.i64", I64, [args[0], ir.Constant(ir.IntType(1), 1)])
+
+    return types.uint64(types.uint64), build
