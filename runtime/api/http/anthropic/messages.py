@@ -13,6 +13,7 @@ from moorage.runtime.api import validation
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.anthropic.blocks import Blocks, messages_of, said_blocks, text_of_blocks
 from moorage.runtime.api.http.failures import anthropic_error, foreseen
+from moorage.runtime.api.http.grammars import of_format
 from moorage.runtime.api.http.messages import with_one_system_message
 from moorage.runtime.api.http.openapi import body_of
 from moorage.runtime.api.http.prompts import Message
@@ -26,6 +27,7 @@ from moorage.runtime.api.http.unsupported import refuse_unsupported
 from moorage.runtime.api.http.usage import Pulse, measured_usage
 from moorage.runtime.serving.protocol import Finished
 from moorage.runtime.serving.usage import Usage
+from moorage.runtime.text.grammar import Grammar
 
 router = APIRouter(tags=["Anthropic"])
 
@@ -70,6 +72,13 @@ class MessagesRequest(Conversation):
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
+    output_config: dict[str, Any] | None = None
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer must follow."""
+        form = (self.output_config or {}).get("format")
+        return None if form is None else of_format(form, "output_config.format")
 
     @property
     def stop(self) -> list[str] | None:
@@ -83,7 +92,12 @@ async def messages(request: Request) -> Response:
     service = service_of(request)
     async with service.receiving(request) as (engine, sent):
         asked = await sent.read(MessagesRequest)
-        options = options_of(asked, request.headers.get("x-session-id"), max_new_tokens=asked.max_tokens)
+        options = options_of(
+            asked,
+            request.headers.get("x-session-id"),
+            max_new_tokens=asked.max_tokens,
+            grammar=asked.grammar,
+        )
         turn = await start_turn(
             service, engine, sent, options, asked.talk(engine), new_request_id(), "toolu_"
         )
