@@ -12,7 +12,6 @@ import typer
 
 from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.eval import eval_app
-from moorage.runtime.cli.eval_formats_table import Found, publish
 from moorage.runtime.cli.eval_options import (
     DOCUMENT,
     Document,
@@ -142,6 +141,7 @@ def formats_command(
     unknown = [name for name in asked if name not in _TASKS]
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} should be of {', '.join(_TASKS)}", param_hint="--tasks")
+    from moorage.runtime.cli.eval_formats_table import Found, publish
     from moorage.runtime.evals.formats.choices import stored
     from moorage.runtime.evals.formats.standings import standings
 
