@@ -88,19 +88,30 @@ def expected_waits(
 
 def check_wait(
     request: ScheduledRequest,
-    waiting: Sequence[ScheduledRequest],
+    scheduler: Scheduler,
     expected_s: Sequence[float] | None,
     max_wait_s: float,
 ) -> None:
-    """Raises ResourceExhausted for a request that would wait longer than `max_wait_s`; it is among `waiting`."""
-    if expected_s is None:
+    """Raises ResourceExhausted for a waiting request that would wait longer than `max_wait_s`."""
+    if expected_s is None or _starts_at_once(request, scheduler):
         return
-    wait_s = expected_s[waiting.index(request)]
+    wait_s = expected_s[scheduler.waiting.index(request)]
     if wait_s > max_wait_s:
         raise ResourceExhausted(
             f"it would wait {wait_s:.0f} s, longer than server.max_wait allows ({max_wait_s:g} s); try again later",
             retry_after_s=min(max(wait_s - max_wait_s, _LEAST_RETRY_S), _MOST_RETRY_S),
         )
+
+
+def _starts_at_once(request: ScheduledRequest, scheduler: Scheduler) -> bool:
+    """Whether the next step admits a waiting request, as far as it is known: nothing holds up those before it."""
+    free = scheduler.limits.max_running - len(scheduler.running)
+    for wait in scheduler.waits():
+        if wait.request is request:
+            return wait.waits_for == "queue" and wait.place < free
+        if wait.waits_for not in ("queue", "session"):
+            return False
+    return False
 
 
 def held_by_pinned(num_pinned: int) -> ResourceExhausted:

@@ -129,7 +129,7 @@ class StepLoop:
     def _check_wait(self, request: Request, max_wait_s: float) -> None:
         """Takes a waiting request back, and raises ResourceExhausted, if it would wait too long."""
         try:
-            check_wait(request.scheduled, self.scheduler.waiting, self.expected_waits(), max_wait_s)
+            check_wait(request.scheduled, self.scheduler, self.expected_waits(), max_wait_s)
         except ResourceExhausted:
             del self.requests[request.request_id]
             self.scheduler.release(request.request_id)

@@ -276,6 +276,21 @@ async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
             await events.aclose()
 
 
+async def test_a_request_that_starts_with_the_next_step_does_not_wait() -> None:
+    """Whatever runs beside it: only what the machine has no room for is refused."""
+    async with running(max_wait_s=1.0) as (coordinator, worker):
+        worker.elapsed_s = 0.1
+        await collect(coordinator, prompt=[1] * 9, max_new_tokens=40)
+        long = GenerateParams([1] * 9, max_new_tokens=200)
+        held = [coordinator.generate(long)]
+        await until(lambda: worker.plans[-1].segments != ())
+        held += [coordinator.generate(long) for _ in range(3)]
+        with pytest.raises(ResourceExhausted, match="it would wait"):  # Four may run.
+            coordinator.generate(long)
+        for events in held:
+            await events.aclose()
+
+
 async def test_status_says_what_each_waiting_request_waits_for() -> None:
     async with running(pages=20) as (coordinator, _):
         first = coordinator.generate(
