@@ -100,7 +100,8 @@ def _decode_keys(
             for d in range(np.uint64(dim)):
                 out[into + d] = _half(zero[d] + scale[d] * levels[codes[first + d]], out[0])
     if layout.capacity:
-        _put_outliers(halves, (base + layout.key_outliers) // 2, layout.capacity, out, at)
+        listed = (base + layout.outliers) // 2
+        _put_outliers(halves, listed + 2, np.int64(halves[listed]), layout.capacity, out, at)
 
 
 @njit(**EXACT)
@@ -122,7 +123,9 @@ def _decode_values(
             for d in range(np.uint64(dim)):
                 out[into + d] = _half(zero + scale * levels[codes[first + d]], out[0])
     if layout.capacity:
-        _put_outliers(halves, (base + layout.value_outliers) // 2, layout.capacity, out, at)
+        listed = (base + layout.outliers) // 2
+        begin = listed + 2 + np.int64(halves[listed])
+        _put_outliers(halves, begin, np.int64(halves[listed + 1]), layout.capacity, out, at)
 
 
 @njit(**EXACT)
@@ -133,6 +136,6 @@ def _half(value: Any, like: Any) -> Any:
 
 
 @njit(**EXACT)
-def _put_outliers(halves: Any, listed: Any, capacity: Any, out: Any, at: Any) -> None:
-    for i in range(np.int64(halves[listed])):
-        out[at + np.int64(halves[listed + 1 + i])] = halves[listed + 1 + capacity + i]
+def _put_outliers(halves: Any, begin: Any, count: Any, capacity: Any, out: Any, at: Any) -> None:
+    for i in range(begin, begin + count):
+        out[at + np.int64(halves[i])] = halves[i + capacity]

@@ -84,10 +84,8 @@ def _widen_rows(layout: Any, source: Any, at: Any, rows: Any) -> None:
     """A head's stored rows as float32 [B, width], padded with HIDDEN."""
     dim, width = np.uint64(layout.head_dim), np.uint64(layout.width)
     for t in range(np.uint64(layout.block_size)):
-        first, into = (
-            np.uint64(at) + t * dim,
-            t * width,
-        )  # unsigned: else each index is asked whether it is negative
+        # Unsigned: else each index is asked whether it is negative.
+        first, into = np.uint64(at) + t * dim, t * width
         for d in range(dim):
             rows[into + d] = widen(source[first + d])
         for d in range(dim, width):
@@ -107,9 +105,9 @@ def _encode_keys(
     )
     _widen_rows(layout, source, at, rows)
     if layout.capacity:
-        listed = (base + layout.key_outliers) // 2
-        _list_keys(layout, tables, head, source, at, rows, halves, listed)
-        outliers.hide_listed(rows, (block_size, layout.head_dim, width), halves, listed)
+        listed = _list_of(layout, head)
+        count = _list_keys(layout, tables, head, source, at, rows, halves, listed)
+        outliers.hide_listed(rows, (block_size, layout.head_dim, width), halves, listed, count)
     if layout.key_stats < 0:
         for d in range(width):
             scale[d], zero[d] = tables.key_scale[head, d], tables.key_zero[head, d]
@@ -128,7 +126,7 @@ def _encode_keys(
 def _list_keys(
     layout: Any, tables: Any, head: Any, source: Any, at: Any, rows: Any, halves: Any, listed: Any
 ) -> None:
-    """Chooses the outliers of a head's keys, and writes their list to `halves[listed]`."""
+    """Chooses the outliers of a head's keys, and begins its list at `halves[listed]` with them; returns how many."""
     dim, width, block_size = layout.head_dim, layout.width, layout.block_size
     excess, places = np.empty(block_size * dim + 1, np.float32), np.empty(block_size * dim + 1, np.int32)
     row, inverse = np.zeros(width, np.float32), np.empty(width, np.float32)
@@ -144,8 +142,24 @@ def _list_keys(
         outliers.add_channel_sums(source, at, block_size, dim, sums, squares)
         outliers.to_deviations(sums, squares, block_size, dim, mean, inverse)
         found = outliers.channel_candidates(rows, sizes, mean, inverse, excess, places, row)
-    found = outliers.keep_largest(excess, places, found, layout.capacity)
-    outliers.write_list(source, at, places, found, layout.capacity, halves, listed)
+    found = outliers.keep_largest(excess, places, found, layout.key_capacity)
+    halves[listed - 2] = found
+    outliers.write_list(source, at, places, found, 0, layout.capacity, halves, listed)
+    return found
+
+
+@njit(**EXACT)
+def _list_of(layout: Any, head: Any) -> Any:
+    """Where in a block, as 16-bit numbers, the places of a head's outliers begin, after the two counts."""
+    return (head * layout.head_bytes + layout.outliers) // 2 + 2
+
+
+@njit(**EXACT)
+def _hide_values(layout: Any, head: Any, halves: Any, rows: Any) -> None:
+    """Hides the outliers among a head's values, which are listed."""
+    listed, sizes = _list_of(layout, head), (layout.block_size, layout.head_dim, layout.width)
+    keys, values = np.int64(halves[listed - 2]), np.int64(halves[listed - 1])
+    outliers.hide_listed(rows, sizes, halves, listed + keys, values)
 
 
 @njit(**EXACT)
@@ -163,15 +177,13 @@ def _encode_values(
     """The values of heads [first, first + heads), which share their statistics."""
     width, block_size = layout.width, layout.block_size
     size = block_size * layout.head_dim
-    sizes = block_size, layout.head_dim, width
     low, high = np.full(block_size, np.inf, np.float32), np.full(block_size, -np.inf, np.float32)
     if layout.capacity:
         _list_values(layout, first, heads, source, at, rows, halves)
     for i in range(heads):
         _widen_rows(layout, source, at + i * size, rows)
         if layout.capacity:
-            listed = ((first + i) * layout.head_bytes + layout.value_outliers) // 2
-            outliers.hide_listed(rows, sizes, halves, listed)
+            _hide_values(layout, first + i, halves, rows)
         token_ranges(rows, block_size, width, low, high)
     into = (layout.value_stats + first * layout.value_stats_stride) // 2
     to_statistics(layout, low, high, block_size, halves, into)
@@ -180,7 +192,7 @@ def _encode_values(
         base = (first + i) * layout.head_bytes
         if heads > 1:
             _widen_rows(layout, source, at + i * size, rows)
-            outliers.hide_listed(rows, sizes, halves, (base + layout.value_outliers) // 2)
+            _hide_values(layout, first + i, halves, rows)
         for t in range(block_size):
             middle, inverse = zero[t], _ONE / scale[t] if scale[t] > 0 else np.float32(0)
             for d in range(width):
@@ -190,7 +202,7 @@ def _encode_values(
 
 @njit(**EXACT)
 def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows: Any, halves: Any) -> None:
-    """Chooses the outliers of each head's values, and writes their lists."""
+    """Chooses the outliers of each head's values, and adds them to the lists, as far as keys have left places."""
     dim, width, block_size = layout.head_dim, layout.width, layout.block_size
     size = block_size * dim
     excess, places = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
@@ -206,9 +218,11 @@ def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows
     for i in range(heads):
         _widen_rows(layout, source, at + i * size, rows)
         found = outliers.row_candidates(rows, (block_size, dim, width), mean, inverse, excess, places, row)
-        found = outliers.keep_largest(excess, places, found, layout.capacity)
-        listed = ((first + i) * layout.head_bytes + layout.value_outliers) // 2
-        outliers.write_list(source, at + i * size, places, found, layout.capacity, halves, listed)
+        listed = _list_of(layout, first + i)
+        keys = np.int64(halves[listed - 2])
+        found = outliers.keep_largest(excess, places, found, layout.capacity - keys)
+        halves[listed - 1] = found
+        outliers.write_list(source, at + i * size, places, found, keys, layout.capacity, halves, listed)
 
 
 @njit(**EXACT)

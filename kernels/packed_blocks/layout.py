@@ -8,8 +8,8 @@ A block holds keys and values [Hkv, B, D] of one layer:
            │ value codes [B] rows     │
            │ key statistics           │  fp16 scale [width], fp16 zero [width]; not there when the layer has them
            │ value statistics         │  fp16 scale [B], fp16 zero [B]; not there when all heads share them
-           │ key outliers             │  uint16 count, uint16 places [capacity], fp16 values [capacity]
-           │ value outliers           │  the same; NUQ formats alone have outliers
+           │ outliers                 │  uint16 number of keys, uint16 number of values, uint16 places [capacity],
+           │                          │  fp16 exact numbers [capacity]; NUQ formats alone have outliers
 
 Each part begins at a multiple of 16 bytes. `width` is D, padded to a multiple of 16 channels (of 32 at 4
 bits); a padded channel's code is 0 and means nothing. A row holds the codes of its channels so:
@@ -20,8 +20,9 @@ bits); a padded channel's code is 0 and means nothing. A row holds the codes of 
     3 bits   the low two bits of all channels as at 2 bits; then 16-bit word w: the third bit of channels 16 w to
              16 w + 15, the first channel lowest
 
-A place is t * D + d for channel d of token t; places ascend, and those beyond the count are 0, as their values are.
-An outlier's own code is 0, and its value replaces what the code says. Elsewhere code c of a row means
+The outliers among the keys come first in the list, those among the values follow. A place is t * D + d for channel d
+of token t; the places of keys ascend, and so do those of values. What is beyond both is 0. An outlier's own code is
+0, and its exact number replaces what the code says. Elsewhere code c of a row means
 zero + scale * level, where the level is c in the uniform formats, and levels[c] in the others.
 """
 
@@ -41,7 +42,12 @@ _HALF = 2
 _SMALLER = {4: 37, 3: 48, 2: 69}
 """By bits: ten times as much smaller than fp16 as a block with outliers shall be (KVQuant, table 5)."""
 _MOST_OUTLIERS, _LEAST_OUTLIERS = 0.01, 0.005
-"""Shares of a head's keys, and of its values, that may be outliers."""
+"""Shares of a head's keys and values that may be outliers."""
+
+
+_KEYS, _KEYS_CALIBRATED = 0.5, 0.875
+"""Shares of a list that keys may take. Calibrated limits leave few keys outside, but many of them in few blocks, and
+errors of keys cost more than those of values. Without limits as many keys are far from their mean as values are."""
 
 
 class PackedFamily(NamedTuple):
@@ -77,10 +83,11 @@ class PackedLayout(NamedTuple):
     """Counts from the start of the block, as it may belong to all heads."""
     value_stats_stride: int
     """From the value statistics of one head to those of the next; 0 where they are the same."""
-    key_outliers: int
-    value_outliers: int
+    outliers: int
     capacity: int
-    """Outliers that each of the two lists of a head can hold."""
+    """Outliers that the list of a head can hold; 0 where it has none."""
+    key_capacity: int
+    """How many of them keys may have. What keys do not use is left to values."""
     head_bytes: int
     block_bytes: int
 
@@ -113,9 +120,9 @@ def packed_layout(
     capacity, list_bytes = 0, 0
     if family.outliers:
         room = _room(family.bits, num_kv_heads, block_size, head_dim) if calibrated else None
-        capacity = _capacity(block_size * head_dim, room and (room - shared) // num_kv_heads - lists)
-        list_bytes = aligned(_HALF + 2 * _HALF * capacity)
-    head_bytes = lists + 2 * list_bytes
+        capacity = _capacity(2 * block_size * head_dim, room and (room - shared) // num_kv_heads - lists)
+        list_bytes = aligned(2 * _HALF * (1 + capacity))
+    head_bytes = lists + list_bytes
     return PackedLayout(
         bits=family.bits,
         uniform=family.uniform,
@@ -130,9 +137,9 @@ def packed_layout(
         key_stats=NOTHING if calibrated else key_stats,
         value_stats=num_kv_heads * head_bytes if family.outliers else key_stats + own_keys,
         value_stats_stride=0 if family.outliers else head_bytes,
-        key_outliers=lists if family.outliers else NOTHING,
-        value_outliers=lists + list_bytes if family.outliers else NOTHING,
+        outliers=lists if family.outliers else NOTHING,
         capacity=capacity,
+        key_capacity=int((_KEYS_CALIBRATED if calibrated else _KEYS) * capacity),
         head_bytes=head_bytes,
         block_bytes=aligned(num_kv_heads * head_bytes + shared, BLOCK_ALIGNMENT),
     )
@@ -145,7 +152,7 @@ def _room(bits: int, num_kv_heads: int, block_size: int, head_dim: int) -> int:
 
 
 def _capacity(num_elements: int, room: int | None) -> int:
-    """Places of one list, of which two must fit into `room` bytes where it is given and holds the least share."""
+    """Places of a list, which must fit into `room` bytes where it is given and holds the least share."""
     most, least = (round(share * num_elements) for share in (_MOST_OUTLIERS, _LEAST_OUTLIERS))
-    fits = most if room is None else (room // 2 // ALIGNMENT * ALIGNMENT - _HALF) // (2 * _HALF)
-    return max(1, least, min(most, fits))
+    fits = most if room is None else room // ALIGNMENT * ALIGNMENT // (2 * _HALF) - 1
+    return max(2, least, min(most, fits))

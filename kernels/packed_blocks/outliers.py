@@ -111,8 +111,8 @@ def _append(row: Any, t: Any, dim: Any, least: Any, excess: Any, places: Any, fo
 @njit(**EXACT)
 def keep_largest(excess: Any, places: Any, found: Any, capacity: Any) -> Any:
     """Moves the places of the `capacity` largest of `found` excesses to the front, in order; returns how many."""
-    if found <= capacity:
-        return found
+    if found <= capacity or not capacity:
+        return min(found, capacity)
     pivot = np.partition(excess[:found], found - capacity)[found - capacity]
     equal = capacity
     for i in range(found):
@@ -127,18 +127,22 @@ def keep_largest(excess: Any, places: Any, found: Any, capacity: Any) -> Any:
 
 
 @njit(**EXACT)
-def write_list(source: Any, at: Any, places: Any, count: Any, capacity: Any, halves: Any, into: Any) -> None:
-    """Count, places and stored elements of `source[at:]` to a list at `halves[into]`, and zeros to its end."""
-    halves[into] = count
-    for i in range(capacity):
-        halves[into + 1 + i] = places[i] if i < count else 0
-        halves[into + 1 + capacity + i] = source[at + places[i]] if i < count else 0
+def write_list(
+    source: Any, at: Any, places: Any, count: Any, before: Any, capacity: Any, halves: Any, listed: Any
+) -> None:
+    """Writes `count` places and the elements of `source[at:]` there to the list at `halves[listed]`.
+
+    `before` is 0 for keys; for values it is the number of keys in the list.
+    """
+    for i in range(count):
+        halves[listed + before + i] = places[i]
+        halves[listed + capacity + before + i] = source[at + places[i]]
 
 
 @njit(**EXACT)
-def hide_listed(rows: Any, sizes: Any, halves: Any, listed: Any) -> None:
-    """HIDDEN in place of the elements of a list in rows [B, width]."""
+def hide_listed(rows: Any, sizes: Any, halves: Any, begin: Any, count: Any) -> None:
+    """HIDDEN in place of the elements of `count` places at `halves[begin]` in rows [B, width]."""
     _, dim, width = sizes
-    for i in range(np.int64(halves[listed])):
-        place = np.int64(halves[listed + 1 + i])
+    for i in range(count):
+        place = np.int64(halves[begin + i])
         rows[place // dim * width + place % dim] = HIDDEN

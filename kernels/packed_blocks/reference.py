@@ -21,13 +21,14 @@ def encode_block(layout: PackedLayout, tables: LayerTables, block: Bits) -> NDAr
         low, high = (each[:, None, : layout.head_dim] for each in (tables.key_low, tables.key_high))
         scale, zero = (each[:, None, : layout.head_dim] for each in (tables.key_scale, tables.key_zero))
         beyond = np.maximum(low - keys, keys - high) * _inverse(scale, MOST)
-        apart = _largest(layout, beyond, np.float32(0))
+        listed = _largest(layout.key_capacity, beyond, np.float32(0))
     else:
-        apart = _largest(layout, _deviations(keys, axis=(1,)), DEVIATIONS)
-        scale, zero = _statistics(layout, keys, apart, axis=(1,))
-    _write(layout, packed, 0, keys, scale, zero, tables.key_limits, apart)
+        listed = _largest(layout.key_capacity, _deviations(keys, axis=(1,)), DEVIATIONS)
+        scale, zero = _statistics(layout, keys, listed, axis=(1,))
+    _write(layout, packed, 0, keys, scale, zero, tables.key_limits, listed)
     axis = (2,) if layout.value_stats_stride else (0, 2)
-    apart = _largest(layout, _deviations(values, axis), DEVIATIONS)
+    left = layout.capacity - listed.sum((1, 2))
+    apart = _largest(left, _deviations(values, axis), DEVIATIONS)
     scale, zero = _statistics(layout, values, apart, axis)
     _write(layout, packed, 1, values, scale, zero, tables.value_limits, apart)
     return packed
@@ -66,11 +67,12 @@ def _deviations(rows: Floats, axis: tuple[int, ...]) -> Floats:
     return np.abs(rows - mean.astype(np.float32)) * _inverse(spread, 0)
 
 
-def _largest(layout: PackedLayout, excess: Floats, least: np.float32) -> Mask:
+def _largest(capacity: int | NDArray[np.int64], excess: Floats, least: np.float32) -> Mask:
     """Of each head, the `capacity` elements of largest excess above `least`; of equal ones those that come first."""
     found = np.zeros(excess.shape, np.bool_)
-    for head, of_head in enumerate(excess.reshape(len(excess), -1)):
-        places = np.argsort(-of_head, kind="stable")[: layout.capacity]
+    for head, most in enumerate(np.broadcast_to(capacity, len(excess))):
+        of_head = excess[head].reshape(-1)
+        places = np.argsort(-of_head, kind="stable")[:most]
         found[head].reshape(-1)[places[of_head[places] > least]] = True
     return found
 
@@ -113,12 +115,9 @@ def _write(
         at = base + (layout.value_codes if part else layout.key_codes)
         packed[at : at + size] = _pack(layout, codes[head]).reshape(-1)
         if layout.capacity:
-            at = base + (layout.value_outliers if part else layout.key_outliers)
             places = np.flatnonzero(apart[head]).astype(np.uint16)
             exact = rows[head].reshape(-1)[places].astype(np.float16)
-            _put(packed, at, np.array([len(places)], np.uint16))
-            _put(packed, at + 2, places)
-            _put(packed, at + 2 + 2 * layout.capacity, exact)
+            _write_outliers(layout, packed, part, head, places, exact)
         if part:
             stats = [np.broadcast_to(each, (layout.num_kv_heads, *each.shape[1:])) for each in (scale, zero)]
             at = layout.value_stats + head * layout.value_stats_stride
@@ -130,6 +129,28 @@ def _write(
             continue
         for place, each in enumerate(stats):
             _put(packed, at + 2 * place * count, each[head].reshape(-1).astype(np.float16))
+
+
+def _write_outliers(
+    layout: PackedLayout,
+    packed: NDArray[np.uint8],
+    part: int,
+    head: int,
+    places: Bits,
+    exact: NDArray[np.float16],
+) -> None:
+    """Adds the outliers of a head's keys (part 0), or then those of its values (part 1), to its list."""
+    counts, first = _counts(layout, packed, head)
+    before = int(counts[0]) if part else 0
+    _put(packed, first - 4 + 2 * part, np.array([len(places)], np.uint16))
+    _put(packed, first + 2 * before, places)
+    _put(packed, first + 2 * (layout.capacity + before), exact)
+
+
+def _counts(layout: PackedLayout, packed: NDArray[np.uint8], head: int) -> tuple[Bits, int]:
+    """How many outliers the keys and the values of a head have, and where the list of places begins."""
+    at = head * layout.head_bytes + layout.outliers
+    return packed[at : at + 4].view(np.uint16), at + 4
 
 
 def _put(packed: NDArray[np.uint8], at: int, numbers: NDArray[np.uint16] | NDArray[np.float16]) -> None:
@@ -188,8 +209,7 @@ def _read_statistics(
 def _read_outliers(
     layout: PackedLayout, packed: NDArray[np.uint8], part: int, head: int
 ) -> tuple[NDArray[np.uint16], Floats]:
-    """Places and values of a head's outliers."""
-    at = head * layout.head_bytes + (layout.value_outliers if part else layout.key_outliers)
-    count = int(packed[at : at + 2].view(np.uint16)[0])
-    places = packed[at + 2 : at + 2 + 2 * count].view(np.uint16)
-    return places, _halves(packed, at + 2 + 2 * layout.capacity, count)
+    """Places and exact numbers of the outliers of a head's keys (part 0) or values (part 1)."""
+    counts, at = _counts(layout, packed, head)
+    count, at = int(counts[part]), at + 2 * part * int(counts[0])
+    return packed[at : at + 2 * count].view(np.uint16), _halves(packed, at + 2 * layout.capacity, count)

@@ -47,8 +47,9 @@ class Part(NamedTuple):
     """Of keys, float32 for each channel; of values, fp16 for each row."""
     zero: Any
     """As `scale`."""
-    outliers: Any
-    """The list of outliers; meaningless where the layout has none."""
+    places: Any
+    """The places of its outliers; meaningless where it has none. Their exact numbers lie `capacity` further."""
+    num_outliers: Any
 
 
 class Tables(NamedTuple):
@@ -83,7 +84,8 @@ def part_of_keys(layout: Any, tables: Any, block: Any, kv_head: Any, room: Any) 
         widen_rows(head + layout.key_stats, np.int64(2 * width), room)
     else:
         scale, zero = tables.key_scale + 4 * kv_head * width, tables.key_zero + 4 * kv_head * width
-    return Part(head + layout.key_codes, tables.key_levels, scale, zero, head + layout.key_outliers)
+    places, keys, _ = _outliers_of(layout, head)
+    return Part(head + layout.key_codes, tables.key_levels, scale, zero, places, keys)
 
 
 @njit(**INLINE)
@@ -92,18 +94,26 @@ def part_of_values(layout: Any, tables: Any, block: Any, kv_head: Any) -> Any:
     head = block + kv_head * layout.head_bytes
     scale = block + layout.value_stats + kv_head * layout.value_stats_stride
     zero = scale + 2 * layout.block_size
-    return Part(head + layout.value_codes, tables.value_levels, scale, zero, head + layout.value_outliers)
+    places, keys, values = _outliers_of(layout, head)
+    return Part(head + layout.value_codes, tables.value_levels, scale, zero, places + 2 * keys, values)
+
+
+@njit(**INLINE)
+def _outliers_of(layout: Any, head: Any) -> Any:
+    """The list of the head at an address: where places begin, the number of keys, and of values that follow them."""
+    if layout.capacity == 0:
+        return head, np.int64(0), np.int64(0)
+    listed = head + layout.outliers
+    return listed + 4, np.int64(load_short(listed)), np.int64(load_short(listed + 2))
 
 
 @njit(**SERIAL)
 def outliers_before(layout: Any, part: Any, row: Any) -> Any:
     """How many outliers of a part lie in rows before `row`."""
-    begin, end = np.int64(0), np.int64(0)
-    if layout.capacity and row:
-        end = np.int64(load_short(part.outliers))
+    begin, end = np.int64(0), part.num_outliers if row else np.int64(0)
     while begin < end:
         middle = (begin + end) // 2
-        if np.int64(load_short(part.outliers + 2 + 2 * middle)) < row * layout.head_dim:
+        if np.int64(load_short(part.places + 2 * middle)) < row * layout.head_dim:
             begin = middle + 1
         else:
             end = middle
@@ -117,7 +127,7 @@ def unpack_keys(layout: Any, part: Any, row: Any, count: Any, first: Any, out: A
     What lies `ahead` bytes after each row is asked for. Returns how many outliers lie before the rows that follow.
     """
     bits, dim, half, plane = layout.bits, layout.head_dim, layout.width // 2, layout.high_plane
-    size, (codes, levels, scale, zero, _) = layout.row_bytes, part
+    size, (codes, levels, scale, zero, _, _) = layout.row_bytes, part
     codes += row * size
     if not HAS_LOOKUP:
         unpack_plainly(layout, codes, count, levels, scale, zero, False, out)
@@ -129,14 +139,14 @@ def unpack_keys(layout: Any, part: Any, row: Any, count: Any, first: Any, out: A
         unpack_keys_3(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
     else:
         unpack_keys_2(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
-    return _put_outliers(layout, part.outliers, row, count, first, out)
+    return _put_outliers(layout, part, row, count, first, out)
 
 
 @njit(**INLINE)
 def unpack_values(layout: Any, part: Any, row: Any, count: Any, first: Any, out: Any, ahead: Any) -> Any:
     """`unpack_keys` of values."""
     bits, dim, half, plane = layout.bits, layout.head_dim, layout.width // 2, layout.high_plane
-    size, (codes, levels, scale, zero, _) = layout.row_bytes, part
+    size, (codes, levels, scale, zero, _, _) = layout.row_bytes, part
     codes, scale, zero = codes + row * size, scale + 2 * row, zero + 2 * row
     if not HAS_LOOKUP:
         unpack_plainly(layout, codes, count, levels, scale, zero, True, out)
@@ -148,24 +158,18 @@ def unpack_values(layout: Any, part: Any, row: Any, count: Any, first: Any, out:
         unpack_values_3(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
     else:
         unpack_values_2(codes, size, plane, count, dim, half, levels, scale, zero, out, ahead)
-    return _put_outliers(layout, part.outliers, row, count, first, out)
+    return _put_outliers(layout, part, row, count, first, out)
 
 
 @njit(**INLINE)
-def _put_outliers(layout: Any, outliers: Any, row: Any, count: Any, first: Any, out: Any) -> Any:
-    """Puts the outliers of rows [row, row + count), from number `first` of a list on, in their places."""
-    if layout.capacity == 0:
-        return first
-    low, high, number = (
-        row * layout.head_dim,
-        (row + count) * layout.head_dim,
-        np.int64(load_short(outliers)),
-    )
-    places, values = outliers + 2, outliers + 2 + 2 * layout.capacity
-    while first < number:
-        place = np.int64(load_short(places + 2 * first))
+def _put_outliers(layout: Any, part: Any, row: Any, count: Any, first: Any, out: Any) -> Any:
+    """Puts the outliers of rows [row, row + count), from number `first` of a part on, in their places."""
+    low, high = row * layout.head_dim, (row + count) * layout.head_dim
+    exact = part.places + 2 * layout.capacity
+    while first < part.num_outliers:
+        place = np.int64(load_short(part.places + 2 * first))
         if place >= high:
             break
-        store_float(out + 4 * (place - low), load_half(values + 2 * first))
+        store_float(out + 4 * (place - low), load_half(exact + 2 * first))
         first += 1
     return first

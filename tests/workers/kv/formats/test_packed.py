@@ -36,7 +36,7 @@ def quantizer_of(blocks: np.ndarray, bits: int, num_layers: int = 2) -> Quantize
         .reshape(SHAPE.num_kv_heads, -1, SHAPE.head_dim)
         .astype(np.float32)
     )
-    low, high = np.percentile(keys, (0.5, 99.5), axis=1).astype(np.float32)
+    low, high = keys.min(1), keys.max(1)
     levels = normal_levels(bits)
     layer = LayerQuantizer(levels, levels, (high - low) / 2, (high + low) / 2, low, high)
     layers = [replace(layer, key_levels=levels * (1 - 0.1 * i)) for i in range(num_layers)]
