@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moorage.runtime.config.resolve import kv_layout
 from moorage.runtime.evals.local_targets import LocalConfig
 from moorage.runtime.evals.variants import Variant, check_names
+from moorage.runtime.planning.host import deployment_of
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.kv.formats import format_of
@@ -55,7 +55,7 @@ def format_variants(
 def stored(source: LocalConfig, variant: Variant) -> Stored:
     """The bytes of a variant's store. Raises InvalidConfig or InvalidModel as a launch does."""
     config = source.load(variant.overrides)
-    layout = kv_layout(config, read_model_spec(config.model.path))
+    layout = deployment_of(config, read_model_spec(config.model.path)).layout
     size = layout.block_size
     return Stored(layout.page_kv_bytes / size, layout.page_anchor_bytes / size)
 
