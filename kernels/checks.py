@@ -18,6 +18,7 @@ STORAGE = (np.dtype(np.uint16), np.dtype(np.float32))
 FLOAT32 = (np.dtype(np.float32),)
 INT32 = (np.dtype(np.int32),)
 UINT8 = (np.dtype(np.uint8),)
+UINT16 = (np.dtype(np.uint16),)
 
 
 def check_array(

@@ -23,7 +23,6 @@ from moorage.kernels.packed_blocks.unpack import (
     outliers_before,
     part_of_keys,
     part_of_values,
-    tables_at,
     unpack_keys,
     unpack_values,
 )
@@ -62,7 +61,7 @@ def attend_packed_head(
     out[:] = 0
     _add_entries(
         (scaled, rotated, tile, turned, logits, _floats(out.ctypes.data, out.size, room), places[4]),
-        memory.ctypes.data, packed.layout, tables_at(packed), kv_head, offset, raw_rows, rows, first, last, rotations,
+        memory.ctypes.data, packed.layout, packed.tables, kv_head, offset, raw_rows, rows, first, last, rotations,
         softcap, peak, total,
     )  # fmt: skip
     room[0] = 0  # until here it is held

@@ -36,7 +36,9 @@ _TYPES: tuple[tuple[str, np.dtype[Any]], ...] = (
     ("out", _FLOAT32), ("lse", _FLOAT32), ("failed", _INT32),
     ("query", _FLOAT32), ("key", _FLOAT32), ("value", _FLOAT32),
 )  # fmt: skip
-_BATCH = tuple(name for name in SessionBatch._fields if name not in ("period", "rotates_scoring"))
+_BATCH = tuple(
+    name for name in SessionBatch._fields if name not in ("period", "rotates_scoring", "raw_pages")
+)
 _DTYPES = tuple(dtype for _, dtype in _TYPES)
 
 
@@ -63,7 +65,7 @@ def decode_layer(
     hints = prefetch_distance(memory.empty.itemsize, memory.anchor_size)
     layer = (
         memory.table, memory.empty, memory.anchor_size, memory.shape, batch, query, key, value, selections, attended,
-        hints, int(NOT_FINITE[memory.empty.dtype]),
+        hints, int(NOT_FINITE[memory.empty.dtype]), memory.packed,
     )  # fmt: skip
     return int(run_layer(team_of(numba.get_num_threads()), team_limit(), *layer))
 
@@ -82,6 +84,9 @@ def check_layer(
     """Raises ValueError if arrays do not fit; `is_checked` is as in `decode_layer`."""
     if is_checked and _are_rows(memory, query, key, value, attended):
         return
+    if memory.packed is not None:
+        pages = len(query), len(memory.table), memory.packed.num_raw_pages
+        check_array("raw_pages", batch.raw_pages, (_INT32,), pages)
     arrays = _arrays(batch, query, key, value, selections, attended)
     shapes = _shapes(memory, batch, query, selections)
     if not (_are_typed(arrays, shapes) and _are_sized(memory, batch, query, selections)):

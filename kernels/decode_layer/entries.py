@@ -35,6 +35,20 @@ def count_pieces(i: Any, selection: Any, block_size: Any, batch: Any, selections
 
 
 @njit(**SERIAL)
+def block_of(
+    at: Any, total: Any, i: Any, selection: Any, block_size: Any, batch: Any, selections: Any
+) -> Any:
+    """Number `at` of the `total` blocks that a selection of session i attends."""
+    num_sinks = np.int64(batch.num_sinks[i])
+    window_at = total - (batch.position[i] // block_size + 1 - selections.window_first[i])
+    if at < num_sinks:
+        return np.int64(at)
+    if at < window_at:
+        return np.int64(selections.ids[i, selection, at - num_sinks])
+    return np.int64(selections.window_first[i] + at - window_at)
+
+
+@njit(**SERIAL)
 def make_entries(
     i: Any, selection: Any, piece: Any, shape: Any, batch: Any, selections: Any, first: Any
 ) -> Any:
@@ -66,19 +80,13 @@ def fill_entries(
 
     `order` ascends, and is the same for the same block and part whatever the position.
     """
-    size, num_sinks = shape.block_size, np.int64(batch.num_sinks[i])
+    size = shape.block_size
     page_size = 2 * shape.num_kv_heads * size * shape.head_dim
     total = count_blocks(i, selection, size, batch, selections)
-    window_at = total - (batch.position[i] // size + 1 - selections.window_first[i])
     length = max(1, PIECE_ROWS // size)
     count = 0
     for at in range(piece * length, min(total, (piece + 1) * length)):
-        if at < num_sinks:
-            block = np.int64(at)
-        elif at < window_at:
-            block = np.int64(selections.ids[i, selection, at - num_sinks])
-        else:
-            block = selections.window_first[i] + at - window_at
+        block = block_of(at, total, i, selection, size, batch, selections)
         start = block * size
         for part in range(batch.num_parts[i]):
             low, high = max(start, batch.part_low[i, part]), min(start + size, batch.part_high[i, part])
@@ -88,13 +96,13 @@ def fill_entries(
             offset[count] = block_at(block, i, batch, shape.stripe_blocks, first, page_size)
             begin[count], end[count] = low - start, high - start
             rotates[count] = batch.part_rotates[i, part]
-            _angles(batch, i, part, start, size, cos[count], sin[count])
+            turn_angles(batch, i, part, start, size, cos[count], sin[count])
             count += 1
     return count
 
 
 @njit(**SERIAL)
-def _angles(batch: Any, i: Any, part: Any, start: Any, size: Any, cos: Any, sin: Any) -> None:
+def turn_angles(batch: Any, i: Any, part: Any, start: Any, size: Any, cos: Any, sin: Any) -> None:
     """Of the query towards a block that begins at token `start`, subtracted before they are rounded."""
     turn = batch.query_turn[i, part]
     if not batch.part_rotates[i, part]:

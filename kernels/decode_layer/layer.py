@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moorage.kernels.compiling import njit
-from moorage.kernels.decode_layer.entries import attend_group, count_pieces, make_entries, merge_part
-from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
+from moorage.kernels.decode_layer.entries import count_pieces, merge_part
+from moorage.kernels.decode_layer.memory import PAGES, all_memory, session_fits
+from moorage.kernels.decode_layer.packed import attend_piece, page_elements, raw_pages_fit, write_new_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
 from moorage.kernels.decode_layer.selection import select_candidates
 from moorage.kernels.numba_flags import SERIAL
@@ -38,6 +39,8 @@ class Layer(NamedTuple):
     memory: Any
     first: Any
     """Of `all_memory`."""
+    packed: Any
+    """Of `LayerMemory`."""
 
 
 class Dealt(NamedTuple):
@@ -59,13 +62,13 @@ class Dealt(NamedTuple):
 def run_layer(
     team: Any, min_bytes: Any, table: Any, empty: Any, anchor_size: Any, shape: Any, batch: Any, query: Any, key: Any,
     value: Any, selections: Any, attended: Any, hints: Any, not_finite: Any,
+    packed: Any,
 ) -> Any:  # fmt: skip
     """`decode_layer` of arrays whose shapes fit, by a team for what reads `min_bytes`; how many sessions failed."""
-    page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
-    memory, first = all_memory(table, page_size, empty)
+    memory, first = all_memory(table, page_elements(packed, shape), empty)
     layer = Layer(
         table, empty, anchor_size, shape, batch, query, key, value, selections, attended, hints, not_finite, memory,
-        first,
+        first, packed,
     )  # fmt: skip
     selected, read = _num_bytes(layer)
     selecting, attending = team if selected >= min_bytes else ALONE, team if read >= min_bytes else ALONE
@@ -94,7 +97,7 @@ def _num_bytes(layer: Any) -> Any:
         window = near if selections.selects[i] else np.int64(selections.window_first[i])
         num_attended += sinks + selections.ids.shape[2] + batch.position[i] // shape.block_size + 1 - window
         num_scored += near - sinks if selections.selects[i] else 0
-    page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
+    page_size = page_elements(layer.packed, shape)
     return num_scored * layer.anchor_size * item, num_attended * page_size * item
 
 
@@ -102,12 +105,11 @@ def _num_bytes(layer: Any) -> Any:
 def _begin(i: Any, layer: Any, team: Any) -> None:
     """Writes the row of session i and selects its blocks."""
     table, shape, batch, attended = layer.table, layer.shape, layer.batch, layer.attended
-    page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
     attended.failed[i] = MISFIT
-    if session_fits(i, table, shape, batch, layer.selections):
-        block, row = divmod(batch.position[i], shape.block_size)
-        at = block_at(block, i, batch, shape.stripe_blocks, layer.first, page_size)
-        most = write_row(layer.memory, at, row, shape, layer.key[i], layer.value[i])
+    fits = session_fits(i, table, shape, batch, layer.selections)
+    if fits and raw_pages_fit(layer.packed, i, table[:, PAGES], batch):
+        key, value = layer.key[i], layer.value[i]
+        most = write_new_row(layer.packed, i, layer.memory, shape, batch, layer.first, key, value)
         attended.failed[i] = FINE if most < layer.not_finite else NOT_FINITE_ROW
     if attended.failed[i] == FINE and layer.selections.selects[i]:
         select_candidates(i, layer, team)
@@ -148,13 +150,12 @@ def _attend_unit(unit: Any, layer: Any, dealt: Any) -> None:
     at = np.searchsorted(dealt.unit_at, unit, side="right") - 1
     i, selection = divmod(at, num_selections)
     piece, share = divmod(unit - dealt.unit_at[at], shares)
-    entries = make_entries(i, selection, piece, shape, batch, layer.selections, layer.first)
-    into = dealt.part_at[i] + piece
-    for group in range(each * share // shares, each * (share + 1) // shares):
-        attend_group(
-            selection * each + group, num_groups, entries, layer.memory, shape, layer.query[i], batch.scale[i],
-            batch.softcap[i], dealt.outs[into], dealt.lses[into],
-        )  # fmt: skip
+    into, first = dealt.part_at[i] + piece, selection * each
+    groups = first + each * share // shares, first + each * (share + 1) // shares, num_groups
+    attend_piece(
+        layer.packed, i, selection, piece, groups, layer.memory, layer.first, shape, batch, layer.query[i],
+        layer.selections, dealt.outs[into], dealt.lses[into],
+    )  # fmt: skip
 
 
 @njit(**SERIAL)

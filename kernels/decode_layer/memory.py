@@ -95,12 +95,14 @@ def _positions_fit(i: Any, last: Any, block_size: Any, batch: Any) -> Any:
 
 
 @njit(**SERIAL)
-def write_row(memory: Any, at: Any, row: Any, shape: Any, key: Any, value: Any) -> Any:
-    """Writes key, value [Hkv, D] as `row` of the block at `at`; the largest bits stored, see `largest`.
+def write_row(
+    memory: Any, at: Any, row: Any, rows: Any, clears: Any, shape: Any, key: Any, value: Any
+) -> Any:
+    """Writes key, value [Hkv, D] as `row` of the `rows` rows at `at`; the largest bits stored, see `largest`.
 
-    The first row of a block clears the others, since pages are used again without a sweep.
+    Where `clears`, the first row clears the others, since pages are used again without a sweep.
     """
-    dim, head_size = shape.head_dim, shape.block_size * shape.head_dim
+    dim, head_size = shape.head_dim, rows * shape.head_dim
     found = np.int64(0)
     for values in (key, value):
         for head in range(shape.num_kv_heads):
@@ -111,7 +113,7 @@ def write_row(memory: Any, at: Any, row: Any, shape: Any, key: Any, value: Any) 
                 target[d] = stored
                 most = largest(most, stored)
             found = max(found, np.int64(most))
-            if row == 0:
+            if clears and row == 0:
                 memory[at + dim : at + head_size] = 0
             at += head_size
     return found

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moorage.kernels.addresses import address_of
-from moorage.kernels.checks import STORAGE, UINT8, check_array, check_multiple
+from moorage.kernels.checks import STORAGE, UINT8, UINT16, check_array, check_multiple
+from moorage.kernels.decode_layer.packed import PackedMemory
 from moorage.kernels.half import Storage
 from moorage.kernels.key_codes.sizes import code_bytes
 from moorage.kernels.simd import LANES
@@ -25,6 +26,10 @@ MAX_PARTS = 3
 """Key ranges of a position scheme, each met by one variant of the query."""
 FINE, NOT_FINITE_ROW, MISFIT = 0, 1, 2
 """`Attended.failed`: done; a stored element of the new row is not finite; a row, page or block does not exist."""
+
+
+NO_PAGES: Int32 = np.zeros((0, 0, 0), np.int32)
+"""Where blocks are not packed."""
 
 
 class LayerShape(NamedTuple):
@@ -54,6 +59,8 @@ class LayerMemory:
     """Elements of a page's anchors."""
     arrays: tuple[NDArray[np.generic], ...]
     """All arrays at these addresses, so that they stay."""
+    packed: PackedMemory | None = None
+    """How pages are read whose blocks are packed."""
 
     @classmethod
     def of(
@@ -62,12 +69,15 @@ class LayerMemory:
         kv: Sequence[Storage],
         anchors: Sequence[Storage],
         codes: Sequence[UInt8],
+        packed: PackedMemory | None = None,
     ) -> LayerMemory:
         """One element of each sequence for each memory.
 
         kv [P, 2, Hkv, B, D]; anchors [P, Hkv, A, D]; codes of single keys [P, Hkv * (B * (D / 8 + 2) + 2 * D)], or
         [P, 0] without any. All memories have one storage type. Raises ValueError if the arrays do not fit each other
         or `shape`.
+
+        Where blocks are packed, kv are pages [P, elements of 16 bits], and the caller holds the tables of `packed`.
         """
         check_multiple("head size", shape.head_dim, 2 * LANES)
         if not kv or len(kv) != len(anchors) or len(kv) != len(codes) or shape.stripe_blocks < 1:
@@ -80,12 +90,15 @@ class LayerMemory:
         table = np.zeros((len(kv), 4), np.int64)
         for m, (rows, summary, coded) in enumerate(zip(kv, anchors, codes, strict=True)):
             types = STORAGE if m == 0 else (kv[0].dtype,)
-            check_array("kv", rows, types, (None, 2, heads, size, dim))
+            if packed is None:
+                check_array("kv", rows, types, (None, 2, heads, size, dim))
+            else:
+                check_array("kv", rows, UINT16, (None, packed.layer.layout.block_bytes // 2))
             check_array("anchors", summary, (rows.dtype,), (len(rows), heads, anchors[0].shape[2], dim))
             code_size = code_bytes(heads, size, dim) if shape.key_codes else 0
             check_array("codes", coded, UINT8, (len(rows), code_size))
             table[m] = address_of(rows), address_of(summary), address_of(coded) if code_size else 0, len(rows)
-        return cls(shape, table, kv[0].reshape(-1)[:0], anchor_size, (*kv, *anchors, *codes))
+        return cls(shape, table, kv[0].reshape(-1)[:0], anchor_size, (*kv, *anchors, *codes), packed)
 
 
 class SessionBatch(NamedTuple):
@@ -126,6 +139,9 @@ class SessionBatch(NamedTuple):
     score_sin: Float32
     """[N, rd / 2]: rotation of the query that is scored against the anchors, where `rotates_scoring`."""
     rotates_scoring: bool
+    raw_pages: Int32 = NO_PAGES
+    """[N, M, R], where blocks are packed: pages of rows in fp16. First those of the block that `position` is in, then
+    those of the session's first tokens; the latter mean something in the memory of its first block alone."""
 
 
 class Selections(NamedTuple):

@@ -67,7 +67,7 @@ def _write(
     for r in range(len(key)):
         block, row = divmod(batch.position[r], shape.block_size)
         at = block_at(block, r, batch, shape.stripe_blocks, first, page_size)
-        most = max(most, write_row(memory, at, row, shape, key[r], value[r]))
+        most = max(most, write_row(memory, at, row, shape.block_size, True, shape, key[r], value[r]))
     return FINE if most < not_finite else NOT_FINITE_ROW
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moorage.kernels.addresses import address_of
 from moorage.kernels.compiling import njit
 from moorage.kernels.key_select.lanes import store_float
 from moorage.kernels.numba_flags import INLINE, SERIAL
@@ -27,13 +28,6 @@ from moorage.kernels.packed_blocks.unpack_tiles import (
     unpack_values_8,
     widen_rows,
 )
-
-
-class PackedLayer(NamedTuple):
-    """What compiled code needs to read the packed blocks of a layer."""
-
-    layout: PackedLayout
-    tables: LayerTables
 
 
 class Part(NamedTuple):
@@ -55,20 +49,23 @@ class Part(NamedTuple):
 class Tables(NamedTuple):
     """Where the tables of a layer lie: addresses, so that nothing is counted for each block that is read."""
 
-    key_levels: Any
-    value_levels: Any
-    key_scale: Any
-    key_zero: Any
+    key_levels: int
+    value_levels: int
+    key_scale: int
+    key_zero: int
 
 
-@njit(**SERIAL)
-def tables_at(packed: Any) -> Any:
-    """The Tables of a PackedLayer, which the caller holds as long as they are used."""
-    tables = packed.tables
-    return Tables(
-        tables.key_levels.ctypes.data, tables.value_levels.ctypes.data, tables.key_scale.ctypes.data,
-        tables.key_zero.ctypes.data,
-    )  # fmt: skip
+class PackedLayer(NamedTuple):
+    """What compiled code needs to read the packed blocks of a layer."""
+
+    layout: PackedLayout
+    tables: Tables
+
+
+def packed_layer(layout: PackedLayout, tables: LayerTables) -> PackedLayer:
+    """Blocks of a layout with the tables of their layer, which the caller holds as long as these are used."""
+    arrays = tables.key_levels, tables.value_levels, tables.key_scale, tables.key_zero
+    return PackedLayer(layout, Tables(*(address_of(array) for array in arrays)))
 
 
 @njit(**INLINE)

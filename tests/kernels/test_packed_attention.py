@@ -11,7 +11,7 @@ from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.packed_blocks import reference
 from moorage.kernels.packed_blocks.layout import packed_layout
-from moorage.kernels.packed_blocks.unpack import PackedLayer, part_of_keys, part_of_values, tables_at
+from moorage.kernels.packed_blocks.unpack import packed_layer, part_of_keys, part_of_values
 from moorage.kernels.packed_blocks.unpack_plain import unpack_plainly
 from tests.kernels.packed_blocks_case import EXAMPLES, FAMILIES, draw_blocks, tables_of
 
@@ -27,7 +27,7 @@ SHAPES = [  # KV heads, group, block size, head size, rotated channels, packed b
 
 
 def packed_case(rng, name, calibrated, shape):
-    """(PackedLayer, flat memory of blocks and pages, the blocks as numbers, element of each, rows of a page)."""
+    """(layout, tables, flat memory of blocks and pages, the blocks as numbers, element of each, rows of a page)."""
     heads, _, size, dim, _, count, num_pages = shape
     blocks = draw_blocks(rng, count, heads, size, dim)
     layout = packed_layout(FAMILIES[name], heads, size, dim, calibrated)
@@ -45,7 +45,8 @@ def packed_case(rng, name, calibrated, shape):
         numbers.append(block)
     offset = np.arange(len(stored), dtype=np.int64) * (layout.block_bytes // 2)
     return (
-        PackedLayer(layout, tables),
+        layout,
+        tables,
         np.concatenate(stored).view(np.uint16),
         np.stack(numbers),
         offset,
@@ -63,7 +64,8 @@ def turns(rng, *shape):
 def test_equals_attention_over_decoded_rows(rng, name, calibrated, shape):
     heads, group, size, dim, rotary_dim, _, num_pages = shape
     softcap = 20.0 if group % 2 else 0.0
-    packed, memory, numbers, offset, raw_rows = packed_case(rng, name, calibrated, shape)
+    layout, tables, memory, numbers, offset, raw_rows = packed_case(rng, name, calibrated, shape)
+    packed = packed_layer(layout, tables)
     entries = rng.permutation(np.repeat(np.arange(len(offset)), 2))
     is_raw = entries >= len(offset) - num_pages
     raw_first = np.where(is_raw, rng.integers(0, size - min(raw_rows, size) + 1, len(entries)), 0).astype(
@@ -99,7 +101,7 @@ def test_equals_attention_over_decoded_rows(rng, name, calibrated, shape):
 @njit(**(SERIAL | {"cache": False}))
 def unpack_both(packed, memory, head, statistics, keys, values):
     """The codes of a head's rows as numbers, without outliers, as processors without AVX-512 unpack them."""
-    layout, tables, start = packed.layout, tables_at(packed), memory.ctypes.data
+    layout, tables, start = packed.layout, packed.tables, memory.ctypes.data
     part = part_of_keys(layout, tables, start, head, statistics.ctypes.data)
     size = layout.block_size
     unpack_plainly(layout, part.codes, size, part.levels, part.scale, part.zero, False, keys.ctypes.data)
@@ -110,8 +112,8 @@ def unpack_both(packed, memory, head, statistics, keys, values):
 @pytest.mark.parametrize(("name", "calibrated"), EXAMPLES)
 def test_plain_unpacking_gives_the_same_numbers(rng, name, calibrated):
     for shape in SHAPES[:3]:
-        packed, memory, numbers, _, _ = packed_case(rng, name, calibrated, shape)
-        layout, found = packed.layout, np.empty(numbers.shape[1:], np.float32)
+        layout, tables, memory, numbers, _, _ = packed_case(rng, name, calibrated, shape)
+        packed, found = packed_layer(layout, tables), np.empty(numbers.shape[1:], np.float32)
         statistics = np.empty(2 * layout.width, np.float32)
         for head in range(layout.num_kv_heads):
             unpack_both(packed, memory, head, statistics, found[0, head], found[1, head])

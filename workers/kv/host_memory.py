@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +14,36 @@ from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.link import Link, confirm
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import Int32, Storage
-from moorage.workers.kv.operations import Commit, CommitRow, Confirm
+from moorage.workers.kv.operations import CloseBlock, Commit, CommitRow, Confirm
 from moorage.workers.kv.stripes import Stripes
+from moorage.workers.spec import KvLayout
+
+if TYPE_CHECKING:
+    from moorage.kernels.decode_layer.packed import PackedMemory
 
 Failures = dict[int, MoorageError]
 """By session."""
+
+
+def attends_in_place(layout: KvLayout) -> bool:
+    """Whether a worker on a CPU attends generated tokens' blocks where they lie in the stores that it maps.
+
+    Single keys are selected from packed blocks by the stores.
+    """
+    return not (layout.is_packed and layout.anchor_type.codes_keys)
 
 
 class HostLayer(NamedTuple):
     """One layer of every link's arena, in the order of the links."""
 
     kv: tuple[Storage, ...]
-    """[P, 2, Hkv, B, D] each, in storage type."""
+    """[P, 2, Hkv, B, D] each, in storage type; pages [P, elements of 16 bits] where blocks are packed."""
     anchors: tuple[Storage, ...]
     """[P, Hkv, A, D] each."""
     codes: tuple[NDArray[np.uint8], ...]
     """[P, bytes] each, of single keys; no bytes where the layout has no codes."""
+    packed: PackedMemory | None
+    """How packed blocks are read; None where blocks are not packed."""
 
 
 class HostTables(NamedTuple):
@@ -39,6 +53,8 @@ class HostTables(NamedTuple):
     """By link, of the session's blocks there."""
     first_link: int
     """The link of the first stripe; the others follow in turn."""
+    raw_pages: Int32
+    """[M, R], by link: see `SessionBatch.raw_pages`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +94,19 @@ class HostMemory:
         self._tokens, self._first_link = tokens, first_link
         self.layout = shards[0].layout
         arenas = [shard.arena for shard in shards]
-        self.layers = tuple(
-            HostLayer(
-                tuple(arena.kv[layer] for arena in arenas),
-                tuple(arena.anchors[layer] for arena in arenas),
-                tuple(arena.codes[layer] for arena in arenas),
-            )
-            for layer in range(self.layout.num_layers)
-        )
+        self.layers = tuple(layer_of(arenas, layer) for layer in range(self.layout.num_layers))
         self._confirmed: dict[int, list[int]] = {}
         """By session: its `version` in each shard when the stores had sealed all that counted as sealed."""
 
     def tables(self, session_id: int) -> HostTables:
         """The pages of an open session."""
-        pages = tuple(shard.session(session_id).table.pages for shard in self._shards)
-        return HostTables(pages, self._first_link(session_id))
+        tables = [shard.session(session_id).table for shard in self._shards]
+        open_pages, sink_pages = self.layout.open_pages, self.layout.sink_pages
+        raw_pages = np.zeros((len(tables), open_pages + sink_pages), np.int32)
+        for of_link, table in zip(raw_pages, tables, strict=True):
+            for first, found in ((0, table.raw.open_pages), (open_pages, table.raw.sink_pages)):
+                of_link[first : first + len(found)] = found
+        return HostTables(tuple(table.pages for table in tables), self._first_link(session_id), raw_pages)
 
     def confirm(self, session_id: int) -> None:
         """Waits until the stores have sealed what counts as sealed here; at once where they had and nothing changed.
@@ -118,9 +132,18 @@ class HostMemory:
             try:
                 at, local = self._place(session_id, position)
                 self._shards[at].session(session_id).table.begin_row(local, self.layout.block_size)
+                self._close_block(session_id, position, at)
             except MoorageError as error:
                 failed[session_id] = error
         return failed
+
+    def _close_block(self, session_id: int, position: int, link: int) -> None:
+        """Where the row at `position` begins a block on `link`, and the block before lies on another: closes that."""
+        if self.layout.is_packed and position and position % self.layout.block_size == 0:
+            before, _ = self._place(session_id, position - 1)
+            if before != link:
+                closed = [CloseBlock(session_id, layer) for layer in range(self.layout.num_layers)]
+                self._links[before].post(*closed)
 
     def commit(self, rows: Iterable[tuple[int, int]]) -> Failures:
         """Rows (session, position) are complete in all layers.
@@ -154,6 +177,24 @@ class HostMemory:
         """(link, position in its store) of a token."""
         shard, local = self._tokens.place(position)
         return (self._first_link(session_id) + shard) % len(self._links), local
+
+
+def layer_of(arenas: Sequence[Arena], layer: int) -> HostLayer:
+    """One layer of all arenas."""
+    layout, codec, packed = arenas[0].layout, arenas[0].codec, None
+    kv = tuple(arena.kv[layer] for arena in arenas)
+    if codec is not None:
+        from moorage.kernels.decode_layer.packed import PackedMemory
+        from moorage.kernels.packed_blocks.unpack import packed_layer
+
+        tables = packed_layer(codec.layout, codec.tables_of(layer))
+        packed = PackedMemory(tables, layout.raw_rows, layout.fp16_sinks)
+        kv = tuple(arena.stored[layer].view(np.uint16) for arena in arenas)
+    anchors, codes = (
+        tuple(arena.anchors[layer] for arena in arenas),
+        tuple(arena.codes[layer] for arena in arenas),
+    )
+    return HostLayer(kv, anchors, codes, packed)
 
 
 def _failures(link: Link, session_ids: list[int]) -> Failures:

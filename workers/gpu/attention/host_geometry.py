@@ -60,6 +60,7 @@ class HostGeometry:
             score_cos=scoring[0],
             score_sin=scoring[1],
             rotates_scoring=False,
+            raw_pages=np.stack([tables[at].raw_pages for at in table_of]),
         )
 
     def of(self, steps: Sequence[DecodeStep]) -> SessionBatch:

@@ -127,7 +127,8 @@ class HostMemoryAttention:
             selections = given_selections(part.steps, part.given)
         q, k, v = _array(heads[0]), _array(heads[1]), _array(heads[2])
         with self._parts.timer("attend"):
-            attend = decode_rows if group.is_exact else decode_layer
+            # Positions of one session are rows of one block where blocks are packed, and few.
+            attend = decode_rows if group.is_exact and not self._host.layout.is_packed else decode_layer
             num_failed = attend(
                 self._memory[layer],
                 part.batches[layer],

@@ -23,6 +23,7 @@ from moorage.kernels.decode_layer.plan import NEVER, Policy, SelectionState, Sta
 from moorage.kernels.decode_rows import decode_rows
 from moorage.kernels.numba_flags import in_both_ways, num_workers
 from moorage.workers.kv.arena import Arena
+from moorage.workers.kv.host_memory import layer_of
 from moorage.workers.spec import AnchorType, KvLayout
 
 _EVERYTHING = 1 << 62
@@ -43,7 +44,8 @@ class _Step(NamedTuple):
 
 def decode_uses(layout: KvLayout, group_size: int, rotary_dim: int) -> list[Callable[[], None]]:
     """One function for each compiled call, which makes it; the first ones take longest to compile."""
-    calls = [_run_layer, _run_rows, *([_run_keys] if layout.anchor_type.codes_keys else [])]
+    rows = [] if layout.is_packed else [_run_rows]
+    calls = [_run_layer, *rows, *([_run_keys] if layout.anchor_type.codes_keys else [])]
     return [*(partial(_in_all_ways, layout, group_size, rotary_dim // 2, call) for call in calls), _plan]
 
 
@@ -83,7 +85,7 @@ def _first_step(arena: Arena, layout: KvLayout, group_size: int, half: int, coun
         kind.bounds,
         kind is AnchorType.KEY_CODES,
     )
-    memory = LayerMemory.of(shape, (arena.kv[0],), (arena.anchors[0],), (arena.codes[0],))
+    memory = LayerMemory.of(shape, *layer_of([arena], 0))
     rows = np.zeros((2, count, layout.num_kv_heads, layout.head_dim), np.float32)
     selections = Selections(
         np.zeros(count, np.uint8),
@@ -158,4 +160,5 @@ def _first_tokens(layout: KvLayout, half: int, count: int) -> SessionBatch:
         score_cos=angles[0],
         score_sin=angles[1],
         rotates_scoring=False,
+        raw_pages=np.zeros((count, 1, layout.open_pages + layout.sink_pages), np.int32),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from moorage.workers.kv.formats.quantizer import Quantizer
 from moorage.workers.kv.messages import Int32, Storage
 from moorage.workers.spec import BlockShape
+
+if TYPE_CHECKING:
+    from moorage.kernels.packed_blocks.layout import PackedLayout
+    from moorage.kernels.packed_blocks.tables import LayerTables
 
 Blocks = NDArray[Any]
 """[P, ...]: one layer's blocks, as `BlockFormat.view` gives them."""
@@ -68,6 +72,11 @@ class RowFormat(BlockFormat):
 
 class PackedCodec(Protocol):
     """Packs and unpacks whole blocks of one shape, by the quantizers of layers where the format has them."""
+
+    layout: PackedLayout
+
+    def tables_of(self, layer: int) -> LayerTables:
+        """What is needed to read the blocks of a layer, beside them."""
 
     def encode(self, layer: int, blocks: NDArray[np.uint16], stored: Bytes, pages: Int32) -> bool:
         """Packs `blocks` [n, 2, Hkv, B, D], bits of float16, into `stored[pages]`; all tokens of a block are given.
