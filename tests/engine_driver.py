@@ -17,6 +17,8 @@ from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.settings import AttendOn, CacheStrategy, EngineSettings, ScoreOn, WorkerSettings
 from moorage.workers.gpu.transfer.copy_engine import CopyEngine
 from moorage.workers.gpu.worker import GpuWorker
+from moorage.workers.kv.formats.quantizer import Quantizer
+from moorage.workers.kv.formats.quantizer_array import digest_of
 from moorage.workers.kv.link import Link, LocalLink
 from moorage.workers.kv.messages import SelectReply, SelectRequest
 from moorage.workers.kv.shards import ShardedKv
@@ -81,6 +83,7 @@ class Driver:
     dtype: str = "float32"
     copies: Callable[[ShardedKv], CopyEngine] | None = None
     link: Callable[[KvStore], Link] = LocalLink
+    quantizer: Quantizer | None = None
     default_copies: ClassVar[Callable[[ShardedKv], CopyEngine] | None] = None
     """What `copies` is for drivers that name none."""
     worker: GpuWorker = field(init=False)
@@ -98,8 +101,9 @@ class Driver:
             self.anchor_num,
             self.anchor_space,
             self.repr_topk,
+            quantizer=0 if self.quantizer is None else digest_of(self.quantizer),
         )
-        self.stores = [KvStore(layout, self.num_pages) for _ in range(self.num_shards)]
+        self.stores = [KvStore(layout, self.num_pages, self.quantizer) for _ in range(self.num_shards)]
         engine = EngineSettings(
             self.num_slots,
             self.num_rings,

@@ -38,9 +38,8 @@ def build_config(source: Source) -> ClusterConfig:
         raise InvalidConfig(one_line(error, source, ClusterConfig)) from error
     for section, key, why in complaints(config):
         raise InvalidConfig(f"{source.where((section, key))}: {section}.{key}: {why}")
-    anchored = {
-        name: _anchored(getattr(config, name), name, source) for name in ("model", "server", "sessions")
-    }
+    with_paths = ("model", "kv_store", "server", "sessions")
+    anchored = {name: _anchored(getattr(config, name), name, source) for name in with_paths}
     return config.model_copy(update=anchored)
 
 

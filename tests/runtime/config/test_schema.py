@@ -117,6 +117,12 @@ def test_model_path_is_relative_to_its_source(tmp_path: Path, monkeypatch: pytes
     assert load(tmp_path, "model: {path: /abs}\n").model.path == Path("/abs")
 
 
+def test_the_quantizer_is_relative_to_its_source(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("model: {path: m}\nmemory: {preset: kvquant}\nkv_store: {quantizer: q.safetensors}\n")
+    assert load_cluster_config(file).kv_store.quantizer == tmp_path / "q.safetensors"
+
+
 def test_the_folder_of_saved_sessions_is_relative_to_its_source(tmp_path: Path) -> None:
     text = "model: {path: m}\nsessions: {path: saved, max_bytes: 2GB, ttl: 12h, save_after: 10min}\n"
     sessions = load(tmp_path, text).sessions

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from moorage.workers.kv.formats import format_of
+from moorage.workers.kv.formats.quantizer import LayerQuantizer, Quantizer, normal_levels
 from moorage.workers.kv.link import Link
 from moorage.workers.kv.mailbox_link import MailboxLink
 from moorage.workers.kv.mailbox_server import MailboxServer
@@ -228,3 +229,24 @@ def test_sessions_of_a_step_do_not_meet(new: Callable[..., Driver], model: TinyM
     segments = tuple(Segment(at, 0, prompt, sample=True) for at, prompt in prompts.items())
     for result in driver.step(opens=opens, segments=segments):
         assert tokens_of([replace(result)]) == alone[result.session_id]
+
+
+def quantizer_of(model: TinyModel, bits: int) -> Quantizer:
+    """Of keys between -3 and 3."""
+    shape = model.spec.num_kv_heads, model.spec.head_dim
+    scale, zero = np.full(shape, 3, np.float32), np.zeros(shape, np.float32)
+    layer = LayerQuantizer(normal_levels(bits), normal_levels(bits), scale, zero, zero - 3, zero + 3)
+    return Quantizer(bits, (layer,) * model.spec.num_stored_layers)
+
+
+def test_a_quantizer_reaches_every_process(
+    model: TinyModel, mailbox: Callable[[KvStore], Link], new: Callable[..., Driver]
+) -> None:
+    prompt, kinds = prompt_of(model), {"kv_type": KvType.NUQ4, "quantizer": quantizer_of(model, 4)}
+    found = [new(**kinds, **link).prompt_logprobs(prompt, FULL, [64]) for link in ({}, {"link": mailbox})]
+    assert_alike(*found)
+    own_keys, exact = (
+        new(kv_type=kind).prompt_logprobs(prompt, FULL, [64]) for kind in (KvType.NUQ4, KvType.FP16)
+    )
+    assert (found[0] - own_keys).abs().mean() > 1e-3
+    assert (found[0] - exact).abs().mean() < 1
