@@ -8,11 +8,13 @@ import numpy as np
 
 from moorage.kernels.compiling import njit
 from moorage.kernels.half import narrow, widen
-from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.packed_blocks.codes import EXACT
 
 HIDDEN = np.float32(-np.inf)
 """Stands in rows for outliers and padding: it has no part in a range, and its code is 0."""
+_TOP = np.int32(0x7FFFFFFF)
+_HIDDEN_ORDER = np.int32(HIDDEN.view(np.int32) ^ 0x7FFFFFFF)
+"""What `_in_order` makes of HIDDEN."""
 
 
 @njit(**EXACT)
@@ -34,7 +36,7 @@ def channel_ranges(layout: Any, rows: Any, low: Any, high: Any) -> None:
 def to_statistics(layout: Any, scale: Any, zero: Any, count: Any, halves: Any, at: Any) -> None:
     """Makes minima in `scale` and maxima in `zero` scales and zero points, and writes them to `halves[at]` on."""
     for i in range(count):
-        low, high = scale[i], zero[i]
+        low, high = scale[i] + np.float32(0), zero[i] + np.float32(0)  # -0 becomes 0
         if layout.uniform:
             reach, middle = (high - low) / np.float32((1 << layout.bits) - 1), low
         else:
@@ -46,14 +48,23 @@ def to_statistics(layout: Any, scale: Any, zero: Any, count: Any, halves: Any, a
         scale[i], zero[i] = widen(bits), middle
 
 
-@njit(**{**SERIAL, "fastmath": {"nnan", "nsz"}})
+@njit(**EXACT)
 def token_ranges(rows: Any, block_size: Any, width: Any, low: Any, high: Any) -> None:
-    """Lowers `low` and raises `high` to minimum and maximum of each row, without what is hidden."""
+    """Lowers `low` and raises `high` to minimum and maximum of each row, without what is hidden.
+
+    The numbers are compared as integers, for which LLVM has vectors: it has none for floats that may be NaN.
+    """
+    bits, lows, highs = rows.view(np.int32), low.view(np.int32), high.view(np.int32)
     for t in range(block_size):
-        least, most = low[t], high[t]
+        least, most = _in_order(lows[t]), _in_order(highs[t])
         for d in range(t * width, (t + 1) * width):
-            x = rows[d]
-            shown = np.float32(np.inf) if x == HIDDEN else x
-            least = min(least, shown)
-            most = max(most, x)
-        low[t], high[t] = least, most
+            number = _in_order(bits[d])
+            least = min(least, _TOP if number == _HIDDEN_ORDER else number)
+            most = max(most, number)
+        lows[t], highs[t] = _in_order(least), _in_order(most)
+
+
+@njit(**EXACT)
+def _in_order(bits: Any) -> Any:
+    """The bits of a float32 as an integer that is larger where it is larger; and back again."""
+    return np.int32(bits ^ (bits >> np.int32(31) & np.int32(0x7FFFFFFF)))

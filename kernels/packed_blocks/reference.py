@@ -81,8 +81,8 @@ def _statistics(
     layout: PackedLayout, rows: Floats, apart: Mask, axis: tuple[int, ...]
 ) -> tuple[Floats, Floats]:
     """Scale and zero point over `axis` of what is not apart, in numbers that fp16 holds."""
-    low = np.where(apart, np.float32(np.inf), rows).min(axis, keepdims=True)
-    high = np.where(apart, np.float32(-np.inf), rows).max(axis, keepdims=True)
+    low = np.where(apart, np.float32(np.inf), rows).min(axis, keepdims=True) + np.float32(0)  # -0 becomes 0
+    high = np.where(apart, np.float32(-np.inf), rows).max(axis, keepdims=True) + np.float32(0)
     if layout.uniform:
         return _raised((high - low) / np.float32(2**layout.bits - 1)), low
     zero = ((low + high) / 2).astype(np.float16).astype(np.float32)

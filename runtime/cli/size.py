@@ -19,6 +19,7 @@ from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.planning.host import deployment_of, read_host
 from moorage.runtime.planning.known_models import find_model
 from moorage.runtime.planning.session_limit import session_limit
+from moorage.workers.spec import KvType
 
 _DEFAULT_CONTEXTS = "4K,32K,64K,128K,512K,1M"
 
@@ -59,7 +60,7 @@ def size(
         str, typer.Option(help="Context lengths in tokens; K is 1024 and M is 1024².", metavar="N,N,…")
     ] = _DEFAULT_CONTEXTS,
     kv_type: Annotated[
-        str | None, typer.Option(metavar="TYPE", help="Storage of keys and values: FP16 or FP32.")
+        str | None, typer.Option(metavar="TYPE", help=f"Storage of keys and values: {', '.join(KvType)}.")
     ] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens of a KV block.")] = None,
     anchors: Annotated[int | None, typer.Option(help="Summarised parts of each block.")] = None,

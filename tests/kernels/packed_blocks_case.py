@@ -44,7 +44,7 @@ def draw_blocks(rng: np.random.Generator, count: int, heads: int, size: int, dim
     found[:, 0, :, :, 0] = 3  # a constant channel
     found[:, 0, :, :, 1] = abs(found[:, 0, :, :, 1]) + 100  # one-sided channels
     found[:, 0, :, :, 2] = -abs(found[:, 0, :, :, 2])
-    found[:, 1, :, 0] = 0  # a token without values
+    found[:, 1, :, 0] *= 0  # a token without values, but with signs
     found[:, :, :, 1:2] *= 1e-6  # denormal numbers
     far = rng.random(found.shape) < 0.02
     return np.where(far, 20 * found, found).astype(np.float16)

@@ -41,7 +41,7 @@ class PackedBlocks(PackedFormat):
             )
         except ValueError as error:
             raise InvalidConfig(
-                f"memory.block_size: {shape.block_size}; {error}; set a smaller one"
+                f"long_context.block_size: {shape.block_size}; {error}; set a smaller one"
             ) from None
 
     def block_bytes(self, shape: BlockShape, calibrated: bool = False) -> int:
