@@ -129,8 +129,9 @@ class ToySessions:
         del self.held[name]
 
     async def rename(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:
-        self.held[new_name] = dataclasses.replace(self._unused(name, tenant), name=new_name)
+        renamed = dataclasses.replace(self._unused(name, tenant), name=new_name)
         del self.held[name]
+        self.held[new_name] = renamed
         return self.held[new_name]
 
     async def fork(self, name: str, new_name: str, tenant: str = "") -> SessionInfo:

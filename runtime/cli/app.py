@@ -24,6 +24,7 @@ from moorage.workers.errors import MoorageError
 COMMANDS = {
     "launch": "moorage.runtime.cli.launch",
     "status": "moorage.runtime.cli.status",
+    "top": "moorage.runtime.cli.top",
     "stop": "moorage.runtime.cli.stop",
     "generate": "moorage.runtime.cli.generate",
     "chat": "moorage.runtime.cli.chat",

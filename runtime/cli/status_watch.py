@@ -51,7 +51,7 @@ def _show_in_place(client: Client) -> None:
                 trouble = f"{' '.join(str(error).split())}; "
             foot = Text(f"{trouble}{time.strftime('%H:%M:%S')}, q ends", style="bold" if trouble else "dim")
             live.update(Group(table, foot), refresh=True)
-            if _quit_pressed(INTERVAL_S):
+            if quit_pressed(INTERVAL_S):
                 return
 
 
@@ -70,7 +70,7 @@ def _print_snapshots(client: Client, as_json: bool) -> None:
         time.sleep(INTERVAL_S)
 
 
-def _quit_pressed(timeout_s: float) -> bool:
+def quit_pressed(timeout_s: float) -> bool:
     """Whether q is pressed within the time; it passes at once if another key is."""
     if not sys.stdin.isatty():
         time.sleep(timeout_s)

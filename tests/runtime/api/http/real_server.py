@@ -43,18 +43,26 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(*settings: str) -> AsyncIterator[Served]:
-    """A served model, with `settings` above those of the example."""
+async def coordinating(*settings: str) -> AsyncIterator[Coordinator]:
+    """A coordinator with a served model, with `settings` above those of the example."""
     plan = plan_launch(load_cluster_config(LOCAL, (*SETTINGS, *settings)))
     text = text_of(plan)
     assert text is not None
     await text.start()
     executor = LocalExecutor.start(worker_settings(plan.config, plan.deployment), [plan.pages_per_actor] * 2)
-    cluster = cluster_of(plan, executor, plan.step_tokens, text, grammars_of(plan))
-    coordinator, server = Coordinator(cluster), HttpServer()
-    address = await server.start("127.0.0.1:0")
-    server.serve(coordinator)
-    async with AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
-        yield Served(client, coordinator)
+    coordinator = Coordinator(cluster_of(plan, executor, plan.step_tokens, text, grammars_of(plan)))
+    yield coordinator
     await coordinator.close()
-    await server.stop()
+
+
+@asynccontextmanager
+async def serving(*settings: str) -> AsyncIterator[Served]:
+    """A served model behind the HTTP server."""
+    async with coordinating(*settings) as coordinator:
+        server = HttpServer()
+        address = await server.start("127.0.0.1:0")
+        server.serve(coordinator)
+        async with AsyncOpenAI(base_url=f"http://{address}/v1", api_key="none", max_retries=0) as client:
+            yield Served(client, coordinator)
+        await coordinator.close()
+        await server.stop()
