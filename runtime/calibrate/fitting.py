@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 
 from moorage.runtime.calibrate.levels import fitted_levels, match_moments
-from moorage.runtime.calibrate.ranges import KeyRange, between_percentiles, cheapest
+from moorage.runtime.calibrate.ranges import KeyRange, RangeSearch, between_percentiles, packed_cost
 from moorage.runtime.calibrate.samples import LayerSamples
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.formats.quantizer import Floats, LayerQuantizer
 
-BLOCK = 64
-"""Tokens among which outliers of values are chosen."""
+BLOCK = 128
+"""Tokens among which outliers are chosen."""
 MATCHED_BITS = 2
 """Bits up to which Q-Norm is applied; with more levels it changes nothing that can be measured."""
 
-_ROUNDS = 2
-_CAPACITY_USED = 0.8
-"""Share of the outliers that a text needs on average: the lists of blocks are short, and outliers come in crowds."""
+_PARTS = (0.125, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the places for outliers that are used on average: outliers come in crowds, and a block has few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +67,27 @@ class LayerFit:
         )
 
     def _key_quantizer(self, bits: int) -> tuple[KeyRange, Floats]:
-        """Ranges and levels that fit each other: one is fitted to the other in turn."""
-        keys, weights = self._keys, self._key_weights
-        found = self._range
-        levels = fitted_levels(*normalized_keys(keys, weights, found), bits)
-        for _ in range(_ROUNDS):
-            share = _CAPACITY_USED * self._settings.outliers
-            found = cheapest(keys.flatten(0, 1), weights.flatten(0, 1), found, levels, share)
+        """Ranges and levels that fit each other, at the share of outliers with which blocks cost least."""
+        keys, weights, start = self._keys, self._key_weights, self._range
+        capacity = round(self._settings.outliers * BLOCK * keys.shape[3])
+        levels = fitted_levels(*normalized_keys(keys, weights, start), bits)
+        search = RangeSearch(keys.flatten(0, 1), weights.flatten(0, 1), start, levels)
+        best: tuple[float, KeyRange, Floats] | None = None
+        for part in _PARTS:
+            found = search.cheapest(part * self._settings.outliers)
             normalized = normalized_keys(keys, weights, found)
-            levels = fitted_levels(*normalized, bits)
-        return found, _matched(levels, normalized, bits)
+            levels = _matched(fitted_levels(*normalized, bits), normalized, bits)
+            cost = packed_cost(_blocks(keys), _blocks(weights), found, levels, capacity)
+            if best is None or cost < best[0]:
+                best = cost, found, levels
+        assert best is not None
+        return best[1:]
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """The whole blocks [N, B, Hkv, D] of each window of `x` [W, T, Hkv, D]; all of it where it is shorter."""
+    block = min(BLOCK, x.shape[1])
+    return x[:, : x.shape[1] // block * block].reshape(-1, block, *x.shape[2:])
 
 
 def normalized_keys(keys: Tensor, weights: Tensor, found: KeyRange) -> Normalized:

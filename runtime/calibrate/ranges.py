@@ -1,7 +1,7 @@
 """The range of each key channel: how much of it the levels cover, and what is left to the outliers.
 
-A narrow range has fine levels and many outliers, which are exact but few. All channels of a layer share one number of
-outliers, so each gets the range at which the cost of its errors, plus a price for each of its outliers, is least.
+A narrow range has fine levels and many outliers, which are exact but few. The channels of a head share one number
+of outliers, so each gets the range at which the cost of its errors, plus a price for each of its outliers, is least.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from moorage.runtime.calibrate.levels import nearest
 from moorage.workers.kv.formats.quantizer import Floats
 
-FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.4)
+FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.4, 1.6, 1.9)
 """Ranges that are tried, as multiples of the range between percentiles."""
 _HALVINGS = 60
 
@@ -48,22 +48,43 @@ def between_percentiles(keys: Tensor, outliers: float) -> KeyRange:
     )
 
 
-def cheapest(keys: Tensor, weights: Tensor, start: KeyRange, levels: Floats, outliers: float) -> KeyRange:
-    """The range among multiples of `start` whose errors at `levels` cost least, with a share of `outliers` at most.
+class RangeSearch:
+    """What ranges of `keys` [N, Hkv, D] cost at some levels; `weights` of the same shape weight squared errors."""
 
-    `keys` and `weights`, what a squared error costs, are [N, Hkv, D].
+    def __init__(self, keys: Tensor, weights: Tensor, start: KeyRange, levels: Floats) -> None:
+        self._start, self._shape = start, keys.shape
+        costs, counts = [], []
+        for factor in FACTORS:
+            found = start.stretched(factor)
+            scale = torch.where(found.scale > 0, found.scale, 1)
+            scaled = (keys - found.zero) / scale
+            outside = (scaled.abs() > 1) & (found.scale > 0)
+            errors = ((scaled - nearest(scaled, levels)) * scale).square_().mul_(weights)
+            costs.append(errors.masked_fill_(outside, 0).sum(0, dtype=torch.float64))
+            counts.append(outside.sum(0))
+        self._costs, self._counts = torch.stack(costs), torch.stack(counts)
+
+    def cheapest(self, outliers: float) -> KeyRange:
+        """The ranges, multiples of the first, whose errors cost least with a share of `outliers` in each head."""
+        num, heads, dim = self._shape
+        of_heads = zip(self._costs.unbind(1), self._counts.unbind(1), strict=True)
+        rows = [_at_fair_price(costs, counts, outliers * num * dim) for costs, counts in of_heads]
+        return self._start.stretched(torch.tensor(FACTORS)[torch.stack(rows).view(heads, dim)])
+
+
+def packed_cost(keys: Tensor, weights: Tensor, found: KeyRange, levels: Floats, capacity: int) -> float:
+    """What the errors of keys [N, B, Hkv, D], N blocks, cost when a head of a block has `capacity` outliers at most.
+
+    Keys outside the range that find no place are moved to its end.
     """
-    costs, counts = [], []
-    for factor in FACTORS:
-        found = start.stretched(factor)
-        scale = torch.where(found.scale > 0, found.scale, 1)
-        scaled = (keys - found.zero) / scale
-        outside = (scaled.abs() > 1) & (found.scale > 0)
-        errors = ((scaled - nearest(scaled, levels)) * scale).square_().mul_(weights)
-        costs.append(errors.masked_fill_(outside, 0).sum(0, dtype=torch.float64))
-        counts.append(outside.sum(0))
-    chosen = _at_fair_price(torch.stack(costs), torch.stack(counts), outliers * keys.numel())
-    return start.stretched(torch.tensor(FACTORS)[chosen])
+    scale = torch.where(found.scale > 0, found.scale, 1)
+    scaled = (keys - found.zero) / scale
+    excess = (scaled.abs() - 1).transpose(1, 2).flatten(2)
+    most = excess.topk(min(capacity, excess.shape[2]), dim=2)
+    apart = torch.zeros_like(excess, dtype=torch.bool).scatter_(2, most.indices, most.values > 0)
+    errors = ((scaled - nearest(scaled, levels)) * scale).square_().mul_(weights)
+    num, block, heads, dim = keys.shape
+    return float(errors.masked_fill_(apart.view(num, heads, block, dim).transpose(1, 2), 0).sum())
 
 
 def _at_fair_price(costs: Tensor, counts: Tensor, most: float) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from moorage.runtime.calibrate.levels import nearest
-from moorage.runtime.calibrate.ranges import FACTORS, KeyRange, between_percentiles, cheapest
+from moorage.runtime.calibrate.ranges import FACTORS, KeyRange, RangeSearch, between_percentiles, packed_cost
 from moorage.workers.kv.formats.quantizer import normal_levels
 
 NUM, HEADS, DIM = 4000, 2, 8
@@ -24,6 +25,10 @@ def cost(keys: torch.Tensor, weights: torch.Tensor, found: KeyRange) -> float:
     return float((weights * (keys - decoded) ** 2)[~outside(keys, found)].sum())
 
 
+def cheapest(keys: torch.Tensor, weights: torch.Tensor, start: KeyRange, outliers: float) -> KeyRange:
+    return RangeSearch(keys, weights, start, LEVELS).cheapest(outliers)
+
+
 def test_percentiles_leave_the_same_share_of_each_channel_outside() -> None:
     keys = torch.randn(NUM, HEADS, DIM) * torch.linspace(0.1, 10, DIM) + 3
     found = between_percentiles(keys, 2 * SHARE)
@@ -38,8 +43,8 @@ def test_channels_whose_errors_cost_more_get_narrower_ranges_within_one_number_o
     weights = torch.ones_like(keys)
     weights[..., : DIM // 2] = 100
     start = between_percentiles(keys, SHARE)
-    found = cheapest(keys, weights, start, LEVELS, SHARE)
-    assert outside(keys, found).sum() <= SHARE * keys.numel()
+    found = cheapest(keys, weights, start, SHARE)
+    assert (outside(keys, found).sum((0, 2)) <= SHARE * NUM * DIM).all()
     assert cost(keys, weights, found) < 0.95 * cost(keys, weights, start)
     shares = outside(keys, found).float().mean((0, 1))
     assert shares[: DIM // 2].min() > shares[DIM // 2 :].max()
@@ -48,14 +53,26 @@ def test_channels_whose_errors_cost_more_get_narrower_ranges_within_one_number_o
 def test_without_outliers_ranges_hold_everything_that_they_can() -> None:
     keys = torch.rand(NUM, HEADS, DIM) - 0.5
     start = between_percentiles(keys, 0.2)
-    found = cheapest(keys, torch.ones_like(keys), start, LEVELS, 0)
+    found = cheapest(keys, torch.ones_like(keys), start, 0)
     assert not outside(keys, found).any()
-    few = cheapest(keys, torch.ones_like(keys), start.stretched(0.1), LEVELS, 0)
+    few = cheapest(keys, torch.ones_like(keys), start.stretched(0.1), 0)
     np.testing.assert_allclose(few.scale / start.scale, 0.1 * FACTORS[-1], rtol=1e-4)
 
 
 def test_a_constant_channel_keeps_its_range() -> None:
     keys = torch.randn(NUM, HEADS, DIM)
     keys[:, 1, 3] = 2
-    found = cheapest(keys, torch.ones_like(keys), between_percentiles(keys, SHARE), LEVELS, SHARE)
+    found = cheapest(keys, torch.ones_like(keys), between_percentiles(keys, SHARE), SHARE)
     assert (found.scale[1, 3], found.zero[1, 3]) == (0, 2)
+
+
+def test_what_finds_no_place_costs_its_way_to_the_end_of_the_range() -> None:
+    keys, weights = torch.rand(3, 16, HEADS, DIM) - 0.5, torch.rand(3, 16, HEADS, DIM)
+    found = KeyRange(torch.full((HEADS, DIM), -1.0), torch.full((HEADS, DIM), 1.0))
+    keys[1, :, 0, 0] = torch.linspace(2, 3, 16)
+    flat = keys.clamp(-1, 1)
+    inside = (weights * (flat - nearest(flat, LEVELS)) ** 2).sum()
+    for capacity in (0, 5, 16, 1000):
+        clipped = slice(0, max(0, 16 - capacity))  # the largest have places
+        wanted = inside + (weights[1, clipped, 0, 0] * (keys[1, clipped, 0, 0] - 1) ** 2).sum()
+        assert packed_cost(keys, weights, found, LEVELS, capacity) == pytest.approx(float(wanted), rel=1e-5)
