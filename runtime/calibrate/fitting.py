@@ -19,7 +19,11 @@ BLOCK = 128
 MATCHED_BITS = 2
 """Bits up to which Q-Norm is applied; with more levels it changes nothing that can be measured."""
 
-_PARTS = (0.125, 0.25, 0.5, 0.75, 1.0)
+_MOST_OF_KEYS = 1.75
+"""Outliers of keys that a head of a block can hold, as a multiple of the share that keys and values have alike."""
+_MOST_BLOCKS = 32
+"""Blocks, spread over the windows, on which ranges are compared."""
+_PARTS = (0.25, 0.5, 0.8)
 """Shares of the places for outliers that are used on average: outliers come in crowds, and a block has few."""
 
 
@@ -69,15 +73,16 @@ class LayerFit:
     def _key_quantizer(self, bits: int) -> tuple[KeyRange, Floats]:
         """Ranges and levels that fit each other, at the share of outliers with which blocks cost least."""
         keys, weights, start = self._keys, self._key_weights, self._range
-        capacity = round(self._settings.outliers * BLOCK * keys.shape[3])
+        capacity = round(_MOST_OF_KEYS * self._settings.outliers * BLOCK * keys.shape[3])
         levels = fitted_levels(*normalized_keys(keys, weights, start), bits)
-        search = RangeSearch(keys.flatten(0, 1), weights.flatten(0, 1), start, levels)
+        blocks, of_blocks = _blocks(keys), _blocks(weights)
+        search = RangeSearch(blocks.flatten(0, 1), of_blocks.flatten(0, 1), start, levels)
         best: tuple[float, KeyRange, Floats] | None = None
         for part in _PARTS:
             found = search.cheapest(part * self._settings.outliers)
-            normalized = normalized_keys(keys, weights, found)
+            normalized = normalized_keys(blocks, of_blocks, found)
             levels = _matched(fitted_levels(*normalized, bits), normalized, bits)
-            cost = packed_cost(_blocks(keys), _blocks(weights), found, levels, capacity)
+            cost = packed_cost(blocks, of_blocks, found, levels, capacity)
             if best is None or cost < best[0]:
                 best = cost, found, levels
         assert best is not None
@@ -85,9 +90,10 @@ class LayerFit:
 
 
 def _blocks(x: Tensor) -> Tensor:
-    """The whole blocks [N, B, Hkv, D] of each window of `x` [W, T, Hkv, D]; all of it where it is shorter."""
+    """Some of the whole blocks [N, B, Hkv, D] of the windows `x` [W, T, Hkv, D], or all of shorter windows."""
     block = min(BLOCK, x.shape[1])
-    return x[:, : x.shape[1] // block * block].reshape(-1, block, *x.shape[2:])
+    found = x[:, : x.shape[1] // block * block].reshape(-1, block, *x.shape[2:])
+    return found[:: -(-len(found) // _MOST_BLOCKS)]
 
 
 def normalized_keys(keys: Tensor, weights: Tensor, found: KeyRange) -> Normalized:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from moorage.workers.kv.formats.quantizer import Floats, normal_levels
 
-NUM_BINS = 8192
+NUM_BINS = 4096
 """Numbers of one bin become one point, at their weighted mean. A bin is far narrower than the gap of two levels."""
 _ITERATIONS = 300
+_NO_DEVIATION = 1e-5
+"""Below it numbers between -1 and 1 are the same but for rounding."""
 
 
 def fitted_levels(values: Tensor, weights: Tensor, bits: int) -> Floats:
@@ -28,7 +30,7 @@ def fitted_levels(values: Tensor, weights: Tensor, bits: int) -> Floats:
     start = normal_levels(bits).astype(np.float64)
     if len(points) <= len(start):
         return normal_levels(bits)
-    means = KMeans(len(start), init=start[:, None], n_init=1, max_iter=_ITERATIONS)
+    means = KMeans(len(start), init=start[:, None], n_init=1, max_iter=_ITERATIONS, tol=1e-6)
     means.fit(points[:, None], sample_weight=of_points)
     levels = np.clip(np.sort(means.cluster_centers_[:, 0]), -1, 1).astype(np.float32)
     return levels if (np.diff(levels) > 0).all() else normal_levels(bits)
@@ -56,7 +58,7 @@ def match_moments(levels: Floats, values: Tensor) -> Floats:
     """`levels` moved and stretched until what `values` decode to has their mean and deviation (KVQuant's Q-Norm)."""
     decoded = nearest(values, levels)
     deviation = decoded.std()
-    if not deviation > 0:
+    if not deviation > _NO_DEVIATION:
         return levels
     moved = (torch.from_numpy(np.array(levels)) - decoded.mean()) * (values.std() / deviation) + values.mean()
     return np.clip(moved.numpy(), -1, 1)

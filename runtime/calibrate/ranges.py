@@ -14,7 +14,7 @@ from torch import Tensor
 from moorage.runtime.calibrate.levels import nearest
 from moorage.workers.kv.formats.quantizer import Floats
 
-FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.12, 1.25, 1.4, 1.6, 1.9)
+FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.35, 1.6)
 """Ranges that are tried, as multiples of the range between percentiles."""
 _HALVINGS = 60
 
