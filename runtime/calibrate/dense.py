@@ -103,7 +103,7 @@ class DenseDecoder:
     ) -> tuple[Tensor, Tensor]:
         spec, own = self.spec, self.spec.layer(index)
         heads = linear(normed, layer.qkv, layer.qkv_bias).view(len(normed), -1, spec.head_dim)
-        q, k, v = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
+        q, k, v = heads.split_with_sizes([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
         q, k = self._norm_heads(layer, q, k)
         rows = torch.stack((k, v)) + added
         k, v = rows

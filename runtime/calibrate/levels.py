@@ -61,4 +61,4 @@ def match_moments(levels: Floats, values: Tensor) -> Floats:
     if not deviation > _NO_DEVIATION:
         return levels
     moved = (torch.from_numpy(np.array(levels)) - decoded.mean()) * (values.std() / deviation) + values.mean()
-    return np.clip(moved.numpy(), -1, 1)
+    return moved.clamp_(-1, 1).numpy()

@@ -68,8 +68,8 @@ def _layer(key: Any, value: Any, shape: tuple[int, int]) -> LayerQuantizer:
     return LayerQuantizer(
         key_levels=_levels(key[2:]),
         value_levels=_levels(value[2:]),
-        key_scale=(high - low) / 2,
-        key_zero=(high + low) / 2,
+        key_scale=((high - low) / 2).astype(np.float32),
+        key_zero=((high + low) / 2).astype(np.float32),
         key_low=low,
         key_high=high,
     )

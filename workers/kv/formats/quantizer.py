@@ -90,7 +90,7 @@ def normal_levels(bits: int) -> Floats:
         return [-normal.inv_cdf(tail + step * index) for index in range(count)]
 
     above, below = quantiles(half), quantiles(half - 1)
-    found = np.array([*(-x for x in below), 0.0, *reversed(above)]) / above[0]
-    found = found.astype(np.float32)
+    levels = np.array([*(-x for x in below), 0.0, *reversed(above)]) / above[0]
+    found = levels.astype(np.float32)
     found.flags.writeable = False
     return found

@@ -93,7 +93,7 @@ def read_quantizer(file: Path, bits: int, model: str, shape: tuple[int, int, int
     for name, array in zip(_FIELDS, arrays, strict=True):
         if array is None or array.shape[:1] != (header.num_layers,) or array.dtype != np.float32:
             raise _damaged(file, f"tensor {bits}.{name} is not float32 [{header.num_layers}, ...]")
-    layers = tuple(LayerQuantizer(*rows) for rows in zip(*arrays, strict=True))  # type: ignore[arg-type]
+    layers = tuple(LayerQuantizer(*rows) for rows in zip(*arrays, strict=True))
     for index, layer in enumerate(layers):
         fault = layer.fault(bits) or _wrong_shape(layer, header)
         if fault:
