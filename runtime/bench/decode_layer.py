@@ -128,11 +128,16 @@ def _memory(rng: np.random.Generator, num_pages: int) -> LayerMemory:
 
 
 def plain_batch(
-    count: int, num_blocks: int, pages: NDArray[np.int32], block_size: int = BLOCK_SIZE, window: int = WINDOW
+    count: int,
+    num_blocks: int,
+    pages: NDArray[np.int32],
+    block_size: int = BLOCK_SIZE,
+    window: int = WINDOW,
+    head_dim: int = HEAD_DIM,
 ) -> SessionBatch:
     """Sessions under plain rotary positions, each at the end of its last block."""
     position = np.full(count, num_blocks * block_size - 1, np.int64)
-    inv_freq = 1e4 ** -(np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    inv_freq = 1e4 ** -(np.arange(0, head_dim, 2) / head_dim)
 
     def turns(positions: Int64) -> NDArray[np.complex128]:
         found: NDArray[np.complex128] = np.exp(1j * np.multiply.outer(positions, inv_freq))
@@ -140,11 +145,11 @@ def plain_batch(
 
     first_part = np.zeros((count, MAX_PARTS), np.int64)
     first_part[:, 0] = 1
-    offsets, unused = turns(np.arange(block_size)), np.zeros((count, HEAD_DIM // 2), np.float32)
+    offsets, unused = turns(np.arange(block_size)), np.zeros((count, head_dim // 2), np.float32)
     starts = np.arange(count, dtype=np.int64)[:, None] * num_blocks + np.array([0, num_blocks])
     return SessionBatch(
         position, pages, starts, np.zeros(count, np.int32), np.ones(count, np.int32),
-        ((position - window + 1) // block_size).astype(np.int32), np.full(count, HEAD_DIM**-0.5, np.float32),
+        ((position - window + 1) // block_size).astype(np.int32), np.full(count, head_dim**-0.5, np.float32),
         np.zeros(count, np.float32), np.ones(count, np.int32), 0 * first_part,
         first_part * (position + 1)[:, None], first_part.astype(np.uint8),
         turns(first_part * position[:, None]), 0, turns(np.arange(num_blocks) * block_size),

@@ -1,4 +1,4 @@
-"""`runtime bench scoring`, `select`, `gather`, `seal` and `link`: single parts beside limits and peers."""
+"""`runtime bench scoring`, `select`, `gather`, `formats` and others: single parts beside limits and peers."""
 
 from __future__ import annotations
 
@@ -111,6 +111,33 @@ def keys(
     for tokens in parse_counts(context):
         report.add(run_keys(tokens, parse_counts(threads), rounds))
     finish(report, "keys", json_file)
+
+
+@bench_app.command(
+    epilog=examples(
+        "runtime bench formats", "runtime bench formats --heads 32x1x128 --context 16K --threads 1"
+    )
+)
+def formats(
+    heads: Annotated[
+        str, typer.Option(metavar="KxGxD", help="KV heads, query heads of each of them, and head size.")
+    ] = "8x4x128",
+    context: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens of the session.")] = "64K",
+    threads: Threads = EVERY_CORE,
+    rounds: Rounds = 31,
+    json_file: JsonFile = None,
+) -> None:
+    """Attend every key of one layer where it lies packed, by kv_type, against keys in FP16."""
+    from moorage.runtime.bench.formats import HeadShape, packed_types, run_formats
+
+    try:
+        shape = HeadShape.parse(heads)
+    except (ValueError, TypeError):
+        raise typer.BadParameter(f"{heads!r} is not of the form 8x4x128", param_hint="--heads") from None
+    report = Report(describe_machine())
+    for tokens in parse_counts(context):
+        report.add(run_formats(shape, tokens, parse_counts(threads), rounds, packed_types()))
+    finish(report, "formats", json_file)
 
 
 @bench_app.command(

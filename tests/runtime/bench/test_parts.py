@@ -10,6 +10,7 @@ import pytest
 from moorage.runtime.bench.batching import run_batches
 from moorage.runtime.bench.decode_layer import run_layer_of_decode
 from moorage.runtime.bench.decoding import run_decode
+from moorage.runtime.bench.formats import HeadShape, run_formats
 from moorage.runtime.bench.gathering import SHAPES, run_gather
 from moorage.runtime.bench.linear import run_linear
 from moorage.runtime.bench.measure import installed
@@ -21,6 +22,7 @@ from moorage.runtime.bench.selecting import run_link, run_select
 from moorage.runtime.bench.single_keys import run_keys
 from moorage.runtime.cli import main
 from moorage.workers.errors import InvalidRequest
+from moorage.workers.spec import KvType
 
 
 def names(rows: list[Row]) -> set[str]:
@@ -52,6 +54,13 @@ def test_gather(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = list(run_gather([1], 2))
     assert {shape.name for shape in SHAPES} <= names(rows)
     assert all(row.ratio_to_limit is not None for row in rows if row.name == "gather")
+
+
+def test_formats_stand_beside_fp16() -> None:
+    rows = list(run_formats(HeadShape.parse("2x3x64"), 2048, [1], 1, [KvType.INT8, KvType.NUQ3]))
+    assert [row.name for row in rows] == [f"formats-2x3x64-{kv_type}" for kv_type in ("FP16", "INT8", "NUQ3")]
+    assert [list(row.ratio_to) for row in rows] == [[], ["FP16"], ["FP16"]]
+    assert rows[2].values["times_smaller"] > 4.7
 
 
 def test_sealing_stands_beside_reading_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
