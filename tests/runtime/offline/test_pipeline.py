@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +169,22 @@ def test_a_closed_pipeline_says_so() -> None:
     pipe.close()
     with pytest.raises(Unavailable, match="closed"):
         pipe("a")
+
+
+def test_a_script_that_does_not_close_ends_quietly() -> None:
+    code = (
+        f"from moorage import pipeline; pipe = pipeline({str(LOCAL)!r}, settings={{'kv_store.dram': '8MiB'}})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Task" not in done.stderr
+
+
+def test_a_pipeline_that_nobody_refers_to_gives_its_memory_back() -> None:
+    pipe = pipeline(LOCAL, settings={**SETTINGS, "kv_store.actors": 1, "kv_store.dram": "8MiB"})
+    executor = weakref.ref(pipe._local.coordinator)
+    del pipe
+    gc.collect()
+    assert executor() is None
 
 
 def test_importing_the_package_loads_no_torch() -> None:
