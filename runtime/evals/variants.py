@@ -10,7 +10,7 @@ from moorage.workers.errors import InvalidRequest
 
 SCALE = "{scale}"
 """In a value it stands for the length over the model's trained length, at least 1."""
-_SEPARATOR = re.compile(r",(?=\s*[a-z_]+\.[a-z_]+=)")
+_SEPARATOR = re.compile(r",(?=\s*[a-z_]+\.[a-z0-9_]+=)")
 """A comma before another key; those inside a value such as {rope_type: linear, factor: 4} have none after them."""
 
 
@@ -32,7 +32,7 @@ def parse_variant(text: str) -> Variant:
     """Reads `NAME:section.key=value,section.key=value`. Raises InvalidRequest for another form."""
     name, colon, keys = text.partition(":")
     overrides = tuple(part.strip() for part in _SEPARATOR.split(keys)) if keys.strip() else ()
-    if not (name.strip() and colon) or not all(re.match(r"[a-z_]+\.[a-z_]+=", part) for part in overrides):
+    if not (name.strip() and colon) or not all(re.match(r"[a-z_]+\.[a-z0-9_]+=", part) for part in overrides):
         raise InvalidRequest(
             f"--variant {text}: should be NAME:section.key=value,…, as in wide:memory.topk=64,memory.n_init=128"
         )
