@@ -22,5 +22,5 @@ def test_settings_are_parted_at_commas_before_another_key() -> None:
 
 @pytest.mark.parametrize("text", ["memory.topk=4", "wide:topk=4", ":memory.topk=4"])
 def test_another_form_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest, match="NAME:section.key=value"):
+    with pytest.raises(InvalidRequest, match=r"NAME:section\.key=value"):
         parse_variant(text)
