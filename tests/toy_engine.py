@@ -263,6 +263,7 @@ class ToyEngine:
             cache_hit_rate=None,
             recall=0.75,
             step_part_s={"linear": 0.25},
+            link_bytes_total=5 << 30,
         )
 
     def fail_requests(self, error: MoorageError) -> None:

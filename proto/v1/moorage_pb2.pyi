@@ -427,7 +427,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("model", "state", "uptime_s", "running", "prefilling", "waiting", "kv_actors", "worker_pids", "prompt_tokens_total", "generated_tokens_total", "cache_hit_rate", "recall", "step_part_s", "waiting_requests", "idle_sessions", "failure", "failed_steps_total", "running_requests", "attention_dtype")
+    __slots__ = ("model", "state", "uptime_s", "running", "prefilling", "waiting", "kv_actors", "worker_pids", "prompt_tokens_total", "generated_tokens_total", "cache_hit_rate", "recall", "step_part_s", "waiting_requests", "idle_sessions", "failure", "failed_steps_total", "running_requests", "attention_dtype", "link_bytes_total")
     class StepPartSEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -454,6 +454,7 @@ class GetStatusResponse(_message.Message):
     FAILED_STEPS_TOTAL_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LINK_BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     model: Model
     state: str
     uptime_s: float
@@ -473,7 +474,8 @@ class GetStatusResponse(_message.Message):
     failed_steps_total: int
     running_requests: _containers.RepeatedCompositeFieldContainer[RunningRequest]
     attention_dtype: str
-    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., uptime_s: _Optional[float] = ..., running: _Optional[int] = ..., prefilling: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_actors: _Optional[_Iterable[_Union[KvActor, _Mapping]]] = ..., worker_pids: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., cache_hit_rate: _Optional[float] = ..., recall: _Optional[float] = ..., step_part_s: _Optional[_Mapping[str, float]] = ..., waiting_requests: _Optional[_Iterable[_Union[WaitingRequest, _Mapping]]] = ..., idle_sessions: _Optional[int] = ..., failure: _Optional[str] = ..., failed_steps_total: _Optional[int] = ..., running_requests: _Optional[_Iterable[_Union[RunningRequest, _Mapping]]] = ..., attention_dtype: _Optional[str] = ...) -> None: ...
+    link_bytes_total: int
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., state: _Optional[str] = ..., uptime_s: _Optional[float] = ..., running: _Optional[int] = ..., prefilling: _Optional[int] = ..., waiting: _Optional[int] = ..., kv_actors: _Optional[_Iterable[_Union[KvActor, _Mapping]]] = ..., worker_pids: _Optional[_Iterable[int]] = ..., prompt_tokens_total: _Optional[int] = ..., generated_tokens_total: _Optional[int] = ..., cache_hit_rate: _Optional[float] = ..., recall: _Optional[float] = ..., step_part_s: _Optional[_Mapping[str, float]] = ..., waiting_requests: _Optional[_Iterable[_Union[WaitingRequest, _Mapping]]] = ..., idle_sessions: _Optional[int] = ..., failure: _Optional[str] = ..., failed_steps_total: _Optional[int] = ..., running_requests: _Optional[_Iterable[_Union[RunningRequest, _Mapping]]] = ..., attention_dtype: _Optional[str] = ..., link_bytes_total: _Optional[int] = ...) -> None: ...
 
 class RunningRequest(_message.Message):
     __slots__ = ("request_id", "session_id", "prompt_tokens", "prefilled_tokens", "generated_tokens")

@@ -94,6 +94,8 @@ def _waiting(request: WaitingRequest) -> str:
 
 def _memory(status: ClusterStatus) -> Iterator[tuple[str, str]]:
     yield "block cache hits", "-" if status.cache_hit_rate is None else f"{status.cache_hit_rate:.1%}"
+    if status.link_bytes_total:
+        yield "copied to device", f"{format_gb(status.link_bytes_total)} GB of blocks"
     yield "recall", "-" if status.recall is None else f"{status.recall:.3f}"
     for actor in status.kv_actors:
         yield actor.name, _actor(actor)

@@ -60,6 +60,9 @@ def _rates(status: ClusterStatus, earlier: ClusterStatus, elapsed_s: float) -> T
     ]
     if status.cache_hit_rate is not None:
         shown.append(f"device hits {status.cache_hit_rate:.1%}")
+    moved = status.link_bytes_total - earlier.link_bytes_total
+    if status.link_bytes_total and elapsed_s:
+        shown.append(f"to device {format_gb(int(moved / elapsed_s))} GB/s")
     if status.recall is not None:
         shown.append(f"recall {status.recall:.3f}")
     if status.failed_steps_total:

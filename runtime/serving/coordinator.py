@@ -163,6 +163,7 @@ class Coordinator:
             idle_sessions=len(scheduler.idle),
             failed_steps_total=loop.failures.total,
             attention_dtype=self._cluster.executor.attention_dtype,
+            link_bytes_total=totals.link_bytes,
         )
 
     def fail_requests(self, error: MoorageError) -> None:

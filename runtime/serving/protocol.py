@@ -207,3 +207,4 @@ class ClusterStatus:
     running_requests: tuple[RunningRequest, ...] = ()  # in order of admission
     attention_dtype: str = ""
     """The type in which workers attend prompts."""
+    link_bytes_total: int = 0  # of blocks that were copied from the KV actors' memory to the device

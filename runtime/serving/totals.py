@@ -17,6 +17,8 @@ class Totals:
     generated_tokens: int = 0
     cache_hits: int = 0
     cache_misses: int = 0
+    link_bytes: int = 0
+    """Of blocks that were copied from the stores to the device."""
     recall_sum: float = 0.0
     recall_count: int = 0
     part_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -38,6 +40,7 @@ class Totals:
         self.generated_tokens += sum(len(r.tokens) for r in result.segments)
         self.cache_hits += result.cache_hits
         self.cache_misses += result.cache_misses
+        self.link_bytes += result.link_bytes
         for recall in (r.recall for r in result.segments if r.recall is not None):
             self.recall_sum += recall
             self.recall_count += 1

@@ -19,7 +19,7 @@ _MIB = 1 << 20
 class JobLimits:
     """CPU seconds and bytes, for a job and for each MiB of its text; some ten times what ordinary models need."""
 
-    base_s: int = 5
+    base_s: int = 2
     s_per_mib: int = 10
     base_bytes: int = 512 * _MIB
     bytes_per_byte: int = 512

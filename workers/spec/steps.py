@@ -135,3 +135,4 @@ class StepResult:
     """Seconds by part: linear, select, gather, attend, sample."""
     cache_hits: int = 0
     cache_misses: int = 0
+    link_bytes: int = 0  # of blocks that were copied from the stores to the device

@@ -48,6 +48,7 @@ _STATUS_SCALARS = (
     "waiting",
     "worker_pids",
     "attention_dtype",
+    "link_bytes_total",
     "prompt_tokens_total",
     "generated_tokens_total",
     "cache_hit_rate",
@@ -234,6 +235,7 @@ def read_status(message: pb.GetStatusResponse) -> ClusterStatus:
         failure=message.failure,
         failed_steps_total=message.failed_steps_total,
         attention_dtype=message.attention_dtype,
+        link_bytes_total=message.link_bytes_total,
     )
 
 

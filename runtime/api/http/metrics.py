@@ -88,6 +88,10 @@ class Snapshot:
             "vllm:prefix_cache_hits": (totals.cached_tokens, "Of these, tokens whose KV was held already."),
             "moorage:drafted_tokens": (totals.drafted_tokens, "Tokens that a selection drafted."),
             "moorage:accepted_tokens": (totals.accepted_tokens, "Of these, tokens of the answers."),
+            "moorage:link_bytes": (
+                status.link_bytes_total,
+                "Bytes of blocks that were copied from KV actors to the device.",
+            ),
             "moorage:failed_steps": (status.failed_steps_total, "Steps that failed."),
         }
         for name, (value, words) in values.items():

@@ -115,7 +115,8 @@ class Engine:
         parts["linear"] = elapsed - sum(parts.values())
         hits = sum(s.cache.num_hits for s in sessions) - hits
         misses = sum(s.cache.num_misses for s in sessions) - misses
-        return StepResult(plan.step_id, tuple(results), elapsed, parts, hits, misses)
+        moved = self._timer.take_link_bytes()
+        return StepResult(plan.step_id, tuple(results), elapsed, parts, hits, misses, moved)
 
     def _begin(self, plan: StepPlan, failed: Failures) -> list[SessionStep]:
         """Checks each segment against its session and sets its geometry; returns what can run."""

@@ -28,10 +28,15 @@ class Part:
 
 
 class PartTimer:
-    """Sums of host seconds by part of a step. On a GPU they count launches, not the device's own time."""
+    """Sums of host seconds by part of a step, and of bytes copied to the device.
+
+    On a GPU the seconds count launches, not the device's own time.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[str, Part] = {}
+        self.link_bytes = 0
+        """Bytes that were copied from the stores to the device, since the last `take_link_bytes`."""
 
     def __call__(self, part: str) -> Part:
         """A context whose body's time is added to `part`."""
@@ -46,6 +51,11 @@ class PartTimer:
         for part in self._parts.values():
             part.seconds = 0.0
         return sums
+
+    def take_link_bytes(self) -> int:
+        """The bytes since the last call."""
+        taken, self.link_bytes = self.link_bytes, 0
+        return taken
 
 
 def least_seconds(run: Callable[[], object], device: torch.device) -> float:

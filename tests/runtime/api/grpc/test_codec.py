@@ -84,6 +84,7 @@ def test_status(rate: float | None) -> None:
         failure="the worker is gone",
         failed_steps_total=4,
         attention_dtype="bfloat16",
+        link_bytes_total=1 << 40,
         running_requests=(RunningRequest("b2", 7, 1 << 20, 1 << 19, 3),),
     )
     assert codec.read_status(codec.status_response(status)) == status

@@ -32,6 +32,7 @@ async def test_the_state_of_the_cluster_has_vllms_names(http: Http) -> None:
     assert found["vllm:prompt_tokens_total", "toy"] == 7
     assert found["vllm:generation_tokens_total", "toy"] == 8
     assert found["moorage:recall", "toy"] == 0.75
+    assert found["moorage:link_bytes_total", "toy"] == 5 << 30
     assert found["moorage:kv_dram_bytes", "kv-0", "used"] == 1 << 33
     assert found["moorage:step_part_seconds_total", "linear"] == 0.25
     assert not any(name == "moorage:device_hit_rate" for name, *_ in found), "it was not measured"
