@@ -125,7 +125,7 @@ def _encode_keys(
 @njit(**EXACT)
 def _list_keys(
     layout: Any, tables: Any, head: Any, source: Any, at: Any, rows: Any, halves: Any, listed: Any
-) -> None:
+) -> Any:
     """Chooses the outliers of a head's keys, and begins its list at `halves[listed]` with them; returns how many."""
     dim, width, block_size = layout.head_dim, layout.width, layout.block_size
     excess, places = np.empty(block_size * dim + 1, np.float32), np.empty(block_size * dim + 1, np.int32)

@@ -64,7 +64,8 @@ def _deviations(rows: Floats, axis: tuple[int, ...]) -> Floats:
     mean = wide.mean(axis, keepdims=True)
     variance = np.maximum((wide * wide).mean(axis, keepdims=True) - mean * mean, 0)
     spread = np.sqrt(variance).astype(np.float32)
-    return np.abs(rows - mean.astype(np.float32)) * _inverse(spread, 0)
+    found: Floats = np.abs(rows - mean.astype(np.float32)) * _inverse(spread, 0)
+    return found
 
 
 def _largest(capacity: int | NDArray[np.int64], excess: Floats, least: np.float32) -> Mask:
@@ -167,9 +168,9 @@ def _pack(layout: PackedLayout, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return codes
     if layout.bits == 4:
         half = layout.width // 2
-        return codes[:, :half] | codes[:, half:] << 4
+        return codes[:, :half] | codes[:, half:] << np.uint8(4)
     pairs = codes.reshape(len(codes), -1, 4) & 3
-    low = (pairs << np.array([0, 2, 4, 6], np.uint8)).sum(-1, dtype=np.uint8)
+    low: NDArray[np.uint8] = (pairs << np.array([0, 2, 4, 6], np.uint8)).sum(-1, dtype=np.uint8)
     if layout.bits == 2:
         return low
     return np.concatenate([low, np.packbits(codes >> 2, axis=1, bitorder="little")], 1)
