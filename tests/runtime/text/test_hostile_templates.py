@@ -11,7 +11,7 @@ import pytest
 from moorage.client import AsyncClient, Token
 from moorage.runtime.text.limits import JobLimits
 from moorage.runtime.text.process import TextProcess
-from moorage.workers.errors import InvalidRequest
+from moorage.workers.errors import InvalidRequest, Unavailable
 from tests.runtime.text.hostile_templates import OUT_OF_THE_SANDBOX, WITHOUT_BOUND, WITHOUT_END, WRONG
 from tests.runtime.text.test_process import chat, with_template
 from tests.toy_engine import ToyEngine
@@ -23,13 +23,13 @@ def test_an_ordinary_job_may_take_two_seconds() -> None:
 
 
 async def outcome_of(directory: Path, template: str) -> str:
-    """What a client is told; "rendered" for token ids."""
+    """What a client is told; "rendered" for token ids. A server with some of the wrong ones does not start."""
     directory.mkdir()
     text = TextProcess(with_template(directory, template), max_bytes_per_token=32)
-    await text.start()
     try:
+        await text.start()
         await chat(text, ("user", "a"))
-    except InvalidRequest as error:
+    except (InvalidRequest, Unavailable) as error:
         return str(error)
     finally:
         await text.close()
@@ -64,6 +64,7 @@ async def test_each_is_ended_while_other_tokens_flow(tmp_path: Path) -> None:
     assert all("\n" not in line for line in told.values())
     ended = [name for name in (*WITHOUT_END, *WITHOUT_BOUND) if "needs more than" in told[name]]
     assert len(ended) > 25
+    assert {name for name in templates if "did not start" in told[name]} <= set(WRONG)
     rendered = {name for name in templates if told[name] == "rendered"}
     assert not rendered & {*OUT_OF_THE_SANDBOX, *WITHOUT_END}, rendered
 
