@@ -28,7 +28,6 @@ from moorage.workers.kv.messages import (
     SelectReply,
     SelectRequest,
     Storage,
-    no_pages,
 )
 from moorage.workers.kv.packed_rows import PackedRows
 from moorage.workers.kv.shard_session import ShardSession
@@ -78,8 +77,9 @@ class MappedShard:
     ) -> None:
         """Records a session with its pages, and by layer its tokens and sealed blocks, none by default."""
         none = (0,) * self.layout.num_layers
-        found = [no_pages() if each is None else each for each in (open_pages, sink_pages)]
-        raw = RawPages(*found, [-1] * self.layout.num_layers)
+        raw = RawPages(block=[-1] * self.layout.num_layers)
+        raw.open_pages = raw.open_pages if open_pages is None else open_pages
+        raw.sink_pages = raw.sink_pages if sink_pages is None else sink_pages
         table = BlockTable(session_id, pages, list(num_tokens or none), raw)
         session = ShardSession(table, list(num_sealed or none), rotation=rotation)
         self.sessions[session_id] = session

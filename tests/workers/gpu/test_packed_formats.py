@@ -100,12 +100,11 @@ def test_chunks_change_nothing_in_any_format(new_of_each: Callable[..., Driver],
     assert_alike(found, whole)
 
 
-@pytest.mark.parametrize("num_shards", [1, 3])
 def test_generated_tokens_mean_what_a_prompt_of_them_means(
-    new_of_each: Callable[..., Driver], model: TinyModel, num_shards: int
+    new_of_each: Callable[..., Driver], model: TinyModel
 ) -> None:
     prompt, count = prompt_of(model), 2 * SIZE + 5
-    driver = new_of_each(num_shards=num_shards)
+    driver = new_of_each(num_shards=3)
     found = driver.generate(prompt, num_tokens=count)
     ids = [result.token_id for result in found if result.token_id is not None]
     expected = new_of_each(num_shards=1).prompt_logprobs((*prompt, *ids), FULL, [LENGTH + count])[
@@ -239,10 +238,9 @@ def quantizer_of(model: TinyModel, bits: int) -> Quantizer:
     return Quantizer(bits, (layer,) * model.spec.num_stored_layers)
 
 
-def test_a_quantizer_reaches_every_process(
-    model: TinyModel, mailbox: Callable[[KvStore], Link], new: Callable[..., Driver]
-) -> None:
-    prompt, kinds = prompt_of(model), {"kv_type": KvType.NUQ4, "quantizer": quantizer_of(model, 4)}
+def test_a_quantizer_reaches_every_process(model: TinyModel, mailbox: Callable[[KvStore], Link]) -> None:
+    new = maker(model, KvType.NUQ4)
+    prompt, kinds = prompt_of(model), {"quantizer": quantizer_of(model, 4)}
     found = [new(**kinds, **link).prompt_logprobs(prompt, FULL, [64]) for link in ({}, {"link": mailbox})]
     assert_alike(*found)
     own_keys, exact = (
