@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 _NESTED = "{% for a in range(9999) %}{% for b in range(9999) %}BODY{% endfor %}{% endfor %}"
+_ENDLESS = _NESTED.replace("BODY", _NESTED.replace("BODY", ""))
 _DOUBLED = (
     "{% set ns = namespace(x=START) %}{% for i in range(60) %}"
     "{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}"
 )
 
 WITHOUT_END = {
-    "loops": _NESTED.replace("BODY", ""),
+    "loops": _ENDLESS,
     "loops with output": _NESTED.replace("BODY", "x"),
     "loops with a filter": _NESTED.replace("BODY", "{{ a | string | upper }}"),
     "loops with a test": _NESTED.replace("BODY", "{% if a is divisibleby 7 %}{% endif %}"),
@@ -18,11 +19,11 @@ WITHOUT_END = {
     "{% endfor %}{% endfor %}{% endfor %}",
     "loops with state": "{% set ns = namespace(n=0) %}"
     + _NESTED.replace("BODY", "{% set ns.n = ns.n + 1 %}"),
-    "a sum of loops": "{{ range(9999) | map('string') | join | length }}" + _NESTED.replace("BODY", ""),
-    "a power": "{{ 9 ** 9 ** 9 }}",
+    "a sum of loops": "{{ range(9999) | map('string') | join | length }}" + _ENDLESS,
+    "a power": "{{ 9 ** (9 ** 9) }}",
     "a power of powers": "{{ 7 ** (7 ** (7 ** 7)) }}",
     "powers in a loop": _NESTED.replace("BODY", "{{ (a ** b) % 3 }}"),
-    "a long number as text": "{{ ('9' * 9000000) | int }}" + _NESTED.replace("BODY", ""),
+    "a long number as text": "{{ ('9' * 9000000) | int }}" + _ENDLESS,
     "a sort again and again": _NESTED.replace("BODY", "{% set y = range(9999) | sort %}"),
     "a slice again and again": _NESTED.replace("BODY", "{% set y = messages * 99 %}"),
     "json again and again": _NESTED.replace("BODY", "{% set y = range(999) | list | tojson %}"),

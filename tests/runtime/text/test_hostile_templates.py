@@ -23,17 +23,17 @@ def test_an_ordinary_job_may_take_two_seconds() -> None:
 
 
 async def outcome_of(directory: Path, template: str) -> str:
-    """What a client is told; "rendered" for token ids. A server with some of the wrong ones does not start."""
+    """What a client is told, or what was rendered. A server with some of the wrong ones does not start."""
     directory.mkdir()
     text = TextProcess(with_template(directory, template), max_bytes_per_token=32)
     try:
         await text.start()
-        await chat(text, ("user", "a"))
+        token_ids = await chat(text, ("user", "a"))
     except (InvalidRequest, Unavailable) as error:
         return str(error)
     finally:
         await text.close()
-    return "rendered"
+    return "rendered" if len(token_ids) > 1 else "rendered nothing"
 
 
 @pytest.mark.slow
@@ -63,10 +63,11 @@ async def test_each_is_ended_while_other_tokens_flow(tmp_path: Path) -> None:
         print(f"{seconds[name]:5.1f} s  {name}: {line[:100]}")
     assert all("\n" not in line for line in told.values())
     ended = [name for name in (*WITHOUT_END, *WITHOUT_BOUND) if "needs more than" in told[name]]
-    assert len(ended) > 25
+    assert len(ended) > 30
     assert {name for name in templates if "did not start" in told[name]} <= set(WRONG)
-    rendered = {name for name in templates if told[name] == "rendered"}
-    assert not rendered & {*OUT_OF_THE_SANDBOX, *WITHOUT_END}, rendered
+    rendered = {name for name in templates if told[name].startswith("rendered")}
+    assert rendered <= set(OUT_OF_THE_SANDBOX), rendered
+    assert {told[name] for name in rendered} <= {"rendered nothing"}, "what is not there is empty"
 
 
 def _cpu_s() -> float:
