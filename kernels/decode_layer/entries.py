@@ -9,7 +9,7 @@ import numpy as np
 from moorage.kernels.block_attention.head import attend_head
 from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.memory import block_at
-from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.vector_math import exp32
 
 PIECE_ROWS = 1024
@@ -34,7 +34,7 @@ def count_pieces(i: Any, selection: Any, block_size: Any, batch: Any, selections
     return max(1, -(-count_blocks(i, selection, block_size, batch, selections) // piece))
 
 
-@njit(**SERIAL)
+@njit(**INLINE)
 def block_of(
     at: Any, total: Any, i: Any, selection: Any, block_size: Any, batch: Any, selections: Any
 ) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.entries import count_pieces, merge_part
-from moorage.kernels.decode_layer.memory import PAGES, all_memory, session_fits
+from moorage.kernels.decode_layer.memory import all_memory, session_fits
 from moorage.kernels.decode_layer.packed import attend_piece, page_elements, raw_pages_fit, write_new_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
 from moorage.kernels.decode_layer.selection import select_candidates
@@ -107,7 +107,7 @@ def _begin(i: Any, layer: Any, team: Any) -> None:
     table, shape, batch, attended = layer.table, layer.shape, layer.batch, layer.attended
     attended.failed[i] = MISFIT
     fits = session_fits(i, table, shape, batch, layer.selections)
-    if fits and raw_pages_fit(layer.packed, i, table[:, PAGES], batch):
+    if fits and raw_pages_fit(layer.packed, i, table, batch):
         key, value = layer.key[i], layer.value[i]
         most = write_new_row(layer.packed, i, layer.memory, shape, batch, layer.first, key, value)
         attended.failed[i] = FINE if most < layer.not_finite else NOT_FINITE_ROW

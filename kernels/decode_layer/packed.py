@@ -20,8 +20,8 @@ from moorage.kernels.decode_layer.entries import (
     make_entries,
     turn_angles,
 )
-from moorage.kernels.decode_layer.memory import block_at, page_of, write_row
-from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.decode_layer.memory import PAGES, block_at, page_of, write_row
+from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.packed_blocks.unpack import PackedLayer
 
 
@@ -92,13 +92,13 @@ def attend_piece(
         )  # fmt: skip
 
 
-@njit(**SERIAL)
-def raw_pages_fit(packed: Any, i: Any, num_pages: Any, batch: Any) -> Any:
+@njit(**INLINE)
+def raw_pages_fit(packed: Any, i: Any, table: Any, batch: Any) -> Any:
     """Whether the pages of rows of session i exist."""
     if packed is not None:
         for m in range(batch.raw_pages.shape[1]):
             for page in batch.raw_pages[i, m]:
-                if not 0 <= page < num_pages[m]:
+                if not 0 <= page < table[m, PAGES]:
                     return False
     return True
 
