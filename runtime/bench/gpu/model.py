@@ -117,9 +117,16 @@ class PastStore(KvStore):
         """Blocks that the sessions of a batch hold between them, over what they would hold without sharing any."""
         return min(1.0, self._past_blocks / max(1, num_sessions * self.layout.num_blocks(num_tokens)))
 
-    def open(self, session_id: int, num_blocks: int, rotation: AnchorRotation | None = None) -> Int32:
+    def open(
+        self,
+        session_id: int,
+        num_blocks: int,
+        rotation: AnchorRotation | None = None,
+        has_first: bool = True,
+        is_written: bool = True,
+    ) -> Int32:
         """See KvStore."""
-        pages = super().open(session_id, num_blocks - self._shared, rotation)
+        pages = super().open(session_id, num_blocks - self._shared, rotation, has_first, is_written)
         session, past = self.shard.sessions[session_id], self.shard.sessions[self.PAST]
         stretch = np.roll(past.table.pages, -self._num_opened * self._stride)[: self._shared]
         self._num_opened += 1
