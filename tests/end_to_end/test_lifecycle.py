@@ -22,7 +22,7 @@ from tests.end_to_end.conftest import PILOT, Cli, cluster_config, launch
 pytestmark = pytest.mark.ray
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 180.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
