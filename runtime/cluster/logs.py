@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -32,4 +33,20 @@ def configure_logs() -> None:
 
 def _stderr_logger(*_: Any) -> structlog.PrintLogger:
     """Takes the present sys.stderr for each line, because a live view may have replaced it."""
-    return structlog.PrintLogger(sys.stderr)
+    return structlog.PrintLogger(cast("TextIO", _STDERR))
+
+
+class _Stderr:
+    """The present sys.stderr, of which nobody may read any longer: what a line tells of must go on without it."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            sys.stderr.flush()
+
+
+_STDERR = _Stderr()
+"""One for all lines, since structlog keeps a lock for each file."""

@@ -156,8 +156,8 @@ def _catch_signals(stop: asyncio.Event) -> None:
             for process in os_processes.descendants(os.getpid()):
                 process.send(signal.SIGKILL)
             os._exit(1)
-        log.info("stopping", drain_s=DRAIN_S)
         stop.set()
+        log.info("stopping", drain_s=DRAIN_S)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, caught)
