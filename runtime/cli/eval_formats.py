@@ -157,8 +157,8 @@ def formats_command(
         suite = Suite("retrieval", _retrieval(named, haystack, sizes, samples, seed, one_text), seed)
         retrieved = _measured(suite, source, variants, options.output)
     model = source.load().model.path.name
-    found, remarks = standings(stores, read, retrieved), [*_remarks(read), *_remarks(retrieved)]
-    publish(Found(model, found, remarks), options.output, options.json_file)
+    remarks = [line for summary in (read, retrieved) if summary is not None for line in summary.remarks]
+    publish(Found(model, standings(stores, read, retrieved), remarks), options.output, options.json_file)
 
 
 def _names(text: str) -> list[str]:
@@ -190,10 +190,3 @@ def _measured(suite: Suite, source: LocalConfig, variants: list[Variant], output
         directory = None if output is None else output / suite.name
         with progress_of(suite, [key for key, _ in plan(suite, targets)]) as notify:
             return run(suite, targets, directory, notify)
-
-
-def _remarks(summary: Summary | None) -> tuple[str, ...]:
-    """What a run says of its choices, but that formats attend the same keys, which they should."""
-    if summary is None:
-        return ()
-    return tuple(line for line in summary.remarks if "one choice under several names" not in line)

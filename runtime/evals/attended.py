@@ -24,6 +24,13 @@ def attended_keys(memory: MemorySpec, layout: KvLayout, num_tokens: int) -> Hash
     return (chosen, layout, positions)
 
 
+def stored_keys(layout: KvLayout) -> Hashable:
+    """A value that is equal for two layouts in which a query reads a key as the same numbers."""
+    if not layout.is_packed:
+        return layout.kv_type
+    return layout.kv_type, layout.block_size, layout.fp16_sinks
+
+
 def same_keys(choices: Mapping[str, Sequence[Hashable]], lengths: Sequence[int]) -> list[str]:
     """A line for each set of choices with equal values at some of `lengths`; each choice has a value for each."""
     groups: dict[tuple[str, ...], list[int]] = {}

@@ -15,7 +15,7 @@ from moorage.runtime.config.resolve import kv_layout
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.session_settings import resolve_memory
 from moorage.runtime.config.source import Source, read_source
-from moorage.runtime.evals.attended import attended_keys, same_keys
+from moorage.runtime.evals.attended import attended_keys, same_keys, stored_keys
 from moorage.runtime.evals.local_coder import LocalCoder
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.targets import CHAT_ANSWER_TOKENS, CHAT_TOKENS, Answer, beyond_reach
@@ -105,11 +105,16 @@ class LocalTargets:
         for label in self.labels:
             resolved = [self._resolve(label, length) for length in lengths]
             attended[label] = [
-                attended_keys(memory, kv_layout(config, self._spec), length)
+                self._attended(config, memory, length)
                 for (config, memory), length in zip(resolved, lengths, strict=True)
             ]
             reaches[label] = [reach(memory, self._spec) for _, memory in resolved]
         return [*beyond_reach(reaches, lengths), *same_keys(attended, lengths)]
+
+    def _attended(self, config: ClusterConfig, memory: MemorySpec, length: int) -> Hashable:
+        """Which keys a choice attends, and as which numbers it reads them."""
+        layout = kv_layout(config, self._spec)
+        return stored_keys(layout), config.kv_store.quantizer, attended_keys(memory, layout, length)
 
     def close(self) -> None:
         """Gives the engine's memory back."""

@@ -10,7 +10,7 @@ import pytest
 from moorage.runtime.config.presets import PRESETS
 from moorage.runtime.config.resolve import kv_layout
 from moorage.runtime.config.session_settings import resolve_memory
-from moorage.runtime.evals.attended import attended_keys, same_keys
+from moorage.runtime.evals.attended import attended_keys, same_keys, stored_keys
 from moorage.runtime.planning.known_models import MODEL_PRESETS
 from moorage.workers.spec import ModelSpec, RopeSpec
 from tests.runtime.config.test_presets import config
@@ -51,6 +51,18 @@ def test_another_budget_or_another_anchor_is_another_choice() -> None:
     assert attended(30000, "full", anchor_space="plain") == attended(30000, "full")
     assert attended(30000, topk=8, anchor_space="plain") == attended(30000, topk=8)
     assert attended(30000, topk=8, anchor_space="rotated") != attended(30000, topk=8)
+
+
+def test_packed_keys_are_other_numbers_than_those_in_fp16() -> None:
+    def stored(memory: dict[str, Any], **store: Any) -> object:
+        return stored_keys(kv_layout(config(memory=memory, long_context=store), MODEL))
+
+    packed = stored({"preset": "kvquant"})
+    assert packed != stored({"preset": "full"})
+    assert packed == stored({"preset": "full"}, kv_type="NUQ3")
+    assert packed != stored({"preset": "kvquant", "n_fp16_sinks": 0})
+    assert packed != stored({"preset": "kvquant"}, block_size=64)
+    assert stored({"preset": "full"}) == stored({"preset": "full"}, block_size=64)
 
 
 def test_names_that_share_keys_are_said_with_their_lengths() -> None:
