@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moorage.runtime.cli.eval_options import parse_lengths
+from moorage.runtime.cli.eval_source import SourceOptions, parse_names
 
 if TYPE_CHECKING:
     from moorage.runtime.evals.fidelity.choices import Frame
-    from moorage.runtime.evals.local_targets import LocalConfig
     from moorage.runtime.evals.variants import Variant
 
 LEAST_LENGTH = 256
@@ -20,18 +19,9 @@ PRESETS = "full,moorage,ktransformers,inf-llm"
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceOptions:
+class ChoiceOptions(SourceOptions):
     """Fields become options of a command that takes them by `takes_run_options`."""
 
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE.gguf", help="The model; it runs in this process.")
-    ] = None
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A cluster file; its server need not run.")
-    ] = None
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
-    ] = None
     preset: Annotated[
         str,
         typer.Option(
@@ -63,17 +53,9 @@ class ChoiceOptions:
         ),
     ] = False
 
-    def source(self) -> LocalConfig:
-        """What every choice starts from. Raises BadParameter without a model."""
-        if self.model is None and self.config is None:
-            raise typer.BadParameter("give one of them", param_hint="--model, --config")
-        from moorage.runtime.evals.local_targets import LocalConfig
-
-        return LocalConfig(self.config, self.model, self.overrides or ())
-
     def presets(self) -> list[str]:
         """The presets asked for, each once."""
-        return list(dict.fromkeys(name.strip() for name in self.preset.split(",") if name.strip()))
+        return parse_names(self.preset)
 
     def variants(self) -> list[Variant]:
         """Those given, or the one that is measured without any."""

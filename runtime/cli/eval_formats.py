@@ -23,6 +23,7 @@ from moorage.runtime.cli.eval_options import (
     takes_run_options,
 )
 from moorage.runtime.cli.eval_progress import progress_of
+from moorage.runtime.cli.eval_source import SourceOptions, parse_names
 from moorage.runtime.config.units import parse_tokens
 from moorage.runtime.evals.haystack import Haystack, text_haystack
 from moorage.runtime.evals.perplexity import Perplexity, TokenText
@@ -40,18 +41,9 @@ _DEFAULT_TASKS = "perplexity,passkey,needle-4,kv-retrieval"
 
 
 @dataclass(frozen=True, slots=True)
-class FormatOptions:
+class FormatOptions(SourceOptions):
     """What is laid side by side, and where results go. Fields become options by `takes_run_options`."""
 
-    model: Annotated[
-        Path | None, typer.Option(metavar="DIR|FILE.gguf", help="The model; it runs in this process.")
-    ] = None
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A cluster file; its server need not run.")
-    ] = None
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
-    ] = None
     formats: Annotated[
         str | None,
         typer.Option(
@@ -85,22 +77,14 @@ class FormatOptions:
         Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
     ] = None
 
-    def source(self) -> LocalConfig:
-        """What every choice starts from. Raises BadParameter without a model."""
-        if self.model is None and self.config is None:
-            raise typer.BadParameter("give one of them", param_hint="--model, --config")
-        from moorage.runtime.evals.local_targets import LocalConfig
-
-        return LocalConfig(self.config, self.model, self.overrides or ())
-
     def variants(self) -> list[Variant]:
         """All that is laid side by side, the exact format first."""
         from moorage.runtime.evals.formats.choices import FORMATS, format_variants
         from moorage.runtime.evals.variants import parse_variant
 
-        names = FORMATS if self.formats is None else _names(self.formats)
+        names = FORMATS if self.formats is None else parse_names(self.formats)
         more = [parse_variant(text) for text in self.variant or ()]
-        return format_variants(names, _names(self.preset), self.quantizer, more)
+        return format_variants(names, parse_names(self.preset), self.quantizer, more)
 
 
 @eval_app.command(
@@ -137,7 +121,7 @@ def formats_command(
     For each: bytes of a token, perplexity, and the facts that it still retrieves. In prefill too a token attends
     the blocks before its own as the format stores them.
     """
-    asked = _names(tasks)
+    asked = parse_names(tasks)
     unknown = [name for name in asked if name not in _TASKS]
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} should be of {', '.join(_TASKS)}", param_hint="--tasks")
@@ -159,10 +143,6 @@ def formats_command(
     model = source.load().model.path.name
     remarks = [line for summary in (read, retrieved) if summary is not None for line in summary.remarks]
     publish(Found(model, standings(stores, read, retrieved), remarks), options.output, options.json_file)
-
-
-def _names(text: str) -> list[str]:
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _retrieval(
