@@ -22,7 +22,7 @@ from moorage.workers.counting import counted
 key_app = App(
     context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode=None, no_args_is_help=True
 )
-app.add_typer(key_app, name="key", help="Make, list and remove the API keys of a server.")
+app.add_typer(key_app, name="key", help="Make, limit, list and remove the API keys of a server.")
 
 File = Annotated[
     Path | None,

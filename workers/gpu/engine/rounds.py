@@ -58,9 +58,8 @@ def decode_step(segment: Segment, session: WorkerSession, rope: RopeSpec, layout
     if not session.drafted:
         # Tokens that are given and not drawn are not drafted either.
         session.draft_length = _draft_length(session, rope) if segment.sample else 0
-        if (
-            layout.is_packed
-        ):  # A rejected draft in the next block would have packed rows that are needed again.
+        if layout.is_packed:
+            # A rejected draft in the next block would have packed rows that are needed again.
             left = block_size - 1 - session.num_tokens % block_size
             session.draft_length = min(session.draft_length, left)
     drafted = session.drafted
