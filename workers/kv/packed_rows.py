@@ -65,7 +65,7 @@ class PackedRows:
             raise beyond_storage(layer, self._layout.kv_type)
         raw = session.table.raw
         self._write_raw(layer, raw.open_pages, rows[0], at)
-        sinks = self._layout.fp16_sinks if block == 0 and len(raw.sink_pages) else 0
+        sinks = self._num_sinks(session.table) if block == 0 else 0
         if at < sinks:
             self._write_raw(layer, raw.sink_pages, rows[0, :, :, : sinks - at], at)
         if at + len(keys) == shape.block_size:
@@ -91,7 +91,7 @@ class PackedRows:
         table.raw.block[layer] = -1
         self._write_raw(layer, table.raw.open_pages, blocks[-1, :, :, : filled + 1])
         if first == 0:
-            count = min(len(table.raw.sink_pages) and self._layout.fp16_sinks, start + len(keys))
+            count = min(self._num_sinks(table), start + len(keys))
             self._write_raw(layer, table.raw.sink_pages, blocks[0, :, :, :count])
 
     def seal_open(self, session: ShardSession, layer: int, block: int) -> None:
@@ -99,8 +99,8 @@ class PackedRows:
         table, shape = session.table, self._layout.block_shape
         blocks: Halves = np.empty((1, 2, *shape), np.uint16)
         self._read_raw(layer, table.raw.open_pages, blocks[0], shape.block_size)
-        if block == 0 and len(table.raw.sink_pages):
-            self._write_raw(layer, table.raw.sink_pages, blocks[0, :, :, : self._layout.fp16_sinks])
+        if block == 0:
+            self._write_raw(layer, table.raw.sink_pages, blocks[0, :, :, : self._num_sinks(table)])
         self._seal(session, layer, block, blocks)
 
     def _seal(self, session: ShardSession, layer: int, first: int, blocks: Halves) -> None:
@@ -109,13 +109,17 @@ class PackedRows:
             return
         pages = session.table.pages[first : first + len(blocks)]
         self._anchors.build_from(blocks, layer, pages, first, session.rotation)
-        sinks = self._layout.fp16_sinks if first == 0 and len(session.table.raw.sink_pages) else 0
+        sinks = self._num_sinks(session.table) if first == 0 else 0
         if 0 < sinks < self._layout.block_size:
             # Sinks are never read from their block. Their outliers would widen the range of the rows beside them.
             blocks = blocks.copy()
             blocks[0, :, :, :sinks] = blocks[0, :, :, sinks : sinks + 1]
         if not self._codec.encode(layer, blocks, self._arena.stored[layer], pages):
             raise beyond_storage(layer, self._layout.kv_type)
+
+    def _num_sinks(self, table: BlockTable) -> int:
+        """First tokens of the session that this store holds in fp16; none but in the store of its first block."""
+        return self._layout.fp16_sinks if len(table.raw.sink_pages) else 0
 
     def check_open(self, table: BlockTable, layer: int, start: int) -> None:
         """Raises InvalidRequest where the rows before `start` in its block are gone, since the block was packed."""
@@ -135,7 +139,7 @@ class PackedRows:
             self._codec.decode(layer, self._arena.stored[layer], pages[packed], into, slots[packed])
         for slot in slots[~packed]:
             self._read_open(table, layer, into[slot])
-        sinks = self._layout.fp16_sinks if len(table.raw.sink_pages) else 0
+        sinks = self._num_sinks(table)
         if sinks:
             for slot in slots[packed & (blocks == 0)]:
                 self._read_raw(layer, table.raw.sink_pages, into[slot], sinks)

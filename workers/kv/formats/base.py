@@ -97,10 +97,16 @@ class PackedFormat(BlockFormat):
     element = "float16"
     is_native = False
     limit = "the model computes a key or value that FP16 does not hold as a finite number; set model.dtype to float32"
-    bits: ClassVar[int]
-    """Of the code of an element."""
-    takes_quantizer: ClassVar[bool] = False
-    """Whether `codec` can use a quantizer."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Of the code of an element."""
+
+    @property
+    @abstractmethod
+    def takes_quantizer(self) -> bool:
+        """Whether `codec` can use a quantizer."""
 
     def quantizer_bytes(self, num_layers: int, shape: BlockShape) -> int:
         """See BlockFormat."""

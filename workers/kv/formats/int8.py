@@ -5,12 +5,4 @@ from __future__ import annotations
 from moorage.kernels.packed_blocks.layout import PackedFamily
 from moorage.workers.kv.formats.packed import PackedBlocks
 
-
-class Int8(PackedBlocks):
-    """See the module."""
-
-    bits = 8
-    family = PackedFamily(8, uniform=True)
-
-
-FORMAT = Int8()
+FORMAT = PackedBlocks(PackedFamily(8, uniform=True))

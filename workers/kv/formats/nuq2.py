@@ -5,13 +5,4 @@ from __future__ import annotations
 from moorage.kernels.packed_blocks.layout import PackedFamily
 from moorage.workers.kv.formats.packed import PackedBlocks
 
-
-class Nuq2(PackedBlocks):
-    """See the module."""
-
-    bits = 2
-    family = PackedFamily(2, outliers=True)
-    takes_quantizer = True
-
-
-FORMAT = Nuq2()
+FORMAT = PackedBlocks(PackedFamily(2, outliers=True))

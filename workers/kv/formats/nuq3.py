@@ -5,13 +5,4 @@ from __future__ import annotations
 from moorage.kernels.packed_blocks.layout import PackedFamily
 from moorage.workers.kv.formats.packed import PackedBlocks
 
-
-class Nuq3(PackedBlocks):
-    """See the module."""
-
-    bits = 3
-    family = PackedFamily(3, outliers=True)
-    takes_quantizer = True
-
-
-FORMAT = Nuq3()
+FORMAT = PackedBlocks(PackedFamily(3, outliers=True))

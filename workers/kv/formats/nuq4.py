@@ -5,13 +5,4 @@ from __future__ import annotations
 from moorage.kernels.packed_blocks.layout import PackedFamily
 from moorage.workers.kv.formats.packed import PackedBlocks
 
-
-class Nuq4(PackedBlocks):
-    """See the module."""
-
-    bits = 4
-    family = PackedFamily(4, outliers=True)
-    takes_quantizer = True
-
-
-FORMAT = Nuq4()
+FORMAT = PackedBlocks(PackedFamily(4, outliers=True))

@@ -10,7 +10,7 @@ each block.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,20 @@ if TYPE_CHECKING:
 
 
 class PackedBlocks(PackedFormat):
-    """A format of the family that a subclass names."""
+    """The format of a family."""
 
-    family: ClassVar[PackedFamily]
-    bits: ClassVar[int]
+    def __init__(self, family: PackedFamily) -> None:
+        self.family = family
+
+    @property
+    def bits(self) -> int:
+        """See PackedFormat."""
+        return self.family.bits
+
+    @property
+    def takes_quantizer(self) -> bool:
+        """See PackedFormat; a quantizer says which numbers are outliers."""
+        return self.family.outliers
 
     def layout(self, shape: BlockShape, calibrated: bool = False) -> PackedLayout:
         """Where the parts of a block lie. Raises InvalidConfig for a block of too many tokens."""

@@ -100,9 +100,9 @@ def test_a_block_of_too_many_tokens_is_one_clear_line() -> None:
         nuq3.FORMAT.block_bytes(BlockShape(8, 1024, 128))
 
 
-@pytest.mark.parametrize("found", FORMATS.values(), ids=FORMATS)
-def test_sizes_need_no_kernels(found: PackedBlocks) -> None:
-    module = type(found).__module__
+@pytest.mark.parametrize(("name", "found"), FORMATS.items())
+def test_sizes_need_no_kernels(name: str, found: PackedBlocks) -> None:
+    module = f"moorage.workers.kv.formats.{name.lower()}"
     code = (
         f"import sys; from {module} import FORMAT; from moorage.workers.spec import BlockShape\n"
         "print(FORMAT.block_bytes(BlockShape(2, 16, 64)), 'numba' in sys.modules)"
