@@ -140,12 +140,18 @@ def attend_head(
                 _add_wide_values(stored, value_at, count, ahead, flat, group, dim, sums)
             else:
                 _add_values(stored, value_at, count, flat, group, dim, sums)
-    for m in range(group):
+    share_sums(peak, total, out, lse)
+
+
+@njit(**SERIAL)
+def share_sums(peak: Any, total: Any, out: Any, lse: Any) -> None:
+    """Makes sums out [G, D] of weighted values their means, and writes lse [G]; a query that saw no key has -inf."""
+    for m in range(len(out)):
         if total[m] == 0:
             lse[m] = -np.inf
             continue
         lse[m] = peak[m] * _LN2 + np.log(total[m])
         share = _ONE / total[m]
         # Element by element: arrays that might not fit each other take seconds to compile.
-        for d in range(dim):
+        for d in range(out.shape[1]):
             out[m, d] *= share

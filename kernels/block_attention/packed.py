@@ -8,12 +8,11 @@ import numpy as np
 
 from moorage.kernels.addresses import matrix_at
 from moorage.kernels.block_attention.head import (
-    _LN2,
-    _ONE,
     _add_values,
     _add_wide_values,
     _weights,
     cap_logits,
+    share_sums,
 )
 from moorage.kernels.block_attention.logits import ROWS, rotate_into_tile, tile_logits
 from moorage.kernels.compiling import njit
@@ -65,14 +64,7 @@ def attend_packed_head(
         softcap, peak, total,
     )  # fmt: skip
     room[0] = 0  # until here it is held
-    for m in range(group):
-        if total[m] == 0:
-            lse[m] = -np.inf
-            continue
-        lse[m] = peak[m] * _LN2 + np.log(total[m])
-        share = _ONE / total[m]
-        for d in range(dim):
-            out[m, d] *= share
+    share_sums(peak, total, out, lse)
 
 
 @njit(**INLINE)

@@ -13,6 +13,7 @@ from moorage.kernels.half import narrow, widen
 from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.packed_blocks.codes import EXACT, unpack_row
 from moorage.kernels.packed_blocks.layout import PackedLayout
+from moorage.kernels.packed_blocks.outliers import list_of
 from moorage.kernels.packed_blocks.tables import MOST, LayerTables
 from moorage.kernels.thread_team import run_units, team_of, unit_call
 
@@ -100,8 +101,8 @@ def _decode_keys(
             for d in range(np.uint64(dim)):
                 out[into + d] = _half(zero[d] + scale[d] * levels[codes[first + d]], out[0])
     if layout.capacity:
-        listed = (base + layout.outliers) // 2
-        _put_outliers(halves, listed + 2, np.int64(halves[listed]), layout.capacity, out, at)
+        listed = list_of(layout, head)
+        _put_outliers(halves, listed, np.int64(halves[listed - 2]), layout.capacity, out, at)
 
 
 @njit(**EXACT)
@@ -123,9 +124,9 @@ def _decode_values(
             for d in range(np.uint64(dim)):
                 out[into + d] = _half(zero + scale * levels[codes[first + d]], out[0])
     if layout.capacity:
-        listed = (base + layout.outliers) // 2
-        begin = listed + 2 + np.int64(halves[listed])
-        _put_outliers(halves, begin, np.int64(halves[listed + 1]), layout.capacity, out, at)
+        listed = list_of(layout, head)
+        begin = listed + np.int64(halves[listed - 2])
+        _put_outliers(halves, begin, np.int64(halves[listed - 1]), layout.capacity, out, at)
 
 
 @njit(**EXACT)

@@ -105,7 +105,7 @@ def _encode_keys(
     )
     _widen_rows(layout, source, at, rows)
     if layout.capacity:
-        listed = _list_of(layout, head)
+        listed = outliers.list_of(layout, head)
         count = _list_keys(layout, tables, head, source, at, rows, halves, listed)
         outliers.hide_listed(rows, (block_size, layout.head_dim, width), halves, listed, count)
     if layout.key_stats < 0:
@@ -149,15 +149,9 @@ def _list_keys(
 
 
 @njit(**EXACT)
-def _list_of(layout: Any, head: Any) -> Any:
-    """Where in a block, as 16-bit numbers, the places of a head's outliers begin, after the two counts."""
-    return (head * layout.head_bytes + layout.outliers) // 2 + 2
-
-
-@njit(**EXACT)
 def _hide_values(layout: Any, head: Any, halves: Any, rows: Any) -> None:
     """Hides the outliers among a head's values, which are listed."""
-    listed, sizes = _list_of(layout, head), (layout.block_size, layout.head_dim, layout.width)
+    listed, sizes = outliers.list_of(layout, head), (layout.block_size, layout.head_dim, layout.width)
     keys, values = np.int64(halves[listed - 2]), np.int64(halves[listed - 1])
     outliers.hide_listed(rows, sizes, halves, listed + keys, values)
 
@@ -218,7 +212,7 @@ def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows
     for i in range(heads):
         _widen_rows(layout, source, at + i * size, rows)
         found = outliers.row_candidates(rows, (block_size, dim, width), mean, inverse, excess, places, row)
-        listed = _list_of(layout, first + i)
+        listed = outliers.list_of(layout, first + i)
         keys = np.int64(halves[listed - 2])
         found = outliers.keep_largest(excess, places, found, layout.capacity - keys)
         halves[listed - 1] = found

@@ -146,3 +146,9 @@ def hide_listed(rows: Any, sizes: Any, halves: Any, begin: Any, count: Any) -> N
     for i in range(count):
         place = np.int64(halves[begin + i])
         rows[place // dim * width + place % dim] = HIDDEN
+
+
+@njit(**EXACT)
+def list_of(layout: Any, head: Any) -> Any:
+    """Where in a block, as 16-bit numbers, the places of a head's outliers begin, after the two counts."""
+    return (head * layout.head_bytes + layout.outliers) // 2 + 2
