@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from moorage.runtime.bench.serve.figures import Spread
 from moorage.runtime.bench.serve.overload import OverloadFigures, OverloadPlan, run_overload
 from moorage.runtime.serving.protocol import Event, GenerateParams
 from moorage.workers.errors import ResourceExhausted
+from tests.runtime.bench.serve.command import run_bench
 from tests.toy_engine import ToyEngine
 from tests.toy_server import toy_server
 
@@ -129,24 +128,9 @@ def test_what_a_server_should_not_do_is_said(changes: dict[str, Any], said: str)
 
 def test_the_command_prints_and_writes_the_figures(tmp_path: Path) -> None:
     file = tmp_path / "overload.json"
-    words = (
-        "bench overload --duration 1s --capacity-time 1s --unloaded 3 --input-len 40 --output-len 4 --json"
-    )
+    words = "overload --duration 1s --capacity-time 1s --unloaded 3 --input-len 40 --output-len 4"
     with toy_server(engine=NarrowEngine()) as server:
-        finished = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "from moorage.runtime.cli import main; main()",
-                *words.split(),
-                str(file),
-                "--address",
-                server.address,
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        finished = run_bench(words, file, server.address)
     value = json.loads(file.read_text())
     assert (finished.returncode == 0) == (not value["shortcomings"])
     assert all(said in finished.stderr for said in value["shortcomings"])

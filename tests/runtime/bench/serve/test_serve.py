@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from moorage.runtime.bench.serve.figures import figures_of, parse_limits
 from moorage.runtime.bench.serve.run import Served, run_load
 from moorage.runtime.bench.serve.traces import Load, conversations
+from tests.runtime.bench.serve.command import run_bench
 from tests.toy_engine import ToyEngine
 from tests.toy_server import toy_server
 
@@ -117,22 +116,10 @@ def test_a_limit_that_there_is_not_is_refused(given: str) -> None:
 
 def test_the_command_prints_the_names_of_vllm_and_writes_them(tmp_path: Path) -> None:
     file = tmp_path / "load.json"
-    words = "bench serve --num-prompts 2 --turns 2 --input-len 40 --output-len 3 --goodput ttft:60000 --json"
+    words = "serve --num-prompts 2 --turns 2 --input-len 40 --output-len 3 --goodput ttft:60000"
     with toy_server() as server:
-        finished = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "from moorage.runtime.cli import main; main()",
-                *words.split(),
-                str(file),
-                "--address",
-                server.address,
-            ],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        finished = run_bench(words, file, server.address)
+    assert finished.returncode == 0
     for line in (
         "Successful requests:                    4",
         "Mean TTFT (ms):",
