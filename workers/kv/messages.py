@@ -37,7 +37,7 @@ class AnchorRotation:
 
 
 def no_pages() -> Int32:
-    """None."""
+    """A list without pages."""
     return np.empty(0, np.int32)
 
 
@@ -49,9 +49,9 @@ class RawPages:
     """
 
     open_pages: Int32 = field(default_factory=no_pages)
-    """Of the open block."""
+    """Pages of the open block."""
     sink_pages: Int32 = field(default_factory=no_pages)
-    """Of the first tokens, in the store that has them."""
+    """Pages of the first tokens, in the store that has them."""
     block: list[int] = field(default_factory=list)
     """By layer: the open block, which the last written row is in, full or not; -1 where nobody reads the rows."""
 

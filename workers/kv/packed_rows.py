@@ -55,7 +55,7 @@ class PackedRows:
     def _write_open(
         self, session: ShardSession, layer: int, start: int, keys: Storage, values: Storage
     ) -> None:
-        """Rows of one block."""
+        """Stores rows that all lie in one block."""
         from moorage.kernels.block_write import write_rows
 
         shape = self._layout.block_shape
@@ -74,7 +74,7 @@ class PackedRows:
     def _write_part(
         self, session: ShardSession, layer: int, start: int, keys: Storage, values: Storage
     ) -> None:
-        """Rows of one block or several, of which the last ends the chunk."""
+        """Stores rows of one block or several, and seals the blocks that they fill."""
         from moorage.kernels.block_write import write_rows
 
         table, size = session.table, self._layout.block_size

@@ -13,13 +13,15 @@ class KvType(StrEnum):
     INT8 = "INT8"
     """8 bits: keys by channel of a block, values by token (KIVI)."""
     INT4 = "INT4"
-    """The same in 4 bits."""
+    """4 bits: keys by channel of a block, values by token (KIVI)."""
     NF4 = "NF4"
     """4 bits at levels of a normal distribution."""
     NUQ4 = "NUQ4"
     """4 bits at calibrated levels, with outliers in fp16 (KVQuant)."""
     NUQ3 = "NUQ3"
+    """3 bits at calibrated levels, with outliers in fp16 (KVQuant)."""
     NUQ2 = "NUQ2"
+    """2 bits at calibrated levels, with outliers in fp16 (KVQuant)."""
 
 
 class AnchorType(StrEnum):

@@ -92,7 +92,7 @@ class BlockSizes(Protocol):
         """Of a block as stored; `calibrated` says that a quantizer has statistics of keys."""
 
     def quantizer_bytes(self, num_layers: int, shape: BlockShape) -> int:
-        """Of the quantizers of all layers."""
+        """Bytes of the quantizers of all layers."""
 
 
 _ELEMENT_BYTES = {"float16": 2, "float32": 4}

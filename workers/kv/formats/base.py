@@ -101,7 +101,7 @@ class PackedFormat(BlockFormat):
     @property
     @abstractmethod
     def bits(self) -> int:
-        """Of the code of an element."""
+        """Bits of the code of an element."""
 
     @property
     @abstractmethod
