@@ -219,7 +219,7 @@ def _start_ray(*, last: bool) -> bool:
             configure_logging=False,
         )
     except Exception as error:
-        if last or "timed out" not in str(error):
+        if last or "timed out" not in str(error).lower():
             raise
         started = set(psutil.Process().children(recursive=True)) - before
         for process in started:
