@@ -9,6 +9,7 @@ MODULES = (
     "eval_extrapolation",
     "eval_recall",
     "eval_fidelity",
+    "eval_fidelity_report",
     "eval_compare",
     "eval_formats",
     "eval_sweep",

@@ -19,6 +19,7 @@ MEASURES = {
     "mass": "mean mass",
     "low_mass": "5th percentile of mass",
     "retrieval_mass": "retrieval heads' mass",
+    "estimated_mass": "estimated mass",
 }
 """Field of a cell -> what it is called."""
 _T_QUANTILES = (
@@ -64,6 +65,8 @@ class Cell:
     low_retrieval_mass: float | None
     mass_by_head: list[list[float]] | None
     """[layers][Hq]"""
+    estimated_mass: float | None = None
+    """`mass` as the steps themselves estimate it; None where single keys are not selected."""
 
     def as_json(self) -> dict[str, Any]:
         """All fields by name."""
@@ -114,6 +117,7 @@ def _cell(group: Sequence[Said], heads: Heads | None) -> Cell:
     every = np.concatenate(masses, axis=1) if masses else None
     of_heads = None if every is None or heads is None or not heads.any() else every.swapaxes(1, 2)[heads]
     keys = [said.num_keys for said in group if said.num_keys is not None]
+    guesses = [said.estimated for said in group if said.estimated is not None]
     return Cell(
         task=first.task,
         length=first.length,
@@ -135,6 +139,7 @@ def _cell(group: Sequence[Said], heads: Heads | None) -> Cell:
         retrieval_mass=None if of_heads is None else float(of_heads.mean()),
         low_retrieval_mass=None if of_heads is None else float(np.percentile(of_heads, LOW_PERCENTILE)),
         mass_by_head=None if every is None else every.mean(axis=1).tolist(),
+        estimated_mass=fmean(float(each.mean()) for each in guesses) if guesses else None,
     )
 
 

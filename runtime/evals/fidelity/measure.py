@@ -54,6 +54,8 @@ class Said:
     """[layers, m, Hq] share on what the text copies; of full attention and copied text alone."""
     num_keys: float | None
     """Keys attended by a layer and head, the mean."""
+    estimated: Float32 | None = None
+    """[layers, m, Hq] `mass` as the steps themselves estimate it; None where single keys are not selected."""
 
 
 def measure(
@@ -96,6 +98,7 @@ class _Judge:
         for choice, (said, samples) in zip(choices, runs, strict=True):
             likeliest = said.argmax(-1).numpy()
             sources = [(each.layer, each.source) for each in samples if each.source is not None]
+            guesses = [(each.layer, each.estimated) for each in samples if each.estimated is not None]
             yield Said(
                 passage.task,
                 passage.length,
@@ -111,6 +114,7 @@ class _Judge:
                 _by_layer([(sample.layer, sample.mass) for sample in samples]),
                 _by_layer(sources) if choice.attends_all else None,
                 float(np.mean([sample.num_keys for sample in samples])) if samples else None,
+                _by_layer(guesses),
             )
 
     def _run(

@@ -71,9 +71,11 @@ class SlotMetadata:
             raise ValueError(f"layer {layer} is not attended yet")
         queries, selected, found, keys = self.latest
         none = queries.plain.new_zeros(queries.plain.shape[1])
-        lses = {row: each.lse for row, each in found.items()} | {row: each.lse for row, each in keys.items()}
-        lse = torch.stack([lses.get(row, none) for row in range(len(selected))])
-        return Attended(queries, selected, lse, {row: each.positions for row, each in keys.items()})
+        rows = range(len(selected))
+        completed = torch.stack([found[row].lse if row in found else none for row in rows])
+        lse = torch.stack([keys[row].lse if row in keys else completed[row] for row in rows])
+        positions = {row: each.positions for row, each in keys.items()}
+        return Attended(queries, selected, lse, positions, completed if keys else None)
 
 
 class DeviceSlotAttention:

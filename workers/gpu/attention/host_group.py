@@ -110,15 +110,15 @@ class HostMetadata:
         """See DecodeMetadata."""
         count = len(self.batch.steps)
         selected: list[Selection] = [None] * count
-        lse, keys = torch.zeros((count, self.num_heads)), {}
+        lse, completed, keys = *torch.zeros((2, count, self.num_heads)), {}
         for part in self.groups:
             selections = part.group.selections
             for at, step in enumerate(part.steps):
                 ids = part.given[at] if selections is None else selections.selected(layer, at, step)
                 selected[step.row] = ids
-                lse[step.row] = torch.from_numpy(part.group.output.lse[at])
+                lse[step.row] = completed[step.row] = torch.from_numpy(part.group.output.lse[at])
                 single = selections.keys(layer, at) if isinstance(selections, HostKeys) else None
                 if single is not None:
                     keys[step.row], lse[step.row] = single[0], torch.from_numpy(single[1])
         queries = self.queries if self.queries is not None else torch.zeros((count, 0, 0))
-        return Attended(LayerQueries(queries), selected, lse, keys)
+        return Attended(LayerQueries(queries), selected, lse, keys, completed if keys else None)

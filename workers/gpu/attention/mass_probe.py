@@ -28,6 +28,9 @@ class MassSample:
     """[Hq] on the blocks of the probe's `source`; None where it has none."""
     num_keys: float
     """Keys that one head attended, the mean over heads."""
+    estimated: Float32 | None = None
+    """[Hq] `mass` as the step itself estimates it, by the means that stand for all other keys; None where single
+    keys are not selected."""
 
 
 class MassProbe:
@@ -59,5 +62,19 @@ class MassProbe:
             source = torch.exp(lse_source - lse_all).cpu().numpy()
         num_keys = num_attended_keys(step.ranges, attended, step.row, self._block_size)
         self.samples.append(
-            MassSample(step.session.decode_index, layer, mass.cpu().numpy(), source, num_keys)
+            MassSample(
+                step.session.decode_index,
+                layer,
+                mass.cpu().numpy(),
+                source,
+                num_keys,
+                _estimated(step, attended),
+            )
         )
+
+
+def _estimated(step: DecodeStep, attended: Attended) -> Float32 | None:
+    if attended.completed is None or step.row not in attended.keys:
+        return None
+    share: Float32 = torch.exp(attended.lse[step.row] - attended.completed[step.row]).cpu().numpy()
+    return share

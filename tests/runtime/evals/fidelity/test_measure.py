@@ -16,6 +16,7 @@ from moorage.runtime.evals.fidelity.measure import divergence
 from moorage.runtime.evals.local_engine import LocalEngine
 from moorage.runtime.evals.local_targets import LocalConfig
 from moorage.runtime.packaged import DEPLOY
+from moorage.workers.gpu.attention.mass_probe import MassProbe
 from moorage.workers.hf_config import read_model_spec
 
 MODEL = DEPLOY / "models" / "moorage-ref"
@@ -94,6 +95,39 @@ def test_divergence_is_that_of_the_distributions() -> None:
     assert divergence(truth.log(), said.log()) == pytest.approx([0, expected], abs=1e-6)
     noisy = truth.log() + 1e-6  # as fp32 leaves them
     assert (divergence(noisy, truth.log()) >= 0).all()
+
+
+def test_single_keys_estimate_the_mass_that_they_hold() -> None:
+    """The means of blocks stand for all other keys, so that a step knows its own share without an exact pass."""
+    _, few, many = choices(
+        LocalConfig(None, MODEL), read_model_spec(MODEL), ["moorage"], [], [32, 256], Frame(32, 64)
+    )
+    engine = LocalEngine(many.config, 700, memory=many.memory)
+    probe = MassProbe(engine.exact, engine.layout.block_size)
+    engine.observe(probe)
+    ids = engine.tokenizer.encode((DEPLOY / "documents" / "python_reference.txt").read_text()[:4000])
+    session = ForcedSession(engine)
+    found = {}
+    for choice in (few, many):
+        session.prefill(ids[:600], choice.memory)
+        probe.samples, probe.enabled = [], True
+        session.decode(ids[600])
+        probe.enabled = False
+        found[choice.budget] = [
+            (np.mean(sample.mass), np.mean(sample.estimated))
+            for sample in probe.samples
+            if sample.estimated is not None
+        ]
+    session.prefill(ids[:600], full_attention(few.memory))
+    probe.samples, probe.enabled = [], True
+    session.decode(ids[600])
+    engine.close()
+    assert all(sample.estimated is None for sample in probe.samples), "full attention estimates nothing"
+    for of_layers in found.values():
+        assert len(of_layers) == engine.model.num_layers
+        assert all(estimated == pytest.approx(mass, abs=0.1) for mass, estimated in of_layers)
+        assert all(0 < estimated < 1 for _, estimated in of_layers)
+    assert np.mean(found[32]) < np.mean(found[256])
 
 
 @pytest.mark.parametrize("preset", ["moorage", "ktransformers", "inf-llm"])
