@@ -1,4 +1,4 @@
-"""`runtime generate`, `score`, `chat`, `tokenize`, `detokenize` and `status` as processes."""
+"""`runtime generate`, `score`, `chat`, `tokenize`, `detokenize` and `status`, as users call them."""
 
 from __future__ import annotations
 
