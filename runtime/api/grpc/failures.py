@@ -26,6 +26,7 @@ _MAX_MESSAGE_BYTES = 2000
 """On the wire, where a byte that is not printable ASCII takes three; all metadata of a call have 8 KiB."""
 _PLAIN = "".join(map(chr, range(32, 127)))
 _LINGER_S = 1.0
+_CANCELLED_WITHIN_S = 1.0
 _MAX_LINGER_MESSAGES = 64
 _lingering = asyncio.Semaphore(64)
 """Calls that `read_on` reads at once; a flood of refused calls must not stay open."""
@@ -38,16 +39,18 @@ async def reported(
     """Ends the call with the status of what was raised inside, after `read_on`.
 
     An error that no rule foresees becomes INTERNAL with an id. The log has its place in the code under that id, but
-    not its message, which may hold what the user wrote.
+    not its message, which may hold what the user wrote. A call that its client has ended is no error.
     """
     try:
-        yield
+        async with _cancelled_when_left():
+            yield
     except MoorageError as error:
         code = grpc.StatusCode[status_of(error).grpc]
         message = carried(str(error))
         log.info("request refused", code=code.name, kind=type(error).__name__)
-        await read_on(requests)
-        await context.abort(code, message, _details(code, message, error))
+        async with _cancelled_when_left():
+            await read_on(requests)
+            await context.abort(code, message, _details(code, message, error))
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # noqa: BLE001  the last line before the network
@@ -57,6 +60,20 @@ async def reported(
         await context.abort(
             grpc.StatusCode.INTERNAL, f"internal error {error_id}; the server's log explains it"
         )
+
+
+@asynccontextmanager
+async def _cancelled_when_left() -> AsyncIterator[None]:
+    """Waits for the cancellation of a call on which gRPC refuses to write, since its client may have ended it.
+
+    gRPC tells the end of a call, such as a deadline that passes, twice: a write fails, and the task is cancelled.
+    Where no cancellation comes, the error is the server's own.
+    """
+    try:
+        yield
+    except grpc.aio.InternalError:
+        await asyncio.sleep(_CANCELLED_WITHIN_S)
+        raise
 
 
 def carried(message: str) -> str:

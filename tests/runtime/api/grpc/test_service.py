@@ -9,11 +9,13 @@ from typing import Any
 import grpc
 import pytest
 import structlog
+from grpc._cython.cygrpc import ExecuteBatchError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.proto.v1.moorage_pb2_grpc import MoorageStub
+from moorage.runtime.api.grpc import failures
 from moorage.runtime.api.grpc import service as api_service
 from moorage.runtime.api.grpc.server import ApiServer
 from moorage.workers.errors import Unavailable
@@ -315,6 +317,26 @@ async def test_an_internal_error_tells_an_id_and_logs_no_prompt(service: Any) ->
     assert entry["error_id"] in details
     assert entry["kind"] == "ZeroDivisionError"
     assert SECRET not in str(logs) + details
+
+
+async def test_a_write_that_fails_since_the_client_has_left_is_no_failed_request(
+    service: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """gRPC may tell that a deadline has passed by a failed write before it cancels the call."""
+
+    def fail(*_: object) -> None:
+        raise ExecuteBatchError('Failed "execute_batch"')
+
+    monkeypatch.setattr(service.engine, "_admit", fail)
+    with structlog.testing.capture_logs() as logs:
+        code, _ = await refusal(service.stub.Generate(generate(ids(1)), timeout=0.2))
+        assert code is Code.DEADLINE_EXCEEDED
+        assert [line for line in logs if line["log_level"] != "info"] == []
+        monkeypatch.setattr(failures, "_CANCELLED_WITHIN_S", 0.01)
+        code, _ = await refusal(service.stub.Generate(generate(ids(1))))
+        assert code is Code.INTERNAL, "a client that is still there learns of it"
+    assert [line["kind"] for line in logs if line["log_level"] == "error"] == ["ExecuteBatchError"]
+    assert capfd.readouterr().err == ""
 
 
 async def test_health_and_unavailable_before_and_after() -> None:
