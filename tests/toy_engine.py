@@ -184,6 +184,10 @@ class ToyEngine:
         self.says: str | None = None
         """An answer in ASCII that it gives instead of the prompt, and ends by itself."""
         self.sessions = ToySessions()
+        self.overloaded = False
+        """Whether no request is taken, whatever it asks."""
+        self.checked: list[str] = []
+        """Tenants of the requests that came, in order."""
 
     @property
     def grammars(self) -> Grammars:
@@ -201,6 +205,11 @@ class ToyEngine:
             eos_token_ids=(BOS,),
             default_sampling=self.default_sampling,
         )
+
+    def check_load(self, tenant: str = "") -> None:
+        self.checked.append(tenant)
+        if self.overloaded:
+            raise ResourceExhausted("64 requests wait already; try again", retry_after_s=1.5)
 
     def generate(self, params: GenerateParams) -> AsyncGenerator[Event]:
         self.seen.append(params)

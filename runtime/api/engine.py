@@ -81,6 +81,12 @@ class Engine(Protocol):
     def request_totals(self) -> RequestTotals:
         """Figures of all requests that ended."""
 
+    def check_load(self, tenant: str = "") -> None:
+        """Raises at once what keeps every request of a tenant from being taken now, whatever it asks.
+
+        It is called before a prompt is read and made into token ids, so that a refusal costs little.
+        """
+
     def generate(self, params: GenerateParams) -> Events:
         """Queues a generation. Raises at once what can't be served, or not now."""
 

@@ -116,12 +116,13 @@ class Admission:
             return Wait(request, "running", place)
         if self._lacks_device(request):
             return Wait(request, "device_slots", place)
-        if self._start_of(request) is None:
+        start = self._start_of(request)
+        if start is None:
             held, cached = self._continued(request)
             return Wait(
                 request, "memory", place, request.need if held is None else _beyond(request, held, cached)
             )
-        return Wait(request, "queue", place)
+        return Wait(request, "queue", place, cached_tokens=start.cached_tokens)
 
     def _lacks_device(self, request: ScheduledRequest) -> bool:
         """Whether running sessions hold slots or rings of the device that the request needs."""

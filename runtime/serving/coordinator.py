@@ -116,6 +116,10 @@ class Coordinator:
         """Figures of all requests that ended."""
         return self._loop.request_totals
 
+    def check_load(self, tenant: str = "") -> None:
+        """Raises what keeps every request of a tenant from being queued now, whatever it asks."""
+        self._loop.check_load(tenant)
+
     def generate(self, params: GenerateParams) -> EventStream:
         """Queues a generation, or raises why it can't be served. Closing the stream ends it at the next step."""
         request = self._request(params)
@@ -157,7 +161,7 @@ class Coordinator:
             step_part_s=dict(totals.part_s),
             failure="" if problem is None else problem.message,
             waiting_requests=waiting_requests(
-                scheduler, loop.requests, self._cluster.capacity, loop.expected_waits(), now_s
+                scheduler, loop.requests, self._cluster.capacity, loop.load.expected_waits(scheduler), now_s
             ),
             running_requests=running_requests(scheduler, loop.requests),
             idle_sessions=len(scheduler.idle),

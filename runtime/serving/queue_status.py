@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from moorage.runtime.config.units import format_bytes
 from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.request import Request
-from moorage.runtime.serving.scheduled_request import ScheduledRequest, Wait
+from moorage.runtime.serving.scheduled_request import Wait
 from moorage.runtime.serving.scheduler import Scheduler
 from moorage.runtime.serving.status_records import RunningRequest, WaitingRequest
 from moorage.workers.counting import counted
-from moorage.workers.errors import ResourceExhausted
 
 _WEIGHT = 0.1
 """Of the latest step among those before it."""
-_LEAST_RETRY_S, _MOST_RETRY_S = 0.5, 600.0
+LEAST_RETRY_S, MOST_RETRY_S = 0.5, 600.0
 
 
 class Throughput:
@@ -69,57 +68,29 @@ def waits_s(running_s: Sequence[float], waiting_s: Sequence[float]) -> list[floa
 
 def retry_after_s(starts: Sequence[float]) -> float:
     """When a refused request should come again: half of the queue has started then."""
-    return min(max(starts[len(starts) // 2], _LEAST_RETRY_S), _MOST_RETRY_S)
+    return min(max(starts[len(starts) // 2], LEAST_RETRY_S), MOST_RETRY_S)
 
 
-def expected_waits(
-    throughput: Throughput, scheduler: Scheduler, requests: Mapping[str, Request]
-) -> list[float] | None:
-    """When each waiting request will start, from now on; None until the throughput was measured."""
+def works_s(throughput: Throughput, requests: Mapping[str, Request]) -> dict[str, float] | None:
+    """How long the rest of each request takes alone, by its id; None until the throughput was measured."""
     works: dict[str, float] = {}
     for request in requests.values():
         work_s = throughput.work_s(request.scheduled.remaining_tokens, request.remaining_new_tokens)
         if work_s is None:
             return None
         works[request.request_id] = work_s
+    return works
+
+
+def expected_waits(
+    throughput: Throughput, scheduler: Scheduler, requests: Mapping[str, Request]
+) -> list[float] | None:
+    """When each waiting request will start, from now on; None until the throughput was measured."""
+    works = works_s(throughput, requests)
+    if works is None:
+        return None
     running = [works.get(request_id, 0.0) for request_id in scheduler.running]
     return waits_s(running, [works[waiting.request_id] for waiting in scheduler.waiting])
-
-
-def check_wait(
-    request: ScheduledRequest,
-    scheduler: Scheduler,
-    expected_s: Sequence[float] | None,
-    max_wait_s: float,
-) -> None:
-    """Raises ResourceExhausted for a waiting request that would wait longer than `max_wait_s`."""
-    if expected_s is None or _starts_at_once(request, scheduler):
-        return
-    wait_s = expected_s[scheduler.waiting.index(request)]
-    if wait_s > max_wait_s:
-        raise ResourceExhausted(
-            f"it would wait {wait_s:.0f} s, longer than server.max_wait allows ({max_wait_s:g} s); try again later",
-            retry_after_s=min(max(wait_s - max_wait_s, _LEAST_RETRY_S), _MOST_RETRY_S),
-        )
-
-
-def _starts_at_once(request: ScheduledRequest, scheduler: Scheduler) -> bool:
-    """Whether the next step admits a waiting request, as far as it is known: nothing holds up those before it."""
-    free = scheduler.limits.max_running - len(scheduler.running)
-    for wait in scheduler.waits():
-        if wait.request is request:
-            return wait.waits_for == "queue" and wait.place < free
-        if wait.waits_for not in ("queue", "session"):
-            return False
-    return False
-
-
-def held_by_pinned(num_pinned: int) -> ResourceExhausted:
-    """The error of a request for which pinned sessions leave no memory."""
-    return ResourceExhausted(
-        f"the memory that the request needs is held by {counted(num_pinned, 'pinned session')}; unpin or delete "
-        "some, or raise kv_store.dram"
-    )
 
 
 def running_requests(scheduler: Scheduler, requests: Mapping[str, Request]) -> tuple[RunningRequest, ...]:

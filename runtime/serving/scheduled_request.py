@@ -137,3 +137,5 @@ class Wait:
     """How many requests wait before it."""
     lacking: Resources | None = None
     """For memory: what must be free, beside what the request can go on with."""
+    cached_tokens: int = 0
+    """Prompt tokens that the store holds already, of a request that can start now."""

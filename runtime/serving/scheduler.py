@@ -52,14 +52,17 @@ class Scheduler:
 
     def add(self, request: ScheduledRequest, retry_after_s: float | None = None) -> None:
         """Queues a request. Raises ResourceExhausted, changing nothing, if its tenant's queue is full."""
-        waiting = self._admission.waiting
-        if sum(one.tenant == request.tenant for one in waiting) >= self.limits.max_waiting:
+        self.check_queue(request.tenant, retry_after_s)
+        self._admission.waiting.append(request)
+
+    def check_queue(self, tenant: str, retry_after_s: float | None = None) -> None:
+        """Raises ResourceExhausted if a tenant's queue is full."""
+        if sum(one.tenant == tenant for one in self._admission.waiting) >= self.limits.max_waiting:
             raise ResourceExhausted(
                 f"the queue is full ({counted(self.limits.max_waiting, 'waiting request')}); try again later, "
                 "or raise server.max_queued_requests",
                 retry_after_s=retry_after_s,
             )
-        waiting.append(request)
 
     def release(self, request_id: str) -> None:
         """Removes a request and frees its reservation."""

@@ -18,15 +18,10 @@ from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.health import StepFailures
+from moorage.runtime.serving.load import Load, held_by_pinned
 from moorage.runtime.serving.output_processor import OutputProcessor
 from moorage.runtime.serving.pending import Pending
-from moorage.runtime.serving.queue_status import (
-    Throughput,
-    check_wait,
-    expected_waits,
-    held_by_pinned,
-    retry_after_s,
-)
+from moorage.runtime.serving.queue_status import Throughput
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.request_log import log_end
 from moorage.runtime.serving.request_totals import RequestTotals
@@ -36,7 +31,7 @@ from moorage.runtime.serving.session_cache import IdleSession
 from moorage.runtime.serving.sessions.prefixes import Prefixes
 from moorage.runtime.serving.sessions.reuse import reusable_tokens
 from moorage.runtime.serving.totals import Totals
-from moorage.workers.errors import InvalidRequest, MoorageError, ResourceExhausted, Unavailable
+from moorage.workers.errors import InvalidRequest, MoorageError, Unavailable
 from moorage.workers.spec import (
     ContinueSession,
     ForkSession,
@@ -82,6 +77,7 @@ class StepLoop:
         self._step_ids = itertools.count(1)
         self._wake = asyncio.Event()
         self._throughput = Throughput()
+        self.load = Load(self._throughput, self.requests, limits.max_wait_s)
         self._output = OutputProcessor(eos_token_ids, self.totals, time.monotonic)
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(self._ended)
@@ -91,11 +87,7 @@ class StepLoop:
         self._executor.health.check()
         if request.request_id in self.requests:
             raise InvalidRequest(f"request_id: {request.request_id!r} is in use; choose another or send none")
-        starts = self.expected_waits()
-        self.scheduler.add(request.scheduled, retry_after_s(starts) if starts else None)
-        self.requests[request.request_id] = request
-        if self._limits.max_wait_s is not None:
-            self._check_wait(request, self._limits.max_wait_s)
+        self.load.add(request, self.scheduler)
         self._wake.set()
 
         def on_close() -> None:
@@ -108,6 +100,11 @@ class StepLoop:
                 self._wake.set()
 
         return EventStream(request.events, on_close, on_read)
+
+    def check_load(self, tenant: str) -> None:
+        """Raises what `add` would raise for every request of a tenant, whatever it asks."""
+        self._executor.health.check()
+        self.load.check(tenant, self.scheduler)
 
     def fork(self, session: IdleSession, new: IdleSession) -> None:
         """Adds an idle session that shares blocks with another; the worker opens it with the next step."""
@@ -126,15 +123,6 @@ class StepLoop:
         """Whether a fork or a restored session is not yet open; False once the loop is over."""
         return self._pending.opens(session_id) and not self._task.done()
 
-    def _check_wait(self, request: Request, max_wait_s: float) -> None:
-        """Takes a waiting request back, and raises ResourceExhausted, if it would wait too long."""
-        try:
-            check_wait(request.scheduled, self.scheduler, self.expected_waits(), max_wait_s)
-        except ResourceExhausted:
-            del self.requests[request.request_id]
-            self.scheduler.release(request.request_id)
-            raise
-
     def discard(self, session: IdleSession) -> None:
         """Frees an idle session; the worker drops it with the next step."""
         self.scheduler.discard(session)
@@ -150,10 +138,6 @@ class StepLoop:
         """Ends all requests with an error. Named sessions keep their KV, and the loop goes on."""
         for request in self.requests.values():
             request.end(error)
-
-    def expected_waits(self) -> list[float] | None:
-        """When each waiting request will start, from now on; None until the throughput was measured."""
-        return expected_waits(self._throughput, self.scheduler, self.requests)
 
     async def close(self) -> None:
         """Ends the task. Safe to call twice."""

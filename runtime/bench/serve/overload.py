@@ -24,6 +24,8 @@ REFUSED = "ResourceExhausted"
 """The error of a request that the server had no room for; every other one is a failure."""
 MOST_REFUSAL_MS = 100.0
 MOST_TTFT_RATIO = 2.0
+MOST_DELAY_MS = 20.0
+"""Beyond it, what the client measures is in part how late it is itself."""
 _AGAIN_S = 0.05
 """Pause of a refused client while the capacity is measured."""
 
@@ -65,6 +67,8 @@ class OverloadFigures:
     ttft: Spread | None
     refusal: Spread | None
     longest_refusal_ms: float | None
+    send_delay: Spread | None
+    """How much later than planned the client sent requests: its own part in what it measures."""
     lost_pids: tuple[int, ...]
     """Processes of the server that were there before, and are not there afterwards."""
     failed_steps: int
@@ -73,6 +77,11 @@ class OverloadFigures:
     def ttft_ratio(self) -> float | None:
         """99th percentile of the times to first token, in multiples of the unloaded server's."""
         return None if self.ttft is None else self.ttft.p99 / self.unloaded_ttft.p99
+
+    @property
+    def client_is_late(self) -> bool:
+        """Whether the client could not keep up, so that the times are in part its own."""
+        return self.send_delay is not None and self.send_delay.p99 > MOST_DELAY_MS
 
     @property
     def shortcomings(self) -> list[str]:
@@ -110,7 +119,12 @@ class OverloadFigures:
             "failed_steps": self.failed_steps,
             "shortcomings": self.shortcomings,
         }
-        spreads = {"unloaded_ttft": self.unloaded_ttft, "ttft": self.ttft, "refusal": self.refusal}
+        spreads = {
+            "unloaded_ttft": self.unloaded_ttft,
+            "ttft": self.ttft,
+            "refusal": self.refusal,
+            "send_delay": self.send_delay,
+        }
         for name, spread in spreads.items():
             if spread is not None:
                 value |= {f"mean_{name}_ms": spread.mean, f"median_{name}_ms": spread.median}
@@ -137,7 +151,7 @@ async def run_overload(
     served = await run.flood(offered)
     took_s = time.perf_counter() - begun_s
     after = await client.status()
-    return _figures(unloaded, capacity, served, took_s, plan.duration_s, before, after)
+    return _figures(unloaded, capacity, served, run.delays_s, took_s, plan.duration_s, before, after)
 
 
 class _Run:
@@ -146,6 +160,8 @@ class _Run:
     def __init__(self, client: AsyncClient, plan: OverloadPlan, text: Sequence[int]) -> None:
         self._client, self._plan, self._text = client, plan, text
         self._draw = random.Random(plan.seed)
+        self.delays_s: list[float] = []
+        """How much later than planned each request of `flood` was sent."""
 
     async def ask(self) -> Served:
         prompt = unlike_prompt(self._draw, self._text, self._plan.input_tokens)
@@ -174,12 +190,17 @@ class _Run:
 
     async def flood(self, rate: float) -> list[Served]:
         """Requests that begin at `rate` a second in the mean; returns when all have ended."""
+
+        async def ask_at(planned_s: float) -> Served:
+            self.delays_s.append(time.perf_counter() - planned_s)
+            return await self.ask()
+
         begun_s = next_s = time.perf_counter()
         tasks = []
         async with asyncio.TaskGroup() as group:
             while next_s - begun_s < self._plan.duration_s:
                 await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
-                tasks.append(group.create_task(self.ask()))
+                tasks.append(group.create_task(ask_at(next_s)))
                 next_s += self._draw.expovariate(rate)
         return [task.result() for task in tasks]
 
@@ -188,6 +209,7 @@ def _figures(
     unloaded: Spread,
     capacity: float,
     served: Sequence[Served],
+    delays_s: Sequence[float],
     took_s: float,
     duration_s: float,
     before: ClusterStatus,
@@ -206,6 +228,7 @@ def _figures(
         ttft=Spread.of([one.ttft_s for one in done]),
         refusal=Spread.of(refused_s),
         longest_refusal_ms=max((1000 * s for s in refused_s), default=None),
+        send_delay=Spread.of(delays_s),
         lost_pids=tuple(sorted(_pids(before) - _pids(after))),
         failed_steps=after.failed_steps_total - before.failed_steps_total,
     )

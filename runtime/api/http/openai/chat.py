@@ -91,6 +91,7 @@ async def chat_completions(request: Request) -> Response:
         )
         talk = ToolConversation.of(engine, conversation(asked.messages), asked.tools_asked)
         params = each_choice(talk.bound(options), served, request_id, asked.num_choices)
+        engine.check_load(params[0].tenant)
         prompt = await while_connected(request, talk.token_ids(engine, sent.upload, service.replays))
         params = await with_guides(engine, [talk.shown(one) for one in with_prompt(params, prompt)])
     readers = [AnswerReader(talk, service.replays, served.eos_token_ids) for _ in params]

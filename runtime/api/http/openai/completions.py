@@ -166,6 +166,7 @@ async def completions(request: Request) -> Response:
         )
         prompts = _prompts(asked.prompt)
         params = each_choice(options, served, request_id, asked.num_choices * len(prompts))
+        engine.check_load(params[0].tenant)
         params = await with_guides(engine, params)
         choices = await while_connected(request, _choices(engine, sent.upload, asked, prompts))
     answer = _Answer(asked, served.name, f"cmpl-{request_id}", choices, len(prompts))
@@ -251,4 +252,4 @@ def _work(asked: CompletionRequest, params: GenerateParams, prompt: TokenIds) ->
     """What the engine is asked for one choice; without new tokens it scores the prompt."""
     if asked.most_tokens:
         return replace(params, prompt=prompt, prompt_logprobs=asked.scores_prompt)
-    return ScoreParams(prompt, params.preset, params.memory, params.request_id)
+    return ScoreParams(prompt, params.preset, params.memory, params.request_id, params.tenant, params.limits)

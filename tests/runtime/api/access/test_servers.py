@@ -106,6 +106,16 @@ async def test_a_key_is_its_tenant_on_both_servers(guarded: Guarded, monkeypatch
     assert [one.limits for one in seen] == [NO_LIMITS, LIMITS, NO_LIMITS, LIMITS]
 
 
+async def test_a_scoring_is_its_tenants(guarded: Guarded) -> None:
+    body = {"prompt": "hello", "max_tokens": 0, "echo": True, "logprobs": 1}
+    headers = {"authorization": f"Bearer {guarded.keys['two']}"}
+    async with httpx2.AsyncClient(base_url=f"http://{guarded.http}") as client:
+        assert (await client.post("/v1/completions", json=body, headers=headers)).status_code == 200
+    (asked,) = guarded.engine.seen
+    assert (asked.tenant, asked.limits) == ("two", LIMITS)
+    assert guarded.engine.checked == ["two"]
+
+
 async def test_a_page_of_another_site_may_not_call(guarded: Guarded) -> None:
     key = {"authorization": f"Bearer {guarded.keys['one']}"}
     async with httpx2.AsyncClient(base_url=f"http://{guarded.http}") as client:

@@ -302,6 +302,18 @@ async def test_what_is_refused_was_not_accepted(service: Any, request_: list[Any
         await anext(aiter(method(request_)))
 
 
+@pytest.mark.parametrize("method", ["Generate", "Score"])
+async def test_an_overloaded_server_refuses_before_it_reads_a_prompt(service: Any, method: str) -> None:
+    """And so it costs the server neither an upload nor a tokenizer."""
+    service.engine.overloaded = True
+    send = generate if method == "Generate" else score
+    code, details = await refusal(getattr(service.stub, method)(send(text(b"\xff is no text"))))
+    assert (code, details) == (Code.RESOURCE_EXHAUSTED, "64 requests wait already; try again")
+    code, _ = await refusal(getattr(service.stub, method)(send(ids(1), model="other")))
+    assert code is Code.NOT_FOUND, "what can never be served is told apart"
+    assert service.engine.seen == []
+
+
 async def test_an_accepted_request_has_one_id_for_client_engine_and_log(service: Any) -> None:
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         replies = [r async for r in service.stub.Generate(generate(ids(1)))]

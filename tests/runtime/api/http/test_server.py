@@ -118,6 +118,34 @@ async def test_the_openapi_document_has_every_body(http: Http) -> None:
     assert "$ref" not in json.dumps(schema)
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, USER),
+        ("/v1/completions", {"prompt": "hello"}),
+        ("/v1/completions", {"prompt": "hello", "max_tokens": 0, "echo": True, "logprobs": 1}),
+        ("/v1/responses", {"input": "hello"}),
+        ("/v1/messages", {**USER, "model": "toy", "max_tokens": 4}),
+        ("/chat", {"prompt": "hello"}),
+    ],
+)
+async def test_an_overloaded_server_refuses_before_it_makes_token_ids(
+    http: Http, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    """For they cost a process."""
+
+    async def count(*_: object, **__: object) -> None:
+        pytest.fail("a prompt that is not served was made into token ids")
+
+    http.engine.overloaded = True
+    monkeypatch.setattr(http.engine.text, "encode", count)
+    monkeypatch.setattr(http.engine.text, "encode_chat", count)
+    refused = await http.client.post(path, json=body)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+    assert "64 requests wait already" in refused.text
+    assert http.engine.seen == []
+
+
 async def test_an_unforeseen_error_has_an_id_and_tells_nothing(http: Http) -> None:
     body = {"messages": [{"role": "user", "content": SECRET}], "preset": "broken"}
     with structlog.testing.capture_logs() as logs:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +71,7 @@ def figures(**changes: Any) -> OverloadFigures:
         "ttft": Spread(150.0, 150.0, 239.0),
         "refusal": Spread(5.0, 5.0, 99.0),
         "longest_refusal_ms": 130.0,
+        "send_delay": Spread(1.0, 0.5, 20.0),
         "lost_pids": (),
         "failed_steps": 0,
     }
@@ -124,6 +127,23 @@ def test_what_a_server_should_not_do_is_said(changes: dict[str, Any], said: str)
     assert figures().shortcomings == []
     (found,) = figures(**changes).shortcomings
     assert said in found
+
+
+async def test_a_client_that_sends_late_is_told_apart_from_the_server() -> None:
+    blocking: list[asyncio.Handle] = []
+
+    def block_later(phase: str) -> None:
+        if "requests/s" in phase:
+            blocking.append(asyncio.get_running_loop().call_later(0.5, time.sleep, 0.4))
+
+    with toy_server(engine=NarrowEngine()) as server:
+        async with AsyncClient(server.address) as client:
+            found = await run_overload(client, plan(), TEXT, block_later)
+    assert blocking
+    assert found.send_delay is not None
+    assert found.send_delay.p99 > 100
+    assert found.client_is_late
+    assert not figures().client_is_late
 
 
 def test_the_command_prints_and_writes_the_figures(tmp_path: Path) -> None:
