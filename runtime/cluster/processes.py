@@ -114,7 +114,7 @@ class ClusterProcesses:
             (f"GPU worker {self._worker_name}", worker_facts, "and with it all that it computed"),
         ]
         for name, facts, lost in found:
-            if facts.niceness > os.getpriority(os.PRIO_PROCESS, 0):
+            if facts.niceness > ray_environment.asked_niceness():
                 log.warning(
                     "slow: Ray runs the process behind all others; start Ray with RAY_worker_niceness=0",
                     name=name,

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from moorage.workers.process import NICENESS
 
+NICENESS_OF_WORKERS = 5
+"""Above that of the server, which needs little of the processor, but soon: its answers would wait for steps."""
 _MEMORY_STOP = "0.98"
 """Share of the host's memory above which Ray kills processes. All memory is reserved before, so it should not."""
 _DEFAULTS = {
@@ -23,7 +25,7 @@ _FIXED = {
 }
 _PRIVATE = {
     # Ray's default for its workers is niceness 15, below everything else on the host.
-    "RAY_worker_niceness": "0",
+    "RAY_worker_niceness": str(NICENESS_OF_WORKERS),
     # How many times 3 s a node may be silent. A node that was stopped can then continue; its end is noticed at once.
     "RAY_health_check_failure_threshold": "200",
     # Ray then uses the loopback address as this node's, and listens on no other.
@@ -44,4 +46,9 @@ def prepare(*, private: bool) -> None:
 def of_actors(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables that actors need. In a Ray cluster that was started elsewhere they do not inherit them."""
     passed = {name: value for name, value in environment.items() if name.startswith(_PASSED)}
-    return passed | {NICENESS: str(os.getpriority(os.PRIO_PROCESS, 0))}
+    return passed | {NICENESS: str(asked_niceness())}
+
+
+def asked_niceness() -> int:
+    """That of the processes that compute; 19 is the last one."""
+    return min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS_OF_WORKERS, 19)

@@ -23,6 +23,7 @@ from moorage.runtime.cluster.os_processes import ProcessId
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.serving.protocol import ClusterStatus
 from moorage.workers.errors import Unavailable
+from moorage.workers.process import freeze_heap
 
 log = structlog.get_logger()
 
@@ -97,6 +98,7 @@ async def _started(start: Coroutine[Any, Any, Engine], stop: asyncio.Event) -> E
 async def _serve_engine(
     launch: Launch, hooks: Hooks, server: FrontEnds, addresses: Addresses, engine: Engine, stop: asyncio.Event
 ) -> None:
+    freeze_heap()
     await server.serve(engine)
     ready = _ready_message(launch, addresses, await engine.status())
     _record(launch, addresses, "serving")

@@ -1,4 +1,4 @@
-"""The priority that a launcher asks for."""
+"""The priority that a launcher asks for, and the heap that the garbage collector leaves alone."""
 
 from __future__ import annotations
 
@@ -32,3 +32,26 @@ def test_every_thread_takes_the_niceness_of_the_launcher_and_never_a_worse_one(
     environment = os.environ | ({} if asked is None else {"MOORAGE_NICENESS": asked})
     done = subprocess.run([sys.executable, "-c", _TAKE], env=environment, stdout=subprocess.PIPE, check=True)
     assert done.stdout.decode().strip() == got
+
+
+_FREEZE = """
+import gc
+from moorage.workers.process import freeze_heap
+class Ring:
+    pass
+old = Ring()
+old.own = old
+there = len(gc.get_objects())
+freeze_heap()
+young = Ring()
+young.own = young
+del old, young
+print(gc.get_freeze_count() > there // 2, gc.collect())
+"""
+
+
+def test_what_there_is_at_the_start_is_never_looked_at_again_and_what_comes_is() -> None:
+    done = subprocess.run([sys.executable, "-c", _FREEZE], stdout=subprocess.PIPE, check=True)
+    frozen, collected = done.stdout.decode().split()
+    assert frozen == "True"
+    assert 1 <= int(collected) < 10, "the ring that was made afterwards"

@@ -16,7 +16,7 @@ from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.worker import GpuWorker
 from moorage.workers.kv.actor import connect
 from moorage.workers.kv.link import Link
-from moorage.workers.process import ProcessFacts, own_facts, take_asked_priority
+from moorage.workers.process import ProcessFacts, freeze_heap, own_facts, take_asked_priority
 from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import StepPlan, StepResult
 from moorage.workers.stages import StartStage
@@ -50,7 +50,9 @@ class GpuWorkerShell:
     def _start(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> GpuWorker:
         group_size = settings.spec.group_size
         connectors = [partial(self._connect, name, namespace, group_size) for name in kv_actors]
-        return GpuWorker(settings, connectors, progress=self._note)
+        worker = GpuWorker(settings, connectors, progress=self._note)
+        freeze_heap()
+        return worker
 
     def _connect(self, name: str, namespace: str, group_size: int) -> Link:
         self._stage = StartStage.KV_ACTORS

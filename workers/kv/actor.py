@@ -29,7 +29,7 @@ from moorage.workers.kv.ray_link import RayLink
 from moorage.workers.kv.snapshot import load_session, save_session
 from moorage.workers.kv.store import KvStore
 from moorage.workers.kv.warm_up import LOCK, warm_up, warm_up_keys
-from moorage.workers.process import ProcessFacts, host_key, own_facts, take_asked_priority
+from moorage.workers.process import ProcessFacts, freeze_heap, host_key, own_facts, take_asked_priority
 from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import KvLayout
 
@@ -72,6 +72,7 @@ class KvActor:
         self._lock = threading.Lock()
         self._jobs = Jobs()
         self._server = MailboxServer(self._store, lock=self._lock, num_threads=num_threads)
+        freeze_heap()
 
     def contact(self) -> Contact:
         """How to reach the store."""
