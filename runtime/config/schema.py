@@ -191,7 +191,8 @@ class ServerSection(Section):
     max_wait: Seconds | None = Field(
         None,
         description="Longest time that a request may expect to wait by the measured speed, such as 30s or 10min; one "
-        "that would wait longer is refused at once, and told when to try again. Default unlimited.",
+        "that would wait longer is refused at once, and told when to try again. Prompts that are read beside its own "
+        "count. Default unlimited.",
     )
 
 
