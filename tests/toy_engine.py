@@ -31,6 +31,7 @@ from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
 from moorage.runtime.text.chat_extra import ChatExtra
 from moorage.runtime.text.grammar import Grammars
+from moorage.runtime.text.reasoning import ReasoningUse
 from moorage.runtime.text.tools.formats import FORMATS, ToolUse
 from moorage.workers.errors import (
     FailedPrecondition,
@@ -65,8 +66,12 @@ class ByteTokenizer:
         parse_special: bool = False,
         said: Mapping[int, Sequence[int]] | None = None,
         tools: Sequence[Mapping[str, Any]] = (),
+        **values: Any,
     ) -> list[int]:
-        """Each message with its role, and with what else it has as JSON."""
+        """Each message with its role, and with what else it has as JSON; other values after them.
+
+        With the value `open` the prompt begins the reasoning.
+        """
         begin = "{" if parse_special else "<"
         ids = list("".join(f"[{json.dumps(tool['function'])}]" for tool in tools).encode())
         for place, message in enumerate(messages):
@@ -74,7 +79,9 @@ class ByteTokenizer:
             content = message["content"] + (json.dumps(more) if more else "")
             ids += f"{begin}{message['role']}>".encode()
             ids += (said or {}).get(place, content.encode())
-        return ids
+        if values:
+            ids += json.dumps(values).encode()
+        return ids + list(b"<think>\n" if values.get("open") else b"")
 
 
 class ToyText:
@@ -85,6 +92,7 @@ class ToyText:
     def __init__(self, tokenizer: ByteTokenizer) -> None:
         self._tokenizer = tokenizer
         self.tool_use: ToolUse | None = ToolUse(FORMATS["hermes"])
+        self.reasoning: ReasoningUse | None = None
 
     async def encode(self, field: str, text: Body, *, add_special_tokens: bool = True) -> array[int]:
         options = {"field": field, "add_special_tokens": add_special_tokens}

@@ -26,6 +26,7 @@ from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.serving.sessions.saving import Saved, Served
 from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.process import TextProcess
+from moorage.runtime.text.reasoning import reasoning_use
 from moorage.runtime.text.tools.formats import tool_use
 
 
@@ -138,4 +139,5 @@ def text_of(plan: LaunchPlan) -> TextProcess | None:
         tokenizer.max_bytes_per_token,
         spelling=tokenizer.spelling,
         tool_use=tool_use(tokenizer, plan.config.server.tool_parser),
+        reasoning=reasoning_use(tokenizer, plan.config.server.reasoning_parser),
     )

@@ -174,9 +174,34 @@ class ServerSection(Section):
     tls_client_ca: FilePath | None = Field(
         None, description="Certificates of authorities; only clients with a certificate of theirs are let in."
     )
-    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "qwen3_coder", "json"] = Field(
+    tool_parser: Literal[
+        "auto",
+        "deepseek_v3",
+        "deepseek_v31",
+        "hermes",
+        "llama3_json",
+        "mistral",
+        "openai",
+        "qwen3_coder",
+        "json",
+    ] = Field(
         "auto",
         description="Format in which the model writes tool calls; auto reads it from the chat template.",
+    )
+    reasoning_parser: Literal[
+        "auto",
+        "none",
+        "deepseek_r1",
+        "deepseek_v3",
+        "glm45",
+        "kimi_k2",
+        "mistral",
+        "openai_gptoss",
+        "qwen3",
+    ] = Field(
+        "auto",
+        description="Format in which the model writes its reasoning, which HTTP answers have apart from their text; "
+        "auto reads it from the chat template, none leaves it in the text.",
     )
     max_message_bytes: Annotated[Bytes, Field(ge=2 * 1024**2, le=2**31 - 1)] = Field(
         4 * 1024**2,

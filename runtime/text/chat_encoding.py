@@ -20,6 +20,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from moorage.runtime.text import harmony_replay
 from moorage.runtime.text.chat_template import ChatTemplate
 from moorage.runtime.text.plain_tokenizer import PlainTokenizer
 from moorage.runtime.text.spelled_tokens import SpelledTokens
@@ -37,6 +38,7 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
         self._tokenizer, self.template = tokenizer, template
+        self._in_channels = harmony_replay.is_harmony(template.source)
         added = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
         tags = {text for text, token in added.items() if token.special or _is_tag(text)}
         turns = {text for text in tags if added[text].special or _letters(text) in template.roles}
@@ -70,7 +72,7 @@ class ChatEncoder:
             mark = secrets.token_hex(_MARK_BYTES)
             marks = {place: f"{mark}{number}x" for number, place in enumerate(sorted(said))}
             marked = [
-                {"role": message["role"], "content": marks[place]} if place in marks else message
+                self._marked(message, marks[place]) if place in marks else message
                 for place, message in enumerate(messages)
             ]
             pieces = {text: said[place] for place, text in marks.items()}
@@ -79,6 +81,12 @@ class ChatEncoder:
             ):  # A template may refuse answers of tools without calls before them.
                 return self._encoded(marked, add_generation_prompt, pieces, extra)
         return self._encoded(messages, add_generation_prompt, {}, extra)
+
+    def _marked(self, message: Mapping[str, Any], mark: str) -> dict[str, Any]:
+        """A message whose tokens are known, as the template gets it: with a mark where they go."""
+        if self._in_channels and message.get("tool_calls"):
+            return harmony_replay.marked(message, mark)
+        return {"role": message["role"], "content": mark}
 
     def _encoded(
         self,
@@ -100,6 +108,8 @@ class ChatEncoder:
             ascii_as_it_is="".join(stand_ins.values()),
             **values,
         )
+        if self._in_channels:
+            text = harmony_replay.freed(text, pieces)
         places = [text.find(piece) for piece in pieces]
         if -1 in places or places != sorted(places) or any(text.count(piece) > 1 for piece in pieces):
             raise InvalidRequest("prompt: the chat template changes what the model said")

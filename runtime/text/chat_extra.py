@@ -1,4 +1,4 @@
-"""What a conversation has beside roles and texts: tools, calls of them, and answers whose tokens are known."""
+"""What a conversation has beside roles and texts: tools, calls of them, answers whose tokens are known, values."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ class ChatExtra:
     """By the place of a message its other fields, such as `tool_calls` or `tool_call_id`."""
     said: Mapping[int, Sequence[int]] = field(default_factory=dict)
     """By the place of an answer the tokens that the model generated for it. They stand for its content and calls."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """Other values for the template, by name, such as `enable_thinking`."""
 
     def as_json(self) -> dict[str, Any]:
         """A value that JSON can hold."""
-        return {"tools": self.tools, "fields": self.fields, "said": self.said}
+        return {"tools": self.tools, "fields": self.fields, "said": self.said, "values": self.values}
 
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> Self:
         """The same from its JSON, whose keys are texts."""
         places = ({int(place): found for place, found in value[name].items()} for name in ("fields", "said"))
-        return cls(value["tools"], *places)
+        return cls(value["tools"], *places, value["values"])

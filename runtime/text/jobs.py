@@ -12,6 +12,7 @@ from moorage.runtime.text.chat_extra import ChatExtra
 from moorage.workers.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from moorage.runtime.text.reasoning import ReasoningUse
     from moorage.runtime.text.tools.formats import ToolUse
 
 NO_EXTRA = ChatExtra()
@@ -61,6 +62,8 @@ class Text(Protocol):
 
     tool_use: ToolUse | None
     """How the model calls tools; None where its chat template has no place for them."""
+    reasoning: ReasoningUse | None
+    """How the model reasons; None where that is not known."""
 
     async def encode_chat(
         self,
@@ -107,7 +110,7 @@ def encode_chat(
         start += num_bytes
 
     on_stage(f"{tokenizer.chat_template_source}: the chat template", len(data))
-    more = {"tools": extra.tools} if extra.tools else {}
+    more = {**extra.values, **({"tools": extra.tools} if extra.tools else {})}
     special = options["parse_special"]
     return array(
         "I", tokenizer.encode_chat(messages, parse_special=special, said=extra.said, **more)

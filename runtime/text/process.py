@@ -23,6 +23,7 @@ from moorage.runtime.text.chat_extra import ChatExtra
 from moorage.runtime.text.jobs import NO_EXTRA, chat_layout
 from moorage.runtime.text.lanes import LONG_BYTES, Lane, Lanes
 from moorage.runtime.text.limits import PACKET_BYTES, JobLimits
+from moorage.runtime.text.reasoning import ReasoningUse
 from moorage.runtime.text.tools.formats import ToolUse
 from moorage.workers.errors import InvalidRequest, Unavailable
 
@@ -47,10 +48,11 @@ class TextProcess:
         limits: JobLimits | None = None,
         spelling: Callable[[int], str] = lambda _token_id: "",
         tool_use: ToolUse | None = None,
+        reasoning: ReasoningUse | None = None,
     ) -> None:
         """`spelling` gives the text of single tokens in this process."""
         self._model_dir, self.max_bytes_per_token = model_dir, max_bytes_per_token
-        self.tool_use = tool_use
+        self.tool_use, self.reasoning = tool_use, reasoning
         self._spelling = spelling
         self._limits = limits or JobLimits()
         self._lanes = Lanes()

@@ -126,6 +126,12 @@ class TextTokenizer:
         return chat.template.path.name if chat else TEMPLATE_FILE
 
     @property
+    def template_source(self) -> str | None:
+        """The source of the chat template; None where conversations can't be encoded."""
+        chat = self._chats.get(DEFAULT_TEMPLATE)
+        return chat.template.source if chat is not None else None
+
+    @property
     def tool_template(self) -> str | None:
         """The source of the chat template for conversations with tools; None where it has no place for them."""
         chat = self._chats.get(_TOOL_TEMPLATE) or self._chats.get(DEFAULT_TEMPLATE)

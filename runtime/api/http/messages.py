@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from moorage.runtime.api.http.prompts import Message
+from moorage.runtime.api.http.reasoning import reasoning_fields
 from moorage.runtime.api.http.tools.calls import openai_calls
 from moorage.workers.errors import InvalidRequest
 
@@ -58,10 +59,13 @@ def with_one_system_message(messages: Sequence[Message]) -> list[Message]:
 
 
 def _fields(message: ChatMessage, where: str) -> dict[str, Any]:
-    """The calls of an answer, or the call that a tool answers."""
+    """Reasoning and calls of an answer, or the call that a tool answers."""
     sent = message.model_extra or {}
-    if message.role == "assistant" and sent.get("tool_calls"):
-        return {"tool_calls": openai_calls(f"{where}.tool_calls", sent["tool_calls"])}
+    if message.role == "assistant":
+        calls = sent.get("tool_calls")
+        reasoned = sent.get("reasoning") or sent.get("reasoning_content")
+        fields = reasoning_fields(reasoned, beside_text=bool(calls and message.content))
+        return {**fields, "tool_calls": openai_calls(f"{where}.tool_calls", calls)} if calls else fields
     if message.role == "tool":
         names = ("tool_call_id", "name")
         return {name: sent[name] for name in names if isinstance(sent.get(name), str)}

@@ -13,7 +13,9 @@ from moorage.runtime.api.http.generations import Generations
 from moorage.runtime.api.http.grammars import with_guides
 from moorage.runtime.api.http.service import HttpService
 from moorage.runtime.api.http.streams import while_connected
-from moorage.runtime.api.http.tools.answers import AnswerReader, ToolConversation
+from moorage.runtime.api.http.tools.answers import ToolConversation
+from moorage.runtime.api.http.tools.asked import ToolsAsked
+from moorage.runtime.api.http.tools.reader import AnswerReader
 from moorage.runtime.serving.protocol import Finished, GenerateOptions
 
 
@@ -25,8 +27,9 @@ class Turn:
     model: str
     prompt_tokens: int
     generations: Generations
+    tools: ToolsAsked
     reader: AnswerReader
-    """Parts the answer into text and calls; it also holds the whole of it."""
+    """Parts the answer into reasoning, text and calls; it also holds the whole of it."""
 
 
 async def start_turn(
@@ -45,8 +48,8 @@ async def start_turn(
     prompt = await while_connected(sent.request, talk.token_ids(engine, sent.upload, service.replays))
     asked = await with_guides(engine, [talk.shown(replace(params, prompt=prompt))])
     generations = await Generations.start(service, engine, asked)
-    reader = AnswerReader(talk, service.replays, served.eos_token_ids, id_prefix)
-    return Turn(request_id, served.name, len(prompt), generations, reader)
+    reader = talk.reader(engine, service.replays, asked[0], id_prefix)
+    return Turn(request_id, served.name, len(prompt), generations, talk.asked, reader)
 
 
 async def whole(request: Request, turn: Turn) -> Finished:

@@ -16,7 +16,6 @@ _CHANGES_THE_ANSWER: dict[str, tuple[Any, ...]] = {
     "bad_words": (),
     "best_of": (1,),
     "chat_template": (),
-    "chat_template_kwargs": (),
     "continue_final_message": (),
     "documents": (),
     "dry_multiplier": (),

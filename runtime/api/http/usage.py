@@ -28,8 +28,13 @@ _MEASURED = (
 )
 
 
-def openai_usage(usages: Sequence[Usage], prompts: int = 1, *, measured: bool = False) -> dict[str, Any]:
-    """The sum over all answers; a prompt counts once however many answers it has."""
+def openai_usage(
+    usages: Sequence[Usage], prompts: int = 1, *, measured: bool = False, reasoning: int | None = None
+) -> dict[str, Any]:
+    """The sum over all answers; a prompt counts once however many answers it has.
+
+    `reasoning` is how many of the tokens are reasoning, where that is known.
+    """
     each = max(1, len(usages) // prompts)
     prompt_tokens = sum(usage.prompt_tokens for usage in usages[::each])
     completion_tokens = sum(usage.completion_tokens for usage in usages)
@@ -39,6 +44,8 @@ def openai_usage(usages: Sequence[Usage], prompts: int = 1, *, measured: bool = 
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages[::each])},
     }
+    if reasoning is not None:
+        record["completion_tokens_details"] = {"reasoning_tokens": reasoning}
     if measured:
         record["moorage"] = [measured_usage(usage) for usage in usages]
     return record

@@ -58,27 +58,27 @@ class ToolFormat:
         for place, tool in enumerate(tools):
             begin = f'{{"name": {json.dumps(tool.name)}, "{self.arguments_key}": '
             lines.append(f'tool_{place}: {json.dumps(begin)} arguments_{place} "}}"')
-            lines.append(f"arguments_{place}: %json {json.dumps(_schema(tool.parameters))}")
+            lines.append(f"arguments_{place}: %json {json.dumps(schema_of(tool.parameters))}")
         return "\n".join(lines)
 
     def frame(self, spelled: Callable[[str], str], *, several: bool) -> list[str]:
         """The rules of what stands round the `body` of calls."""
-        rest = f" ({self._literal(self.separator, spelled)} call){{0,{_MOST_MORE}}}" if several else ""
-        start = (self._literal(self.before, spelled), f"call{rest}", self._literal(self.after, spelled))
-        each = (self._literal(self.before_each, spelled), "body", self._literal(self.after_each, spelled))
+        rest = f" ({self.literal(self.separator, spelled)} call){{0,{_MOST_MORE}}}" if several else ""
+        start = (self.literal(self.before, spelled), f"call{rest}", self.literal(self.after, spelled))
+        each = (self.literal(self.before_each, spelled), "body", self.literal(self.after_each, spelled))
         return [f"start: {' '.join(filter(None, start))}", f"call: {' '.join(filter(None, each))}"]
 
-    def _literal(self, text: str, spelled: Callable[[str], str]) -> str:
+    def literal(self, text: str, spelled: Callable[[str], str]) -> str:
         """A text in a grammar, whose tokens of `tokens` are named as tokens."""
         for token in self.tokens:
             before, found, after = text.partition(token)
             if found:
-                parts = (self._literal(before, spelled), spelled(token), self._literal(after, spelled))
+                parts = (self.literal(before, spelled), spelled(token), self.literal(after, spelled))
                 return " ".join(filter(None, parts))
         return json.dumps(text) if text else ""
 
 
-def _schema(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def schema_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The schema of arguments, which always are an object."""
     guidance = {"whitespace_pattern": _WHITESPACE, "coerce_one_of": True}
     return {"type": "object", **parameters, "x-guidance": guidance}

@@ -6,11 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from moorage.runtime.text.tokenizer import TextTokenizer
-from moorage.runtime.text.tools import hermes, llama3_json, mistral, plain_json, qwen3_coder
+from moorage.runtime.text.tools import (
+    deepseek,
+    harmony,
+    hermes,
+    llama3_json,
+    mistral,
+    plain_json,
+    qwen3_coder,
+)
 from moorage.runtime.text.tools.format import ToolFormat
 
 FORMATS: Mapping[str, ToolFormat] = {
-    each.FORMAT.name: each.FORMAT for each in (qwen3_coder, mistral, hermes, llama3_json, plain_json)
+    each.name: each
+    for each in (
+        harmony.FORMAT,
+        deepseek.V3,
+        deepseek.V31,
+        qwen3_coder.FORMAT,
+        mistral.FORMAT,
+        hermes.FORMAT,
+        llama3_json.FORMAT,
+        plain_json.FORMAT,
+    )
 }
 """By name; of those that fit a template the first one counts."""
 AUTO = "auto"

@@ -7,9 +7,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from moorage.runtime.text.tools.call_scanner import CallScanner
-from moorage.runtime.text.tools.parts import CallArguments, CallBegun, CallBroken, CallEnded, Part, Said
+from moorage.runtime.text.tools.parts import (
+    CallArguments,
+    CallBegun,
+    CallBroken,
+    CallEnded,
+    Part,
+    Said,
+    overlap,
+)
 
-_NAME = re.compile(r"[\w.-]+")
 _MOST_BEFORE_ARGUMENTS = 256
 """Characters of a name before its arguments, with the marks between them."""
 
@@ -28,6 +35,10 @@ class Marks:
     """Whether only a call that names one of the tools is one. So it always is without a mark."""
     name_first: bool = False
     """Whether a call may be its name, and then the object of its arguments."""
+    name: re.Pattern[str] = re.compile(r"([\w.-]+)")
+    """Finds such a name at the beginning of what stands before the arguments."""
+    nested: bool = False
+    """Whether a mark may follow another one before a call."""
     between: str = " \t\r\n"
     """Characters that may stand round calls."""
 
@@ -91,7 +102,7 @@ class JsonCallParser:
             self._raw, self._bare, self._follows_call = mark, False, False
             self._state = self._between
             return True
-        kept = max((_overlap(self._held, mark) for mark in self._marks.begins), default=0)
+        kept = max((overlap(self._held, mark) for mark in self._marks.begins), default=0)
         shown = self._held[: len(self._held) - kept]
         if shown.strip() or not self._only_space:
             self._say(shown)
@@ -110,11 +121,27 @@ class JsonCallParser:
         if rest.startswith("{"):
             self._scanner = CallScanner(self._names if self._bare or self._marks.known_names else None)
             self._state = self._in_call
-        elif self._marks.name_first and not self._follows_call and not self._bare and _NAME.match(rest):
+        elif self._marks.nested and (mark := next(filter(rest.startswith, marks), "")):
+            self._nested_mark(mark)
+        elif self._may_be_name(rest):
             return self._named_call()
         else:
             self._after_calls(next((mark for mark in self._marks.ends if rest.startswith(mark)), ""))
         return True
+
+    def _nested_mark(self, mark: str) -> None:
+        """A mark after another one, or after a call."""
+        if mark in self._marks.begins:
+            self._raw = ("" if self._follows_call else self._raw) + mark
+            self._follows_call = False
+        elif not self._follows_call:
+            self._after_calls(mark)
+            return
+        self._held = self._held[len(mark) :]
+
+    def _may_be_name(self, rest: str) -> bool:
+        allowed = self._marks.name_first and not self._follows_call and not self._bare
+        return allowed and bool(self._marks.name.match(rest))
 
     def _after_calls(self, end: str) -> None:
         """Goes back to text. Without a call since the mark, that and what followed it are text too."""
@@ -129,12 +156,12 @@ class JsonCallParser:
         before, brace, after = self._held.partition("{")
         if not brace and len(before) <= _MOST_BEFORE_ARGUMENTS:
             return False
-        named = _NAME.match(before)
+        named = self._marks.name.match(before)
         if not brace or named is None:
             self._after_calls("")
         else:
             self._raw += before
-            self._scanner = CallScanner(name=named.group())
+            self._scanner = CallScanner(name=named.group(1))
             self._held, self._state = brace + after, self._in_call
         return True
 
@@ -179,11 +206,6 @@ class JsonCallParser:
     def _taken(self) -> list[Part]:
         parts, self._parts = self._parts, []
         return parts
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that begins `mark`."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
 
 
 def _stripped(text: str, characters: str, marks: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""The parts of an answer: text, and calls of tools with their arguments."""
+"""The parts of an answer: reasoning, text, and calls of tools with their arguments."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Protocol
 @dataclass(frozen=True, slots=True)
 class Said:
     """Text that belongs to no call."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoned:
+    """Text of the reasoning before an answer, or between its calls."""
 
     text: str
 
@@ -44,7 +51,7 @@ class CallBroken:
     text: str
 
 
-Part = Said | CallBegun | CallArguments | CallEnded | CallBroken
+Part = Said | Reasoned | CallBegun | CallArguments | CallEnded | CallBroken
 
 
 class AnswerParser(Protocol):
@@ -55,3 +62,8 @@ class AnswerParser(Protocol):
 
     def finish(self) -> list[Part]:
         """The parts that were held back, at the end of the answer."""
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest end of `text` that begins `mark`, and is not all of it."""
+    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)

@@ -10,7 +10,15 @@ from typing import Any
 
 from moorage.runtime.text.tools.format import Tool, ToolFormat
 from moorage.runtime.text.tools.json_calls import Marks
-from moorage.runtime.text.tools.parts import AnswerParser, CallArguments, CallBegun, CallEnded, Part, Said
+from moorage.runtime.text.tools.parts import (
+    AnswerParser,
+    CallArguments,
+    CallBegun,
+    CallEnded,
+    Part,
+    Said,
+    overlap,
+)
 from moorage.runtime.text.tools.strict_json import strict_json
 
 _BEGIN, _END, _FUNCTION_END = "<tool_call>", "</tool_call>", "</function>"
@@ -39,7 +47,7 @@ class XmlCallParser:
             parts += self._block(block)
         begin = self._held.find(_BEGIN)
         if begin < 0:
-            begin = len(self._held) - _overlap(self._held, _BEGIN)
+            begin = len(self._held) - overlap(self._held, _BEGIN)
         shown = self._held[:begin]
         if shown.strip() or self._in_text:
             parts += self._said(shown)
@@ -126,8 +134,3 @@ def _grammar_of(schema: Any) -> str:
     if not isinstance(schema, Mapping) or not schema or schema.get("type") == "string":
         return "/[^<]*/"
     return f"%json {json.dumps(schema)}"
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of `text` that begins `mark`."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)

@@ -24,6 +24,16 @@ NEEDS_CALLS = (
     "{{ raise_exception('a tool answers no call') }}{% endif %}{% endfor %}" + HERMES
 )
 TWICE = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}" + HERMES
+HARMONY = (
+    "{% for m in messages %}{% if m.tool_calls %}{% set call = m.tool_calls[0].function %}"
+    "<|start|>assistant to=functions.{{ call.name }}<|channel|>commentary json<|message|>"
+    "{{ call.arguments | tojson }}<|call|>"
+    "{% elif m.role == 'tool' %}{% set asked = messages[loop.index0 - 1].tool_calls[0].function.name %}"
+    "<|start|>functions.{{ asked }} to=assistant<|channel|>commentary<|message|>{{ m.content | tojson }}<|end|>"
+    "{% elif m.role == 'assistant' %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
 TOOLS = [{"type": "function", "function": {"name": "now", "description": "</s> tells", "parameters": {}}}]
 ASKED = [{"role": "user", "content": "a </s> <|im_end|> b 🙂"}]
 CALL: dict[str, Any] = {
@@ -74,6 +84,24 @@ def test_a_template_that_does_not_allow_it_gets_the_calls_themselves(tmp_path: P
     tokenizer = loaded(tmp_path, template, "byte_level")
     said = oddly_spelled(tokenizer)
     assert tokenizer.encode_chat(ANSWERED, said={1: said}) == tokenizer.encode_chat(ANSWERED)
+
+
+def test_in_harmony_the_tokens_begin_within_the_first_header(tmp_path: Path) -> None:
+    marks = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>", "<|end|>")
+    added = tuple(tokenizers.AddedToken(mark, special=True) for mark in marks)
+    files = {"chat_template.jinja": HARMONY}
+    tokenizer = TextTokenizer.load(tokenizers.save(tmp_path, "byte_level", files, added))
+    text = (
+        "<|channel|>analysis<|message|>So<|end|><|start|>assistant"
+        '<|channel|>commentary to=functions.now<|message|>{"zone":"é"}'
+    )
+    said = tokenizer.encode(text, add_special_tokens=False)
+    first = tokenizer.encode_chat(ASKED)
+    ids = tokenizer.encode_chat(ANSWERED, said={1: said})
+    assert ids[: len(first) + len(said)] == first + said
+    rest = tokenizer.decode(ids[len(first) + len(said) :], skip_special_tokens=False)
+    assert rest.startswith("<|call|><|start|>functions.now to=assistant<|channel|>commentary<|message|>")
+    assert "now" in tokenizer.decode(tokenizer.encode_chat(ANSWERED), skip_special_tokens=False)
 
 
 async def test_the_text_process_has_tools_calls_and_tokens_too(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Blocks of messages: texts, calls of tools and their results, as clients send them and as answers have them."""
+"""Blocks of messages: texts, reasoning, calls and their results, as clients send them and as answers have them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from moorage.runtime.api.http.prompts import Message
-from moorage.runtime.api.http.tools.answers import AnswerReader
+from moorage.runtime.api.http.reasoning import reasoning_fields
 from moorage.runtime.api.http.tools.calls import call_of
-from moorage.runtime.text.tools.parts import CallArguments, CallBegun, CallBroken, CallEnded, Part, Said
+from moorage.runtime.api.http.tools.reader import AnswerReader
+from moorage.runtime.text.tools.parts import (
+    CallArguments,
+    CallBegun,
+    CallBroken,
+    CallEnded,
+    Part,
+    Reasoned,
+    Said,
+)
 from moorage.workers.errors import InvalidRequest
 
 _BILLING = "x-anthropic-billing-header:"
 """Claude Code puts a text that begins so, and that changes with each request, before its system prompt."""
 _NOT_SAID = ("thinking", "redacted_thinking")
-"""Blocks of earlier answers that are not sent to a model again."""
+"""Blocks that are no text. A template gets the reasoning of an answer apart from its text."""
 _FAILED = "Error: "
 """Before the result of a call that failed."""
 
@@ -24,19 +33,22 @@ def messages_of(role: str, content: str | Sequence[dict[str, Any]], where: str) 
     """The messages that a chat template gets for one: results of tools are messages of their own, before the text."""
     if isinstance(content, str):
         return [Message(role, content)]
-    results, calls, texts = [], [], []
+    results, calls, texts, reasoned = [], [], [], []
     for place, block in enumerate(content):
         at = f"{where}[{place}]"
         if block.get("type") == "tool_result" and role == "user":
             results.append(_result(block, at))
         elif block.get("type") == "tool_use" and role == "assistant":
             calls.append(call_of(at, block.get("id"), block.get("name"), block.get("input")))
+        elif block.get("type") == "thinking" and isinstance(block.get("thinking"), str):
+            reasoned.append(block["thinking"])
         else:
             texts.append((at, block))
     said = _joined(texts)
     if results and not texts:
         return results
-    return [*results, Message(role, said, {"tool_calls": calls} if calls else {})]
+    fields = reasoning_fields("\n".join(reasoned), beside_text=bool(calls and said))
+    return [*results, Message(role, said, {**fields, "tool_calls": calls} if calls else fields)]
 
 
 def text_of_blocks(content: str | Sequence[dict[str, Any]], where: str) -> str:
@@ -53,7 +65,8 @@ def said_blocks(reader: AnswerReader) -> list[dict[str, Any]]:
         for call in reader.whole_calls
     ]
     texts = [{"type": "text", "text": reader.text}] if reader.text or not calls else []
-    return [*texts, *calls]
+    reasoned = [_reasoning(reader.reasoning)] if reader.reasoning else []
+    return [*reasoned, *texts, *calls]
 
 
 class Blocks:
@@ -70,6 +83,9 @@ class Blocks:
             case Said():
                 delta = {"type": "text_delta", "text": part.text}
                 return [*self._in_block("text", {"type": "text", "text": ""}), self._delta(delta)]
+            case Reasoned():
+                delta = {"type": "thinking_delta", "thinking": part.text}
+                return [*self._in_block("thinking", _reasoning("")), self._delta(delta)]
             case CallBegun():
                 call_id = self._reader.calls[part.index].id
                 return self._begun(
@@ -100,6 +116,11 @@ class Blocks:
     def _closed(self) -> list[dict[str, Any]]:
         was, self._open = self._open, None
         return [] if was is None else [{"type": "content_block_stop", "index": self._index}]
+
+
+def _reasoning(text: str) -> dict[str, Any]:
+    """A block of reasoning. What is reasoned here is not signed."""
+    return {"type": "thinking", "thinking": text, "signature": ""}
 
 
 def _result(block: dict[str, Any], where: str) -> Message:

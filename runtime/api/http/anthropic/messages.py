@@ -17,6 +17,7 @@ from moorage.runtime.api.http.grammars import of_format
 from moorage.runtime.api.http.messages import with_one_system_message
 from moorage.runtime.api.http.openapi import body_of
 from moorage.runtime.api.http.prompts import Message
+from moorage.runtime.api.http.reasoning import template_values
 from moorage.runtime.api.http.sampling import Extensions, Positive, new_request_id, options_of
 from moorage.runtime.api.http.service import service_of
 from moorage.runtime.api.http.streams import EventStreamResponse, sse, while_connected
@@ -30,6 +31,9 @@ from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text.grammar import Grammar
 
 router = APIRouter(tags=["Anthropic"])
+
+_REASONS = {"enabled": True, "adaptive": True, "disabled": False}
+"""By type of `thinking`. Without it the chat template decides."""
 
 
 class AnthropicMessage(BaseModel):
@@ -49,6 +53,8 @@ class Conversation(Extensions):
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def read(self) -> list[Message]:
         """The messages that the chat template gets. Raises InvalidRequest for what is neither text nor a call."""
@@ -61,7 +67,9 @@ class Conversation(Extensions):
 
     def talk(self, engine: Engine) -> ToolConversation:
         """The conversation with its tools."""
-        return ToolConversation.of(engine, self.read(), anthropic_tools(self.tools, self.tool_choice))
+        reasons = _REASONS.get(str((self.thinking or {}).get("type")))
+        values = template_values(engine, self.chat_template_kwargs, reasons=reasons)
+        return ToolConversation.of(engine, self.read(), anthropic_tools(self.tools, self.tool_choice), values)
 
 
 class MessagesRequest(Conversation):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from moorage.runtime.api.http.messages import ChatMessage, conversation
 from moorage.runtime.api.http.openai.chat_calls import chat_delta, chat_message
 from moorage.runtime.api.http.openai.logprobs import Spelling, chat_logprob
 from moorage.runtime.api.http.openapi import body_of
+from moorage.runtime.api.http.reasoning import template_values
 from moorage.runtime.api.http.sampling import (
     MOST_OF_A_CHAT,
     Positive,
@@ -29,8 +30,9 @@ from moorage.runtime.api.http.sampling import (
 )
 from moorage.runtime.api.http.service import service_of
 from moorage.runtime.api.http.streams import DONE, EventStreamResponse, sse, while_connected
-from moorage.runtime.api.http.tools.answers import AnswerReader, ToolConversation
+from moorage.runtime.api.http.tools.answers import ToolConversation
 from moorage.runtime.api.http.tools.asked import ToolsAsked, openai_tools
+from moorage.runtime.api.http.tools.reader import AnswerReader
 from moorage.runtime.api.http.usage import Pulse, attention_of, openai_usage
 from moorage.runtime.api.validation import MAX_LOGPROBS
 from moorage.runtime.serving.protocol import Event, Finished, Token
@@ -51,6 +53,16 @@ class ChatRequest(Sampled):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = Field(None, description="false leaves the reasoning out of answers.")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Values for the chat template, such as enable_thinking."
+    )
+
+    @property
+    def reasoning_asked(self) -> bool:
+        """Whether the client gets the reasoning."""
+        return self.include_reasoning is not False
 
     @property
     def tools_asked(self) -> ToolsAsked:
@@ -72,6 +84,11 @@ class _Answer:
     def head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
+    def usage(self, usages: Sequence[Usage]) -> dict[str, Any]:
+        reasoned = [reader.reasoning_tokens for reader in self.readers if reader.may_reason]
+        measured = bool(self.asked.return_recall)
+        return openai_usage(usages, measured=measured, reasoning=sum(reasoned) if reasoned else None)
+
 
 @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
 async def chat_completions(request: Request) -> Response:
@@ -89,12 +106,13 @@ async def chat_completions(request: Request) -> Response:
             max_new_tokens=most,
             num_logprobs=asked.top_logprobs or 0,
         )
-        talk = ToolConversation.of(engine, conversation(asked.messages), asked.tools_asked)
+        values = template_values(engine, asked.chat_template_kwargs, effort=asked.reasoning_effort)
+        talk = ToolConversation.of(engine, conversation(asked.messages), asked.tools_asked, values)
         params = each_choice(talk.bound(options), served, request_id, asked.num_choices)
         engine.check_load(params[0].tenant)
         prompt = await while_connected(request, talk.token_ids(engine, sent.upload, service.replays))
         params = await with_guides(engine, [talk.shown(one) for one in with_prompt(params, prompt)])
-    readers = [AnswerReader(talk, service.replays, served.eos_token_ids) for _ in params]
+    readers = [talk.reader(engine, service.replays, one) for one in params]
     answer = _Answer(asked, served.name, engine.text.spelling, f"chatcmpl-{request_id}", readers)
     generations = await Generations.start(service, engine, params)
     headers = {"x-request-id": request_id}
@@ -120,7 +138,7 @@ async def _complete(answer: _Answer, generations: Generations) -> dict[str, Any]
     choices = [
         {
             "index": index,
-            "message": chat_message(reader),
+            "message": chat_message(reader, reasoning=answer.asked.reasoning_asked),
             "logprobs": {"content": logprobs[index], "refusal": None} if answer.asked.logprobs else None,
             "finish_reason": reader.reason(end) if end else None,
             **attention_of(end),
@@ -128,7 +146,7 @@ async def _complete(answer: _Answer, generations: Generations) -> dict[str, Any]
         for index, (end, reader) in enumerate(zip(ends, answer.readers, strict=True))
     ]
     usages = [end.usage for end in ends if end is not None]
-    usage = openai_usage(usages, measured=bool(answer.asked.return_recall))
+    usage = answer.usage(usages)
     return {**answer.head("chat.completion"), "choices": choices, "usage": usage}
 
 
@@ -148,7 +166,7 @@ async def _frames(answer: _Answer, generations: Generations) -> AsyncGenerator[b
                 yield frame
         if asked.includes_usage:
             ordered = [usages[index] for index in sorted(usages)]
-            yield chunks.usage(openai_usage(ordered, measured=bool(asked.return_recall)))
+            yield chunks.usage(answer.usage(ordered))
     except Exception as error:  # noqa: BLE001  the status was sent; the error is an event
         yield sse(openai_error(foreseen(error)))
     yield DONE
@@ -164,7 +182,9 @@ class _Chunks:
     def of_event(self, index: int, event: Event | None) -> list[bytes]:
         """The chunks of one event; none while its text is incomplete and nothing else is asked for."""
         reader = self._answer.readers[index]
-        deltas = [delta for part in reader.read(event) if (delta := chat_delta(part, reader))]
+        shown = self._answer.asked.reasoning_asked
+        parts = reader.read(event)
+        deltas = [delta for part in parts if (delta := chat_delta(part, reader, reasoning=shown))]
         if isinstance(event, Token) and self._answer.asked.logprobs:
             logprobs = {"content": [chat_logprob(event, self._answer.spelling)], "refusal": None}
             first = deltas.pop(0) if deltas else {"content": ""}

@@ -16,6 +16,7 @@ from moorage.runtime.api.http.messages import with_one_system_message
 from moorage.runtime.api.http.openai.response_items import Items, messages_of
 from moorage.runtime.api.http.openapi import body_of
 from moorage.runtime.api.http.prompts import Message
+from moorage.runtime.api.http.reasoning import template_values
 from moorage.runtime.api.http.sampling import (
     MOST_OF_A_CHAT,
     Extensions,
@@ -53,6 +54,8 @@ class ResponsesRequest(Extensions):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    reasoning: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def read(self) -> list[Message]:
         """The conversation that the chat template gets. Raises InvalidRequest for what is no text."""
@@ -90,7 +93,9 @@ async def responses(request: Request) -> Response:
         session = request.headers.get("x-session-id")
         options = options_of(asked, session, max_new_tokens=most, grammar=asked.grammar)
         tools = openai_tools(asked.tools, asked.tool_choice, asked.parallel_tool_calls)
-        talk = ToolConversation.of(engine, asked.read(), tools)
+        effort = (asked.reasoning or {}).get("effort")
+        values = template_values(engine, asked.chat_template_kwargs, effort=effort)
+        talk = ToolConversation.of(engine, asked.read(), tools, values)
         turn = await start_turn(service, engine, sent, options, talk, new_request_id(), "call_")
     answer, headers = _Answer(asked, turn), {"x-request-id": turn.request_id}
     if asked.stream:
@@ -105,7 +110,7 @@ class _Answer:
 
     def __init__(self, asked: ResponsesRequest, turn: Turn) -> None:
         self.asked, self.turn = asked, turn
-        self._tools = turn.reader.talk.asked
+        self._tools = turn.tools
         self.items = Items(turn.reader, turn.request_id)
         self._created_s = int(time.time())
 
@@ -125,6 +130,7 @@ class _Answer:
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "tool_choice": self._tools.choice if only is None else {"type": "function", "name": only},
             "tools": [{"type": "function", "strict": None, **tool["function"]} for tool in self._tools.tools],
+            "reasoning": {"effort": None, "summary": None, **(asked.reasoning or {})},
             "text": {"format": {"type": "text"}},
             "truncation": "disabled",
             "store": False,
@@ -140,7 +146,17 @@ class _Answer:
         """The response at its end: completed, or incomplete where a limit cut it off."""
         status = _status(finished)
         more = {"incomplete_details": {"reason": "max_output_tokens"}} if status == "incomplete" else {}
-        return self.body(status, output=self.items.done, usage=_usage(finished.usage, self.asked), **more)
+        return self.body(status, output=self.items.done, usage=self._usage(finished.usage), **more)
+
+    def _usage(self, usage: Usage) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": self.turn.reader.reasoning_tokens},
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        }
+        return {**record, "moorage": measured_usage(usage)} if self.asked.return_recall else record
 
 
 async def _frames(answer: _Answer) -> AsyncGenerator[bytes]:
@@ -175,14 +191,3 @@ async def _frames(answer: _Answer) -> AsyncGenerator[bytes]:
 
 def _status(finished: Finished) -> str:
     return "incomplete" if finished.finish_reason == "length" else "completed"
-
-
-def _usage(usage: Usage, asked: Extensions) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }
-    return {**record, "moorage": measured_usage(usage)} if asked.return_recall else record

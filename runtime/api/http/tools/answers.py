@@ -1,27 +1,26 @@
-"""Answers that may call tools: what the engine is asked for, and the parts of what it says."""
+"""Answers that may reason and call tools: what the engine is asked for, and how the answer is read."""
 
 from __future__ import annotations
 
-import secrets
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.http.prompts import Message, token_ids
+from moorage.runtime.api.http.reasoning import without_reasoning
 from moorage.runtime.api.http.tools.asked import ToolsAsked
-from moorage.runtime.api.http.tools.calls import call_of, refuse_calls, with_names
+from moorage.runtime.api.http.tools.calls import refuse_calls, with_names
+from moorage.runtime.api.http.tools.reader import AnswerReader, Parsers
 from moorage.runtime.api.http.tools.replays import Replays
 from moorage.runtime.api.uploads import Upload
-from moorage.runtime.serving.protocol import Event, Finished, GenerateOptions, GenerateParams, Token
+from moorage.runtime.serving.protocol import GenerateOptions, GenerateParams
 from moorage.runtime.text.chat_extra import ChatExtra
 from moorage.runtime.text.grammar import Grammar
+from moorage.runtime.text.reasoning import ReasoningUse, reasoning_parser
 from moorage.runtime.text.tools.formats import ToolUse
-from moorage.runtime.text.tools.parts import CallArguments, CallBegun, CallBroken, CallEnded, Part, Said
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.token_ids import TokenIds
-
-_ID_BYTES = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +31,30 @@ class ToolConversation:
     asked: ToolsAsked = ToolsAsked()
     use: ToolUse | None = None
     """How the model calls tools; None where it can't."""
+    reasoning: ReasoningUse | None = None
+    """How the model reasons; None where that is not known."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """What else the chat template gets, such as `enable_thinking`."""
 
     @classmethod
-    def of(cls, engine: Engine, messages: Sequence[Message], asked: ToolsAsked) -> ToolConversation:
+    def of(
+        cls,
+        engine: Engine,
+        messages: Sequence[Message],
+        asked: ToolsAsked,
+        values: Mapping[str, Any] | None = None,
+    ) -> ToolConversation:
         """Raises InvalidRequest for calls and demanded calls where the model's chat template has no place for tools.
 
         Tools alone are let pass then, as by vLLM: agents send them always, and the model answers with text.
         """
+        reasoning = engine.text.reasoning
+        if reasoning is None:
+            messages = without_reasoning(messages)
+        plain = cls(messages, reasoning=reasoning, values=values or {})
         fields = any(message.fields for message in messages)
         if not asked.tools and not fields:
-            return cls(messages)
+            return plain
         use = engine.text.tool_use
         if use is None:
             template = engine.model_info().name
@@ -51,8 +64,8 @@ class ToolConversation:
                     f"tool_choice: demands a call, and the chat template of {template} has no place for tools; send "
                     "auto, or serve a model that knows tools"
                 )
-            return cls(messages)
-        return cls(with_names(messages), asked, use)
+            return plain
+        return replace(plain, messages=with_names(messages), asked=asked, use=use)
 
     @property
     def parses(self) -> bool:
@@ -62,7 +75,7 @@ class ToolConversation:
     async def token_ids(self, engine: Engine, upload: Upload, replays: Replays) -> TokenIds:
         """The prompt. Raises InvalidRequest, or what the text process refuses."""
         fields = {place: message.fields for place, message in enumerate(self.messages) if message.fields}
-        extra = ChatExtra(self.asked.tools, fields, replays.said(self.messages))
+        extra = ChatExtra(self.asked.tools, fields, replays.said(self.messages), self.values)
         return await token_ids(engine, upload, self.messages, extra)
 
     def bound(self, options: GenerateOptions) -> GenerateOptions:
@@ -77,94 +90,28 @@ class ToolConversation:
         return replace(options, grammar=Grammar("lark", text))
 
     def shown(self, params: GenerateParams) -> GenerateParams:
-        """Parameters of an answer whose text has the marks of calls."""
-        if self.use is None or not self.parses:
-            return params
-        return replace(params, shown_special=self.use.special_ids)
+        """Parameters of an answer whose text has the marks of reasoning and calls."""
+        shown = frozenset[int]() if self.reasoning is None else self.reasoning.special_ids
+        if self.use is not None and self.parses:
+            shown |= self.use.special_ids
+        return replace(params, shown_special=shown) if shown else params
 
-
-@dataclass(slots=True)
-class Call:
-    """A call as far as it was read."""
-
-    id: str
-    name: str
-    arguments: str = ""
-    whole: bool = False
-
-
-class AnswerReader:
-    """Reads one answer, event by event, and keeps what was said and called."""
-
-    def __init__(
-        self, talk: ToolConversation, replays: Replays, eos_token_ids: Sequence[int], id_prefix: str = "call_"
-    ) -> None:
-        self.talk = talk
-        functions = [tool["function"] for tool in talk.asked.tools]
+    def reader(
+        self,
+        engine: Engine,
+        replays: Replays,
+        params: GenerateParams,
+        id_prefix: str = "call_",
+    ) -> AnswerReader:
+        """A reader of the answer to `params`."""
+        functions = [tool["function"] for tool in self.asked.tools]
         schemas = {function["name"]: function["parameters"] for function in functions}
-        self._parser = talk.use.format.parser(schemas) if talk.use is not None and talk.parses else None
-        self._replays, self._eos_token_ids, self._id_prefix = replays, eos_token_ids, id_prefix
-        self._several = talk.asked.several
-        self._token_ids = array("I")
-        self._exact = True
-        """Whether the client gets all that was generated."""
-        self.text = ""
-        """Text that belongs to no call."""
-        self.calls: list[Call] = []
-        """With those that are not whole, of which a stream may have told a part."""
-
-    def read(self, event: Event | None) -> list[Part]:
-        """The parts that an event brings."""
-        if isinstance(event, Token):
-            if self._parser is None:
-                parts: list[Part] = [Said(event.text)] if event.text else []
-            else:
-                self._token_ids.append(event.token_id)
-                parts = self._parser.push(event.text)
-        elif isinstance(event, Finished) and self._parser is not None:
-            parts = self._parser.finish()
-        else:
-            parts = []
-        told = [part for part in parts if self._take(part)]
-        if isinstance(event, Finished):
-            self._end(event)
-        return told
-
-    def reason(self, finished: Finished) -> str:
-        """The reason of the end in OpenAI's words."""
-        called = finished.finish_reason == "stop" and any(call.whole for call in self.calls)
-        return "tool_calls" if called else finished.finish_reason
-
-    @property
-    def whole_calls(self) -> list[Call]:
-        """The calls that a client can obey."""
-        return [call for call in self.calls if call.whole]
-
-    def _take(self, part: Part) -> bool:
-        """Keeps one part; False for one of a call beyond the only one that is asked for."""
-        if not isinstance(part, Said) and part.index > 0 and not self._several:
-            self._exact = False
-            return False
-        match part:
-            case Said():
-                self.text += part.text
-            case CallBegun():
-                call_id = f"{self._id_prefix}{secrets.token_hex(_ID_BYTES)}"
-                self.calls.append(Call(call_id, part.name))
-            case CallArguments():
-                self.calls[part.index].arguments += part.text
-            case CallEnded():
-                self.calls[part.index].whole = True
-            case CallBroken():
-                self.text += part.text
-                self._exact = False
-        return True
-
-    def _end(self, finished: Finished) -> None:
-        """Keeps the tokens of an answer that called tools, so that the next prompt has the same ones."""
-        if not self.calls or not self._exact or self.reason(finished) != "tool_calls" or finished.stop_string:
-            return
-        if self._token_ids[-1] in self._eos_token_ids:
-            self._token_ids.pop()
-        calls = [call_of("tool_calls", call.id, call.name, call.arguments) for call in self.calls]
-        self._replays.record(self.text, calls, self._token_ids)
+        calls = self.use.format.parser(schemas) if self.use is not None and self.parses else None
+        parsers, eos = Parsers(calls), engine.model_info().eos_token_ids
+        if self.reasoning is not None:
+            opened = self.reasoning.opened_by(params.prompt, engine.text.spelling)
+            # What a grammar binds begins at once, though a template may have begun the reasoning.
+            is_open = bool(opened) and params.grammar is None
+            reasoning = reasoning_parser(self.reasoning, calls, opened=is_open, calls=self.parses)
+            parsers = Parsers(calls, reasoning, opened)
+        return AnswerReader(parsers, replays, eos, id_prefix, several=self.asked.several)

@@ -123,6 +123,33 @@ CALLS: dict[str, tuple[str, str, str, list[Call]]] = {
         "I look.\n\n",
         [("weather", '{"city": "7 <b>\\nline", "days": 3}'), ("now", "{}")],
     ),
+    "deepseek v3": (
+        "deepseek_v3",
+        "I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+        f"{PARIS}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>now\n```json\n{{}}\n```"
+        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "I look.",
+        [("weather", PARIS), ("now", "{}")],
+    ),
+    "deepseek v3.1": (
+        "deepseek_v31",
+        f"I look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>{PARIS}<｜tool▁call▁end｜>"
+        "<｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "I look.",
+        [("weather", PARIS), ("now", "{}")],
+    ),
+    "deepseek without the marks of all calls": (
+        "deepseek_v31",
+        f"<｜tool▁call▁begin｜>weather<｜tool▁sep｜>{PARIS}<｜tool▁call▁end｜>",
+        "",
+        [("weather", PARIS)],
+    ),
+    "deepseek, then text": (
+        "deepseek_v31",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>now<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>Done.",
+        "Done.",
+        [("now", "{}")],
+    ),
     "json": ("json", f"\n{ONE}", "", [("weather", PARIS)]),
     "json in a list": ("json", f"[{ONE}, {NONE}]\n", "", [("weather", PARIS), ("now", "{}")]),
     "json in a fence": ("json", f"So:\n```json\n{ONE}\n```\nDone.", "So:\n\nDone.", [("weather", PARIS)]),
@@ -149,6 +176,11 @@ TEXTS = {
     "no function": ("qwen3_coder", "a <tool_call>weather</tool_call> b"),
     "the end within a function": ("qwen3_coder", "<tool_call>\n<function=weather>\n<parameter=city>\nPar"),
     "a name alone": ("mistral", "[TOOL_CALLS]weather and so on" + " more" * 100),
+    "marks of all calls without one": ("deepseek_v31", "a<｜tool▁calls▁begin｜><｜tool▁calls▁end｜>b"),
+    "the end within a DeepSeek call": (
+        "deepseek_v3",
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n{"city": ',
+    ),
 }
 
 
@@ -194,6 +226,9 @@ TEMPLATES = {
     "mistral": "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS]",
     "qwen3_coder": "{% if tools %}<tool_call><function=name>{% endif %}",
     "json": "{% for tool in tools %}{{ tool }}{% endfor %}",
+    "deepseek_v3": "{{ tools }}{{ '<｜tool▁call▁begin｜>' + tool['type'] + '<｜tool▁sep｜>' + name }}",
+    "deepseek_v31": "{{ tools }}{{ '<｜tool▁call▁begin｜>' + name + '<｜tool▁sep｜>' + arguments }}",
+    "openai": "{{ tools }}<|start|>assistant<|channel|>final<|message|>",
 }
 
 

@@ -58,10 +58,12 @@ export class Run {
     if (event.prompt_progress) this.prefill.note(event.prompt_progress);
     if (event.usage) this.answer.usage = event.usage;
     const choice = event.choices?.[0];
-    if (choice?.delta?.content) {
+    const { content, reasoning } = choice?.delta || {};
+    if (content || reasoning) {
       if (!this.numTokens) this.firstTokenMs = performance.now();
       this.numTokens += 1;
-      this.answer.text += choice.delta.content;
+      if (content) this.answer.text += content;
+      if (reasoning) this.answer.reasoning = (this.answer.reasoning || "") + reasoning;
     }
     if (choice?.attention) this.answer.attention = choice.attention;
     if (choice?.finish_reason) this.answer.finish = choice.finish_reason;

@@ -61,7 +61,10 @@ export class Transcript {
 
   answer(message) {
     const view = { body: el("div", { class: "markdown" }), status: el("div", { class: "status" }), tools: el("div", { class: "tools" }) };
-    view.article = el("article", { class: "message answer", "aria-label": "Answer" }, view.body, view.status, view.tools);
+    view.thought = el("pre", { tabIndex: 0 });
+    view.reasoning = el("details", { class: "document" }, el("summary", {}, "Reasoning"), view.thought);
+    const parts = [view.reasoning, view.body, view.status, view.tools];
+    view.article = el("article", { class: "message answer", "aria-label": "Answer" }, ...parts);
     this.views.set(message.id, view);
     this.fill(view, message);
     return view.article;
@@ -70,6 +73,8 @@ export class Transcript {
   fill(view, message) {
     const running = message.state === "running" && this.run?.answer.id === message.id;
     view.article.setAttribute("aria-busy", String(running));
+    view.reasoning.hidden = !message.reasoning;
+    view.thought.textContent = message.reasoning || "";
     showMarkdown(view.body, message.text);
     if (running) {
       this.fillProgress(view);
