@@ -118,6 +118,11 @@ def _reached_from(module: str, imports: Mapping[str, set[str]]) -> set[str]:
     return seen
 
 
+def test_a_server_loads_torch_in_its_workers_alone() -> None:
+    code = "import moorage.runtime.cluster.processes, moorage.workers.gpu.actor, moorage.workers.kv.actor"
+    assert "torch" not in _heavy_modules_after(code)
+
+
 def test_a_heavy_import_is_noticed() -> None:
     assert "numba" in _heavy_modules_after("import moorage.client, numba")
 

@@ -94,9 +94,10 @@ class RayCluster:
                 self._init_private(directory)
             except Exception as error:
                 os_processes.end(self._started(), GRACE_S)
-                # Ray gives its processes 15 to 30 s each, which a busy host may exceed.
+                # Ray gives its processes 10 to 30 s each, which a busy host may exceed.
                 if "timed out" not in str(error).lower() or attempt == START_ATTEMPTS:
                     raise Unavailable(f"Ray did not start: {' '.join(str(error).split())}") from error
+                log.warning("Ray did not start in time and is started again", attempt=attempt)
             else:
                 break
         self._processes = self._started()

@@ -28,6 +28,8 @@ _PRIVATE = {
     "RAY_worker_niceness": str(NICENESS_OF_WORKERS),
     # How many times 3 s a node may be silent. A node that was stopped can then continue; its end is noticed at once.
     "RAY_health_check_failure_threshold": "200",
+    # Its control service listens after 0.1 s of CPU time. Now and then one hangs, for which Ray waits half a minute.
+    "RAY_gcs_server_port_wait_time_s": "10",
     # Ray then uses the loopback address as this node's, and listens on no other.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }

@@ -45,7 +45,10 @@ def shared_memory() -> set[str]:
     return set(os.listdir("/dev/shm"))
 
 
-@pytest.mark.parametrize("ending", ["stop", pytest.param("SIGTERM", marks=pytest.mark.slow), "SIGINT"])
+@pytest.mark.parametrize(
+    "ending",
+    ["stop", pytest.param("SIGTERM", marks=pytest.mark.slow), pytest.param("SIGINT", marks=pytest.mark.slow)],
+)
 def test_nothing_is_left_after_the_end(tmp_path: Path, ending: str) -> None:
     before = shared_memory()
     running = launch(tmp_path)

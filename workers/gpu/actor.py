@@ -1,4 +1,7 @@
-"""The Ray actor of a GPU worker. No other file of this package imports Ray."""
+"""The Ray actor of a GPU worker. No other file of this package imports Ray.
+
+Whoever starts it needs neither torch nor the model's code: the actor's own process imports them.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
 from moorage.workers.gpu.settings import WorkerSettings
-from moorage.workers.gpu.worker import GpuWorker
-from moorage.workers.kv.actor import connect
-from moorage.workers.kv.link import Link
 from moorage.workers.process import ProcessFacts, freeze_heap, own_facts, take_asked_priority
 from moorage.workers.ray_process import RayProcess
 from moorage.workers.spec import StepPlan, StepResult
 from moorage.workers.stages import StartStage
+
+if TYPE_CHECKING:
+    from moorage.workers.gpu.worker import GpuWorker
+    from moorage.workers.kv.link import Link
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class GpuWorkerShell:
     """Forwards calls to a GpuWorker, which starts in a thread so that `loading` answers meanwhile."""
 
     def __init__(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> None:
+        import torch
+
         take_asked_priority()
         # Ray sets one OpenMP thread for an actor of one CPU. OpenMP keeps the number of threads for each thread.
         num_threads = settings.num_threads or len(os.sched_getaffinity(0))
@@ -48,6 +53,8 @@ class GpuWorkerShell:
         self._load = ThreadPoolExecutor(1).submit(self._start, settings, kv_actors, namespace)
 
     def _start(self, settings: WorkerSettings, kv_actors: Sequence[str], namespace: str) -> GpuWorker:
+        from moorage.workers.gpu.worker import GpuWorker
+
         group_size = settings.spec.group_size
         connectors = [partial(self._connect, name, namespace, group_size) for name in kv_actors]
         worker = GpuWorker(settings, connectors, progress=self._note)
@@ -55,6 +62,8 @@ class GpuWorkerShell:
         return worker
 
     def _connect(self, name: str, namespace: str, group_size: int) -> Link:
+        from moorage.workers.kv.actor import connect
+
         self._stage = StartStage.KV_ACTORS
         return connect(name, namespace=namespace, group_size=group_size)
 

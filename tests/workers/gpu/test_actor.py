@@ -13,6 +13,7 @@ import torch
 from moorage.workers.errors import Unavailable
 from moorage.workers.gpu import actor, worker
 from moorage.workers.gpu.settings import EngineSettings, WorkerSettings
+from moorage.workers.kv import actor as kv_actor
 from moorage.workers.kv.link import LocalLink
 from moorage.workers.kv.store import KvStore
 from moorage.workers.spec import KvLayout
@@ -42,7 +43,7 @@ def test_steps_run_on_as_many_threads_as_asked_or_on_every_core(
 ) -> None:
     settings = settings_of(tmp_path, asked)
     store = KvStore(settings.layout, 8)
-    monkeypatch.setattr(actor, "connect", lambda _name, **_: LocalLink(store))
+    monkeypatch.setattr(kv_actor, "connect", lambda _name, **_: LocalLink(store))
     shell = actor.GpuWorkerShell(settings, ("kv",), "namespace")
     assert shell.pid() == os.getpid()
     assert torch.get_num_threads() == (asked or len(os.sched_getaffinity(0)))
@@ -61,7 +62,7 @@ def test_a_worker_warms_up_once_and_connects_then(tmp_path: Path, monkeypatch: p
         return LocalLink(store)
 
     monkeypatch.setattr(worker, "warm_up", warm_up)
-    monkeypatch.setattr(actor, "connect", connect)
+    monkeypatch.setattr(kv_actor, "connect", connect)
     assert actor.GpuWorkerShell(settings, ("kv",), "namespace").pid() == os.getpid()
     assert seen == ["kernels", "kv"]
 
@@ -70,7 +71,7 @@ def test_what_keeps_it_from_connecting_is_told(tmp_path: Path, monkeypatch: pyte
     def refuse(name: str, **_: str) -> LocalLink:
         raise Unavailable(f"KV actor {name} is gone")
 
-    monkeypatch.setattr(actor, "connect", refuse)
+    monkeypatch.setattr(kv_actor, "connect", refuse)
     shell = actor.GpuWorkerShell(settings_of(tmp_path), ("kv",), "namespace")
     while not shell.loading(60).over:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import warnings
@@ -194,6 +195,7 @@ def local_ray() -> Iterator[None]:
     """A private Ray of two CPUs."""
     import ray
 
+    os.environ.update({"RAY_gcs_server_port_wait_time_s": "10"})  # as in runtime/cluster/ray_environment.py
     for attempt in range(1, RAY_ATTEMPTS + 1):
         if _start_ray(last=attempt == RAY_ATTEMPTS):
             break
