@@ -24,6 +24,7 @@ MODULES = (
     "bench_peers",
     "bench_serve",
     "bench_overload",
+    "bench_sessions",
     "bench_gpu",
 )
 

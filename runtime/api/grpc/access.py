@@ -9,7 +9,7 @@ import grpc
 from grpc_health.v1 import health
 
 from moorage.runtime.api.access.keys import Keys, key_of
-from moorage.runtime.api.grpc.failures import read_on
+from moorage.runtime.api.grpc.failures import end, read_on
 from moorage.workers.errors import Unauthenticated
 
 _OPEN = f"/{health.SERVICE_NAME}/"
@@ -45,6 +45,6 @@ def _text(metadata: dict[str, Any], name: str) -> str | None:
 def _refusing(message: str) -> Any:
     async def refuse(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         await read_on(requests)
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, message)
+        await end(context, grpc.StatusCode.UNAUTHENTICATED, message)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

@@ -7,7 +7,7 @@ import secrets
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import grpc
@@ -48,18 +48,30 @@ async def reported(
         code = grpc.StatusCode[status_of(error).grpc]
         message = carried(str(error))
         log.info("request refused", code=code.name, kind=type(error).__name__)
-        async with _cancelled_when_left():
-            await read_on(requests)
-            await context.abort(code, message, _details(code, message, error))
+        await read_on(requests)
+        await end(context, code, message, _details(code, message, error))
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # noqa: BLE001  the last line before the network
         error_id = secrets.token_hex(4)
         places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
         log.error("request failed", error_id=error_id, kind=type(error).__name__, places=places)
-        await context.abort(
-            grpc.StatusCode.INTERNAL, f"internal error {error_id}; the server's log explains it"
+        await end(
+            context, grpc.StatusCode.INTERNAL, f"internal error {error_id}; the server's log explains it"
         )
+
+
+async def end(
+    context: grpc.aio.ServicerContext[Any, Any],
+    code: grpc.StatusCode,
+    message: str,
+    details: tuple[tuple[str, bytes], ...] = (),
+) -> NoReturn:
+    """Ends a call with a status. Raises CancelledError where its client has ended it before, as gRPC does."""
+    try:
+        await context.abort(code, message, details)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 @asynccontextmanager

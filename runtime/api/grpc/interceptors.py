@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from moorage.runtime.api.grpc.failures import read_on
+from moorage.runtime.api.grpc.failures import end, read_on
 
 MAX_OTHER_STREAMS = 256
 """Health watches and reflections that may be open at once; they are counted apart from everything else."""
@@ -69,7 +69,8 @@ def _checked(
 
     async def refuse_if(too_many: bool, context: Context) -> None:
         if too_many:
-            await context.abort(
+            await end(
+                context,
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 f"more than {MAX_OTHER_STREAMS} health watches and reflections are open; close some",
             )
@@ -91,7 +92,8 @@ def _checked(
 
 async def _valid(request: Any, context: Context) -> Any:
     if isinstance(request, _Malformed):
-        await context.abort(
+        await end(
+            context,
             grpc.StatusCode.INVALID_ARGUMENT,
             f"a message of {request.num_bytes} bytes is no valid protobuf of this method; "
             "use the stubs of proto/v1/moorage.proto",

@@ -9,9 +9,10 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.internal import encoder
+from grpc._cython.cygrpc import ExecuteBatchError
 
 from moorage.proto.v1 import moorage_pb2 as pb
-from moorage.runtime.api.grpc.failures import carried
+from moorage.runtime.api.grpc.failures import carried, end
 from moorage.workers.errors import InvalidRequest
 
 Code = grpc.StatusCode
@@ -107,6 +108,17 @@ async def test_any_message_of_the_engine_reaches_the_client(
     assert code is Code.INVALID_ARGUMENT
     assert details == carried(message)
     assert details[:1] == (message[:1] if message[0] != "\ud800" else "\\")
+
+
+async def test_a_status_that_its_client_does_not_wait_for_ends_the_call_as_grpc_does() -> None:
+    class Left:
+        """The context of a call that its client has ended."""
+
+        async def abort(self, *_: object) -> None:
+            raise ExecuteBatchError('Failed "execute_batch"')
+
+    with pytest.raises(asyncio.CancelledError):
+        await end(Left(), Code.INVALID_ARGUMENT, "a message")  # type: ignore[arg-type]
 
 
 async def test_status_has_a_time_limit(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
