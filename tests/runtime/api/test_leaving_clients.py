@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 NUM_CALLS = int(os.environ.get("MOORAGE_FUZZ_CALLS", "200"))
 SEED = int(os.environ.get("MOORAGE_FUZZ_SEED", "1"))
 AT_ONCE = 6
-NEW_TOKENS = 20
+NEW_TOKENS = 10
 PHASES = ("before", "prefill", "decode", "end")
 """The latest that a client has seen when it leaves: no event, progress, tokens, all tokens."""
 
@@ -115,7 +115,7 @@ async def real() -> AsyncIterator[Real]:
 def drawn(draw: random.Random) -> Leaving:
     """Each phase as often as the others, and any moment within it."""
     phase = draw.choice(PHASES)
-    num_tokens = draw.choice((700, 1400) if phase == "prefill" else (5, 100, 500))
+    num_tokens = draw.choice((600, 900) if phase == "prefill" else (5, 40, 200))
     return Leaving(
         prompt=[draw.randrange(3, 500) for _ in range(num_tokens)],
         session=draw.choice((None, None, None, "a", "b")),
