@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import traceback
 from collections.abc import AsyncIterator
@@ -86,6 +87,15 @@ async def _cancelled_when_left() -> AsyncIterator[None]:
     except grpc.aio.InternalError:
         await asyncio.sleep(_CANCELLED_WITHIN_S)
         raise
+
+
+def ignore_clients_that_left() -> None:
+    """Keeps gRPC from printing a traceback where it could not send, since the client had ended the call."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_failed_write)
+
+
+def _is_no_failed_write(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not isinstance(record.exc_info[1], grpc.aio.InternalError)
 
 
 def carried(message: str) -> str:

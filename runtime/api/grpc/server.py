@@ -14,6 +14,7 @@ from moorage.runtime.api.access.keys import Keys
 from moorage.runtime.api.access.tls import Tls
 from moorage.runtime.api.engine import Engine
 from moorage.runtime.api.grpc.access import NeedsKey
+from moorage.runtime.api.grpc.failures import ignore_clients_that_left
 from moorage.runtime.api.grpc.interceptors import EveryMethod
 from moorage.runtime.api.grpc.service import MoorageService
 from moorage.runtime.api.uploads import UploadLimits
@@ -46,6 +47,7 @@ class ApiServer:
         tls: Tls | None = None,
     ) -> None:
         self._tls = tls
+        ignore_clients_that_left()
         options = (*_OPTIONS, ("grpc.max_receive_message_length", max_message_bytes))
         self._server = grpc.aio.server(
             interceptors=(NeedsKey(keys or Keys()), EveryMethod(SERVICE)),

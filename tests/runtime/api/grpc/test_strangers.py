@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -13,6 +14,7 @@ from grpc._cython.cygrpc import ExecuteBatchError
 
 from moorage.proto.v1 import moorage_pb2 as pb
 from moorage.runtime.api.grpc.failures import carried, end
+from moorage.runtime.api.grpc.server import ApiServer
 from moorage.workers.errors import InvalidRequest
 
 Code = grpc.StatusCode
@@ -119,6 +121,16 @@ async def test_a_status_that_its_client_does_not_wait_for_ends_the_call_as_grpc_
 
     with pytest.raises(asyncio.CancelledError):
         await end(Left(), Code.INVALID_ARGUMENT, "a message")  # type: ignore[arg-type]
+
+
+async def test_grpc_prints_no_traceback_for_a_client_that_left(caplog: pytest.LogCaptureFixture) -> None:
+    ApiServer()
+    for error in (ExecuteBatchError('Failed "execute_batch"'), ValueError("of our own")):
+        try:
+            raise error
+        except Exception:
+            logging.getLogger("grpc._cython.cygrpc").exception("raised in a servicer method")
+    assert [type(record.exc_info[1]) for record in caplog.records if record.exc_info] == [ValueError]
 
 
 async def test_status_has_a_time_limit(service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
