@@ -26,6 +26,7 @@ from moorage.runtime.serving.protocol import (
 from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.serving.status_records import KvActorStatus
+from moorage.runtime.serving.tenant_limits import NO_LIMITS, TenantLimits
 from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
@@ -194,8 +195,8 @@ class ToyEngine:
         self.sessions = ToySessions()
         self.overloaded = False
         """Whether no request is taken, whatever it asks."""
-        self.checked: list[str] = []
-        """Tenants of the requests that came, in order."""
+        self.checked: list[tuple[str, TenantLimits]] = []
+        """Tenants of the requests that came, and their limits, in order."""
 
     @property
     def grammars(self) -> Grammars:
@@ -214,8 +215,8 @@ class ToyEngine:
             default_sampling=self.default_sampling,
         )
 
-    def check_load(self, tenant: str = "") -> None:
-        self.checked.append(tenant)
+    def check_load(self, tenant: str = "", limits: TenantLimits = NO_LIMITS) -> None:
+        self.checked.append((tenant, limits))
         if self.overloaded:
             raise ResourceExhausted("64 requests wait already; try again", retry_after_s=1.5)
 

@@ -9,6 +9,7 @@ from moorage.runtime.serving.health import ClusterHealth
 from moorage.runtime.serving.protocol import ClusterStatus, Event, GenerateParams, ModelInfo, ScoreParams
 from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.sessions.records import SessionInfo
+from moorage.runtime.serving.tenant_limits import NO_LIMITS, TenantLimits
 from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.jobs import Text
 from moorage.workers.errors import MoorageError
@@ -81,7 +82,7 @@ class Engine(Protocol):
     def request_totals(self) -> RequestTotals:
         """Figures of all requests that ended."""
 
-    def check_load(self, tenant: str = "") -> None:
+    def check_load(self, tenant: str = "", limits: TenantLimits = NO_LIMITS) -> None:
         """Raises at once what keeps every request of a tenant from being taken now, whatever it asks.
 
         It is called before a prompt is read and made into token ids, so that a refusal costs little.

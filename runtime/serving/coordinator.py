@@ -28,6 +28,7 @@ from moorage.runtime.serving.sessions.manager import Sessions
 from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.serving.sessions.saving import Saved
 from moorage.runtime.serving.step_loop import StepLoop
+from moorage.runtime.serving.tenant_limits import NO_LIMITS, TenantLimits
 from moorage.runtime.serving.tenant_use import TenantUse
 from moorage.runtime.text.decoder import decoder_of
 from moorage.runtime.text.grammar import Grammars
@@ -116,8 +117,9 @@ class Coordinator:
         """Figures of all requests that ended."""
         return self._loop.request_totals
 
-    def check_load(self, tenant: str = "") -> None:
+    def check_load(self, tenant: str = "", limits: TenantLimits = NO_LIMITS) -> None:
         """Raises what keeps every request of a tenant from being queued now, whatever it asks."""
+        self._tenant_use.check_any(tenant, limits)
         self._loop.check_load(tenant)
 
     def generate(self, params: GenerateParams) -> EventStream:

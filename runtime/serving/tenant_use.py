@@ -35,13 +35,19 @@ class TenantUse:
         if limits == NO_LIMITS:
             return
         tenant = request.scheduled.tenant
-        present = [one for one in self._requests.values() if one.scheduled.tenant == tenant]
-        _check_parallel(present, limits.max_parallel_requests)
-        _check_bytes(request, present, limits.max_kv_bytes)
+        self.check_any(tenant, limits)
+        _check_bytes(request, self._present(tenant), limits.max_kv_bytes)
         if limits.tokens_per_minute is not None:
-            latest = self._latest.setdefault(tenant, deque())
-            self._check_tokens(latest, limits.tokens_per_minute)
-            latest.append(request)
+            self._latest.setdefault(tenant, deque()).append(request)
+
+    def check_any(self, tenant: str, limits: TenantLimits) -> None:
+        """Raises ResourceExhausted when the tenant must wait, whatever it asks."""
+        _check_parallel(self._present(tenant), limits.max_parallel_requests)
+        if limits.tokens_per_minute is not None:
+            self._check_tokens(self._latest.setdefault(tenant, deque()), limits.tokens_per_minute)
+
+    def _present(self, tenant: str) -> list[Request]:
+        return [one for one in self._requests.values() if one.scheduled.tenant == tenant]
 
     def _check_tokens(self, latest: deque[Request], most: int) -> None:
         """A request is let in while fewer tokens than `most` were used, however long it is itself."""

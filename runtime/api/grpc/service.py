@@ -125,7 +125,7 @@ async def _generate_params(upload: Upload, requests: Requests, engine: Engine) -
     request_id = _new_request_id()
     asked = codec.read_generate_options(await _parameters(upload, requests))
     params = validation.generate_params(asked, engine.model_info(), request_id)
-    engine.check_load(params.tenant)
+    engine.check_load(params.tenant, params.limits)
     with PromptCollector(engine, upload, chat=True, parse_special=asked.parse_special) as prompt:
         params = dataclasses.replace(params, prompt=await _prompt(upload, requests, prompt))
     return await with_guide(engine, params)
@@ -135,7 +135,7 @@ async def _score_params(upload: Upload, requests: Requests, engine: Engine) -> S
     request_id = _new_request_id()
     asked = codec.read_score_options(await _parameters(upload, requests))
     params = validation.score_params(asked, engine.model_info(), request_id)
-    engine.check_load(params.tenant)
+    engine.check_load(params.tenant, params.limits)
     with PromptCollector(engine, upload, chat=False) as prompt:
         return dataclasses.replace(params, tokens=await _prompt(upload, requests, prompt))
 

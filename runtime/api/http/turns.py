@@ -44,7 +44,7 @@ async def start_turn(
     """Checks the options, makes token ids of the conversation and queues it. Raises why it can't be served."""
     served = engine.model_info()
     params = validation.generate_params(talk.bound(options), served, request_id)
-    engine.check_load(params.tenant)
+    engine.check_load(params.tenant, params.limits)
     prompt = await while_connected(sent.request, talk.token_ids(engine, sent.upload, service.replays))
     asked = await with_guides(engine, [talk.shown(replace(params, prompt=prompt))])
     generations = await Generations.start(service, engine, asked)

@@ -30,6 +30,20 @@ async def test_only_so_many_requests_of_a_key_are_under_way() -> None:
             pass
 
 
+async def test_what_a_key_may_not_ask_is_known_before_a_prompt() -> None:
+    for limits in (TenantLimits(max_parallel_requests=1), TenantLimits(tokens_per_minute=10)):
+        async with running() as (coordinator, _):
+            coordinator.check_load("one", limits)
+            stream = coordinator.generate(asked(limits))
+            with pytest.raises(ResourceExhausted, match="API key") as early:
+                coordinator.check_load("one", limits)
+            with pytest.raises(ResourceExhausted) as late:
+                coordinator.generate(asked(limits))
+            assert str(early.value) == str(late.value)
+            coordinator.check_load("other", limits)
+            await stream.aclose()
+
+
 async def test_requests_of_a_key_hold_only_so_much_memory() -> None:
     page = LAYOUT.page_bytes * LAYOUT.num_blocks(14)
     limits = TenantLimits(max_kv_bytes=2 * page)

@@ -109,7 +109,7 @@ async def chat_completions(request: Request) -> Response:
         values = template_values(engine, asked.chat_template_kwargs, effort=asked.reasoning_effort)
         talk = ToolConversation.of(engine, conversation(asked.messages), asked.tools_asked, values)
         params = each_choice(talk.bound(options), served, request_id, asked.num_choices)
-        engine.check_load(params[0].tenant)
+        engine.check_load(params[0].tenant, params[0].limits)
         prompt = await while_connected(request, talk.token_ids(engine, sent.upload, service.replays))
         params = await with_guides(engine, [talk.shown(one) for one in with_prompt(params, prompt)])
     readers = [talk.reader(engine, service.replays, one) for one in params]

@@ -166,7 +166,7 @@ async def completions(request: Request) -> Response:
         )
         prompts = _prompts(asked.prompt)
         params = each_choice(options, served, request_id, asked.num_choices * len(prompts))
-        engine.check_load(params[0].tenant)
+        engine.check_load(params[0].tenant, params[0].limits)
         params = await with_guides(engine, params)
         choices = await while_connected(request, _choices(engine, sent.upload, asked, prompts))
     answer = _Answer(asked, served.name, f"cmpl-{request_id}", choices, len(prompts))

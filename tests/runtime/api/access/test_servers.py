@@ -113,7 +113,7 @@ async def test_a_scoring_is_its_tenants(guarded: Guarded) -> None:
         assert (await client.post("/v1/completions", json=body, headers=headers)).status_code == 200
     (asked,) = guarded.engine.seen
     assert (asked.tenant, asked.limits) == ("two", LIMITS)
-    assert guarded.engine.checked == ["two"]
+    assert guarded.engine.checked == [("two", LIMITS)]
 
 
 async def test_a_page_of_another_site_may_not_call(guarded: Guarded) -> None:
