@@ -8,7 +8,7 @@ from functools import partial
 from statistics import median
 
 from moorage.runtime.bench.measure import WARM_ROUNDS, Sample, median_s, sample, undisturbed
-from moorage.runtime.bench.pilot import FULL, SELECTED, Pilot, Setup, open_pilot
+from moorage.runtime.bench.pilot import Pilot, Setup, open_pilot
 from moorage.runtime.bench.report import Row
 from moorage.runtime.bench.threads import use_threads
 from moorage.runtime.bench.transformers_peer import CachedModel, fits
@@ -34,8 +34,8 @@ def run_decode(
     use_threads(setup.threads)
     room = steps + full_steps + 2 * WARM_ROUNDS + 8
     with open_pilot(contexts, room, setup) as pilot:
-        chosen = _measure(pilot, contexts, steps, SELECTED)
-        full = _measure(pilot, contexts, full_steps, FULL)
+        chosen = _measure(pilot, contexts, steps, setup.selected)
+        full = _measure(pilot, contexts, full_steps, setup.full)
         peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
     peers = _peer_seconds(peer_contexts, full_steps)
     seconds = {context: median_s(results) for context, results in chosen.items()}

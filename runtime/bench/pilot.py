@@ -48,6 +48,8 @@ SELECTED = MemorySpec(
 """The budget of deploy/local.yaml: 24 selected blocks of 32 tokens, 32 sinks, a window of 256."""
 FULL = SELECTED.replace(topk=None, execution_block=0)
 """The same positions over every key."""
+KEYS_WINDOW = 512
+"""The local window of deploy/million.yaml, which selects single keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,35 +60,51 @@ class Setup:
     mailbox: bool = False
     """Stores in processes of their own instead of this one."""
     threads: int = 1
+    topk_keys: int = 0
+    """Single keys that a generated token selects; 0 selects blocks."""
+
+    @property
+    def selected(self) -> MemorySpec:
+        """How sessions select."""
+        if not self.topk_keys:
+            return SELECTED
+        return FULL.replace(topk_keys=self.topk_keys, window=KEYS_WINDOW)
+
+    @property
+    def full(self) -> MemorySpec:
+        """The same positions over every key."""
+        return self.selected.replace(topk=None, topk_keys=0, execution_block=0)
 
 
 class Pilot:
     """One engine with sessions whose keys and values are made up."""
 
-    def __init__(self, spec: ModelSpec, layout: KvLayout, kv: ShardedKv, num_sessions: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, layout: KvLayout, kv: ShardedKv, num_sessions: int, selected: MemorySpec
+    ) -> None:
         device = torch.device("cpu")
         decoder = Decoder.load(PILOT, spec, "float32", device)
-        slots = num_sessions * layout.num_layers * slots_per_layer(SELECTED, layout, None)
+        slots = num_sessions * layout.num_layers * slots_per_layer(selected, layout, None)
         self.engine = Engine(decoder, spec, layout, kv, device, EngineSettings(slots))
         self.decoder, self.spec = decoder, spec
-        self._kv, self._layout = kv, layout
+        self._kv, self._layout, self._selected = kv, layout, selected
         self._random = random.Random(0)
         self._step = 0
 
     def open(self, session_id: int, context_tokens: int, room_tokens: int) -> None:
         """Opens a session that already holds `context_tokens`; its next token is the first generated."""
         total = context_tokens + room_tokens
-        opening = OpenSession(session_id, total, context_tokens, SELECTED, SamplingSpec())
+        opening = OpenSession(session_id, total, context_tokens, self._selected, SamplingSpec())
         self._run(StepPlan(self._next(), opens=(opening,)))
         fill(self._kv, self._layout, session_id, context_tokens, seed=(context_tokens + session_id) % 9973)
         self.engine.sessions[session_id].num_tokens = context_tokens
 
-    def decode(self, session_ids: Sequence[int], memory: MemorySpec = SELECTED) -> StepResult:
-        """One decode step of the sessions together, each under `memory`."""
+    def decode(self, session_ids: Sequence[int], memory: MemorySpec | None = None) -> StepResult:
+        """One decode step of the sessions together, each under `memory`; None selects."""
         segments = []
         for session_id in session_ids:
             session = self.engine.sessions[session_id]
-            session.memory = memory
+            session.memory = memory or self._selected
             segments.append(Segment(session_id, session.num_tokens, (self._token(),), sample=True))
         return self._run(StepPlan(self._next(), segments=tuple(segments)))
 
@@ -118,14 +136,14 @@ class Pilot:
         return result
 
 
-def pilot_layout(spec: ModelSpec) -> KvLayout:
-    """Blocks of 32 tokens with Quest's bounds, as in deploy/local.yaml."""
+def pilot_layout(spec: ModelSpec, codes_keys: bool = False) -> KvLayout:
+    """Blocks of 32 tokens with Quest's bounds, as in deploy/local.yaml, or with codes of their keys."""
     return KvLayout(
         spec.num_layers,
         spec.num_kv_heads,
         spec.head_dim,
         BLOCK_SIZE,
-        anchor_type=AnchorType.QUEST,
+        anchor_type=AnchorType.KEY_CODES if codes_keys else AnchorType.QUEST,
     )
 
 
@@ -133,12 +151,13 @@ def pilot_layout(spec: ModelSpec) -> KvLayout:
 def open_pilot(contexts: Sequence[int], room_tokens: int, setup: Setup) -> Iterator[Pilot]:
     """An engine with a filled session of each of `contexts`, whose id is its index; all ends with the block."""
     spec = read_model_spec(PILOT)
-    layout = pilot_layout(spec)
+    layout = pilot_layout(spec, setup.topk_keys > 0)
     blocks = Stripes(setup.shards, STRIPE_BLOCKS)
     pages = sum(blocks.count(layout.num_blocks(context + room_tokens), 0) for context in contexts)
     with ExitStack() as stack:
         links = [_link(stack, layout, pages, setup) for _ in range(setup.shards)]
-        pilot = Pilot(spec, layout, ShardedKv(links, layout, STRIPE_BLOCKS, score_here=True), len(contexts))
+        kv = ShardedKv(links, layout, STRIPE_BLOCKS, score_here=True)
+        pilot = Pilot(spec, layout, kv, len(contexts), setup.selected)
         for session_id, context in enumerate(contexts):
             pilot.open(session_id, context, room_tokens)
         yield pilot

@@ -31,6 +31,7 @@ NO_PEER = "transformers is not installed, so its rows are missing: pip install t
         "runtime bench decode",
         "runtime bench decode --context 32K,1M --mailbox --shards 2",
         "runtime bench decode --context 32K --batch 8",
+        "runtime bench decode --context 32K,1M --keys 768",
     )
 )
 def decode(
@@ -48,6 +49,14 @@ def decode(
             "out.",
         ),
     ] = None,
+    keys: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Single keys that each KV head selects beside a window of 512, as in deploy/million.yaml (768); 0 "
+            "selects blocks.",
+        ),
+    ] = 0,
     shards: Shards = 1,
     mailbox: Mailbox = False,
     threads: EngineThreads = 1,
@@ -59,7 +68,7 @@ def decode(
     from moorage.runtime.bench.pilot import Setup
 
     report = Report(describe_machine())
-    setup = Setup(shards, mailbox, threads)
+    setup = Setup(shards, mailbox, threads, keys)
     if batch is not None:
         report.add(run_batches(parse_counts(context), parse_counts(batch), steps, setup))
         finish(report, "decode of several sessions: seconds a step and its parts", json_file)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from enum import StrEnum
+from collections.abc import Callable, Iterable
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
@@ -68,7 +67,8 @@ def _limited(setting: Setting, kind: Any) -> Any:
     """The type of a value in the file, with its limits and its reading."""
     limits, unit = setting.declared.limits, setting.declared.limits.unit
     if unit:
-        return Annotated[int, _READERS[unit], _bounds(limits, 1, _MOST[unit])]
+        number = Annotated[int, _READERS[unit], _bounds(limits, 1, _MOST[unit])]
+        return Annotated[number, _words(setting.name, ())] if setting.name in READ_AS else number
     if kind is int:
         return Annotated[int, Strict(), _bounds(limits, 1, _MOST[unit])]
     if kind is float:
@@ -84,7 +84,7 @@ def _bounds(limits: Limits, least: float | None = None, most: float | None = Non
     return Field(ge=least, gt=limits.above, le=most if limits.most is None else limits.most)
 
 
-def _words(name: str, kind: type[StrEnum]) -> BeforeValidator:
+def _words(name: str, kind: Iterable[str]) -> BeforeValidator:
     """Reads the words of other systems, or says what they are called here."""
     read_as, refused = READ_AS.get(name, {}), REFUSED.get(name, {})
 

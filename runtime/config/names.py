@@ -7,7 +7,6 @@ it other keys. Several keys of one setting may not differ in one file; the first
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from moorage.workers.gpu.settings import EngineSettings
 from moorage.workers.spec import MemorySpec, RotarySettings, StoreSpec
@@ -19,7 +18,7 @@ KEYS: Mapping[str, str] = {
     "memory.n_init": "sinks",
     "memory.topk": "topk",
     "memory.exc_block_size": "execution_block",
-    "memory.exc_last_alone": "last_token_alone",
+    "memory.exc_last_alone": "last_tokens_alone",
     "memory.max_cached_block": "max_cached_block",
     "memory.cache_strategy": "cache_strategy",
     "memory.score_decay": "score_decay",
@@ -73,8 +72,11 @@ WORDS: Mapping[str, Mapping[str, str]] = {
 }
 """System -> key of its own files -> `section.key` of ours, for `runtime import-config`."""
 
-READ_AS: Mapping[str, Mapping[Any, str]] = {"preselect": {True: "prompt", False: "off"}}
-"""Setting -> value of another system -> ours."""
+READ_AS: Mapping[str, Mapping[bool, str | int]] = {
+    "preselect": {True: "prompt", False: "off"},
+    "last_tokens_alone": {True: 1, False: 0},
+}
+"""Setting -> value of another system, or of an earlier version -> ours."""
 
 _LATER = "is not available in this version"
 REFUSED: Mapping[str, Mapping[str, str]] = {

@@ -93,7 +93,7 @@ _MOORAGE_BLOCKS: dict[str, Any] = {
     "sinks": 128,
     "window": 4096,
     "topk": 256,
-    "last_token_alone": True,
+    "last_tokens_alone": 1,
     "block_size": 32,
     "anchor_type": AnchorType.QUEST,
 }

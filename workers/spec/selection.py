@@ -52,10 +52,11 @@ class SelectionSpec:
         "Prompt tokens that share one selection of blocks; 0 prefills exactly, over all keys.",
         Limits(least=0, unit="tokens"),
     )
-    last_token_alone: bool = setting(
-        False,
-        "Whether the prompt's last token selects for itself, as generated tokens do, and not with those before it.",
-        research=True,
+    last_tokens_alone: int = setting(
+        0,
+        "Last tokens of a prompt that each select for themselves, as generated tokens do, and not with their "
+        "execution block.",
+        Limits(least=0, unit="tokens"),
     )
     dense_layers: int = setting(0, "First layers that attend all blocks in decode.", Limits(least=0))
     preselect: Preselect = setting(
@@ -115,4 +116,13 @@ class SelectionSpec:
         """Where a prompt that goes on from one of `prompt_tokens` finds what it would have made itself."""
         if not self.in_prefill(prompt_tokens):
             return prompt_tokens
-        return (prompt_tokens - self.last_token_alone) // self.execution_block * self.execution_block
+        return self.first_alone(prompt_tokens) // self.execution_block * self.execution_block
+
+    def first_alone(self, prompt_tokens: int) -> int:
+        """The first token of a prompt with a selection of its own, where execution blocks select."""
+        return max(0, prompt_tokens - self.last_tokens_alone)
+
+    def first_as_generated(self, prompt_tokens: int) -> int:
+        """The first token of a prompt that selects single keys, as generated tokens do; its end where none does."""
+        selects = self.topk_keys > 0 and self.in_prefill(prompt_tokens)
+        return self.first_alone(prompt_tokens) if selects else prompt_tokens

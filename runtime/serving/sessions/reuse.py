@@ -7,6 +7,7 @@ of the attention that computed it: all settings on which its keys and values dep
 - Exact prefill attends all earlier keys: its shape is the position scheme and the rotary view (`attention_shape`).
 - Selected prefill attends the blocks selected for each execution block (`selection_shape`). Its results are used
   again in whole execution blocks: where the end of a prompt cut one short, fewer queries had selected its blocks.
+  The last tokens of a prompt may select for themselves; their results serve no other prompt.
 - A generated token equals a prefilled one only while its step attended every key under the view of the prompt.
 
 Prefill goes on at a point from which everything else that a prompt leaves can be made again. The prompt's last
@@ -111,7 +112,8 @@ def _computed_alike(
     exact = min(until, _exact_prompt(memory, layout, length))
     both_select = old.selection.in_prefill(stored.prompt_tokens) and memory.selection.in_prefill(length)
     if both_select and selection_shape(old, layout) == selection_shape(memory, layout):
-        return max(exact, min(old.selection.resume_point(stored.prompt_tokens), held))
+        until = min(old.selection.resume_point(stored.prompt_tokens), held)
+        return max(exact, min(until, memory.selection.first_alone(length)))
     return exact
 
 
@@ -119,9 +121,14 @@ def _exact_prompt(memory: MemorySpec, layout: KvLayout, num_tokens: int) -> int:
     """First tokens of a prompt of `num_tokens` that attend every key."""
     if not memory.selection.in_prefill(num_tokens):
         return num_tokens
-    size, first = memory.selection.execution_block, _first_selection(memory, layout)
+    size, alone = memory.selection.execution_block, memory.selection.first_alone(num_tokens)
+    first = _first_selection(memory, layout, memory.selection.topk_of_prefill * layout.block_size)
     exact = min(-(-first // size) * size, num_tokens)
-    return exact - 1 if memory.selection.last_token_alone and exact == num_tokens > first else exact
+    if exact <= alone:
+        return exact
+    if memory.selection.topk_keys:
+        first = _first_selection(memory, layout, memory.selection.topk_keys)
+    return min(exact, max(first, alone))
 
 
 def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | None) -> int:
@@ -130,7 +137,9 @@ def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | 
     end = len(stored.token_ids)
     selects = memory.selection.selects and not memory.verify
     if selects and memory.selection.dense_layers < layout.num_layers:
-        end = min(end, max(_first_selection(memory, layout), memory.selection.dense_until, prompt))
+        selected = memory.selection.selected_tokens(layout.block_size) or 0
+        first = _first_selection(memory, layout, selected)
+        end = min(end, max(first, memory.selection.dense_until, prompt))
     shape = attention_shape(memory, layout, prompt, model_rope)
     changed = (
         place
@@ -140,10 +149,8 @@ def _exact_generated(stored: StoredKv, layout: KvLayout, model_rope: RopeSpec | 
     return next(changed, end)
 
 
-def _first_selection(memory: MemorySpec, layout: KvLayout) -> int:
-    """First position whose query has more candidate blocks, or single keys, than it may select."""
-    selected = memory.selection.selected_tokens(layout.block_size)
-    assert selected
+def _first_selection(memory: MemorySpec, layout: KvLayout, selected: int) -> int:
+    """First position whose query has more candidate tokens than the `selected` that it may attend."""
     blocks = sink_blocks(memory, layout.block_size) + selected // layout.block_size + 1
     return blocks * layout.block_size + memory.retention.window - 1
 

@@ -86,7 +86,7 @@ def test_single_keys_stand_beside_a_read_of_their_codes() -> None:
     assert None not in (whole.ratio_to_limit, scan.ratio_to_limit)
 
 
-@pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True)])
+@pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True), Setup(topk_keys=64)])
 def test_decode_over_a_made_up_past(setup: Setup) -> None:
     rows = list(run_decode([1500, 4096], 2, 1, setup, peer_tokens=2000))
     found = names(rows)
@@ -97,7 +97,7 @@ def test_decode_over_a_made_up_past(setup: Setup) -> None:
     assert "transformers" not in decode[4096].ratio_to
 
 
-@pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True)])
+@pytest.mark.parametrize("setup", [Setup(), Setup(shards=2, mailbox=True), Setup(topk_keys=64)])
 def test_decode_of_several_sessions_stands_beside_one(setup: Setup) -> None:
     rows = list(run_batches([1500, 2048], [3], 2, setup))
     assert {"decode-batch-1", "decode-batch-3", "decode-batch-3-score", "decode-batch-3-attend"} <= names(

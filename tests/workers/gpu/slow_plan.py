@@ -62,8 +62,8 @@ class SlowPlan:
 
     def _runs(self, start: int, end: int) -> list[tuple[int, int]]:
         size = self.memory.selection.execution_block or end
-        alone = self.prompt_tokens - 1 if self.memory.selection.last_token_alone else 0
-        cuts = [start, *(i for i in range(start + 1, end) if i % size == 0 or i == alone), end]
+        alone = self.prompt_tokens - self.memory.selection.last_tokens_alone
+        cuts = [start, *(i for i in range(start + 1, end) if i % size == 0 or i >= alone), end]
         return list(pairwise(cuts))
 
     def _near_block(self, position: int) -> int:

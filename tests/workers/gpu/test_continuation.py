@@ -49,8 +49,8 @@ PRESETS: dict[str, MemorySpec] = {
     "lmdeploy": memory(rope=DYNAMIC_NTK),
     "stream-llm": memory(scheme=Positions.ROLLING, topk=0, sinks=4, window=24),
     "infinite-lm": memory(scheme=Positions.CLAMPED, topk=0, sinks=10, window=24),
-    "moorage": memory(**CHOOSING, last_token_alone=True),
-    "moorage, selected": memory(**CHOOSING, execution_block=24, last_token_alone=True, dense_until=70),
+    "moorage": memory(**CHOOSING, last_tokens_alone=1),
+    "moorage, selected": memory(**CHOOSING, execution_block=24, last_tokens_alone=1, dense_until=70),
     "preselected": memory(**CHOOSING, preselect=Preselect.PROMPT, preselect_blocks=6, importance_queries=20),
     "reusing": memory(**CHOOSING, layer_step=2, token_step=3, head_select_mode=HeadSelectMode.SEPARATE),
     "short": memory(topk=2, sinks=8, window=24, dense_until=400),
@@ -140,12 +140,22 @@ CASES = [
     *(("moorage, selected", anchor_type) for anchor_type in AnchorType if anchor_type not in ANCHORS),
     ("single keys", AnchorType.KEY_CODES),
     ("single keys, selected", AnchorType.KEY_CODES),
+    ("single keys, last tokens alone", AnchorType.KEY_CODES),
 ]
 """Every preset by anchors of keys and by those of attention; what selects, by all of them."""
 SINGLE_KEYS = {
     "single keys": memory(sinks=8, window=24, topk_keys=16),
     "single keys, selected": memory(
         sinks=8, window=24, topk_keys=16, prefill_blocks=2, execution_block=24, dense_until=70
+    ),
+    "single keys, last tokens alone": memory(
+        sinks=8,
+        window=24,
+        topk_keys=24,
+        prefill_blocks=1,
+        execution_block=24,
+        last_tokens_alone=20,
+        dense_until=70,
     ),
 }
 
@@ -225,7 +235,7 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "topk_keys": (memory(sinks=8, window=24), 16, False),
     "prefill_blocks": (SINGLE_KEYS["single keys, selected"], 3, True),
     "execution_block": (SELECTED, 48, True),
-    "last_token_alone": (SELECTED, True, False),
+    "last_tokens_alone": (SELECTED, 9, True),
     "dense_layers": (SELECTED, 2, False),
     "preselect": (SELECTED.replace(preselect_blocks=6, importance_queries=1), Preselect.PROMPT, False),
     "head_select_mode": (SELECTED, HeadSelectMode.SEPARATE, True),

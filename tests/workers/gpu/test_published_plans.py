@@ -169,7 +169,7 @@ def test_plans_around_every_boundary(models: dict[tuple[int, int], TinyModel], d
         sinks=data.draw(st.sampled_from([0, 1, size]), "sinks"),
         topk=data.draw(st.sampled_from([1, 2, 5]), "topk"),
         execution_block=execution,
-        last_token_alone=data.draw(st.booleans(), "last alone"),
+        last_tokens_alone=data.draw(st.sampled_from([0, 1, 3]), "last alone"),
         head_select_mode=data.draw(st.sampled_from(list(HeadSelectMode)), "mode"),
         head_pool=data.draw(st.sampled_from([HeadPool.SUM, HeadPool.MAX]), "pool"),
         preselect=data.draw(st.sampled_from([Preselect.OFF, Preselect.PROMPT]), "preselect"),

@@ -179,8 +179,8 @@ class ChunkAttention:
         memory, size = session.memory, session.memory.selection.execution_block
         end = chunk.start + count
         edges = {chunk.start, *range((chunk.start // size + 1) * size, end, size), end}
-        if memory.selection.last_token_alone and end == session.prompt_tokens:
-            edges.add(end - 1)
+        alone = memory.selection.first_alone(session.prompt_tokens)
+        edges |= set(range(max(chunk.start, alone), end))
         rows = [(a - chunk.start, b - chunk.start) for a, b in pairwise(sorted(edges))]
         spans = [BlockRanges.at(chunk.start + a, memory, self._layout.block_size) for a, _ in rows]
         scoring = scoring_queries(session, layer, chunk.queries.transpose(0, 1), chunk.start)

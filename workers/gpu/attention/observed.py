@@ -86,7 +86,7 @@ class RecallSampling(WatchedAttention):
         self._due = {}
         for step in batch.steps:
             every, index = step.memory.recall_every, step.session.decode_index
-            if every and not index % every and not step.exact:
+            if every and index >= 0 and not index % every and not step.exact:
                 self._due.setdefault(index // every % self._num_layers, []).append(step)
         return super().prepare(batch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -13,6 +14,7 @@ from moorage.workers.gpu.attention.observed import ObservedAttention, Observer
 from moorage.workers.gpu.engine.batch import Failures
 from moorage.workers.gpu.engine.compute_type import attention_dtype
 from moorage.workers.gpu.engine.forward import ForwardPass
+from moorage.workers.gpu.engine.last_tokens import run_in_passes
 from moorage.workers.gpu.engine.out_of_memory import is_out_of_memory
 from moorage.workers.gpu.engine.output import OutputStage
 from moorage.workers.gpu.engine.rounds import SessionStep, decode_step
@@ -105,10 +107,11 @@ class Engine:
                 self._table.open(opening)
             except MoorageError as error:
                 failed.setdefault(opening.session_id, error)
-        steps = self._begin(plan, failed)
-        sessions = [step.session for step in steps]
+        sessions = [self.sessions[s.session_id] for s in plan.segments if s.session_id in self.sessions]
         hits, misses = sum(s.cache.num_hits for s in sessions), sum(s.cache.num_misses for s in sessions)
-        results = self._forward.run(steps, failed)
+        results = run_in_passes(
+            plan.segments, self.sessions, lambda some: self._forward.run(self._begin(some, failed), failed)
+        )
         results += [SegmentResult(session_id, error=why) for session_id, why in failed.items()]
         elapsed = time.perf_counter() - started
         parts = self._timer.take()
@@ -118,10 +121,10 @@ class Engine:
         moved = self._timer.take_link_bytes()
         return StepResult(plan.step_id, tuple(results), elapsed, parts, hits, misses, moved)
 
-    def _begin(self, plan: StepPlan, failed: Failures) -> list[SessionStep]:
+    def _begin(self, segments: Sequence[Segment], failed: Failures) -> list[SessionStep]:
         """Checks each segment against its session and sets its geometry; returns what can run."""
         steps = []
-        for segment in plan.segments:
+        for segment in segments:
             if segment.session_id in failed:
                 continue
             try:
@@ -140,9 +143,10 @@ class Engine:
         session.stats = SessionStats()
         if not session.drafted:  # Else it goes on with a round that has counted its token.
             self._output.count_tokens(session, segment.token_ids, self._device)
-        if session.num_tokens < session.prompt_tokens:
+        prompt, selection = session.prompt_tokens, session.memory.selection
+        if session.num_tokens < selection.first_as_generated(prompt):
             return SessionStep(segment, session)
-        if not session.drafted:
+        if not session.drafted and session.num_tokens >= prompt:
             self._follow_length(session)
         return decode_step(segment, session, self._spec.rope, self._layout)
 

@@ -89,9 +89,18 @@ def test_selected_prefill_goes_on_at_an_execution_block_that_was_whole() -> None
     assert reused(SELECTED, prompt=65, generated=0) == 60
     assert reused(SELECTED, prompt=65, generated=30) == 60
     assert reused(SELECTED, prompt=60, generated=0) == 60
-    assert reused(SELECTED.replace(last_token_alone=True), prompt=60, generated=0) == 48
-    assert reused(SELECTED.replace(last_token_alone=True), prompt=61, generated=0) == 60
+    assert reused(SELECTED.replace(last_tokens_alone=1), prompt=60, generated=0) == 48
+    assert reused(SELECTED.replace(last_tokens_alone=1), prompt=61, generated=0) == 60
     assert reused(SELECTED, shared=47) == 36
+
+
+def test_tokens_that_selected_for_themselves_serve_no_other_prompt() -> None:
+    alone = SELECTED.replace(last_tokens_alone=10)
+    assert reused(alone, prompt=69, generated=0) == 48
+    assert reused(alone, prompt=70, generated=0) == 60
+    assert reused(alone, prompt=70, length=69, generated=0) == 48
+    assert reused(alone, SELECTED, prompt=70, generated=0) == 60
+    assert reused(SELECTED, alone, prompt=70, generated=0) == 60
 
 
 def test_what_attended_every_key_serves_another_way_to_select() -> None:
