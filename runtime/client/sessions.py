@@ -46,7 +46,7 @@ class Sessions:
         return read_session(self._call(self._stub.ForkSession, request))
 
     def save(self, name: str) -> SessionInfo:
-        """Writes the full blocks of a session to files of the server, which survive it."""
+        """Writes a session to files of the server, which survive it."""
         return read_session(self._call(self._stub.SaveSession, pb.SaveSessionRequest(name=name)))
 
     def load(self, name: str) -> SessionInfo:
@@ -84,7 +84,7 @@ class AsyncSessions:
         return read_session(await self._call(self._stub.ForkSession, request))
 
     async def save(self, name: str) -> SessionInfo:
-        """Writes the full blocks of a session to files of the server, which survive it."""
+        """Writes a session to files of the server, which survive it."""
         return read_session(await self._call(self._stub.SaveSession, pb.SaveSessionRequest(name=name)))
 
     async def load(self, name: str) -> SessionInfo:

@@ -8,6 +8,7 @@ from moorage.runtime.serving.event_stream import MOST_UNREAD
 from moorage.runtime.serving.health import logged
 from moorage.runtime.serving.protocol import Finished, Progress, PromptLogprobs, Token
 from moorage.runtime.serving.request import Request
+from moorage.runtime.serving.request_usage import usage_of
 from moorage.runtime.serving.scheduled_request import Step
 from moorage.runtime.serving.totals import Totals
 from moorage.workers.errors import Internal
@@ -97,6 +98,6 @@ class OutputProcessor:
 
     def _finish(self, request: Request, reason: str) -> None:
         request.finished, request.outcome = True, reason
-        record = request.usage(self._clock())
+        record = usage_of(request, self._clock())
         attention = request.block_masses.shares(request.block_size)
         request.events.put_nowait(Finished(reason, record, request.matcher.matched, attention))

@@ -1,4 +1,4 @@
-"""One request while the coordinator works on it: its state, its part of a step's plan, and its final record."""
+"""One request while the coordinator works on it: its state, its part of a step's plan, the session that it leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from array import array
 from copy import copy
 from dataclasses import dataclass, field
 
-import numpy as np
 import structlog
 
 from moorage.runtime.planning.trained_length import Reach
@@ -17,8 +16,8 @@ from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.protocol import Event
 from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledRequest
 from moorage.runtime.serving.session_cache import IdleSession, StoredKv
+from moorage.runtime.serving.sessions.cut_answers import draw_of, drawn_before
 from moorage.runtime.serving.sessions.prefixes import BlockChain
-from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.grammar import Guide
 from moorage.runtime.text.stop_strings import StopMatcher
@@ -59,6 +58,8 @@ class Request:
     chain: BlockChain | None = None
     """Hashes of its blocks; None where no other request may use them."""
     cached_tokens: int = 0
+    num_drawn: int = 0
+    """Tokens at the end of the prompt that are an answer which was cut, and which this one goes on with."""
     dram_bytes: int = 0
     generated: list[int] = field(default_factory=list)
     events: asyncio.Queue[Event | Exception] = field(default_factory=asyncio.Queue)
@@ -109,7 +110,7 @@ class Request:
         held = self.scheduled.continues
         self.cached_tokens = self.scheduled.prefilled_tokens
         if held is not None:
-            self.session_id = held.session_id
+            self.session_id, self.num_drawn = held.session_id, self.goes_on_with(held)
         log.info(
             "request admitted",
             request_id=self.request_id,
@@ -129,11 +130,16 @@ class Request:
             self.session_id,
             self.cached_tokens,
             self.num_tokens,
-            len(self.prompt),
+            len(self.prompt) - self.num_drawn,
             self.memory,
             self.sampling,
             self.prompt[: self.cached_tokens] if self.sampling.counts_tokens else (),
+            self.num_drawn,
         )
+
+    def goes_on_with(self, held: IdleSession) -> int:
+        """Tokens at the end of the prompt that are the answer of an idle session, if this request goes on with it."""
+        return drawn_before(held.stored, self.prompt, self.memory, self.sampling)
 
     def decode_segment(self) -> Segment:
         """The newest token, which gives the next one."""
@@ -185,7 +191,10 @@ class Request:
         if shared is not None:
             resources = resources.minus(shared.first(most))
         digests = () if self.chain is None else self.chain.of(tokens)
-        stored = StoredKv(tokens, len(self.prompt), self.memory, self._first_held(capacity, most))
+        memory, layout = self.memory.replace(inspect=False), capacity.layout
+        draw = draw_of(self.sampling, memory, layout, self.generated, capacity.windows is not None)
+        before = len(self.prompt) - self.num_drawn
+        stored = StoredKv(tokens, before, memory, self._first_held(capacity, most), draw)
         return IdleSession(name, self.session_id, stored, resources, first_actor, shared, digests, now_s)
 
     def _first_held(self, capacity: Capacity, num_tokens: int) -> int:
@@ -214,38 +223,3 @@ class Request:
         if self.decoder is None:
             return ""
         return self.matcher.push(self.decoder.flush()) + self.matcher.flush()
-
-    def usage(self, now_s: float) -> Usage:
-        """The final record."""
-        first = self.token_s[0] if self.token_s else None
-        gaps = np.diff(self.token_s)
-        admitted = self.admitted_s if self.admitted_s is not None else now_s
-        prefill_s = (self.prefilled_s if self.prefilled_s is not None else now_s) - admitted
-        return Usage(
-            prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached_tokens,
-            completion_tokens=len(self.generated),
-            queue_s=admitted - self.arrived_s,
-            time_to_first_token_s=first - self.arrived_s if first is not None else None,
-            prefill_tokens_per_s=(len(self.prompt) - self.cached_tokens) / prefill_s
-            if prefill_s > 0
-            else None,
-            decode_tokens_per_s=float(1 / gaps.mean()) if len(gaps) and gaps.mean() > 0 else None,
-            total_s=now_s - self.arrived_s,
-            dram_bytes=self.dram_bytes,
-            chosen_blocks=_mean(self.chosen_blocks),
-            chosen_keys=_mean(self.chosen_keys) if self.memory.selection.topk_keys else None,
-            preset_differs=self.preset_differs,
-            budget_tokens=self.budget_tokens,
-            recall=_mean(self.recall),
-            inter_token_p50_s=float(np.quantile(gaps, 0.5)) if len(gaps) else None,
-            inter_token_p99_s=float(np.quantile(gaps, 0.99)) if len(gaps) else None,
-            drafted_tokens=self.drafted_tokens,
-            accepted_tokens=self.accepted_tokens,
-            beyond_tokens=self.reach.beyond(len(self.prompt) + len(self.generated)),
-            recall_p5=float(np.percentile(self.recall_by_head, 5)) if self.recall_by_head else None,
-        )
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None

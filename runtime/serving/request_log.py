@@ -7,6 +7,7 @@ from dataclasses import asdict
 import structlog
 
 from moorage.runtime.serving.request import Request
+from moorage.runtime.serving.request_usage import usage_of
 
 log = structlog.get_logger()
 
@@ -27,7 +28,7 @@ _LOGGED = (
 
 def log_end(request: Request, now_s: float) -> None:
     """Writes the line of a request that ended."""
-    usage = asdict(request.usage(now_s))
+    usage = asdict(usage_of(request, now_s))
     figures = {name: usage[name] for name in _LOGGED if usage[name] is not None}
     log.info(
         "request finished",

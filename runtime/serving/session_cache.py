@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from moorage.runtime.serving.capacity import Resources
+from moorage.runtime.serving.sessions.cut_answers import Draw
 from moorage.runtime.serving.sessions.prefix_index import PrefixIndex
 from moorage.runtime.serving.sessions.shared_blocks import SharedBlocks, held_by
 from moorage.workers.spec import MemorySpec
@@ -19,10 +20,12 @@ class StoredKv:
     token_ids: TokenIds
     """Of the prompt, then of generated tokens."""
     prompt_tokens: int
-    """Tokens of the last request's whole prompt, prefilled to its end or not."""
+    """Tokens of the last request's whole prompt, prefilled or not, without an answer that it went on with."""
     memory: MemorySpec
     first_held: int = 0
     """The first token whose keys and values the rings of sliding-window layers still hold."""
+    draw: Draw | None = None
+    """How the tokens after the prompt were drawn, where their answer may go on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class StepLoop:
         self._memory = memory
         self._limits, self._capacity, self._executor = limits, capacity, executor
         self._prefixes = Prefixes(capacity, self._reusable)
-        self.scheduler = Scheduler(limits, self._reusable, self._prefixes)
+        self.scheduler = Scheduler(limits, self._saved_tokens, self._prefixes)
         self.requests: dict[str, Request] = {}
         self.totals = Totals()
         self.failures = StepFailures()
@@ -108,9 +108,9 @@ class StepLoop:
 
     def fork(self, session: IdleSession, new: IdleSession) -> None:
         """Adds an idle session that shares blocks with another; the worker opens it with the next step."""
-        self.scheduler.idle.add(new)
-        num_blocks = len(new.stored.token_ids) // self._capacity.layout.block_size
-        self._pending.forks.append(ForkSession(session.session_id, new.session_id, num_blocks))
+        self.scheduler.hold(new)
+        whole_and_rest = divmod(len(new.stored.token_ids), self._capacity.layout.block_size)
+        self._pending.forks.append(ForkSession(session.session_id, new.session_id, *whole_and_rest))
         self._wake.set()
 
     def restore(self, session: IdleSession, restoring: RestoreSession) -> None:
@@ -144,8 +144,13 @@ class StepLoop:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
+    def _saved_tokens(self, request_id: str, held: IdleSession) -> int:
+        """How many tokens of a request's prompt need no prefill when it goes on with `held`, or with its answer."""
+        goes_on = self.requests[request_id].goes_on_with(held)
+        return len(held.stored.token_ids) if goes_on else self._reusable(request_id, held)
+
     def _reusable(self, request_id: str, held: IdleSession) -> int:
-        """How many tokens of a request's prompt need no prefill when it goes on with `held`."""
+        """How many tokens of a request's prompt need no prefill after those that it shares with `held`."""
         request = self.requests[request_id]
         return reusable_tokens(
             held.stored,
@@ -273,7 +278,7 @@ class StepLoop:
         for request in self.requests.values():
             self._record_end(request)
         self.requests.clear()
-        self.scheduler = Scheduler(self._limits, self._reusable, self._prefixes)
+        self.scheduler = Scheduler(self._limits, self._saved_tokens, self._prefixes)
 
     def _record_end(self, request: Request) -> None:
         now_s = time.monotonic()

@@ -181,10 +181,11 @@ class MappedShard:
                 session.table.num_tokens[layer] = num_tokens
         self._change(session)
 
-    def restore(self, session_id: int, num_blocks: int) -> None:
-        """Records that the first blocks of a new session hold tokens and have anchors, which someone puts there."""
+    def restore(self, session_id: int, num_blocks: int, num_rest: int = 0) -> None:
+        """Records that the first blocks of a new session are full and have anchors, and that the next one has
+        `num_rest` tokens; someone puts them there."""
         session, count = self.session(session_id), self.layout.num_layers
-        session.table.num_tokens = [num_blocks * self.layout.block_size] * count
+        session.table.num_tokens = [num_blocks * self.layout.block_size + num_rest] * count
         session.num_sealed = [num_blocks] * count
         self._change(session)
 

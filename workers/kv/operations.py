@@ -74,6 +74,8 @@ class Fork(Operation[Attached]):
     session_id: int
     new_id: int
     num_blocks: int
+    num_rest: int = 0
+    """Tokens of the next block, which is copied."""
 
     def follow(self, shard: MappedShard, reply: Attached) -> None:
         """See Operation."""
@@ -100,6 +102,8 @@ class Restore(Operation[None]):
     handler = follower = "restore"
     session_id: int
     num_blocks: int
+    num_rest: int = 0
+    """Tokens of the block after them."""
 
 
 @dataclass(slots=True)

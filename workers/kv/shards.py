@@ -133,16 +133,29 @@ class ShardedKv:
         self._each(session_id, lambda link, shard: link.call(Resize(session_id, counts[shard], False)))
         self._num_blocks[session_id] = num_blocks
 
-    def fork(self, session_id: int, new_id: int, num_blocks: int) -> None:
-        """Opens a session that shares the first blocks of another, all sealed, on the same pages. Idempotent."""
-        counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
-        self._each(session_id, lambda link, shard: link.call(Fork(session_id, new_id, counts[shard])))
-        self._num_blocks[new_id], self._first[new_id] = num_blocks, self.first_shard(session_id)
+    def fork(self, session_id: int, new_id: int, num_blocks: int, num_rest: int = 0) -> None:
+        """Opens a session that shares the first blocks of another, all sealed, on the same pages. Idempotent.
 
-    def restore(self, session_id: int, num_blocks: int) -> None:
-        """Counts the blocks of a new session as sealed in all layers; their bytes come from files."""
-        counts = [self._blocks.count(num_blocks, shard) for shard in range(len(self.links))]
-        self._each(session_id, lambda link, shard: link.call(Restore(session_id, counts[shard])))
+        It has a copy of the next block if that has `num_rest` of its tokens.
+        """
+        parts = self._parts_of(num_blocks, num_rest)
+        self._each(session_id, lambda link, shard: link.call(Fork(session_id, new_id, *parts[shard])))
+        self._num_blocks[new_id] = num_blocks + bool(num_rest)
+        self._first[new_id] = self.first_shard(session_id)
+
+    def restore(self, session_id: int, num_blocks: int, num_rest: int = 0) -> None:
+        """Counts the first blocks of a new session as sealed in all layers, and `num_rest` tokens after them as
+        stored; their bytes come from files."""
+        parts = self._parts_of(num_blocks, num_rest)
+        self._each(session_id, lambda link, shard: link.call(Restore(session_id, *parts[shard])))
+
+    def _parts_of(self, num_blocks: int, num_rest: int) -> list[tuple[int, int]]:
+        """By shard: how many of the first blocks it has, and how many tokens of the block after them."""
+        last, _ = self._blocks.place(num_blocks)
+        return [
+            (self._blocks.count(num_blocks, shard), num_rest if shard == last else 0)
+            for shard in range(len(self.links))
+        ]
 
     def own(self, session_id: int, num_tokens: int) -> None:
         """Lets a session of `num_tokens` tokens write after them: its last block, if partly filled, is its own."""

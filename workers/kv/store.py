@@ -108,10 +108,11 @@ class KvStore:
         self._pages.free(pages[count:])
         return pages[:count].copy()
 
-    def fork(self, session_id: int, new_id: int, num_blocks: int) -> Attached:
+    def fork(self, session_id: int, new_id: int, num_blocks: int, num_rest: int = 0) -> Attached:
         """Opens a session that holds the first blocks of another, all sealed, on the same pages. Idempotent.
 
-        Nobody writes to a page that several sessions hold: see `own_block`.
+        It has a copy of the next block if that has `num_rest` of its tokens. Nobody writes to a page that several
+        sessions hold: see `own_block`. If StoreFull is raised, nothing has changed.
         """
         if new_id not in self.shard.sessions:
             session = self.shard.session(session_id)
@@ -121,9 +122,10 @@ class KvStore:
                 )
             pages, count = session.table.pages[:num_blocks].copy(), self.layout.num_layers
             sinks = session.table.raw.sink_pages[: self.layout.sink_pages if num_blocks else 0].copy()
+            rest = self._copies(session.table.pages[num_blocks : num_blocks + bool(num_rest)], new_id)
             for shared in (pages, sinks):
                 self._pages.share(shared)
-            tokens = [num_blocks * self.layout.block_size] * count
+            tokens, pages = [num_blocks * self.layout.block_size + num_rest] * count, np.append(pages, rest)
             self.shard.open(new_id, pages, tokens, [num_blocks] * count, session.rotation, None, sinks)
         return self.attach(new_id)
 
@@ -135,16 +137,21 @@ class KvStore:
         table = self.shard.session(session_id).table
         page = int(table.pages[block])
         if self._pages.is_shared(page):
-            (copy,) = self._pages.allocate(1, session_id)
-            self.arena.stored[:, copy] = self.arena.stored[:, page]
+            (copy,) = self._copies(table.pages[block : block + 1], session_id)
             self._pages.free(table.pages[block : block + 1])
             table.pages = table.pages.copy()
             table.pages[block] = copy
         return table.pages
 
-    def restore(self, session_id: int, num_blocks: int) -> None:
+    def _copies(self, pages: Int32, session_id: int) -> Int32:
+        """Pages of a session with copies of the blocks on `pages`."""
+        copies = self._pages.allocate(len(pages), session_id)
+        self.arena.stored[:, copies] = self.arena.stored[:, pages]
+        return copies
+
+    def restore(self, session_id: int, num_blocks: int, num_rest: int = 0) -> None:
         """See MappedShard."""
-        self.shard.restore(session_id, num_blocks)
+        self.shard.restore(session_id, num_blocks, num_rest)
 
     def attach(self, session_id: int) -> Attached:
         """What is stored of an open session, for a worker that takes it over."""

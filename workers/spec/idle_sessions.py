@@ -1,4 +1,4 @@
-"""Sessions that a step opens without a request: they are idle, and hold full blocks."""
+"""Sessions that a step opens without a request. They are idle."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ class ForkSession:
     new_id: int
     num_blocks: int
     """All of them are full in every layer."""
+    num_rest: int = 0
+    """Tokens of the next block, which is copied and not shared."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreSession:
-    """Open an idle session of full blocks, whose bytes are then read from files into the stores."""
+    """Open an idle session, whose bytes are then read from files into the stores."""
 
     session_id: int
     num_blocks: int
+    """Full ones."""
     prompt_tokens: int
     """Of the prompt under whose positions its anchors were made."""
     memory: MemorySpec
     first_shard: int
+    num_rest: int = 0
+    """Tokens of the block after the full ones."""

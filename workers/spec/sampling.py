@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GREEDY_BELOW = 1e-5
+"""Temperatures under this are greedy: dividing by them would overflow."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingSpec:
@@ -24,3 +27,8 @@ class SamplingSpec:
     def counts_tokens(self) -> bool:
         """Whether a penalty needs to know how often each token came before."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always drawn."""
+        return self.temperature < GREEDY_BELOW

@@ -31,7 +31,7 @@ def forked(
     num_tokens = len(held.stored.token_ids)
     num_tokens -= num_tokens % capacity.layout.block_size
     held, shared = share(held, num_tokens, capacity, idle)
-    stored = replace(held.stored, token_ids=held.stored.token_ids[:num_tokens])
+    stored = replace(held.stored, token_ids=held.stored.token_ids[:num_tokens], draw=None)
     fork = IdleSession(name, session_id, stored, idle.nothing, held.first_actor, shared, used_s=now_s)
     return held, replace(fork, digests=held.digests[: num_tokens // capacity.layout.block_size])
 

@@ -123,7 +123,7 @@ class Sessions:
         return self._idle_info(fork)
 
     async def save(self, name: str, tenant: str = "") -> SessionInfo:
-        """Writes the full blocks of an idle session to files, which survive the server."""
+        """Writes an idle session to files, which survive the server."""
         saved = self._files()
         held = await self._unused(session_key(tenant, name))
         await saved.save(held)

@@ -1,7 +1,8 @@
 """Saves idle sessions, and loads them again, while the server goes on with its work.
 
-A save holds all full blocks of a session for itself, as a fork does, so that the session may go on meanwhile. A load
-reserves memory first; the session is there for requests once every file was read and its checksum was right.
+A save holds all full blocks of a session for itself, as a fork does, and a copy of the last one, so that the session
+may go on meanwhile. A load reserves memory first; the session is there for requests once every file was read and its
+checksum was right.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache, StoredKv
 from moorage.runtime.serving.sessions.block_files import BlockFiles
 from moorage.runtime.serving.sessions.eviction import evictions
-from moorage.runtime.serving.sessions.forking import check_can_share, first_blocks, forked
+from moorage.runtime.serving.sessions.forking import check_can_share, forked
 from moorage.runtime.serving.sessions.keys import tenant_and_name, unnamed_key
 from moorage.runtime.serving.sessions.shared_blocks import freed_by
 from moorage.runtime.serving.sessions.snapshots import (
@@ -82,7 +83,10 @@ class SavedSessions:
         """The session that is being written; None again once it was deleted or renamed."""
 
     async def save(self, held: IdleSession) -> None:
-        """Writes the full blocks of an idle session to files; what was saved of it before is replaced."""
+        """Writes the blocks of an idle session to files; what was saved of it before is replaced.
+
+        Where no memory is free to copy a last block that is not full, the tokens of that block are left out.
+        """
         check_can_share(self._capacity)
         async with self._one_at_a_time:
             # The session may have gone on or ended while another one was saved.
@@ -152,10 +156,25 @@ class SavedSessions:
             raise FailedPrecondition(
                 f"the session has no full block of {size} tokens yet; save it when it is longer"
             )
-        copy = replace(copy, digests=())
+        copy = self._with_rest(held, replace(copy, digests=()))
         self._idle.pinned.add(name)
         self._loop.fork(held, copy)
         return copy
+
+    def _with_rest(self, held: IdleSession, copy: IdleSession) -> IdleSession:
+        """The copy with the tokens after the full blocks, and with memory for them; without where none is free."""
+        if self._capacity.layout.is_packed:  # An idle session has packed blocks alone.
+            return copy
+        rest = self._for_idle(held.stored.token_ids, held.first_actor).minus(
+            self._for_idle(copy.stored.token_ids, held.first_actor)
+        )
+        if not self._loop.scheduler.free.holds(rest):
+            return copy
+        return replace(copy, stored=held.stored, resources=rest)
+
+    def _for_idle(self, tokens: TokenIds, first_actor: int) -> Resources:
+        """For the KV of an idle session alone."""
+        return replace(self._capacity.idle(len(tokens)), rings=0).starting_at(first_actor)
 
     async def _write(self, key: str, copy: IdleSession) -> None:
         tenant, name = tenant_and_name(key)
@@ -176,6 +195,7 @@ class SavedSessions:
                 copy.stored.memory,
                 tuple(copy.stored.token_ids),
                 tuple(BlockFile(*one) for one in found),
+                copy.stored.draw,
             )
             if self._saving != key:
                 raise FailedPrecondition(f"session: {quoted(name)} was deleted or renamed while it was saved")
@@ -187,15 +207,15 @@ class SavedSessions:
     def _reserve(self, manifest: Manifest) -> IdleSession:
         """A session with memory for the blocks of a saved one, which no request finds or evicts."""
         number, tokens = self._new_id(), TokenIds(manifest.token_ids)
-        num_blocks = len(tokens) // self._capacity.layout.block_size
-        resources = first_blocks(self._capacity, manifest.first_actor)(num_blocks)
+        num_blocks, rest = divmod(len(tokens), self._capacity.layout.block_size)
+        resources = self._for_idle(tokens, manifest.first_actor)
         self._make_room(resources)
-        stored = StoredKv(tokens, manifest.prompt_tokens, manifest.memory)
+        stored = StoredKv(tokens, manifest.prompt_tokens, manifest.memory, draw=manifest.draw)
         name = unnamed_key(manifest.tenant, number)
         session = IdleSession(name, number, stored, resources, manifest.first_actor, used_s=self._clock())
         self._idle.pinned.add(name)
         restoring = RestoreSession(
-            number, num_blocks, manifest.prompt_tokens, manifest.memory, manifest.first_actor
+            number, num_blocks, manifest.prompt_tokens, manifest.memory, manifest.first_actor, rest
         )
         self._loop.restore(session, restoring)
         return session

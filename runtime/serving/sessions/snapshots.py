@@ -20,11 +20,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from moorage.runtime.config.units import format_bytes
+from moorage.runtime.serving.sessions.cut_answers import Draw
 from moorage.runtime.serving.sessions.keys import session_key
 from moorage.workers.errors import InvalidRequest, ResourceExhausted, Unavailable
 from moorage.workers.spec import KvLayout, MemorySpec
 
-VERSION = 1
+VERSION = 2
 _MANIFEST = "manifest.json"
 
 
@@ -62,9 +63,10 @@ class Manifest:
     prompt_tokens: int
     memory: MemorySpec
     token_ids: tuple[int, ...]
-    """Of full blocks."""
     files: tuple[BlockFile, ...]
     """In the order of the KV actors."""
+    draw: Draw | None = None
+    """The sampling state of an answer that may go on."""
     version: int = VERSION
 
     @property

@@ -130,3 +130,36 @@ def test_what_can_not_be_written_or_is_not_there_is_told(tmp_path: Path) -> None
         save_session(store, 5, tmp_path / "blocks")
     with pytest.raises(InvalidRequest, match="is damaged"):
         load_session(received(LAYOUT), 4, tmp_path / "absent", "")
+
+
+def test_a_last_block_that_is_not_full_comes_back_too(tmp_path: Path) -> None:
+    store, file = filled(LAYOUT), tmp_path / "blocks"
+    store.truncate(1, 4 * LAYOUT.block_size + 3)
+    store.fork(1, 2, 4, 3)
+    copied = store.shard.session(2).table
+    assert copied.pages[:4].tolist() == store.shard.session(1).table.pages[:4].tolist()
+    assert copied.pages[4] != store.shard.session(1).table.pages[4]
+    checksum = save_session(store, 2, file)
+    other = KvStore(LAYOUT, 16)
+    other.open(4, 5, is_written=False)
+    other.restore(4, 4, 3)
+    load_session(other, 4, file, checksum)
+    assert contents(other, 4) == contents(store, 2)
+    other.check_integrity()
+    attached = other.attach(4)
+    assert (attached.num_tokens.tolist(), attached.num_sealed.tolist()) == ([35, 35], [4, 4])
+    store.drop(2)
+    store.check_integrity()
+
+
+def test_pages_in_any_order_and_many_pieces_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moorage.workers.kv.snapshot._PIECE_BYTES", 3 * LAYOUT.block_bytes)
+    monkeypatch.setattr("moorage.workers.kv.snapshot._MOST_PARTS", 2)
+    store, other, file = filled(LAYOUT, 9), received(LAYOUT, 9), tmp_path / "blocks"
+    for one, session_id in ((store, 1), (other, 4)):
+        table = one.shard.session(session_id).table
+        table.pages = table.pages[np.random.default_rng(session_id).permutation(9)]
+    load_session(other, 4, file, save_session(store, 1, file))
+    assert contents(other, 4) == contents(store, 1)

@@ -142,7 +142,7 @@ class Engine:
             raise InvalidRequest(f"segment at token {segment.start} of session {segment.session_id}: {held}")
         session.stats = SessionStats()
         if not session.drafted:  # Else it goes on with a round that has counted its token.
-            self._output.count_tokens(session, segment.token_ids, self._device)
+            self._output.count_tokens(session, segment.start, segment.token_ids, self._device)
         prompt, selection = session.prompt_tokens, session.memory.selection
         if session.num_tokens < selection.first_as_generated(prompt):
             return SessionStep(segment, session)

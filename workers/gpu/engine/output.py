@@ -51,17 +51,24 @@ class OutputStage:
         self._vocab_size = vocab_size
         self._timer = timer
 
-    def count_tokens(self, session: WorkerSession, token_ids: Sequence[int], device: torch.device) -> None:
-        """Adds `token_ids` to the session's counts, if it has a penalty that reads them."""
+    def count_tokens(
+        self, session: WorkerSession, first: int, token_ids: Sequence[int], device: torch.device
+    ) -> None:
+        """Adds `token_ids`, of positions from `first` on, to the session's counts, if it has a penalty that reads
+        them."""
         if not session.sampling.counts_tokens:
             return
         if session.counts is None:
             none = torch.zeros(self._vocab_size, dtype=torch.int32, device=device)
             session.counts = TokenCounts(prompt=none, generated=none.clone())
-        generated = session.num_tokens >= session.prompt_tokens
-        counts = session.counts.generated if generated else session.counts.prompt
         ids = torch.tensor(list(token_ids), dtype=torch.long, device=device)
-        counts += torch.bincount(ids, minlength=self._vocab_size).to(torch.int32)
+        of_prompt = max(0, session.prompt_tokens - first)
+        for counts, part in (
+            (session.counts.prompt, ids[:of_prompt]),
+            (session.counts.generated, ids[of_prompt:]),
+        ):
+            if len(part):
+                counts += torch.bincount(part, minlength=self._vocab_size).to(torch.int32)
 
     def __call__(self, hidden: torch.Tensor, steps: Sequence[SessionStep]) -> list[SegmentOutput]:
         """`hidden` is [T, hidden], the steps' tokens one after the other."""

@@ -114,19 +114,20 @@ class SessionTable:
         session = self.sessions.get(fork.session_id)
         if session is None or fork.new_id in self.sessions:
             return
-        self._kv.fork(fork.session_id, fork.new_id, fork.num_blocks)
-        num_tokens = fork.num_blocks * self._layout.block_size
+        self._kv.fork(fork.session_id, fork.new_id, fork.num_blocks, fork.num_rest)
+        num_tokens = fork.num_blocks * self._layout.block_size + fork.num_rest
         self.sessions[fork.new_id] = forked(session, fork.new_id, num_tokens, self._no_cache())
 
     def restore(self, restoring: RestoreSession) -> None:
         """Opens an idle session whose blocks are read from files. If StoreFull is raised, nothing has changed."""
-        memory, num_blocks = restoring.memory, restoring.num_blocks
+        memory, num_blocks, rest = restoring.memory, restoring.num_blocks, restoring.num_rest
         rotations = self.rotations.of_session(memory, restoring.prompt_tokens)
         rotated, others = self._layout.anchor_space is AnchorSpace.ROTATED, self.rotations.of_layers(memory)
         inv_freq = self.rotations.anchor_angles(rotations, others) if rotated else None
-        self._kv.open(restoring.session_id, num_blocks, inv_freq, restoring.first_shard, is_written=False)
-        self._kv.restore(restoring.session_id, num_blocks)
-        num_tokens, view = num_blocks * self._layout.block_size, rotations.view if rotated else None
+        num_pages, first = num_blocks + bool(rest), restoring.first_shard
+        self._kv.open(restoring.session_id, num_pages, inv_freq, first, is_written=False)
+        self._kv.restore(restoring.session_id, num_blocks, rest)
+        num_tokens, view = num_blocks * self._layout.block_size + rest, rotations.view if rotated else None
         self.sessions[restoring.session_id] = restored(
             restoring, num_tokens, self._no_cache(), rotations, others, (self._scale, self._softcap), view
         )
@@ -178,12 +179,13 @@ class SessionTable:
             session.ring,
             num_tokens=keep,
             kept_tokens=keep,
+            num_generated=opening.num_drawn,
             received=session.received_by(keep),
             anchor_view=session.anchor_view,
         )
         if keep == self.sessions[opening.session_id].resume_point:
             self.sessions[opening.session_id].received_at_resume = session.received_by(keep)
-        self._output.count_tokens(self.sessions[opening.session_id], opening.kept_ids, self._device)
+        self._output.count_tokens(self.sessions[opening.session_id], 0, opening.kept_ids, self._device)
         self._mirror(opening)
 
     def _open_anew(self, opening: ContinueSession) -> None:

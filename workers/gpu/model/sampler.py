@@ -27,8 +27,6 @@ from moorage.workers.gpu.model.truncation import MOST_KEPT, truncate
 from moorage.workers.gpu.transfer.host_copy import HostCopy, on_device
 from moorage.workers.spec import SamplingSpec
 
-GREEDY_BELOW = 1e-5
-"""Temperatures under this are greedy: dividing by them would overflow."""
 NOT_FINITE = "the model's logits are not finite numbers"
 
 
@@ -77,7 +75,7 @@ def sample(logits: Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
         return []
     shaped = shape_logits(logits, rows)
     token_ids, best, log_mass = _likeliest(logits)
-    if shaped is not logits or not all(_is_greedy(row.spec) for row in rows):
+    if shaped is not logits or not all(row.spec.is_greedy for row in rows):
         token_ids = _draw(shaped, rows)
         best = logits.gather(1, token_ids[:, None])[:, 0]
     found = [token_ids, best - log_mass, log_mass]
@@ -106,7 +104,7 @@ def shape_logits(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     Greedy rows are penalised only, after what they may not draw is excluded.
     """
     shaped = _penalise(_exclude(logits, rows), rows)
-    drawn = [index for index, row in enumerate(rows) if not _is_greedy(row.spec)]
+    drawn = [index for index, row in enumerate(rows) if not row.spec.is_greedy]
     if not drawn:
         return shaped
     specs = [rows[index].spec for index in drawn]
@@ -127,10 +125,6 @@ def _sampled(
         return Sampled(0, math.nan, error=NOT_FINITE)
     count = row.spec.num_logprobs
     return Sampled(token_id, logprob, tuple(zip(top_ids[:count], top_logprobs[:count], strict=True)))
-
-
-def _is_greedy(spec: SamplingSpec) -> bool:
-    return spec.temperature < GREEDY_BELOW
 
 
 def _exclude(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
@@ -175,7 +169,7 @@ def _counts_of(row: SampleRow) -> TokenCounts:
 
 def _draw(shaped: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Token ids int64 [n]: the largest logit of greedy rows, the largest of logit and noise of the others."""
-    drawn = [index for index, row in enumerate(rows) if not _is_greedy(row.spec)]
+    drawn = [index for index, row in enumerate(rows) if not row.spec.is_greedy]
     if not drawn:
         return shaped.argmax(-1)
     streams = [noise_stream(rows[index].spec.seed, rows[index].step) for index in drawn]

@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from moorage.runtime.cluster.bringup import cluster_of
-from moorage.runtime.config.load import load_cluster_config
-from moorage.runtime.planning.launch_plan import plan_launch
-from moorage.runtime.planning.worker_settings import worker_settings
 from moorage.runtime.serving.coordinator import Coordinator
-from moorage.runtime.serving.executor import LocalExecutor
 from moorage.runtime.serving.protocol import Finished
 from moorage.workers.errors import FailedPrecondition, InvalidRequest, NotFound, ResourceExhausted
 from tests.counting_executor import collect, token_ids
+from tests.runtime.serving.sessions.conftest import Serving
 
-LOCAL = Path(__file__).resolve().parents[4] / "deploy" / "local.yaml"
-SETTINGS = ("kv_store.dram=16MiB", "kv_store.actors=2", "server.max_running=2", "gpu_workers.device=cpu")
 DOCUMENT = [(7 * place) % 1000 for place in range(600)]
-Serving = Callable[..., AbstractAsyncContextManager[Coordinator]]
-
-
-@pytest.fixture
-def serving(tmp_path: Path) -> Serving:
-    """Starts a coordinator that saves in one folder; several may follow one another."""
-
-    @asynccontextmanager
-    async def start(*settings: str) -> AsyncIterator[Coordinator]:
-        plan = plan_launch(
-            load_cluster_config(LOCAL, (*SETTINGS, f"sessions.path={tmp_path / 'saved'}", *settings))
-        )
-        executor = LocalExecutor.start(
-            worker_settings(plan.config, plan.deployment),
-            [plan.pages_per_actor] * plan.config.kv_store.actors,
-        )
-        coordinator = Coordinator(cluster_of(plan, executor, plan.step_tokens))
-        try:
-            yield coordinator
-        finally:
-            await coordinator.close()
-
-    return start
 
 
 async def ask(coordinator: Coordinator, prompt: list[int], session: str | None) -> tuple[list[int], int]:
@@ -64,9 +33,9 @@ async def test_after_a_restart_a_session_goes_on_with_the_same_tokens(serving: S
         assert cached > 0
     async with serving() as after:
         (found,) = await after.sessions.list()
-        assert (found.name, found.state, found.dram_bytes, found.num_tokens) == ("talk", "saved", 0, 576)
+        assert (found.name, found.state, found.dram_bytes, found.num_tokens) == ("talk", "saved", 0, 605)
         loaded = await after.sessions.load("talk")
-        assert (loaded.state, loaded.num_tokens, loaded.saved_bytes) == ("idle", 576, saved.saved_bytes)
+        assert (loaded.state, loaded.num_tokens, loaded.saved_bytes) == ("idle", 605, saved.saved_bytes)
         assert await ask(after, question, "talk") == (want, cached)
         await after.sessions.delete("talk")
         assert await after.sessions.list() == ()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from moorage.runtime.serving.sessions.cut_answers import Draw
 from moorage.runtime.serving.sessions.snapshots import (
     BlockFile,
     Manifest,
@@ -20,17 +21,19 @@ from moorage.runtime.serving.sessions.snapshots import (
     read_manifest,
 )
 from moorage.workers.errors import InvalidRequest, ResourceExhausted, Unavailable
-from moorage.workers.spec import KvLayout, KvType, Positions, RopeSpec
+from moorage.workers.spec import KvLayout, KvType, Positions, RopeSpec, SamplingSpec
 from tests.engine_driver import memory
 
 LAYOUT = KvLayout(num_layers=2, num_kv_heads=1, head_dim=16, block_size=4)
 STORE = Store("abc", layout_fields(LAYOUT), 8, 2)
 MEMORY = memory(scheme=Positions.DCA, pretraining_length=60, topk=3, rope=RopeSpec("dynamic", factor=2.0))
 
+DRAW = Draw(SamplingSpec(temperature=0.7, top_p=0.9, seed=2**63 - 1), 77)
+
 
 def manifest(name: str = "talk", num_bytes: int = 100, tenant: str = "") -> Manifest:
     files = (BlockFile("blocks-0.safetensors", num_bytes, "77"), BlockFile("blocks-1.safetensors", 0, "88"))
-    return Manifest(name, tenant, 5.5, "toy", STORE, 1, 9, MEMORY, tuple(range(8)), files)
+    return Manifest(name, tenant, 5.5, "toy", STORE, 1, 9, MEMORY, tuple(range(8)), files, DRAW)
 
 
 def saved(snapshots: Snapshots, one: Manifest) -> Path:
@@ -102,7 +105,7 @@ def changed(fields: dict[str, Any]) -> dict[str, Any]:
     ("damage", "says"),
     [
         (changed, "checksum: the manifest was changed"),
-        (lambda fields: fields | {"version": 2}, "version: 2, and this server reads 1"),
+        (lambda fields: fields | {"version": 3}, "version: 3, and this server reads 2"),
         (lambda fields: {k: v for k, v in fields.items() if k != "memory"}, "checksum"),
         (lambda _: [], "can't be read"),
     ],
