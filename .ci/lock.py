@@ -27,6 +27,7 @@ def main() -> None:
         *project["project"]["dependencies"],
         *extras["server"],
         *extras["http"],
+        *extras["otlp"],
         *(name for name in extras["dev"] if not name.startswith("moorage[")),
     ]
     needed = {python: closure(roots, python) for python in PYTHONS}

@@ -27,6 +27,7 @@ from moorage.runtime.serving.request_totals import RequestTotals
 from moorage.runtime.serving.sessions.records import SessionInfo
 from moorage.runtime.serving.status_records import KvActorStatus
 from moorage.runtime.serving.tenant_limits import NO_LIMITS, TenantLimits
+from moorage.runtime.serving.trace_context import trace_of_caller
 from moorage.runtime.serving.usage import Usage
 from moorage.runtime.text import jobs
 from moorage.runtime.text.body import Body, read_all
@@ -189,6 +190,8 @@ class ToyEngine:
         self.started = asyncio.Event()
         self.ended = asyncio.Event()
         self.seen: list[GenerateParams | ScoreParams] = []
+        self.traces: list[Mapping[str, str]] = []
+        """Of each generation, what its client said of its trace."""
         self.closed = False
         self.says: str | None = None
         """An answer in ASCII that it gives instead of the prompt, and ends by itself."""
@@ -222,6 +225,7 @@ class ToyEngine:
 
     def generate(self, params: GenerateParams) -> AsyncGenerator[Event]:
         self.seen.append(params)
+        self.traces.append(trace_of_caller())
         self._admit(params.prompt, params.preset)
         return self._generated(params)
 

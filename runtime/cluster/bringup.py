@@ -24,6 +24,7 @@ from moorage.runtime.serving.sessions.block_files import BlockFiles, LocalBlockF
 from moorage.runtime.serving.sessions.fingerprint import model_fingerprint
 from moorage.runtime.serving.sessions.records import SessionPolicy
 from moorage.runtime.serving.sessions.saving import Saved, Served
+from moorage.runtime.serving.traces import Traces
 from moorage.runtime.text.grammar import Grammars
 from moorage.runtime.text.process import TextProcess
 from moorage.runtime.text.reasoning import reasoning_use
@@ -40,7 +41,13 @@ async def start_coordinator(config: ClusterConfig, hooks: Hooks) -> Coordinator:
             await text.start()
         if grammars is not None:
             await asyncio.to_thread(grammars.prepare)
-        return Coordinator(cluster_of(plan, RayExecutor(processes), processes.step_tokens, text, grammars))
+        coordinator = Coordinator(
+            cluster_of(plan, RayExecutor(processes), processes.step_tokens, text, grammars)
+        )
+        if (endpoint := config.server.otlp) is not None:
+            traces = Traces(endpoint, Path(config.model.path).name)
+            coordinator.request_totals.observers.append(traces.record)
+        return coordinator
     except BaseException:
         if text is not None:
             await text.close()

@@ -10,6 +10,7 @@ from moorage.runtime.config.declared import DeclaredSection, with_settings
 from moorage.runtime.config.presets import check_preset_name
 from moorage.runtime.config.types import (
     Bytes,
+    Collector,
     Count,
     CpuList,
     DirectoryPath,
@@ -202,6 +203,11 @@ class ServerSection(Section):
         "auto",
         description="Format in which the model writes its reasoning, which HTTP answers have apart from their text; "
         "auto reads it from the chat template, none leaves it in the text.",
+    )
+    otlp: Collector | None = Field(
+        None,
+        description="Address of an OpenTelemetry collector that takes OTLP by gRPC, such as 127.0.0.1:4317; it gets "
+        "a trace of each request, with ids and counts and no text. Needs the packages of moorage[otlp].",
     )
     max_message_bytes: Annotated[Bytes, Field(ge=2 * 1024**2, le=2**31 - 1)] = Field(
         4 * 1024**2,

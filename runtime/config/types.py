@@ -86,6 +86,14 @@ def _plain_text(value: str) -> str:
     return value
 
 
+def _collector(value: str) -> str:
+    scheme, found, address = value.rpartition("://")
+    if found and scheme not in ("http", "https"):
+        raise ValueError("should be HOST:PORT, or that after http:// or https://")
+    check_address(address)
+    return value
+
+
 def _cpu_list(value: Any) -> Any:
     cpus: list[int] = []
     try:
@@ -123,5 +131,6 @@ FileOrNone = Annotated[
 ]
 HostPort = Annotated[str, BeforeValidator(check_address)]
 HttpAddress = Annotated[str, BeforeValidator(_http_address)]
+Collector = Annotated[Text, AfterValidator(_collector)]
 CpuList = Annotated[tuple[int, ...], BeforeValidator(_cpu_list)]
 RayAddress = Annotated[str, BeforeValidator(_ray_address)]

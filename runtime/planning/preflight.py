@@ -16,6 +16,7 @@ from moorage.runtime.planning.gpu_presence import why_no_gpu
 from moorage.runtime.planning.launch_plan import plan_launch
 from moorage.runtime.planning.ray_join import check_joined_ray
 from moorage.runtime.planning.session_limit import SessionLimit
+from moorage.runtime.planning.tracing_packages import check_tracing
 from moorage.workers.counting import counted
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.spec import Scorer
@@ -44,6 +45,7 @@ def check_host(config: ClusterConfig, say: Callable[[str], None] = lambda _line:
     for warning in check_exposure(config.server):
         say(f"warning: {warning}")
     check_access(config.server)
+    check_tracing(config.server.otlp)
     if config.ray.address != "local":
         check_joined_ray(config, plan.actor_bytes, say)
     return plan.limit

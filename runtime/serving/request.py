@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from array import array
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ from moorage.runtime.serving.scheduled_request import PrefillChunk, ScheduledReq
 from moorage.runtime.serving.session_cache import IdleSession, StoredKv
 from moorage.runtime.serving.sessions.cut_answers import draw_of, drawn_before
 from moorage.runtime.serving.sessions.prefixes import BlockChain
+from moorage.runtime.serving.trace_context import trace_of_caller
 from moorage.runtime.text.decoder import IncrementalDecoder
 from moorage.runtime.text.grammar import Guide
 from moorage.runtime.text.stop_strings import StopMatcher
@@ -80,6 +82,7 @@ class Request:
     recall_by_head: array[float] = field(default_factory=lambda: array("f"))
     """Of every head of the sampled layers and steps."""
     block_masses: BlockMasses = field(default_factory=BlockMasses)
+    trace: Mapping[str, str] = field(default_factory=trace_of_caller)  # headers of W3C Trace Context
     prompt_scored: int = 1
     """Position of the next prompt log-probability."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -57,8 +57,13 @@ class RequestTotals:
             "request_decode_time_seconds": Histogram(_LONG_S),
         }
 
+        self.observers: list[Callable[[Request, float], None]] = []
+        """Called with each request that ended, and when."""
+
     def record(self, request: Request, now_s: float) -> None:
         """Adds a request that ended now."""
+        for observe in self.observers:
+            observe(request, now_s)
         self.outcomes[request.outcome.partition(":")[0]] += 1
         self.prompt_tokens += len(request.prompt)
         self.cached_tokens += request.cached_tokens

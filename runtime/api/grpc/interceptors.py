@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from moorage.runtime.api.grpc.failures import end, read_on
+from moorage.runtime.serving.trace_context import set_caller
 
 MAX_OTHER_STREAMS = 256
 """Health watches and reflections that may be open at once; they are counted apart from everything else."""
@@ -39,6 +40,7 @@ class EveryMethod(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: Any) -> Any:
         """The method's own handler, with a reader that does not fail and a check of what it read."""
+        set_caller(handler_call_details.invocation_metadata or ())
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
             return handler

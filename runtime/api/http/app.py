@@ -18,6 +18,7 @@ from moorage.runtime.api.http.failures import HttpRefusal, error_response, fores
 from moorage.runtime.api.http.openai import chat, completions, models, responses
 from moorage.runtime.api.http.page import documents, routes
 from moorage.runtime.api.http.service import HttpService
+from moorage.runtime.serving.trace_context import set_caller
 from moorage.workers.errors import MoorageError
 
 ROUTERS = (
@@ -64,6 +65,8 @@ class Barrier:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application."""
         begun = False
+        if scope["type"] == "http":
+            set_caller(scope["headers"])
 
         async def noted(message: Message) -> None:
             nonlocal begun
