@@ -27,5 +27,7 @@ class ChatExtra:
     @classmethod
     def of_json(cls, value: Mapping[str, Any]) -> Self:
         """The same from its JSON, whose keys are texts."""
-        places = ({int(place): found for place, found in value[name].items()} for name in ("fields", "said"))
-        return cls(value["tools"], *places, value["values"])
+        fields, said = (
+            {int(place): found for place, found in value[name].items()} for name in ("fields", "said")
+        )
+        return cls(value["tools"], fields, said, value["values"])

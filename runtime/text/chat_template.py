@@ -16,6 +16,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from moorage.runtime.text.call_arguments import with_arguments
 from moorage.runtime.text.tokenizer_files import TemplateSource
 from moorage.workers.errors import InvalidModel, InvalidRequest
 
@@ -67,7 +68,10 @@ class ChatTemplate:
         Raises InvalidRequest with the file when the template refuses the messages or fails.
         """
         names: dict[str, Any] = {"tools": None, "documents": None, **self._names, **extra}
-        names |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        names |= {
+            "messages": list(map(with_arguments, messages)),
+            "add_generation_prompt": add_generation_prompt,
+        }
         names[_AS_IT_IS] = ascii_as_it_is
         try:
             return self._compiled.render(names)

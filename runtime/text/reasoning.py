@@ -12,8 +12,8 @@ from moorage.runtime.text.tools.harmony import HarmonyParser
 from moorage.runtime.text.tools.parts import AnswerParser, Part, Reasoned, Said, overlap
 
 AUTO, NONE = "auto", "none"
-_TAIL_TOKENS = 8
-"""The last tokens of a prompt, which may open the reasoning: the mark and space after it."""
+_TAIL_TOKENS = 32
+"""The last tokens of a prompt, which may begin the reasoning, or begin and end it: marks, and space after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,16 @@ FORMATS: Mapping[str, ReasoningFormat] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """What a template writes at the beginning of an answer."""
+
+    token_ids: Sequence[int] = ()
+    """The last of the prompt, from the mark on that begins the reasoning."""
+    is_open: bool = False
+    """Whether the answer begins within the reasoning."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReasoningUse:
     """How one model reasons."""
 
@@ -62,16 +72,15 @@ class ReasoningUse:
     special_ids: frozenset[int] = frozenset()
     """Marks that are special tokens, and so must be asked for to be seen in a text."""
 
-    def opened_by(self, prompt: Sequence[int], spelling: Callable[[int], str]) -> Sequence[int]:
-        """The last tokens of a prompt, from the mark on, with which its template has begun the reasoning; or none."""
+    def opened_by(self, prompt: Sequence[int], spelling: Callable[[int], str]) -> Opened:
+        """How the template has begun the answer to a prompt."""
         tail = ""
         for count in range(1, min(_TAIL_TOKENS, len(prompt)) + 1):
             tail = spelling(prompt[len(prompt) - count]) + tail
-            if tail.startswith(self.format.begin) and tail.rstrip() == self.format.begin:
-                return list(prompt[len(prompt) - count :])
-            if len(tail.strip()) > len(self.format.begin):
-                break
-        return ()
+            begin, found, rest = tail.partition(self.format.begin)
+            if found and not begin and rest.strip() in ("", self.format.end):
+                return Opened(prompt[len(prompt) - count :], is_open=not rest.strip())
+        return Opened()
 
 
 class ReasoningParser(Protocol):

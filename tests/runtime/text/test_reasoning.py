@@ -67,21 +67,25 @@ def test_calls_after_it_are_calls_and_calls_in_it_are_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "opened"),
+    ("prompt", "opened", "is_open"),
     [
-        ("<|im_start|>assistant\n<think>\n", "<think>\n"),
-        ("<|im_start|>assistant\n<think>", "<think>"),
-        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", ""),
-        ("<think>\n<|im_end|>\n<|im_start|>assistant\n", ""),
-        ("<|im_start|>assistant\n", ""),
+        ("<|im_start|>assistant\n<think>\n", "<think>\n", True),
+        ("<|im_start|>assistant\n<think>", "<think>", True),
+        ("<|im_start|>assistant\n<think>\n\n</think>\n\n", "<think>\n\n</think>\n\n", False),
+        ("<|im_start|>assistant\n<think>a</think>\n\n", "", False),
+        ("<think>\n<|im_end|>\n<|im_start|>assistant\n", "", False),
+        ("<|im_start|>assistant\n", "", False),
     ],
 )
-def test_a_prompt_has_begun_it_only_with_its_very_end(tmp_path: Path, prompt: str, opened: str) -> None:
+def test_a_prompt_has_begun_it_only_with_its_very_end(
+    tmp_path: Path, prompt: str, opened: str, is_open: bool
+) -> None:
     for added in (tokenizers.PLAIN_ADDED, ()):
         tokenizer = TextTokenizer.load(tokenizers.save(tmp_path, "byte_level", added=added))
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         found = ReasoningUse(THINK).opened_by(ids, tokenizer.spelling)
-        assert tokenizer.decode(list(found), skip_special_tokens=False) == opened
+        assert tokenizer.decode(list(found.token_ids), skip_special_tokens=False) == opened
+        assert found.is_open is is_open
 
 
 @pytest.mark.parametrize(

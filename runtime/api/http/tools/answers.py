@@ -111,7 +111,7 @@ class ToolConversation:
         if self.reasoning is not None:
             opened = self.reasoning.opened_by(params.prompt, engine.text.spelling)
             # What a grammar binds begins at once, though a template may have begun the reasoning.
-            is_open = bool(opened) and params.grammar is None
+            is_open = opened.is_open and params.grammar is None
             reasoning = reasoning_parser(self.reasoning, calls, opened=is_open, calls=self.parses)
-            parsers = Parsers(calls, reasoning, opened)
+            parsers = Parsers(calls, reasoning, opened.token_ids)
         return AnswerReader(parsers, replays, eos, id_prefix, several=self.asked.several)

@@ -43,7 +43,7 @@ class Parsers:
     reasoning: ReasoningParser | None = None
     """It passes on to `calls` what is no reasoning."""
     opened: Sequence[int] = ()
-    """Tokens at the end of the prompt that have begun the reasoning."""
+    """Tokens at the end of the prompt with which the template has begun the answer."""
 
     @property
     def first(self) -> AnswerParser | None:
