@@ -126,9 +126,11 @@ class Admission:
 
     def _lacks_device(self, request: ScheduledRequest) -> bool:
         """Whether running sessions hold slots or rings of the device that the request needs."""
+        if request.need.slots > self.free.slots or request.need.rings <= self.free.rings:
+            return request.need.slots > self.free.slots
         own = self.idle.get(request.session_name)
         held = [*self.idle.evictable(request.session_name), *([] if own is None else [own])]
-        return request.need.slots > self.free.slots or request.need.rings > self._free_after(held).rings
+        return request.need.rings > self._free_after(held).rings
 
     def _begin(self, request: ScheduledRequest, start: Start) -> None:
         self.waiting.remove(request)
@@ -213,8 +215,8 @@ class Admission:
         spared: IdleSession | None = None,
     ) -> list[IdleSession] | None:
         """Which idle sessions of other names to evict beside those that are `gone` anyway, so that it `fits`."""
-        others = [one for one in self.idle.evictable(request.session_name) if one is not spared]
-        return evictions(others, _session_names(self.waiting), gone, self._free_after, fits)
+        others = (one for one in self.idle.evictable(request.session_name) if one is not spared)
+        return evictions(others, _session_names(self.waiting), gone, self.free, fits)
 
     def _free_after(self, gone: Iterable[IdleSession]) -> Resources:
         """What is free once these are evicted."""

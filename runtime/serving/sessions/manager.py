@@ -267,12 +267,11 @@ class Sessions:
     def _keep_quota(self, tenant: str) -> None:
         if self._policy.quota_bytes is None:
             return
-        for victim in self._droppable():
+        for victim in [held for held in self._droppable() if tenant_and_name(held.name)[0] == tenant]:
             own = [held for held in self._idle if tenant_and_name(held.name)[0] == tenant]
             if self._capacity.bytes_of(held_by(own, self._idle.nothing)) <= self._policy.quota_bytes:
                 return
-            if victim in own:
-                self._loop.discard(victim)
+            self._loop.discard(victim)
 
     def _expire(self) -> None:
         """Drops the sessions whose time has passed, and comes again when that of the next one has."""

@@ -19,7 +19,6 @@ from moorage.runtime.serving.sessions.block_files import BlockFiles
 from moorage.runtime.serving.sessions.eviction import evictions
 from moorage.runtime.serving.sessions.forking import check_can_share, forked
 from moorage.runtime.serving.sessions.keys import tenant_and_name, unnamed_key
-from moorage.runtime.serving.sessions.shared_blocks import freed_by
 from moorage.runtime.serving.sessions.snapshots import (
     BlockFile,
     Manifest,
@@ -222,15 +221,10 @@ class SavedSessions:
 
     def _make_room(self, need: Resources) -> None:
         """Evicts idle sessions as admission does, so that there is memory; none where that is not enough."""
-        scheduler, nothing = self._loop.scheduler, self._idle.nothing
+        scheduler = self._loop.scheduler
         awaited = {waiting.session_name for waiting in scheduler.waiting if waiting.session_name is not None}
-        evicted = evictions(
-            self._idle.evictable(None),
-            awaited,
-            (),
-            lambda gone: scheduler.free.plus(freed_by(gone, nothing)),
-            lambda free: free.holds(need),
-        )
+        free = scheduler.free
+        evicted = evictions(self._idle.evictable(None), awaited, (), free, lambda free: free.holds(need))
         if evicted is None:
             raise ResourceExhausted(
                 "running requests and pinned sessions leave no memory for the saved session; try again later"

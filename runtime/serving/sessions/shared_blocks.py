@@ -91,17 +91,40 @@ class Holder(Protocol):
         """Its chain."""
 
 
+class Freed:
+    """What is free when some holders have ended, of which one after another is added or taken back."""
+
+    def __init__(self, free: Resources) -> None:
+        """`free` is what is free while all of them go on."""
+        self.free = free
+        self._gone: dict[SharedBlocks, int] = {}
+        """How many of the holders of each part have ended."""
+
+    def add(self, holder: Holder) -> None:
+        """A holder ends, too. Blocks are free once nobody holds them."""
+        self.free = self.free.plus(holder.resources)
+        for part in () if holder.shared is None else holder.shared.chain():
+            self._gone[part] = self._gone.get(part, 0) + 1
+            if self._gone[part] < part.holders:
+                break
+            self.free = self.free.plus(part.resources)
+
+    def remove(self, holder: Holder) -> None:
+        """A holder that was added goes on after all."""
+        self.free = self.free.minus(holder.resources)
+        for part in () if holder.shared is None else holder.shared.chain():
+            self._gone[part] -= 1
+            if self._gone[part] < part.holders - 1:
+                break
+            self.free = self.free.minus(part.resources)
+
+
 def freed_by(holders: Iterable[Holder], nothing: Resources) -> Resources:
     """What would be free again if all of these ended; `nothing` has no resources."""
-    freed, gone = nothing, dict[SharedBlocks, int]()
+    freed = Freed(nothing)
     for holder in holders:
-        freed = freed.plus(holder.resources)
-        for part in () if holder.shared is None else holder.shared.chain():
-            gone[part] = gone.get(part, 0) + 1
-            if gone[part] < part.holders:
-                break
-            freed = freed.plus(part.resources)
-    return freed
+        freed.add(holder)
+    return freed.free
 
 
 def held_by(holders: Iterable[Holder], nothing: Resources) -> Resources:

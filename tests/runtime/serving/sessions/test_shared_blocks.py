@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from moorage.runtime.serving.capacity import Capacity, Resources
 from moorage.runtime.serving.session_cache import IdleSession, SessionCache, StoredKv
 from moorage.runtime.serving.sessions.forking import share
-from moorage.runtime.serving.sessions.shared_blocks import freed_by, held_by, shared_with_others
+from moorage.runtime.serving.sessions.shared_blocks import Freed, freed_by, held_by, shared_with_others
 from moorage.workers.spec import KvLayout
 from moorage.workers.token_ids import TokenIds
 from tests.engine_driver import FULL
@@ -107,6 +107,16 @@ class Sharing(RuleBasedStateMachine):
             }
             gone = {block for name in names for block in self.models[name].blocks} - stay
             assert sum(freed_by(chosen, NOTHING).pages) == len(gone)
+
+    @invariant()
+    def what_goes_on_after_all_frees_nothing(self) -> None:
+        chosen = list(self.idle)
+        freed = Freed(NOTHING)
+        for one in chosen:
+            freed.add(one)
+        for one in chosen[1::2]:
+            freed.remove(one)
+        assert freed.free == freed_by(chosen[::2], NOTHING)
 
     @invariant()
     def blocks_of_others_are_known(self) -> None:
