@@ -13,6 +13,7 @@ from moorage.kernels.half import NOT_FINITE, largest, no_bits, widen
 from moorage.kernels.numba_flags import num_workers
 from moorage.kernels.packed_blocks import outliers
 from moorage.kernels.packed_blocks.codes import EXACT, code_levels, code_uniform, pack_row
+from moorage.kernels.packed_blocks.feedback import code_with_feedback
 from moorage.kernels.packed_blocks.layout import PackedLayout
 from moorage.kernels.packed_blocks.ranges import HIDDEN, channel_ranges, to_statistics, token_ranges
 from moorage.kernels.packed_blocks.tables import MOST, LayerTables
@@ -41,6 +42,8 @@ def encode_blocks(
     check_array("stored", stored, UINT8, (None, layout.block_bytes))
     check_ids("pages", pages, len(stored))
     check_array("key_scale", tables.key_scale, FLOAT32, (layout.num_kv_heads, layout.width))
+    reach = layout.head_dim if tables.key_feedback.shape[1] else 0
+    check_array("key_feedback", tables.key_feedback, FLOAT32, (layout.num_kv_heads, reach, reach))
     team = team_of(num_workers(_COST * blocks.nbytes))
     return bool(_encode(team, layout, tables, blocks, stored, pages))
 
@@ -116,6 +119,11 @@ def _encode_keys(
         to_statistics(layout, scale, zero, width, halves, (base + layout.key_stats) // 2)
     for d in range(width):
         inverse[d] = _ONE / scale[d] if scale[d] > 0 else np.float32(0)
+    if tables.key_feedback.shape[1]:
+        codes = np.empty(block_size * width, np.uint8)
+        code_with_feedback(layout, tables, head, source, at, rows, scale, zero, inverse, codes)
+        _pack_rows(layout, codes, packed, base + layout.key_codes)
+        return
     for t in range(block_size):
         for d in range(width):
             rows[t * width + d] = (rows[t * width + d] - zero[d]) * inverse[d]
@@ -228,5 +236,11 @@ def _code_rows(layout: Any, limits: Any, normal: Any, packed: Any, at: Any) -> N
         code_uniform(normal, len(codes), (1 << bits) - 1, codes)
     else:
         code_levels(normal, len(codes), bits, limits, codes)
+    _pack_rows(layout, codes, packed, at)
+
+
+@njit(**EXACT)
+def _pack_rows(layout: Any, codes: Any, packed: Any, at: Any) -> None:
+    """Rows of codes [B, width] as bytes from `packed[at]` on."""
     for t in range(layout.block_size):
-        pack_row(codes, t * width, bits, width, packed, at + t * layout.row_bytes)
+        pack_row(codes, t * layout.width, layout.bits, layout.width, packed, at + t * layout.row_bytes)

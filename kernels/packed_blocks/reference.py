@@ -25,7 +25,8 @@ def encode_block(layout: PackedLayout, tables: LayerTables, block: Bits) -> NDAr
     else:
         listed = _largest(layout.key_capacity, _deviations(keys, axis=(1,)), DEVIATIONS)
         scale, zero = _statistics(layout, keys, listed, axis=(1,))
-    _write(layout, packed, 0, keys, scale, zero, tables.key_limits, listed)
+    wanted = _fed_back(tables, keys, scale, zero, listed) if tables.key_feedback.shape[1] else keys
+    _write(layout, packed, 0, keys, scale, zero, tables.key_limits, listed, wanted)
     axis = (2,) if layout.value_stats_stride else (0, 2)
     left = layout.capacity - listed.sum((1, 2))
     apart = _largest(left, _deviations(values, axis), DEVIATIONS)
@@ -90,6 +91,18 @@ def _statistics(
     return _raised(np.maximum(high - zero, zero - low)), zero
 
 
+def _fed_back(tables: LayerTables, keys: Floats, scale: Floats, zero: Floats, apart: Mask) -> Floats:
+    """Keys [Hkv, B, D] of which each channel makes up for what the codes of those before it have changed."""
+    wanted, levels = keys.copy(), tables.key_levels[: len(tables.key_limits) + 1]
+    for d in range(keys.shape[2]):
+        own_scale, own_zero = scale[..., d], zero[..., d]
+        normal = (wanted[..., d] - own_zero) * _inverse(own_scale, 0)
+        stored = own_zero + own_scale * levels[(normal[..., None] > tables.key_limits).sum(-1)]
+        error = wanted[..., d] - np.where(apart[..., d], keys[..., d], stored)
+        wanted[..., d + 1 :] -= tables.key_feedback[:, None, d, d + 1 :] * error[..., None]
+    return wanted
+
+
 def _raised(numbers: Floats) -> Floats:
     """The least fp16 that is not below each number, which is not negative."""
     halves = numbers.astype(np.float16)
@@ -99,10 +112,13 @@ def _raised(numbers: Floats) -> Floats:
 
 def _write(
     layout: PackedLayout, packed: NDArray[np.uint8], part: int, rows: Floats,
-    scale: Floats, zero: Floats, limits: Floats, apart: Mask,
+    scale: Floats, zero: Floats, limits: Floats, apart: Mask, wanted: Floats | None = None,
 ) -> None:  # fmt: skip
-    """Codes, statistics and outliers of all keys (part 0) or values (part 1) [Hkv, B, D]."""
-    normal = (rows - zero) * _inverse(scale, 0)
+    """Codes, statistics and outliers of all keys (part 0) or values (part 1) [Hkv, B, D].
+
+    Codes are those of `wanted`, if it is given.
+    """
+    normal = ((rows if wanted is None else wanted) - zero) * _inverse(scale, 0)
     if layout.uniform:
         codes = np.floor(normal + np.float32(0.5)).clip(0, 2**layout.bits - 1)
     else:

@@ -33,6 +33,9 @@ class LayerTables(NamedTuple):
     key_low: Floats
     """[Hkv, width]: a key below is an outlier."""
     key_high: Floats
+    key_feedback: Floats
+    """[Hkv, D, D]: entry (d, e) times the error in channel d of a key is taken off channel e > d before that is
+    coded; [Hkv, 0, 0] where each channel is coded for itself."""
 
 
 class KeyStatistics(NamedTuple):
@@ -45,9 +48,18 @@ class KeyStatistics(NamedTuple):
 
 
 def layer_tables(
-    layout: PackedLayout, key_levels: Floats, value_levels: Floats, keys: KeyStatistics | None = None
+    layout: PackedLayout,
+    key_levels: Floats,
+    value_levels: Floats,
+    keys: KeyStatistics | None = None,
+    feedback: Floats | None = None,
 ) -> LayerTables:
-    """Tables from ascending levels [2 ** bits] and, where blocks lack them, from statistics of keys."""
+    """Tables from ascending levels [2 ** bits] and, where blocks lack them, from statistics of keys.
+
+    `feedback` [Hkv, D, D] is the `key_feedback`, if there is one.
+    """
+    if feedback is None:
+        feedback = np.empty((layout.num_kv_heads, 0, 0), np.float32)
     padding = ((0, 0), (0, layout.width - layout.head_dim))
     none = np.zeros((layout.num_kv_heads, layout.head_dim), np.float32)
     statistics = KeyStatistics(none, none, none, none) if keys is None else keys
@@ -55,6 +67,7 @@ def layer_tables(
         *(_repeated(levels) for levels in (key_levels, value_levels)),
         *(_middles(levels) for levels in (key_levels, value_levels)),
         *(np.ascontiguousarray(np.pad(each, padding), np.float32) for each in statistics),
+        np.array(feedback, np.float32, order="C"),  # a copy: compiled code takes arrays that may be written
     )
 
 

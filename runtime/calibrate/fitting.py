@@ -8,8 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moorage.runtime.calibrate.feedback import feedback_shares
 from moorage.runtime.calibrate.levels import fitted_levels, match_moments
-from moorage.runtime.calibrate.ranges import KeyRange, RangeSearch, between_percentiles, packed_cost
+from moorage.runtime.calibrate.ranges import KeyRange, RangeSearch, between_percentiles
+from moorage.runtime.calibrate.refinement import KeyFit, fit_cost, refined, taken_apart
 from moorage.runtime.calibrate.samples import LayerSamples
 from moorage.workers.errors import InvalidRequest
 from moorage.workers.kv.formats.quantizer import Floats, LayerQuantizer
@@ -23,6 +25,8 @@ _MOST_OF_KEYS = 1.75
 """Outliers of keys that a head of a block can hold, as a multiple of the share that keys and values have alike."""
 _MOST_BLOCKS = 32
 """Blocks, spread over the windows, on which ranges are compared."""
+_MOST_REFINED = 96
+"""And those on which scales and zero points are measured."""
 _PARTS = (0.25, 0.5, 0.8)
 """Shares of the places for outliers that are used on average: outliers come in crowds, and a block has few."""
 
@@ -48,52 +52,66 @@ class LayerFit:
     """One layer: what does not depend on the number of bits is computed once."""
 
     def __init__(self, samples: LayerSamples, settings: FitSettings) -> None:
-        rows = (samples.keys, samples.values, samples.key_weights, samples.value_weights)
-        keys, values, self._key_weights, value_weights = (x[:, settings.fp16_sinks :].float() for x in rows)
+        rows = (samples.keys, samples.values, samples.key_gradients, samples.value_gradients)
+        keys, values, gradients, value_gradients = (x[:, settings.fp16_sinks :].float() for x in rows)
         if not (keys.isfinite().all() and values.isfinite().all()):
             raise InvalidRequest(
                 "the model computes keys or values that FP16 does not hold; use --dtype float32"
             )
         self._keys, self._settings = keys, settings
         self._range = between_percentiles(keys.flatten(0, 1), settings.outliers)
-        self._values = normalized_values(values, value_weights, settings.outliers)
+        self._values = normalized_values(values, value_gradients.square(), settings.outliers)
+        self._feedback = feedback_shares(gradients).numpy()
+        self._key_weights = gradients.square()
 
     def quantizer(self, bits: int) -> LayerQuantizer:
         """The quantizer at `bits` bits."""
-        found, key_levels = self._key_quantizer(bits)
+        found = self._key_fit(bits)
         return LayerQuantizer(
-            key_levels=key_levels,
+            key_levels=found.levels,
             value_levels=_levels(self._values, bits),
             key_scale=found.scale.numpy(),
             key_zero=found.zero.numpy(),
             key_low=found.low.numpy(),
             key_high=found.high.numpy(),
+            key_feedback=self._feedback,
         )
 
-    def _key_quantizer(self, bits: int) -> tuple[KeyRange, Floats]:
-        """Ranges and levels that fit each other, at the share of outliers with which blocks cost least."""
+    def _key_fit(self, bits: int) -> KeyFit:
+        """Ranges and levels that fit each other, and the outliers that blocks have."""
+        blocks, weights = (_blocks(x, _MOST_REFINED) for x in (self._keys, self._key_weights))
+        weights = (weights + weights.mean((0, 1))) / 2  # a squared gradient is a sample of one
+        fit = refined(blocks, weights, self._rough_fit(bits), self._capacity)
+        if bits > MATCHED_BITS:
+            return fit
+        inside = ~taken_apart(blocks, fit, self._capacity) & (fit.scale > 0)
+        scaled = (blocks - fit.zero) / torch.where(fit.scale > 0, fit.scale, 1)
+        return fit._replace(levels=match_moments(fit.levels, scaled[inside].clamp_(-1, 1)))
+
+    @property
+    def _capacity(self) -> int:
+        """Outliers that the keys of a head can have in a block."""
+        return round(_MOST_OF_KEYS * self._settings.outliers * BLOCK * self._keys.shape[3])
+
+    def _rough_fit(self, bits: int) -> KeyFit:
+        """Ranges about the middle of percentiles, and their levels, at the share of outliers that costs least."""
         keys, weights, start = self._keys, self._key_weights, self._range
-        capacity = round(_MOST_OF_KEYS * self._settings.outliers * BLOCK * keys.shape[3])
         levels = fitted_levels(*normalized_keys(keys, weights, start), bits)
-        blocks, of_blocks = _blocks(keys), _blocks(weights)
+        blocks, of_blocks = _blocks(keys, _MOST_BLOCKS), _blocks(weights, _MOST_BLOCKS)
         search = RangeSearch(blocks.flatten(0, 1), of_blocks.flatten(0, 1), start, levels)
-        best: tuple[float, KeyRange, Floats] | None = None
+        fits = []
         for part in _PARTS:
             found = search.cheapest(part * self._settings.outliers)
-            normalized = normalized_keys(blocks, of_blocks, found)
-            levels = _matched(fitted_levels(*normalized, bits), normalized, bits)
-            cost = packed_cost(blocks, of_blocks, found, levels, capacity)
-            if best is None or cost < best[0]:
-                best = cost, found, levels
-        assert best is not None
-        return best[1:]
+            levels = fitted_levels(*normalized_keys(blocks, of_blocks, found), bits)
+            fits.append(KeyFit(found.scale, found.zero, found.low, found.high, levels))
+        return min(fits, key=lambda fit: fit_cost(blocks, of_blocks, fit, self._capacity))
 
 
-def _blocks(x: Tensor) -> Tensor:
-    """Some of the whole blocks [N, B, Hkv, D] of the windows `x` [W, T, Hkv, D], or all of shorter windows."""
+def _blocks(x: Tensor, most: int) -> Tensor:
+    """At most `most` of the whole blocks [N, B, Hkv, D] of windows `x` [W, T, Hkv, D]; shorter windows are blocks."""
     block = min(BLOCK, x.shape[1])
     found = x[:, : x.shape[1] // block * block].reshape(-1, block, *x.shape[2:])
-    return found[:: -(-len(found) // _MOST_BLOCKS)]
+    return found[:: -(-len(found) // most)]
 
 
 def normalized_keys(keys: Tensor, weights: Tensor, found: KeyRange) -> Normalized:

@@ -15,6 +15,8 @@ from moorage.workers.kv.formats.quantizer import Floats, normal_levels
 NUM_BINS = 4096
 """Numbers of one bin become one point, at their weighted mean. A bin is far narrower than the gap of two levels."""
 _ITERATIONS = 300
+_STEPS = 8
+"""Of k-means, from levels that fit nearly."""
 _NO_DEVIATION = 1e-5
 """Below it numbers between -1 and 1 are the same but for rounding."""
 
@@ -34,6 +36,20 @@ def fitted_levels(values: Tensor, weights: Tensor, bits: int) -> Floats:
     means.fit(points[:, None], sample_weight=of_points)
     levels = np.clip(np.sort(means.cluster_centers_[:, 0]), -1, 1).astype(np.float32)
     return levels if (np.diff(levels) > 0).all() else normal_levels(bits)
+
+
+def moved_levels(values: Tensor, weights: Tensor, levels: Floats) -> Floats:
+    """`levels` after some steps of weighted k-means over `values`, which may lie beyond the outermost levels."""
+    reach = float(values.abs().max())
+    points, of_points = (torch.from_numpy(x) for x in _binned(values.flatten() / reach, weights.flatten()))
+    found = torch.from_numpy(np.array(levels, np.float64)) / reach
+    for _ in range(_STEPS):
+        own = torch.bucketize(points, (found[1:] + found[:-1]) / 2)
+        weight = torch.zeros_like(found).index_add_(0, own, of_points)
+        mean = torch.zeros_like(found).index_add_(0, own, of_points * points)
+        found = torch.where(weight > 0, mean / weight.clamp_min(torch.finfo(torch.float64).tiny), found)
+    moved = (found * reach).numpy().astype(np.float32)
+    return moved if (np.diff(moved) > 0).all() else levels
 
 
 def _binned(values: Tensor, weights: Tensor) -> tuple[np.ndarray, np.ndarray]:

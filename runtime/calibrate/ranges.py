@@ -72,21 +72,6 @@ class RangeSearch:
         return self._start.stretched(torch.tensor(FACTORS)[torch.stack(rows).view(heads, dim)])
 
 
-def packed_cost(keys: Tensor, weights: Tensor, found: KeyRange, levels: Floats, capacity: int) -> float:
-    """What the errors of keys [N, B, Hkv, D], N blocks, cost when a head of a block has `capacity` outliers at most.
-
-    Keys outside the range that find no place are moved to its end.
-    """
-    scale = torch.where(found.scale > 0, found.scale, 1)
-    scaled = (keys - found.zero) / scale
-    excess = (scaled.abs() - 1).transpose(1, 2).flatten(2)
-    most = excess.topk(min(capacity, excess.shape[2]), dim=2)
-    apart = torch.zeros_like(excess, dtype=torch.bool).scatter_(2, most.indices, most.values > 0)
-    errors = ((scaled - nearest(scaled, levels)) * scale).square_().mul_(weights)
-    num, block, heads, dim = keys.shape
-    return float(errors.masked_fill_(apart.view(num, heads, block, dim).transpose(1, 2), 0).sum())
-
-
 def _at_fair_price(costs: Tensor, counts: Tensor, most: float) -> Tensor:
     """Which row of each column has the least cost plus price times count, where all counts together are `most`.
 

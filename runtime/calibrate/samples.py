@@ -1,4 +1,4 @@
-"""Keys, values and squared gradients of a text's windows, layer by layer."""
+"""Keys, values and gradients of a text's windows, layer by layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moorage.workers.errors import ResourceExhausted
 from moorage.workers.gpu.model.decoder import Decoder
 
 _BYTES = 8
-"""Of a key or value in memory with its weight: float16 and bfloat16, twice."""
+"""Of a key and a value in memory with their gradients: float16 and bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class LayerSamples:
     keys: Tensor
     """float16, as are values."""
     values: Tensor
-    key_weights: Tensor
-    """Squared gradients, bfloat16."""
-    value_weights: Tensor
+    key_gradients: Tensor
+    """Of the summed loss, bfloat16, as are those by values."""
+    value_gradients: Tensor
 
 
 def sample(
@@ -62,5 +62,4 @@ def _empty(shape: tuple[int, ...]) -> LayerSamples:
 
 def _put(samples: LayerSamples, index: int, rows: LayerRows) -> None:
     samples.keys[index], samples.values[index] = rows.keys, rows.values
-    samples.key_weights[index] = rows.key_gradients.square()
-    samples.value_weights[index] = rows.value_gradients.square()
+    samples.key_gradients[index], samples.value_gradients[index] = rows.key_gradients, rows.value_gradients

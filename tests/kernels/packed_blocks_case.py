@@ -28,13 +28,19 @@ def levels_of(family: PackedFamily, rng: np.random.Generator | None = None) -> n
     return np.array([-1, *inner, 1], np.float32)
 
 
-def tables_of(layout: PackedLayout, family: PackedFamily, blocks: np.ndarray, rng=None) -> LayerTables:
+def tables_of(
+    layout: PackedLayout,
+    family: PackedFamily,
+    blocks: np.ndarray,
+    rng=None,
+    feedback: np.ndarray | None = None,
+) -> LayerTables:
     """Tables for blocks [n, 2, Hkv, B, D] of numbers, whose keys' percentiles are the statistics."""
     keys = np.moveaxis(blocks[:, 0], 0, 1).reshape(layout.num_kv_heads, -1, layout.head_dim)
     low, high = np.percentile(keys.astype(np.float32), (1, 99), axis=1).astype(np.float32)
     statistics = KeyStatistics((high - low) / 2, (high + low) / 2, low, high)
     levels = [levels_of(family, rng) for _ in range(2)]
-    return layer_tables(layout, *levels, statistics if layout.key_stats < 0 else None)
+    return layer_tables(layout, *levels, statistics if layout.key_stats < 0 else None, feedback)
 
 
 def draw_blocks(rng: np.random.Generator, count: int, heads: int, size: int, dim: int) -> np.ndarray:

@@ -182,6 +182,37 @@ def test_packs_and_unpacks_as_the_reference(rng, poisoned, name, calibrated, hea
     np.testing.assert_array_equal(out, wanted)
 
 
+@pytest.mark.parametrize("bits", [4, 3, 2])
+@pytest.mark.parametrize(("heads", "block_size", "dim"), [(3, 64, 64), (2, 33, 80), (5, 17, 40), (1, 1, 32)])
+def test_keys_with_feedback_are_packed_as_the_reference(rng, bits, heads, block_size, dim):
+    family, shape = FAMILIES[f"NUQ{bits}"], (heads, block_size, dim)
+    layout = packed_layout(family, *shape, True)
+    blocks = draw_blocks(rng, 2, *shape)
+    shares = rng.standard_normal((heads, dim, dim)).astype(np.float32) / 4
+    tables, pages = tables_of(layout, family, blocks, rng, shares), np.array([1, 2], np.int32)
+    stored = np.zeros((3, layout.block_bytes), np.uint8)
+    assert encode_blocks(layout, tables, blocks.view(np.uint16), stored, pages)
+    expected = [reference.encode_block(layout, tables, block.view(np.uint16)) for block in blocks]
+    np.testing.assert_array_equal(stored[pages], expected)
+
+
+def test_feedback_makes_scores_of_alike_queries_more_exact(rng):
+    family, shape = FAMILIES["NUQ3"], (2, 64, 32)
+    layout = packed_layout(family, *shape, True)
+    blocks = rng.standard_normal((3, 2, *shape)).astype(np.float16)
+    queries = rng.standard_normal((2, 500, 4)) @ rng.standard_normal((2, 4, 32))  # they span few directions
+    products = queries.mT @ queries + 0.01 * np.eye(32)
+    shares = np.linalg.cholesky(np.linalg.inv(products)).mT
+    shares = (shares / np.diagonal(shares, axis1=1, axis2=2)[..., None]).astype(np.float32)
+    missed = []
+    for feedback in (None, shares):
+        tables = tables_of(layout, family, blocks, feedback=feedback)
+        packed = [reference.encode_block(layout, tables, block.view(np.uint16)) for block in blocks]
+        found = np.array([reference.decoded_numbers(layout, tables, each)[0] for each in packed])
+        missed.append((((found - blocks[:, 0]) @ queries.mT) ** 2).mean())
+    assert missed[1] < missed[0] / 3
+
+
 def test_several_threads_pack_and_unpack_the_same(rng):
     family, shape = FAMILIES["NUQ3"], (2, 32, 64)
     layout = packed_layout(family, *shape)

@@ -27,8 +27,8 @@ def samples(**replaced: torch.Tensor) -> LayerSamples:
     made = {
         "keys": torch.randn(SHAPE) * channels + channels,
         "values": torch.randn(SHAPE) * torch.rand(WINDOWS, TOKENS, 1, 1),
-        "key_weights": torch.rand(SHAPE),
-        "value_weights": torch.rand(SHAPE),
+        "key_gradients": torch.rand(SHAPE),
+        "value_gradients": torch.rand(SHAPE),
     }
     return LayerSamples(**{**made, **replaced})
 
@@ -37,13 +37,13 @@ def test_keys_are_normalised_by_channel_and_weighted_by_the_square_of_its_scale(
     made = samples()
     made.keys[..., 1, 3] = 7
     found = between_percentiles(made.keys.flatten(0, 1), SHARE)
-    normalized = normalized_keys(made.keys, made.key_weights, found)
+    normalized = normalized_keys(made.keys, made.key_gradients, found)
     inside = (made.keys >= found.low) & (made.keys <= found.high)
     inside[..., 1, 3] = False  # a constant channel needs no level
     assert len(normalized.values) == inside.sum()
     back = normalized.values * found.scale.expand(SHAPE)[inside] + found.zero.expand(SHAPE)[inside]
     torch.testing.assert_close(back, made.keys[inside], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(normalized.weights, (made.key_weights * found.scale**2)[inside])
+    torch.testing.assert_close(normalized.weights, (made.key_gradients * found.scale**2)[inside])
     assert normalized.values.abs().max() <= 1
 
 
@@ -60,7 +60,7 @@ def test_outliers_of_values_are_the_farthest_of_each_block_and_head() -> None:
 def test_values_are_normalised_by_token_without_outliers() -> None:
     made = samples()
     made.values[0, 9] = 0.25
-    normalized = normalized_values(made.values, made.value_weights, SHARE)
+    normalized = normalized_values(made.values, made.value_gradients, SHARE)
     assert normalized.values.abs().max() <= 1
     kept = ~value_outliers(made.values, SHARE)
     kept[0, 9] = False  # a constant token needs no level
@@ -72,7 +72,7 @@ def test_values_are_normalised_by_token_without_outliers() -> None:
         normalized.values[at : at + len(token)], (token - (token.max() + token.min()) / 2) / scale
     )
     torch.testing.assert_close(
-        normalized.weights[at : at + len(token)], made.value_weights[1, 5][kept[1, 5]] * scale**2
+        normalized.weights[at : at + len(token)], made.value_gradients[1, 5][kept[1, 5]] * scale**2
     )
 
 
@@ -81,7 +81,10 @@ def test_a_layer_has_a_usable_quantizer(bits: int) -> None:
     found = LayerFit(samples(), FitSettings(outliers=SHARE)).quantizer(bits)
     assert found.fault(bits) is None
     assert found.key_scale.shape == (HEADS, DIM)
-    np.testing.assert_allclose(found.key_zero + found.key_scale, found.key_high, rtol=1e-4, atol=1e-5)
+    ends = [found.key_zero + found.key_scale * found.key_levels[at] for at in (0, -1)]
+    assert (found.key_low <= ends[0] + 1e-4).all()  # what has a level is no outlier
+    assert (found.key_high >= ends[1] - 1e-4).all()
+    assert found.key_feedback.any()
 
 
 def test_sinks_are_left_out() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from moorage.runtime.calibrate.levels import nearest
-from moorage.runtime.calibrate.ranges import FACTORS, KeyRange, RangeSearch, between_percentiles, packed_cost
+from moorage.runtime.calibrate.ranges import FACTORS, KeyRange, RangeSearch, between_percentiles
 from moorage.workers.kv.formats.quantizer import normal_levels
 
 NUM, HEADS, DIM = 4000, 2, 8
@@ -64,15 +63,3 @@ def test_a_constant_channel_keeps_its_range() -> None:
     keys[:, 1, 3] = 2
     found = cheapest(keys, torch.ones_like(keys), between_percentiles(keys, SHARE), SHARE)
     assert (found.scale[1, 3], found.zero[1, 3]) == (0, 2)
-
-
-def test_what_finds_no_place_costs_its_way_to_the_end_of_the_range() -> None:
-    keys, weights = torch.rand(3, 16, HEADS, DIM) - 0.5, torch.rand(3, 16, HEADS, DIM)
-    found = KeyRange(torch.full((HEADS, DIM), -1.0), torch.full((HEADS, DIM), 1.0))
-    keys[1, :, 0, 0] = torch.linspace(2, 3, 16)
-    flat = keys.clamp(-1, 1)
-    inside = (weights * (flat - nearest(flat, LEVELS)) ** 2).sum()
-    for capacity in (0, 5, 16, 1000):
-        clipped = slice(0, max(0, 16 - capacity))  # the largest have places
-        wanted = inside + (weights[1, clipped, 0, 0] * (keys[1, clipped, 0, 0] - 1) ** 2).sum()
-        assert packed_cost(keys, weights, found, LEVELS, capacity) == pytest.approx(float(wanted), rel=1e-5)

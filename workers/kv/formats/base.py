@@ -110,7 +110,7 @@ class PackedFormat(BlockFormat):
 
     def quantizer_bytes(self, num_layers: int, shape: BlockShape) -> int:
         """See BlockFormat."""
-        per_layer = 2 * 2**self.bits + 4 * shape.num_kv_heads * shape.head_dim
+        per_layer = 2 * 2**self.bits + (4 + shape.head_dim) * shape.num_kv_heads * shape.head_dim
         return 4 * num_layers * per_layer if self.takes_quantizer else 0
 
     @abstractmethod

@@ -4,8 +4,8 @@
 minimum and the maximum of a key channel within its block, and of a token's value vector of one KV head (KIVI, ICML
 2024). NF4 has the levels of QLoRA over the same ranges. The NUQ formats are those of KVQuant (NeurIPS 2024): levels
 and statistics of key channels come from the layer's quantizer, values share one range over all heads of a token, and
-outliers are kept as fp16. Without a quantizer, NUQ has the levels of NormalFloat, and the statistics of its keys in
-each block.
+outliers are kept as fp16. Without a quantizer, NUQ has the levels of NormalFloat, at 2 bits those of least error, and
+the statistics of its keys in each block.
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ from numpy.typing import NDArray
 from moorage.kernels.packed_blocks.layout import PackedFamily, PackedLayout, packed_layout
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.formats.base import Bytes, PackedFormat
-from moorage.workers.kv.formats.quantizer import LayerQuantizer, Quantizer, normal_levels
+from moorage.workers.kv.formats.quantizer import (
+    Floats,
+    LayerQuantizer,
+    Quantizer,
+    least_error_levels,
+    normal_levels,
+)
 from moorage.workers.kv.messages import Int32
 from moorage.workers.spec import BlockShape
 
 if TYPE_CHECKING:
     from moorage.kernels.packed_blocks.tables import LayerTables
+
+_FEW_BITS = 2
 
 
 class PackedBlocks(PackedFormat):
@@ -66,10 +74,14 @@ class PackedBlocks(PackedFormat):
         layout = self.layout(shape, calibrated=used is not None)
         if used is not None:
             return BlockCodec(layout, [_tables_of(layout, each) for each in used.layers])
-        levels = (
-            np.arange(2**self.bits, dtype=np.float32) if self.family.uniform else normal_levels(self.bits)
-        )
+        levels = self._own_levels()
         return BlockCodec(layout, [layer_tables(layout, levels, levels)])
+
+    def _own_levels(self) -> Floats:
+        """Levels without a quantizer. At 2 bits those of NormalFloat, with 0 and both ends, have twice the error."""
+        if self.family.uniform:
+            return np.arange(2**self.bits, dtype=np.float32)
+        return least_error_levels(self.bits) if self.bits <= _FEW_BITS else normal_levels(self.bits)
 
 
 class BlockCodec:
@@ -100,4 +112,5 @@ def _tables_of(layout: PackedLayout, layer: LayerQuantizer) -> LayerTables:
     from moorage.kernels.packed_blocks.tables import KeyStatistics, layer_tables
 
     keys = KeyStatistics(layer.key_scale, layer.key_zero, layer.key_low, layer.key_high)
-    return layer_tables(layout, layer.key_levels, layer.value_levels, keys)
+    feedback = layer.key_feedback if layer.key_feedback.any() else None
+    return layer_tables(layout, layer.key_levels, layer.value_levels, keys, feedback)

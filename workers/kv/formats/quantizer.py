@@ -9,7 +9,7 @@ them for each token, measured when a block is encoded. A number x has the code o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from statistics import NormalDist
 
@@ -17,6 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+_DEVIATIONS = 2.6
+"""Standard deviations from the mean to the end of a vector of values whose farthest 1 % are stored apart."""
+_ITERATIONS = 500
+"""More than enough for levels to stay where they are in float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,8 +39,15 @@ class LayerQuantizer:
     """[Hkv, D]: a key below it is an outlier."""
     key_high: Floats
     """[Hkv, D]: a key above it is an outlier."""
+    key_feedback: Floats = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    """[Hkv, D, D]: entry (d, e) times the error in channel d is taken off channel e > d before that is coded. The
+    error is what was to be coded less what is stored. All 0, which an empty array stands for, where each channel is
+    coded for itself."""
 
     def __post_init__(self) -> None:
+        if not self.key_feedback.size:
+            heads, channels = np.shape(self.key_scale)[:1], np.shape(self.key_scale)[1:]
+            object.__setattr__(self, "key_feedback", np.zeros((*heads, *channels, *channels)))
         for name, values in self.arrays():
             values = np.array(values, np.float32, order="C")
             values.flags.writeable = False
@@ -44,7 +55,7 @@ class LayerQuantizer:
 
     def arrays(self) -> Iterator[tuple[str, Floats]]:
         """Names and arrays, in the order of the fields."""
-        return ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ((each.name, getattr(self, each.name)) for each in fields(self))
 
     def fault(self, bits: int) -> str | None:
         """What keeps it from being used at `bits` bits; None where nothing does."""
@@ -61,6 +72,9 @@ class LayerQuantizer:
                 return f"{name} has shape {list(values.shape)}, not one row for each KV head as key_scale has"
             if not np.isfinite(values).all():
                 return f"{name} has numbers that are not finite"
+        wanted = (*shape, shape[-1])
+        if self.key_feedback.shape != wanted or not np.isfinite(self.key_feedback).all():
+            return f"key_feedback is not finite numbers {list(wanted)}"
         if (self.key_scale < 0).any() or (self.key_low > self.key_high).any():
             return "a key channel has a range that ends below its beginning"
         return None
@@ -92,5 +106,24 @@ def normal_levels(bits: int) -> Floats:
     above, below = quantiles(half), quantiles(half - 1)
     levels = np.array([*(-x for x in below), 0.0, *reversed(above)]) / above[0]
     found = levels.astype(np.float32)
+    found.flags.writeable = False
+    return found
+
+
+@cache
+def least_error_levels(bits: int) -> Floats:
+    """Levels [2 ** bits] in [-1, 1] of least squared error over numbers from a normal distribution (Lloyd and Max).
+
+    The distribution is cut off where vectors without their outliers end. Levels are apart by what such vectors need,
+    while those of NormalFloat include 0 and both ends, which at 2 bits leaves one level for most numbers.
+    """
+    normal = NormalDist()
+    levels = np.array([normal.inv_cdf((index + 0.5) / 2**bits) for index in range(2**bits)])
+    for _ in range(_ITERATIONS):
+        limits = [-_DEVIATIONS, *((levels[1:] + levels[:-1]) / 2), _DEVIATIONS]
+        density = np.array([normal.pdf(x) for x in limits])
+        below = np.array([normal.cdf(x) for x in limits])
+        levels = -np.diff(density) / np.diff(below)
+    found = (levels / _DEVIATIONS).astype(np.float32)
     found.flags.writeable = False
     return found

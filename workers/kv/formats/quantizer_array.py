@@ -21,12 +21,13 @@ def to_array(quantizer: Quantizer) -> Floats:
 
 def from_array(numbers: Floats, bits: int, num_layers: int, num_kv_heads: int, head_dim: int) -> Quantizer:
     """The inverse of `to_array`; copies."""
-    levels, channels = (2**bits,), (num_kv_heads, head_dim)
+    channels = num_kv_heads, head_dim
+    shapes = {"key_levels": (2**bits,), "value_levels": (2**bits,), "key_feedback": (*channels, head_dim)}
     layers = []
     for row in numbers.reshape(num_layers, -1):
         parts, begin = {}, 0
         for field in fields(LayerQuantizer):
-            shape = levels if field.name.endswith("levels") else channels
+            shape = shapes.get(field.name, channels)
             end = begin + int(np.prod(shape))
             parts[field.name], begin = row[begin:end].reshape(shape), end
         layers.append(LayerQuantizer(**parts))

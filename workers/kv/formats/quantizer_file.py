@@ -1,6 +1,7 @@
 """Files of quantizers: safetensors, with what they were made from as JSON in the header.
 
-For each number of bits b the tensors are `b.NAME` [num_layers, ...], one for each field of `LayerQuantizer`.
+For each number of bits b the tensors are `b.NAME` [num_layers, ...], one for each field of `LayerQuantizer`. The
+feedback of keys is the same at all bits: one tensor `key_feedback` in fp16, which a file without it does not have.
 The header names the model by its fingerprint, the text and the settings of the calibration.
 """
 
@@ -22,7 +23,8 @@ KIND = "moorage-quantizer-1"
 QUANTIZER_MARK = KIND.encode()
 """Stands in the first bytes of each such file, and in no other."""
 _HEADER = "quantizer"
-_FIELDS = tuple(field.name for field in fields(LayerQuantizer))
+_FEEDBACK = "key_feedback"
+_FIELDS = tuple(field.name for field in fields(LayerQuantizer) if field.name != _FEEDBACK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,9 @@ def write_quantizers(file: Path, header: QuantizerHeader, quantizers: Sequence[Q
         for each in quantizers
         for name in _FIELDS
     }
+    feedback = np.stack([layer.key_feedback for layer in quantizers[0].layers])
+    if feedback.any():
+        tensors[_FEEDBACK] = feedback.astype(np.float16)
     written = save(tensors, {_HEADER: json.dumps(asdict(header))})
     try:
         file.write_bytes(written)
@@ -76,7 +81,7 @@ def read_quantizer(file: Path, bits: int, model: str, shape: tuple[int, int, int
     `shape` is (num_layers, num_kv_heads, head_dim) of the stores. Raises InvalidConfig for a file of another model or
     without these bits, and for one that is damaged.
     """
-    header, tensors = _read(file, tuple(f"{bits}.{name}" for name in _FIELDS))
+    header, tensors = _read(file, (_FEEDBACK, *(f"{bits}.{name}" for name in _FIELDS)))
     if header.model != model:
         raise InvalidConfig(
             f"{file}: quantizer of another model, {header.model_name} ({header.model[:8]}), not of the model that is "
@@ -93,12 +98,25 @@ def read_quantizer(file: Path, bits: int, model: str, shape: tuple[int, int, int
     for name, array in zip(_FIELDS, arrays, strict=True):
         if array is None or array.shape[:1] != (header.num_layers,) or array.dtype != np.float32:
             raise _damaged(file, f"tensor {bits}.{name} is not float32 [{header.num_layers}, ...]")
+    arrays.append(_feedback(file, header, tensors.get(_FEEDBACK)))
     layers = tuple(LayerQuantizer(*rows) for rows in zip(*arrays, strict=True))
     for index, layer in enumerate(layers):
         fault = layer.fault(bits) or _wrong_shape(layer, header)
         if fault:
             raise _damaged(file, f"layer {index} at {bits} bits: {fault}")
     return Quantizer(bits, layers)
+
+
+def _feedback(
+    file: Path, header: QuantizerHeader, found: np.ndarray[Any, Any] | None
+) -> np.ndarray[Any, Any]:
+    """The feedback of keys of all layers; zeros where the file has none."""
+    wanted = header.num_layers, header.num_kv_heads, header.head_dim, header.head_dim
+    if found is None:
+        return np.zeros(wanted, np.float32)
+    if found.shape != wanted or found.dtype != np.float16:
+        raise _damaged(file, f"tensor {_FEEDBACK} is not float16 {list(wanted)}")
+    return found.astype(np.float32)
 
 
 def _read(file: Path, names: Sequence[str]) -> tuple[QuantizerHeader, dict[str, np.ndarray[Any, Any]]]:

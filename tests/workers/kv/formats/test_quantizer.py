@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moorage.workers.kv.formats.quantizer import LayerQuantizer, normal_levels
+from moorage.workers.kv.formats.quantizer import LayerQuantizer, least_error_levels, normal_levels
 
 # Table of levels in QLoRA (NeurIPS 2023), appendix E.
 NF4 = [
@@ -41,6 +41,22 @@ def test_normal_levels_ascend_from_one_end_to_the_other(bits: int) -> None:
     assert 0 in levels
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_no_levels_have_less_error_over_normal_numbers_than_those_of_least_error(bits: int) -> None:
+    numbers = np.random.default_rng(bits).standard_normal(100_000)
+    numbers = numbers[abs(numbers) <= 2.6] / 2.6
+
+    def error(levels: np.ndarray) -> float:
+        limits = (levels[1:] + levels[:-1]) / 2
+        return float(((numbers - levels[np.searchsorted(limits, numbers)]) ** 2).mean())
+
+    levels = least_error_levels(bits)
+    assert error(levels) < error(normal_levels(bits))
+    assert error(levels) < min(error(levels * factor) for factor in (0.95, 1.05))
+    moved = np.eye(2**bits) * 0.02
+    assert all(error(levels) < error(levels + sign * step) for step in moved for sign in (-1, 1))
+
+
 def test_a_quantizer_keeps_its_own_float32_copies() -> None:
     scale = np.full((2, 4), 3.0)
     made = replace(layer_quantizer(), key_scale=scale)
@@ -49,6 +65,12 @@ def test_a_quantizer_keeps_its_own_float32_copies() -> None:
     assert (made.key_scale == 3).all()
     with pytest.raises(ValueError, match="read-only"):
         made.key_scale[0, 0] = 1
+
+
+def test_without_feedback_each_channel_is_coded_for_itself() -> None:
+    found = layer_quantizer().key_feedback
+    assert found.shape == (2, 4, 4)
+    assert not found.any()
 
 
 def test_a_whole_quantizer_has_no_fault() -> None:
@@ -66,6 +88,8 @@ def test_a_whole_quantizer_has_no_fault() -> None:
         ("key_zero", np.full((2, 4), np.inf), "key_zero has numbers that are not finite"),
         ("key_scale", np.full((2, 4), -1), "a range that ends below its beginning"),
         ("key_low", np.full((2, 4), 2), "a range that ends below its beginning"),
+        ("key_feedback", np.zeros((2, 4, 3)), r"key_feedback is not finite numbers \[2, 4, 4\]"),
+        ("key_feedback", np.full((2, 4, 4), np.nan), r"key_feedback is not finite numbers \[2, 4, 4\]"),
     ],
 )
 def test_what_cannot_be_used_is_named(field: str, values: object, fault: str) -> None:

@@ -78,6 +78,21 @@ def test_what_was_written_is_read(file: Path, bits: int, rng: np.random.Generato
             np.testing.assert_array_equal(wanted, found, err_msg=name)
 
 
+def test_feedback_is_written_once_for_all_bits(file: Path, rng: np.random.Generator) -> None:
+    feedback = rng.standard_normal((LAYERS, HEADS, DIM, DIM)).astype(np.float16).astype(np.float32)
+    made = [
+        Quantizer(
+            bits, tuple(map(lambda x, y: replace(x, key_feedback=y), quantizer(bits, rng).layers, feedback))
+        )
+        for bits in (4, 2)
+    ]
+    write_quantizers(file, HEADER, made)
+    assert load_file(file)["key_feedback"].shape == feedback.shape
+    for bits in (4, 2):
+        read = read_quantizer(file, bits, MODEL, SHAPE)
+        np.testing.assert_array_equal([layer.key_feedback for layer in read.layers], feedback)
+
+
 def test_the_header_says_what_it_was_made_from(file: Path) -> None:
     assert read_quantizer_header(file) == HEADER
 
@@ -145,6 +160,11 @@ def _header_of(**values: object) -> Callable[[Path], None]:
         (_with("4.key_zero", np.zeros((3, 2, 4), np.float16)), r"tensor 4\.key_zero is not float32"),
         (_with("4.key_zero", np.full((3, 2, 4), np.nan, np.float32)), "layer 0 at 4 bits: key_zero"),
         (_with("4.key_levels", np.zeros((3, 16), np.float32)), "layer 0 at 4 bits: key_levels"),
+        (
+            _with("key_feedback", np.zeros((3, 2, 4, 3), np.float16)),
+            r"key_feedback is not float16 \[3, 2, 4, 4\]",
+        ),
+        (_with("key_feedback", np.full((3, 2, 4, 4), np.inf, np.float16)), "layer 0 at 4 bits: key_feedback"),
         (_header_of(kind="moorage-quantizer-9"), "its kind is 'moorage-quantizer-9'"),
         (_header_of(kind=None), "its kind is None"),
         (_header_of(bits=["4"]), "its header is not that of quantizers"),
