@@ -12,6 +12,7 @@ from typing import Protocol
 
 from moorage.runtime.calibrate.fitting import FitSettings, LayerFit
 from moorage.runtime.calibrate.header import header_of
+from moorage.runtime.calibrate.records import record_windows
 from moorage.runtime.calibrate.samples import sample
 from moorage.runtime.text.tokenizer import TextTokenizer
 from moorage.workers.counting import counted
@@ -39,14 +40,22 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CalibrationText:
-    """A text as windows of token ids, spread evenly over it."""
+    """A text as windows of token ids, spread evenly over it, and windows in which records are looked up."""
 
     name: str
     digest: str
     windows: Sequence[Sequence[int]]
+    records: Sequence[Sequence[int]] = ()
+
+    @property
+    def all_windows(self) -> list[Sequence[int]]:
+        """Those of the text, and then those of records."""
+        return [*self.windows, *self.records]
 
     @classmethod
-    def read(cls, file: Path, tokenizer: TextTokenizer, num_windows: int, window: int) -> CalibrationText:
+    def read(
+        cls, file: Path, tokenizer: TextTokenizer, num_windows: int, window: int, num_records: int = 0
+    ) -> CalibrationText:
         """From a file of UTF-8. Raises InvalidRequest for one that is too short, or no text."""
         try:
             text = file.read_bytes().decode("utf-8")
@@ -65,7 +74,8 @@ class CalibrationText:
         most = min(num_windows, max(1, len(ids) // size))
         step = (len(ids) - size) / max(1, most - 1)
         windows = [[*start, *ids[round(index * step) :][:size]] for index in range(most)]
-        return cls(file.name, hashlib.sha256(text.encode()).hexdigest()[:16], windows)
+        records = record_windows(tokenizer, num_records, window)
+        return cls(file.name, hashlib.sha256(text.encode()).hexdigest()[:16], windows, records)
 
 
 def check_installed() -> None:
@@ -98,12 +108,13 @@ def calibrate_model(
         dtype = "float32"  # a CPU multiplies float16 many times slower
     decoder = Decoder.load(model, spec, dtype, device, watcher.loading)
     losses: list[float] = []
+    windows = text.all_windows
 
     def on_window(loss: float) -> None:
         losses.append(loss)
-        watcher.gradients(len(losses), len(text.windows), loss)
+        watcher.gradients(len(losses), len(windows), loss)
 
-    samples = sample(decoder, text.windows, on_window)
+    samples = sample(decoder, windows, on_window)
     layers = []
     for index, of_layer in enumerate(samples):
         fit = LayerFit(of_layer, settings)
@@ -111,7 +122,8 @@ def calibrate_model(
         watcher.levels(index + 1, len(samples))
     quantizers = [Quantizer(each, found) for each, found in zip(bits, zip(*layers, strict=True), strict=True)]
     about = {"text": text.name, "sha256": text.digest, "windows": len(text.windows)}
-    about |= {"tokens": sum(map(len, text.windows)), "loss": round(fmean(losses), 4)}
+    about |= {"tokens": sum(map(len, text.windows)), "records": len(text.records)}
+    about |= {"loss": round(fmean(losses[: len(text.windows)]), 4)}
     header = header_of(model, spec, bits, about, {**asdict(settings), "dtype": str(decoder.dtype)})
     write_quantizers(output, header, quantizers)
     return header

@@ -46,6 +46,13 @@ def calibrate(
         str, typer.Option(metavar="N,N,…", help="Bits of a key or value: 4, 3, 2 for NUQ4, NUQ3, NUQ2.")
     ] = "4,3,2",
     windows: Annotated[int, typer.Option(min=1, help="Windows of the text, spread evenly over it.")] = 16,
+    records: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Windows beside the text in which records are looked up: what retrieval needs of keys.",
+        ),
+    ] = 4,
     window: Annotated[str, typer.Option(metavar="N", help="Tokens of a window; K is 1024.")] = "2K",
     sinks: Annotated[
         int, typer.Option(min=0, help="First tokens left out, as many as kv_store.fp16_sinks.")
@@ -59,7 +66,8 @@ def calibrate(
     """Measure a model's keys and values on a text, and write the quantizers of the NUQ formats.
 
     Each layer gets levels for its keys and its values, by k-means weighted with squared gradients of the loss, and a
-    range for each key channel (KVQuant). The file is for this model alone; kv_store.quantizer names it.
+    range for each key channel (KVQuant). Channels of a key make up for each other's errors (GPTQ). The file is for
+    this model alone; kv_store.quantizer names it.
     """
     if (text is None) == (not imported):
         raise typer.BadParameter("give a text or --import, and not both", param_hint="--text")
@@ -75,7 +83,7 @@ def calibrate(
         assert text is not None
         wanted, size = _parsed_bits(bits), _parsed_window(window, sinks)
         check_installed()
-        read = CalibrationText.read(text, TextTokenizer.load(model), windows, size)
+        read = CalibrationText.read(text, TextTokenizer.load(model), windows, size, records)
         with calibration_bar() as bar:
             settings = FitSettings(fp16_sinks=sinks)
             header = calibrate_model(model, read, wanted, settings, output, bar, dtype, device)

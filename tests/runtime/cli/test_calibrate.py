@@ -59,19 +59,23 @@ def test_a_text_becomes_quantizers(text: Path, tmp_path: Path, capsys: pytest.Ca
         2,
         "--window",
         256,
+        "--records",
+        1,
     )
     assert code == 0, err
     assert out.startswith(f"{file}: NUQ3, NUQ2 of moorage-ref, ")
-    for part in ("weights: 100 %", "gradients: window 2 of 2, loss ", "levels: layer 4 of 4"):
+    for part in ("weights: 100 %", "gradients: window 3 of 3, loss ", "levels: layer 4 of 4"):
         assert part in err
     header = read_quantizer_header(file)
     assert header.model == model_fingerprint(MODEL)
     assert (header.bits, header.data["windows"], header.data["tokens"]) == ((3, 2), 2, 512)
+    assert header.data["records"] == 1
     assert header.settings["fp16_sinks"] == 5
     for bits in (3, 2):
         layers = read_quantizer(file, bits, header.model, SHAPE).layers
         assert [len(layer.key_levels) for layer in layers] == [2**bits] * LAYERS
         assert len({tuple(layer.key_levels) for layer in layers}) == LAYERS
+        assert all(layer.key_feedback.any() for layer in layers)
 
 
 def test_pickles_of_kvquant_become_quantizers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
