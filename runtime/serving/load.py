@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from moorage.runtime.serving.fair_order import in_turn
@@ -36,7 +37,8 @@ class Load:
 
     def add(self, request: Request, scheduler: Scheduler) -> None:
         """Queues a request. Raises ResourceExhausted, changing nothing, if it may not wait, or not for so long."""
-        scheduler.add(request.scheduled, self._retry_after_s(scheduler))
+        with self._telling_when(scheduler):
+            scheduler.add(request.scheduled)
         self.requests[request.request_id] = request
         try:
             self._check_wait(request.scheduled, scheduler)
@@ -50,7 +52,8 @@ class Load:
 
         Where fewer requests run than may, or where no throughput was measured, that is not known.
         """
-        scheduler.check_queue(tenant, self._retry_after_s(scheduler))
+        with self._telling_when(scheduler):
+            scheduler.check_queue(tenant)
         works = None if self.max_wait_s is None else works_s(self.throughput, self.requests)
         if works is None or len(scheduler.running) < scheduler.limits.max_running:
             return
@@ -79,9 +82,15 @@ class Load:
                 retry_after_s=min(max(wait_s - self.max_wait_s, LEAST_RETRY_S), MOST_RETRY_S),
             )
 
-    def _retry_after_s(self, scheduler: Scheduler) -> float | None:
-        starts = self.expected_waits(scheduler)
-        return retry_after_s(starts) if starts else None
+    @contextmanager
+    def _telling_when(self, scheduler: Scheduler) -> Iterator[None]:
+        """Adds to a refusal when to come again, which takes a look at every waiting request."""
+        try:
+            yield
+        except ResourceExhausted as refused:
+            starts = self.expected_waits(scheduler)
+            refused.retry_after_s = retry_after_s(starts) if starts else None
+            raise
 
 
 def held_by_pinned(num_pinned: int) -> ResourceExhausted:
