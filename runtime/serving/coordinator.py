@@ -119,8 +119,9 @@ class Coordinator:
 
     def check_load(self, tenant: str = "", limits: TenantLimits = NO_LIMITS) -> None:
         """Raises what keeps every request of a tenant from being queued now, whatever it asks."""
+        self.health.check()
         self._tenant_use.check_any(tenant, limits)
-        self._loop.check_load(tenant)
+        self._loop.load.check(tenant, self._loop.scheduler)
 
     def generate(self, params: GenerateParams) -> EventStream:
         """Queues a generation, or raises why it can't be served. Closing the stream ends it at the next step."""

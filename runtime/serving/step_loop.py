@@ -101,11 +101,6 @@ class StepLoop:
 
         return EventStream(request.events, on_close, on_read)
 
-    def check_load(self, tenant: str) -> None:
-        """Raises what `add` would raise for every request of a tenant, whatever it asks."""
-        self._executor.health.check()
-        self.load.check(tenant, self.scheduler)
-
     def fork(self, session: IdleSession, new: IdleSession) -> None:
         """Adds an idle session that shares blocks with another; the worker opens it with the next step."""
         self.scheduler.hold(new)
