@@ -62,4 +62,4 @@ def _cell(given: dict[str, Any]) -> Cell:
     known = {each.name for each in fields(Cell)}
     values = {name: value for name, value in given.items() if name in known}
     lost = [(passage, token, margin) for passage, token, margin in given.get("lost_hits", ())]
-    return Cell(**values | {"lost_hits": lost})
+    return Cell(**{"flip_margin": None} | values | {"lost_hits": lost})
