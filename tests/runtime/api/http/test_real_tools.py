@@ -19,6 +19,24 @@ TEMPLATE = (
     "<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}</s>{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant: {% endif %}"
 )
+HARMONY = (
+    "{% for m in messages %}{% if m.tool_calls %}{% set call = m.tool_calls[0].function %}"
+    "<|start|>assistant to=functions.{{ call.name }}<|channel|>commentary json<|message|>"
+    "{{ call.arguments | tojson }}<|call|>{% elif m.role == 'assistant' %}"
+    "<|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}{% if not messages %}{{ tools }}{% endif %}"
+)
+DEEPSEEK = (
+    "{% for m in messages %}{% if m.tool_calls %}{% set f = m.tool_calls[0].function %}<｜Assistant｜></think>"
+    "{{ '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>' + f.name + '<｜tool▁sep｜>' + f.arguments }}"
+    "<｜tool▁calls▁end｜>"
+    "{% elif m.role == 'tool' %}<｜tool▁output▁begin｜>{{ m.content }}<｜tool▁output▁end｜>"
+    "{% elif m.role == 'assistant' %}<｜Assistant｜></think>{{ m.content }}{% else %}<｜User｜>{{ m.content }}"
+    "{% endif %}"
+    "{% endfor %}{% if add_generation_prompt and messages[-1].role == 'user' %}<｜Assistant｜></think>{% endif %}"
+    "{% if not messages %}{{ tools }}{% endif %}"
+)
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"unit": {"enum": ["metres", "miles"]}, "round": {"type": "boolean"}},
@@ -31,11 +49,11 @@ TOOLS: list[Any] = [
 USER = {"role": "user", "content": "How deep is the sea? " * 20}
 
 
-@pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[Served]:
+@pytest.fixture(params=[TEMPLATE, HARMONY, DEEPSEEK], ids=["hermes", "harmony", "deepseek"])
+async def served(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Served]:
     model = tmp_path / "with-tools"
     shutil.copytree(PILOT, model)
-    (model / "chat_template.jinja").write_text(TEMPLATE)
+    (model / "chat_template.jinja").write_text(request.param)
     async with serving(f"model.path={model}") as found:
         yield found
 
@@ -44,7 +62,7 @@ async def test_a_demanded_call_matches_its_schema_and_serves_the_next_turn_again
     create = served.openai.chat.completions.create
     demanded: Any = {"type": "function", "function": {"name": "depth"}}
     session = {"session_id": "sea", "preset": "full"}
-    asked: dict[str, Any] = {"model": "", "tools": TOOLS, "extra_body": session, "max_tokens": 200}
+    asked: dict[str, Any] = {"model": "", "tools": TOOLS, "extra_body": session, "max_tokens": 400}
     answer = await create(**asked, messages=[USER], tool_choice=demanded)  # type: ignore[call-overload]
     (choice,) = answer.choices
     (call,) = choice.message.tool_calls
@@ -77,7 +95,7 @@ async def test_a_required_call_is_streamed(served: Served) -> None:
         tool_choice="required",
         parallel_tool_calls=False,
         stream=True,
-        max_tokens=200,
+        max_tokens=400,
     )
     chunks = [chunk async for chunk in stream]
     calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
