@@ -1,7 +1,7 @@
 """A long document in a named session: what later questions cost, and what a fork, files and a restart do.
 
 Two lives of a server: the first reads the document, answers a second question, forks the session and saves it; the
-second, after a restart, loads it and answers the second question again.
+second, after a restart, loads it, goes on with that answer, and answers the second question again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moorage.runtime.bench.serve.traces import QUESTION_TOKENS, unlike_prompt
 
 T = TypeVar("T")
 
-SESSION, BRANCH = "bench-document", "bench-branch"
+SESSION, BRANCH, WHOLE = "bench-document", "bench-branch", "bench-whole"
 _WARM_TOKENS = 64
 
 
@@ -37,6 +37,8 @@ class FirstLife:
 
     first: Asked
     second: Asked
+    whole: Asked
+    """An answer to the second question of twice as many tokens, in another session."""
     fork_s: float
     branch_bytes: int
     """What the forked session holds."""
@@ -51,6 +53,8 @@ class SecondLife:
     """After the restart."""
 
     load_s: float
+    rest: Asked
+    """The second answer goes on."""
     again: Asked
 
 
@@ -73,8 +77,9 @@ class SessionFigures:
 
     @property
     def same_tokens(self) -> bool:
-        """Whether the answer after the restart is the one before it."""
-        return self.after.again.token_ids == self.before.second.token_ids
+        """Whether the answer after the restart is the one before it, and goes on as one that was not cut."""
+        second, whole = self.before.second.token_ids, self.before.whole.token_ids
+        return self.after.again.token_ids == second and (*second, *self.after.rest.token_ids) == whole
 
     def as_json(self) -> dict[str, Any]:
         """Everything that was measured."""
@@ -102,24 +107,34 @@ def first_life(client: Client, plan: SessionPlan) -> FirstLife:
     """Asks two questions, then forks the session and saves it."""
     _warm(client, plan)
     first, second = (_ask(client, plan, question) for question in plan.questions)
+    whole = _ask(client, plan, plan.questions[1], WHOLE, 2 * plan.output_tokens)
     fork_s, branch = _timed(lambda: client.sessions.fork(SESSION, BRANCH))
     save_s, saved = _timed(lambda: client.sessions.save(SESSION))
-    return FirstLife(first, second, fork_s, branch.dram_bytes, branch.shared_bytes, save_s, saved.saved_bytes)
+    forked = fork_s, branch.dram_bytes, branch.shared_bytes
+    return FirstLife(first, second, whole, *forked, save_s, saved.saved_bytes)
 
 
-def second_life(client: Client, plan: SessionPlan) -> SecondLife:
-    """Loads the session that `first_life` has saved, and asks the second question again."""
+def second_life(client: Client, plan: SessionPlan, before: FirstLife) -> SecondLife:
+    """Loads the session that `first_life` has saved, goes on with its answer, and asks the second question again."""
     _warm(client, plan)
     load_s, _ = _timed(lambda: client.sessions.load(SESSION))
-    return SecondLife(load_s, _ask(client, plan, plan.questions[1]))
+    rest = _ask(client, plan, (*plan.questions[1], *before.second.token_ids))
+    return SecondLife(load_s, rest, _ask(client, plan, plan.questions[1]))
 
 
-def _ask(client: Client, plan: SessionPlan, question: Sequence[int]) -> Asked:
+def _ask(
+    client: Client,
+    plan: SessionPlan,
+    question: Sequence[int],
+    session: str = SESSION,
+    num_tokens: int | None = None,
+) -> Asked:
     prompt = (*plan.document, *question)
     asked_s, ttft_s = time.perf_counter(), 0.0
     token_ids: list[int] = []
-    options: dict[str, Any] = {"max_new_tokens": plan.output_tokens, "temperature": 0.0, "ignore_eos": True}
-    with client.generate(prompt, session=SESSION, **options) as stream:
+    count = num_tokens or plan.output_tokens
+    options: dict[str, Any] = {"max_new_tokens": count, "temperature": 0.0, "ignore_eos": True}
+    with client.generate(prompt, session=session, **options) as stream:
         for event in stream:
             if isinstance(event, Token):
                 ttft_s = ttft_s or time.perf_counter() - asked_s

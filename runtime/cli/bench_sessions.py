@@ -17,9 +17,10 @@ from moorage.runtime.cli.demo_cluster import demo_cluster
 from moorage.runtime.cli.output import print_note
 from moorage.runtime.config.units import format_bytes, parse_tokens
 from moorage.runtime.packaged import DEPLOY, example_file
+from moorage.workers.counting import counted
 
 if TYPE_CHECKING:
-    from moorage.runtime.bench.sessions import SessionFigures
+    from moorage.runtime.bench.sessions import Asked, SessionFigures
 
 
 @bench_app.command(
@@ -43,7 +44,8 @@ def sessions(
 ) -> None:
     """Ask two questions about a long document, fork and save its session, restart the server, and ask again.
 
-    It starts a cluster of its own, twice. The command fails where the answer after the restart has other tokens.
+    It starts a cluster of its own, twice. After the restart the second answer also goes on. The command fails where
+    an answer after the restart has other tokens than one before it.
     """
     from moorage.runtime.bench.sessions import SessionFigures, SessionPlan, first_life, second_life
 
@@ -60,13 +62,17 @@ def sessions(
             print_note(f"Reading {num_tokens:,} tokens …")
             before = first_life(client, plan)
         with demo_cluster(source, given) as client:
-            figures = SessionFigures(before, second_life(client, plan))
+            figures = SessionFigures(before, second_life(client, plan, before))
     print("\n".join(_lines(figures)))
     if json_file is not None:
         report = {"length": num_tokens, "seed": seed, **figures.as_json(), "machine": describe_machine()}
         json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if not figures.same_tokens:
-        raise FailedPrecondition("the answer after the restart has other tokens than the one before it")
+        raise FailedPrecondition("an answer after the restart has other tokens than the one before it")
+
+
+def _read(asked: Asked) -> str:
+    return f"{counted(asked.prompt_tokens - asked.cached_tokens, 'token')} read"
 
 
 def _lines(figures: SessionFigures) -> list[str]:
@@ -79,6 +85,7 @@ def _lines(figures: SessionFigures) -> list[str]:
         ("Fork:", f"{1000 * before.fork_s:.1f} ms, shares {shared}"),
         ("Save:", f"{before.save_s:.2f} s, {format_bytes(before.saved_bytes)}"),
         ("Load after a restart:", f"{after.load_s:.3f} s"),
+        ("The second answer goes on:", f"{after.rest.ttft_s:.3f} s, {_read(after.rest)}"),
         ("Second question again:", f"{after.again.ttft_s:.3f} s"),
         ("Load and question together:", f"1/{1 / figures.restart_part:.0f}"),
         ("Tokens as before the restart:", "yes" if figures.same_tokens else "no"),

@@ -55,9 +55,10 @@ async def test_the_second_question_and_a_restart_pay_only_for_what_is_new(tmp_pa
     assert before.first.token_ids != before.second.token_ids
     assert before.shared_bytes == before.branch_bytes > 0
     assert before.saved_bytes > 0
-    after, held = await lived(tmp_path, lambda client: second_life(client, PLAN))
+    after, held = await lived(tmp_path, lambda client: second_life(client, PLAN, before))
     assert held.count(SESSION) == 1
     assert after.again.cached_tokens == before.second.cached_tokens
+    assert after.rest.prompt_tokens - after.rest.cached_tokens == 1, "its last token alone"
     assert SessionFigures(before, after).same_tokens
 
 
@@ -68,13 +69,16 @@ def test_a_seed_gives_the_same_document_and_questions() -> None:
 
 def test_figures_are_parts_of_the_first_question() -> None:
     first, second = Asked(20.0, 1032, 0, (1, 2)), Asked(0.1, 1032, 992, (3, 4))
-    before = FirstLife(first, second, 0.003, 4 << 20, 4 << 20, 1.5, 3 << 20)
-    figures = SessionFigures(before, SecondLife(0.3, replace(second, ttft_s=0.2)))
+    whole, rest = Asked(0.1, 1032, 992, (3, 4, 5, 6)), Asked(0.01, 1034, 1033, (5, 6))
+    before = FirstLife(first, second, whole, 0.003, 4 << 20, 4 << 20, 1.5, 3 << 20)
+    figures = SessionFigures(before, SecondLife(0.3, rest, replace(second, ttft_s=0.2)))
     assert (figures.second_part, figures.restart_part, figures.same_tokens) == (0.005, 0.025, True)
     text = "\n".join(_lines(figures))
     assert "0.100 s, 1/200" in text
     assert "3.0 ms, shares 4.00 MiB of 4.00 MiB" in text
     assert "Load and question together:             1/40" in text
-    other = replace(figures, after=SecondLife(0.3, first))
+    assert "0.010 s, 1 token read" in text
+    assert not replace(figures, after=SecondLife(0.3, first, second)).same_tokens
+    other = replace(figures, after=SecondLife(0.3, rest, first))
     assert not other.same_tokens
     assert other.as_json()["same_tokens"] is False
