@@ -45,8 +45,8 @@ class Guide:
         self._matcher = matcher
         self.failure: InvalidRequest | None = None
         """Why the answer can't go on."""
-        self.allowed = self._next()
-        """One bit for each token of the vocabulary, the lowest first: whether it may come next."""
+        self.allowed: bytes | None = self._next()
+        """One bit for each token of the vocabulary, the lowest first: whether it may come next; None allows all."""
         if self.failure is not None:
             raise self.failure
 

@@ -46,9 +46,10 @@ async def start_turn(
     params = validation.generate_params(talk.bound(options), served, request_id)
     engine.check_load(params.tenant, params.limits)
     prompt = await while_connected(sent.request, talk.token_ids(engine, sent.upload, service.replays))
-    asked = await with_guides(engine, [talk.shown(replace(params, prompt=prompt))])
-    generations = await Generations.start(service, engine, asked)
-    reader = talk.reader(engine, service.replays, asked[0], id_prefix)
+    (bound,) = await with_guides(engine, [talk.shown(replace(params, prompt=prompt))])
+    asked = talk.after_reasoning(engine, bound)
+    generations = await Generations.start(service, engine, [asked])
+    reader = talk.reader(engine, service.replays, asked, id_prefix)
     return Turn(request_id, served.name, len(prompt), generations, talk.asked, reader)
 
 

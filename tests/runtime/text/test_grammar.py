@@ -33,6 +33,7 @@ def drawn(guide: Guide, tokenizer: TextTokenizer, seed: int, most: int = 400) ->
     """Text of tokens drawn from those that are allowed, the end as soon as it may come."""
     draw, found = random.Random(seed), []
     while not guide.ended and len(found) < most:
+        assert guide.allowed is not None
         mask = int.from_bytes(guide.allowed, "little")
         allowed = [token for token in range(mask.bit_length()) if mask >> token & 1]
         token = END if END in allowed else draw.choice(allowed)
@@ -104,6 +105,7 @@ def test_line_ends_between_parts_of_json_are_bounded(grammars: Grammars, tokeniz
         guide.accept(token)
     blanks = [token for token in range(tokenizer.vocab_size) if tokenizer.decode([token]).strip(" \n") == ""]
     for _ in range(40):
+        assert guide.allowed is not None
         mask = int.from_bytes(guide.allowed, "little")
         allowed = [token for token in blanks if mask >> token & 1]
         if not allowed:

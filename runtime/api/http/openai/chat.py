@@ -112,6 +112,7 @@ async def chat_completions(request: Request) -> Response:
         engine.check_load(params[0].tenant, params[0].limits)
         prompt = await while_connected(request, talk.token_ids(engine, sent.upload, service.replays))
         params = await with_guides(engine, [talk.shown(one) for one in with_prompt(params, prompt)])
+        params = [talk.after_reasoning(engine, one) for one in params]
     readers = [talk.reader(engine, service.replays, one) for one in params]
     answer = _Answer(asked, served.name, engine.text.spelling, f"chatcmpl-{request_id}", readers)
     generations = await Generations.start(service, engine, params)

@@ -16,6 +16,7 @@ from moorage.runtime.api.http.tools.replays import Replays
 from moorage.runtime.api.uploads import Upload
 from moorage.runtime.serving.protocol import GenerateOptions, GenerateParams
 from moorage.runtime.text.chat_extra import ChatExtra
+from moorage.runtime.text.delayed_guide import DelayedGuide
 from moorage.runtime.text.grammar import Grammar
 from moorage.runtime.text.reasoning import ReasoningUse, reasoning_parser
 from moorage.runtime.text.tools.formats import ToolUse
@@ -96,6 +97,15 @@ class ToolConversation:
             shown |= self.use.special_ids
         return replace(params, shown_special=shown) if shown else params
 
+    def after_reasoning(self, engine: Engine, params: GenerateParams) -> GenerateParams:
+        """Parameters of an answer whose grammar holds after its reasoning, if its prompt has begun one."""
+        if self.reasoning is None or params.guide is None:
+            return params
+        spelling = engine.text.spelling
+        if not self.reasoning.opened_by(params.prompt, spelling).is_open:
+            return params
+        return replace(params, guide=DelayedGuide(params.guide, self.reasoning.format.end, spelling))
+
     def reader(
         self,
         engine: Engine,
@@ -110,8 +120,6 @@ class ToolConversation:
         parsers, eos = Parsers(calls), engine.model_info().eos_token_ids
         if self.reasoning is not None:
             opened = self.reasoning.opened_by(params.prompt, engine.text.spelling)
-            # What a grammar binds begins at once, though a template may have begun the reasoning.
-            is_open = opened.is_open and params.grammar is None
-            reasoning = reasoning_parser(self.reasoning, calls, opened=is_open, calls=self.parses)
+            reasoning = reasoning_parser(self.reasoning, calls, opened=opened.is_open, calls=self.parses)
             parsers = Parsers(calls, reasoning, opened.token_ids)
         return AnswerReader(parsers, replays, eos, id_prefix, several=self.asked.several)
