@@ -43,7 +43,8 @@ def attend_chunk(unit: Any, layer: Any, slices: Any, selected: Any, parts: Any) 
     logits = np.full((slices.less.shape[1], CHUNK), -np.inf, np.float32)
     _exact_logits(i, kv_head, low, high, selected, layer, logits)
     _add_values(unit, at, low, high, selected, layer, slices, logits, parts)
-    _take_from_blocks(unit, i, kv_head, low, high, selected, layer, slices, parts)
+    if layer.keys.completes:
+        _take_from_blocks(unit, i, kv_head, low, high, selected, layer, slices, parts)
 
 
 @njit(**SERIAL)

@@ -42,10 +42,11 @@ def decode_keys(
     query [N, Hq, D], un-rotated. `attended` is of each session's sinks and window. The candidates are the keys of
     its blocks [num_sinks, near_block). A key's value is its largest weight, as its code estimates it, in the
     softmax of one of the KV head's query heads, relative to what that head has attended. The k best keys are
-    attended, and every candidate block enters the softmax as one more key and value: its means, with the weight of
-    its other keys. Sessions that have failed or do not select stay as they are. Raises ValueError if arrays do not
-    fit. The memory's codes are of keys, see `kernels.key_codes`. A session's results are the same alone, with
-    others and by any number of threads. `is_checked` says that arrays of these types and shapes have fitted before.
+    attended. Where `keys.completes`, every candidate block enters the softmax as one more key and value: its means,
+    with the weight of its other keys. Sessions that have failed or do not select stay as they are. Raises ValueError
+    if arrays do not fit. The memory's codes are of keys, see `kernels.key_codes`. A session's results are the same
+    alone, with others and by any number of threads. `is_checked` says that arrays of these types and shapes have
+    fitted before.
     """
     if not is_checked:
         _check(memory, batch, query, keys, attended)

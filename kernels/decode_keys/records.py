@@ -27,6 +27,8 @@ class KeySelections(NamedTuple):
     """[rows, 2, rd / 2]: cosines and sines of `SessionBatch.bases`."""
     offset_turns: Float32
     """[B, 2, rd / 2]: cosines and sines of a key's place in its block."""
+    completes: bool = True
+    """Whether the means of blocks stand for the keys that are not selected."""
 
 
 class Layer(NamedTuple):
@@ -79,7 +81,8 @@ class Slices(NamedTuple):
     counts: Any
     """[rows]"""
     weights: Any
-    """[rows, G, blocks of a slice + LANES]: weight of a key at the logit of its block's mean."""
+    """[rows, G, blocks of a slice + LANES]: weight of a key at the logit of its block's mean, where means stand for
+    keys."""
     rest: Any
     """[rows, G]: the sum of the weights of all blocks."""
     rest_sums: Any

@@ -182,6 +182,7 @@ def _scan_tile(
     size, dim, group = np.int64(layer.shape.block_size), layer.shape.head_dim, slices.less.shape[1]
     empty, halves, counts, to_values = layer.empty, slices.halves, slices.counts, to_mean_value(layer)
     at, head = tiles_of(blocks, group, size), i * layer.shape.num_kv_heads + kv_head
+    completes = layer.keys.completes
     first = queries_of(r, i, kv_head, runs, slices.less[head].ctypes.data, group)
     rows = Rows(
         slices.ids[row].ctypes.data, slices.values[row].ctypes.data, 4 * slices.ids.shape[1],
@@ -199,7 +200,10 @@ def _scan_tile(
             at.values, (high - low) * size // LANES, load_float(rows.threshold + 4 * h), number,
             rows.ids + lists, rows.values + lists,
         )  # fmt: skip
-        _add_blocks(halves, high - low, low, at.codes + 8 * start, to_values, h, dim, queries, at.desk, rows)
+        if completes:
+            _add_blocks(
+                halves, high - low, low, at.codes + 8 * start, to_values, h, dim, queries, at.desk, rows
+            )
 
 
 @njit(**INLINE)

@@ -114,7 +114,7 @@ def turned(x, turn):
 
 
 def check(case, keys, tolerance):
-    """The positions are attended beside sinks and window, and each block's other keys by their means."""
+    """The positions are attended beside sinks and window, and each block's other keys by their means if so asked."""
     keys, attended = run(case, keys)
     s = case.setting
     for i, position in enumerate(s.positions):
@@ -134,6 +134,7 @@ def check(case, keys, tolerance):
                     np.testing.assert_allclose(keys.lse[i, head], lse, atol=tolerance)
                 mean_logits, mean_values = block_means(case, i, head, values)
                 left = s.block - np.bincount(own // s.block, minlength=high // s.block)[low // s.block :]
+                left = left if keys.completes else 0 * left
                 mean_logits, mean_values = mean_logits[left > 0], mean_values[left > 0]
                 all_logits = np.concatenate((logits[attends], mean_logits + np.log(left[left > 0])))
                 all_values = np.concatenate((values[attends], mean_values))
@@ -172,6 +173,12 @@ def test_selected_keys_are_attended_beside_sinks_and_window(storage, scheme, num
             window=3 * block,
         )  # fmt: skip
         check(*coded(Case(rng, storage, setting)), 2e-3 if storage == HALF else 5e-4)
+
+
+@pytest.mark.parametrize("scheme", [ROPE, CLAMPED, DCA])
+def test_nothing_stands_for_other_keys_where_it_is_not_asked_for(scheme):
+    case, keys = coded(Case(np.random.default_rng(8), HALF, Setting((470, 133, 5), 2, scheme=scheme, k=24)))
+    check(case, keys._replace(completes=False), 2e-3)
 
 
 @pytest.mark.parametrize("scheme", [ROPE, CLAMPED, DCA])

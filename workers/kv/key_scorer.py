@@ -127,6 +127,9 @@ class KeyScorer:
 
     def _completion(self, wanted: KeyRowsRequest, session: ShardSession) -> tuple[Float32, Float32]:
         request, layout = wanted.request, self._layout
+        if not request.completes:
+            shape = request.queries.shape[1:]
+            return np.zeros(shape, np.float32), np.full(shape[0], -np.inf, np.float32)
         anchors, codes = self._arena.anchors[request.layer], self._arena.codes[request.layer]
         mean_values = codes_of(codes, layout.num_kv_heads, layout.block_size, layout.head_dim).mean_values
         selected = [wanted.positions[wanted.heads == head] for head in range(layout.num_kv_heads)]

@@ -127,6 +127,8 @@ class KeyRequest(NamedTuple):
     """Multiplies the logits, usually 1 / sqrt(D)."""
     with_rows: bool = False
     """Whether the answer has the rows of these keys, since no other shard has any."""
+    completes: bool = True
+    """Whether the completion stands for the keys that are not selected."""
 
 
 class KeyRowsRequest(NamedTuple):
@@ -146,9 +148,9 @@ class KeyRowsReply(NamedTuple):
     rows: Storage
     """[2, n, D]"""
     rest_out: Float32
-    """[Hq, D] of the completion in this shard; see `kernels.key_select.reference`."""
+    """[Hq, D] of the completion in this shard; see `kernels.key_select.reference`. 0 where it is not asked for."""
     rest_lse: Float32
-    """[Hq]"""
+    """[Hq]; -inf where it is not asked for."""
 
 
 class KeyReply(NamedTuple):

@@ -41,6 +41,11 @@ class SelectionSpec:
         "KEY_CODES; 0 selects blocks.",
         Limits(least=0),
     )
+    completion: bool = setting(
+        True,
+        "Whether the means of blocks stand for the keys that are not selected, where single keys are selected; off "
+        "attends the selected keys alone.",
+    )
     prefill_blocks: int = setting(
         0,
         "Blocks that each execution block of a prompt selects where generated tokens select single keys; 0 prefills "

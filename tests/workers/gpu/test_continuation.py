@@ -233,6 +233,7 @@ FIELDS: dict[str, tuple[MemorySpec, object, bool]] = {
     "window": (SELECTED, 40, True),
     "topk": (SELECTED, 5, True),
     "topk_keys": (memory(sinks=8, window=24), 16, False),
+    "completion": (memory(sinks=8, window=24, topk_keys=16), False, False),
     "prefill_blocks": (SINGLE_KEYS["single keys, selected"], 3, True),
     "execution_block": (SELECTED, 48, True),
     "last_tokens_alone": (SELECTED, 9, True),

@@ -28,7 +28,7 @@ class WithKeys(NamedTuple):
     attended: Partial
     """Over sinks, window and selected keys."""
     completed: Partial
-    """The same with the completion, which stands for all other keys."""
+    """The same with the completion, which stands for all other keys where it is asked for."""
 
 
 class DeviceKeys:
@@ -84,7 +84,8 @@ class DeviceKeys:
         session = step.session
         queries, bounds = code_queries(step, layer, query)
         scale, count = attention_scale(session, layer), step.selection.topk_keys
-        return KeyRequest(session.session_id, layer, queries, bounds, near, count, scale)
+        completes = step.selection.completion
+        return KeyRequest(session.session_id, layer, queries, bounds, near, count, scale, completes=completes)
 
     def attend(self, query: TokenQuery, near: Partial, found: FoundKeys) -> WithKeys:
         """Adds the found keys, and the completion, to attention over sinks and window."""

@@ -30,6 +30,7 @@ class HostKeys:
         self._host, self._sessions, self._lists = host, list(sessions), lists
         layout, count = host.layout, len(sessions)
         self._most = sessions[0].memory.selection.topk_keys
+        self._completes = sessions[0].memory.selection.completion
         # A session that may select all its keys attends everything, so that no more room is ever needed.
         room = min(self._most, max(session.max_tokens for session in sessions))
         self._is_rotated = layout.anchor_space is AnchorSpace.ROTATED
@@ -79,6 +80,7 @@ class HostKeys:
             self._is_rotated,
             base_turns,
             offset_turns,
+            self._completes,
         )
         decode_keys(memory, batch, query, keys, attended, self._lists, is_checked=self._is_checked)
         self._is_checked = True

@@ -76,3 +76,18 @@ def test_more_keys_than_there_can_be_give_full_attention(llama: TinyModel) -> No
     assert not keys
     assert [each.token_id for each in every] == [each.token_id for each in full]
     assert [each.logprob for each in every] == pytest.approx([each.logprob for each in full], abs=1e-5)
+
+
+def test_what_is_not_selected_may_be_left_out_on_every_way(llama: TinyModel) -> None:
+    """The first token is prefilled; those after it differ from what they are with a completion."""
+    options = {"kv_type": KvType.FP32, "num_shards": 2, "anchor_space": AnchorSpace.ROTATED}
+    completed, _ = generated(llama, KEYS, in_place=True, **options)
+    here, mine = generated(llama, KEYS.replace(completion=False), in_place=True, **options)
+    sent, others = generated(llama, KEYS.replace(completion=False), in_place=False, **options)
+    assert mine[: len(mine) // 4] == others[: len(mine) // 4]
+    for one, other in zip(here, sent, strict=True):
+        assert one.token_id == other.token_id
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-3)
+    assert [one.logprob for one in here[1:]] != pytest.approx(
+        [one.logprob for one in completed[1:]], abs=1e-2
+    )
