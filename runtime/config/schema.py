@@ -247,8 +247,8 @@ class SessionsSection(Section):
     )
     save_after: Seconds | None = Field(
         None,
-        description="A named session that no request used for so long is saved by itself, such as 10min; default "
-        "saves only what is asked for. Needs path.",
+        description="A named session that no request used for so long is saved by itself, such as 10min, and the "
+        "others when the server stops; default saves only what is asked for. Needs path.",
     )
     max_bytes: Bytes | None = Field(
         None,

@@ -1,4 +1,4 @@
-"""Saves sessions by themselves, once they were idle for a while, one after the other and behind the work."""
+"""Saves sessions by themselves: once they were idle for a while, behind the work, and when the server stops."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from moorage.runtime.serving.sessions.saving import SavedSessions
 from moorage.workers.errors import MoorageError
 
 log = structlog.get_logger()
+
+_CLOSE_S = 15.0
+"""Most time that saves may take when the server stops; `runtime stop` waits for twice as long."""
 
 
 class Autosave:
@@ -32,13 +35,14 @@ class Autosave:
         self._saving: asyncio.Task[None] | None = None
         self._failed: dict[str, float] = {}
         """By session that could not be saved: when it was used before. It is tried again after another use."""
+        self._closed = False
 
     def look(self) -> None:
         """Saves what is due, unless that goes on already; else comes again when the next session is."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._saving is not None:
+        if self._saving is not None or self._closed:
             return
         now_s = self._clock()
         waits_s = [held.used_s + self._after_s - now_s for held in self._unsaved()]
@@ -49,13 +53,18 @@ class Autosave:
             self._timer = asyncio.get_running_loop().call_later(min(waits_s), self.look)
 
     async def close(self) -> None:
-        """Ends what goes on; a session that was half written is not saved. Safe to call twice."""
+        """Saves what is not saved yet, within a time; a session that was half written is not kept. Safe to call
+        twice."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._saving is not None:
-            self._saving.remove_done_callback(self._saved_all)
-            self._saving.cancel()
-            await asyncio.gather(self._saving, return_exceptions=True)
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                if self._saving is not None:
+                    await asyncio.gather(self._saving, return_exceptions=True)
+                await self._save(least_s=0.0)
+        except TimeoutError:
+            log.warning("not all sessions were saved", limit_s=_CLOSE_S)
 
     def _unsaved(self) -> Iterator[IdleSession]:
         """Idle sessions with a name and a full block, used since they were saved."""
@@ -66,9 +75,11 @@ class Autosave:
             if is_long and held.used_s > saved_s and not is_unnamed(held.name):
                 yield held
 
-    async def _save(self) -> None:
+    async def _save(self, least_s: float | None = None) -> None:
+        """Saves what was idle for so long, by default as the policy has it."""
+        after_s = self._after_s if least_s is None else least_s
         for held in tuple(self._unsaved()):
-            if held.used_s + self._after_s > self._clock():
+            if held.used_s + after_s > self._clock():
                 continue
             try:
                 await self._saved.save(held)

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -29,6 +30,8 @@ from moorage.workers.token_ids import TokenIds
 
 _SETTLE_LOOK_S = 0.002
 """How often an operation looks whether a session's last request has let it go."""
+_SETTLE_S = 2.0
+"""How long the end of the server waits for that."""
 
 log = structlog.get_logger()
 
@@ -154,8 +157,11 @@ class Sessions:
                 log.warning("a saved session was not loaded", reason=str(error))
 
     async def close(self) -> None:
-        """Ends the rules of time, and a save that goes on by itself. Safe to call twice."""
+        """Ends the rules of time, and saves what they would have saved. Safe to call twice."""
         if self._autosave is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SETTLE_S):
+                    await self._settled(lambda _: True)
             await self._autosave.close()
         if self._expiry is not None:
             self._expiry.cancel()
@@ -185,8 +191,7 @@ class Sessions:
 
     async def _unused(self, key: str) -> IdleSession:
         """The idle session of that name, once requests that have ended have let it go. Raises where there is none."""
-        while any(ended.scheduled.session_name == key for ended in self._loop.unsettled):
-            await asyncio.sleep(_SETTLE_LOOK_S)
+        await self._settled(lambda ended: ended.scheduled.session_name == key)
         held = self._idle.get(key)
         _, name = tenant_and_name(key)
         if key in self._running or key in self._awaited:
@@ -196,6 +201,11 @@ class Sessions:
         if held is None:
             raise _not_found(name)
         return held
+
+    async def _settled(self, concerned: Callable[[Request], bool]) -> None:
+        """Waits until no such request that has ended holds its session any longer."""
+        while any(map(concerned, self._loop.unsettled)):
+            await asyncio.sleep(_SETTLE_LOOK_S)
 
     def _check_free(self, name: str, tenant: str) -> None:
         key = session_key(tenant, name)

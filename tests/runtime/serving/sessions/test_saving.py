@@ -161,6 +161,19 @@ async def test_sessions_are_saved_by_themselves_once_they_were_idle(serving: Ser
         assert (await saved()).keys() == {"talk", "short"}
 
 
+async def test_what_is_not_saved_yet_is_saved_when_the_server_stops(serving: Serving) -> None:
+    async with serving("sessions.save_after=1h") as before:
+        await ask(before, DOCUMENT, "talk")
+        await ask(before, [1, 2, 3], "short")
+        assert [info.saved_bytes for info in await before.sessions.list()] == [0, 0]
+    async with serving("sessions.save_after=1h") as after:
+        assert [(info.name, info.state) for info in await after.sessions.list()] == [("talk", "saved")]
+    async with serving() as without:
+        await ask(without, DOCUMENT, "other")
+    async with serving() as last:
+        assert [info.name for info in await last.sessions.list()] == ["talk"]
+
+
 async def test_a_session_that_is_deleted_while_it_is_saved_stays_deleted(
     serving: Serving, tmp_path: Path
 ) -> None:
