@@ -63,7 +63,7 @@ def store(builder: Any, vector: Any, address: Any, align: int = 4) -> None:
     builder.store(vector, _at(builder, address, vector.type), align=align)
 
 
-def _exp2(builder: Any, x: Any) -> Any:
+def exp2(builder: Any, x: Any) -> Any:
     """2**x of a vector, 0 below -126; NaN stays."""
     # Not by adding 1.5 * 2**23: Numba lets sums be reordered here.
     whole = call(builder, "llvm.roundeven.v16f32", FLOATS, [x])
@@ -86,7 +86,10 @@ def row_peak(_typing: Any, row: Any, vectors: Any) -> Any:
             place = builder.add(args[0], builder.mul(loop.index, I64(4 * LANES)))
             vector, held = load(builder, place, FLOATS), builder.load(most)
             builder.store(builder.select(builder.fcmp_ordered(">", vector, held), vector, held), most)
-        return call(builder, "llvm.vector.reduce.fmax.v16f32", FLOAT, [builder.load(most)])
+        kind = ir.FunctionType(FLOAT, [FLOATS])
+        reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fmax.v16f32")
+        # No lane is NaN here; unless LLVM knows that, it compares lane after lane.
+        return builder.call(reduce, [builder.load(most)], fastmath=("nnan",))
 
     return types.float32(types.int64, types.int64), build
 
@@ -102,7 +105,7 @@ def row_weights(_typing: Any, like: Any, row: Any, vectors: Any, factor: Any, pe
         total, size = cgutils.alloca_once_value(builder, all_lanes(FLOAT, 0.0)), 2 if is_pairs else 4
         with cgutils.for_range(builder, vectors) as loop:
             place = builder.add(row, builder.mul(loop.index, I64(4 * LANES)))
-            weights = _exp2(builder, multiply_add(builder, load(builder, place, FLOATS), factors, peaks))
+            weights = exp2(builder, multiply_add(builder, load(builder, place, FLOATS), factors, peaks))
             builder.store(builder.fadd(builder.load(total), weights), total)
             into = builder.add(out, builder.mul(loop.index, I64(size * LANES)))
             if is_pairs:

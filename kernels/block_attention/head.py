@@ -38,12 +38,18 @@ def _add_wide_values(
 
 
 @njit(**INLINE)
+def capped(logit: Any, softcap: Any) -> Any:
+    """softcap * tanh(logit / softcap)."""
+    falling = exp32(_MINUS_TWO * abs(logit) / softcap)
+    bent = softcap * (_ONE - falling) / (_ONE + falling)
+    return bent if logit > 0 else -bent
+
+
+@njit(**INLINE)
 def cap_logits(logits: Any, count: Any, softcap: Any) -> None:
     """Bends `count` logits to softcap * tanh(logit / softcap)."""
     for t in range(count):
-        falling = exp32(_MINUS_TWO * abs(logits[t]) / softcap)
-        bent = softcap * (_ONE - falling) / (_ONE + falling)
-        logits[t] = bent if logits[t] > 0 else -bent
+        logits[t] = capped(logits[t], softcap)
 
 
 @njit(**INLINE)

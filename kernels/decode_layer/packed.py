@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moorage.kernels.block_attention.packed import attend_packed_head
+from moorage.kernels.block_attention.short_desk import short_angles
 from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.entries import (
     PIECE_ROWS,
@@ -84,11 +85,12 @@ def attend_piece(
         return
     offset, raw_rows, rows, rotations = _entries(packed, i, selection, piece, shape, batch, selections, first)
     heads, none = len(out) // num_groups, np.int64(0)
+    angles = short_angles(packed.layer.layout, batch.offset_cos, batch.offset_sin)
     for group in range(begin, end):
         a, b, kv_head = group * heads, (group + 1) * heads, group * shape.num_kv_heads // num_groups
         attend_packed_head(
-            query[a:b], memory, packed.layer, kv_head, offset, raw_rows, rows, none, len(offset), rotations, scale,
-            softcap, out[a:b], lse[a:b],
+            query[a:b], memory, packed.layer, kv_head, offset, raw_rows, rows, none, len(offset), rotations, angles,
+            scale, softcap, out[a:b], lse[a:b],
         )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from moorage.kernels.block_attention.packed import attend_packed_head
 from moorage.kernels.block_attention.reference import attend_blocks
+from moorage.kernels.block_attention.short_desk import short_angles
 from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.packed_blocks import reference
@@ -87,15 +88,19 @@ def test_equals_attention_over_decoded_rows(rng, name, calibrated, shape):
         angle_sin=sin, rotate_keys=rotates, offset_cos=offset_cos, offset_sin=offset_sin, scale=0.1, softcap=softcap,
     )  # fmt: skip
     out, lse = np.empty(query.shape, np.float32), np.empty(len(query), np.float32)
+    angles = short_angles(layout, offset_cos, offset_sin)
     for head in range(heads):
         of_head = slice(head * group, (head + 1) * group)
         attend_packed_head(
             query[of_head], memory, packed, head, offset[entries], np.where(is_raw, raw_rows, 0),
-            (begin, end, raw_first), 0, len(entries), (cos, sin, rotates, offset_cos, offset_sin), np.float32(0.1),
-            np.float32(softcap), out[of_head], lse[of_head],
+            (begin, end, raw_first), 0, len(entries), (cos, sin, rotates, offset_cos, offset_sin), angles,
+            np.float32(0.1), np.float32(softcap), out[of_head], lse[of_head],
         )  # fmt: skip
-    np.testing.assert_allclose(lse, expected[1], rtol=1e-4, atol=1e-3)
-    np.testing.assert_allclose(out, expected[0], rtol=1e-3, atol=1e-3 * abs(expected[0]).max())
+    # With outliers a key is a multiple of 1 / 5 770 of the largest number that its channel's codes can say, here
+    # about 100 in one-sided channels: a twentieth of a step of four bits, where fp16 has steps of 1 / 16.
+    atol = 4e-3 if FAMILIES[name].outliers else 1e-3
+    np.testing.assert_allclose(lse, expected[1], rtol=1e-4, atol=atol)
+    np.testing.assert_allclose(out, expected[0], rtol=1e-3, atol=atol * abs(expected[0]).max())
 
 
 @njit(**(SERIAL | {"cache": False}))
