@@ -66,8 +66,8 @@ def _text(tokenizer: TextTokenizer, rng: Random, style: _Style, kind: str, half:
         return _drawn(rng, kind), _drawn(rng, rng.choice(("hexadecimal", "digits")))
 
     trial = style.between.join(style.one(*pair()) for _ in range(8))
-    each = len(tokenizer.encode(trial, add_special_tokens=False)) / 8
-    pairs = [pair() for _ in range(max(2, int(half / each)))]
+    size = len(tokenizer.encode(trial, add_special_tokens=False)) / 8
+    pairs = [pair() for _ in range(max(2, int(half / size)))]
     again = rng.sample(pairs, len(pairs))
     return style.of(pairs) + "\n".join(style.one(*each) for each in again) + "\n\n"
 
