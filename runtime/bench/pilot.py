@@ -61,14 +61,14 @@ class Setup:
     """Stores in processes of their own instead of this one."""
     threads: int = 1
     topk_keys: int = 0
-    """Single keys that a generated token selects; 0 selects blocks."""
+    """Single keys that a generated token selects, as deploy/million.yaml does; 0 selects blocks."""
 
     @property
     def selected(self) -> MemorySpec:
         """How sessions select."""
         if not self.topk_keys:
             return SELECTED
-        return FULL.replace(topk_keys=self.topk_keys, window=KEYS_WINDOW)
+        return FULL.replace(topk_keys=self.topk_keys, window=KEYS_WINDOW, completion=False)
 
     @property
     def full(self) -> MemorySpec:
