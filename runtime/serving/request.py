@@ -141,8 +141,9 @@ class Request:
         )
 
     def goes_on_with(self, held: IdleSession) -> int:
-        """Tokens at the end of the prompt that are the answer of an idle session, if this request goes on with it."""
-        return drawn_before(held.stored, self.prompt, self.memory, self.sampling)
+        """Tokens at the end of the prompt that are the answer of its own idle session, if it goes on with that."""
+        own = held.name == self.scheduled.session_name
+        return drawn_before(held.stored, self.prompt, self.memory, self.sampling) if own else 0
 
     def decode_segment(self) -> Segment:
         """The newest token, which gives the next one."""

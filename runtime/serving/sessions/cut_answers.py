@@ -1,9 +1,10 @@
 """Answers that were cut and go on: with the draw, the selection and the positions that they would have had. Pure.
 
-Where a prompt is all that a session holds, prompt and answer, and asks for the same draw with the same seed and the
-same memory, the request goes on with the answer. Its newest token, which has no keys and values yet, goes through the
-model as a generated token does, and the draw goes on with the seed's next noise. So the tokens are those of an answer
-that was never cut, also after the session was saved and loaded. Any other prompt is read as `reuse.py` says.
+Where a prompt is all that its named session holds, prompt and answer, and asks for the same draw with the same seed
+and the same memory, the request goes on with the answer. Its newest token, which has no keys and values yet, goes
+through the model as a generated token does, and the draw goes on with the seed's next noise. So the tokens are those
+of an answer that was never cut, also after the session was saved and loaded. Any other prompt is read as `reuse.py`
+says: what a server happens to hold makes no difference to a request that names no session.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,18 @@ async def test_another_seed_reads_the_answer_as_a_prompt(serving: Serving) -> No
         rest, cached = await answer(coordinator, DOCUMENT + cut, "cut", 6, other)
         assert cached <= len(DOCUMENT)
         assert rest == (await answer(coordinator, DOCUMENT + cut, "fresh", 6, other))[0]
+
+
+async def test_without_a_name_an_answer_is_read_as_a_prompt(serving: Serving) -> None:
+    """What is left of a request without a session may be gone, and must make no difference."""
+    greedy: dict[str, Any] = {"sampling": SamplingSpec(), "ignore_eos": True, "max_new_tokens": 40}
+    async with serving(*SELECTING) as coordinator:
+        cut = token_ids(await collect(coordinator, prompt=DOCUMENT, **greedy))
+        asked = {**greedy, "prompt": DOCUMENT + cut}
+        events = await collect(coordinator, **asked)
+        assert isinstance(events[-1], Finished)
+        assert events[-1].usage.cached_tokens <= len(DOCUMENT)
+        assert token_ids(events) == token_ids(await collect(coordinator, session="fresh", **asked))
 
 
 def stored(memory: MemorySpec = EXACT) -> StoredKv:
