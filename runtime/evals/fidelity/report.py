@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moorage.runtime.config.units import format_tokens
 from moorage.runtime.evals.fidelity.choices import Frame, choices
@@ -18,6 +18,9 @@ from moorage.runtime.evals.local_targets import LocalConfig
 from moorage.runtime.evals.pictures import MARKERS, new_figure, save_png
 from moorage.runtime.evals.variants import Variant
 from moorage.workers.hf_config import read_model_spec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LEAST_SHOWN_KL = 1e-5
 """On the picture's logarithmic axis; below it is the noise of rounding."""
@@ -129,12 +132,22 @@ def draw(report: Report, path: Path) -> None:
                 label=label,
             )
         axis.set(xscale="log", yscale="log", xlabel=f"1 - {MEASURES[share]}", ylabel="KL, nats")
+        _label_plainly(axis)
         correlation = report.predictions[share]
         axis.set_title("" if correlation is None else f"rank correlation {correlation:+.2f}", fontsize=10)
         axis.grid(alpha=0.3)
     if shown and len(labels) > 1:
         axes[0].legend(fontsize=7)
     save_png(figure, path)
+
+
+def _label_plainly(axis: Axes) -> None:
+    """Labels a logarithmic axis of shares at 1, 2 and 5 of each decade; further ones would overlap."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _line(said: Said) -> str:
