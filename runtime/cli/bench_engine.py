@@ -31,7 +31,7 @@ NO_PEER = "transformers is not installed, so its rows are missing: pip install t
         "runtime bench decode",
         "runtime bench decode --context 32K,1M --mailbox --shards 2",
         "runtime bench decode --context 32K --batch 8",
-        "runtime bench decode --context 32K,1M --keys 768",
+        "runtime bench decode --context 32K,1M --keys 128",
     )
 )
 def decode(
@@ -53,7 +53,7 @@ def decode(
         int,
         typer.Option(
             min=0,
-            help="Single keys that each KV head selects beside a window of 512, as in deploy/million.yaml (768); 0 "
+            help="Single keys that each KV head selects beside a window of 512, as in deploy/million.yaml (128); 0 "
             "selects blocks.",
         ),
     ] = 0,
