@@ -4,8 +4,9 @@ A safetensors file: for each layer `layers.N.blocks`, `.anchors` and `.codes`, b
 bits is as small in the file, and a session that comes back is the same to the last bit. Where blocks are packed,
 `layers.N.sinks` has the pages of the first tokens.
 
-Bytes pass between the file and the arena without a copy between them, in pieces, by several threads. The checksum is
-the hash of the header and of the hashes of all pieces, each made while the piece is in the processor's cache.
+Bytes pass between the file and the arena in pieces that fit the processor's cache, by several threads. A piece that
+is read is hashed, and then written to the arena's file: memory that is mapped would be taken page by page, with a
+fault for each. The checksum is the hash of the header and of the hashes of all pieces.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -26,18 +28,15 @@ from moorage.workers.errors import InvalidModel, InvalidRequest, Unavailable
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.block_table import BlockTable
 from moorage.workers.kv.messages import Int32
-from moorage.workers.kv.shared_memory import HUGE_BYTES
 from moorage.workers.kv.store import KvStore
 from moorage.workers.safetensors_header import read_header
 
 _PIECE_BYTES = 1 << 20
-"""Small enough that its hash finds it in the cache of the core that copied it."""
+"""Small enough that its hash finds it in the cache of the core that copied it. One page may be larger."""
 _MOST_THREADS = 8
 _MOST_PARTS = 1024
 """Parts of memory that the system reads or writes in one call (IOV_MAX)."""
 Bytes = NDArray[np.uint8]
-Transfer = Callable[[int, list[memoryview], int], int]
-"""`os.preadv` or `os.pwritev`."""
 
 
 class _Piece(NamedTuple):
@@ -45,6 +44,8 @@ class _Piece(NamedTuple):
 
     begin: int
     parts: list[memoryview]
+    offsets: list[int]
+    """Of the parts, in the arena's file."""
 
 
 def save_session(store: KvStore, session_id: int, file: Path) -> str:
@@ -69,7 +70,8 @@ def save_blocks(arena: Arena, table: BlockTable, file: Path) -> str:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(descriptor, header, 0)
-            checksum = _transferred(os.pwritev, descriptor, header, _pieces(arena, table, len(header)))
+            move = partial(_written, descriptor)
+            checksum = _moved(move, header, _pieces(arena, table, len(header)))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -91,8 +93,8 @@ def load_blocks(arena: Arena, table: BlockTable, file: Path, checksum: str) -> N
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            _ask_huge(arena, table)
-            found = _transferred(os.preadv, descriptor, header, _pieces(arena, table, len(header)))
+            move = partial(_read, descriptor, arena.fd, threading.local())
+            found = _moved(move, header, _pieces(arena, table, len(header)))
         finally:
             os.close(descriptor)
     except (InvalidModel, OSError) as error:
@@ -140,53 +142,59 @@ def _tensors(arena: Arena, table: BlockTable) -> Iterator[tuple[str, Bytes, Int3
             yield f"layers.{layer}.sinks", arena.stored[layer], table.raw.sink_pages
 
 
-def _ask_huge(arena: Arena, table: BlockTable) -> None:
-    """Has huge pages for what is about to be read, as a prefill has for what it writes."""
-    if len(table.pages) * arena.layout.block_bytes >= HUGE_BYTES:
-        for layer in range(arena.layout.num_layers):
-            arena.ask_huge(layer, table.pages)
-
-
 def _pieces(arena: Arena, table: BlockTable, begin: int) -> Iterator[_Piece]:
     """All tensors in pieces; the first tensor begins at `begin` in the file."""
+    first_address = arena.stored.ctypes.data  # The blocks stand first in the arena's file.
     for _, memory, pages in _tensors(arena, table):
-        size = memory.shape[1]
+        size, offset = memory.shape[1], memory.ctypes.data - first_address
         if not size:
             continue
         count = max(1, _PIECE_BYTES // size)
         for at in range(0, len(pages), count):
             some = pages[at : at + count]
-            yield _Piece(begin, _parts(memory, some))
+            runs = np.split(some, np.flatnonzero(np.diff(some) != 1) + 1)
+            parts = [memory[int(run[0]) : int(run[-1]) + 1].reshape(-1).data for run in runs]
+            yield _Piece(begin, parts, [offset + int(run[0]) * size for run in runs])
             begin += len(some) * size
 
 
-def _parts(memory: Bytes, pages: Int32) -> list[memoryview]:
-    """The bytes of `pages`; those of pages that lie one after the other are one part."""
-    runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1)
-    return [memory[int(run[0]) : int(run[-1]) + 1].reshape(-1).data for run in runs]
-
-
-def _transferred(transfer: Transfer, descriptor: int, header: bytes, pieces: Iterator[_Piece]) -> str:
+def _moved(move: Callable[[_Piece], bytes], header: bytes, pieces: Iterator[_Piece]) -> str:
     """Moves all pieces between file and arena; returns the checksum. Raises OSError where the system refuses."""
     num_threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(num_threads) as threads:
-        digests = threads.map(partial(_moved, transfer, descriptor), pieces)
-        return hashlib.sha256(header + b"".join(digests)).hexdigest()
+        return hashlib.sha256(header + b"".join(threads.map(move, pieces))).hexdigest()
 
 
-def _moved(transfer: Transfer, descriptor: int, piece: _Piece) -> bytes:
-    """Moves one piece; returns the hash of its bytes."""
-    digest, at = hashlib.sha256(), piece.begin
-    left = piece.parts
+def _written(descriptor: int, piece: _Piece) -> bytes:
+    """Writes one piece to a file; returns the hash of its bytes."""
+    digest, at, left = hashlib.sha256(), piece.begin, piece.parts
     while left:
-        count = transfer(descriptor, left[:_MOST_PARTS], at)
-        if not count:
-            raise OSError("it ends too early")
-        at += count
-        left = _after(left, count)
+        count = os.pwritev(descriptor, left[:_MOST_PARTS], at)
+        at, left = at + count, _after(left, count)
     for part in piece.parts:
         digest.update(part)
     return digest.digest()
+
+
+def _read(descriptor: int, arena_fd: int, own: threading.local, piece: _Piece) -> bytes:
+    """Reads one piece of a file into the arena; returns the hash of its bytes. `own` keeps the thread's buffer."""
+    num_bytes = sum(map(len, piece.parts))
+    if len(getattr(own, "buffer", b"")) < num_bytes:
+        own.buffer = bytearray(num_bytes)
+    content, filled = memoryview(own.buffer)[:num_bytes], 0
+    while filled < num_bytes:
+        count = os.preadv(descriptor, [content[filled:]], piece.begin + filled)
+        if not count:
+            raise OSError("it ends too early")
+        filled += count
+    at = 0
+    for part, offset in zip(piece.parts, piece.offsets, strict=True):
+        left = content[at : at + len(part)]
+        at += len(part)
+        while left:
+            count = os.pwrite(arena_fd, left, offset)
+            left, offset = left[count:], offset + count
+    return hashlib.sha256(content).digest()
 
 
 def _after(parts: list[memoryview], count: int) -> list[memoryview]:
