@@ -112,7 +112,11 @@ class LocalEngine:
         opening = self._opening(prompt, max_new_tokens, memory)
         self.recalls = []
         document = prompt[: len(prompt) - question_tokens]
-        opening = replace(opening, prompt_tokens=len(document))
+        if question_tokens:
+            # The question's tokens are among the prompt's last, which may select for themselves.
+            alone = max(0, opening.memory.selection.last_tokens_alone - question_tokens)
+            memory = opening.memory.replace(last_tokens_alone=alone)
+            opening = replace(opening, prompt_tokens=len(document), memory=memory)
         kept = self._reusable(document, opening.memory) if keep else 0
         if not kept:
             self._forget()

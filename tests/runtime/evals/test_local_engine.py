@@ -62,6 +62,24 @@ def test_another_document_and_scores_begin_anew(engine: LocalEngine) -> None:
     assert prefilled(engine, first, 0)[0] == expected[0]
 
 
+def test_a_question_that_passes_through_steps_is_read_as_the_last_tokens_of_a_prompt() -> None:
+    """Where the last tokens of a prompt select single keys for themselves."""
+    small = ("memory.dense_until=512", "memory.prefill_blocks=1", "long_context.local_windows_len=64")
+    room = ("memory.exc_last_alone=24", "long_context.max_seq_len=2K", "kv_store.dram=16MiB")
+    engine = LocalEngine(LocalConfig(DEPLOY / "million.yaml", None, (*small, *room)).load(), 1600)
+    coder = LocalCoder(engine.tokenizer)
+    document = text_haystack().tokens(coder, 1500, seed=4)
+    asked = document[600:616]  # The text goes on behind these words, where only single keys are sure to look.
+    prompt = document + asked
+    try:
+        as_prompt, by_steps = (prefilled(engine, prompt, count, keep=False) for count in (0, len(asked)))
+        in_blocks = engine.memory.replace(last_tokens_alone=0)
+        other = list(engine.generate(prompt, 6, in_blocks))
+    finally:
+        engine.close()
+    assert as_prompt[0] == by_steps[0] != other
+
+
 def test_several_questions_are_answered_after_one_text() -> None:
     tasks = (
         Needle(text_haystack(), (600,), 3, needles=3, name="needle-3", one_text=True),
