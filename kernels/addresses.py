@@ -36,6 +36,12 @@ def matrix_at(address: Any, rows: Any, columns: Any, like: Any) -> Any:
 
 
 @njit(**SERIAL)
+def floats_at(address: Any, size: Any) -> Any:
+    """The float32 array of `size` elements at an address. Nobody counts its users."""
+    return carray(_pointer(address), (size,), np.float32)
+
+
+@njit(**SERIAL)
 def spanned(addresses: Any, sizes: Any, like: Any) -> Any:
     """(flat, first): arrays of `sizes` elements in one array from the lowest address to the highest, and where in it
     each begins. Nothing else of it may be read or written: others' memory may lie between them."""

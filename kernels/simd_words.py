@@ -62,6 +62,18 @@ def rounded_product(builder: Any, left: Any, right: Any) -> Any:
     return call(builder, "llvm.x86.avx512.pmul.hr.sw.512", SHORTS, [left, right])
 
 
+def high_product(builder: Any, left: Any, right: Any) -> Any:
+    """left * right / 2**16 of each lane without a sign: by powers of two a shift, where shuffles and shifts queue."""
+    return call(builder, "llvm.x86.avx512.pmulhu.w.512", SHORTS, [left, right])
+
+
+def merge(builder: Any, mask: int, left: Any, right: Any) -> Any:
+    """The bits of `left` that a mask of 16 bits has, and the others of `right`."""
+    both = [builder.bitcast(each, SUMS) for each in (constant([mask] * LANES), left, right)]
+    found = call(builder, "llvm.x86.avx512.pternlog.d.512", SUMS, [*both, I32(0xCA)])
+    return builder.bitcast(found, SHORTS)
+
+
 def add_pair_dots(builder: Any, total: Any, left: Any, right: Any) -> Any:
     """total plus, in each int32 lane, the dot product of the two int16 lanes there. Sums beyond int32 wrap."""
     return call(builder, "llvm.x86.avx512.vpdpwssd.512", SUMS, [total, left, right])

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from moorage.kernels.addresses import floats_at
 from moorage.kernels.block_attention.logits import ROWS, asks_ahead, rotate_into_tile, tile_logits
 from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import INLINE, SERIAL
@@ -102,23 +103,30 @@ def attend_head(
     begin, end = rows
     angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin = rotations
     group, dim = query.shape
-    half, turn_cos, turn_sin = angle_cos.shape[1], offset_cos.reshape(-1), offset_sin.reshape(-1)
-    angles_cos, angles_sin = angle_cos.reshape(-1), angle_sin.reshape(-1)
-    scaled, rotated = np.empty(group * dim, np.float32), np.empty(group * dim, np.float32)
+    half, size = angle_cos.shape[1], group * dim
+    # Arrays by address, since compiled code counts the users of others at each use.
+    room = np.empty(2 * size + ROWS * (dim + group) + 2 * group + LINE_BYTES, np.float32)
+    at = -(-room.ctypes.data // LINE_BYTES) * LINE_BYTES
+    keys, flat = floats_at(at, ROWS * dim), floats_at(at + 4 * ROWS * dim, ROWS * group)
+    at += 4 * ROWS * (dim + group)
+    scaled, rotated = floats_at(at, size), floats_at(at + 4 * size, size)
+    peak, total = floats_at(at + 8 * size, group), floats_at(at + 8 * size + 4 * group, group)
+    angles_cos, angles_sin = (
+        floats_at(angle_cos.ctypes.data, angle_cos.size),
+        floats_at(angle_sin.ctypes.data, angle_sin.size),
+    )
+    turn_cos, turn_sin = (
+        floats_at(offset_cos.ctypes.data, offset_cos.size),
+        floats_at(offset_sin.ctypes.data, offset_sin.size),
+    )
     for m in range(group):
+        peak[m], total[m] = -np.inf, 0
         for d in range(dim):
             scaled[m * dim + d] = scale * query[m, d]
     is_wide = dim % WIDE_LANES == 0 and half % WIDE_LANES == 0
     spreads = asks_ahead(dim, half)
-    keys, logits = np.empty(ROWS * dim, np.float32), np.empty((group, ROWS), np.float32)
-    peak, total = np.full(group, -np.inf, np.float32), np.zeros(group, np.float32)
     out[:] = 0
-    line, flat, sums, zero = (
-        LINE_BYTES // stored.itemsize,
-        logits.reshape(-1),
-        out.reshape(-1),
-        np.int64(0),
-    )
+    line, sums, zero = LINE_BYTES // stored.itemsize, floats_at(out.ctypes.data, out.size), np.int64(0)
     for e in range(first, last):
         if e + 1 < last and not spreads:
             coming = offset[e + 1] + base
@@ -140,13 +148,14 @@ def attend_head(
             )  # fmt: skip
             for m in range(group):
                 if softcap > 0:
-                    cap_logits(logits[m], count, softcap)
+                    cap_logits(flat[m * ROWS : (m + 1) * ROWS], count, softcap)
                 peak[m], total[m] = _weights(flat, m * ROWS, count, sums, m * dim, dim, peak[m], total[m])
             if is_wide:
                 _add_wide_values(stored, value_at, count, ahead, flat, group, dim, sums)
             else:
                 _add_values(stored, value_at, count, flat, group, dim, sums)
     share_sums(peak, total, out, lse)
+    room[0] = 0  # until here it is held
 
 
 @njit(**SERIAL)

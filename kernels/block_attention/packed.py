@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from moorage.kernels.addresses import matrix_at
+from moorage.kernels.addresses import floats_at
 from moorage.kernels.block_attention.head import (
     _LN2,
     _add_values,
@@ -31,6 +31,7 @@ from moorage.kernels.block_attention.short_desk import (
     prepare_values,
     scale_sums,
 )
+from moorage.kernels.block_attention.short_rows import TILE_ROWS
 from moorage.kernels.block_attention.short_steps import (
     key_logits,
     unpack_key_tile,
@@ -72,7 +73,7 @@ def attend_packed_head(
     `short_angles`.
     """
     group, dim = query.shape
-    sizes = np.empty(DESK_FIELDS + 7, np.int64)
+    sizes = np.empty(DESK_FIELDS + 8, np.int64)
     desk_sizes(packed.layout, group, sizes)
     padded = -(-group // CHUNK) * CHUNK * dim
     sizes[DESK_FIELDS], sizes[DESK_FIELDS + 1], sizes[DESK_FIELDS + 2] = (
@@ -82,6 +83,7 @@ def attend_packed_head(
     )
     sizes[DESK_FIELDS + 3], sizes[DESK_FIELDS + 4] = 4 * ROWS * dim, 8 * packed.layout.width
     sizes[DESK_FIELDS + 5] = sizes[DESK_FIELDS + 6] = 4 * group
+    sizes[DESK_FIELDS + 7] = 4 * group * ROWS
     room = np.empty(np.sum(sizes) // 4 + (len(sizes) + 1) * LINE_BYTES // 4, np.float32)
     # Arrays by address, since compiled code counts the users of others at each use.
     places, at = np.empty(len(sizes), np.int64), room.ctypes.data
@@ -89,17 +91,17 @@ def attend_packed_head(
         places[i] = -(-at // LINE_BYTES) * LINE_BYTES
         at = places[i] + sizes[i]
     desk, n = desk_at(places), DESK_FIELDS
-    scaled, rotated = _floats(places[n], padded, room), _floats(places[n + 1], padded, room)
-    tile, turned = _floats(places[n + 2], ROWS * dim, room), _floats(places[n + 3], ROWS * dim, room)
-    logits = _floats(desk.logits, padded // dim * ROWS, room)
+    scaled, rotated = floats_at(places[n], padded), floats_at(places[n + 1], padded)
+    tile, turned = floats_at(places[n + 2], ROWS * dim), floats_at(places[n + 3], ROWS * dim)
+    logits = floats_at(places[n + 7], group * ROWS)
     for m in range(group):
         for d in range(dim):
             scaled[m * dim + d] = scale * query[m, d]
-    peak, total = _floats(places[n + 5], group, room), _floats(places[n + 6], group, room)
+    peak, total = floats_at(places[n + 5], group), floats_at(places[n + 6], group)
     for m in range(group):
         peak[m], total[m] = -np.inf, 0
     out[:] = 0
-    sums, layout = _floats(out.ctypes.data, out.size, room), packed.layout
+    sums, layout = floats_at(out.ctypes.data, out.size), packed.layout
     shorts = is_short(layout, rotations[0].shape[1])
     levels = begin_head(desk, layout, packed.tables, group) if shorts else NO_LEVELS
     _add_entries(
@@ -108,14 +110,8 @@ def attend_packed_head(
     )  # fmt: skip
     if shorts:
         end_head(desk, layout, group, sums.ctypes.data)
-    room[0] = 0  # until here it is held
     share_sums(peak, total, out, lse)
-
-
-@njit(**INLINE)
-def _floats(address: Any, size: Any, like: Any) -> Any:
-    """The float32 array of `size` elements at an address."""
-    return matrix_at(address, np.int64(1), size, like).reshape(-1)
+    room[0] = 0  # until here it is held
 
 
 @njit(**SERIAL)
@@ -128,13 +124,12 @@ def _add_entries(
     begin, end, raw_first = rows
     angle_cos, angle_sin, rotate_keys, offset_cos, offset_sin = rotations
     group, dim, half = len(peak), np.int64(layout.head_dim), angle_cos.shape[1]
-    angles_cos = _floats(angle_cos.ctypes.data, angle_cos.size, peak)
-    angles_sin = _floats(angle_sin.ctypes.data, angle_sin.size, peak)
-    turn_cos = _floats(offset_cos.ctypes.data, offset_cos.size, peak)
-    turn_sin = _floats(offset_sin.ctypes.data, offset_sin.size, peak)
+    angles_cos = floats_at(angle_cos.ctypes.data, angle_cos.size)
+    angles_sin = floats_at(angle_sin.ctypes.data, angle_sin.size)
+    turn_cos = floats_at(offset_cos.ctypes.data, offset_cos.size)
+    turn_sin = floats_at(offset_sin.ctypes.data, offset_sin.size)
     is_wide = dim % WIDE_LANES == 0 and half % WIDE_LANES == 0
     zero, into, heads = np.int64(0), tile.ctypes.data, np.int64(layout.num_kv_heads)
-    tile_bytes = ROWS * layout.row_bytes
     shorts, short_at, plane_bytes = (
         is_short(layout, half),
         angles.ctypes.data,
@@ -161,16 +156,18 @@ def _add_entries(
             prepare_queries(desk, layout, rotated_at, group, rotates)
             prepare_values(desk, values, np.int64(begin[e]), np.int64(end[e]))
         raw = block + 2 * (kv_head * raw_rows[e] - raw_first[e]) * dim
+        step = TILE_ROWS if shorts and not is_raw and layout.bits < 8 else ROWS
+        tile_bytes = step * layout.row_bytes
         to_next = tile_bytes
         if e + 1 < last and raw_rows[e + 1] == 0:
             to_next = 2 * (offset[e + 1] - offset[e])
             _ask_statistics(layout, block + to_next, kv_head)
             to_next += (
-                np.int64(begin[e + 1]) - (end[e] - 1 - begin[e]) // ROWS * ROWS - begin[e]
+                np.int64(begin[e + 1]) - (end[e] - 1 - begin[e]) // step * step - begin[e]
             ) * layout.row_bytes
-        for row in range(begin[e], end[e], ROWS):
-            count = min(ROWS, end[e] - row)
-            ahead = tile_bytes if row + ROWS < end[e] else to_next
+        for row in range(begin[e], end[e], step):
+            count = min(step, end[e] - row)
+            ahead = tile_bytes if row + step < end[e] else to_next
             if shorts and not is_raw:
                 unpack_key_tile(desk, layout, keys, row, count)
                 coming = keys.codes + row * layout.row_bytes + ahead

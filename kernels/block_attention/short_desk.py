@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moorage.kernels.block_attention.logits import ROWS
 from moorage.kernels.block_attention.short_rows import (
+    TILE_ROWS,
     add_summed_64,
     add_summed_128,
     clear_row,
@@ -92,17 +92,17 @@ class Desk(NamedTuple):
     columns: Any
     """[Q / CHUNK, D, CHUNK]: queries"""
     corrections: Any
-    """[Q / CHUNK, ROWS, CHUNK]: of logits, and weights after that"""
+    """[Q / CHUNK, TILE_ROWS, CHUNK]: of logits"""
     logits: Any
-    """[Q, ROWS]"""
+    """[Q, TILE_ROWS]"""
     tile: Any
-    """ROWS rows of int16"""
+    """TILE_ROWS rows of int16"""
     weights: Any
-    """[Q, ROWS] int16"""
+    """[Q, TILE_ROWS] int16"""
     found: Any
     """[Q, 4], see `row_shares`"""
     scales: Any
-    """[B + ROWS]: of values"""
+    """[B + TILE_ROWS]: of values"""
     zeros: Any
     sums: Any
     """[Q, D], in the order of `accumulated_channels`"""
@@ -151,10 +151,10 @@ def desk_sizes(layout: Any, group: Any, sizes: Any) -> None:
     sizes[2], sizes[3], sizes[4] = 2 * VECTORS * VECTOR_BYTES, 2 * dim, 2 * dim
     sizes[5], sizes[6] = 4 * (layout.capacity + 16), 2 * (layout.capacity + 16)
     sizes[7], sizes[8] = queries * UNIT_BYTES, 4 * queries
-    sizes[9], sizes[10] = 4 * queries * dim, 4 * queries * ROWS
-    sizes[11], sizes[12] = 4 * queries * ROWS, 2 * ROWS * dim
-    sizes[13], sizes[14] = 2 * queries * ROWS, 16 * queries
-    sizes[15] = sizes[16] = 4 * (size + ROWS)
+    sizes[9], sizes[10] = 4 * queries * dim, 4 * queries * TILE_ROWS
+    sizes[11], sizes[12] = 4 * queries * TILE_ROWS, 2 * TILE_ROWS * dim
+    sizes[13], sizes[14] = 2 * queries * TILE_ROWS, 16 * queries
+    sizes[15] = sizes[16] = 4 * (size + TILE_ROWS)
     sizes[17], sizes[18], sizes[19] = 4 * queries * dim, 4 * queries, 4 * queries * dim
 
 
@@ -263,5 +263,5 @@ def prepare_values(desk: Any, values: Any, begin: Any, end: Any) -> None:
         widen_rows(part + 2 * begin, whole, out + 4 * begin)
         for t in range(begin + whole, end):
             store_float(out + 4 * t, load_half(part + 2 * t))
-        for t in range(end, end + ROWS):
+        for t in range(end, end + TILE_ROWS):
             store_float(out + 4 * t, _ZERO)

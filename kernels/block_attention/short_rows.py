@@ -23,6 +23,7 @@ from moorage.kernels.simd_words import (
     all_floats,
     constant,
     load,
+    load_one,
     offset,
     pick,
     splat,
@@ -30,65 +31,81 @@ from moorage.kernels.simd_words import (
     to_shorts,
 )
 
+TILE_ROWS = 64
+"""Rows of keys or values that are unpacked and multiplied at once."""
+
+
+def _total(builder: Any, vectors: list[Any]) -> Any:
+    """The sum of all lanes of vectors of 16 float32."""
+    while len(vectors) > 1:
+        vectors = [builder.fadd(*vectors[at : at + 2]) for at in range(0, len(vectors), 2)]
+    kind = ir.FunctionType(FLOAT, [FLOAT, vectors[0].type])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fadd.v16f32")
+    return builder.call(reduce, [FLOAT(0.0), vectors[0]], fastmath=("reassoc",))
+
+
+def _row_shares(vectors: int) -> Callable[..., Any]:
+    def shares(
+        _typing: Any, row: Any, factor: Any, peak: Any, scales: Any, zeros: Any, middle: Any, span: Any, out: Any,
+        found: Any,
+    ) -> Any:  # fmt: skip
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            row, factor, peak, scales, zeros, middle, span, out, found = args
+            factors, peaks = splat(builder, factor, 16), splat(builder, builder.fneg(peak), 16)
+            weights, products, added = [], [], []
+            for first in range(0, 64 * vectors, 64):
+                place = offset(builder, row, first)
+                exponent = multiply_add(builder, load(builder, place, FLOAT, 16), factors, peaks)
+                weight = exp2(builder, exponent)
+                store(builder, weight, place)
+                weights.append(weight)
+                products.append(
+                    builder.fmul(weight, load(builder, offset(builder, scales, first), FLOAT, 16))
+                )
+                added.append(builder.fmul(weight, load(builder, offset(builder, zeros, first), FLOAT, 16)))
+            scaled = _total(builder, products)
+            is_tiny = builder.fcmp_ordered("<", scaled, FLOAT(TINY))
+            up = builder.select(is_tiny, FLOAT(0.0), builder.fdiv(FLOAT(MOST_WEIGHTS), scaled))
+            for at in range(0, vectors, 2):
+                both = pick(builder, *products[at : at + 2], list(range(32)))
+                shorts = to_shorts(builder, builder.fmul(both, splat(builder, up, 32)))
+                store(builder, shorts, offset(builder, out, 32 * at))
+            middles = builder.fadd(_total(builder, added), builder.fmul(scaled, middle))
+            down = builder.fmul(builder.fmul(scaled, span), FLOAT(1 / (MOST_WEIGHTS * LEVEL_ONE)))
+            for at, number in enumerate((_total(builder, weights), middles, down)):
+                place = builder.inttoptr(offset(builder, found, 4 * at), FLOAT.as_pointer())
+                builder.store(number, place, align=4)
+            return context.get_dummy_value()
+
+        i, f = types.int64, types.float32
+        return types.void(i, f, f, i, i, f, f, i, i), build
+
+    made: Callable[..., Any] = intrinsic(shares)
+    return made
+
+
+row_shares_32, row_shares_64 = _row_shares(2), _row_shares(4)
+"""(row, factor, peak, scales, zeros, middle, span, out, found): weights 2**(factor * logit - peak) of a row of
+logits in their place, and as int16 for sums of int16 levels. scales, zeros: float32 of as many rows of values. To
+`found`: the sum of the weights, the weighted sum of what the middle of all levels stands for, and what a sum of
+int16 weights * int16 levels is to be multiplied by."""
+
 
 @intrinsic
-def row_shares(
-    _typing: Any,
-    row: Any,
-    factor: Any,
-    peak: Any,
-    scales: Any,
-    zeros: Any,
-    middle: Any,
-    span: Any,
-    out: Any,
-    found: Any,
-) -> Any:
-    """Weights 2**(factor * logit - peak) of 32 logits in their place, and as int16 for sums of int16 levels.
-
-    scales, zeros: float32 of 32 rows of values. To `found`: the sum of the weights, the weighted sum of what the
-    middle of all levels stands for, and what a sum of int16 weights * int16 levels is to be multiplied by.
-    """
+def end_row(_typing: Any, row: Any, count: Any, vectors: Any) -> Any:
+    """-inf in a row of `vectors` * 16 float32 from number `count` on."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        row, factor, peak, scales, zeros, middle, span, out, found = args
-        factors, peaks = splat(builder, factor, 16), splat(builder, builder.fneg(peak), 16)
-        weights, products, added = [], [], []
-        for first in (0, 64):
-            place = offset(builder, row, first)
-            exponent = multiply_add(builder, load(builder, place, FLOAT, 16), factors, peaks)
-            weight = exp2(builder, exponent)
-            store(builder, weight, place)
-            weights.append(weight)
-            products.append(builder.fmul(weight, load(builder, offset(builder, scales, first), FLOAT, 16)))
-            added.append(builder.fmul(weight, load(builder, offset(builder, zeros, first), FLOAT, 16)))
-
-        def total(vectors: list[Any]) -> Any:
-            return builder.call(
-                cgutils.get_or_insert_function(
-                    builder.module,
-                    ir.FunctionType(FLOAT, [FLOAT, vectors[0].type]),
-                    "llvm.vector.reduce.fadd.v16f32",
-                ),
-                [FLOAT(0.0), builder.fadd(*vectors)],
-                fastmath=("reassoc",),
-            )
-
-        scaled = total(products)
-        is_tiny = builder.fcmp_ordered("<", scaled, FLOAT(TINY))
-        up = builder.select(is_tiny, FLOAT(0.0), builder.fdiv(FLOAT(MOST_WEIGHTS), scaled))
-        both = pick(builder, *products, list(range(32)))
-        store(builder, to_shorts(builder, builder.fmul(both, splat(builder, up, 32))), out)
-        middles = builder.fadd(total(added), builder.fmul(scaled, middle))
-        down = builder.fmul(builder.fmul(scaled, span), FLOAT(1 / (MOST_WEIGHTS * LEVEL_ONE)))
-        for at, number in enumerate((total(weights), middles, down)):
-            builder.store(
-                number, builder.inttoptr(offset(builder, found, 4 * at), FLOAT.as_pointer()), align=4
-            )
+        row, count, vectors = args
+        limit, least = splat(builder, builder.trunc(count, I32), 16), all_floats(float("-inf"), 16)
+        with cgutils.for_range(builder, vectors) as loop:
+            place = builder.add(row, builder.mul(loop.index, I64(64)))
+            first = splat(builder, builder.trunc(builder.mul(loop.index, I64(16)), I32), 16)
+            is_seen = builder.icmp_signed("<", builder.add(first, constant(list(range(16)), I32)), limit)
+            store(builder, builder.select(is_seen, load(builder, place, FLOAT, 16), least), place)
         return context.get_dummy_value()
 
-    i, f = types.int64, types.float32
-    return types.void(i, f, f, i, i, f, f, i, i), build
+    return types.void(*[types.int64] * 3), build
 
 
 @intrinsic
@@ -186,20 +203,20 @@ def _transpose(dim: int) -> Callable[..., Any]:
     return made
 
 
-transpose_32, transpose_64, transpose_128 = (_transpose(dim) for dim in (32, 64, 128))
+transpose_64, transpose_128 = (_transpose(dim) for dim in (64, 128))
 """(rows, out): four rows of so many float32 as columns: out [D, 4]."""
 
 
 @intrinsic
 def add_columns(_typing: Any, columns: Any, out: Any) -> Any:
-    """Adds columns, float32 [32, 4], to four rows of 32 float32."""
+    """Adds columns, float32 [TILE_ROWS, 4], to four rows of TILE_ROWS float32."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         columns, out = args
-        for first in (0, 16):
+        for first in range(0, TILE_ROWS, 16):
             vector = load(builder, offset(builder, columns, 16 * first), FLOAT, 64)
             for m in range(4):
-                place = offset(builder, out, 4 * (32 * m + first))
+                place = offset(builder, out, 4 * (TILE_ROWS * m + first))
                 row = pick(builder, vector, vector, list(range(m, 64, 4)))
                 store(builder, builder.fadd(load(builder, place, FLOAT, 16), row), place)
         return context.get_dummy_value()
@@ -207,28 +224,34 @@ def add_columns(_typing: Any, columns: Any, out: Any) -> Any:
     return types.void(types.int64, types.int64), build
 
 
-def _add_scaled(terms: int) -> Callable[..., Any]:
+@intrinsic
+def add_two_scaled(_typing: Any, left: Any, by_left: Any, right: Any, by_right: Any, out: Any) -> Any:
+    """out += left * by_left + right * by_right, each four float32."""
+
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total = load(builder, args[-1], FLOAT, 4)
-        for at in range(0, 2 * terms, 2):
-            vector, factor = load(builder, args[at], FLOAT, 4), splat(builder, args[at + 1], 4)
-            total = multiply_add(builder, vector, factor, total)
-        store(builder, total, args[-1])
+        left, by_left, right, by_right, out = args
+        total = load(builder, out, FLOAT, 4)
+        for vector, factor in ((left, by_left), (right, by_right)):
+            total = multiply_add(builder, load(builder, vector, FLOAT, 4), splat(builder, factor, 4), total)
+        store(builder, total, out)
         return context.get_dummy_value()
 
     i, f = types.int64, types.float32
-    if terms == 1:
-
-        def add(_typing: Any, vector: Any, factor: Any, out: Any) -> Any:
-            return types.void(i, f, i), build
-    else:
-
-        def add(_typing: Any, left: Any, by_left: Any, right: Any, by_right: Any, out: Any) -> Any:
-            return types.void(i, f, i, f, i), build
-
-    made: Callable[..., Any] = intrinsic(add)
-    return made
+    return types.void(i, f, i, f, i), build
 
 
-add_scaled, add_two_scaled = _add_scaled(1), _add_scaled(2)
-"""(vector, factor, out): out += vector * factor, each four float32. (left, by_left, right, by_right, out) of two."""
+@intrinsic
+def add_weighted(_typing: Any, weights: Any, factor: Any, out: Any) -> Any:
+    """out += weights * factor, of four float32; the weights lie TILE_ROWS float32 apart."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        weights, factor, out = args
+        column = ir.Constant(ir.VectorType(FLOAT, 4), ir.Undefined)
+        for m in range(4):
+            number = load_one(builder, offset(builder, weights, 4 * TILE_ROWS * m), FLOAT)
+            column = builder.insert_element(column, number, I32(m))
+        total = multiply_add(builder, column, splat(builder, factor, 4), load(builder, out, FLOAT, 4))
+        store(builder, total, out)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32, types.int64), build

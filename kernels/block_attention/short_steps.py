@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moorage.kernels.block_attention.logits import ROWS
 from moorage.kernels.block_attention.short_desk import CHUNK
+from moorage.kernels.block_attention.short_rows import TILE_ROWS
 from moorage.kernels.block_attention.short_tiles import (
     TILE,
     short_dots_64_1,
@@ -125,7 +125,7 @@ def key_logits(
         np.int64(0),
         (count * layout.head_dim + TILE * UNIT - 1) // (TILE * UNIT),
         desk.tile,
-        4 * ROWS,
+        4 * TILE_ROWS,
     )
     while m < group:
         left, queries, factors, out = (
@@ -177,7 +177,7 @@ def weigh_tile(desk: Any, layout: Any, count: Any, group: Any, coming: Any) -> N
     As many rows from `coming` on are asked for.
     """
     each = np.int64(2 * layout.row_bytes)
-    m, pairs, values, by = np.int64(0), (count + 1) // 2, desk.tile, 2 * ROWS
+    m, pairs, values, by = np.int64(0), (count + 1) // 2, desk.tile, 2 * TILE_ROWS
     while m < group:
         left, weights, factors, sums = (
             group - m,

@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 
 from moorage.kernels.block_attention.head import _LN2, _LOG2_E, capped
-from moorage.kernels.block_attention.logits import ROWS
 from moorage.kernels.block_attention.short_desk import CHUNK, scale_sums
 from moorage.kernels.block_attention.short_rows import (
+    TILE_ROWS,
     add_columns,
-    add_scaled,
     add_two_scaled,
+    add_weighted,
     clear_row,
-    row_shares,
+    end_row,
+    row_shares_32,
+    row_shares_64,
     scale_row,
-    transpose_32,
 )
 from moorage.kernels.compiling import njit
 from moorage.kernels.key_select.lanes import load_float, store_float
@@ -30,7 +31,7 @@ from moorage.kernels.packed_blocks.unpack_plain import load_half, load_short
 from moorage.kernels.simd_softmax import row_peak
 from moorage.kernels.vector_math import exp32
 
-_ZERO, _LEAST = np.float32(0), np.float32(-np.inf)
+_ZERO = np.float32(0)
 
 
 @njit(**INLINE)
@@ -40,7 +41,7 @@ def put_key_outliers(desk: Any, layout: Any, keys: Any, rows: Any, first: Any) -
     Returns how many outliers lie before the rows that follow.
     """
     start, last = 2 * rows * layout.head_dim, keys.num_outliers
-    limit = start + 2 * ROWS * layout.head_dim
+    limit = start + 2 * TILE_ROWS * layout.head_dim
     while first < last:
         at = load_offset(desk.offsets + 4 * first)
         if at >= limit:
@@ -61,7 +62,7 @@ def correct_logits(
     """
     dim, exact = np.int64(layout.head_dim), keys.places + 2 * layout.capacity
     low, half, shift = row * dim, dim // 2, np.int64(7 if dim == UNIT else 6)
-    clear_row(desk.corrections, -(-group // CHUNK) * CHUNK * ROWS // 16)
+    clear_row(desk.corrections, -(-group // CHUNK) * CHUNK * TILE_ROWS // 16)
     for i in range(first, last):
         place = np.int64(load_short(keys.places + 2 * i))
         t, d = (place - low) >> shift, place & (dim - 1)
@@ -78,10 +79,10 @@ def correct_logits(
                 by_other = -by_other
         for m in range(0, group, CHUNK):
             columns = desk.columns + 4 * m * dim
-            into = desk.corrections + 4 * (m * ROWS + t * CHUNK)
+            into = desk.corrections + 4 * (m * TILE_ROWS + t * CHUNK)
             add_two_scaled(columns + 16 * d, by, columns + 16 * (d ^ half), by_other, into)
     for m in range(0, group, CHUNK):
-        add_columns(desk.corrections + 4 * m * ROWS, desk.logits + 4 * m * ROWS)
+        add_columns(desk.corrections + 4 * m * TILE_ROWS, desk.logits + 4 * m * TILE_ROWS)
 
 
 @njit(**INLINE)
@@ -102,14 +103,15 @@ def weigh_logits(
 
     sums, peaks, totals: addresses of float32 [G, D], [G] and [G], of what was summed elsewhere as well.
     """
+    vectors = np.int64(TILE_ROWS // 16 if count > TILE_ROWS // 2 else TILE_ROWS // 32)
     for m in range(group):
-        place, found = desk.logits + 4 * m * ROWS, desk.found + 16 * m
-        for at in range(place + 4 * count, place + 4 * ROWS, 4):
-            store_float(at, _LEAST)
+        place, found = desk.logits + 4 * m * TILE_ROWS, desk.found + 16 * m
+        if count < 16 * vectors:
+            end_row(place, count, vectors)
         if softcap > 0:
             for at in range(place, place + 4 * count, 4):
                 store_float(at, capped(load_float(at), softcap))
-        highest, peak = row_peak(place, np.int64(2)) * _LOG2_E, load_float(peaks + 4 * m)
+        highest, peak = row_peak(place, vectors) * _LOG2_E, load_float(peaks + 4 * m)
         if highest > peak:
             shrink = exp32((peak - highest) * _LN2)
             store_float(totals + 4 * m, load_float(totals + 4 * m) * shrink)
@@ -117,10 +119,11 @@ def weigh_logits(
             scale_sums(desk, m, dim, shrink, has_outliers)
             store_float(peaks + 4 * m, highest)
             peak = highest
-        row_shares(
-            place, _LOG2_E, peak, desk.scales + 4 * row, desk.zeros + 4 * row, levels.middle, levels.span,
-            desk.weights + 2 * m * ROWS, found,
-        )  # fmt: skip
+        scales, zeros, out = desk.scales + 4 * row, desk.zeros + 4 * row, desk.weights + 2 * m * TILE_ROWS
+        if count > TILE_ROWS // 2:
+            row_shares_64(place, _LOG2_E, peak, scales, zeros, levels.middle, levels.span, out, found)
+        else:
+            row_shares_32(place, _LOG2_E, peak, scales, zeros, levels.middle, levels.span, out, found)
         for held, at in ((totals + 4 * m, found), (desk.middles + 4 * m, found + 4)):
             store_float(held, load_float(held) + load_float(at))
 
@@ -131,25 +134,19 @@ def add_value_outliers(
 ) -> Any:
     """Adds the weighted outliers of values [row, row + count) less what their codes say; returns as
     `put_key_outliers`."""
-    dim, exact, begin = np.int64(layout.head_dim), values.places + 2 * layout.capacity, first
+    dim, exact = np.int64(layout.head_dim), values.places + 2 * layout.capacity
     low, high, shift = row * dim, (row + count) * dim, np.int64(7 if dim == UNIT else 6)
     lowest = load_float(values.levels)
     while first < values.num_outliers:
         place = np.int64(load_short(values.places + 2 * first))
         if place >= high:
             break
-        if first == begin:
-            for m in range(0, group, CHUNK):
-                transpose_32(desk.logits + 4 * m * ROWS, desk.corrections + 4 * m * ROWS)
         t, d = (place - low) >> shift, place & (dim - 1)
         at = 4 * (row + t)
         code = load_float(desk.zeros + at) + load_float(desk.scales + at) * lowest
         more = load_half(exact + 2 * first) - code
         for m in range(0, group, CHUNK):
-            weights, into = (
-                desk.corrections + 4 * (m * ROWS + t * CHUNK),
-                desk.extras + 4 * (m * dim + d * CHUNK),
-            )
-            add_scaled(weights, more, into)
+            into = desk.extras + 4 * (m * dim + d * CHUNK)
+            add_weighted(desk.logits + 4 * (m * TILE_ROWS + t), more, into)
         first += 1
     return first

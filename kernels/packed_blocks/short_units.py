@@ -25,8 +25,10 @@ from moorage.kernels.simd_words import (
     SHORTS,
     VECTOR_BYTES,
     constant,
+    high_product,
     load,
     look_up,
+    merge,
     offset,
     pick,
     rounded_product,
@@ -83,37 +85,31 @@ class _Codes:
     def _pairs(self, address: Any) -> list[Any]:
         """Two bits, or three of which the third lies in a plane of its own."""
         builder, dim, has_third = self._builder, self._dim, self._bits == 3
-        lanes = lanes_of(dim, 0)
-        words = load(builder, address, I16, LANES if has_third else LANES // 2)
         row_bytes = dim * self._bits // 8
-        found = []
-        for half in (0, dim // 2):
-            places = [row * row_bytes // 2 + (half + channel) // 8 for row, channel in lanes]
-            low = builder.lshr(
-                pick(builder, words, words, places), constant([2 * (channel % 8) for _, channel in lanes])
-            )
-            both = [low, self._shifted(low, 2)]
-            if has_third:
-                # Each lane has its byte of third bits twice, so that bit 0 can move up to bit 2 as well.
-                octets = builder.bitcast(words, _octets(2 * LANES))
-                places = [row * row_bytes + dim // 4 + (half + channel) // 8 for row, channel in lanes]
-                twice = pick(builder, octets, octets, [place for place in places for _ in range(2)])
-                third = builder.lshr(
-                    builder.bitcast(twice, SHORTS), constant([6 + channel % 8 for _, channel in lanes])
+        octets = load(builder, address, I8, 2 * LANES if has_third else LANES)
+        levels = []
+        for parity in (0, 1):
+            lanes = lanes_of(dim, parity)
+            for half in (0, dim // 2):
+                # Each lane has its byte twice, so that its code can move down from the upper one.
+                codes = self._twice(
+                    octets, [row * row_bytes + (half + channel) // 4 for row, channel in lanes]
                 )
-                thirds = [third, self._shifted(third, 1)]
-                both = [
-                    builder.or_(
-                        builder.and_(code, constant([3] * LANES)), builder.and_(bit, constant([-4] * LANES))
-                    )
-                    for code, bit in zip(both, thirds, strict=True)
-                ]
-            found.append([look_up(builder, self._table, index) for index in both])
-        return [found[0][0], found[1][0], found[0][1], found[1][1]]
+                index = high_product(
+                    builder, codes, constant([1 << 8 - 2 * (channel % 4) for _, channel in lanes])
+                )
+                if has_third:
+                    places = [row * row_bytes + dim // 4 + (half + channel) // 8 for row, channel in lanes]
+                    bits = constant([1 << 10 - channel % 8 for _, channel in lanes])
+                    third = high_product(builder, self._twice(octets, places), bits)
+                    index = merge(builder, 3, index, third)
+                levels.append(look_up(builder, self._table, index))
+        return levels
 
-
-def _octets(count: int) -> Any:
-    return constant([0] * count, I8).type
+    def _twice(self, octets: Any, places: list[int]) -> Any:
+        """Lanes of which both bytes are one of a vector of bytes."""
+        bytes_of = pick(self._builder, octets, octets, [place for place in places for _ in range(2)])
+        return self._builder.bitcast(bytes_of, SHORTS)
 
 
 def _unpack_keys(bits: int, dim: int) -> Callable[..., Any]:

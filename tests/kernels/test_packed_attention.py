@@ -103,6 +103,27 @@ def test_equals_attention_over_decoded_rows(rng, name, calibrated, shape):
     np.testing.assert_allclose(out, expected[0], rtol=1e-3, atol=atol * abs(expected[0]).max())
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_query_that_is_not_finite_spoils_its_own_result_alone(rng, bad):
+    layout, tables, memory, _, offset, _ = packed_case(rng, "NUQ4", True, (1, 3, 40, 64, 64, 3, 0))
+    cos, sin = turns(rng, 3, 32)
+    offset_cos, offset_sin = turns(rng, 40, 32)
+    begin, end = np.zeros(3, np.int32), np.full(3, 40, np.int32)
+    rotations = cos, sin, np.ones(3, np.uint8), offset_cos, offset_sin
+    query = (rng.standard_normal((3, 64)) / 8).astype(np.float32)
+    found = []
+    for number in (query[1, 5], bad):
+        query[1, 5] = number
+        out, lse = np.empty(query.shape, np.float32), np.empty(3, np.float32)
+        attend_packed_head(
+            query, memory, packed_layer(layout, tables), 0, offset, np.zeros(3, np.int64), (begin, end, begin), 0, 3,
+            rotations, short_angles(layout, offset_cos, offset_sin), np.float32(0.1), np.float32(0), out, lse,
+        )  # fmt: skip
+        found.append(out)
+    assert np.isnan(found[1][1]).all()
+    np.testing.assert_array_equal(found[0][[0, 2]], found[1][[0, 2]])
+
+
 @njit(**(SERIAL | {"cache": False}))
 def unpack_both(packed, memory, head, statistics, keys, values):
     """The codes of a head's rows as numbers, without outliers, as processors without AVX-512 unpack them."""
