@@ -63,12 +63,13 @@ def layer_tables(
     padding = ((0, 0), (0, layout.width - layout.head_dim))
     none = np.zeros((layout.num_kv_heads, layout.head_dim), np.float32)
     statistics = KeyStatistics(none, none, none, none) if keys is None else keys
-    return LayerTables(
-        *(_repeated(levels) for levels in (key_levels, value_levels)),
-        *(_middles(levels) for levels in (key_levels, value_levels)),
-        *(np.ascontiguousarray(np.pad(each, padding), np.float32) for each in statistics),
-        np.array(feedback, np.float32, order="C"),  # a copy: compiled code takes arrays that may be written
-    )
+    tables = [_repeated(levels) for levels in (key_levels, value_levels)]
+    tables += [_middles(levels) for levels in (key_levels, value_levels)]
+    tables += [np.ascontiguousarray(np.pad(each, padding), np.float32) for each in statistics]
+    tables.append(
+        np.array(feedback, np.float32, order="C")
+    )  # a copy: compiled code takes no read-only arrays
+    return LayerTables(*tables)
 
 
 def _repeated(levels: Floats) -> Floats:

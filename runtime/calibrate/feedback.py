@@ -28,5 +28,5 @@ def feedback_shares(gradients: Tensor) -> Tensor:
         return torch.zeros_like(products, dtype=torch.float32)
     inverse = torch.linalg.inv(products + torch.diag_embed(added))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    shares = factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(2)
+    shares: Tensor = factor / factor.diagonal(dim1=1, dim2=2).unsqueeze(2)
     return shares.triu(1).clamp_(-_MOST, _MOST).float()
