@@ -29,8 +29,7 @@ class MassSample:
     num_keys: float
     """Keys that one head attended, the mean over heads."""
     estimated: Float32 | None = None
-    """[Hq] `mass` as the step itself estimates it, by the means that stand for all other keys; None where single
-    keys are not selected."""
+    """[Hq] `mass` as the step itself estimates it, by the means that stand for all other keys; None where none do."""
 
 
 class MassProbe:
@@ -74,7 +73,7 @@ class MassProbe:
 
 
 def _estimated(step: DecodeStep, attended: Attended) -> Float32 | None:
-    if attended.completed is None or step.row not in attended.keys:
+    if attended.completed is None or step.row not in attended.keys or not step.selection.completion:
         return None
     share: Float32 = torch.exp(attended.lse[step.row] - attended.completed[step.row]).cpu().numpy()
     return share

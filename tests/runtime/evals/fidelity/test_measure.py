@@ -118,11 +118,12 @@ def test_single_keys_estimate_the_mass_that_they_hold() -> None:
             for sample in probe.samples
             if sample.estimated is not None
         ]
-    session.prefill(ids[:600], full_attention(few.memory))
-    probe.samples, probe.enabled = [], True
-    session.decode(ids[600])
+    for memory in (full_attention(few.memory), few.memory.replace(completion=False)):
+        session.prefill(ids[:600], memory)
+        probe.samples, probe.enabled = [], True
+        session.decode(ids[600])
+        assert [sample.estimated for sample in probe.samples] == [None] * engine.model.num_layers
     engine.close()
-    assert all(sample.estimated is None for sample in probe.samples), "full attention estimates nothing"
     for of_layers in found.values():
         assert len(of_layers) == engine.model.num_layers
         assert all(estimated == pytest.approx(mass, abs=0.1) for mass, estimated in of_layers)
