@@ -67,7 +67,7 @@ def _row_shares(vectors: int) -> Callable[..., Any]:
             is_tiny = builder.fcmp_ordered("<", scaled, FLOAT(TINY))
             up = builder.select(is_tiny, FLOAT(0.0), builder.fdiv(FLOAT(MOST_WEIGHTS), scaled))
             for at in range(0, vectors, 2):
-                both = pick(builder, *products[at : at + 2], list(range(32)))
+                both = pick(builder, products[at], products[at + 1], list(range(32)))
                 shorts = to_shorts(builder, builder.fmul(both, splat(builder, up, 32)))
                 store(builder, shorts, offset(builder, out, 32 * at))
             middles = builder.fadd(_total(builder, added), builder.fmul(scaled, middle))
@@ -191,10 +191,10 @@ def _transpose(dim: int) -> Callable[..., Any]:
             with cgutils.for_range(builder, I64(dim // 16)) as loop:
                 place = builder.add(rows, builder.mul(loop.index, I64(64)))
                 parts = [load(builder, offset(builder, place, 4 * dim * m), FLOAT, 16) for m in range(4)]
-                joined = [pick(builder, *parts[at : at + 2], list(range(32))) for at in (0, 2)]
+                joined = [pick(builder, parts[at], parts[at + 1], list(range(32))) for at in (0, 2)]
                 lanes = [i + 16 * m for i in range(16) for m in range(4)]
                 into = builder.add(out, builder.mul(loop.index, I64(256)))
-                store(builder, pick(builder, *joined, lanes), into)
+                store(builder, pick(builder, joined[0], joined[1], lanes), into)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64), build

@@ -59,12 +59,12 @@ def _summed(builder: Any, sums: list[list[Any]], dim: int) -> list[Any]:
     """Dot products of each query with the rows of TILE units, from the int32 sums [queries][TILE] of 16 lanes."""
     quarters = []
     for totals in sums:
-        halves = [_joined(builder, *totals[at : at + 2], 1, builder.add) for at in (0, 2)]
-        quarters.append(builder.sitofp(_joined(builder, *halves, 2, builder.add), FLOATS))
+        halves = [_joined(builder, totals[at], totals[at + 1], 1, builder.add) for at in (0, 2)]
+        quarters.append(builder.sitofp(_joined(builder, halves[0], halves[1], 2, builder.add), FLOATS))
     # Lane i of a vector is of unit i % TILE; those of a row are fours of lanes.
     if dim == UNIT and len(quarters) == TILE:
-        pairs = [_joined(builder, *quarters[at : at + 2], 4, builder.fadd) for at in (0, 2)]
-        every = _joined(builder, *pairs, 8, builder.fadd)
+        pairs = [_joined(builder, quarters[at], quarters[at + 1], 4, builder.fadd) for at in (0, 2)]
+        every = _joined(builder, pairs[0], pairs[1], 8, builder.fadd)
         return [pick(builder, every, every, list(range(at, at + TILE))) for at in range(0, TILE * TILE, TILE)]
     if dim == UNIT:
         return [_folded(builder, vector, TILE) for vector in quarters]
@@ -73,7 +73,7 @@ def _summed(builder: Any, sums: list[list[Any]], dim: int) -> list[Any]:
         rows = [
             _folded(builder, pick(builder, vector, vector, list(range(at, at + 8))), TILE) for at in (0, 8)
         ]
-        found.append(pick(builder, *rows, [i + n for i in range(TILE) for n in (0, TILE)]))
+        found.append(pick(builder, rows[0], rows[1], [i + n for i in range(TILE) for n in (0, TILE)]))
     return found
 
 

@@ -72,7 +72,7 @@ class _Codes:
         for first in (0, half):
             parts = [load(builder, offset(builder, address, at + first), I16, half // 2)
                      for at in range(0, UNIT, self._dim)]  # fmt: skip
-            words = parts[0] if len(parts) == 1 else pick(builder, *parts, list(range(LANES)))
+            words = parts[0] if len(parts) == 1 else pick(builder, parts[0], parts[1], list(range(LANES)))
             halves.append(builder.xor(words, constant([-0x7F80] * LANES)))
         even = [builder.shl(words, constant([8] * LANES)) for words in halves]
         odd = [builder.and_(words, constant([-256] * LANES)) for words in halves]
