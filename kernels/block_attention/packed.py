@@ -57,6 +57,7 @@ from moorage.kernels.packed_blocks.unpack import (
 from moorage.kernels.packed_blocks.unpack_tiles import widen_rows
 from moorage.kernels.simd import LINE_BYTES
 from moorage.kernels.simd_group import WIDE_LANES
+from moorage.kernels.simd_words import HAS_PAIR_DOTS
 from moorage.kernels.vector_math import exp32
 
 
@@ -102,13 +103,16 @@ def attend_packed_head(
         peak[m], total[m] = -np.inf, 0
     out[:] = 0
     sums, layout = floats_at(out.ctypes.data, out.size), packed.layout
+    # HAS_PAIR_DOTS, asked first, keeps a compiler without these instructions from what needs them.
     shorts = is_short(layout, rotations[0].shape[1])
-    levels = begin_head(desk, layout, packed.tables, group) if shorts else NO_LEVELS
+    levels = NO_LEVELS
+    if HAS_PAIR_DOTS and shorts:
+        levels = begin_head(desk, layout, packed.tables, group)
     _add_entries(
         (scaled, rotated, tile, turned, logits, sums, places[n + 4]), desk, levels, memory.ctypes.data, layout,
         packed.tables, kv_head, offset, raw_rows, rows, first, last, rotations, angles, softcap, peak, total,
     )  # fmt: skip
-    if shorts:
+    if HAS_PAIR_DOTS and shorts:
         end_head(desk, layout, group, sums.ctypes.data)
     share_sums(peak, total, out, lse)
     room[0] = 0  # until here it is held
@@ -147,7 +151,7 @@ def _add_entries(
         if not is_raw:
             before_keys = outliers_before(layout, keys, np.int64(begin[e]))
             before_values = outliers_before(layout, values, np.int64(begin[e]))
-        if shorts and not is_raw:
+        if HAS_PAIR_DOTS and shorts and not is_raw:
             rotates = rotate_keys[e] != 0 and half > 0
             if layout.key_stats >= 0 or not has_keys:
                 prepare_keys(desk, layout, keys, levels[0])
@@ -168,7 +172,7 @@ def _add_entries(
         for row in range(begin[e], end[e], step):
             count = min(step, end[e] - row)
             ahead = tile_bytes if row + step < end[e] else to_next
-            if shorts and not is_raw:
+            if HAS_PAIR_DOTS and shorts and not is_raw:
                 unpack_key_tile(desk, layout, keys, row, count)
                 coming = keys.codes + row * layout.row_bytes + ahead
                 before = before_keys
@@ -215,7 +219,7 @@ def _add_entries(
                     cap_logits(logits[m * ROWS : (m + 1) * ROWS], count, softcap)
                 lower = peak[m]
                 peak[m], total[m] = _weights(logits, m * ROWS, count, sums, m * dim, dim, peak[m], total[m])
-                if shorts and peak[m] > lower:
+                if HAS_PAIR_DOTS and shorts and peak[m] > lower:
                     scale_sums(desk, m, dim, exp32((lower - peak[m]) * _LN2), layout.capacity > 0)
             if is_wide:
                 _add_wide_values(tile, zero, count, None, logits, group, dim, sums)

@@ -132,14 +132,14 @@ def is_short(layout: Any, half: Any) -> Any:
 def short_angles(layout: Any, cos: Any, sin: Any) -> Any:
     """Angles [B, rd / 2] of the offsets in a block as int16 planes [VECTORS, B + spare, D / 4]; empty without use."""
     rows, half, dim = cos.shape[0], cos.shape[1], layout.head_dim
-    if not is_short(layout, half) or half == 0:
-        return np.empty((VECTORS, 0, 0), np.int16)
-    planes = np.empty((VECTORS, rows + _SPARE_ROWS, dim // 4), np.int16)
+    has_use = is_short(layout, half) and half > 0
+    planes = np.empty((VECTORS, rows + _SPARE_ROWS if has_use else 0, dim // 4), np.int16)
     size = np.int64(planes.shape[1] * planes.shape[2] * 2)
-    if dim == UNIT:
-        prepare_angles_128(cos.ctypes.data, sin.ctypes.data, rows, planes.ctypes.data, size)
-    else:
-        prepare_angles_64(cos.ctypes.data, sin.ctypes.data, rows, planes.ctypes.data, size)
+    if HAS_PAIR_DOTS:
+        if has_use and dim == UNIT:
+            prepare_angles_128(cos.ctypes.data, sin.ctypes.data, rows, planes.ctypes.data, size)
+        elif has_use:
+            prepare_angles_64(cos.ctypes.data, sin.ctypes.data, rows, planes.ctypes.data, size)
     return planes
 
 
