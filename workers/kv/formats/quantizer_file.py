@@ -57,9 +57,9 @@ def write_quantizers(file: Path, header: QuantizerHeader, quantizers: Sequence[Q
         for each in quantizers
         for name in _FIELDS
     }
-    feedback = np.stack([layer.key_feedback for layer in quantizers[0].layers])
-    if feedback.any():
-        tensors[_FEEDBACK] = feedback.astype(np.float16)
+    feedback = [layer.key_feedback for each in quantizers[:1] for layer in each.layers]
+    if any(shares.any() for shares in feedback):
+        tensors[_FEEDBACK] = np.stack(feedback).astype(np.float16)
     written = save(tensors, {_HEADER: json.dumps(asdict(header))})
     try:
         file.write_bytes(written)
