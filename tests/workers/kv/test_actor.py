@@ -102,6 +102,7 @@ def test_an_actor_of_another_host_has_compiled_what_selects_single_keys(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def compiled(_: KvActor) -> set[str]:
+        gc.unfreeze()  # an actor that is ready has frozen its heap, whose objects are not found otherwise
         kernels = [found for found in gc.get_objects() if isinstance(found, Dispatcher)]
         return {f"{kernel.py_func} {types}" for kernel in kernels for types in kernel.signatures}
 

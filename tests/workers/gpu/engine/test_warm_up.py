@@ -42,6 +42,7 @@ LONGEST_S = 600.0
 
 def signatures() -> set[str]:
     """Of every kernel, those that this process has compiled or loaded."""
+    gc.unfreeze()  # an actor that is ready has frozen its heap, whose objects are not found otherwise
     kernels = [found for found in gc.get_objects() if isinstance(found, Dispatcher)]
     names = [f"{kernel.py_func.__module__}.{kernel.py_func.__qualname__}" for kernel in kernels]
     return {
