@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -92,5 +92,5 @@ class WorkerSettings:
     weights: WeightKind = WeightKind.AUTO
     """How matrices are kept."""
     experts: ExpertsPlace = ExpertsPlace.DEVICE
-    quantizer: Quantizer | None = None
-    """Of the stores, where one process has both them and the worker."""
+    quantizer: Quantizer | None = field(default=None, compare=False)
+    """Of the stores, where one process has both them and the worker. The layout has its digest."""

@@ -17,7 +17,8 @@ from moorage.runtime.evals.tasks import Suite
 from moorage.runtime.evals.variants import Variant
 from moorage.runtime.packaged import DEPLOY
 
-CONFIG = LocalConfig(None, DEPLOY / "models" / "moorage-ref", ("scheduler.max_step_tokens=128",))
+MODEL = DEPLOY / "models" / "moorage-ref"
+CONFIG = LocalConfig(None, MODEL, ("scheduler.max_step_tokens=128",))
 FULL = Variant("full", None, ("memory.preset=full",))
 
 
@@ -50,6 +51,15 @@ def test_a_kept_document_is_not_prefilled_again_and_answers_are_those_of_a_fresh
     assert kept[0][1] == 5
     assert kept[1][1] == kept[2][1] == 1
     assert [chunks for _, chunks in fresh] == [4, 4, 4]
+
+
+def test_an_engine_with_a_quantizer_serves_what_it_was_made_for() -> None:
+    packed = ("long_context.kv_type=NUQ3", f"kv_store.quantizer={MODEL / 'quantizer.safetensors'}")
+    config = CONFIG.load((*FULL.overrides, *packed))
+    made = LocalEngine(config, 640)
+    assert made.serves(config, made.memory)
+    assert not made.serves(CONFIG.load(FULL.overrides), made.memory)
+    made.close()
 
 
 def test_another_document_and_scores_begin_anew(engine: LocalEngine) -> None:
