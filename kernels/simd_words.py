@@ -121,7 +121,7 @@ def largest(builder: Any, vector: Any) -> Any:
         half = vector.type.count // 2
         if half == 1:
             left, right = (builder.extract_element(vector, I32(lane)) for lane in (0, 1))
-            return builder.select(builder.fcmp_ordered(">", left, right), left, right)
+            return larger(builder, left, right)
         vector = larger(
             builder, *(pick(builder, vector, vector, list(range(at, at + half))) for at in (0, half))
         )

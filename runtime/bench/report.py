@@ -16,6 +16,11 @@ Key = tuple[str, int | None, int | None]
 """(name, context_tokens, threads): what makes a row the same row in another run."""
 
 
+def write_json(path: Path, report: object) -> None:
+    """Writes a report as JSON, which has neither NaN nor infinity."""
+    path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One measured thing. Ratios are speeds: above 1 means faster than the peer or the limit."""
@@ -68,7 +73,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Writes the JSON form."""
-        path.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(path, self.as_json())
 
     def write_ratios(self, path: Path) -> None:
         """Writes the ratios alone, which carry over to another machine of the same kind; seconds do not."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from moorage.client import AsyncClient, Client, FailedPrecondition
 from moorage.runtime.bench.measure import describe_machine
+from moorage.runtime.bench.report import write_json
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.bench_options import JsonFile, bench_app
@@ -86,7 +86,7 @@ def overload(
     print("\n".join(_lines(figures)))
     if json_file is not None:
         report = {**asdict(plan), **figures.as_json(), "machine": describe_machine()}
-        json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(json_file, report)
     if figures.client_is_late:
         print_note("this client sends late, so the times are in part its own; run it where nothing else runs")
     if figures.shortcomings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from moorage.runtime.bench.measure import describe_machine
+from moorage.runtime.bench.report import write_json
 from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.bench_options import JsonFile, bench_app, parse_counts
 from moorage.runtime.cli.output import print_note
@@ -108,4 +108,4 @@ def peers(
             report.rows += run.measure(length, text.document(length))
     report.print()
     if json_file is not None:
-        json_file.write_text(json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(json_file, report.as_json())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from moorage.client import Client
 from moorage.runtime.bench.measure import describe_machine
+from moorage.runtime.bench.report import write_json
 from moorage.runtime.cli import options as o
 from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.bench_options import JsonFile, bench_app
@@ -96,7 +96,7 @@ def serve(
     if json_file is not None:
         shown = {key: "inf" if value == float("inf") else value for key, value in asdict(load).items()}
         report = {**shown, "preset": preset, **figures.as_json(), "machine": describe_machine()}
-        json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(json_file, report)
 
 
 class _Progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from moorage.client import FailedPrecondition
 from moorage.runtime.bench.measure import describe_machine
+from moorage.runtime.bench.report import write_json
 from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.bench_options import JsonFile, bench_app
 from moorage.runtime.cli.demo_cluster import demo_cluster
@@ -66,7 +66,7 @@ def sessions(
     print("\n".join(_lines(figures)))
     if json_file is not None:
         report = {"length": num_tokens, "seed": seed, **figures.as_json(), "machine": describe_machine()}
-        json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(json_file, report)
     if not figures.same_tokens:
         raise FailedPrecondition("an answer after the restart has other tokens than the one before it")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from moorage.runtime.bench.measure import describe_machine
+from moorage.runtime.bench.report import write_json
 from moorage.runtime.cli.app import examples
 from moorage.runtime.cli.bench_options import JsonFile, bench_app, parse_counts
 from moorage.runtime.cli.output import print_note, print_table
@@ -70,7 +70,7 @@ def verify(
             rows = [comparison.as_json() for comparison in found]
             if json_file is not None:
                 report = {"machine": describe_machine(), "tokens": tokens, "rows": rows}
-                json_file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+                write_json(json_file, report)
             print_note(f"document {number + 1} of {documents}")
     finally:
         reader.close()

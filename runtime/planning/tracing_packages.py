@@ -11,8 +11,10 @@ _PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc")
 
 def check_tracing(endpoint: str | None) -> None:
     """Raises InvalidConfig if traces are to be sent to an endpoint and the packages for that are missing."""
+    if endpoint is None:
+        return
     missing = [name for name in _PACKAGES if not _is_installed(name)]
-    if endpoint is not None and missing:
+    if missing:
         raise InvalidConfig(
             f"server.otlp: {missing[0]} is not installed; install it with pip install 'moorage[otlp]', or leave "
             "server.otlp out"

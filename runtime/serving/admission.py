@@ -126,8 +126,10 @@ class Admission:
 
     def _lacks_device(self, request: ScheduledRequest) -> bool:
         """Whether running sessions hold slots or rings of the device that the request needs."""
-        if request.need.slots > self.free.slots or request.need.rings <= self.free.rings:
-            return request.need.slots > self.free.slots
+        if request.need.slots > self.free.slots:
+            return True
+        if request.need.rings <= self.free.rings:
+            return False
         own = self.idle.get(request.session_name)
         held = [*self.idle.evictable(request.session_name), *([] if own is None else [own])]
         return request.need.rings > self._free_after(held).rings

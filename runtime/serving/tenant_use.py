@@ -42,6 +42,8 @@ class TenantUse:
 
     def check_any(self, tenant: str, limits: TenantLimits) -> None:
         """Raises ResourceExhausted when the tenant must wait, whatever it asks."""
+        if limits == NO_LIMITS:
+            return
         _check_parallel(self._present(tenant), limits.max_parallel_requests)
         if limits.tokens_per_minute is not None:
             self._check_tokens(self._latest.setdefault(tenant, deque()), limits.tokens_per_minute)

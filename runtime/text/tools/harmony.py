@@ -17,17 +17,8 @@ from typing import Any
 from moorage.runtime.text.tools.call_scanner import CallScanner
 from moorage.runtime.text.tools.json_calls import Marks
 from moorage.runtime.text.tools.named_calls import NamedCallFormat
-from moorage.runtime.text.tools.parts import (
-    AnswerParser,
-    CallArguments,
-    CallBegun,
-    CallBroken,
-    CallEnded,
-    Part,
-    Reasoned,
-    Said,
-    overlap,
-)
+from moorage.runtime.text.tools.parts import AnswerParser, Part, Reasoned, Said, overlap
+from moorage.runtime.text.tools.stepwise import StepwiseParser
 
 _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", _START)
@@ -38,32 +29,21 @@ _HEADS = (_CHANNEL, " to=", _START)
 """How an answer begins that begins with a header."""
 
 
-class HarmonyParser:
+class HarmonyParser(StepwiseParser):
     """Splits one answer. It implements `AnswerParser`. Without `calls` a call of a tool is text."""
 
     def __init__(self, *, calls: bool = True) -> None:
+        super().__init__()
         self._calls = calls
-        self._held = ""
         self._state = self._at_begin
         self._header = ""
         self._reasons = False
         """Whether the present message is reasoning."""
-        self._scanner: CallScanner | None = None
-        self._begun = False
-        self._num_calls = 0
-        self._parts: list[Part] = []
 
     @property
     def reasons(self) -> bool:
         """Whether what comes next is reasoning."""
         return self._reasons or self._state != self._in_text
-
-    def push(self, text: str) -> list[Part]:
-        """See `AnswerParser`."""
-        self._held += text
-        while self._held and self._state():
-            pass
-        return self._taken()
 
     def finish(self) -> list[Part]:
         """See `AnswerParser`. A header without its message says nothing."""
@@ -112,21 +92,11 @@ class HarmonyParser:
         return False
 
     def _in_call(self) -> bool:
-        scanner = self._scanner
-        assert scanner is not None
-        assert scanner.name is not None
-        self._held = scanner.push(self._held)
-        if scanner.begun and not self._begun:
-            self._parts.append(CallBegun(self._num_calls, scanner.name))
-            self._begun = True
-        if piece := scanner.take_arguments():
-            self._parts.append(CallArguments(self._num_calls, piece))
+        scanner = self._scanned()
         if scanner.failed:
             self._give_up(scanner)
             self._state = self._in_text
         elif scanner.ended:
-            self._parts.append(CallEnded(self._num_calls))
-            self._num_calls += 1
             self._state = self._in_header
         else:
             return False
@@ -136,18 +106,13 @@ class HarmonyParser:
     def _give_up(self, scanner: CallScanner) -> None:
         """What was read of a call is no call."""
         if self._begun:
-            self._parts.append(CallBroken(self._num_calls, scanner.raw))
-            self._num_calls += 1
+            self._break_call(scanner.raw)
         else:
             self._say(scanner.raw)
 
     def _say(self, text: str) -> None:
         if text:
             self._parts.append(Reasoned(text) if self._reasons else Said(text))
-
-    def _taken(self) -> list[Part]:
-        parts, self._parts = self._parts, []
-        return parts
 
 
 @dataclass(frozen=True, slots=True)

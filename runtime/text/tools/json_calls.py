@@ -7,15 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from moorage.runtime.text.tools.call_scanner import CallScanner
-from moorage.runtime.text.tools.parts import (
-    CallArguments,
-    CallBegun,
-    CallBroken,
-    CallEnded,
-    Part,
-    Said,
-    overlap,
-)
+from moorage.runtime.text.tools.parts import Part, Said, overlap
+from moorage.runtime.text.tools.stepwise import StepwiseParser
 
 _MOST_BEFORE_ARGUMENTS = 256
 """Characters of a name before its arguments, with the marks between them."""
@@ -43,34 +36,21 @@ class Marks:
     """Characters that may stand round calls."""
 
 
-class JsonCallParser:
+class JsonCallParser(StepwiseParser):
     """Splits one answer. It implements `AnswerParser`."""
 
     def __init__(self, marks: Marks, names: Collection[str]) -> None:
+        super().__init__()
         self._marks, self._names = marks, names
         self._state = self._at_begin if marks.bare else self._in_text
-        self._held = ""
-        """Text that is not judged yet."""
         self._raw = ""
         """Text from the mark, or from the call before, up to what is held: part of a call, or no call at all."""
-        self._scanner: CallScanner | None = None
-        self._begun = False
-        """Whether the call that is read was told."""
         self._bare = False
         """Whether no mark stands before the calls."""
         self._follows_call = False
         """Whether a call came since the mark."""
         self._only_space = True
         """Whether only space came since the begin, or since a call. It is dropped where a call is next to it."""
-        self._num_calls = 0
-        self._parts: list[Part] = []
-
-    def push(self, text: str) -> list[Part]:
-        """See `AnswerParser`."""
-        self._held += text
-        while self._held and self._state():
-            pass
-        return self._taken()
 
     def finish(self) -> list[Part]:
         """See `AnswerParser`."""
@@ -166,20 +146,10 @@ class JsonCallParser:
         return True
 
     def _in_call(self) -> bool:
-        scanner = self._scanner
-        assert scanner is not None
-        self._held = scanner.push(self._held)
-        if scanner.begun and not self._begun:
-            assert scanner.name is not None
-            self._parts.append(CallBegun(self._num_calls, scanner.name))
-            self._begun = True
-        if piece := scanner.take_arguments():
-            self._parts.append(CallArguments(self._num_calls, piece))
+        scanner = self._scanned()
         if scanner.failed:
             self._give_up(scanner)
         elif scanner.ended:
-            self._parts.append(CallEnded(self._num_calls))
-            self._num_calls += 1
             self._follows_call = self._only_space = True
             self._raw, self._state = "", self._between
         else:
@@ -191,8 +161,7 @@ class JsonCallParser:
         """What was read of a call is no call."""
         raw = self._raw + scanner.raw
         if self._begun:
-            self._parts.append(CallBroken(self._num_calls, raw))
-            self._num_calls += 1
+            self._break_call(raw)
             self._only_space = False
         else:
             self._say(raw)
@@ -202,10 +171,6 @@ class JsonCallParser:
         if text:
             self._parts.append(Said(text))
             self._only_space = self._only_space and text.isspace()
-
-    def _taken(self) -> list[Part]:
-        parts, self._parts = self._parts, []
-        return parts
 
 
 def _stripped(text: str, characters: str, marks: Sequence[str]) -> str:
