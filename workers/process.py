@@ -34,10 +34,10 @@ def own_facts() -> ProcessFacts:
 
 
 def freeze_heap() -> None:
-    """Spares the garbage collector all objects that there are, once a process has started.
+    """Leaves all present objects out of garbage collection. A process calls it once it has started.
 
-    There are some 100 000 of them, of modules above all, and to look at each holds the process up for a tenth of a
-    second, and with it every request.
+    Modules alone have some 100 000 objects. A full collection looks at each, which takes a tenth of a second, and
+    all requests wait for it.
     """
     gc.collect()
     gc.freeze()

@@ -37,7 +37,7 @@ def _stderr_logger(*_: Any) -> structlog.PrintLogger:
 
 
 class _Stderr:
-    """The present sys.stderr, of which nobody may read any longer: what a line tells of must go on without it."""
+    """Writes to the present sys.stderr. A line is lost where nobody reads it any longer, and the server goes on."""
 
     def write(self, text: str) -> None:
         with suppress(OSError):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from moorage.workers.process import NICENESS
 
 NICENESS_OF_WORKERS = 5
-"""Above that of the server, which needs little of the processor, but soon: its answers would wait for steps."""
+"""How much higher than the server's it is. The server computes little, and its answers must not wait for steps."""
 _MEMORY_STOP = "0.98"
 """Share of the host's memory above which Ray kills processes. All memory is reserved before, so it should not."""
 _DEFAULTS = {
@@ -52,5 +52,5 @@ def of_actors(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def asked_niceness() -> int:
-    """That of the processes that compute; 19 is the last one."""
+    """The niceness of the processes that compute. The system allows at most 19."""
     return min(os.getpriority(os.PRIO_PROCESS, 0) + NICENESS_OF_WORKERS, 19)

@@ -28,6 +28,7 @@ _MAX_MESSAGE_BYTES = 2000
 _PLAIN = "".join(map(chr, range(32, 127)))
 _LINGER_S = 1.0
 _CANCELLED_WITHIN_S = 1.0
+"""Longest wait for the cancellation of a call whose write failed."""
 _MAX_LINGER_MESSAGES = 64
 _lingering = asyncio.Semaphore(64)
 """Calls that `read_on` reads at once; a flood of refused calls must not stay open."""

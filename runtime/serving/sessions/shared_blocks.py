@@ -101,7 +101,7 @@ class Freed:
         """How many of the holders of each part have ended."""
 
     def add(self, holder: Holder) -> None:
-        """A holder ends, too. Blocks are free once nobody holds them."""
+        """Counts a holder as ended. A block is free once all its holders have ended."""
         self.free = self.free.plus(holder.resources)
         for part in () if holder.shared is None else holder.shared.chain():
             self._gone[part] = self._gone.get(part, 0) + 1
@@ -110,7 +110,7 @@ class Freed:
             self.free = self.free.plus(part.resources)
 
     def remove(self, holder: Holder) -> None:
-        """A holder that was added goes on after all."""
+        """Counts a holder that was added as one that goes on."""
         self.free = self.free.minus(holder.resources)
         for part in () if holder.shared is None else holder.shared.chain():
             self._gone[part] -= 1
