@@ -50,18 +50,17 @@ class Scheduler:
         """Sessions whose KV no request uses now."""
         return self._admission.idle
 
-    def add(self, request: ScheduledRequest, retry_after_s: float | None = None) -> None:
+    def add(self, request: ScheduledRequest) -> None:
         """Queues a request. Raises ResourceExhausted, changing nothing, if its tenant's queue is full."""
-        self.check_queue(request.tenant, retry_after_s)
+        self.check_queue(request.tenant)
         self._admission.waiting.append(request)
 
-    def check_queue(self, tenant: str, retry_after_s: float | None = None) -> None:
+    def check_queue(self, tenant: str) -> None:
         """Raises ResourceExhausted if a tenant's queue is full."""
         if sum(one.tenant == tenant for one in self._admission.waiting) >= self.limits.max_waiting:
             raise ResourceExhausted(
                 f"the queue is full ({counted(self.limits.max_waiting, 'waiting request')}); try again later, "
-                "or raise server.max_queued_requests",
-                retry_after_s=retry_after_s,
+                "or raise server.max_queued_requests"
             )
 
     def release(self, request_id: str) -> None:
