@@ -61,8 +61,8 @@ export class Transcript {
 
   answer(message) {
     const view = { body: el("div", { class: "markdown" }), status: el("div", { class: "status" }), tools: el("div", { class: "tools" }) };
-    view.thought = el("pre", { tabIndex: 0 });
-    view.reasoning = el("details", { class: "document" }, el("summary", {}, "Reasoning"), view.thought);
+    view.thought = el("div", { class: "thought", tabIndex: 0 });
+    view.reasoning = el("details", { class: "reasoning" }, el("summary", {}, "Reasoning"), view.thought);
     const parts = [view.reasoning, view.body, view.status, view.tools];
     view.article = el("article", { class: "message answer", "aria-label": "Answer" }, ...parts);
     this.views.set(message.id, view);
