@@ -1,4 +1,4 @@
-"""One bit for each channel of a sealed block's keys, and a scale for each key: what choosing single keys reads.
+"""One bit for each channel of a sealed block's keys, and a scale for each key: what selection of single keys reads.
 
 The mean of the block's values stands for the values of keys that are not attended.
 """

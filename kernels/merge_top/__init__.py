@@ -1,4 +1,4 @@
-"""The best of what several shards chose."""
+"""The best of what several shards selected."""
 
 from moorage.kernels.merge_top.cpu import merge_top
 

@@ -21,8 +21,8 @@ _NOWHERE = np.iinfo(np.int64).max
 def merge_top(ids: Int32, scores: Float32, length: int, k: int) -> tuple[Int32, Float32]:
     """(ids [N, k], scores [N, k]): the k largest scores of each row over all shards, padded with -1 and -inf.
 
-    ids, scores [M, N, n]: what shard m chose, ids ascending and padded at the end with -1. Stripes of `length` blocks
-    are dealt to the shards in turn; the ids of the result are those of the whole and ascend. Among equal scores the
+    ids, scores [M, N, n]: what shard m selected, ids ascending and padded at the end with -1. The shards hold
+    stripes of `length` blocks in turn; ids of the result are those of the whole and ascend. Among equal scores the
     lower id wins; a NaN is never selected.
     """
     check_array("ids", ids, INT32, (None, None, None))

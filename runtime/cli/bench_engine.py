@@ -22,7 +22,9 @@ Mailbox = Annotated[bool, typer.Option(help="Stores in processes of their own, r
 EngineThreads = Annotated[
     int, typer.Option("--threads", min=1, help="Threads of the engine and of each store.")
 ]
-PeerContext = Annotated[str, typer.Option(metavar="N", help="Longest context that transformers is asked.")]
+PeerContext = Annotated[
+    str, typer.Option(metavar="N", help="Longest context that transformers is measured with.")
+]
 NO_PEER = "transformers is not installed, so its rows are missing: pip install transformers"
 
 
@@ -39,7 +41,7 @@ def decode(
         "4K,32K,128K,512K,1M"
     ),
     steps: Annotated[int, typer.Option(min=1, help="Tokens of each context.")] = 40,
-    full_steps: Annotated[int, typer.Option(min=1, help="Of them with attention over all keys.")] = 3,
+    full_steps: Annotated[int, typer.Option(min=1, help="How many of them also attend all keys.")] = 3,
     peer_context: PeerContext = "128K",
     batch: Annotated[
         str | None,

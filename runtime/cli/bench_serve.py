@@ -52,7 +52,7 @@ def serve(
         float,
         typer.Option(help="Conversations that begin in a second, in the mean.", show_default="all at once"),
     ] = float("inf"),
-    max_concurrency: Annotated[int, typer.Option(min=1, help="Requests that are under way at most.")] = 256,
+    max_concurrency: Annotated[int, typer.Option(min=1, help="Most requests at once.")] = 256,
     sessions: Annotated[
         bool,
         typer.Option("--sessions/--no-sessions", help="Keep the KV of a conversation between its turns."),
@@ -67,7 +67,7 @@ def serve(
     seed: Annotated[int, typer.Option(min=0, help="Draws documents and times.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
-    """Ask a running server many conversations and say what its clients see.
+    """Hold many conversations with a running server, and say what its clients see.
 
     Each conversation has a document of its own, so that no prompt shares its beginning with another.
     """

@@ -30,7 +30,8 @@ def calibrate(
     text: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A text as the model will read it, UTF-8; 32 768 tokens of it are used."
+            metavar="FILE",
+            help="A text as the model will read it, UTF-8; --windows times --window tokens of it are used.",
         ),
     ] = None,
     imported: Annotated[
@@ -55,7 +56,7 @@ def calibrate(
     ] = 4,
     window: Annotated[str, typer.Option(metavar="N", help="Tokens of a window; K is 1024.")] = "2K",
     sinks: Annotated[
-        int, typer.Option(min=0, help="First tokens left out, as many as kv_store.fp16_sinks.")
+        int, typer.Option(min=0, help="First tokens left out, as many as memory.n_fp16_sinks.")
     ] = 5,
     dtype: Annotated[
         str, typer.Option(metavar="TYPE", help="float32, bfloat16, float16, or auto, the checkpoint's own.")

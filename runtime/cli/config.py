@@ -68,7 +68,7 @@ def config(
         typer.Option(
             "--explain",
             help="Print the reference of all keys, or of the sections named, with the defaults of the preset that "
-            "the file or --set memory.preset=NAME chooses.",
+            "the file or --set memory.preset=NAME names.",
         ),
     ] = False,
     as_json: Annotated[

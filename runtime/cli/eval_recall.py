@@ -38,7 +38,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key.")
 ]
 PromptPath = Annotated[Path, typer.Option(help="The prompt, as UTF-8 text.", exists=True, dir_okay=False)]
-OtherPreset = Annotated[str | None, typer.Option(help="A memory preset other than the file's.")]
+OtherPreset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A memory preset other than the file's.")
+]
 
 
 @eval_app.command(
@@ -63,7 +65,7 @@ def recall(
     """Measure how much of the exact attention the selected blocks hold, by layer and head.
 
     Runs the model in this process. The oracle is the best set of as many blocks, by exact mass: what it holds
-    more than the choice is the anchors' fault, what it lacks is the budget's.
+    more than the selection is the anchors' fault, what it lacks is the budget's.
     """
     report, table = _measure(_settings(config, overrides), prompt_file, preset, max_new_tokens, every)
     if output is not None:
@@ -109,7 +111,7 @@ def inspect(
     """Show the blocks that each token attended most, and their text.
 
     Runs the model in this process. A block's share is the exact attention mass on it, the mean over heads and
-    layers; layers that did not choose it count 0, and layers with a sliding window do not count.
+    layers; layers that did not select it count 0, and layers with a sliding window do not count.
     """
     engine, prompt = _load(_settings(config, overrides), prompt_file, preset, max_new_tokens)
     probe = engine.probe()
@@ -152,7 +154,7 @@ def _no_blocks(preset: str, num_tokens: int, num_samples: int) -> str:
     """Why `inspect` has no block to show."""
     if not num_samples:
         return f"No attention was measured: {num_tokens} generated, and the first needs no decode step."
-    return f"No distant block to choose: sinks and local window of preset {preset} hold the whole prompt."
+    return f"No distant block to select: sinks and local window of preset {preset} hold the whole prompt."
 
 
 def _settings(config: Path, overrides: list[str] | None) -> ClusterConfig:

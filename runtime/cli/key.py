@@ -28,8 +28,9 @@ File = Annotated[
     Path | None,
     typer.Option(help="The file of keys. Default: keys.json in the state directory.", dir_okay=False),
 ]
-Name = Annotated[str, typer.Argument(help="Whose key it is; requests with it are this tenant's.")]
-
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="Whose key it is; requests with it are this tenant's.")
+]
 
 MaxParallel = Annotated[
     int | None,

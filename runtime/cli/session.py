@@ -81,7 +81,7 @@ def load(name: Name, address: o.Address = None) -> None:
 def pin(
     name: Name,
     address: o.Address = None,
-    off: Annotated[bool, typer.Option("--off", help="Give the session free again.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Let the session be evicted again.")] = False,
 ) -> None:
     """Keep a session in memory: other requests do not evict it, and its time does not run out."""
     with Client(o.server_address(address)) as client:

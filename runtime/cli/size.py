@@ -54,7 +54,9 @@ def _source(config: Path | None, overrides: Sequence[str]) -> Source:
 def size(
     model: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="A model directory, a GGUF file, or a built-in preset's name."),
+        typer.Option(
+            metavar="MODEL", help="A model directory, a GGUF file, or the name of a published model."
+        ),
     ] = None,
     context: Annotated[
         str, typer.Option(help="Context lengths in tokens; K is 1024 and M is 1024².", metavar="N,N,…")

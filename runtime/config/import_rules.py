@@ -199,7 +199,7 @@ LMDEPLOY = Rules(
     same=WORDS["LMDeploy"],
     dropped={
         "cache_max_entry_count": "the cache lies in DRAM; set kv_store.dram",
-        "cache_block_seq_len": "blocks are also the unit of choice; set long_context.block_size",
+        "cache_block_seq_len": "blocks are also the unit of selection; set long_context.block_size",
         "enable_prefix_caching": "a conversation's cache is kept, prefixes of others are not shared",
         "model_format": "plain safetensors only",
         "backend": "there is one engine",

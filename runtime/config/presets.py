@@ -113,7 +113,7 @@ PRESETS = {
         ),
         Preset(
             "inf-llm",
-            "InfLLM (NeurIPS 2024): sinks, chosen blocks and a window, in prefill too; "
+            "InfLLM (NeurIPS 2024): sinks, selected blocks and a window, in prefill too; "
             "clamped positions, for any length",
             {
                 "scheme": Positions.CLAMPED,
@@ -153,7 +153,7 @@ PRESETS = {
         ),
         Preset(
             "moorage",
-            "exact prefill, then 768 single keys of each KV head a step, chosen by one-bit codes of all keys; "
+            "exact prefill, then 768 single keys of each KV head a step, selected by one-bit codes of all keys; "
             "means of blocks stand for the others",
             _MOORAGE,
             _MOORAGE_BLOCKS,

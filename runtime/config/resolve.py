@@ -98,8 +98,8 @@ def _in_blocks_of(settings: Settings, own: dict[str, Any]) -> Settings:
 def _within_trained(settings: Settings, own: dict[str, Any], model: ModelSpec | None) -> Settings:
     """The settings with no more keys attended at once than the model was trained on.
 
-    Exact attention ends at the trained length. Sinks, window and chosen blocks or keys together stay within it: the
-    window takes at most half, or all beside the sinks where nothing is chosen.
+    Exact attention ends at the trained length. Sinks, window and selected blocks or keys together stay within it: the
+    window takes at most half, or all beside the sinks where nothing is selected.
     """
     if model is None:
         return settings

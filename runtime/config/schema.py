@@ -53,7 +53,7 @@ class ModelSection(Section):
         ExpertsPlace.DEVICE,
         description="Where the weights of a mixture of experts lie: device, or host, for models that a GPU does not "
         "hold. The CPU then computes the experts of generated tokens, and a prompt streams them to the GPU "
-        "(llama.cpp's --cpu-moe). On a CPU both are one.",
+        "(llama.cpp's --cpu-moe). On a CPU both mean the same.",
     )
 
 
@@ -222,8 +222,8 @@ class ServerSection(Section):
     max_wait: Seconds | None = Field(
         None,
         description="Longest time that a request may expect to wait by the measured speed, such as 30s or 10min; one "
-        "that would wait longer is refused at once, and told when to try again. Prompts that are read beside its own "
-        "count. Default unlimited.",
+        "that would wait longer is refused at once, and told when to try again. The delay by prompts that are "
+        "prefilled at the same time counts as well. Default unlimited.",
     )
 
 

@@ -1,7 +1,7 @@
 """Loss and perplexity of long texts by length, in windows that slide over the text as PG19 is measured.
 
 A window of `length` tokens is scored in one prefill, so that exact presets differ by their positions, and
-those that choose blocks in prefill by their choice. Published figures (ChunkLlama's PG19) slide by 256 tokens and
+those that select blocks in prefill by their selection. Published figures (ChunkLlama's PG19) slide by 256 tokens and
 count every token of a window; counting only its last tokens measures the use of a context of that length.
 """
 

@@ -64,7 +64,7 @@ class Load:
         self._check(waits_s(running, [*before, 0.0])[-1], "it would wait")
 
     def _check_wait(self, request: ScheduledRequest, scheduler: Scheduler) -> None:
-        """Where the next step admits a request, prompts that are read beside its own count."""
+        """Refuses a request that would wait too long, in the queue or for prompts that are prefilled beside it."""
         starts = None if self.max_wait_s is None else self.expected_waits(scheduler)
         if starts is None:
             return

@@ -1,4 +1,4 @@
-"""The record of a finished request: tokens, times, and what its attention chose."""
+"""The record of a finished request: tokens, times, and what its attention selected."""
 
 from __future__ import annotations
 

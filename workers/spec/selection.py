@@ -63,7 +63,7 @@ class SelectionSpec:
         "execution block.",
         Limits(least=0, unit="tokens"),
     )
-    dense_layers: int = setting(0, "First layers that attend all blocks in decode.", Limits(least=0))
+    dense_layers: int = setting(0, "First layers that attend every key in decode.", Limits(least=0))
     preselect: Preselect = setting(
         Preselect.OFF,
         "A preselection before the selection of each step: off, or prompt (or true: once, from the attention of the "
@@ -74,12 +74,12 @@ class SelectionSpec:
         "One selection for all heads (SHARED), for each KV head (SEPARATE), or for each query head (PERHEAD, for "
         "research).",
     )
-    preselect_blocks: int = setting(96, "Blocks that the preselection keeps in each layer.")
+    preselect_blocks: int = setting(96, "Blocks that the preselection selects in each layer.")
     layer_step: int = setting(1, "Consecutive layers that share one selection in decode.")
     token_step: int = setting(1, "Decode steps that share one selection.")
     dense_until: int = setting(
         8192,
-        "Contexts of at most this many tokens attend all blocks; default is 8192, or the trained length where that "
+        "Contexts of at most this many tokens attend every key; default is 8192, or the trained length where that "
         "is shorter.",
         Limits(least=0, unit="tokens"),
     )
