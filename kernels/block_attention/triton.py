@@ -8,8 +8,6 @@ RoPE the turn of the block's first position, so that no angle is ever made of a 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,49 +15,24 @@ import torch
 import triton
 import triton.language as tl
 
+from moorage.kernels.attention_steps.triton import (
+    ENTRY_FIELDS,
+    MIN_ROWS,
+    OPERANDS,
+    Turns,
+    add_logits,
+    angles,
+    halves,
+    rotated_query,
+    softmax_step,
+    splits_for,
+    store_share,
+    tile_rows,
+)
 from moorage.kernels.merge_lse.triton import merge_lse
-from moorage.kernels.softcap.triton import capped
-from moorage.kernels.triton_support import SPLIT_WAVES, num_processors, power_of_2, upload
+from moorage.kernels.triton_support import power_of_2, upload
 
 Arrays = tuple[Any, ...]
-
-MIN_ROWS = 16
-"""Least side of a matrix product."""
-TILE_ELEMENTS = 4096
-"""Keys of a tile, whose two halves are held as fp32 while they are rotated: more would spill registers on Hopper."""
-MOST_SPLITS = 128
-ENTRY_FIELDS = 6
-"""slot, begin, end, query row, turn row, whether keys are rotated."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """Rotation tables on the device, fp32; H is half of the rotated channels."""
-
-    cos: torch.Tensor
-    """[*, H]: an entry's query is rotated by one row."""
-    sin: torch.Tensor
-    offset_cos: torch.Tensor
-    """[B, H]: a rotated key of row t of its block is rotated by row t."""
-    offset_sin: torch.Tensor
-
-
-@triton.jit
-def _halves(base, rows, seen, DIM: tl.constexpr, HALF: tl.constexpr, PAD: tl.constexpr):
-    """The two rotated halves [rows, PAD] of rows of DIM channels, as fp32; unseen rows are zero and not read."""
-    c = tl.arange(0, PAD)
-    at = base + rows[:, None] * DIM + c[None, :]
-    mask = seen[:, None] & (c < HALF)[None, :]
-    low = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    high = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
-    return low, high
-
-
-@triton.jit
-def _table(at, rows, count, HALF: tl.constexpr, PAD: tl.constexpr):
-    c = tl.arange(0, PAD)
-    mask = (rows < count)[:, None] & (c < HALF)[None, :]
-    return tl.load(at + rows[:, None] * HALF + c[None, :], mask=mask, other=0.0)
 
 
 @triton.jit(do_not_specialize=["capacity"])
@@ -115,8 +88,8 @@ def _attend(
     total = tl.zeros([PAD_GROUP], tl.float32)
     sums = tl.zeros([PAD_GROUP, PAD_DIM], tl.float32)
     if HALF > 0 and TILES == 1:
-        cos_of_tile = _table(offset_cos, t, BLOCK, HALF, PAD_HALF)
-        sin_of_tile = _table(offset_sin, t, BLOCK, HALF, PAD_HALF)
+        cos = angles(offset_cos, t, BLOCK, HALF, PAD_HALF)
+        sin = angles(offset_sin, t, BLOCK, HALF, PAD_HALF)
 
     for i in range(start, end):
         entry = entries + begin_of_list + i // TILES
@@ -130,26 +103,14 @@ def _attend(
 
         logits = tl.zeros([PAD_GROUP, TILE], tl.float32)
         if HALF > 0:
-            c = tl.arange(0, PAD_HALF)
-            cos = tl.load(turn_cos + turn * HALF + c, mask=c < HALF, other=0.0)[None, :]
-            sin = tl.load(turn_sin + turn * HALF + c, mask=c < HALF, other=0.0)[None, :]
-            low, high = _halves(query, g, in_group, DIM, HALF, PAD_HALF)
-            query_low, query_high = low * cos - high * sin, high * cos + low * sin
-            low, high = _halves(key, rows, seen, DIM, HALF, PAD_HALF)
-            if TILES == 1:
-                key_cos, key_sin = cos_of_tile, sin_of_tile
-            else:
-                key_cos = _table(offset_cos, rows, BLOCK, HALF, PAD_HALF)
-                key_sin = _table(offset_sin, rows, BLOCK, HALF, PAD_HALF)
-            key_cos = tl.where(rotates, key_cos, 1.0)
-            key_sin = tl.where(rotates, key_sin, 0.0)
-            key_low, key_high = low * key_cos - high * key_sin, high * key_cos + low * key_sin
-            logits = tl.dot(
-                query_low.to(OPERAND), tl.trans(key_low.to(OPERAND)), logits, input_precision="ieee"
+            query_low, query_high = rotated_query(
+                query, g, in_group, turn, turn_cos, turn_sin, DIM, HALF, PAD_HALF
             )
-            logits = tl.dot(
-                query_high.to(OPERAND), tl.trans(key_high.to(OPERAND)), logits, input_precision="ieee"
-            )
+            low, high = halves(key, rows, seen, DIM, HALF, PAD_HALF)
+            if TILES > 1:
+                cos = angles(offset_cos, rows, BLOCK, HALF, PAD_HALF)
+                sin = angles(offset_sin, rows, BLOCK, HALF, PAD_HALF)
+            logits = add_logits(logits, query_low, query_high, low, high, cos, sin, rotates, OPERAND)
         if REST > 0:
             c = 2 * HALF + tl.arange(0, PAD_REST)
             query_rest = tl.load(
@@ -162,15 +123,7 @@ def _attend(
                 query_rest.to(OPERAND), tl.trans(key_rest.to(OPERAND)), logits, input_precision="ieee"
             )
 
-        logits = logits * scale
-        if CAPPED:
-            logits = capped(logits, softcap)
-        logits = tl.where(seen[None, :], logits * 1.4426950408889634, -float("inf"))
-        highest = tl.maximum(peak, tl.max(logits, axis=1))
-        # While nothing is seen the peak is -inf, and a difference of infinities would be NaN.
-        level = tl.where(highest == -float("inf"), 0.0, highest)
-        shrink = tl.exp2(peak - level)
-        weights = tl.exp2(logits - level[:, None])
+        weights, highest, shrink = softmax_step(logits, seen, peak, scale, softcap, CAPPED)
         value = tl.load(
             key + part_stride + rows[:, None] * DIM + channel[None, :],
             mask=seen[:, None] & (channel < DIM)[None, :],
@@ -181,13 +134,7 @@ def _attend(
         peak = highest
 
     heads = (split * tl.num_programs(2) + row).to(tl.int64) * NUM_HEADS + head * GROUP + g
-    divisor = tl.where(total == 0, 1.0, total)
-    tl.store(
-        out + heads[:, None] * DIM + channel[None, :],
-        sums / divisor[:, None],
-        mask=in_group[:, None] & (channel < DIM)[None, :],
-    )
-    tl.store(lse + heads, (peak + tl.log2(divisor)) * 0.6931471805599453, mask=in_group)
+    store_share(out, lse, heads, in_group, channel, channel < DIM, sums, total, peak, DIM)
 
 
 def attend_lists(
@@ -244,7 +191,7 @@ def attend_lists(
         half,
         block_size,
         lists,
-        max(MIN_ROWS, min(TILE_ELEMENTS // padded_dim, power_of_2(block_size))),
+        tile_rows(dim, block_size),
         power_of_2(group, MIN_ROWS),
         padded_dim,
         power_of_2(half, MIN_ROWS),
@@ -254,19 +201,6 @@ def attend_lists(
         num_warps=4 if padded_dim <= 128 else 8,
     )
     return merge_lse(outs, lses)
-
-
-OPERANDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-
-
-def splits_for(num_entries: int, num_programs: int, device: torch.device) -> int:
-    """Shares of each list that fill the device, where `num_programs` work on one share each.
-
-    The number is a power of two. Each number of shares compiles a merge of its own, so there are few of them.
-    """
-    wanted = SPLIT_WAVES * num_processors(device) / max(num_programs, 1)
-    nearest = 1 << max(0, round(math.log2(max(wanted, 1.0))))
-    return min(nearest, power_of_2(num_entries), MOST_SPLITS)
 
 
 def attend_blocks(
@@ -303,3 +237,6 @@ def attend_blocks(
         softcap=softcap,
     )
     return out[0], lse[0]
+
+
+__all__ = ["Turns", "attend_blocks", "attend_lists", "splits_for"]

@@ -1,12 +1,12 @@
 """What the worker launches on a GPU, in the shapes of 7B models, compiled to machine code without one.
 
-python -m tests.kernels.triton.launches CAPABILITY SHARED_BYTES
+python -m tests.kernels.triton.launches CAPABILITY SHARED_BYTES [every-format]
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,9 +15,14 @@ from moorage.kernels.block_attention import triton as block_attention
 from moorage.kernels.block_gather import triton as block_gather
 from moorage.kernels.block_score import triton as block_score
 from moorage.kernels.decode_inputs import triton as decode_inputs
+from moorage.kernels.packed_attention import triton as packed_attention
+from moorage.kernels.packed_blocks.layout import packed_layout
+from moorage.kernels.packed_blocks.triton import DeviceTables
+from moorage.kernels.packed_gather import triton as packed_gather
 from moorage.kernels.prefill_attention import triton as prefill_attention
 from moorage.kernels.quantized_linear import triton as quantized_linear
 from moorage.kernels.rms_norm import triton as rms_norm
+from tests.kernels.packed_blocks_case import EXAMPLES, FAMILIES
 from tests.kernels.quantized_matrices import draw_matrix
 from tests.kernels.triton.ahead_of_time import compile_launches, gpu
 
@@ -28,8 +33,31 @@ def ints(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int32)
 
 
-def launches() -> Iterator[None]:
+def packed_launches(shape: tuple[int, int, int, int], examples: Sequence[tuple[str, bool]]) -> Iterator[None]:
+    """Of packed blocks in some formats; a shape is KV heads, group, block size and head size."""
+    heads, group, size, dim = shape
+    turns = block_attention.Turns(*(torch.zeros(size, dim // 2) for _ in range(4)))
+    slots = torch.zeros(2, 2, heads, size, dim, dtype=HALF)
+    for name, calibrated in examples:
+        layout = packed_layout(FAMILIES[name], heads, size, dim, calibrated)
+        scale = torch.zeros(heads, layout.width)
+        tables = DeviceTables(torch.zeros(16), torch.zeros(16), scale, scale)
+        stored = torch.zeros(3, layout.block_bytes, dtype=torch.uint8)
+        queries = torch.zeros(1, heads * group, dim)
+        packed_attention.attend_packed_lists(
+            layout, tables, queries, stored, ints(6, 10), ints(2), turns, 0.1, 1, 4
+        )
+        packed_gather.expand_blocks(layout, tables, stored, ints(3), slots, ints(3))
+        yield
+
+
+def launches(every_format: bool) -> Iterator[None]:
     """One launch after the other."""
+    yield from packed_launches(
+        (8, 4, 128, 128), EXAMPLES if every_format else [("NUQ3", True), ("NF4", False)]
+    )
+    if every_format:
+        yield from packed_launches((2, 16, 64, 256), EXAMPLES)
     for heads, group, size, dim in ((8, 4, 128, 128), (8, 4, 32, 128), (4, 1, 64, 96)):
         turns = block_attention.Turns(*(torch.zeros(size, dim // 2) for _ in range(4)))
         slots = torch.zeros(2, 2, heads, size, dim, dtype=HALF)
@@ -66,10 +94,10 @@ def launches() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    capability, limit = map(int, sys.argv[1:])
+    capability, limit = map(int, sys.argv[1:3])
     # A tensor here lies on the CPU; the wrappers shall select for the GPU that is compiled for.
     prefill_attention.shared_bytes = lambda _: limit
-    compiled = compile_launches(lambda: list(launches()), gpu(capability))
+    compiled = compile_launches(lambda: list(launches("every-format" in sys.argv)), gpu(capability))
     for kernel in compiled:
         if kernel.shared_bytes > limit or not kernel.machine_code:
             sys.exit(f"{kernel.name}: {kernel.shared_bytes} bytes of shared memory; {limit} there are")

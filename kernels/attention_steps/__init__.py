@@ -1,0 +1,1 @@
+"""What the Triton kernels of decode attention over slots and over packed blocks share."""
