@@ -74,9 +74,9 @@ class Fields:
             raise self.wrong(name, f"from {least:g} to {most:g}")
         return float(value)
 
-    def optional_positive_float(self, name: str, most: float = MOST_FLOAT) -> float | None:
-        """A number above 0 and up to `most`, or None when absent. Raises InvalidModel."""
-        return None if self.get(name) is None else self.positive_float(name, most=most)
+    def optional_positive_float(self, name: str) -> float | None:
+        """A number above 0, or None when absent. Raises InvalidModel."""
+        return None if self.get(name) is None else self.positive_float(name)
 
     def epsilon(self, name: str, default: float | None = None) -> float:
         """What a norm adds to a variance, from 1e-15 to 0.1; `default` when absent. Raises InvalidModel."""

@@ -64,15 +64,13 @@ class Layers:
         self.heads_half = [array.half() for array in self.heads_torch]
 
 
-def run_scoring(
-    context_tokens: int, threads: Sequence[int], rounds: int, cases: Sequence[Case] = CASES
-) -> Iterator[Row]:
+def run_scoring(context_tokens: int, threads: Sequence[int], rounds: int) -> Iterator[Row]:
     """Rows of every case and thread count, each against the streaming read of the same bytes, and of top-k."""
     num_blocks = context_tokens // BLOCK_SIZE
-    for anchor_num in dict.fromkeys(case.anchor_num for case in cases):
+    for anchor_num in dict.fromkeys(case.anchor_num for case in CASES):
         layers = Layers(num_blocks, anchor_num, seed=anchor_num)
         indexes = _faiss_indexes(layers) if installed("faiss-cpu") else {}
-        for case in (case for case in cases if case.anchor_num == anchor_num):
+        for case in (case for case in CASES if case.anchor_num == anchor_num):
             queries = np.random.default_rng(7).standard_normal(
                 (1, NUM_KV_HEADS * case.group, HEAD_DIM), np.float32
             )

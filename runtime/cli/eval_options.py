@@ -19,8 +19,6 @@ from moorage.runtime.evals.haystack import DEFAULT_DOCUMENT
 from moorage.runtime.evals.targets import ServerTargets, Targets
 from moorage.runtime.evals.variants import Variant, parse_variant
 
-ON_SERVER = "Asked of a running cluster unless --config or --model is given."
-
 Lengths = Annotated[
     str, typer.Option(metavar="N,N,…", help="Tokens of prompt and answer; K is 1024 and M is 1024².")
 ]

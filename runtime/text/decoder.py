@@ -40,12 +40,11 @@ class IncrementalDecoder:
         tokenizer: Decoder,
         prompt: Sequence[int] = (),
         *,
-        skip_special_tokens: bool = True,
         shown: frozenset[int] = frozenset(),
     ) -> None:
-        """`shown` are special tokens that are not skipped."""
+        """Special tokens are skipped, but for those `shown`."""
         self._tokenizer = tokenizer
-        self._skipped = tokenizer.special_ids - shown if skip_special_tokens else frozenset()
+        self._skipped = tokenizer.special_ids - shown
         tail = [token_id for token_id in prompt[-_SEED_TOKENS:] if token_id not in self._skipped]
         self._given, self._shown = self._seed(tail)
         """Tokens that the spelling of the next may depend on, and as much of their text as was given."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 MAX_QUOTED_CHARACTERS = 64
 
 
-def quoted(text: str, most: int = MAX_QUOTED_CHARACTERS) -> str:
+def quoted(text: str) -> str:
     """`text` in quotes: characters other than printable ASCII are escaped; a long text is cut, with its length.
 
     >>> quoted("h\\u00e9\\n")
     "'h\\\\xe9\\\\n'"
     """
-    cut = f"... ({len(text)} characters)" if len(text) > most else ""
-    return ascii(text[:most]) + cut
+    cut = f"... ({len(text)} characters)" if len(text) > MAX_QUOTED_CHARACTERS else ""
+    return ascii(text[:MAX_QUOTED_CHARACTERS]) + cut

@@ -35,6 +35,13 @@ from moorage.workers.spec import KvLayout
 
 T = TypeVar("T")
 
+_SHUTDOWN_S = 10.0
+"""How long an actor may take to shut down before it is killed."""
+_ANSWER_S = 60.0
+"""How long an actor may give no sign before a call to it fails."""
+_READY_S = 600.0
+"""How long the first start of an actor may take."""
+
 
 class Contact(NamedTuple):
     """How to reach a store."""
@@ -143,41 +150,34 @@ def start_kv_actor(
     return actor.remote(layout, num_pages, num_threads, cpus, quantizer)
 
 
-def stop_kv_actor(handle: Any, *, timeout_s: float = 10.0) -> None:
+def stop_kv_actor(handle: Any) -> None:
     """Shuts an actor down and ends its process, even if it does not answer. Idempotent."""
     with suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-        ray.get(handle.shutdown.remote(), timeout=timeout_s)
+        ray.get(handle.shutdown.remote(), timeout=_SHUTDOWN_S)
     ray.kill(handle, no_restart=True)
 
 
-def connect(
-    actor: Any,
-    *,
-    namespace: str | None = None,
-    timeout_s: float = 60.0,
-    ready_s: float = 600.0,
-    group_size: int = 1,
-) -> Link:
+def connect(actor: Any, *, namespace: str | None = None, group_size: int = 1) -> Link:
     """A link to an actor, given as handle or name: the mailbox on the same host, else Ray.
 
     An actor that Ray reaches selects single keys itself, for `group_size` query heads to each KV head, and compiles
     what that takes before this returns.
 
-    Raises Unavailable when there is no such actor, at once when it is dead, or when it is not ready within `ready_s`:
-    one that starts for the first time on a slow machine compiles its kernels for a minute or two.
+    Raises Unavailable when there is no such actor, at once when it is dead, or when it is not ready within ten
+    minutes: one that starts for the first time on a slow machine compiles its kernels for a minute or two.
     """
     try:
         handle = ray.get_actor(actor, namespace=namespace) if isinstance(actor, str) else actor
-        contact: Contact = ray.get(handle.contact.remote(), timeout=ready_s)
+        contact: Contact = ray.get(handle.contact.remote(), timeout=_READY_S)
         here = contact.host == host_key()
         if not here and contact.layout.anchor_type.codes_keys:
-            ray.get(handle.warm_up_keys.remote(group_size), timeout=ready_s)
+            ray.get(handle.warm_up_keys.remote(group_size), timeout=_READY_S)
     except (ValueError, ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
         raise Unavailable(f"KV actor {actor}: {_first_line(error)}; see that it runs") from error
     if here:
         name = actor if isinstance(actor, str) else ""
-        return MailboxLink(contact.address, patience=Patience(silent_s=timeout_s), name=name)
-    return RayLink(handle, contact.layout, timeout_s=timeout_s)
+        return MailboxLink(contact.address, patience=Patience(silent_s=_ANSWER_S), name=name)
+    return RayLink(handle, contact.layout, timeout_s=_ANSWER_S)
 
 
 def writable(record: T) -> T:

@@ -147,11 +147,22 @@ async def run_overload(
     capacity = await run.capacity()
     offered = plan.factor * capacity
     on_phase(f"{offered:.1f} requests/s for {plan.duration_s:g} s, {plan.factor:g} x {capacity:.2f}")
-    begun_s = time.perf_counter()
-    served = await run.flood(offered)
-    took_s = time.perf_counter() - begun_s
+    flood = await run.flood(offered)
     after = await client.status()
-    return _figures(unloaded, capacity, served, run.delays_s, took_s, plan.duration_s, before, after)
+    return _figures(unloaded, capacity, flood, before, after)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flood:
+    """The last phase."""
+
+    served: Sequence[Served]
+    delays_s: Sequence[float]
+    """How much later than planned each request was sent."""
+    offered_s: float
+    """Time in which requests were sent."""
+    took_s: float
+    """Time until the last one ended."""
 
 
 class _Run:
@@ -160,8 +171,6 @@ class _Run:
     def __init__(self, client: AsyncClient, plan: OverloadPlan, text: Sequence[int]) -> None:
         self._client, self._plan, self._text = client, plan, text
         self._draw = random.Random(plan.seed)
-        self.delays_s: list[float] = []
-        """How much later than planned each request of `flood` was sent."""
 
     async def ask(self) -> Served:
         prompt = unlike_prompt(self._draw, self._text, self._plan.input_tokens)
@@ -188,11 +197,12 @@ class _Run:
                 group.create_task(keep_asking())
         return max(completed, 1.0) / self._plan.capacity_s
 
-    async def flood(self, rate: float) -> list[Served]:
+    async def flood(self, rate: float) -> _Flood:
         """Requests that begin at `rate` a second in the mean; returns when all have ended."""
+        delays_s: list[float] = []
 
         async def ask_at(planned_s: float) -> Served:
-            self.delays_s.append(time.perf_counter() - planned_s)
+            delays_s.append(time.perf_counter() - planned_s)
             return await self.ask()
 
         begun_s = next_s = time.perf_counter()
@@ -202,33 +212,27 @@ class _Run:
                 await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
                 tasks.append(group.create_task(ask_at(next_s)))
                 next_s += self._draw.expovariate(rate)
-        return [task.result() for task in tasks]
+        served = [task.result() for task in tasks]
+        return _Flood(served, delays_s, self._plan.duration_s, time.perf_counter() - begun_s)
 
 
 def _figures(
-    unloaded: Spread,
-    capacity: float,
-    served: Sequence[Served],
-    delays_s: Sequence[float],
-    took_s: float,
-    duration_s: float,
-    before: ClusterStatus,
-    after: ClusterStatus,
+    unloaded: Spread, capacity: float, flood: _Flood, before: ClusterStatus, after: ClusterStatus
 ) -> OverloadFigures:
-    done = [one for one in served if not one.error]
-    refused_s = [one.total_s for one in served if one.error == REFUSED]
+    done = [one for one in flood.served if not one.error]
+    refused_s = [one.total_s for one in flood.served if one.error == REFUSED]
     return OverloadFigures(
         unloaded_ttft=unloaded,
         capacity=capacity,
-        offered=len(served) / duration_s,
+        offered=len(flood.served) / flood.offered_s,
         accepted=len(done),
         refused=len(refused_s),
-        failed=Counter(one.error for one in served if one.error not in ("", REFUSED)),
-        completed_rate=len(done) / took_s,
+        failed=Counter(one.error for one in flood.served if one.error not in ("", REFUSED)),
+        completed_rate=len(done) / flood.took_s,
         ttft=Spread.of([one.ttft_s for one in done]),
         refusal=Spread.of(refused_s),
         longest_refusal_ms=max((1000 * s for s in refused_s), default=None),
-        send_delay=Spread.of(delays_s),
+        send_delay=Spread.of(flood.delays_s),
         lost_pids=tuple(sorted(_pids(before) - _pids(after))),
         failed_steps=after.failed_steps_total - before.failed_steps_total,
     )

@@ -177,7 +177,7 @@ def _message(
 
 
 def _stop(turn: Turn, finished: Finished) -> dict[str, str | None]:
-    reason = turn.reader.reason(finished)
+    reason = turn.reader.finish_reason(finished)
     known = {"length": "max_tokens", "tool_calls": "tool_use"}.get(reason)
     if known is not None:
         return {"stop_reason": known, "stop_sequence": None}

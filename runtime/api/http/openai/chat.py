@@ -141,7 +141,7 @@ async def _complete(answer: _Answer, generations: Generations) -> dict[str, Any]
             "index": index,
             "message": chat_message(reader, reasoning=answer.asked.reasoning_asked),
             "logprobs": {"content": logprobs[index], "refusal": None} if answer.asked.logprobs else None,
-            "finish_reason": reader.reason(end) if end else None,
+            "finish_reason": reader.finish_reason(end) if end else None,
             **attention_of(end),
         }
         for index, (end, reader) in enumerate(zip(ends, answer.readers, strict=True))
@@ -192,7 +192,7 @@ class _Chunks:
             return [self.chunk(index, first, logprobs), *(self.chunk(index, delta) for delta in deltas)]
         frames = [self.chunk(index, delta) for delta in deltas]
         if isinstance(event, Finished):
-            reason = reader.reason(event)
+            reason = reader.finish_reason(event)
             frames.append(self.chunk(index, {}, finish_reason=reason, ended=attention_of(event)))
         return frames
 

@@ -99,7 +99,7 @@ class AnswerReader:
             self._end(event)
         return told
 
-    def reason(self, finished: Finished) -> str:
+    def finish_reason(self, finished: Finished) -> str:
         """The reason of the end in OpenAI's words."""
         called = finished.finish_reason == "stop" and any(call.whole for call in self.calls)
         return "tool_calls" if called else finished.finish_reason
@@ -139,7 +139,12 @@ class AnswerReader:
 
     def _end(self, finished: Finished) -> None:
         """Keeps the tokens of an answer that called tools, so that the next prompt has the same ones."""
-        if not self.calls or not self._exact or self.reason(finished) != "tool_calls" or finished.stop_string:
+        if (
+            not self.calls
+            or not self._exact
+            or self.finish_reason(finished) != "tool_calls"
+            or finished.stop_string
+        ):
             return
         if self._token_ids[-1] in self._eos_token_ids:
             self._token_ids.pop()

@@ -53,12 +53,11 @@ class FormatReader(Protocol):
     def __call__(self, config: Fields) -> WeightFormat: ...
 
 
-def group_size_of(config: Fields, key: str = "group_size") -> int | None:
+def group_size_of(config: Fields) -> int | None:
     """Channels that share a scale; None is a whole row, which is written -1."""
-    value = config.get(key)
-    if value in (-1, None):
+    if config.get("group_size") in (-1, None):
         return None
-    return config.positive_int(key)
+    return config.positive_int("group_size")
 
 
 def groups_of(width: int, group_size: int | None) -> int:
