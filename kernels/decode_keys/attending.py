@@ -8,21 +8,19 @@ import numpy as np
 
 from moorage.kernels.block_attention.head import cap_logits
 from moorage.kernels.compiling import njit
+from moorage.kernels.decode_keys.chunk_rows import CHUNK, row_at, rows_of_chunk
 from moorage.kernels.decode_keys.runs import turned_queries
 from moorage.kernels.decode_keys.scan import MOST, head_at, slice_blocks, to_mean_value
 from moorage.kernels.decode_layer.memory import CODES
 from moorage.kernels.half import widen
+from moorage.kernels.key_select.lanes import prefetch_at
 from moorage.kernels.key_select.rows import row_logits, row_sums
 from moorage.kernels.numba_flags import SERIAL
-from moorage.kernels.simd import LINE_BYTES, TILE, prefetch
+from moorage.kernels.simd import LINE_BYTES, TILE
 from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.simd_softmax import row_weights
 
 _ONE, _LOG2_E = np.float32(1), np.float32(1.4426950408889634)
-CHUNK = 128
-"""Keys that one thread attends, a multiple of TILE and LANES."""
-AHEAD = 32
-"""Rows that are asked of the memory before they are needed."""
 
 
 @njit(**SERIAL)
@@ -41,14 +39,17 @@ def attend_chunk(unit: Any, layer: Any, slices: Any, selected: Any, parts: Any) 
         return
     i, kv_head = divmod(at, layer.shape.num_kv_heads)
     logits = np.full((slices.less.shape[1], CHUNK), -np.inf, np.float32)
-    _exact_logits(i, kv_head, low, high, selected, layer, logits)
-    _add_values(unit, at, low, high, selected, layer, slices, logits, parts)
+    rows = rows_of_chunk(layer.packed, i, kv_head, low, high, selected, layer)
+    _exact_logits(i, kv_head, low, high, rows, selected, layer, logits)
+    _add_values(unit, at, high - low, rows, slices, logits, parts)
     if layer.keys.completes:
         _take_from_blocks(unit, i, kv_head, low, high, selected, layer, slices, parts)
 
 
 @njit(**SERIAL)
-def _exact_logits(i: Any, kv_head: Any, low: Any, high: Any, selected: Any, layer: Any, logits: Any) -> None:
+def _exact_logits(
+    i: Any, kv_head: Any, low: Any, high: Any, rows: Any, selected: Any, layer: Any, logits: Any
+) -> None:
     """logits [G, CHUNK] of keys [low, high), by the part of the position scheme that shows each of them."""
     batch, group = layer.batch, len(logits)
     query, positions = (
@@ -62,7 +63,7 @@ def _exact_logits(i: Any, kv_head: Any, low: Any, high: Any, selected: Any, laye
         if begin < end:
             turned_queries(query, batch.query_turn[i, part], batch.scale[i], turned)
             rotates, at = batch.part_rotates[i, part] != 0, i * layer.shape.num_kv_heads + kv_head
-            _part_logits(turned, at, low, begin, end, rotates, selected, layer, logits)
+            _part_logits(turned, at, low, begin, end, rotates, rows, selected, layer, logits)
     if batch.softcap[i] > 0:
         for g in range(group):
             cap_logits(logits[g], high - low, batch.softcap[i])
@@ -70,50 +71,42 @@ def _exact_logits(i: Any, kv_head: Any, low: Any, high: Any, selected: Any, laye
 
 @njit(**SERIAL)
 def _part_logits(
-    turned: Any, at: Any, first: Any, low: Any, high: Any, rotates: Any, selected: Any, layer: Any, logits: Any
+    turned: Any, at: Any, first: Any, low: Any, high: Any, rotates: Any, rows: Any, selected: Any, layer: Any,
+    logits: Any,
 ) -> None:  # fmt: skip
     """logits of keys [low, high), from key `first` on, that one rotation of the queries meets."""
-    keys, memory, rows, blocks, places = (
-        layer.keys,
-        layer.memory,
-        selected.rows[at],
-        selected.blocks[at],
-        selected.places[at],
-    )
+    keys, blocks, places = layer.keys, selected.blocks[at], selected.places[at]
+    like, ahead, key_at, value_at = rows.like, rows.ahead, rows.places[0], rows.places[1]
     group, dim, half = len(turned), turned.shape[1], keys.offset_turns.shape[2]
-    to_values = layer.shape.num_kv_heads * layer.shape.block_size * dim
     cycle = np.int32(layer.batch.period // layer.shape.block_size)
     if half % LANES:
         for t in range(low, high):
-            _plain_logits(turned, t - first, rows[t], blocks[t], places[t], cycle, rotates, layer, logits)
+            stored = row_at(key_at[t - first], dim, like)
+            _plain_logits(turned, t - first, stored, blocks[t], places[t], cycle, rotates, layer, logits)
         return
-    item, angle_bytes, line = memory.itemsize, 8 * half, LINE_BYTES // memory.itemsize
-    lists, found, start = (
-        np.empty((3, TILE), np.int64),
-        np.empty((group, TILE), np.float32),
-        memory.ctypes.data,
-    )
+    angle_bytes, line, num_bytes = 8 * half, np.int64(LINE_BYTES), dim * like.itemsize
+    lists, found = np.empty((3, TILE), np.int64), np.empty((group, TILE), np.float32)
     base_at, offset_at = keys.base_turns.ctypes.data, keys.offset_turns.ctypes.data
     where, into, width = lists.ctypes.data, logits.ctypes.data, 4 * logits.shape[1]
-    for t in range(low, min(high, low + AHEAD)):
-        for d in range(0, dim, line):
-            prefetch(memory, rows[t] + d)
+    for t in range(low, min(high, low + ahead)):
+        for d in range(0, num_bytes, line):
+            prefetch_at(key_at[t - first] + d)
     for t in range(low, high, TILE):
         for r in range(TILE):
             key = min(t + r, high - 1)
             block = blocks[key] % cycle if cycle else blocks[key]
-            lists[0, r] = start + rows[key] * item
+            lists[0, r] = key_at[key - first]
             lists[1, r] = base_at + block * angle_bytes
             lists[2, r] = offset_at + places[key] * angle_bytes
-            ahead = rows[min(key + AHEAD, high - 1)]
-            for d in range(0, dim, line):
-                prefetch(memory, ahead + d)
-                prefetch(memory, rows[key] + to_values + d)
+            coming = key_at[min(key + ahead, high - 1) - first]
+            for d in range(0, num_bytes if ahead else np.int64(0), line):
+                prefetch_at(coming + d)
+                prefetch_at(value_at[key - first] + d)
         # The last tile may have fewer keys, and what follows them in a row belongs to others.
         whole = high - t >= TILE
         target, step = (into + 4 * (t - first), width) if whole else (found.ctypes.data, 4 * TILE)
         row_logits(
-            memory, group, where, where + 8 * TILE, where + 16 * TILE, dim, half, rotates, turned.ctypes.data, target,
+            like, group, where, where + 8 * TILE, where + 16 * TILE, dim, half, rotates, turned.ctypes.data, target,
             np.int64(step),
         )  # fmt: skip
         if not whole:
@@ -123,10 +116,10 @@ def _part_logits(
 
 @njit(**SERIAL)
 def _plain_logits(
-    turned: Any, t: Any, row: Any, block: Any, place: Any, cycle: Any, rotates: Any, layer: Any, logits: Any
+    turned: Any, t: Any, stored: Any, block: Any, place: Any, cycle: Any, rotates: Any, layer: Any, logits: Any
 ) -> None:  # fmt: skip
     """logits[:, t] of one key, for any number of rotated channels."""
-    keys, memory = layer.keys, layer.memory
+    keys = layer.keys
     half = keys.offset_turns.shape[2] if rotates else 0
     block = block % cycle if cycle else block
     for g in range(len(turned)):
@@ -135,31 +128,24 @@ def _plain_logits(
             c, s = keys.base_turns[block, 0, d], keys.base_turns[block, 1, d]
             oc, os = keys.offset_turns[place, 0, d], keys.offset_turns[place, 1, d]
             c, s = c * oc - s * os, s * oc + c * os
-            low, high = widen(memory[row + d]), widen(memory[row + half + d])
+            low, high = widen(stored[d]), widen(stored[half + d])
             total += turned[g, d] * (low * c - high * s) + turned[g, half + d] * (high * c + low * s)
         for d in range(2 * half, turned.shape[1]):
-            total += turned[g, d] * widen(memory[row + d])
+            total += turned[g, d] * widen(stored[d])
         logits[g, t] = total
 
 
 @njit(**SERIAL)
-def _add_values(
-    unit: Any, at: Any, low: Any, high: Any, selected: Any, layer: Any, slices: Any, logits: Any, parts: Any
-) -> None:  # fmt: skip
+def _add_values(unit: Any, at: Any, count: Any, rows: Any, slices: Any, logits: Any, parts: Any) -> None:
     """Turns logits into weights, and sums the keys' values by them."""
-    shape, memory, less = layer.shape, layer.memory, slices.less[at]
-    rows, item, start = selected.rows[at], memory.itemsize, memory.ctypes.data
-    to_values = shape.num_kv_heads * shape.block_size * shape.head_dim
-    places = np.empty(high - low, np.int64)
-    for t in range(high - low):
-        places[t] = start + (rows[low + t] + to_values) * item
+    less = slices.less[at]
     for g in range(len(logits)):
         most = less[g] + MOST
-        for t in range(high - low):
+        for t in range(count):
             logits[g, t] = min(logits[g, t], most)
         row = logits[g].ctypes.data
         parts.own[unit, g] = row_weights(_ONE, row, CHUNK // LANES, _LOG2_E, less[g] * _LOG2_E, row)
-    _add_rows(memory, places, logits, parts.sums[unit])
+    _add_rows(rows.like, rows.places[1], logits, parts.sums[unit])
 
 
 @njit(**SERIAL)

@@ -54,7 +54,7 @@ def decode_keys(
     num_bytes = int((batch.near_block - batch.num_sinks).sum()) * shape.block_size * shape.num_kv_heads
     team = team_for(num_bytes * shape.head_dim // 8)
     head_codes = code_bytes(1, shape.block_size, shape.head_dim)
-    call = memory.table, memory.empty, shape, head_codes, batch, query, keys, attended
+    call = memory.table, memory.empty, shape, head_codes, batch, query, keys, attended, memory.packed
     missing = attend_selected(team, *call, lists.ids, lists.values)
     if missing:
         lists.grow(int(missing), int(list_length(shape.block_size)))

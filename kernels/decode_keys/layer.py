@@ -20,6 +20,7 @@ from moorage.kernels.decode_keys.thresholds import (
     set_threshold,
 )
 from moorage.kernels.decode_layer.memory import all_memory
+from moorage.kernels.decode_layer.packed import page_elements
 from moorage.kernels.decode_layer.records import FINE
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd_lanes import LANES
@@ -29,12 +30,11 @@ from moorage.kernels.thread_team import run_units, unit_call
 @njit(**SERIAL)
 def attend_selected(
     team: Any, table: Any, empty: Any, shape: Any, head_codes: Any, batch: Any, query: Any, keys: Any, attended: Any,
-    ids: Any, values: Any,
+    packed: Any, ids: Any, values: Any,
 ) -> Any:  # fmt: skip
     """`decode_keys` of arrays that fit; 0, or how many rows the lists must have where they have too few."""
-    page_size = 2 * shape.num_kv_heads * shape.block_size * shape.head_dim
-    memory, first = all_memory(table, page_size, empty)
-    layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first, head_codes)
+    memory, first = all_memory(table, page_elements(packed, shape), empty)
+    layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first, head_codes, packed)
     count, group = len(query) * shape.num_kv_heads, query.shape[1] // shape.num_kv_heads
     first_slice = _first_slices(layer)
     number = first_slice[len(query)]

@@ -47,6 +47,8 @@ class Layer(NamedTuple):
     """Of `all_memory`."""
     head_codes: Any
     """Bytes of the codes of one head of a block, see `kernels.key_codes`."""
+    packed: Any
+    """Of `LayerMemory`."""
 
 
 class Runs(NamedTuple):
@@ -100,7 +102,7 @@ class Selected(NamedTuple):
     places: Any
     """[N * Hkv, n]: their blocks, and where they stand in these; positions ascend."""
     rows: Any
-    """[N * Hkv, n]: elements of all memory at which the keys begin."""
+    """[N * Hkv, n]: elements of all memory at which the keys begin; their blocks, where these are packed."""
 
 
 class Parts(NamedTuple):

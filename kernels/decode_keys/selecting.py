@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from moorage.kernels.compiling import njit
+from moorage.kernels.decode_keys.chunk_rows import key_steps
 from moorage.kernels.decode_keys.scan import scan_slice
 from moorage.kernels.decode_layer.memory import block_at
+from moorage.kernels.decode_layer.packed import page_elements
 from moorage.kernels.key_select.filtering import keep_best
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd_lanes import LANES
@@ -25,8 +27,9 @@ def select_keys(at: Any, layer: Any, runs: Any, slices: Any, selected: Any) -> N
     ids, count = _best_keys(at, i, kv_head, layer, runs, slices)
     selected.counts[at] = count
     shape, batch, first = layer.shape, layer.batch, np.int64(layer.batch.num_sinks[i])
-    size, dim, block, start = np.int64(shape.block_size), shape.head_dim, np.int64(-1), np.int64(0)
-    page_size = 2 * shape.num_kv_heads * size * dim
+    size, block, start = np.int64(shape.block_size), np.int64(-1), np.int64(0)
+    page_size = page_elements(layer.packed, shape)
+    to_head, to_next = key_steps(layer.packed, shape, kv_head)
     # Whatever a loop reads is a name of its own, since each look into a named tuple counts references.
     blocks, places, rows, starts = selected.blocks[at], selected.places[at], selected.rows[at], layer.first
     for t in range(count):
@@ -34,9 +37,9 @@ def select_keys(at: Any, layer: Any, runs: Any, slices: Any, selected: Any) -> N
         if block < 0 or place >= size:
             block = first + ids[t] // size
             place = np.int64(ids[t]) - (block - first) * size
-            start = block_at(block, i, batch, shape.stripe_blocks, starts, page_size) + kv_head * size * dim
+            start = block_at(block, i, batch, shape.stripe_blocks, starts, page_size) + to_head
         positions[t], blocks[t], places[t] = ids[t] + first * size, block, place
-        rows[t] = start + place * dim
+        rows[t] = start + place * to_next
 
 
 @njit(**SERIAL)

@@ -66,7 +66,7 @@ def write_new_row(
         return write_row(memory, at, row, shape.block_size, True, shape, key, value)
     # Nobody reads the rows behind it, and others may write them now.
     page, place = divmod(row, packed.raw_rows)
-    at = _raw_page(_memory_of(block, i, shape, batch, first), i, page, batch, first, size)
+    at = raw_page(memory_of(block, i, shape, batch, first), i, page, batch, first, size)
     return write_row(memory, at, place, packed.raw_rows, False, shape, key, value)
 
 
@@ -106,16 +106,28 @@ def raw_pages_fit(packed: Any, i: Any, table: Any, batch: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _memory_of(block: Any, i: Any, shape: Any, batch: Any, first: Any) -> Any:
+def memory_of(block: Any, i: Any, shape: Any, batch: Any, first: Any) -> Any:
     """The memory that a block of session i lies in."""
     starts, begins = batch.page_start[i], batch.first_memory[i]
     return page_of(block, batch.pages, starts, begins, len(first), shape.stripe_blocks)[0]
 
 
 @njit(**SERIAL)
-def _raw_page(m: Any, i: Any, page: Any, batch: Any, first: Any, page_size: Any) -> Any:
+def raw_page(m: Any, i: Any, page: Any, batch: Any, first: Any, page_size: Any) -> Any:
     """The element at which one of the pages of rows of session i in memory m begins."""
     return first[m] + np.int64(batch.raw_pages[i, m, page]) * page_size
+
+
+@njit(**INLINE)
+def raw_rows_of(packed: Any, block: Any, own: Any, block_size: Any) -> Any:
+    """(page, end): rows [0, end) of a block lie in the session's pages of rows, from number `page` on.
+
+    `own` is the block that the query is in.
+    """
+    page, end = np.int64(0), np.int64(block_size) if block == own else np.int64(0)
+    if block == 0 and own > 0:
+        page, end = -(-np.int64(block_size) // packed.raw_rows), np.int64(packed.fp16_sinks)
+    return page, end
 
 
 @njit(**SERIAL)
@@ -124,7 +136,7 @@ def _entries(
 ) -> Any:
     """(offset, raw_rows, rows, rotations) of one piece, as `attend_packed_head` takes them."""
     size, num_parts = np.int64(shape.block_size), np.int64(batch.num_parts[i])
-    page_size, each, sinks = page_elements(packed, shape), np.int64(packed.raw_rows), packed.fp16_sinks
+    page_size, each = page_elements(packed, shape), np.int64(packed.raw_rows)
     total, length = count_blocks(i, selection, size, batch, selections), max(1, PIECE_ROWS // size)
     own, half = batch.position[i] // size, batch.offset_cos.shape[1]
     low, high = piece * length, min(total, (piece + 1) * length)
@@ -132,17 +144,14 @@ def _entries(
     offset, raw_rows = np.empty(most, np.int64), np.empty(most, np.int64)
     rows, rotates = np.empty((3, most), np.int32), np.empty(most, np.uint8)
     cos, sin = np.empty((most, half), np.float32), np.empty((most, half), np.float32)
-    open_pages, count = -(-size // each), np.int64(0)
+    count = np.int64(0)
     for at in range(low, high):
         block = block_of(at, total, i, selection, size, batch, selections)
         where, m = (
             block_at(block, i, batch, shape.stripe_blocks, first, page_size),
-            _memory_of(block, i, shape, batch, first),
+            memory_of(block, i, shape, batch, first),
         )
-        # Rows up to `raw_end` lie in pages from number `page` on.
-        page, raw_end = np.int64(0), size if block == own else np.int64(0)
-        if block == 0 and own > 0:
-            page, raw_end = open_pages, np.int64(sinks)
+        page, raw_end = raw_rows_of(packed, block, own, size)
         for part in range(num_parts):
             begin = max(np.int64(0), batch.part_low[i, part] - block * size)
             end = min(size, batch.part_high[i, part] - block * size)
@@ -153,7 +162,7 @@ def _entries(
                 rows[2, count] = begin // each * each if is_raw else 0
                 raw_rows[count], offset[count] = each if is_raw else 0, where
                 if is_raw:
-                    offset[count] = _raw_page(m, i, page + begin // each, batch, first, page_size)
+                    offset[count] = raw_page(m, i, page + begin // each, batch, first, page_size)
                 rotates[count] = batch.part_rotates[i, part]
                 turn_angles(batch, i, part, block * size, size, cos[count], sin[count])
                 count, begin = count + 1, last

@@ -16,21 +16,12 @@ from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import Int32, Storage
 from moorage.workers.kv.operations import CloseBlock, Commit, CommitRow, Confirm
 from moorage.workers.kv.stripes import Stripes
-from moorage.workers.spec import KvLayout
 
 if TYPE_CHECKING:
     from moorage.kernels.decode_layer.packed import PackedMemory
 
 Failures = dict[int, MoorageError]
 """By session."""
-
-
-def attends_in_place(layout: KvLayout) -> bool:
-    """Whether a worker on a CPU attends generated tokens' blocks where they lie in the stores that it maps.
-
-    Single keys are selected from packed blocks by the stores.
-    """
-    return not (layout.is_packed and layout.anchor_type.codes_keys)
 
 
 class HostLayer(NamedTuple):

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moorage.workers.errors import MoorageError
 from moorage.workers.kv.appending import append_rows
-from moorage.workers.kv.host_memory import HostBlocks, HostMemory, attends_in_place
+from moorage.workers.kv.host_memory import HostBlocks, HostMemory
 from moorage.workers.kv.link import Link, gather
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.messages import (
@@ -242,7 +242,7 @@ class ShardedKv:
     def host_memory(self) -> HostMemory | None:
         """The stores' memory, where this process maps all of it and kernels read blocks where they lie."""
         shards = [link.shard for link in self.links if link.shard is not None]
-        if len(shards) < len(self.links) or not attends_in_place(shards[0].layout):
+        if len(shards) < len(self.links):
             return None
         return HostMemory(self.links, shards, self._tokens, self.first_shard)
 

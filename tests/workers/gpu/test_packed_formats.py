@@ -77,6 +77,12 @@ def assert_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().mean() < 1.5e-3
 
 
+KEPT = pytest.mark.parametrize(
+    ("axes", "anchors"),
+    [(FULL, AnchorType.QUEST), (SELECTED, AnchorType.QUEST), (KEYS, AnchorType.KEY_CODES)],
+    ids=["full", "blocks", "keys"],
+)
+"""What a session attends that is kept for later, and what its blocks are summarised by."""
 ANY_CHUNKS = ([1, 31, 64], [SIZE], [40, 7, 1, 50])
 
 
@@ -123,13 +129,13 @@ def test_blocks_are_seen_as_they_are_packed(new_of_each: Callable[..., Driver], 
     assert packed.stores[0].layout.page_kv_bytes < exact.stores[0].layout.page_kv_bytes
 
 
-@pytest.mark.parametrize("axes", [FULL, SELECTED], ids=["full", "selected"])
+@KEPT
 def test_a_session_goes_on_as_a_fresh_one_would(
-    new: Callable[..., Driver], model: TinyModel, axes: MemorySpec
+    new: Callable[..., Driver], model: TinyModel, axes: MemorySpec, anchors: AnchorType
 ) -> None:
     first, second = prompt_of(model), (*prompt_of(model)[:100], *prompt_of(model, 60, seed=1))
-    fresh = tokens_of(new().generate(second, axes, num_tokens=20))
-    driver = new()
+    fresh = tokens_of(new(anchor_type=anchors).generate(second, axes, num_tokens=20))
+    driver = new(anchor_type=anchors)
     driver.generate(first, axes, num_tokens=8, keep=True)
     driver.step(idles=(1,))
     for _ in range(2):
@@ -140,37 +146,48 @@ def test_a_session_goes_on_as_a_fresh_one_would(
     assert all(store.stats().free_pages == store.stats().num_pages for store in driver.stores)
 
 
-def test_forks_go_their_own_ways(new: Callable[..., Driver], model: TinyModel) -> None:
+@KEPT
+def test_forks_go_their_own_ways(
+    new: Callable[..., Driver], model: TinyModel, axes: MemorySpec, anchors: AnchorType
+) -> None:
+    def alone(prompt: tuple[int, ...]) -> list[tuple[int | None, float]]:
+        return tokens_of(new(anchor_type=anchors).generate(prompt, axes, num_tokens=20))
+
     first = prompt_of(model)
     whole = LENGTH // SIZE * SIZE
     others = {
         2: (*first[:whole], *prompt_of(model, 30, seed=2)),
         3: (*first[:whole], *prompt_of(model, 40, seed=3)),
     }
-    driver = new()
-    driver.generate(first, num_tokens=4, keep=True)
+    driver = new(anchor_type=anchors)
+    driver.generate(first, axes, num_tokens=4, keep=True)
     driver.step(idles=(1,))
     used = [store.stats().free_pages for store in driver.stores]
     driver.step(forks=tuple(ForkSession(1, session_id, whole // SIZE) for session_id in others))
     assert [store.stats().free_pages for store in driver.stores] == used, "a fork takes no page"
     for session_id, prompt in others.items():
-        found = driver.generate(prompt, continued=whole, session_id=session_id, keep=True, num_tokens=20)
-        assert tokens_of(found) == tokens_of(new().generate(prompt, num_tokens=20))
-    again = driver.generate(first, continued=whole, num_tokens=20)
-    assert tokens_of(again) == tokens_of(new().generate(first, num_tokens=20))
+        found = driver.generate(
+            prompt, axes, continued=whole, session_id=session_id, keep=True, num_tokens=20
+        )
+        assert tokens_of(found) == alone(prompt)
+    again = driver.generate(first, axes, continued=whole, num_tokens=20)
+    assert tokens_of(again) == alone(first)
 
 
-def test_a_session_comes_back_from_files(new: Callable[..., Driver], model: TinyModel, tmp_path: Any) -> None:
+@KEPT
+def test_a_session_comes_back_from_files(
+    new: Callable[..., Driver], model: TinyModel, tmp_path: Any, axes: MemorySpec, anchors: AnchorType
+) -> None:
     prompt, whole = prompt_of(model), LENGTH // SIZE * SIZE
-    driver, other = new(), new()
-    driver.generate(prompt, num_tokens=4, keep=True)
+    driver, other, fresh = (new(anchor_type=anchors) for _ in range(3))
+    driver.generate(prompt, axes, num_tokens=4, keep=True)
     driver.step(idles=(1,))
     checksums = [save_session(store, 1, tmp_path / str(at)) for at, store in enumerate(driver.stores)]
-    other.step(restores=(RestoreSession(7, whole // SIZE, LENGTH, FULL, 0),))
+    other.step(restores=(RestoreSession(7, whole // SIZE, LENGTH, axes, 0),))
     for at, store in enumerate(other.stores):
         load_session(store, 7, tmp_path / str(at), checksums[at])
-    found = other.generate(prompt, continued=whole, session_id=7, num_tokens=20)
-    assert tokens_of(found) == tokens_of(new().generate(prompt, num_tokens=20))
+    found = other.generate(prompt, axes, continued=whole, session_id=7, num_tokens=20)
+    assert tokens_of(found) == tokens_of(fresh.generate(prompt, axes, num_tokens=20))
 
 
 def test_verified_drafts_are_the_tokens_of_full_attention(

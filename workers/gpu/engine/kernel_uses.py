@@ -21,7 +21,6 @@ from moorage.workers.gpu.model.weights import resolve_dtype
 from moorage.workers.gpu.settings import WorkerSettings
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.gpu.transfer.copy_engine import as_storage_array
-from moorage.workers.kv.host_memory import attends_in_place
 from moorage.workers.spec import KvLayout
 
 
@@ -53,7 +52,7 @@ class KernelNeeds:
             str(resolve_dtype(settings.dtype, spec)).removeprefix("torch."),
             num_shards,
             on_cpu,
-            on_cpu and settings.engine.in_place and attends_in_place(settings.layout),
+            on_cpu and settings.engine.in_place,
             settings.engine.attend_on == "cpu",
         )
 

@@ -38,7 +38,9 @@ def generated(
 
 
 @pytest.mark.parametrize("positions", [Positions.ROPE, Positions.CLAMPED, Positions.DCA])
-@pytest.mark.parametrize(("kv_type", "num_shards"), [(KvType.FP32, 1), (KvType.FP16, 3)])
+@pytest.mark.parametrize(
+    ("kv_type", "num_shards"), [(KvType.FP32, 1), (KvType.FP16, 3), (KvType.INT8, 1), (KvType.NUQ3, 2)]
+)
 def test_in_place_as_from_the_stores(
     llama: TinyModel, positions: Positions, kv_type: KvType, num_shards: int
 ) -> None:
