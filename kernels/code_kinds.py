@@ -22,5 +22,5 @@ class CodeKind(StrEnum):
 
     @property
     def bits(self) -> int:
-        """Of a code."""
+        """Bits of a code."""
         return 4 if self in (CodeKind.INT4, CodeKind.TABLE4) else 8

@@ -37,7 +37,7 @@ def one_at_a_time(name: str) -> Iterator[None]:
 
 
 def _path(name: str) -> str:
-    """Of the lock's file. Installations that keep their kernels in different places do not wait for each other."""
+    """The path of the lock's file. Installations with kernels in different places do not wait for each other."""
     cache = zlib.crc32(f"{_PACKAGE} {os.environ.get('NUMBA_CACHE_DIR')}".encode())
     return os.path.join(tempfile.gettempdir(), f"moorage-{os.getuid()}-{name}-{cache:08x}.lock")
 

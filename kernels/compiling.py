@@ -73,17 +73,17 @@ class KernelDispatcher(CPUDispatcher):  # type: ignore[misc]  # Numba has no typ
         self._parts: dict[Any, Any] = {}
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
-        """For a caller whose types are inferred."""
+        """The template for a caller whose types are inferred."""
         with self._as_part():
             return super().get_call_template(args, kws)
 
     def get_compile_result(self, sig: Any) -> Any:
-        """For `unit_call`."""
+        """The compiled part for `unit_call`."""
         with self._as_part():
             return super().get_compile_result(sig)
 
     def get_overload(self, sig: Any) -> Any:
-        """For a caller that is translated."""
+        """The compiled part for a caller that is translated."""
         with self._as_part():
             return super().get_overload(sig)
 
@@ -110,7 +110,7 @@ class KernelDispatcher(CPUDispatcher):  # type: ignore[misc]  # Numba has no typ
 
 
 def njit(*, cache: bool, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """As `numba.njit` with options by name."""
+    """Compiles as `numba.njit` does, with options by name."""
 
     def decorate(function: Callable[..., Any]) -> KernelDispatcher:
         dispatcher = KernelDispatcher(

@@ -115,7 +115,7 @@ def _plain(spec: RopeSpec, rope: Fields) -> RopeSpec:
 
 
 def _factor(spec: RopeSpec, rope: Fields) -> RopeSpec:
-    """Of the types linear and dynamic."""
+    """Reads the types linear and dynamic."""
     return replace(spec, factor=rope.positive_float("factor"))
 
 

@@ -22,14 +22,14 @@ class ProcessFacts:
 
 
 def host_key() -> str:
-    """The same for two processes if a mailbox can join them: one boot, one network namespace, one user."""
+    """A text that two processes share if a mailbox can join them: one boot, one network namespace, one user."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot_id = file.read().strip()
     return f"{boot_id}:{os.stat('/proc/self/ns/net').st_ino}:{os.getuid()}"
 
 
 def own_facts() -> ProcessFacts:
-    """Of this process."""
+    """The facts of this process."""
     return ProcessFacts(host_key(), os.getpid(), os.getpriority(os.PRIO_PROCESS, 0))
 
 

@@ -23,7 +23,7 @@ def route(logits: Float64, per_token: int, normalized: bool) -> tuple[Int64, Flo
 
 
 def sum_experts(x: Float64, experts: Int64, weights: Float64, matrices: Float64) -> Float64:
-    """Of experts that multiply a row by a matrix each: matrices [E, D, D]."""
+    """The weighted sums of experts that multiply a row by a matrix each: matrices [E, D, D]."""
     out = np.zeros_like(x)
     for token, row in enumerate(x):
         for expert, weight in zip(experts[token], weights[token], strict=True):

@@ -14,5 +14,5 @@ def num_planes(dim: int) -> int:
 
 
 def code_bytes(num_kv_heads: int, block_size: int, dim: int) -> int:
-    """Of the codes of all keys of one block, and its mean values."""
+    """Bytes of the codes of all keys of one block, and of its mean values."""
     return num_kv_heads * (block_size * (num_planes(dim) + HALF_BYTES) + HALF_BYTES * dim)

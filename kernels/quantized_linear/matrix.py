@@ -93,7 +93,7 @@ class QuantizedMatrix:
 
     @property
     def device(self) -> torch.device:
-        """Of all tensors."""
+        """The device of all tensors."""
         return self.codes.device
 
     @property

@@ -13,7 +13,7 @@ def top_blocks(
     ids: NDArray[np.int32],
     top: NDArray[np.float32],
 ) -> NDArray[np.int32]:
-    """By a full stable sort of each row, in which NaN comes last."""
+    """The best of each row by a full stable sort, in which NaN comes last."""
     ids[:], top[:] = -1, -np.inf
     counts = np.zeros(len(scores), np.int32)
     for row, limit in enumerate(limits):

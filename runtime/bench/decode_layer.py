@@ -53,7 +53,7 @@ class Sessions:
 
     @property
     def bytes_read(self) -> int:
-        """Of one call: the anchors of all candidates, and the keys and values of what is attended."""
+        """Bytes that one call reads: the anchors of all candidates, and the keys and values of what is attended."""
         batch, row = self.batch, 2 * NUM_KV_HEADS * HEAD_DIM * 2
         candidates = int((batch.near_block - batch.num_sinks).sum())
         window = batch.position + 1 - batch.near_block.astype(np.int64) * BLOCK_SIZE

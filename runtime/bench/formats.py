@@ -35,7 +35,7 @@ class HeadShape(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> HeadShape:
-        """Of "8x4x128". Raises ValueError for anything else."""
+        """Reads a shape such as "8x4x128". Raises ValueError for anything else."""
         return cls(*(int(part) for part in text.split("x")))
 
     def __str__(self) -> str:

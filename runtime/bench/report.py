@@ -160,7 +160,7 @@ def print_falls(falls: Sequence[Fall], count: int, file: Path) -> None:
 
 
 def format_seconds(seconds: float) -> str:
-    """With the unit that suits it, three digits."""
+    """A time with the unit that suits it, in three digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

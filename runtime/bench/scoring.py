@@ -161,7 +161,7 @@ def _peers(layers: Layers, queries: Float32) -> dict[str, Subject]:
 
 
 def _faiss_indexes(layers: Layers) -> dict[str, list[list[object]]]:
-    """By kind, for each layer one index per KV head."""
+    """The indexes of each kind: for each layer one per KV head."""
     import faiss
 
     def fp16() -> object:

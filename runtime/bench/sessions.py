@@ -33,7 +33,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class FirstLife:
-    """Before the restart."""
+    """What was measured before the restart."""
 
     first: Asked
     second: Asked
@@ -50,7 +50,7 @@ class FirstLife:
 
 @dataclass(frozen=True, slots=True)
 class SecondLife:
-    """After the restart."""
+    """What was measured after the restart."""
 
     load_s: float
     rest: Asked
@@ -60,7 +60,7 @@ class SecondLife:
 
 @dataclass(frozen=True, slots=True)
 class SessionFigures:
-    """Of one document."""
+    """The figures of one document."""
 
     before: FirstLife
     after: SecondLife
@@ -72,7 +72,7 @@ class SessionFigures:
 
     @property
     def restart_part(self) -> float:
-        """As `second_part`, of the question after the restart, with the time to load."""
+        """As `second_part`, for the question after the restart, with the time to load."""
         return (self.after.load_s + self.after.again.ttft_s) / self.before.first.ttft_s
 
     @property

@@ -85,7 +85,7 @@ class Comparison:
         return sum(answer.token_s for answer in self.full) / sum(answer.token_s for answer in self.answers)
 
     def as_json(self) -> dict[str, float | int | str | None]:
-        """For machines."""
+        """The figures for machines."""
         return {
             "choice": self.choice,
             "context": self.context_tokens,
@@ -115,7 +115,7 @@ class Reader:
         self._tokenizer = TextTokenizer.load(config.model.path)
 
     def encode(self, text: str) -> list[int]:
-        """Without special tokens."""
+        """Token ids of a text, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -175,7 +175,7 @@ def run_verification(
     count: int,
     choices: dict[str, MemorySpec],
 ) -> Iterator[list[Comparison]]:
-    """After each of the numbered documents the comparisons so far, one for each choice and length.
+    """Yields after each document the comparisons so far, one for each choice and length.
 
     A round has one answer under each choice, in an order that rotates.
     """

@@ -59,7 +59,7 @@ class PromptFile:
 
     @property
     def ids(self) -> tuple[Id, ...]:
-        """Of all prompts, in the order of the file."""
+        """The ids of all prompts, in the order of the file."""
         return tuple(self._places)
 
     def read(self, prompt_id: Id) -> BatchPrompt:

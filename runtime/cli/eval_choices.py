@@ -58,7 +58,7 @@ class ChoiceOptions(SourceOptions):
         return parse_names(self.preset)
 
     def variants(self) -> list[Variant]:
-        """Those given, or the one that is measured without any."""
+        """The variants that were given, or the one that is measured without any."""
         from moorage.runtime.evals.fidelity.choices import PER_KV_HEAD
         from moorage.runtime.evals.variants import check_names, parse_variant
 

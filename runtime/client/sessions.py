@@ -16,7 +16,7 @@ from moorage.runtime.serving.sessions.records import SessionInfo
 
 
 class Sessions:
-    """Of a `Client`.
+    """The sessions of the server of a `Client`.
 
     >>> with Client() as client:
     ...     for session in client.sessions.list():
@@ -59,7 +59,7 @@ class Sessions:
 
 
 class AsyncSessions:
-    """Of an `AsyncClient`."""
+    """The sessions of the server of an `AsyncClient`."""
 
     def __init__(self, stub: MoorageStub, call: Callable[[Any, Any], Awaitable[Any]]) -> None:
         self._stub, self._call = stub, call

@@ -172,7 +172,7 @@ def _name(function: ast.expr) -> str:
 
 
 def _dedented(text: str) -> str:
-    """Without the indentation that a snippet brings from a page, or the prompt of an interactive session."""
+    """The text without the indentation of a snippet from a page, or the prompt of an interactive session."""
     lines = [line.removeprefix(">>> ").removeprefix("... ") for line in text.expandtabs().splitlines()]
     indents = [len(line) - len(line.lstrip()) for line in lines if line.strip()]
     return "\n".join(line[min(indents, default=0) :] for line in lines)

@@ -73,7 +73,7 @@ class Preset:
         return Settings(MemorySpec(self.name)).replace(self.differs)
 
     def selecting_blocks(self) -> Settings:
-        """The same where single keys can't be selected."""
+        """The same settings where single keys can't be selected."""
         return self.settings().replace({"topk_keys": 0} | dict(self.otherwise))
 
     def axes(self) -> dict[str, Any]:

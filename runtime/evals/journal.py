@@ -135,7 +135,7 @@ def _open_alone(path: Path) -> TextIO:
 
 
 def _as_read(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As the values come back from a file: lists for tuples, texts for names of choices."""
+    """The values as they come back from a file: lists for tuples, texts for names of choices."""
     read: dict[str, Any] = json.loads(json.dumps(values))
     return read
 

@@ -159,7 +159,7 @@ class Needle:
         )
 
     def _depth(self, text: int, number: int) -> float:
-        """Of a needle of a text that samples share; texts differ in it."""
+        """The depth of a needle of a text that samples share; texts differ in it."""
         texts = -(-self.samples // self.needles)
         return (number + (text + 0.5) / texts) / self.needles
 

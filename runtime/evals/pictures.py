@@ -72,7 +72,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def _is_by_length(points: Sequence[Point]) -> Iterable[bool]:
-    """For each task, whether it was measured at more than one length."""
+    """Whether each task was measured at more than one length."""
     for task in {point.task for point in points}:
         yield len({point.length for point in points if point.task == task}) > 1
 

@@ -90,7 +90,7 @@ class ByLength:
         )
 
     def settings(self) -> Mapping[str, Any]:
-        """Those of every part."""
+        """The settings of every part."""
         return self._settings
 
     def places(self) -> Sequence[Place]:
@@ -98,7 +98,7 @@ class ByLength:
         return [place for part in self._parts.values() for place in part.places()]
 
     def measure(self, place: Place, target: Target) -> Outcome:
-        """As the part of the place's length."""
+        """Measures as the part of the place's length does."""
         assert place.length is not None
         return self._parts[place.length].measure(place, target)
 

@@ -74,7 +74,7 @@ def deployment_of(config: ClusterConfig, model: ModelSpec) -> Deployment:
 
 
 def _longest_chunk(plan: Deployment) -> int:
-    """Of the automatic ones whose workspace costs no slot of `device_memory`, or the shortest."""
+    """The longest automatic chunk whose workspace costs no slot of `device_memory`, or the shortest chunk."""
     chunk = MOST_CHUNK
     while chunk > LEAST_CHUNK and plan.device_memory is not None:
         sizes = device_sizes(replace(plan, max_step_tokens=chunk, device_memory=None))

@@ -34,7 +34,7 @@ class RealModel:
 
     @property
     def file_name(self) -> str:
-        """Of the model file."""
+        """The name of the model file."""
         return Path(self.member).name
 
 

@@ -111,7 +111,7 @@ class Admission:
         return found
 
     def _wait_of(self, request: ScheduledRequest, place: int, num_running: int) -> Wait:
-        """Of the first request whose session is not in use; "queue" when the next step admits it."""
+        """The wait of the first request whose session is not in use; "queue" when the next step admits it."""
         if num_running >= self.limits.max_running:
             return Wait(request, "running", place)
         if self._lacks_device(request):

@@ -61,13 +61,13 @@ class Capacity:
     """Rings of the model's sliding-window layers; None without any."""
 
     def need(self, num_tokens: int, memory: MemorySpec) -> Resources:
-        """For a session of `num_tokens`, prompt and generated together, that starts at actor 0."""
+        """What a session of `num_tokens`, prompt and generated together, needs when it starts at actor 0."""
         slots = slots_per_layer(memory, self.layout, self.max_cached_block) * self.layout.num_layers
         pages = session_pages(self.layout, self.layout.num_blocks(num_tokens), self._stripes)
         return Resources(pages, slots, 0 if self.windows is None else 1)
 
     def idle(self, num_tokens: int) -> Resources:
-        """For the KV alone, and the ring, of an idle session of `num_tokens` that starts at actor 0."""
+        """What the KV and the ring of an idle session of `num_tokens` hold when it starts at actor 0."""
         whole = num_tokens // self.layout.block_size
         blocks = whole if self.layout.is_packed else self.layout.num_blocks(num_tokens)
         pages = session_pages(self.layout, blocks, self._stripes, is_written=False)

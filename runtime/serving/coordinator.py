@@ -130,7 +130,7 @@ class Coordinator:
         return self._loop.add(request)
 
     def score(self, params: ScoreParams) -> EventStream:
-        """As `generate`: log-probabilities of a text, in order, then Finished."""
+        """Queues as `generate` does: log-probabilities of a text, in order, then Finished."""
         return self.generate(
             GenerateParams(
                 params.tokens,

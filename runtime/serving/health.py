@@ -35,7 +35,7 @@ class Problem:
 
     @property
     def severity(self) -> int:
-        """Of several problems, the one with the largest severity is reported."""
+        """The rank of a problem: of several, the one with the largest severity is reported."""
         return 2 * self.fatal + self.fails_requests
 
 

@@ -94,7 +94,7 @@ def expected_waits(
 
 
 def running_requests(scheduler: Scheduler, requests: Mapping[str, Request]) -> tuple[RunningRequest, ...]:
-    """In order of admission."""
+    """The requests that run, in order of admission."""
     return tuple(
         RunningRequest(
             request_id=request_id,
@@ -114,7 +114,7 @@ def waiting_requests(
     expected_s: Sequence[float] | None,
     now_s: float,
 ) -> tuple[WaitingRequest, ...]:
-    """In order of admission; `expected_s` are the estimated waits from now on, in the same order."""
+    """The requests that wait, in order of admission; `expected_s` has their estimated waits from now on."""
     found = []
     for wait in scheduler.waits():
         request = requests[wait.request.request_id]

@@ -169,7 +169,7 @@ class Request:
         self.end(error)
 
     def fail_step(self, error: MoorageError) -> None:
-        """As `fail`, with an error of the worker, which names the request by its session."""
+        """Fails as `fail` does, with an error of the worker, which names the request by its session."""
         named = copy(error)
         named.args = (re.sub(rf"\bsession {self.session_id}\b", f"request {self.request_id}", str(error)),)
         self.fail(named)

@@ -236,7 +236,7 @@ class StepLoop:
         return None
 
     def _settle(self) -> None:
-        """Between two steps: removes requests that ended."""
+        """Removes requests that ended, between two steps."""
         while self._ended_requests:
             self._remove(self._ended_requests.pop(0))
 

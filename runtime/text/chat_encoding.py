@@ -141,7 +141,7 @@ class ChatEncoder:
         return letters not in str(self._tokenizer.normalizer.normalize_str(letters))
 
     def _stand_ins(self, values: Any) -> dict[str, str]:
-        """For each character that needs one a stand-in that occurs nowhere."""
+        """A stand-in that occurs nowhere, for each character that needs one."""
         firsts = sorted(
             {text[at] for text in _strings(values) for at in self._guarded_places(text, self._spelled)}
         )

@@ -67,7 +67,7 @@ def _folder(folder: Path) -> Document:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """In the order of their names; hidden files and folders are left out, and links are not followed."""
+    """The files in the order of their names; hidden files and folders are left out, and links are not followed."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.is_symlink():
             continue

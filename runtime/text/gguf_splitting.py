@@ -25,7 +25,7 @@ class Splitting:
     """Whether BOS is added where the file says nothing about it."""
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
-        """Of the library."""
+        """The pre-tokenizer of the library `tokenizers`."""
         steps: list[pre_tokenizers.PreTokenizer] = [
             pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns
         ]
@@ -35,7 +35,7 @@ class Splitting:
         return pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
 
     def normalizer(self) -> normalizers.Normalizer | None:
-        """Of the library."""
+        """The normalizer of the library `tokenizers`."""
         return normalizers.NFC() if self.nfc else None
 
 

@@ -88,7 +88,7 @@ class Grammars:
         return await asyncio.to_thread(self.compile, grammar)
 
     def compile(self, grammar: Grammar) -> Guide:
-        """The same in this thread."""
+        """Compiles in this thread."""
         from llguidance import LLMatcher
 
         check_grammar(grammar)

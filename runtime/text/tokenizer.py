@@ -43,7 +43,7 @@ class TextTokenizer:
 
     @classmethod
     def load(cls, model_dir: str | Path) -> Self:
-        """From tokenizer.json and the files beside it (see `read_tokenizer_files`), or from a GGUF file.
+        """Reads tokenizer.json and the files beside it (see `read_tokenizer_files`), or a GGUF file.
 
         Raises InvalidModel with the file that is missing or can't be read.
         """
@@ -138,7 +138,7 @@ class TextTokenizer:
         return chat.template.source if chat is not None and chat.template.takes_tools else None
 
     def added_ids_of(self, texts: Iterable[str]) -> dict[str, int]:
-        """Those of `texts` that are added tokens, special or not, with their ids."""
+        """The ids of those `texts` that are added tokens, special or not."""
         added = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items()}
         return {text: added[text] for text in texts if text in added}
 

@@ -45,7 +45,7 @@ def read_whole_header(file: Path) -> GgufHeader:
 
 
 def parse_files(files: Sequence[Path], most_shown: int = _FEW) -> list[GgufHeader | InvalidModel]:
-    """For each file its header, or what is wrong with it in one line; one process parses all of them.
+    """The header of each file, or what is wrong with it in one line; one process parses all of them.
 
     `most_shown` is the length of arrays above which only their length is returned.
     """

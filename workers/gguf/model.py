@@ -29,7 +29,7 @@ class GgufModel:
 
     @property
     def architecture(self) -> str:
-        """As llama.cpp calls it."""
+        """The name of the architecture in llama.cpp."""
         return str(self.values.get("general.architecture", ""))
 
 

@@ -118,12 +118,12 @@ class KvActor:
         return self._jobs.outcome(number)
 
     def stats(self) -> StoreStats:
-        """As `KvStore.stats`."""
+        """See `KvStore.stats`."""
         with self._lock:
             return self._store.stats()
 
     def check_integrity(self) -> None:
-        """As `KvStore.check_integrity`."""
+        """See `KvStore.check_integrity`."""
         with self._lock:
             self._store.check_integrity()
 

@@ -9,7 +9,7 @@ from moorage.workers.errors import InvalidConfig
 
 
 def bind_to(cpus: Sequence[int]) -> None:
-    """From now on this thread, and every thread that it starts, runs on `cpus` alone.
+    """Runs this thread, and every thread that it starts from now on, on `cpus` alone.
 
     Raises InvalidConfig when none of them is there or allowed.
     """

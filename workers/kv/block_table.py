@@ -57,7 +57,7 @@ class BlockTable:
         self.check_rows(layer, position, position + 1, block_size)
 
     def begin_row(self, position: int, block_size: int) -> None:
-        """From now on the row at `position`, which is yet to be written, counts as the last in all layers."""
+        """Counts the row at `position`, which is yet to be written, as the last in all layers."""
         self.check_row(position, block_size)
         self.num_tokens = [position + 1] * len(self.num_tokens)
         self.raw.block = [position // block_size] * len(self.num_tokens)

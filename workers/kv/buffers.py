@@ -18,7 +18,7 @@ class Buffers:
         self._scratch: Float32 = np.empty(0, np.float32)
 
     def scratch(self, size: int) -> Float32:
-        """At least `size` elements, for one call alone."""
+        """A buffer of at least `size` elements, for one call alone."""
         if self._scratch.size < size:
             self._scratch = np.empty(size, np.float32)
         return self._scratch

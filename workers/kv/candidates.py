@@ -52,7 +52,7 @@ class Candidates(NamedTuple):
 
 
 def candidates_of(asked: Asked) -> Candidates:
-    """Those of a request, of which the session's sealed blocks and its preselection leave some."""
+    """The candidates that the session's sealed blocks and its preselection leave of a request's."""
     request, pages, num_sealed, preselection = asked
     first = request.first
     if len(request.limits) == 1 and preselection is None:

@@ -28,7 +28,7 @@ _NO_ARRAY = bytes(_ARRAY.size)
 
 
 class Codec(Protocol):
-    """Of one type."""
+    """Encodes and decodes values of one type."""
 
     def encode(self, value: Any, arrays: list[Array]) -> bytes:
         """The bytes of `value`, whose arrays are appended to `arrays`."""
@@ -38,7 +38,7 @@ class Codec(Protocol):
 
 
 class RecordCodec:
-    """Of a type whose bytes are always as many."""
+    """The codec of a type whose values always take as many bytes."""
 
     def __init__(self, kind: Any) -> None:
         """Raises TypeError for a type that can't travel."""
@@ -64,7 +64,7 @@ class RecordCodec:
 
 
 class ListCodec:
-    """Of a list of one type, as a whole message or as the only field of one: its length tells how many there are."""
+    """The codec of a list, a whole message or the only field of one: its length tells how many elements there are."""
 
     def __init__(self, kind: Any, make: Callable[[list[Any]], Any], only: str) -> None:
         """`make` turns the list into the message, whose attribute `only` it is; the message itself if empty."""

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Dispatch:
-    """Of one link. An operation without a reply that fails is told about in the next reply for its session."""
+    """Carries the operations of one link. The next reply for a session tells of a failed one without a reply."""
 
     def __init__(self, store: KvStore) -> None:
         self._store = store

@@ -41,7 +41,7 @@ class Run(NamedTuple):
 
 
 class KeyScorer:
-    """Of one arena; holds nothing of any session."""
+    """Selects single keys of one arena; it holds nothing of any session."""
 
     def __init__(self, arena: Arena, packed: PackedRows | None) -> None:
         self._arena, self._layout, self._packed = arena, arena.layout, packed
@@ -67,7 +67,7 @@ class KeyScorer:
         return KeyReply(positions, scores, self._rows(wanted, session))
 
     def _runs(self, request: KeyRequest, session: ShardSession) -> list[Run]:
-        """At least one."""
+        """The runs of candidates, at least one."""
         bounds = np.minimum(request.bounds, session.num_sealed[request.layer])
         return [
             Run(int(begin) * self._layout.block_size, session.table.pages[begin:end], queries)

@@ -25,7 +25,7 @@ Halves = NDArray[np.uint16]
 
 
 class PackedRows:
-    """Of one arena; holds nothing of any session."""
+    """Writes and reads the packed rows of one arena; it holds nothing of any session."""
 
     def __init__(self, arena: Arena, codec: PackedCodec, anchors: AnchorBuilder) -> None:
         self._arena, self._layout, self._codec, self._anchors = arena, arena.layout, codec, anchors

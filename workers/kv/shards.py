@@ -150,7 +150,7 @@ class ShardedKv:
         self._each(session_id, lambda link, shard: link.call(Restore(session_id, *parts[shard])))
 
     def _parts_of(self, num_blocks: int, num_rest: int) -> list[tuple[int, int]]:
-        """By shard: how many of the first blocks it has, and how many tokens of the block after them."""
+        """Of each shard, how many of the first blocks it has, and how many tokens of the block after them."""
         last, _ = self._blocks.place(num_blocks)
         return [
             (self._blocks.count(num_blocks, shard), num_rest if shard == last else 0)

@@ -79,7 +79,7 @@ class DualChunkSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """In what one layer may differ from the others."""
+    """What one layer may have otherwise than the others."""
 
     window: int | None = None
     """Tokens that a query attends at most, its own included (sliding window); None is all."""

@@ -73,7 +73,7 @@ class BlockShape(NamedTuple):
 
     @property
     def num_elements(self) -> int:
-        """Of its keys and values."""
+        """Elements of its keys and values."""
         return 2 * self.num_kv_heads * self.block_size * self.head_dim
 
 
@@ -89,7 +89,7 @@ class BlockSizes(Protocol):
         """Whether blocks lie in memory as they are decoded; otherwise they are packed."""
 
     def block_bytes(self, shape: BlockShape, calibrated: bool = False) -> int:
-        """Of a block as stored; `calibrated` says that a quantizer has statistics of keys."""
+        """Bytes of a block as stored; `calibrated` says that a quantizer has statistics of keys."""
 
     def quantizer_bytes(self, num_layers: int, shape: BlockShape) -> int:
         """Bytes of the quantizers of all layers."""
@@ -136,7 +136,7 @@ class KvLayout(StoreSpec, KvShape):
 
     @property
     def element_bytes(self) -> int:
-        """Of an element of a decoded block or of an anchor."""
+        """Bytes of an element of a decoded block or of an anchor."""
         return _ELEMENT_BYTES[self.element]
 
     @property

@@ -49,7 +49,7 @@ class KeyRecord:
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> KeyRecord:
-        """From an entry of the file. Raises ValueError, TypeError or KeyError for what is none."""
+        """Reads an entry of the file. Raises ValueError, TypeError or KeyError for what is none."""
         names = [field.name for field in fields(TenantLimits)]
         limits = {name: entry[name] for name in names if name in entry}
         for name, value in limits.items():
@@ -59,7 +59,7 @@ class KeyRecord:
         return cls(**rest, limits=TenantLimits(**limits))
 
     def entry(self) -> dict[str, Any]:
-        """As the file has it: limits stand beside the other fields, where there are any."""
+        """The entry of the file: limits stand beside the other fields, where there are any."""
         limits = {name: value for name, value in asdict(self.limits).items() if value is not None}
         return {"name": self.name, "sha256": self.sha256, "created": self.created, **limits}
 

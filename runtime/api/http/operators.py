@@ -30,7 +30,7 @@ async def health() -> dict[str, str]:
 
 @router.get("/ping", include_in_schema=False)
 async def ping() -> dict[str, str]:
-    """As `/health`."""
+    """Answers as `/health` does."""
     return {"status": "ok"}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """As people write them."""
+    """The options as people write them."""
 
     shape: str = "internlm2.5-7b"
     device: str = "cuda"

@@ -53,7 +53,7 @@ class Case:
 
     @property
     def row_name(self) -> str:
-        """As its row is called."""
+        """The name of the row."""
         name = self.method.name
         return name if self.kind is Kind.PREFILL else f"decode-{name}-b{self.batch}"
 

@@ -59,7 +59,7 @@ class Ratios:
 
 
 def ratios(figures: Figures, peer: Figures) -> Ratios:
-    """Of one engine to another at the same length."""
+    """The ratios of one engine to another at the same length."""
     prefill = None
     if figures.prefill_s is not None and peer.prefill_s is not None:
         prefill = peer.prefill_s / figures.prefill_s
@@ -67,7 +67,7 @@ def ratios(figures: Figures, peer: Figures) -> Ratios:
 
 
 def ratios_to_peers(figures: Figures, rows: Sequence[Figures]) -> dict[str, Ratios]:
-    """To every peer that was measured at the same length; nothing for a peer itself."""
+    """The ratios to every peer that was measured at the same length; nothing for a peer itself."""
     if figures.name in PEERS:
         return {}
     return {

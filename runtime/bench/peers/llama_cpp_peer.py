@@ -52,7 +52,7 @@ class LlamaCppPeer:
             )
 
     def prefill(self, token_ids: Sequence[int]) -> int:
-        """In batches."""
+        """Prefills in batches."""
         for start in range(0, len(token_ids), BATCH_TOKENS):
             self._process(token_ids[start : start + BATCH_TOKENS])
         return self._likeliest()

@@ -56,7 +56,7 @@ class MooragePeer:
         self._held, self._max_tokens = 0, max_tokens
 
     def prefill(self, token_ids: Sequence[int]) -> int:
-        """In chunks of a step, as a server does."""
+        """Prefills in chunks of a step, as a server does."""
         self._open(len(token_ids))
         self.part_s, token = {}, None
         for start in range(0, len(token_ids), self._chunk):

@@ -16,7 +16,7 @@ class PeerText:
         self._tokenizer = TextTokenizer.load(model)
 
     def encode(self, text: str) -> list[int]:
-        """Without special tokens."""
+        """Token ids of a text, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:

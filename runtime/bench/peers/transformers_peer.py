@@ -38,7 +38,7 @@ class TransformersPeer:
         self._cache = DynamicCache()
 
     def prefill(self, token_ids: Sequence[int]) -> int:
-        """In one call, which attends without a mask: that is its fastest way."""
+        """Prefills in one call, which attends without a mask: that is the fastest way of transformers."""
         return self._forward(token_ids)
 
     def fill(self, num_tokens: int) -> None:

@@ -25,7 +25,7 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Spread | None:
-        """Of times in seconds; None where there are none."""
+        """The spread of times in seconds; None where there are none."""
         if not seconds:
             return None
         times = 1000 * np.asarray(seconds)
@@ -35,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of all requests of a run."""
+    """The figures of all requests of a run."""
 
     completed: int
     failed: Mapping[str, int]
@@ -92,7 +92,7 @@ class Figures:
 
 
 def figures_of(served: Sequence[Served], duration_s: float, limits: Limits) -> Figures:
-    """Of what the clients of one run saw, which took `duration_s`."""
+    """The figures of what the clients of one run saw, which took `duration_s`."""
     done = [one for one in served if not one.error]
     failed: dict[str, int] = {}
     for one in served:

@@ -52,7 +52,7 @@ class Choice:
 
     @property
     def index_bytes(self) -> float:
-        """Of anchors and codes, for each key and KV head of a layer."""
+        """Bytes of anchors and codes, for each key and KV head of a layer."""
         layout = self.layout
         return layout.page_anchor_bytes / (layout.block_size * layout.num_layers * layout.num_kv_heads)
 
@@ -72,7 +72,7 @@ class Frame:
     """Whether a choice prefills as it is configured; otherwise every prompt is prefilled exactly."""
 
     def settings(self) -> dict[str, Any]:
-        """By name."""
+        """The settings, by name."""
         exact = {} if self.prefill else {"execution_block": 0}
         return {"sinks": self.sinks, "window": self.window, "dense_until": 0, "recall_every": 0} | exact
 

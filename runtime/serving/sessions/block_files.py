@@ -22,7 +22,7 @@ class BlockFiles(Protocol):
 
 
 class LocalBlockFiles:
-    """Of stores in this process."""
+    """The block files of stores in this process."""
 
     def __init__(self, stores: Sequence[KvStore]) -> None:
         self._stores = tuple(stores)

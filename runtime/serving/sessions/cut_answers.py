@@ -30,7 +30,7 @@ class Stored(Protocol):
 
     @property
     def token_ids(self) -> TokenIds:
-        """Of the prompt, then of the answer, whose keys and values are stored."""
+        """Tokens of the prompt, then of the answer, whose keys and values are stored."""
 
     @property
     def prompt_tokens(self) -> int:

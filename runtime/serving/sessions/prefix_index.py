@@ -31,12 +31,12 @@ class PrefixIndex:
         return len(self._holders)
 
     def add(self, session: Indexed) -> None:
-        """From now on the session is found by its blocks."""
+        """Lets the session be found by its blocks from now on."""
         for digest in session.digests:
             self._holders.setdefault(digest, set()).add(session.session_id)
 
     def remove(self, session: Indexed) -> None:
-        """From now on it is not."""
+        """Lets the session be found no longer."""
         for digest in session.digests:
             holders = self._holders[digest]
             holders.discard(session.session_id)
@@ -44,7 +44,7 @@ class PrefixIndex:
                 del self._holders[digest]
 
     def longest(self, digests: Sequence[bytes], sessions: Iterable[S]) -> list[S]:
-        """Those of `sessions` with the most first blocks of a chain, the last of them first; none without any."""
+        """The `sessions` with the most first blocks of a chain, the last of them first; none without any."""
         low, high = 0, len(digests)
         while low < high:  # A session that has a block has all blocks before it.
             middle = (low + high + 1) // 2

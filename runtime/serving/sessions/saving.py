@@ -172,7 +172,7 @@ class SavedSessions:
         return replace(copy, stored=held.stored, resources=rest)
 
     def _for_idle(self, tokens: TokenIds, first_actor: int) -> Resources:
-        """For the KV of an idle session alone."""
+        """What the KV of an idle session holds, without its ring."""
         return replace(self._capacity.idle(len(tokens)), rings=0).starting_at(first_actor)
 
     async def _write(self, key: str, copy: IdleSession) -> None:

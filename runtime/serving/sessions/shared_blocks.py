@@ -34,11 +34,11 @@ class SharedBlocks:
 
     @property
     def resources(self) -> Resources:
-        """Of these blocks alone."""
+        """Resources of these blocks alone."""
         return self.first_blocks(self.end).minus(self.first_blocks(self.start))
 
     def first(self, num_tokens: int) -> Resources:
-        """Of the blocks of the chain that the first `num_tokens` fill."""
+        """Resources of the blocks of the chain that the first `num_tokens` fill."""
         return self.first_blocks(min(num_tokens // self.block_size, self.end))
 
     def chain(self) -> Iterator[SharedBlocks]:
@@ -84,7 +84,7 @@ class Holder(Protocol):
 
     @property
     def resources(self) -> Resources:
-        """Of what it holds alone."""
+        """Resources that it holds alone."""
 
     @property
     def shared(self) -> SharedBlocks | None:

@@ -71,7 +71,7 @@ class Manifest:
 
     @property
     def num_bytes(self) -> int:
-        """Of all block files."""
+        """Bytes of all block files."""
         return sum(file.num_bytes for file in self.files)
 
 

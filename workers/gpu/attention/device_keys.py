@@ -49,7 +49,7 @@ class DeviceKeys:
         near: Mapping[int, Partial],
         guard: SessionGuard,
     ) -> dict[int, FoundKeys]:
-        """By row; none of a session that fails, as `guard` then records. `near` is attention to sinks and window.
+        """The keys by row; none of a session that fails, as `guard` then records. `near` attended sinks and window.
 
         One question to each store and round is about all sessions, unless one of them fails.
         """
@@ -72,7 +72,7 @@ class DeviceKeys:
         return found
 
     def _together(self, requests: dict[int, KeyRequest]) -> dict[int, FoundKeys]:
-        """By row; empty for one session, and where a session fails: each finds its own failure alone."""
+        """The keys by row; none for one session, and none where one fails: each finds its own failure alone."""
         if len(requests) < 2:
             return {}
         try:

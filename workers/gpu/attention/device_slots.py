@@ -142,7 +142,7 @@ class DeviceSlotAttention:
         return write
 
     def _select(self, layer: int, queries: LayerQueries, batch: DecodeBatch) -> list[Selection]:
-        """By row; no blocks of sessions that select single keys in this layer."""
+        """The selections by row; no blocks of sessions that select single keys in this layer."""
         selected: list[Selection] = [NO_BLOCKS] * len(batch.steps)
         asking = [step for step in batch.live() if not selects_keys(step, layer)]
         for step, ids in zip(asking, self._selector.select(layer, queries, asking, batch.guard), strict=True):

@@ -14,7 +14,7 @@ from moorage.workers.kv.host_memory import HostMemory
 
 
 class HostGeometry:
-    """Of sessions in layers that share a rotary cache; its arrays are used again in each step.
+    """Arrays of sessions in layers that share a rotary cache; they are used again in each step.
 
     A session that comes several times has as many positions in a step.
     """

@@ -38,7 +38,7 @@ MOST_GROUPS = 16
 
 
 class HostMemoryAttention:
-    """For a worker on a CPU that maps every store."""
+    """The backend of a worker on a CPU that maps every store."""
 
     def __init__(self, parts: DecodeParts, host: HostMemory, model: ModelSpec, stripe_blocks: int) -> None:
         self._parts, self._host, self._model = parts, host, model

@@ -88,7 +88,7 @@ class CompiledSelections:
                 guard.run(step.session, partial(self._host.confirm, step.session.session_id))
 
     def of_layer(self, layer: int) -> Selections:
-        """Of one layer."""
+        """The selections of one layer."""
         return self._layers[layer]
 
     def selected(self, layer: int, row: int, step: DecodeStep) -> Selection:
@@ -122,7 +122,7 @@ class AllBlocks:
         self._selections.window_first[:] = [step.ranges.num_sinks for step in steps]
 
     def of_layer(self, layer: int) -> Selections:
-        """Of one layer."""
+        """The selections of one layer."""
         del layer
         return self._selections
 

@@ -53,12 +53,12 @@ class TokenQuery:
 
     @property
     def position(self) -> int:
-        """Of the query."""
+        """The position of the query."""
         return self.step.ranges.position
 
     @property
     def session_id(self) -> int:
-        """Of its session."""
+        """The id of its session."""
         return self.step.session.session_id
 
     def of_heads(self, first: int, end: int, kv_head: int) -> TokenQuery:
@@ -84,7 +84,7 @@ class TokenQuery:
         return entry_lse(self.query.plain, memory, **self._arguments(slots, blocks))
 
     def _arguments(self, slots: Int32, blocks: AttentionBlocks) -> dict[str, Any]:
-        """Of the kernels in `kernels.block_attention`, beside the query and the memory."""
+        """The arguments of the kernels in `kernels.block_attention`, beside the query and the memory."""
         blocks = self.rotary.with_angles(self.position, blocks)
         return {
             "slot": slots,

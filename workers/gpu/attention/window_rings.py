@@ -47,7 +47,7 @@ class WindowLayers:
 
     @classmethod
     def of(cls, model: ModelSpec) -> WindowLayers:
-        """Those of `model`, in the order of its layers."""
+        """The layers of `model` that attend a window, in their order."""
         found = []
         for index in model.window_layers:
             layer = model.layer(index)

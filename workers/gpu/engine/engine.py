@@ -159,7 +159,7 @@ class Engine:
             session.rotations = self._table.rotations.of_session(memory, length)
 
     def _recover(self, plan: StepPlan) -> None:
-        """After a step that raised half-way: no trace of its sessions is left, and the slots of the others agree."""
+        """Removes the sessions of a step that raised half-way, and checks that the slots of the others agree."""
         self._timer.take()
         touched = [*plan.opens, *plan.segments]
         try:

@@ -88,7 +88,7 @@ class ForwardPass:
     def _each_alone(
         self, steps: Sequence[SessionStep], first: Exception, failed: Failures
     ) -> list[SegmentResult]:
-        """After a pass over all that raised `first`. Raises it again when no session gets through alone."""
+        """Runs each session alone after a pass over all raised `first`; raises that when none gets through."""
         results: list[SegmentResult] = []
         for step in steps:
             session_id = step.segment.session_id

@@ -43,7 +43,7 @@ class KernelNeeds:
 
     @staticmethod
     def of(settings: WorkerSettings, device: torch.device, num_shards: int) -> KernelNeeds:
-        """Of a worker on `device`."""
+        """The needs of a worker on `device`."""
         spec, on_cpu = settings.spec, device.type == "cpu"
         return KernelNeeds(
             settings.layout,
@@ -132,6 +132,6 @@ def _attend_copied(layout: KvLayout, group_size: int, rotary_dim: int) -> None:
 
 
 def _rotations(layout: KvLayout, half: int) -> Rotations:
-    """Of one entry, as `attend_resident` takes them."""
+    """Rotations of one entry, as `attend_resident` takes them."""
     angles, offsets = np.zeros((1, half), np.float32), np.zeros((layout.block_size, half), np.float32)
     return angles, angles, np.ones(1, np.uint8), offsets, offsets

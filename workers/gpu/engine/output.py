@@ -96,7 +96,7 @@ class OutputStage:
     def _draw(
         self, hidden: torch.Tensor, ends: Sequence[int], steps: Sequence[SessionStep]
     ) -> list[tuple[Sampled, ...]]:
-        """Of each step what its last tokens give."""
+        """What the last tokens of each step give."""
         asked = [step.sample_rows for step in steps]
         rows = [row for some in asked for row in some]
         if not rows:

@@ -59,7 +59,7 @@ class PartTimer:
 
 
 def least_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Of some runs, after one that compiles and warms up; with the device's own time and the host's for its calls."""
+    """The least time of some runs on device and host, after one run that compiles and warms up."""
     found = []
     for _ in range(_ROUNDS + 1):
         start = time.perf_counter()

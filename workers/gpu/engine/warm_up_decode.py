@@ -50,7 +50,7 @@ def decode_uses(layout: KvLayout, group_size: int, rotary_dim: int) -> list[Call
 
 
 def _in_all_ways(layout: KvLayout, group_size: int, half: int, call: Callable[[_Step], None]) -> None:
-    """For one session, and for as many as there are threads: on one thread, and in parallel."""
+    """Calls for one session, and for as many as there are threads: on one thread, and in parallel."""
     for count in (1, num_workers(_EVERYTHING)):
         arena = Arena(layout, count)
         step = _first_step(arena, layout, group_size, half, count)
@@ -75,7 +75,7 @@ def _plan() -> None:
 
 
 def _first_step(arena: Arena, layout: KvLayout, group_size: int, half: int, count: int) -> _Step:
-    """Of `count` sessions, each of which has a page of its own."""
+    """The first step of `count` sessions, each of which has a page of its own."""
     heads, kind = layout.num_kv_heads * group_size, layout.anchor_type
     shape = LayerShape(
         layout.num_kv_heads,

@@ -144,7 +144,7 @@ class PublishedModel:
     claim: Claim | None = None
 
     def config(self) -> dict[str, object]:
-        """As config.json has them; the type is bfloat16 unless `other_keys` says another one."""
+        """The keys of config.json; the type is bfloat16 unless `other_keys` says another one."""
         return {
             "num_hidden_layers": self.num_hidden_layers,
             "hidden_size": self.hidden_size,

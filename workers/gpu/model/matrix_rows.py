@@ -28,7 +28,7 @@ class MatrixRows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the part."""
+        """The shape of the part."""
         inner = (self.num_rows, self.matrix.shape[1])
         return (len(self.begins), *inner) if self.is_stack else inner
 

@@ -53,7 +53,7 @@ class Slot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """The shape of the tensor."""
         return (sum(target.shape[0] for target in self.targets), *self.targets[0].shape[1:])
 
     def fill(self, tensor: Tensor) -> None:
@@ -81,7 +81,7 @@ class ExpertsSlot:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """The shape of the tensor."""
         number, _, *inner = self.targets[0].shape
         rows = sum(target.shape[1] for target in self.targets)
         return (number, *inner, rows) if self.held.transposed else (number, rows, *inner)

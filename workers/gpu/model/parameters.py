@@ -33,7 +33,7 @@ class MlpWeights:
 
     @property
     def device(self) -> torch.device:
-        """Of all tensors."""
+        """The device of all tensors."""
         return next(tensors_of(self.gate_up)).device
 
     def to(self, device: torch.device) -> MlpWeights:

@@ -100,7 +100,7 @@ def part_shapes(spec: ModelSpec, layer: LayerSpec | None = None) -> dict[Part, S
 
 
 def qk_norm_shapes(spec: ModelSpec) -> dict[Part, Shape]:
-    """Of the norms of queries and keys; empty where a model has none."""
+    """Shapes of the norms of queries and keys; empty where a model has none."""
     query, key = spec.num_heads, spec.num_kv_heads
     match spec.qk_norm:
         case QkNorm.NONE:

@@ -39,7 +39,7 @@ class AttentionBlocks(NamedTuple):
         return AttentionBlocks.of((self, other))
 
     def only(self, selected: NDArray[np.bool_]) -> AttentionBlocks:
-        """Those of the entries."""
+        """The `selected` entries."""
         return AttentionBlocks._make(array[selected] for array in self)
 
     def after(self, count: int) -> AttentionBlocks:

@@ -45,7 +45,7 @@ class DecodeQuery:
         return self.plain.cpu() if self.copied is None else self.copied()
 
     def of_heads(self, first: int, end: int) -> DecodeQuery:
-        """Of query heads [first, end)."""
+        """The query of query heads [first, end)."""
         turned = None if self.turned is None else self.turned[:, first:end].contiguous()
         return DecodeQuery(self.plain[first:end], turned, lambda: self.on_host()[first:end])
 
@@ -108,7 +108,7 @@ class RotaryTables:
         scale: float,
         softcap: float = 0.0,
     ) -> Partial:
-        """As `kernels.block_attention.attend_blocks`, for `queries` that `turn` made; launches and returns."""
+        """Launches what `kernels.block_attention.attend_blocks` computes, for `queries` that `turn` made."""
         from moorage.kernels.block_attention import triton
 
         count = len(slots)

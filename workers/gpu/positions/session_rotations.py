@@ -29,7 +29,7 @@ class SessionRotations:
         return self._cache(session_view(self._rope, memory, seq_len), memory)
 
     def of_layers(self, memory: MemorySpec) -> dict[int, RotaryCache]:
-        """By stored layer, of those that rotate by an embedding of their own, or not at all.
+        """The caches of stored layers that rotate by an embedding of their own, or not at all, by layer.
 
         Every key stands at its own position there, whatever the scheme of the session, and angles do not follow a
         length. Layers of one embedding share a cache.
@@ -64,7 +64,7 @@ class SessionRotations:
 
 
 def _own_ropes(model: ModelSpec) -> dict[int, RopeSpec]:
-    """By stored layer; without rotation all angles are 0."""
+    """The embeddings of stored layers that have their own; without rotation all angles are 0."""
     found = {}
     for at, index in enumerate(model.stored_layers):
         layer = model.layer(index)

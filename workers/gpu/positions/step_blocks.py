@@ -15,7 +15,7 @@ Int32 = NDArray[np.int32]
 
 @dataclass(slots=True)
 class StepBlocks:
-    """Of one step, the same in all layers."""
+    """The blocks that a query of one step attends; those not selected are the same in all layers."""
 
     ranges: BlockRanges
     window: AttentionBlocks
@@ -27,7 +27,7 @@ class StepBlocks:
 
     @classmethod
     def of(cls, ranges: BlockRanges, rotary: RotaryCache, num_selected: int) -> StepBlocks:
-        """Those of the query of `ranges`, which will probably attend `num_selected` blocks beside."""
+        """The blocks for the query of `ranges`, which will probably attend `num_selected` blocks beside."""
         if rotary.clamped and num_selected:
             known = rotary.clamped_blocks(ranges, num_selected)
             blocks = known.after(num_selected)

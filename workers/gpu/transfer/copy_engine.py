@@ -68,7 +68,7 @@ def as_storage_array(blocks: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.fl
 
 
 class DirectCopyEngine:
-    """On a CPU the store's memory and the device's are one: the calling thread copies at once."""
+    """Copies on a CPU, where store and device share one memory: the calling thread copies at once."""
 
     overlaps = False
 

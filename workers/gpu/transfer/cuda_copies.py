@@ -69,7 +69,7 @@ class CudaCopies:
         staging_blocks: int,
         dma_bytes: int | None = None,
     ) -> CudaCopies:
-        """With a staging ring of two times `staging_blocks`."""
+        """Copies with a staging ring of two times `staging_blocks`."""
         shape = (2, staging_blocks, 2, layout.num_kv_heads, layout.block_size, layout.head_dim)
         dtype = storage_dtype(layout.kv_type)
         return cls(kv, device, torch.empty(shape, dtype=dtype, pin_memory=True), dma_bytes)

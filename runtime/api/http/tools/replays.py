@@ -44,7 +44,7 @@ class Replays:
             self._num_tokens -= len(dropped.token_ids)
 
     def said(self, messages: Sequence[Message]) -> dict[int, Sequence[int]]:
-        """By the place of each message that is an answer unchanged: its tokens."""
+        """The tokens of each message that is an answer unchanged, by the message's place."""
         found: dict[int, Sequence[int]] = {}
         for place, message in enumerate(messages):
             calls = message.fields.get("tool_calls")
