@@ -54,7 +54,7 @@ class EmulatedCopies:
         handle: Callable[[list[Future[None]]], CopyHandle] = UnderWay,
         staging_blocks: int = 3,
     ) -> None:
-        self._kv = kv
+        self._kv, self.link_bytes = kv, 0
         self._random = random.Random(seed)
         self._delay_s = delay_s
         self._handle = handle
@@ -69,6 +69,7 @@ class EmulatedCopies:
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         out[torch.from_numpy(into).long()] = torch.nan
+        self.link_bytes += len(blocks) * self._kv.layout.slot_bytes
         jobs: list[tuple[torch.Tensor, torch.Tensor]] = []
         futures: list[Future[None]] = []
         for link, local, places in self._kv.parts(session_id, blocks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moorage.workers.kv.formats import format_of
 from moorage.workers.spec import KvLayout, MemorySpec
 
 STREAM_PIECE_BLOCKS = 32
@@ -15,6 +16,16 @@ LEAST_CHUNK, MOST_CHUNK = 2048, 8192
 def piece_blocks(layout: KvLayout, on_cpu: bool) -> int:
     """Blocks of one streamed piece."""
     return STREAM_PIECE_BLOCKS if on_cpu else max(STREAM_PIECE_BLOCKS, GPU_PIECE_TOKENS // layout.block_size)
+
+
+def packed_staging_bytes(layout: KvLayout, on_cpu: bool) -> int:
+    """Device memory for the packed blocks of one piece, and for what they are expanded by; none on a CPU."""
+    if on_cpu or not layout.is_packed:
+        return 0
+    tables = format_of(layout.kv_type).device_table_bytes(
+        layout.num_layers, layout.block_shape, layout.quantizer != 0
+    )
+    return piece_blocks(layout, on_cpu) * layout.block_bytes + tables
 
 
 def near_block(position: int, memory: MemorySpec, block_size: int) -> int:

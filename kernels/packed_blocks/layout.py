@@ -35,6 +35,8 @@ ALIGNMENT = 16
 """Bytes to whose multiple each part of a head begins."""
 BLOCK_ALIGNMENT = 64
 """Bytes of which a block is a multiple."""
+NUM_LEVELS = 16
+"""Entries of a table of levels: what one register of float32 holds."""
 NOTHING = -1
 """The offset of a part that a block does not have."""
 _HALF = 2
@@ -143,6 +145,11 @@ def packed_layout(
         head_bytes=head_bytes,
         block_bytes=aligned(num_kv_heads * head_bytes + shared, BLOCK_ALIGNMENT),
     )
+
+
+def table_bytes(layout: PackedLayout) -> int:
+    """Of the tables that a device needs to read the blocks of a layer: levels, and scale and zero point of keys."""
+    return 4 * (2 * NUM_LEVELS + 2 * layout.num_kv_heads * layout.width)
 
 
 def _room(bits: int, num_kv_heads: int, block_size: int, head_dim: int) -> int:

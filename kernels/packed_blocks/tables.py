@@ -7,11 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.kernels.packed_blocks.layout import PackedLayout
+from moorage.kernels.packed_blocks.layout import NUM_LEVELS, PackedLayout
 
 Floats = NDArray[np.float32]
-NUM_LEVELS = 16
-"""Entries of a table of levels: what one register of float32 holds."""
 DEVIATIONS = np.float32(2)
 """A number may be an outlier of its vector when it is farther from the mean than so many standard deviations."""
 MOST = 65504

@@ -22,7 +22,7 @@ from moorage.runtime.planning.pages import largest_shard, pages_of_session
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.gpu.model.weight_plan import expert_bytes, plan_weights, planned_bytes
 from moorage.workers.hf_tensors import tensor_shapes
-from moorage.workers.sizes import piece_blocks, slots_per_layer
+from moorage.workers.sizes import packed_staging_bytes, piece_blocks, slots_per_layer
 from moorage.workers.spec import ExpertsPlace, KvLayout, MemorySpec, ModelSpec
 
 RAY_BASE_BYTES = 320 * 1024**2
@@ -277,8 +277,9 @@ def _host_staging(deployment: Deployment) -> int:
 
 
 def _device_staging(deployment: Deployment) -> int:
-    """Keys and values of a streamed piece on the device, as stored and in the type of activations."""
+    """Keys and values of a streamed piece on the device: packed, as decoded, and in the type of activations."""
     layout = deployment.layout
     elements = piece_blocks(layout, deployment.on_cpu) * layout.slot_bytes // layout.element_bytes
     compute = DTYPE_BYTES[deployment.weight_dtype]
-    return _STAGING_BUFFERS * elements * (layout.element_bytes + compute)
+    packed = packed_staging_bytes(layout, deployment.on_cpu)
+    return _STAGING_BUFFERS * elements * (layout.element_bytes + compute) + packed

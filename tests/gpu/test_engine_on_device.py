@@ -90,6 +90,10 @@ class LatePoisonedCopies:
     def __init__(self, kv: ShardedKv) -> None:
         self._copies = copies_of(1 << 40, kv)
 
+    @property
+    def link_bytes(self) -> int:
+        return self._copies.link_bytes
+
     def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
         self._copies.prepare(pinned)
 

@@ -134,7 +134,7 @@ class PackedRows:
         """Copies written `blocks` into `out[slots]`, as a query after them sees them; the open block as it is."""
         table, size = session.table, self._layout.block_size
         pages, into = table.pages_of(layer, blocks, size), out.view(np.uint16)
-        packed = blocks != table.raw.block[layer]
+        packed = self._is_closed(session, layer, blocks)
         if packed.any():
             self._codec.decode(layer, self._arena.stored[layer], pages[packed], into, slots[packed])
         for slot in slots[~packed]:
@@ -143,6 +143,16 @@ class PackedRows:
         if sinks:
             for slot in slots[packed & (blocks == 0)]:
                 self._read_raw(layer, table.raw.sink_pages, into[slot], sinks)
+
+    def is_packed(self, session: ShardSession, layer: int, blocks: Int32) -> NDArray[np.bool_]:
+        """Which of written `blocks` a query after them sees as they are packed, in all rows."""
+        closed = self._is_closed(session, layer, blocks)
+        return closed & (blocks != 0) if self._num_sinks(session.table) else closed
+
+    def _is_closed(self, session: ShardSession, layer: int, blocks: Int32) -> NDArray[np.bool_]:
+        """Which of `blocks` are not the one that the last token is in."""
+        closed: NDArray[np.bool_] = blocks != session.table.raw.block[layer]
+        return closed
 
     def _read_open(self, table: BlockTable, layer: int, out: Halves) -> None:
         """The open block, with zeros after its last row."""

@@ -6,7 +6,7 @@ import torch
 
 from moorage.kernels.prefill_attention import attend_dense
 from moorage.workers.gpu.engine.timing import least_seconds
-from moorage.workers.gpu.transfer.block_loader import storage_dtype
+from moorage.workers.gpu.transfer.packed_copies import travels_packed
 from moorage.workers.sizes import LEAST_CHUNK, MOST_CHUNK
 from moorage.workers.spec import KvLayout
 
@@ -49,5 +49,5 @@ def measured_chunk(
 ) -> int:
     """`hiding_chunk` of this machine; some tens of milliseconds."""
     link, flops = measure_rates(device, layout, num_heads, dtype)
-    token_bytes = 2 * layout.num_kv_heads * layout.head_dim * storage_dtype(layout.kv_type).itemsize
-    return hiding_chunk(num_heads, layout.head_dim, token_bytes, link, flops, most)
+    block_bytes = layout.block_bytes if travels_packed(layout) else layout.slot_bytes
+    return hiding_chunk(num_heads, layout.head_dim, block_bytes // layout.block_size, link, flops, most)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -48,7 +47,6 @@ class BlockLoader:
         self.piece_blocks = piece_blocks
         self._block = (2, layout.num_kv_heads, layout.block_size, layout.head_dim)
         self._dtype = storage_dtype(layout.kv_type)
-        self._block_bytes = math.prod(self._block) * self._dtype.itemsize
         self.slots = self._blocks(num_slots)
         self._pieces = tuple(self._blocks(piece_blocks) for _ in range(2))
         self._under_way: CopyHandle = DONE
@@ -72,9 +70,8 @@ class BlockLoader:
         """Begins to read `blocks` from DRAM into `slots`, which hold anything until the copies are waited for."""
         if not len(blocks):
             return DONE
-        self._timer.link_bytes += len(blocks) * self._block_bytes
         with self._timer("gather"):
-            return self.copies.copy(session_id, layer, blocks, self.slots, slots)
+            return self._copy(session_id, layer, blocks, self.slots, slots)
 
     def stream(self, session_id: int, layer: int, blocks: Int32) -> Iterator[tuple[Int32, torch.Tensor]]:
         """(blocks, [n, 2, Hkv, B, D] in storage type on the device) piece by piece.
@@ -94,12 +91,17 @@ class BlockLoader:
             yield part, self._pieces[number % 2][: len(part)]
 
     def _begin(self, session_id: int, layer: int, part: Int32, number: int) -> None:
-        self._timer.link_bytes += len(part) * self._block_bytes
         with self._timer("gather"):
             # A stream that its reader gave up may have left copies behind.
             self._under_way.wait()
             into = np.arange(len(part), dtype=np.int32)
-            self._under_way = self.copies.copy(session_id, layer, part, self._pieces[number % 2], into)
+            self._under_way = self._copy(session_id, layer, part, self._pieces[number % 2], into)
+
+    def _copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
+        before = self.copies.link_bytes
+        handle = self.copies.copy(session_id, layer, blocks, out, into)
+        self._timer.link_bytes += self.copies.link_bytes - before
+        return handle
 
     def pieces(
         self, session_id: int, layer: int, blocks: Int32

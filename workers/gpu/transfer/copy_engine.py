@@ -29,6 +29,10 @@ class CopyEngine(Protocol):
     """Brings blocks into memory of the device."""
 
     @property
+    def link_bytes(self) -> int:
+        """Bytes that all copies so far have moved to the device: of packed blocks as they travel."""
+
+    @property
     def overlaps(self) -> bool:
         """Whether copies go on beside computation, so that it pays to put work between `copy` and `wait`."""
 
@@ -73,13 +77,14 @@ class DirectCopyEngine:
     overlaps = False
 
     def __init__(self, kv: ShardedKv) -> None:
-        self._kv = kv
+        self._kv, self.link_bytes = kv, 0
 
     def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
         """Nothing to do."""
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         """See CopyEngine."""
+        self.link_bytes += len(blocks) * self._kv.layout.slot_bytes
         self._kv.gather(session_id, layer, blocks, as_storage_array(out), into)
         return DONE
 

@@ -2,7 +2,9 @@
 
 The arena is registered as pinned, so the device reads it without a detour: large pieces by DMA, which takes no
 processor of the GPU; small ones by a kernel that reads host memory itself, since every copy call costs the host some
-microseconds. Which are small is measured at the start. Blocks of another host land in a pinned ring first.
+microseconds. Which are small is measured at the start. Packed blocks are expanded on the device, which needs
+Triton. What is not read where it lies lands in a pinned ring first: blocks of another host, rows in fp16 beside
+packed blocks, and all blocks of a packed format without Triton.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from moorage.kernels.triton_support import has_triton, upload
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 from moorage.workers.gpu.transfer.dma_threshold import measure_threshold
+from moorage.workers.gpu.transfer.packed_copies import PackedCopies, travels_packed
 from moorage.workers.gpu.transfer.pinning import CudaHostMemory, Pinned, PinnedBlocks
 from moorage.workers.gpu.transfer.runs import runs_of
 from moorage.workers.gpu.transfer.staging_ring import StagingRing
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.link import Link
+from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import KvLayout
 
@@ -52,13 +56,15 @@ class CudaCopies:
 
         Pieces of at least `dma_bytes` go by DMA; None measures from which size on it pays.
         """
-        self._kv, self._device = kv, device
+        self._kv, self._device, self.link_bytes = kv, device, 0
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._ring = StagingRing(staging)
         if not has_triton():
             dma_bytes = 0
         self._dma_bytes = measure_threshold(staging[0], device) if dma_bytes is None else dma_bytes
         self._pinned: dict[int, PinnedBlocks] = {}
+        self._staging_blocks = staging.shape[1]
+        self._packed: PackedCopies | None = None
 
     @classmethod
     def make(
@@ -77,8 +83,10 @@ class CudaCopies:
     def prepare(self, pinned: Pinned | None = None) -> None:
         """See CopyEngine."""
         for link in self._kv.links:
-            if link.shard is not None and link.shard.is_readable:
+            if link.shard is not None and _is_read_by_device(link.shard):
                 self._blocks_of(link.shard.arena, pinned)
+                if link.shard.packed is not None:
+                    self._packed_of(link.shard.arena)
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         """See CopyEngine."""
@@ -86,11 +94,17 @@ class CudaCopies:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             for link, local, places in self._kv.parts(session_id, blocks):
-                if link.shard is None or not link.shard.is_readable:
-                    self._from_elsewhere(link, session_id, layer, local, out, into[places])
-                else:
-                    pages = link.shard.pages_of(session_id, layer, local)
-                    self._from_arena(self._blocks_of(link.shard.arena), layer, pages, out, into[places])
+                shard, slots = link.shard, into[places]
+                if shard is not None and _is_read_by_device(shard):
+                    pinned = self._blocks_of(shard.arena)
+                    if shard.packed is None:
+                        self._from_arena(pinned, layer, shard.pages_of(session_id, layer, local), out, slots)
+                        continue
+                    packed = self._packed_of(shard.arena)
+                    done = packed.bring(shard, pinned, session_id, layer, local, out, slots)
+                    self.link_bytes += int(done.sum()) * self._kv.layout.block_bytes
+                    local, slots = local[~done], slots[~done]
+                self._from_elsewhere(link, session_id, layer, local, out, slots)
         return OnStream(self._record())
 
     def _from_arena(
@@ -98,6 +112,7 @@ class CudaCopies:
     ) -> None:
         stored = pinned.blocks[layer]
         block_bytes = stored[0].numel() * stored.element_size()
+        self.link_bytes += len(pages) * block_bytes
         runs = list(pinned.runs(layer, pages, into))
         if len(pages) * block_bytes >= len(runs) * self._dma_bytes:
             for page, slot, count in runs:
@@ -111,6 +126,7 @@ class CudaCopies:
     def _from_elsewhere(
         self, link: Link, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32
     ) -> None:
+        self.link_bytes += len(blocks) * self._kv.layout.slot_bytes
         for part, staged, busy in self._ring.pass_through(link, session_id, layer, blocks):
             for row, slot, count in runs_of(np.arange(len(staged), dtype=np.int32), into[part]):
                 out[slot : slot + count].copy_(staged[row : row + count], non_blocking=True)
@@ -131,9 +147,23 @@ class CudaCopies:
             known = self._pinned[id(arena)] = PinnedBlocks(arena, CudaHostMemory(), pinned)
         return known
 
+    def _packed_of(self, arena: Arena) -> PackedCopies:
+        """What expands packed blocks; those of all arenas have the same quantizer."""
+        if self._packed is None:
+            assert arena.codec is not None
+            self._packed = PackedCopies(
+                arena.layout, arena.codec, self._device, self._staging_blocks, self._dma_bytes
+            )
+        return self._packed
+
     def close(self) -> None:
         """See CopyEngine."""
         torch.cuda.synchronize(self._device)
         for pinned in reversed(self._pinned.values()):
             pinned.close()
         self._pinned.clear()
+
+
+def _is_read_by_device(shard: MappedShard) -> bool:
+    """Whether the device itself reads a store's blocks where they lie; a kernel expands packed ones."""
+    return shard.is_readable or travels_packed(shard.layout)

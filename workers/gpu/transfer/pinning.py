@@ -78,9 +78,9 @@ class PinnedBlocks:
         """
         self._arena, self._memory = arena, memory
         """The arena is kept, since its mapping must outlive the registration."""
-        kv = arena.kv.view(arena.layout.element)
-        self.blocks = torch.from_numpy(kv)
-        """[L, P, 2, Hkv, B, D] in storage type."""
+        is_packed = arena.codec is not None
+        self.blocks = torch.from_numpy(arena.stored if is_packed else arena.kv.view(arena.layout.element))
+        """[L, P, 2, Hkv, B, D] in storage type, or the bytes of packed blocks [L, P, block_bytes]."""
         self._slice_blocks = _slice_blocks(arena.layout.block_bytes, slice_bytes)
         self._registered: list[int] = []
         size, step = self.blocks.nbytes, self._slice_blocks * arena.layout.block_bytes

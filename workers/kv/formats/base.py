@@ -46,6 +46,11 @@ class BlockFormat(ABC):
         del num_layers, shape
         return 0
 
+    def device_table_bytes(self, num_layers: int, shape: BlockShape, calibrated: bool = False) -> int:
+        """Bytes of what a GPU expands the blocks of `num_layers` layers by; 0 where blocks travel decoded."""
+        del num_layers, shape, calibrated
+        return 0
+
 
 class RowFormat(BlockFormat):
     """A format whose rows are stored one by one, in any order."""

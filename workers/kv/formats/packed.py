@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.kernels.packed_blocks.layout import PackedFamily, PackedLayout, packed_layout
+from moorage.kernels.packed_blocks.layout import PackedFamily, PackedLayout, packed_layout, table_bytes
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.formats.base import Bytes, PackedFormat
 from moorage.workers.kv.formats.quantizer import (
@@ -65,6 +65,11 @@ class PackedBlocks(PackedFormat):
     def block_bytes(self, shape: BlockShape, calibrated: bool = False) -> int:
         """See BlockFormat."""
         return self.layout(shape, calibrated).block_bytes
+
+    def device_table_bytes(self, num_layers: int, shape: BlockShape, calibrated: bool = False) -> int:
+        """See BlockFormat; without a quantizer all layers have the same tables."""
+        calibrated = calibrated and self.takes_quantizer
+        return (num_layers if calibrated else 1) * table_bytes(self.layout(shape, calibrated))
 
     def codec(self, shape: BlockShape, quantizer: Quantizer | None = None) -> BlockCodec:
         """See PackedFormat."""

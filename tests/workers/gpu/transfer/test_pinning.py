@@ -9,31 +9,7 @@ from moorage.workers.errors import ResourceExhausted
 from moorage.workers.gpu.transfer.pinning import PAGE_BYTES, PinnedBlocks
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import AnchorType, KvLayout, KvType
-
-
-class CountingMemory:
-    """Keeps what is registered; refuses what goes over `limit` bytes in all."""
-
-    def __init__(self, limit: int = 1 << 40) -> None:
-        self.limit = limit
-        self.held: dict[int, int] = {}
-        self.released: list[int] = []
-        self.errors = 0
-
-    def register(self, address: int, num_bytes: int) -> int:
-        if sum(self.held.values()) + num_bytes > self.limit:
-            self.errors += 1
-            return 2
-        self.held[address] = num_bytes
-        return 0
-
-    def unregister(self, address: int) -> int:
-        del self.held[address]
-        self.released.append(address)
-        return 0
-
-    def clear_error(self) -> None:
-        self.errors -= 1
+from tests.unpinned_memory import CountingMemory
 
 
 @pytest.fixture(params=[(16, 64), (5, 24)], ids=["pages", "odd"])
@@ -88,4 +64,14 @@ def test_no_copy_crosses_a_slice_and_every_block_is_copied_once(
             first, last = run.data_ptr(), run.data_ptr() + run.nbytes - 1
             assert np.searchsorted(starts, first, "right") == np.searchsorted(starts, last, "right")
         assert copied == list(zip(pages.tolist(), into.tolist(), strict=True))
+    pinned.close()
+
+
+def test_of_packed_blocks_their_bytes_are_pinned() -> None:
+    arena = Arena(KvLayout(2, 2, 64, 32, KvType.NUQ3, AnchorType.QUEST, 1), 65)
+    memory = CountingMemory()
+    pinned = PinnedBlocks(arena, memory, slice_bytes=20_000)
+    assert pinned.blocks.shape == (2, 65, arena.layout.block_bytes)
+    assert sum(memory.held.values()) == arena.stored.nbytes
+    assert pinned.blocks.data_ptr() == arena.stored.ctypes.data
     pinned.close()

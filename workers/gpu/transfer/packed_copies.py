@@ -1,0 +1,77 @@
+"""Packed blocks on their way to a GPU: they cross the link as they are packed, and are expanded to fp16 there.
+
+Long runs are copied by DMA into packed staging on the device, and expanded out of it. Short ones are read by the
+kernel that expands them, in the stores' own memory, since every copy call costs the host some microseconds. What a
+query sees in fp16, the block that its session's last token is in and the one with the sinks, is not packed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from moorage.kernels.triton_support import has_triton, upload
+from moorage.workers.gpu.transfer.pinning import PinnedBlocks
+from moorage.workers.kv.formats.base import PackedCodec
+from moorage.workers.kv.mapped_shard import MappedShard
+from moorage.workers.spec import KvLayout
+
+Int32 = NDArray[np.int32]
+
+
+def travels_packed(layout: KvLayout) -> bool:
+    """Whether blocks cross a GPU's link packed; without Triton they are expanded before."""
+    return layout.is_packed and has_triton()
+
+
+class PackedCopies:
+    """What the packed blocks of all layers are expanded by, on one device, in the order of the current stream."""
+
+    def __init__(
+        self, layout: KvLayout, codec: PackedCodec, device: torch.device, staging_blocks: int, dma_bytes: int
+    ) -> None:
+        """Copies go by DMA if their runs have `dma_bytes` each, `staging_blocks` blocks at a time."""
+        from moorage.kernels.packed_blocks.triton import device_tables
+
+        self._layout, self._device, self._dma_bytes = codec.layout, device, dma_bytes
+        tables = [codec.tables_of(layer) for layer in range(layout.num_layers)]
+        there = {id(each): device_tables(each, device) for each in tables}
+        self._tables = [there[id(each)] for each in tables]
+        self._staging = torch.empty((staging_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
+
+    def bring(
+        self,
+        shard: MappedShard,
+        pinned: PinnedBlocks,
+        session_id: int,
+        layer: int,
+        blocks: Int32,
+        out: torch.Tensor,
+        into: Int32,
+    ) -> NDArray[np.bool_]:
+        """Begins to expand written `blocks` into `out[into]`, [S, 2, Hkv, B, D]; returns which of them these are.
+
+        The others are not packed as a query sees them, and are left to the caller.
+        """
+        assert shard.packed is not None
+        is_packed = shard.packed.is_packed(shard.session(session_id), layer, blocks)
+        pages, slots = shard.pages_of(session_id, layer, blocks[is_packed]), into[is_packed]
+        for start in range(0, len(pages), len(self._staging)):
+            part = slice(start, start + len(self._staging))
+            self._expand(pinned, layer, pages[part], out, slots[part])
+        return is_packed
+
+    def _expand(
+        self, pinned: PinnedBlocks, layer: int, pages: Int32, out: torch.Tensor, slots: Int32
+    ) -> None:
+        from moorage.kernels.packed_gather.triton import expand_blocks
+
+        stored, places = pinned.blocks[layer], np.arange(len(pages), dtype=np.int32)
+        runs = list(pinned.runs(layer, pages, places))
+        if len(pages) * self._layout.block_bytes >= len(runs) * self._dma_bytes:
+            for page, place, count in runs:
+                self._staging[place : place + count].copy_(stored[page : page + count], non_blocking=True)
+            stored, pages = self._staging, places
+        pages_there, slots_there = upload((pages, slots), self._device)
+        expand_blocks(self._layout, self._tables[layer], stored, pages_there, out, slots_there)
