@@ -54,9 +54,7 @@ def _source(config: Path | None, overrides: Sequence[str]) -> Source:
 def size(
     model: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL", help="A model directory, a GGUF file, or the name of a published model."
-        ),
+        typer.Option(metavar="MODEL", help="A model directory, a GGUF file, or the name of a model preset."),
     ] = None,
     context: Annotated[
         str, typer.Option(help="Context lengths in tokens; K is 1024 and M is 1024².", metavar="N,N,…")
