@@ -100,6 +100,20 @@ def test_chunks_change_nothing(
         assert_alike(new().prompt_logprobs(prompt, axes, chunks), whole)
 
 
+@pytest.mark.parametrize(
+    ("axes", "chunkings"), [(SELECTED, ANY_CHUNKS), (SELECTED_PREFILL, ([32], [64, 32, 96]))]
+)
+def test_chunks_change_nothing_where_attention_makes_anchors(
+    new: Callable[..., Driver], model: TinyModel, axes: MemorySpec, chunkings: Sequence[Sequence[int]]
+) -> None:
+    """Keys receive attention as each query sees them: those of its own block in fp16, all others as packed."""
+    prompt, anchors = prompt_of(model), AnchorType.REPR_TOPK
+    whole = tokens_of(new(anchor_type=anchors).generate(prompt, axes, num_tokens=20))
+    for chunks in chunkings:
+        found = new(anchor_type=anchors).generate(prompt, axes, chunks, num_tokens=20)
+        assert tokens_of(found) == whole
+
+
 def test_chunks_change_nothing_in_any_format(new_of_each: Callable[..., Driver], model: TinyModel) -> None:
     prompt = prompt_of(model)
     found, whole = (new_of_each().prompt_logprobs(prompt, FULL, chunks) for chunks in ([1, 31, 64], [LENGTH]))

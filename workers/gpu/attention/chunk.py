@@ -217,7 +217,8 @@ class ChunkAttention:
             out, lse = merged[0]
         else:
             out, lse = (torch.cat([part[i] for part in merged], dim=1) for i in (0, 1))
-        self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse)
+        own = None if chunk.own is None else (chunk.own.start, chunk.own.plain)
+        self._importance.add(session, layer, start + first, chunk.queries[:, first:end], lse, own)
         return self._sinks.weigh(layer, out.transpose(0, 1), lse.T)
 
     def _merge(self, parts: list[Partial]) -> Partial:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -72,12 +73,19 @@ class KeyImportance:
         return self._type is AnchorType.DYNAMIC or session.memory.selection.preselect is Preselect.PROMPT
 
     def add(
-        self, session: WorkerSession, layer: int, start: int, queries: torch.Tensor, lse: torch.Tensor
+        self,
+        session: WorkerSession,
+        layer: int,
+        start: int,
+        queries: torch.Tensor,
+        lse: torch.Tensor,
+        own: tuple[int, torch.Tensor] | None = None,
     ) -> None:
         """Counts what the window's keys receive from `queries` [Hq, R, D], un-rotated, at `start` and after.
 
         `lse` [Hq, R] is that of all attended keys. Blocks that no later query has in its window get anchors of it, as
-        InfLLM does; DYNAMIC anchors are made so of generated tokens only.
+        InfLLM does; DYNAMIC anchors are made so of generated tokens only. `own` are keys [Hkv, n, D] as they were
+        given, with the position of the first: each query sees those of its own block, and others as they are stored.
         """
         if self._type is AnchorType.DYNAMIC:
             if start < session.prompt_tokens:
@@ -87,21 +95,24 @@ class KeyImportance:
             first = session.kept_tokens // self._layout.block_size
         else:
             return
+        size, count = self._layout.block_size, queries.shape[1]
+        end = start + count
         with self._timer("importance"):
             received = session.received.get(layer)
             if received is None:
-                near = BlockRanges.at(start, session.memory, self._layout.block_size).near_block
+                near = BlockRanges.at(start, session.memory, size).near_block
                 received = session.received[layer] = ReceivedAttention(
                     max(near, first), torch.zeros((self._layout.num_kv_heads, 0), device=self._reader.device)
                 )
-            self._count_window(session, layer, start, queries, lse, received)
-            after = BlockRanges.at(
-                start + queries.shape[1], session.memory, self._layout.block_size
-            ).near_block
-            leaving = received.take_until(after, self._layout.block_size)
+            received.extend((self._layout.num_blocks(end) - received.first_block) * size)
+            for rows, keys in self._seen(session, layer, received.first_block, start, count, own):
+                at = start + rows.start
+                self._count_window(session, layer, at, queries[:, rows], keys, lse[:, rows], received)
+            after = BlockRanges.at(end, session.memory, size).near_block
+            leaving = received.take_until(after, size)
             if leaving is not None:
                 self._rebuild_anchors(session, layer, *leaving)
-            if self.in_prefill and start + queries.shape[1] == session.resume_point:
+            if self.in_prefill and end == session.resume_point:
                 session.received_at_resume[layer] = received.copy()
 
     def _count_window(
@@ -110,13 +121,11 @@ class KeyImportance:
         layer: int,
         start: int,
         queries: torch.Tensor,
+        keys: torch.Tensor,
         lse: torch.Tensor,
         received: ReceivedAttention,
     ) -> None:
-        end, size = start + queries.shape[1], self._layout.block_size
-        first, window = received.first_block * size, session.memory.retention.window
-        keys = self._window_keys(session, layer, received.first_block, end)
-        received.extend(self._layout.num_blocks(end) * size - first)
+        first, window = received.first_block * self._layout.block_size, session.memory.retention.window
         for view in self._views(session, layer, queries, start, keys, first, window):
             found = token_importance(
                 view.queries,
@@ -129,6 +138,29 @@ class KeyImportance:
                 session.softcap,
             )
             received.add(view.k_start - first, found)
+
+    def _seen(
+        self,
+        session: WorkerSession,
+        layer: int,
+        first_block: int,
+        start: int,
+        count: int,
+        own: tuple[int, torch.Tensor] | None,
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Which of `count` queries from `start` on see which K [Hkv, n, D], from `first_block` on."""
+        end, size = start + count, self._layout.block_size
+        if own is None:
+            yield slice(0, count), self._window_keys(session, layer, first_block, end)
+            return
+        own_start, given = own
+        stored = self._window_keys(session, layer, first_block, max(first_block, (end - 1) // size) * size)
+        edges = [start, *range((start // size + 1) * size, end, size), end]
+        for a, b in pairwise(edges):
+            block = max(first_block, a // size) * size
+            before = stored[:, : block - first_block * size]
+            keys = torch.cat((before, given[:, block - own_start : b - own_start]), dim=1)
+            yield slice(a - start, b - start), keys
 
     def _window_keys(self, session: WorkerSession, layer: int, first_block: int, end: int) -> torch.Tensor:
         """K [Hkv, n, D] of tokens [first_block * B, end): from slots, where generated tokens find them, or DRAM."""
