@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from moorage.kernels.simd import ELEMENT, TILE, pointer_to
 from moorage.kernels.simd_group import lane_sums, load_wide, prefetch_row, unless_none
-from moorage.kernels.simd_lanes import FLOAT, FUSED, I64, LANES, multiply_add
+from moorage.kernels.simd_lanes import FLOAT, FUSED, I64, LANES, fused
 
 
 def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
@@ -63,8 +63,8 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
                             minus = builder.fneg(builder.fmul(high, s, flags=FUSED))
                             plus = builder.fmul(low, s, flags=FUSED)
                             low, high = (
-                                multiply_add(builder, low, c, minus),
-                                multiply_add(builder, high, c, plus),
+                                fused(builder, low, c, minus),
+                                fused(builder, high, c, plus),
                             )
                         for m, parts in enumerate(held):
                             for part, value in ((parts[pair], low), (parts[pair + pairs], high)):
@@ -72,7 +72,7 @@ def _head_dots(num_queries: int, dim: int) -> Callable[..., Any]:
                                 sums[m][r] = (
                                     builder.fmul(value, part, flags=FUSED)
                                     if total is None
-                                    else multiply_add(builder, value, part, total)
+                                    else fused(builder, value, part, total)
                                 )
                 for m, totals in enumerate(sums):
                     found = lane_sums(builder, totals)

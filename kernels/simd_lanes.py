@@ -41,6 +41,13 @@ def multiply_add(builder: Any, left: Any, right: Any, added: Any) -> Any:
     return builder.fadd(builder.fmul(left, right, flags=FUSED), added, flags=FUSED)
 
 
+def fused(builder: Any, left: Any, right: Any, added: Any) -> Any:
+    """`multiply_add` where `added` is a product, too: it is the one that is rounded, and not left to the compiler."""
+    if not host_has("fma"):
+        return multiply_add(builder, left, right, added)
+    return call(builder, f"llvm.fma.v{LANES}f32", FLOATS, [left, right, added])
+
+
 def call(builder: Any, name: str, result: ir.Type, arguments: list[Any]) -> Any:
     """Calls one of LLVM's own functions."""
     kind = ir.FunctionType(result, [each.type for each in arguments])

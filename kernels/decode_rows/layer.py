@@ -6,17 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from moorage.kernels.block_attention.rows import Entries, attend_rows
+from moorage.kernels.block_attention.lane_rows import attend_lanes, plan_steps
+from moorage.kernels.block_attention.logits import asks_ahead
+from moorage.kernels.block_attention.row_entries import Entries
+from moorage.kernels.block_attention.rows import attend_rows
 from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.entries import PIECE_ROWS, count_blocks, count_pieces, fill_entries
 from moorage.kernels.decode_layer.layer import merge_parts
 from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
 from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.thread_team import run_units, unit_call
 
 PIECES_PER_THREAD = 2
 """Pieces for each thread from which on they are not divided by heads: every unit makes the angles of its piece."""
+
+
+MIN_LANES = 5
+"""Queries of a KV head from which on each has a lane of its own: four fit the registers of `attend_rows`."""
 
 
 @njit(**SERIAL)
@@ -78,27 +86,35 @@ def _attend_unit(
 ) -> None:  # fmt: skip
     """One piece of all rows, or one of its shares of heads."""
     piece, share = divmod(unit, shares)
-    entries = _entries(piece, first, shape, batch, selections, num_pieces)
     heads = query.shape[1] // shape.num_kv_heads
     head_size, each = shape.block_size * shape.head_dim, shape.num_kv_heads // shares
+    to_values, half = shape.num_kv_heads * head_size, batch.offset_cos.shape[1]
+    by_lanes = len(query) * heads >= MIN_LANES and half > 0 and asks_ahead(shape.head_dim, half)
+    by_lanes = by_lanes and batch.softcap[0] == 0 and len(query) <= LANES
+    entries = _entries(piece, 0 if by_lanes else half, first, shape, batch, selections, num_pieces)
+    if by_lanes:
+        num_steps, steps = plan_steps(entries, heads, batch, shape.block_size)
+        for kv_head in range(each * share, each * (share + 1)):
+            a, b = kv_head * heads, (kv_head + 1) * heads
+            attend_lanes(
+                query[:, a:b], memory, kv_head * head_size, to_values, num_steps, steps, batch.offset_cos,
+                batch.offset_sin, batch.scale[0], outs[:, piece, a:b], lses[:, piece, a:b],
+            )  # fmt: skip
+        return
     for kv_head in range(each * share, each * (share + 1)):
         a, b = kv_head * heads, (kv_head + 1) * heads
         attend_rows(
-            query[:, a:b], memory, kv_head * head_size, shape.num_kv_heads * head_size, entries, batch.offset_cos,
-            batch.offset_sin, batch.scale[0], batch.softcap[0], outs[:, piece, a:b], lses[:, piece, a:b],
+            query[:, a:b], memory, kv_head * head_size, to_values, entries, batch.offset_cos, batch.offset_sin,
+            batch.scale[0], batch.softcap[0], outs[:, piece, a:b], lses[:, piece, a:b],
         )  # fmt: skip
 
 
 @njit(**SERIAL)
 def _entries(
-    piece: Any, first: Any, shape: Any, batch: Any, selections: Any, num_pieces: Any
+    piece: Any, half: Any, first: Any, shape: Any, batch: Any, selections: Any, num_pieces: Any
 ) -> Any:  # fmt: skip
-    """What each row attends of one piece."""
-    num_rows, half, length = (
-        len(num_pieces),
-        batch.offset_cos.shape[1],
-        max(1, PIECE_ROWS // shape.block_size),
-    )
+    """What each row attends of one piece, with `half` angles of each block."""
+    num_rows, length = len(num_pieces), max(1, PIECE_ROWS // shape.block_size)
     most = np.int64(0)
     for r in range(num_rows):
         blocks = count_blocks(r, 0, shape.block_size, batch, selections)
