@@ -31,12 +31,10 @@ from moorage.kernels.simd_lanes import (
     I64,
     LANES,
     WORDS,
-    all_lanes,
     fused,
-    multiply_add,
     splat,
 )
-from moorage.kernels.simd_softmax import exp2, load, store
+from moorage.kernels.simd_softmax import load, store
 
 TILE_ROWS = 32
 ORDERED: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
@@ -47,8 +45,6 @@ _DOUBLES = ir.VectorType(_DOUBLE, LANES)
 _I = types.int64
 _QUADS = (0, 8, 4, 12)
 """First lanes of fours of neighbouring lanes, in the order in which `simd_group.lane_sums` adds them."""
-_EARLY = (0, 16, 8, 24, 4, 20, 12, 28)
-"""Rows whose weights are added first, pair by pair, as `row_weights` reduces two vectors of a row."""
 
 
 def _splat_double(builder: Any, value: Any) -> Any:
@@ -57,7 +53,7 @@ def _splat_double(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(lane, empty, ir.Constant(WORDS, [0] * LANES))
 
 
-def _tree(builder: Any, terms: list[Any]) -> Any:
+def tree(builder: Any, terms: list[Any]) -> Any:
     """The sum of neighbouring pairs, then of pairs of these, and so on."""
     while len(terms) > 1:
         terms = [builder.fadd(left, right) for left, right in zip(terms[::2], terms[1::2], strict=True)]
@@ -119,23 +115,30 @@ def _widen_rows(dim: int) -> Callable[..., Any]:
     half = dim // 2
 
     def widen(
-        _typing: Any, stored: Any, at: Any, count: Any, ahead: Any, cos: Any, sin: Any, turn_at: Any, rotates: Any,
+        _typing: Any,
+        stored: Any,
+        at: Any,
+        count: Any,
+        cos: Any,
+        sin: Any,
+        turn_at: Any,
+        rotates: Any,
         out: Any,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds, element = signature.args, ELEMENT[signature.args[0].dtype]
-            _, at, count, ahead, _, _, turn_at, rotates, out = args
+            _, at, count, _, _, turn_at, rotates, out = args
 
             def row(index: Any, turned: bool) -> None:
                 first = builder.add(at, builder.mul(index, I64(dim)))
                 source = pointer_to(context, builder, kinds[0], args[0], first)
-                prefetch_row(builder, builder.gep(source, [ahead]), dim)
                 turn = builder.add(turn_at, builder.mul(index, I64(half)))
-                turns = [pointer_to(context, builder, kinds[i], args[i], turn) for i in (4, 5)]
+                turns = [pointer_to(context, builder, kinds[i], args[i], turn) for i in (3, 4)]
                 into = builder.add(out, builder.mul(index, I64(_BYTES * dim)))
                 for d in range(0, half, LANES):
                     low, high = (
-                        load_wide(builder, builder.gep(source, [I64(place)]), element) for place in (d, d + half)
+                        load_wide(builder, builder.gep(source, [I64(place)]), element)
+                        for place in (d, d + half)
                     )
                     if turned:
                         c, s = (load_wide(builder, builder.gep(base, [I64(d)]), FLOAT) for base in turns)
@@ -149,7 +152,7 @@ def _widen_rows(dim: int) -> Callable[..., Any]:
                         row(loop.index, turned)
             return context.get_dummy_value()
 
-        return types.void(stored, _I, _I, _I, cos, sin, _I, types.boolean, _I), build
+        return types.void(stored, _I, _I, cos, sin, _I, types.boolean, _I), build
 
     made: Callable[..., Any] = intrinsic(widen)
     return made
@@ -158,9 +161,18 @@ def _widen_rows(dim: int) -> Callable[..., Any]:
 def _dots(dim: int) -> Callable[..., Any]:
     half = dim // 2
 
-    def dots(_typing: Any, keys: Any, tiles: Any, queries: Any, out: Any) -> Any:
-        def build(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            keys, tiles, queries, out = args
+    def dots(
+        _typing: Any,
+        keys: Any,
+        tiles: Any,
+        queries: Any,
+        out: Any,
+        stored: Any,
+        next_key: Any,
+        next_value: Any,
+    ) -> Any:
+        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            keys, tiles, queries, out, _, *coming = args
 
             def products(lane: int, rows: Any) -> list[Any]:
                 """Of TILE rows: the sum over the channels that share a lane of `simd_heads`."""
@@ -181,117 +193,30 @@ def _dots(dim: int) -> Callable[..., Any]:
             with cgutils.for_range(builder, tiles) as loop:
                 rows = builder.add(keys, builder.mul(loop.index, I64(_BYTES * TILE * dim)))
                 quads = []
-                for first in _QUADS:
+                for part, first in enumerate(_QUADS):
+                    row = builder.add(builder.mul(loop.index, I64(TILE)), I64(part))
+                    for start in coming:
+                        place = builder.add(start, builder.mul(row, I64(dim)))
+                        prefetch_row(
+                            builder, pointer_to(context, builder, signature.args[4], args[4], place), dim
+                        )
                     lanes = [products(first + lane, rows) for lane in range(4)]
-                    quads.append([_tree(builder, list(terms)) for terms in zip(*lanes, strict=True)])
+                    quads.append([tree(builder, list(terms)) for terms in zip(*lanes, strict=True)])
                 into = builder.add(out, builder.mul(loop.index, I64(_VECTOR * TILE)))
                 for r, terms in enumerate(zip(*quads, strict=True)):
-                    store(builder, _tree(builder, list(terms)), builder.add(into, I64(_VECTOR * r)))
+                    store(builder, tree(builder, list(terms)), builder.add(into, I64(_VECTOR * r)))
             return context.get_dummy_value()
 
-        return types.void(_I, _I, _I, _I), build
+        return types.void(_I, _I, _I, _I, stored, _I, _I), build
 
     made: Callable[..., Any] = intrinsic(dots)
     return made
 
 
-@intrinsic
-def _peaks(_typing: Any, logits: Any, limits: Any, factor: Any, peaks: Any, out: Any) -> Any:
-    def build(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        logits, limits, factor, peaks, out = args
-        lowest = all_lanes(FLOAT, float("-inf"))
-        most, last = cgutils.alloca_once_value(builder, lowest), load(builder, limits, WORDS)
-        with cgutils.for_range(builder, I64(TILE_ROWS)) as loop:
-            row = splat(builder, builder.trunc(loop.index, I32))
-            place = builder.add(logits, builder.mul(loop.index, I64(_VECTOR)))
-            vector = builder.select(
-                builder.icmp_signed("<", row, last), load(builder, place, FLOATS), lowest
-            )
-            store(builder, vector, place)
-            held = builder.load(most)
-            builder.store(builder.select(builder.fcmp_ordered(">", vector, held), vector, held), most)
-        highest = builder.fmul(builder.load(most), splat(builder, factor))
-        store(builder, highest, out)
-        rises = builder.fcmp_ordered(">", highest, load(builder, peaks, FLOATS))
-        bits = builder.bitcast(rises, ir.IntType(LANES))
-        return builder.icmp_unsigned("!=", bits, ir.IntType(LANES)(0))
-
-    return types.boolean(_I, _I, types.float32, _I, _I), build
-
-
-@intrinsic
-def _weights(_typing: Any, logits: Any, limits: Any, factor: Any, peaks: Any, totals: Any) -> Any:
-    def build(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        logits, limits, factor, peaks, totals = args
-        factors, last = splat(builder, factor), load(builder, limits, WORDS)
-        below = builder.fneg(load(builder, peaks, FLOATS))
-        parts = [cgutils.alloca_once(builder, FLOATS) for _ in range(4)]
-        sums = cgutils.alloca_once(builder, ir.ArrayType(FLOATS, 4))
-
-        def weight(row: Any) -> Any:
-            place = builder.add(logits, builder.mul(row, I64(_VECTOR)))
-            found = exp2(builder, multiply_add(builder, load(builder, place, FLOATS), factors, below))
-            seen = builder.icmp_signed("<", splat(builder, builder.trunc(row, I32)), last)
-            found = builder.select(seen, found, all_lanes(FLOAT, 0.0))
-            store(builder, found, place)
-            return found
-
-        with cgutils.for_range(builder, I64(len(parts))) as loop:
-            added = _tree(builder, [weight(builder.add(loop.index, I64(by))) for by in _EARLY])
-            builder.store(added, builder.gep(sums, [I64(0), loop.index]))
-        terms = [builder.load(builder.gep(sums, [I64(0), I64(at)])) for at in (0, 2, 1, 3)]
-        store(builder, builder.fadd(load(builder, totals, FLOATS), _tree(builder, terms)), totals)
-        return context.get_dummy_value()
-
-    return types.void(_I, _I, types.float32, _I, _I), build
-
-
-def _weigh(num_queries: int) -> Callable[..., Any]:
-    def weigh(
-        _typing: Any, stored: Any, at: Any, count: Any, ahead: Any, dim: Any, weights: Any, out: Any
-    ) -> Any:
-        def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kind, element = signature.args[0], ELEMENT[signature.args[0].dtype]
-            _, at, count, ahead, dim, weights, out = args
-            columns = range(0, 4 * LANES, LANES)
-            sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(num_queries) for _ in columns]
-            with cgutils.for_range(builder, builder.udiv(dim, I64(4 * LANES))) as part:
-                left = builder.mul(part.index, I64(4 * LANES))
-                places = [
-                    builder.add(out, builder.mul(builder.add(builder.mul(dim, I64(m)), column), I64(_BYTES)))
-                    for m in range(num_queries)
-                    for column in (builder.add(left, I64(d)) for d in columns)
-                ]
-                for total, place in zip(sums, places, strict=True):
-                    builder.store(load(builder, place, FLOATS), total)
-                with cgutils.for_range(builder, count) as row:
-                    first = builder.add(builder.add(at, left), builder.mul(row.index, dim))
-                    source = pointer_to(context, builder, kind, args[0], first)
-                    prefetch_row(builder, builder.gep(source, [ahead]), 4 * LANES)
-                    values = [load_wide(builder, builder.gep(source, [I64(d)]), element) for d in columns]
-                    line = builder.add(weights, builder.mul(row.index, I64(_VECTOR)))
-                    for m in range(num_queries):
-                        factor = splat(builder, load(builder, builder.add(line, I64(_BYTES * m)), FLOAT))
-                        for j, value in enumerate(values):
-                            total = sums[m * len(columns) + j]
-                            builder.store(multiply_add(builder, value, factor, builder.load(total)), total)
-                for total, place in zip(sums, places, strict=True):
-                    store(builder, builder.load(total), place)
-            return context.get_dummy_value()
-
-        return types.void(stored, _I, _I, _I, _I, _I, _I), build
-
-    made: Callable[..., Any] = intrinsic(weigh)
-    return made
-
-
 _widen_64, _widen_128, _dots_64, _dots_128 = _widen_rows(64), _widen_rows(128), _dots(64), _dots(128)
-_weigh_1, _weigh_2, _weigh_3, _weigh_4, _weigh_5, _weigh_6 = (_weigh(count) for count in range(1, 7))
-MOST_WEIGHED = 6
-"""Queries of one pass over a tile's values: their sums stay in registers."""
 
 
-@njit(**ORDERED)
+@njit(**ORDERED, forceinline=True)
 def lane_angles(
     turn_re: Any, turn_im: Any, base: Any, half: Any, copies: Any, rows: Any, lanes: Any, cos: Any, sin: Any
 ) -> None:  # fmt: skip
@@ -303,70 +228,36 @@ def lane_angles(
     _angles(turn_re, turn_im, base, half, copies, 4 * rows, 4 * lanes, cos, sin)
 
 
-@njit(**ORDERED)
+@njit(**ORDERED, forceinline=True)
 def turn_queries(queries: Any, cos: Any, sin: Any, half: Any, lanes: Any, out: Any) -> None:
-    """out [2 * half, 16] = queries, channels (d, d + half) rotated by cos and sin; `lanes` lie from row to row of these."""
+    """out [2 * half, 16] = queries [2 * half, lanes], channels (d, d + half) rotated by cos and sin [half, lanes]."""
     _turn(queries, cos, sin, half, 4 * lanes, out)
 
 
-@njit(**ORDERED)
+@njit(**ORDERED, forceinline=True)
 def widen_rows(
-    stored: Any, at: Any, count: Any, ahead: Any, dim: Any, cos: Any, sin: Any, turn_at: Any, rotates: Any, out: Any
-) -> None:  # fmt: skip
-    """out [count, dim] = the rows from stored[at] on in float32. What lies `ahead` elements on is asked for.
+    stored: Any, at: Any, count: Any, dim: Any, cos: Any, sin: Any, turn_at: Any, rotates: Any, out: Any
+) -> None:
+    """out [count, dim] = the rows from stored[at] on in float32.
 
     Where `rotates`, row t is rotated by dim / 2 elements of cos and sin from turn_at + t * dim / 2 on.
     """
     if dim == 64:
-        _widen_64(stored, at, count, ahead, cos, sin, turn_at, rotates, out)
+        _widen_64(stored, at, count, cos, sin, turn_at, rotates, out)
     else:
-        _widen_128(stored, at, count, ahead, cos, sin, turn_at, rotates, out)
+        _widen_128(stored, at, count, cos, sin, turn_at, rotates, out)
 
 
-@njit(**ORDERED)
-def dot_rows(keys: Any, count: Any, dim: Any, queries: Any, out: Any) -> None:
-    """out [count, 16] = products of keys and queries; up to three rows more are read and written."""
+@njit(**ORDERED, forceinline=True)
+def dot_rows(
+    keys: Any, count: Any, dim: Any, queries: Any, out: Any, stored: Any, next_key: Any, next_value: Any
+) -> None:
+    """out [count, 16] = products of keys and queries; up to three rows more are read and written.
+
+    As many rows from stored[next_key] and stored[next_value] on are asked for, spread over the work.
+    """
     tiles = (count + TILE - 1) // TILE
     if dim == 64:
-        _dots_64(keys, tiles, queries, out)
+        _dots_64(keys, tiles, queries, out, stored, next_key, next_value)
     else:
-        _dots_128(keys, tiles, queries, out)
-
-
-@njit(**ORDERED)
-def tile_peaks(logits: Any, limits: Any, factor: Any, peaks: Any, out: Any) -> Any:
-    """out [16] = the highest logit of each query times `factor`; whether that of any is above its peak.
-
-    Logits of rows from a query's limit on become -inf.
-    """
-    return _peaks(logits, limits, factor, peaks, out)
-
-
-@njit(**ORDERED)
-def tile_weights(logits: Any, limits: Any, factor: Any, peaks: Any, totals: Any) -> None:
-    """Logits become 2**(factor * logit - peak), 0 from a query's limit on; their sums are added to totals."""
-    _weights(logits, limits, factor, peaks, totals)
-
-
-@njit(**ORDERED)
-def add_values(
-    stored: Any, at: Any, count: Any, ahead: Any, dim: Any, weights: Any, num_queries: Any, out: Any
-) -> None:  # fmt: skip
-    """out [num_queries, dim] += sums of `count` rows from stored[at] on by weights [count, 16]."""
-    done, passes = 0, (num_queries + MOST_WEIGHED - 1) // MOST_WEIGHED
-    while done < num_queries:
-        some = (num_queries - done + passes - 1) // passes
-        line, into = weights + 4 * done, out + 4 * done * dim
-        if some == 6:
-            _weigh_6(stored, at, count, ahead, dim, line, into)
-        elif some == 5:
-            _weigh_5(stored, at, count, ahead, dim, line, into)
-        elif some == 4:
-            _weigh_4(stored, at, count, ahead, dim, line, into)
-        elif some == 3:
-            _weigh_3(stored, at, count, ahead, dim, line, into)
-        elif some == 2:
-            _weigh_2(stored, at, count, ahead, dim, line, into)
-        else:
-            _weigh_1(stored, at, count, ahead, dim, line, into)
-        done, passes = done + some, passes - 1
+        _dots_128(keys, tiles, queries, out, stored, next_key, next_value)

@@ -13,20 +13,12 @@ import numpy as np
 from moorage.kernels.addresses import floats_at
 from moorage.kernels.block_attention.head import _LN2, _LOG2_E, share_sums
 from moorage.kernels.block_attention.logits import ROWS
-from moorage.kernels.block_attention.row_entries import together
 from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.simd import LINE_BYTES
 from moorage.kernels.simd_lanes import LANES
-from moorage.kernels.simd_queries import (
-    add_values,
-    dot_rows,
-    lane_angles,
-    tile_peaks,
-    tile_weights,
-    turn_queries,
-    widen_rows,
-)
+from moorage.kernels.simd_queries import dot_rows, turn_queries, widen_rows
+from moorage.kernels.simd_query_sums import add_values, tile_peaks, tile_weights
 from moorage.kernels.vector_math import exp32
 
 
@@ -47,46 +39,14 @@ class Steps(NamedTuple):
 
 
 @njit(**SERIAL)
-def plan_steps(entries: Any, group: Any, batch: Any, block_size: Any) -> Any:
-    """(number, `Steps`) of `Entries` for `group` queries of each position, at most LANES positions."""
-    num_rows, half, num_parts = len(entries.count), batch.query_turn.shape[2], batch.query_turn.shape[1]
-    most, lanes = entries.count.sum(), (num_rows * group + LANES - 1) // LANES * LANES
-    steps = Steps(
+def empty_steps(most: Any, num_queries: Any, half: Any) -> Any:
+    """At most `most` steps of `num_queries` queries."""
+    lanes = (num_queries + LANES - 1) // LANES * LANES
+    return Steps(
         np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.uint8),
         np.zeros((most, lanes), np.int32), np.empty((most + 1, half, lanes), np.float32),
         np.empty((most + 1, half, lanes), np.float32),
     )  # fmt: skip
-    turns = np.zeros((2, num_parts, half, LANES), np.float64)
-    for r in range(num_rows):
-        for part in range(batch.num_parts[r]):
-            for d in range(half):
-                turn = batch.query_turn[r, part, d]
-                turns[0, part, d, r], turns[1, part, d, r] = turn.real, turn.imag
-    plain = np.ones((1, half), np.complex128)
-    at, count = np.zeros(num_rows, np.int64), 0
-    first, last, high = together(entries, at)
-    while first < last:
-        e = at[first]
-        block, part = divmod(entries.order[first, e], num_parts)
-        steps.offset[count], steps.rotates[count] = entries.offset[first, e], entries.rotates[first, e]
-        steps.begin[count], steps.end[count] = entries.begin[first, e], high
-        for r in range(first, last):
-            for m in range(group):
-                steps.limit[count, m * num_rows + r] = entries.end[r, at[r]]
-        bases, place = plain, np.int64(0)
-        if entries.rotates[first, e]:
-            start = block * block_size
-            bases, place = batch.bases, (start % batch.period if batch.period else start) // block_size
-        angles = 4 * count * half * lanes
-        lane_angles(
-            turns.ctypes.data + 8 * part * half * LANES, turns.ctypes.data + 8 * (num_parts + part) * half * LANES,
-            bases.ctypes.data + 16 * place * half, half, group, num_rows, lanes, steps.cos.ctypes.data + angles,
-            steps.sin.ctypes.data + angles,
-        )  # fmt: skip
-        at[first:last] += 1
-        count += 1
-        first, last, high = together(entries, at)
-    return count, steps
 
 
 @njit(**SERIAL)
@@ -94,7 +54,7 @@ def attend_lanes(
     query: Any, stored: Any, base: Any, to_values: Any, count: Any, steps: Any, offset_cos: Any, offset_sin: Any,
     scale: Any, out: Any, lse: Any,
 ) -> None:  # fmt: skip
-    """The first `count` of `steps` for query [R, G, D] into out [R, G, D], lse [R, G]; `stored` as in `attend_head`."""
+    """The first `count` of `steps` for query [R, G, D] into out [R, G, D], lse [R, G]; see `attend_head`."""
     num_rows, group, dim = query.shape
     lanes, half, num_queries = steps.limit.shape[1], steps.cos.shape[1], num_rows * group
     vectors = lanes // LANES
@@ -138,19 +98,27 @@ def attend_lanes(
                 ahead = np.int64(0)
                 if s + 1 < count:
                     ahead = steps.offset[s + 1] + base + steps.begin[s + 1] * dim - key_at
-            widen_rows(stored, key_at, number, ahead, dim, turn_cos, turn_sin, row * half, rotates, keys_at)
+            widen_rows(stored, key_at, number, dim, turn_cos, turn_sin, row * half, rotates, keys_at)
             for v in range(vectors):
                 by = 4 * v * LANES
-                dot_rows(keys_at, number, dim, turned_at + by * dim, logits_at)
+                next_key = key_at + ahead
+                dot_rows(
+                    keys_at,
+                    number,
+                    dim,
+                    turned_at + by * dim,
+                    logits_at,
+                    stored,
+                    next_key,
+                    next_key + to_values,
+                )
                 for lane in range(LANES):
                     limits[lane] = min(max(steps.limit[s, v * LANES + lane] - row, 0), number)
                 some = min(LANES, num_queries - v * LANES)
                 if tile_peaks(logits_at, limits_at, _LOG2_E, peaks_at + by, highest_at):
                     _raise_peaks(v * LANES, some, highest, peaks, totals, sums)
                 tile_weights(logits_at, limits_at, _LOG2_E, peaks_at + by, totals_at + by)
-                add_values(
-                    stored, key_at + to_values, number, ahead, dim, logits_at, some, sums_at + by * dim
-                )
+                add_values(stored, key_at + to_values, number, dim, logits_at, some, sums_at + by * dim)
     for r in range(num_rows):
         for m in range(group):
             q = m * num_rows + r

@@ -6,7 +6,7 @@ positions see the same rows of a block alike, these are widened and rotated once
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,27 @@ from moorage.kernels.block_attention.head import (
     cap_logits,
 )
 from moorage.kernels.block_attention.logits import ROWS, asks_ahead, rotate_into_tile, tile_logits
-from moorage.kernels.block_attention.row_entries import together
 from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.simd import LINE_BYTES, prefetch
 from moorage.kernels.simd_group import WIDE_LANES
+
+
+class Entries(NamedTuple):
+    """What R positions see, E entries at most for each; see `attend_head`."""
+
+    count: Any
+    """[R]"""
+    order: Any
+    """[R, E], ascending: entries of two positions with the same number are of the same block and part."""
+    offset: Any
+    begin: Any
+    end: Any
+    rotates: Any
+    """[R, E]"""
+    cos: Any
+    sin: Any
+    """[R, E, rd / 2]"""
 
 
 @njit(**SERIAL)
@@ -45,7 +61,7 @@ def attend_rows(
     peak, total = np.full(num_rows * group, -np.inf, np.float32), np.zeros(num_rows * group, np.float32)
     sums, flat, zero = np.zeros(query.size, np.float32), logits.reshape(-1), np.int64(0)
     line, at = LINE_BYTES // stored.itemsize, np.zeros(num_rows, np.int64)
-    first, last, high = together(entries, at)
+    first, last, high = _together(entries, at)
     while first < last:
         e, each = at[first], (last - first) * group
         begin, rotates = entries.begin[first, e], entries.rotates[first, e] != 0
@@ -85,7 +101,7 @@ def attend_rows(
             else:
                 _add_values(stored, value_at, count, flat, each, dim, own)
         at[first:last] += 1
-        first, last, high = together(entries, at)
+        first, last, high = _together(entries, at)
     for q in range(num_rows * group):
         r, m = divmod(q, group)
         lse[r, m] = -np.inf
@@ -95,3 +111,29 @@ def attend_rows(
             share = _ONE / total[q]
         for d in range(dim):
             out[r, m, d] = sums[q * dim + d] * share
+
+
+@njit(**SERIAL)
+def _together(entries: Any, at: Any) -> Any:
+    """(first, last, end): the positions whose entries come next and begin alike, and where the longest of them ends.
+
+    first == last where no entry is left.
+    """
+    first, num_rows = np.int64(-1), len(at)
+    for r in range(num_rows):
+        left = at[r] < entries.count[r]
+        if left and (first < 0 or entries.order[r, at[r]] < entries.order[first, at[first]]):
+            first = np.int64(r)
+    if first < 0:
+        return np.int64(0), np.int64(0), np.int64(0)
+    e = at[first]
+    high, last = np.int64(entries.end[first, e]), first + 1
+    while last < num_rows and at[last] < entries.count[last]:
+        other = at[last]
+        alike = entries.order[last, other] == entries.order[first, e]
+        alike = alike and entries.begin[last, other] == entries.begin[first, e]
+        if not alike or entries.rotates[last, other] != entries.rotates[first, e]:
+            break
+        high = max(high, np.int64(entries.end[last, other]))
+        last += 1
+    return first, last, high

@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from moorage.kernels.block_attention.lane_rows import attend_lanes, plan_steps
+from moorage.kernels.block_attention.lane_rows import attend_lanes
 from moorage.kernels.block_attention.logits import asks_ahead
-from moorage.kernels.block_attention.row_entries import Entries
-from moorage.kernels.block_attention.rows import attend_rows
+from moorage.kernels.block_attention.rows import Entries, attend_rows
 from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.entries import PIECE_ROWS, count_blocks, count_pieces, fill_entries
 from moorage.kernels.decode_layer.layer import merge_parts
 from moorage.kernels.decode_layer.memory import all_memory, block_at, session_fits, write_row
 from moorage.kernels.decode_layer.records import FINE, MISFIT, NOT_FINITE_ROW
+from moorage.kernels.decode_rows.steps import attend_alike, plan_steps, split_turns
 from moorage.kernels.numba_flags import SERIAL
-from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.thread_team import run_units, unit_call
 
 PIECES_PER_THREAD = 2
@@ -90,10 +89,9 @@ def _attend_unit(
     head_size, each = shape.block_size * shape.head_dim, shape.num_kv_heads // shares
     to_values, half = shape.num_kv_heads * head_size, batch.offset_cos.shape[1]
     by_lanes = len(query) * heads >= MIN_LANES and half > 0 and asks_ahead(shape.head_dim, half)
-    by_lanes = by_lanes and batch.softcap[0] == 0 and len(query) <= LANES
-    entries = _entries(piece, 0 if by_lanes else half, first, shape, batch, selections, num_pieces)
+    by_lanes = by_lanes and batch.softcap[0] == 0 and attend_alike(batch, selections)
     if by_lanes:
-        num_steps, steps = plan_steps(entries, heads, batch, shape.block_size)
+        num_steps, steps = plan_steps(piece, first, shape, batch, split_turns(batch), heads)
         for kv_head in range(each * share, each * (share + 1)):
             a, b = kv_head * heads, (kv_head + 1) * heads
             attend_lanes(
@@ -101,6 +99,7 @@ def _attend_unit(
                 batch.offset_sin, batch.scale[0], outs[:, piece, a:b], lses[:, piece, a:b],
             )  # fmt: skip
         return
+    entries = _entries(piece, first, shape, batch, selections, num_pieces)
     for kv_head in range(each * share, each * (share + 1)):
         a, b = kv_head * heads, (kv_head + 1) * heads
         attend_rows(
@@ -111,10 +110,14 @@ def _attend_unit(
 
 @njit(**SERIAL)
 def _entries(
-    piece: Any, half: Any, first: Any, shape: Any, batch: Any, selections: Any, num_pieces: Any
+    piece: Any, first: Any, shape: Any, batch: Any, selections: Any, num_pieces: Any
 ) -> Any:  # fmt: skip
-    """What each row attends of one piece, with `half` angles of each block."""
-    num_rows, length = len(num_pieces), max(1, PIECE_ROWS // shape.block_size)
+    """What each row attends of one piece."""
+    num_rows, half, length = (
+        len(num_pieces),
+        batch.offset_cos.shape[1],
+        max(1, PIECE_ROWS // shape.block_size),
+    )
     most = np.int64(0)
     for r in range(num_rows):
         blocks = count_blocks(r, 0, shape.block_size, batch, selections)

@@ -128,7 +128,8 @@ class HostMemoryAttention:
         q, k, v = _array(heads[0]), _array(heads[1]), _array(heads[2])
         with self._parts.timer("attend"):
             # Positions of one session are rows of one block where blocks are packed, and few.
-            attend = decode_rows if group.is_exact and not self._host.layout.is_packed else decode_layer
+            together = group.is_exact and len(part.steps) > 1 and not self._host.layout.is_packed
+            attend = decode_rows if together else decode_layer
             num_failed = attend(
                 self._memory[layer],
                 part.batches[layer],
