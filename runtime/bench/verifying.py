@@ -154,7 +154,7 @@ class Reader:
         total, sampling = len(prompt) + count, SamplingSpec()
         if not self._held:
             return OpenSession(_SESSION, total, len(prompt), memory, sampling)
-        return ContinueSession(_SESSION, keep, total, len(prompt), memory, sampling)
+        return ContinueSession(_SESSION, keep, total, len(prompt), memory, sampling, prompt[:keep])
 
     def _step(self, segment: Segment, opens: tuple[OpenSession | ContinueSession, ...] = ()) -> SegmentResult:
         self._steps += 1

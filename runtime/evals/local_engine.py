@@ -202,7 +202,13 @@ class LocalEngine:
         if kept:
             opens = (
                 ContinueSession(
-                    SESSION, kept, opening.max_tokens, opening.prompt_tokens, opening.memory, opening.sampling
+                    SESSION,
+                    kept,
+                    opening.max_tokens,
+                    opening.prompt_tokens,
+                    opening.memory,
+                    opening.sampling,
+                    prompt[:kept],
                 ),
             )
         last_alone = [len(prompt) - 1] if alone else []

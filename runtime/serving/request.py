@@ -136,7 +136,7 @@ class Request:
             len(self.prompt) - self.num_drawn,
             self.memory,
             self.sampling,
-            self.prompt[: self.cached_tokens] if self.sampling.counts_tokens else (),
+            self.prompt[: self.cached_tokens] if self.sampling.counts_tokens or self.memory.verify else (),
             self.num_drawn,
         )
 

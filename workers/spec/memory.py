@@ -23,8 +23,9 @@ class MemorySpec:
     positions: PositionSpec = part(PositionSpec)
     verify: int = setting(
         0,
-        "Tokens that a session drafts by its selection before one exact pass over all keys verifies them: the answer "
-        "is that of full attention. 0 is off. Needs an exact prefill.",
+        "Tokens that a session drafts at most before one exact pass over all keys verifies them: the answer is that "
+        "of full attention. A draft is what followed the last tokens where they occurred before, or comes of the "
+        "session's selection. 0 is off. Needs an exact prefill.",
         Limits(least=0, most=MOST_DRAFTED),
     )
     recall_every: int = setting(

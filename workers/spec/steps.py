@@ -37,7 +37,7 @@ class ContinueSession:
     memory: MemorySpec
     sampling: SamplingSpec
     kept_ids: Sequence[int] = ()
-    """Ids of the kept tokens, needed where `sampling` counts tokens."""
+    """Ids of the kept tokens, needed where `sampling` counts tokens, and of use where drafts are verified."""
     num_drawn: int = 0
     """Tokens of an answer that was cut and goes on here: the last of them are kept, and one has no K and V yet.
     `prompt_tokens` are then those before this answer."""

@@ -26,11 +26,7 @@ from moorage.workers.gpu.selection.queries import LayerQueries
 from moorage.workers.gpu.selection.reuse import NO_BLOCKS
 from moorage.workers.kv.host_memory import HostMemory
 from moorage.workers.kv.rows import beyond_storage
-from moorage.workers.spec import (
-    AnchorType,
-    KvType,
-    ModelSpec,
-)
+from moorage.workers.spec import AnchorType, KvType, ModelSpec
 
 NO_SESSION = -1
 MOST_GROUPS = 16

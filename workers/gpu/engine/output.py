@@ -55,7 +55,9 @@ class OutputStage:
         self, session: WorkerSession, first: int, token_ids: Sequence[int], device: torch.device
     ) -> None:
         """Adds `token_ids`, of positions from `first` on, to the session's counts, if it has a penalty that reads
-        them."""
+        them, and to its known tokens, if drafts are looked up there."""
+        if session.memory.verify:
+            session.known.put(first, token_ids)
         if not session.sampling.counts_tokens:
             return
         if session.counts is None:

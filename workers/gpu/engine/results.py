@@ -9,7 +9,7 @@ from moorage.workers.spec import SampledToken, SegmentResult
 
 def result_of(step: SessionStep, output: SegmentOutput) -> SegmentResult:
     """What a step brought, which moves its session on."""
-    stats, num_drafted = step.session.stats, 0 if step.drafts else len(step.session.drafted)
+    stats = step.session.stats
     first, *others = finish_step(step, output.drawn) or (None,)
     return SegmentResult(
         step.segment.session_id,
@@ -19,7 +19,7 @@ def result_of(step: SessionStep, output: SegmentOutput) -> SegmentResult:
         following=tuple(
             SampledToken(each.token_id, each.logprob, each.top_logprobs) for each in others if each
         ),
-        num_drafted=num_drafted,
+        num_drafted=len(step.verified),
         prompt_logprobs=output.scored.logprobs,
         prompt_likeliest=output.scored.likeliest,
         num_selected_blocks=stats.num_selected / max(stats.num_selections, 1),

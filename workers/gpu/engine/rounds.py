@@ -1,7 +1,9 @@
 """Rounds of a session that drafts tokens by its selection and verifies them in one exact pass (speculative decoding).
 
-The plan of each step asks for the session's next token, from the last token that is known. A round takes several
-steps: one for each drafted token, in which none is known yet, then the one that verifies.
+The plan of each step asks for the session's next token, from the last token that is known. Where the last tokens
+have occurred before, what followed them then is the draft (prompt lookup decoding), and the round is the step that
+verifies it. Other rounds take several steps: one for each drafted token, in which none is known yet, then the one
+that verifies.
 
 Tokens are drawn with noise that is a function of the seed and of the token's number, so a draft is accepted where the
 exact logits give the same token: greedy or not, the answer is the one that full attention gives.
@@ -9,6 +11,7 @@ exact logits give the same token: greedy or not, the answer is the one that full
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +20,9 @@ from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.model.sampler import Sampled, SampleRow
 from moorage.workers.spec import KvLayout, RopeSpec, Segment
+
+LEAST_LOGPROB = math.log(0.4)
+"""Below it a greedy draft ends: what the selection is not sure of, full attention often draws otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class SessionStep:
     """One for each generated token among them; none while the prompt is prefilled."""
     drafts: bool = False
     """Whether its next token is a draft."""
+    verified: tuple[int, ...] = ()
+    """Drafted tokens that it verifies: the last ones of `segment`."""
 
     @property
     def sample_rows(self) -> list[SampleRow]:
@@ -37,8 +45,9 @@ class SessionStep:
         session, segment = self.session, self.segment
         if not segment.sample:
             return []
-        drafted = session.drafted
-        held = [drafted] if self.drafts else [drafted[:i] for i in range(max(1, len(self.decode)))]
+        held: list[Sequence[int]] = [self.verified[:i] for i in range(max(1, len(self.decode)))]
+        if self.drafts:
+            held = [session.drafted]
         return [
             SampleRow(
                 session.sampling,
@@ -56,28 +65,35 @@ def decode_step(segment: Segment, session: WorkerSession, rope: RopeSpec, layout
     if not session.memory.verify:
         return SessionStep(segment, session, (DecodeStep.of(session, block_size),))
     if not session.drafted:
-        # Tokens that are given and not drawn are not drafted either.
-        session.draft_length = _draft_length(session, rope) if segment.sample else 0
-        if layout.is_packed:
-            # A rejected draft in the next block would have packed rows that are needed again.
-            left = block_size - 1 - session.num_tokens % block_size
-            session.draft_length = min(session.draft_length, left)
+        room = _room(session, rope, layout) if segment.sample else 0
+        if found := session.known.following(room):
+            return _verifying(segment, session, found, block_size)
+        session.draft_length = room if _selects(session) else 0
     drafted = session.drafted
     if len(drafted) < session.draft_length:
         newest = replace(segment, start=session.num_tokens, token_ids=(drafted or segment.token_ids)[-1:])
         return SessionStep(newest, session, (DecodeStep.of(session, block_size),), drafts=True)
+    return _verifying(segment, session, tuple(drafted), block_size)
+
+
+def _verifying(
+    segment: Segment, session: WorkerSession, drafted: tuple[int, ...], block_size: int
+) -> SessionStep:
+    """The step that verifies some tokens behind the last known one."""
     tokens = (*segment.token_ids, *drafted)
     places = range(segment.start, segment.start + len(tokens))
     steps = tuple(DecodeStep.at(session, place, block_size, exact=True) for place in places)
-    return SessionStep(replace(segment, token_ids=tokens), session, steps)
+    return SessionStep(replace(segment, token_ids=tokens), session, steps, verified=drafted)
 
 
 def finish_step(step: SessionStep, drawn: Sequence[Sampled]) -> Sequence[Sampled]:
     """Moves the session on by what a step has computed; returns the tokens that are known now."""
-    session, drafted = step.session, step.session.drafted
+    session, drafted = step.session, step.verified
     if step.drafts:
         session.num_tokens += 1
-        drafted.append(drawn[0].token_id)
+        session.drafted.append(drawn[0].token_id)
+        if session.sampling.is_greedy and drawn[0].logprob < LEAST_LOGPROB:
+            session.draft_length = len(session.drafted)
         return ()
     known = drawn
     if drafted:
@@ -87,21 +103,32 @@ def finish_step(step: SessionStep, drawn: Sequence[Sampled]) -> Sequence[Sampled
         known = drawn[: accepted + 1]
         if session.counts is not None:
             session.counts = session.counts.plus(drafted[:accepted])
-        session.num_tokens, session.drafted = step.segment.start + len(known), []
-        _forget_selections(session)
+        session.known.put(step.segment.start + 1, drafted[:accepted])
+        session.num_tokens = step.segment.start + len(known)
+        if session.drafted:
+            session.drafted = []
+            _forget_selections(session)
     else:
         session.num_tokens += len(step.segment.token_ids)
     session.num_generated += len(known)
     return known
 
 
-def _draft_length(session: WorkerSession, rope: RopeSpec) -> int:
-    """Tokens to draft from the session's end on: none where its selection would attend everything."""
-    memory, selection = session.memory, session.memory.selection
-    if not selection.selects or session.num_tokens < selection.dense_until:
+def _selects(session: WorkerSession) -> bool:
+    """Whether a step that drafts would attend less than one that does not."""
+    return session.num_tokens >= session.memory.selection.dense_until
+
+
+def _room(session: WorkerSession, rope: RopeSpec, layout: KvLayout) -> int:
+    """Tokens to draft from the session's end on, at most: none where its selection attends everything."""
+    memory = session.memory
+    if not memory.selection.selects:
         return 0
     # One token comes of the last verified row itself, and the last token of all needs no row.
     most = min(memory.verify, session.max_tokens - session.num_tokens - 2)
+    if layout.is_packed:
+        # A rejected draft in the next block would have packed rows that are needed again.
+        most = min(most, layout.block_size - 1 - session.num_tokens % layout.block_size)
     return max(0, min(most, _steps_alike(session, rope, most + 1) - 1))
 
 

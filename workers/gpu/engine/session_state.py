@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.attention.window_rings import Ring
+from moorage.workers.gpu.engine.known_tokens import KnownTokens
 from moorage.workers.gpu.engine.session_stats import SessionStats
 from moorage.workers.gpu.model.rope import RopeView
 from moorage.workers.gpu.model.sampler import TokenCounts
@@ -55,6 +56,8 @@ class WorkerSession:
     before them."""
     draft_length: int = 0
     """Tokens that the present round drafts."""
+    known: KnownTokens = field(default_factory=KnownTokens)
+    """Those of prompt and answer, where drafts are verified."""
     idle: bool = False
     """No request uses it: it holds no slots, and its KV lies in DRAM alone."""
     selections: dict[int, SelectionRecord] = field(default_factory=dict)

@@ -336,3 +336,39 @@ def test_a_session_that_attends_everything_drafts_nothing(driver: Driver) -> Non
     full, verified = both(driver, prompt_of(driver, 100), 10, topk=None)
     assert verified.tokens == full.tokens
     assert len(verified.results) == 10
+
+
+def test_what_occurred_before_is_drafted_without_a_step(driver: Driver) -> None:
+    """Greedy, the tiny model repeats itself; its selection would not draft before the length `dense_until`."""
+    full, verified = both(driver, prompt_of(driver, 100), 40, SamplingSpec(), dense_until=10_000)
+    assert verified.tokens == full.tokens
+    np.testing.assert_allclose(verified.logprobs, full.logprobs, atol=1e-5)
+    assert verified.accepted > 20
+    assert all(result.token_id is not None for result in verified.results)
+    assert len(verified.results) < len(full.results) // 2
+
+
+def test_what_occurred_in_kept_tokens_is_drafted_too(driver: Driver) -> None:
+    prompt, axes = prompt_of(driver, 60), memory(**{**DRAFTING, "dense_until": 10_000})
+    first = Answer(driver, 2, prompt, axes, 30, SamplingSpec())
+    run(first, drop=False)
+    # The model goes on repeating what the first answer ended with.
+    held = [*prompt, *first.tokens[:-1]]
+    opening = ContinueSession(2, len(held), len(held) + 9, len(held) + 1, axes, SamplingSpec(), held)
+    (result,) = driver.step(
+        opens=(opening,), segments=(Segment(2, len(held), first.tokens[-1:], sample=True),)
+    )
+    (later,) = driver.step(segments=(Segment(2, len(held) + 1, (result.token_id,), sample=True),))
+    driver.step(drops=(2,))
+    assert later.num_drafted == 4
+
+
+def test_a_greedy_draft_ends_where_it_is_not_sure(driver: Driver) -> None:
+    """No token of the tiny model is likely: rounds of greedy drafts have one, and others as many as are asked for."""
+    prompt = prompt_of(driver, 140)
+    greedy = Answer(driver, 2, prompt, memory(**DRAFTING), 12)
+    run(greedy)
+    drawn = Answer(driver, 2, prompt, memory(**DRAFTING), 12, SamplingSpec(temperature=1.0, seed=3))
+    run(drawn)
+    assert {result.num_drafted for result in greedy.results} <= {0, 1}
+    assert max(result.num_drafted for result in drawn.results) == 4
