@@ -8,8 +8,10 @@ import numpy as np
 
 from moorage.kernels.compiling import njit
 from moorage.kernels.key_select.lanes import (
+    HALF_WIDE,
     TABLE_BYTES,
     VALUES_16,
+    VALUES_HALF_WIDE,
     VALUES_WIDE,
     WIDE,
     load_word,
@@ -21,6 +23,7 @@ from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.simd import LINE_BYTES, TILE
 
 _WIDE_1, _WIDE_2, _WIDE_3, _WIDE_4 = VALUES_WIDE
+_HALF_1, _HALF_2, _HALF_3, _HALF_4 = VALUES_HALF_WIDE
 _16_1, _16_2, _16_3, _16_4 = VALUES_16
 AHEAD = 8
 """Blocks whose means and codes are asked of the memory before they are needed."""
@@ -66,7 +69,7 @@ class Desk(NamedTuple):
 def _block_values(
     queries: Any, planes: Any, num_planes: Any, block: Any, means: Any, means_step: Any, out: Any
 ) -> None:
-    """`VALUES_WIDE` or `VALUES_16` for any number of queries."""
+    """`VALUES_WIDE`, `VALUES_HALF_WIDE` or `VALUES_16` for any number of queries."""
     for done in range(0, queries.group, 4):
         left, joins, mean, less = (
             queries.group - done,
@@ -84,6 +87,15 @@ def _block_values(
                 _WIDE_2(planes, num_planes, block, table, term, mean, means_step, less, joins, out)
             else:
                 _WIDE_1(planes, num_planes, block, table, term, mean, means_step, less, joins, out)
+        elif block % HALF_WIDE == 0:
+            if left >= 4:
+                _HALF_4(planes, num_planes, block, table, term, mean, means_step, less, joins, out)
+            elif left == 3:
+                _HALF_3(planes, num_planes, block, table, term, mean, means_step, less, joins, out)
+            elif left == 2:
+                _HALF_2(planes, num_planes, block, table, term, mean, means_step, less, joins, out)
+            else:
+                _HALF_1(planes, num_planes, block, table, term, mean, means_step, less, joins, out)
         elif left >= 4:
             _16_4(planes, num_planes, block, table, term, mean, means_step, less, joins, out)
         elif left == 3:

@@ -1,4 +1,4 @@
-"""Values of many keys from their one-bit codes, in vectors of 64 or 16 keys.
+"""Values of many keys from their one-bit codes, in vectors of 64, 32 or 16 keys.
 
 The products of a query with four bits of a code are looked up in a table of 16 bytes (Quick ADC, VLDB 2017; FastScan
 of Faiss), which one instruction does for a whole vector of keys. All arguments of the intrinsics are addresses in
@@ -24,7 +24,11 @@ ENTRIES, TABLE_BYTES = 16, 64
 """Of the table for four bits of a code, whose entries are written four times: a vector's worth is read as it lies."""
 LARGEST = 127
 """The largest entry of a table: the sum of two fits a byte."""
-_LOOK_UPS = {64: ("avx512bw", "llvm.x86.avx512.pshuf.b.512"), 16: ("ssse3", "llvm.x86.ssse3.pshuf.b.128")}
+_LOOK_UPS = {
+    64: ("avx512bw", "llvm.x86.avx512.pshuf.b.512"),
+    32: ("avx2", "llvm.x86.avx2.pshuf.b"),
+    16: ("ssse3", "llvm.x86.ssse3.pshuf.b.128"),
+}
 """By keys of a vector: the feature of the processor, and LLVM's name of the instruction."""
 
 
@@ -136,7 +140,7 @@ def _code_values(keys: int, group: int) -> Callable[..., Any]:
     return tile
 
 
-WIDE = 64 if host_has(_LOOK_UPS[64][0]) else 16
+WIDE = max((keys for keys, (feature, _) in _LOOK_UPS.items() if host_has(feature)), default=16)
 """Keys of the widest vector that this processor looks up at once."""
 VALUES_WIDE = tuple(_code_values(WIDE, group) for group in range(1, 5))
 """(planes, num_planes, block, tables, terms, means, means_step, less, joins, out) by the number of queries, 1 to 4:
@@ -147,6 +151,10 @@ queries' [group, num_planes, 2, TABLE_BYTES] bytes, for the lower and the upper 
 float32. The logit of a key is scale * (terms[0] * sum + terms[1]) + mean, where the means, float32, lie means_step
 bytes apart. A key's value is the largest of logit - less over the queries, `less` [group] float32; and of what `out`
 holds, where `joins`."""
+HALF_WIDE = max(WIDE // 2, 16)
+"""Keys of a vector for blocks that are no multiple of WIDE."""
+VALUES_HALF_WIDE = tuple(_code_values(HALF_WIDE, group) for group in range(1, 5))
+"""`VALUES_WIDE` for a block that is a multiple of HALF_WIDE."""
 VALUES_16 = tuple(_code_values(16, group) for group in range(1, 5))
 """`VALUES_WIDE` for a block that is a multiple of 16."""
 
