@@ -8,9 +8,10 @@ import numpy as np
 
 from moorage.kernels.compiling import njit
 from moorage.kernels.decode_keys.attending import attend_chunk, join_head, num_chunks
+from moorage.kernels.decode_keys.first_level import first_level, keep_blocks, new_kept, score_unit
 from moorage.kernels.decode_keys.records import Layer, Parts, Selected, Slices
 from moorage.kernels.decode_keys.runs import make_runs
-from moorage.kernels.decode_keys.scan import list_length, scan_unit, slice_blocks
+from moorage.kernels.decode_keys.scan import list_length, num_scanned, scan_unit, slice_blocks
 from moorage.kernels.decode_keys.selecting import select_keys
 from moorage.kernels.decode_keys.thresholds import (
     PIECES,
@@ -34,7 +35,8 @@ def attend_selected(
 ) -> Any:  # fmt: skip
     """`decode_keys` of arrays that fit; 0, or how many rows the lists must have where they have too few."""
     memory, first = all_memory(table, page_elements(packed, shape), empty)
-    layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first, head_codes, packed)
+    kept = new_kept(table, batch, keys, attended)
+    layer = Layer(table, empty, shape, batch, query, keys, attended, memory, first, head_codes, packed, kept)
     count, group = len(query) * shape.num_kv_heads, query.shape[1] // shape.num_kv_heads
     first_slice = _first_slices(layer)
     number = first_slice[len(query)]
@@ -48,6 +50,7 @@ def attend_selected(
         np.empty((rows, group, shape.head_dim), np.float32), np.empty(0, np.uint16),
     )  # fmt: skip
     runs = make_runs(layer)
+    _keep_blocks(team, layer, runs, slices)
     _set_thresholds(team, layer, runs, slices)
     run_units(team, number, *unit_call(scan_unit, (layer, runs, slices)))
     wanted = keys.positions.shape[2]
@@ -68,6 +71,16 @@ def attend_selected(
 
 
 @njit(**SERIAL)
+def _keep_blocks(team: Any, layer: Any, runs: Any, slices: Any) -> None:
+    """Finds which blocks are scanned, where not all are."""
+    first = first_level(layer, runs, slices.less)
+    units = first.units[len(layer.query)]
+    if units:
+        run_units(team, units, *unit_call(score_unit, (layer, runs, first)))
+        run_units(team, len(slices.less), *unit_call(keep_blocks, (layer, first)))
+
+
+@njit(**SERIAL)
 def _set_thresholds(team: Any, layer: Any, runs: Any, slices: Any) -> None:
     most = np.int64(0)
     for i in range(len(layer.query)):
@@ -83,10 +96,10 @@ def _set_thresholds(team: Any, layer: Any, runs: Any, slices: Any) -> None:
 @njit(**SERIAL)
 def _first_slices(layer: Any) -> Any:
     """[N + 1]: where the slices of each session begin; those that select nothing have none."""
-    batch, length = layer.batch, slice_blocks(layer.shape.block_size)
+    length = slice_blocks(layer.shape.block_size)
     bounds = np.zeros(len(layer.query) + 1, np.int64)
     for i in range(len(layer.query)):
-        blocks = np.int64(batch.near_block[i]) - batch.num_sinks[i]
+        blocks = num_scanned(i, layer)
         selects = layer.keys.selects[i] != 0 and layer.attended.failed[i] == FINE and blocks > 0
         bounds[i + 1] = bounds[i] + (-(-blocks // length) if selects else 0)
     return bounds

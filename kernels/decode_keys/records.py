@@ -49,6 +49,37 @@ class Layer(NamedTuple):
     """Bytes of the codes of one head of a block, see `kernels.key_codes`."""
     packed: Any
     """Of `LayerMemory`."""
+    kept: Any
+    """Kept"""
+
+
+class Kept(NamedTuple):
+    """The blocks that each KV head of a session with a first level scans; others scan all candidates.
+
+    To the scan the j-th of them is block num_sinks + j.
+    """
+
+    has: Any
+    """[N]: whether a session has a first level."""
+    blocks: Any
+    """[N * Hkv, most]: ascending."""
+    counts: Any
+    """[N * Hkv]"""
+
+
+class FirstLevel(NamedTuple):
+    """The work on the centres of all candidates, UNIT_BLOCKS blocks at a time."""
+
+    units: Any
+    """[N + 1]: the first unit of each session; one without a first level has none."""
+    less: Any
+    """[N * Hkv, G]: what a score is relative to."""
+    queries: Any
+    """[N, R, Hq, bytes] int8 of the Runs."""
+    terms: Any
+    """[N, R, Hq, 3]"""
+    scores: Any
+    """[N * Hkv, most]: of each candidate."""
 
 
 class Runs(NamedTuple):

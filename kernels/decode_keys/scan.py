@@ -10,10 +10,10 @@ from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.memory import ANCHORS, CODES, page_of
 from moorage.kernels.key_select.estimates import Desk, Queries, estimate, of_head
 from moorage.kernels.key_select.filtering import list_above
-from moorage.kernels.key_select.lanes import load_float, load_word, store_float, store_word
+from moorage.kernels.key_select.lanes import load_float, load_word, prefetch_at, store_float, store_word
 from moorage.kernels.key_select.rows import row_sums
 from moorage.kernels.numba_flags import INLINE, SERIAL
-from moorage.kernels.simd import TILE
+from moorage.kernels.simd import LINE_BYTES, TILE
 from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.simd_softmax import row_weights
 
@@ -21,6 +21,8 @@ TILE_KEYS = 1024
 """Keys of a tile, about: their values stay in the L1 cache."""
 SLICE_TILES = 4
 """Tiles of a slice, which one thread scans for all heads."""
+FIRST_BLOCKS = 16
+"""Blocks of a list that are asked of the memory while it is made, where they lie scattered."""
 MOST = np.float32(60)
 """A weight is at most e to this, times all that is always attended: sums of many stay within fp32."""
 _ONE, _LOG2_E, _LOWEST = np.float32(1), np.float32(1.4426950408889634), np.float32(-np.inf)
@@ -96,16 +98,52 @@ def head_at(block: Any, i: Any, kv_head: Any, layer: Any) -> Any:
 
 
 @njit(**SERIAL)
+def num_candidates(i: Any, layer: Any) -> Any:
+    """Blocks of session i that may be selected from."""
+    return max(0, np.int64(layer.batch.near_block[i]) - layer.batch.num_sinks[i])
+
+
+@njit(**SERIAL)
+def num_scanned(i: Any, layer: Any) -> Any:
+    """Blocks of session i that a KV head scans."""
+    return np.int64(layer.kept.blocks.shape[1]) if layer.kept.has[i] else num_candidates(i, layer)
+
+
+@njit(**SERIAL)
+def heads_at_once(i: Any, layer: Any) -> Any:
+    """KV heads of session i that scan the same blocks."""
+    return np.int64(1 if layer.kept.has[i] else layer.shape.num_kv_heads)
+
+
+@njit(**INLINE)
+def prefetch_lines(at: Any, num_bytes: Any) -> None:
+    """Asks the memory for bytes from an address on."""
+    for byte in range(0, num_bytes, LINE_BYTES):
+        prefetch_at(at + byte)
+
+
+@njit(**SERIAL)
 def find_blocks(first: Any, step: Any, number: Any, i: Any, kv_head: Any, heads: Any, layer: Any) -> Any:
-    """The Blocks first, first + step and so on of session i for KV heads [kv_head, kv_head + heads)."""
+    """The Blocks first, first + step and so on of session i for KV heads [kv_head, kv_head + heads).
+
+    Where the session has a first level, of those that KV head `kv_head` keeps.
+    """
     table, head_codes, shape = layer.table, layer.head_codes, layer.shape
     length, group = tile_blocks(shape.block_size), layer.query.shape[1] // shape.num_kv_heads
     head_mean, tiles = shape.head_dim * layer.empty.itemsize, -(-number // length)
     half = tiles * heads * length
-    lists = np.empty(2 * half + TILE, np.int64)
+    lists, table, head_codes = np.empty(2 * half + TILE, np.int64), layer.table, layer.head_codes
     floats = np.empty(group * (length + LANES) + length * shape.block_size, np.float32)
+    has_kept, kept = layer.kept.has[i], layer.kept.blocks[i * shape.num_kv_heads + kv_head]
+    sinks = np.int64(layer.batch.num_sinks[i])
     for b in range(tiles * length):
-        m, head = head_at(first + min(b, number - 1) * step, i, kv_head, layer)
+        block = first + min(b, number - 1) * step
+        if has_kept:
+            block = np.int64(kept[block - sinks])
+        m, head = head_at(block, i, kv_head, layer)
+        if has_kept and b < FIRST_BLOCKS:
+            prefetch_lines(table[m, CODES] + head * head_codes, head_codes)
+            prefetch_lines(table[m, ANCHORS] + head * head_mean, head_mean)
         at = b // length * heads * length + b % length
         for h in range(heads):
             lists[at + h * length] = table[m, ANCHORS] + (head + h) * head_mean
@@ -129,9 +167,14 @@ def to_mean_value(layer: Any) -> Any:
 
 
 @njit(**SERIAL)
-def blocks_of_run(r: Any, i: Any, runs: Any, blocks: Any) -> Any:
-    """(begin, end): which of the blocks lie in run r of session i."""
-    begin, end = runs.bounds[i, r, 0] - blocks.first, runs.bounds[i, r, 1] - blocks.first
+def blocks_of_run(r: Any, i: Any, kv_head: Any, layer: Any, runs: Any, blocks: Any) -> Any:
+    """(begin, end): which of the blocks of KV head `kv_head` lie in run r of session i."""
+    begin, end = runs.bounds[i, r, 0], runs.bounds[i, r, 1]
+    if layer.kept.has[i]:
+        at, sinks = i * layer.shape.num_kv_heads + kv_head, np.int64(layer.batch.num_sinks[i])
+        kept = layer.kept.blocks[at, : layer.kept.counts[at]]
+        begin, end = sinks + np.searchsorted(kept, begin), sinks + np.searchsorted(kept, end)
+    begin, end = begin - blocks.first, end - blocks.first
     begin, end = max(0, -(-begin // blocks.step)), min(blocks.number, -(-end // blocks.step))
     return begin, max(begin, end)
 
@@ -150,7 +193,9 @@ def queries_of(r: Any, i: Any, kv_head: Any, runs: Any, less: Any, group: Any) -
 def scan_unit(unit: Any, layer: Any, runs: Any, slices: Any) -> None:
     """Scans one slice for all heads of its session."""
     i = np.searchsorted(slices.first, unit, side="right") - 1
-    scan_slice(i, unit, np.int64(0), np.int64(layer.shape.num_kv_heads), layer, runs, slices)
+    heads = heads_at_once(i, layer)
+    for kv_head in range(0, layer.shape.num_kv_heads, heads):
+        scan_slice(i, unit, np.int64(kv_head), heads, layer, runs, slices)
 
 
 @njit(**SERIAL)
@@ -161,14 +206,14 @@ def scan_slice(i: Any, unit: Any, kv_head: Any, heads: Any, layer: Any, runs: An
     """
     sinks, length = np.int64(layer.batch.num_sinks[i]), slice_blocks(layer.shape.block_size)
     first = sinks + (unit - slices.first[i]) * length
-    number = min(length, np.int64(layer.batch.near_block[i]) - first)
+    number = min(length, sinks + num_scanned(i, layer) - first)
     blocks = find_blocks(first, np.int64(1), number, i, kv_head, heads, layer)
     row = unit * layer.shape.num_kv_heads + kv_head
     slices.counts[row : row + heads], slices.rest[row : row + heads] = 0, 0
     slices.rest_sums[row : row + heads] = 0
     tile = tile_blocks(layer.shape.block_size)
     for r in range(runs.bounds.shape[1]):
-        begin, end = blocks_of_run(r, i, runs, blocks)
+        begin, end = blocks_of_run(r, i, kv_head, layer, runs, blocks)
         for low in range(begin // tile * tile, end, tile):
             _scan_tile(max(low, begin), min(low + tile, end), r, i, kv_head, row, layer, runs, blocks, slices)
 

@@ -27,18 +27,18 @@ def select_keys(at: Any, layer: Any, runs: Any, slices: Any, selected: Any) -> N
     ids, count = _best_keys(at, i, kv_head, layer, runs, slices)
     selected.counts[at] = count
     shape, batch, first = layer.shape, layer.batch, np.int64(layer.batch.num_sinks[i])
-    size, block, start = np.int64(shape.block_size), np.int64(-1), np.int64(0)
+    size, block, start = np.int64(shape.block_size), np.int64(0), np.int64(0)
     page_size = page_elements(layer.packed, shape)
     to_head, to_next = key_steps(layer.packed, shape, kv_head)
     # Whatever a loop reads is a name of its own, since each look into a named tuple counts references.
     blocks, places, rows, starts = selected.blocks[at], selected.places[at], selected.rows[at], layer.first
+    has_kept, kept, before = layer.kept.has[i], layer.kept.blocks[at], np.int64(-1)
     for t in range(count):
-        place = np.int64(ids[t]) - (block - first) * size
-        if block < 0 or place >= size:
-            block = first + ids[t] // size
-            place = np.int64(ids[t]) - (block - first) * size
+        scanned, place = divmod(np.int64(ids[t]), size)
+        if scanned != before:
+            before, block = scanned, np.int64(kept[scanned]) if has_kept else first + scanned
             start = block_at(block, i, batch, shape.stripe_blocks, starts, page_size) + to_head
-        positions[t], blocks[t], places[t] = ids[t] + first * size, block, place
+        positions[t], blocks[t], places[t] = block * size + place, block, place
         rows[t] = start + place * to_next
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from moorage.kernels.compiling import njit
-from moorage.kernels.decode_keys.scan import blocks_of_run, find_blocks, queries_of, tile_blocks, tiles_of
+from moorage.kernels.decode_keys.scan import (
+    blocks_of_run,
+    find_blocks,
+    heads_at_once,
+    num_scanned,
+    queries_of,
+    tile_blocks,
+    tiles_of,
+)
 from moorage.kernels.key_select.estimates import estimate, of_head
 from moorage.kernels.key_select.filtering import about_reached
 from moorage.kernels.numba_flags import SERIAL
@@ -23,7 +31,7 @@ PIECES = 8
 @njit(**SERIAL)
 def sample_of(i: Any, layer: Any) -> Any:
     """(number of blocks, step between them, rank of the value that is the threshold) of session i's sample."""
-    total = max(0, np.int64(layer.batch.near_block[i]) - layer.batch.num_sinks[i])
+    total = num_scanned(i, layer)
     step = max(SAMPLE_STEP, -(-total // SAMPLE_BLOCKS))
     number, wanted = -(-total // step), layer.keys.positions.shape[2]
     return number, step, np.int64(SURPLUS * np.float32(wanted * number) / np.float32(max(1, total))) + 8
@@ -44,16 +52,21 @@ def sample_piece(unit: Any, layer: Any, runs: Any, slices: Any, samples: Any) ->
         return
     number, step, _ = sample_of(i, layer)
     first, end = number * piece // PIECES, number * (piece + 1) // PIECES
-    heads, size = np.int64(layer.shape.num_kv_heads), np.int64(layer.shape.block_size)
+    heads, size = heads_at_once(i, layer), np.int64(layer.shape.block_size)
     start, tile = np.int64(layer.batch.num_sinks[i]) + first * step, tile_blocks(size)
-    blocks = find_blocks(start, step, end - first, i, np.int64(0), heads, layer)
-    samples[i * heads : (i + 1) * heads, first * size : end * size] = -np.inf
-    for r in range(runs.bounds.shape[1]):
-        begin, last = blocks_of_run(r, i, runs, blocks)
-        for low in range(begin // tile * tile, last, tile):
-            _sample_tile(
-                max(low, begin), min(low + tile, last), first, r, i, layer, runs, blocks, slices, samples
-            )
+    for kv_head in range(0, layer.shape.num_kv_heads, heads):
+        blocks, at = (
+            find_blocks(start, step, end - first, i, np.int64(kv_head), heads, layer),
+            i * layer.shape.num_kv_heads + kv_head,
+        )
+        samples[at : at + heads, first * size : end * size] = -np.inf
+        for r in range(runs.bounds.shape[1]):
+            begin, last = blocks_of_run(r, i, kv_head, layer, runs, blocks)
+            for low in range(begin // tile * tile, last, tile):
+                _sample_tile(
+                    max(low, begin), min(low + tile, last), first, r, i, np.int64(kv_head), layer, runs, blocks,
+                    slices, samples,
+                )  # fmt: skip
 
 
 @njit(**SERIAL)
@@ -63,6 +76,7 @@ def _sample_tile(
     before: Any,
     r: Any,
     i: Any,
+    kv_head: Any,
     layer: Any,
     runs: Any,
     blocks: Any,
@@ -71,9 +85,9 @@ def _sample_tile(
 ) -> None:
     """`sample_piece` for blocks [low, high) of a tile; `before` blocks of the sample lie before the piece."""
     size, group, empty = np.int64(layer.shape.block_size), slices.less.shape[1], layer.empty
-    head, tile = i * layer.shape.num_kv_heads, tile_blocks(size)
+    head, tile = i * layer.shape.num_kv_heads + kv_head, tile_blocks(size)
     at = tiles_of(blocks, group, size)
-    queries = queries_of(r, i, np.int64(0), runs, slices.less[head].ctypes.data, group)
+    queries = queries_of(r, i, kv_head, runs, slices.less[head].ctypes.data, group)
     into, step = samples[head, (before + low) * size :].ctypes.data, 4 * samples.shape[1]
     for h in range(blocks.heads):
         start = low // tile * tile * (blocks.heads - 1) + h * tile + low

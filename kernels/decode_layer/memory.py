@@ -12,7 +12,7 @@ from moorage.kernels.compiling import njit
 from moorage.kernels.half import largest, narrow, no_bits
 from moorage.kernels.numba_flags import INLINE, SERIAL
 
-KV, ANCHORS, CODES, PAGES = 0, 1, 2, 3
+KV, ANCHORS, CODES, PAGES, CENTRES_AT = 0, 1, 2, 3, 4
 """Columns of `LayerMemory.table`."""
 
 

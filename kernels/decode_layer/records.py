@@ -13,7 +13,7 @@ from moorage.kernels.addresses import address_of
 from moorage.kernels.checks import STORAGE, UINT8, UINT16, check_array, check_multiple
 from moorage.kernels.decode_layer.packed import PackedMemory
 from moorage.kernels.half import Storage
-from moorage.kernels.key_codes.sizes import code_bytes
+from moorage.kernels.key_codes.sizes import centre_bytes, code_bytes
 from moorage.kernels.simd import LANES
 
 Float32 = NDArray[np.float32]
@@ -52,7 +52,8 @@ class LayerMemory:
 
     shape: LayerShape
     table: Int64
-    """[M, 4]: addresses of keys and values, anchors and codes (0: absent), and the number of pages."""
+    """[M, 5]: addresses of keys and values, anchors and codes (0: absent), the number of pages, and the address of
+    centres (0: absent)."""
     empty: Storage
     """[0], of the storage type."""
     anchor_size: int
@@ -70,12 +71,13 @@ class LayerMemory:
         anchors: Sequence[Storage],
         codes: Sequence[UInt8],
         packed: PackedMemory | None = None,
+        centres: Sequence[UInt8] = (),
     ) -> LayerMemory:
         """One element of each sequence for each memory.
 
         kv [P, 2, Hkv, B, D]; anchors [P, Hkv, A, D]; codes of single keys [P, Hkv * (B * (D / 8 + 2) + 2 * D)], or
-        [P, 0] without any. All memories have one storage type. Raises ValueError if the arrays do not fit each other
-        or `shape`.
+        [P, 0] without any; centres of keys [P, bytes], [P, 0] or no array without any. All memories have one storage
+        type. Raises ValueError if the arrays do not fit each other or `shape`.
 
         Where blocks are packed, kv are pages [P, elements of 16 bits], and the caller holds the tables of `packed`.
         """
@@ -87,7 +89,7 @@ class LayerMemory:
             )
         heads, size, dim = shape.num_kv_heads, shape.block_size, shape.head_dim
         anchor_size = heads * anchors[0].shape[2] * dim
-        table = np.zeros((len(kv), 4), np.int64)
+        table = np.zeros((len(kv), 5), np.int64)
         for m, (rows, summary, coded) in enumerate(zip(kv, anchors, codes, strict=True)):
             types = STORAGE if m == 0 else (kv[0].dtype,)
             if packed is None:
@@ -97,8 +99,19 @@ class LayerMemory:
             check_array("anchors", summary, (rows.dtype,), (len(rows), heads, anchors[0].shape[2], dim))
             code_size = code_bytes(heads, size, dim) if shape.key_codes else 0
             check_array("codes", coded, UINT8, (len(rows), code_size))
-            table[m] = address_of(rows), address_of(summary), address_of(coded) if code_size else 0, len(rows)
-        return cls(shape, table, kv[0].reshape(-1)[:0], anchor_size, (*kv, *anchors, *codes), packed)
+            table[m, :4] = (
+                address_of(rows),
+                address_of(summary),
+                address_of(coded) if code_size else 0,
+                len(rows),
+            )
+        for m, stored in enumerate(centres):
+            size = centre_bytes(heads, dim) if stored.shape[1] else 0
+            check_array("centres", stored, UINT8, (len(kv[m]), size))
+            table[m, 4] = address_of(stored) if size else 0
+        return cls(
+            shape, table, kv[0].reshape(-1)[:0], anchor_size, (*kv, *anchors, *codes, *centres), packed
+        )
 
 
 class SessionBatch(NamedTuple):

@@ -4,6 +4,6 @@ The mean of the block's values stands for the values of keys that are not attend
 """
 
 from moorage.kernels.key_codes.cpu import encode_keys
-from moorage.kernels.key_codes.sizes import TOKENS, code_bytes, num_planes
+from moorage.kernels.key_codes.sizes import TOKENS, centre_bytes, code_bytes, num_planes
 
-__all__ = ["TOKENS", "code_bytes", "encode_keys", "num_planes"]
+__all__ = ["TOKENS", "centre_bytes", "code_bytes", "encode_keys", "num_planes"]

@@ -19,8 +19,9 @@ from moorage.kernels.checks import (
 )
 from moorage.kernels.compiling import njit
 from moorage.kernels.half import Storage, narrow, widen
+from moorage.kernels.key_codes.centres import encode_centres
 from moorage.kernels.key_codes.signs import code_4, code_8, code_16, pair_vectors, store_signs
-from moorage.kernels.key_codes.sizes import TOKENS, code_bytes
+from moorage.kernels.key_codes.sizes import TOKENS, centre_bytes, code_bytes
 from moorage.kernels.numba_flags import SERIAL, num_workers
 from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.simd_rows import rotate_rows
@@ -39,8 +40,9 @@ def encode_keys(
     codes_layer: NDArray[np.uint8],
     pages: NDArray[np.int32],
     rotation: Rotation | None = None,
+    centres_layer: NDArray[np.uint8] | None = None,
 ) -> None:
-    """Writes the anchors and the codes of `pages` in place.
+    """Writes the anchors and the codes of `pages` in place, and where they are kept the centres.
 
     kv_layer [P, 2, Hkv, B, D], B a multiple of 16; anchors_layer [P, Hkv, 1, D] of the same type: the mean of a
     block's keys. codes_layer [P, bytes], for each KV head in turn: planes uint8 [C, B], C = ceil(D / 8); scales, the
@@ -51,12 +53,16 @@ def encode_keys(
         query . key ~ query . mean + scale * sum over d of Hadamard(query)_d * (2 bit_d - 1)
 
     `rotation`, (cos, sin) of [len(pages), B, rd / 2], turns every key first. `kernels.hadamard` has the transform.
+    centres_layer [P, bytes] is as `encode_centres` says, for each KV head in turn; without bytes there are none.
     """
     check_array("kv_layer", kv_layer, STORAGE, (None, 2, None, None, None))
     num_pages, _, num_heads, block_size, dim = kv_layer.shape
     check_multiple("block size", block_size, TOKENS)
     check_array("anchors_layer", anchors_layer, (kv_layer.dtype,), (num_pages, num_heads, 1, dim))
     check_array("codes_layer", codes_layer, UINT8, (num_pages, code_bytes(num_heads, block_size, dim)))
+    centres = np.empty((num_pages, 0), np.uint8) if centres_layer is None else centres_layer
+    size = centre_bytes(num_heads, dim) if centres.shape[1] else 0
+    check_array("centres_layer", centres, UINT8, (num_pages, size))
     check_ids("pages", pages, num_pages)
     cos, sin = rotation or (np.empty((len(pages), block_size, 0), np.float32),) * 2
     check_array("rotation cos", cos, FLOAT32, (len(pages), block_size, None))
@@ -65,7 +71,7 @@ def encode_keys(
 
     def encode(part: int) -> None:
         some = slice(part * PAGES_AT_ONCE, (part + 1) * PAGES_AT_ONCE)
-        _encode_pages(kv_layer, anchors_layer, codes_layer, pages[some], cos[some], sin[some])
+        _encode_pages(kv_layer, anchors_layer, codes_layer, centres, pages[some], cos[some], sin[some])
 
     run_each(encode, -(-len(pages) // PAGES_AT_ONCE), num_workers(len(pages) * kv_layer[:1].nbytes))
 
@@ -138,8 +144,11 @@ def _code_rows(rows: Any, mean: Any, run: Any, codes: Any, planes: Any) -> Any:
 
 
 @njit(**SERIAL)
-def _encode_head(keys: Any, values: Any, anchor: Any, codes: Any, cos: Any, sin: Any) -> None:
-    """The anchor [D] and the codes, uint8 [B * (C + 2) + 2 D], of one KV head's keys and values [B, D]."""
+def _encode_head(keys: Any, values: Any, anchor: Any, codes: Any, centres: Any, cos: Any, sin: Any) -> None:
+    """The anchor [D] and the codes, uint8 [B * (C + 2) + 2 D], of one KV head's keys and values [B, D].
+
+    And its centres, where there is room for them.
+    """
     block_size, dim = keys.shape
     count, planes, run = -(-dim // LANES), -(-dim // 8), dim & -dim
     # Channels beyond D are 0 and stay so: no run of the transform reaches them.
@@ -149,6 +158,8 @@ def _encode_head(keys: Any, values: Any, anchor: Any, codes: Any, cos: Any, sin:
     for d in range(dim):
         anchor[d] = narrow(mean[d], anchor[0])
         mean[d] = widen(anchor[d])
+    if len(centres):
+        encode_centres(rows, mean[:dim], centres)
     share = np.float32(1 / (math.sqrt(run) * dim))
     last, halves = codes[(planes - 1) * block_size :], codes[planes * block_size :].view(np.uint16)
     sizes = _code_rows(rows, mean, run, codes, planes)
@@ -163,10 +174,10 @@ def _encode_head(keys: Any, values: Any, anchor: Any, codes: Any, cos: Any, sin:
 
 @njit(**SERIAL)
 def _encode_pages(
-    kv_layer: Any, anchors_layer: Any, codes_layer: Any, pages: Any, cos: Any, sin: Any
+    kv_layer: Any, anchors_layer: Any, codes_layer: Any, centres_layer: Any, pages: Any, cos: Any, sin: Any
 ) -> None:
     num_heads = kv_layer.shape[2]
-    size = codes_layer.shape[1] // num_heads
+    size, centre_size = codes_layer.shape[1] // num_heads, centres_layer.shape[1] // num_heads
     for place in range(len(pages)):
         page = pages[place]
         for head in range(num_heads):
@@ -176,4 +187,5 @@ def _encode_pages(
                 kv_layer[page, 1, head],
                 anchors_layer[page, head, 0],
             )
-            _encode_head(keys, values, anchor, codes, cos[place], sin[place])
+            centres = centres_layer[page, head * centre_size : (head + 1) * centre_size]
+            _encode_head(keys, values, anchor, codes, centres, cos[place], sin[place])

@@ -144,6 +144,7 @@ def pilot_layout(spec: ModelSpec, codes_keys: bool = False) -> KvLayout:
         spec.head_dim,
         BLOCK_SIZE,
         anchor_type=AnchorType.KEY_CODES if codes_keys else AnchorType.QUEST,
+        keeps_centres=codes_keys,
     )
 
 

@@ -8,14 +8,16 @@ attends more keys at once than the model was trained on.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from moorage.runtime.config.names import SETTINGS
 from moorage.runtime.config.presets import PRESETS, Preset, Settings
 from moorage.runtime.config.schema import ClusterConfig
 from moorage.runtime.config.single_keys import can_select_keys, space_of_codes
-from moorage.runtime.planning.trained_length import trained_length
+from moorage.runtime.planning.trained_length import claimed_length, trained_length
 from moorage.workers.spec import (
+    FIRST_LEVEL_BLOCKS,
     AnchorSpace,
     KvLayout,
     ModelSpec,
@@ -120,5 +122,13 @@ def _within_trained(settings: Settings, own: dict[str, Any], model: ModelSpec | 
 
 
 def kv_layout(config: ClusterConfig, model: ModelSpec) -> KvLayout:
-    """Sizes of the cluster's stored blocks and anchors."""
-    return resolve_settings(config).layout(model)
+    """Sizes of the cluster's stored blocks and their index.
+
+    Centres of keys are kept where a session of the cluster may become so long that it scans a part of its blocks.
+    """
+    settings = resolve_settings(config)
+    longest = config.long_context.max_seq_len or claimed_length(model)
+    layout, selection = settings.layout(model), settings.memory.selection
+    scans_all = selection.completion or not (selection.topk_keys and layout.anchor_type.codes_keys)
+    enough = FIRST_LEVEL_BLOCKS * selection.topk_keys
+    return replace(layout, keeps_centres=not scans_all and longest // layout.block_size > enough)

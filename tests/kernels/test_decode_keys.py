@@ -6,20 +6,21 @@ import pytest
 from moorage.kernels.decode_keys import KeyLists, KeySelections, decode_keys
 from moorage.kernels.decode_layer import LayerMemory, LayerShape, decode_layer
 from moorage.kernels.half import from_storage, to_storage
-from moorage.kernels.key_codes import encode_keys
+from moorage.kernels.key_codes import centre_bytes, encode_keys
 from moorage.kernels.key_select.reference import log_sum_exp
 from tests.kernels.decode_layer_case import CLAMPED, DCA, ROPE, Case, Setting
 
 HALF, FULL = np.uint16, np.float32
 
 
-def coded(case):
-    """(case, KeySelections): codes of all keys of a case, which attends sinks and window alone."""
+def coded(case, has_centres=False):
+    """(case, KeySelections): codes of all keys of a case, which attends sinks and window alone; and their centres."""
     s, batch = case.setting, case.batch
     rotated = s.scheme != CLAMPED
     codes = [
         np.zeros((len(kv), s.heads * (s.block * (s.dim // 8 + 2) + 2 * s.dim)), np.uint8) for kv in case.kv
     ]
+    centres = [np.zeros((len(kv), centre_bytes(s.heads, s.dim) * has_centres), np.uint8) for kv in case.kv]
     half = s.rotated // 2
     inv_freq = 1000.0 ** -(np.arange(half) / max(1, half))
     for i, one in enumerate(case.pages):
@@ -39,10 +40,11 @@ def coded(case):
                 codes[m],
                 np.array(pages, np.int32),
                 rotation if rotated else None,
+                centres[m],
             )
     shape = LayerShape(s.heads, s.block, s.dim, s.stripe, False, key_codes=True)
-    case.codes = codes
-    case.memory = LayerMemory.of(shape, case.kv, case.anchors, codes)
+    case.codes, case.centres = codes, centres
+    case.memory = LayerMemory.of(shape, case.kv, case.anchors, codes, None, centres)
     case.selections = case.selections._replace(
         ids=np.zeros((len(s.positions), 1, 0), np.int32),
         scores=np.zeros((len(s.positions), 1, 0), np.float32),

@@ -5,7 +5,7 @@ import pytest
 
 from moorage.kernels.hadamard import hadamard_matrix
 from moorage.kernels.half import from_storage, to_storage
-from moorage.kernels.key_codes import code_bytes, encode_keys, num_planes, reference
+from moorage.kernels.key_codes import centre_bytes, code_bytes, encode_keys, num_planes, reference
 
 SHAPES = [  # KV heads, block size, head size
     (1, 16, 8),
@@ -186,3 +186,43 @@ def test_refuses_what_does_not_fit(change, message):
 def test_sizes(dim, planes):
     assert num_planes(dim) == planes
     assert code_bytes(2, 32, dim) == 2 * (32 * (planes + 2) + 2 * dim)
+
+
+@pytest.mark.parametrize(("num_heads", "block_size", "dim"), SHAPES)
+@pytest.mark.parametrize("share", [0, 1])
+def test_centres_are_those_of_the_reference(rng, poisoned, storage, num_heads, block_size, dim, share):
+    kv, pages = drawn(rng, storage, 4, num_heads, block_size, dim), np.array([3, 0], np.int32)
+    rotation = angles(rng, 2, block_size, dim // 2) if share else None
+    found, wanted = (np.full((4, centre_bytes(num_heads, dim)), 0xA5, np.uint8) for _ in range(2))
+    encode_keys(kv, *room(poisoned, storage, kv), pages, rotation, found)
+    reference.encode_keys(kv, *room(poisoned, storage, kv), pages, rotation, wanted)
+    assert (found[[1, 2]] == 0xA5).all(), "other pages stay as they were"
+    for own, other in zip(*(each.reshape(4, num_heads, -1)[pages] for each in (found, wanted)), strict=True):
+        (centres, radii), (expected, largest) = (reference.centres_in(each, dim) for each in (own, other))
+        np.testing.assert_allclose(radii, largest, rtol=2**-9, atol=1e-6)
+        # A channel between two codes may become either.
+        step = np.abs(expected).max(axis=-1, keepdims=True) / 7
+        assert (np.abs(centres - expected) <= step).all()
+        assert (centres == expected).mean() > 0.98
+
+
+def test_each_key_is_as_near_to_a_centre_as_its_radius_says(rng, poisoned, storage):
+    kv = drawn(rng, storage, 6, 2, 32, 64)
+    found = np.zeros((6, centre_bytes(2, 64)), np.uint8)
+    encode_keys(kv, *room(poisoned, storage, kv), np.arange(6, dtype=np.int32), None, found)
+    centres, radii = reference.centres_in(found.reshape(6, 2, -1), 64)
+    keys = from_storage(kv)[:, 0].astype(np.float64) @ hadamard_matrix(64)
+    distances = np.linalg.norm(keys[:, :, :, None] - centres[:, :, None], axis=-1)
+    rounding = np.abs(centres).max(axis=-1) / 15 * np.sqrt(64)
+    assert (distances <= (radii + rounding)[:, :, None]).any(axis=-1).all()
+
+
+def test_equal_keys_are_their_centres(poisoned, storage):
+    kv = drawn(np.random.default_rng(0), storage, 1, 1, 16, 64)
+    kv[:] = kv[:, :, :, :1]
+    found = np.zeros((1, centre_bytes(1, 64)), np.uint8)
+    encode_keys(kv, *room(poisoned, storage, kv), np.zeros(1, np.int32), None, found)
+    centres, radii = reference.centres_in(found, 64)
+    key = from_storage(kv)[0, 0, 0, 0] @ hadamard_matrix(64)
+    np.testing.assert_allclose(centres[0], np.tile(key, (4, 1)), atol=np.abs(key).max() / 15)
+    np.testing.assert_allclose(radii, 0, atol=1e-6)

@@ -1,6 +1,6 @@
 """Anchors of sealed blocks: from the keys alone when a block is full, and again when its important keys are known.
 
-Codes of single keys are written with them.
+Codes of single keys, and centres of these, are written with them.
 """
 
 from __future__ import annotations
@@ -80,13 +80,17 @@ class AnchorBuilder:
         importance: Float32 | None,
     ) -> None:
         layout, anchors, codes = self._layout, self._arena.anchors[layer], self._arena.codes[layer]
+        centres = self._arena.centres[layer]
         in_place = found.pages is pages
         made = anchors if in_place else np.empty((len(pages), *anchors.shape[1:]), anchors.dtype)
         if layout.anchor_type.codes_keys:
-            coded = codes if in_place else np.empty((len(pages), *codes.shape[1:]), codes.dtype)
-            encode_keys(found.blocks, made, coded, found.pages, turns)
+            coded, near = (
+                kept if in_place else np.empty((len(pages), *kept.shape[1:]), kept.dtype)
+                for kept in (codes, centres)
+            )
+            encode_keys(found.blocks, made, coded, found.pages, turns, near)
             if not in_place:
-                codes[pages] = coded
+                codes[pages], centres[pages] = coded, near
         else:
             build_anchors(
                 found.blocks,

@@ -80,7 +80,8 @@ class Arena:
         self._memory = SharedMapping(fd, self.num_bytes)
         flat, tables = np.split(self._memory.array, [num_pages * layout.page_bytes])
         kv_end, blocks = num_pages * layout.page_kv_bytes, (layout.num_layers, num_pages)
-        codes_at = len(flat) - num_pages * layout.num_layers * layout.code_bytes
+        centres_at = len(flat) - num_pages * layout.num_layers * layout.centre_bytes
+        codes_at = centres_at - num_pages * layout.num_layers * layout.code_bytes
         self.stored = flat[:kv_end].reshape(*blocks, layout.block_bytes)
         """[L, P, block_bytes]: the bytes of blocks, whatever their format."""
         format, shape = format_of(layout.kv_type), layout.block_shape
@@ -99,7 +100,8 @@ class Arena:
             .view(format.storage)
             .reshape(*blocks, layout.num_kv_heads, layout.anchor_vectors, layout.head_dim)
         )
-        self.codes = flat[codes_at:].reshape(*blocks, layout.code_bytes)
+        self.codes = flat[codes_at:centres_at].reshape(*blocks, layout.code_bytes)
+        self.centres = flat[centres_at:].reshape(*blocks, layout.centre_bytes)
 
     def decode(self, layer: int, pages: Int32, out: Storage, slots: Int32) -> None:
         """Reads full blocks into `out[slots]`, [num_slots, 2, Hkv, B, D] of storage type."""
@@ -135,10 +137,10 @@ class Arena:
             ) from error
 
     def ask_huge(self, layer: int, pages: Int32) -> None:
-        """Asks the system for huge pages where the blocks, anchors and codes on `pages` lie."""
+        """Asks the system for huge pages where the blocks and the index on `pages` lie."""
         layout, before = self.layout, 0
         runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1) if len(pages) else []
-        for size in (layout.block_bytes, layout.anchor_bytes, layout.code_bytes):
+        for size in (layout.block_bytes, layout.anchor_bytes, layout.code_bytes, layout.centre_bytes):
             start = before + layer * self.num_pages * size
             for run in runs:
                 self._memory.ask_huge(start + int(run[0]) * size, start + (int(run[-1]) + 1) * size)
@@ -152,4 +154,4 @@ class Arena:
             del self._memory
             self.kv, self.stored = self.kv[:, :0].copy(), self.stored[:, :0].copy()
             self.anchors = self.anchors[:, :0].copy()
-            self.codes = self.codes[:, :0].copy()
+            self.codes, self.centres = self.codes[:, :0].copy(), self.centres[:, :0].copy()

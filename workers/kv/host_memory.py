@@ -35,6 +35,8 @@ class HostLayer(NamedTuple):
     """[P, bytes] each, of single keys; no bytes where the layout has no codes."""
     packed: PackedMemory | None
     """How packed blocks are read; None where blocks are not packed."""
+    centres: tuple[NDArray[np.uint8], ...]
+    """[P, bytes] each, of keys; no bytes where the layout has none."""
 
 
 class HostTables(NamedTuple):
@@ -185,7 +187,7 @@ def layer_of(arenas: Sequence[Arena], layer: int) -> HostLayer:
         tuple(arena.anchors[layer] for arena in arenas),
         tuple(arena.codes[layer] for arena in arenas),
     )
-    return HostLayer(kv, anchors, codes, packed)
+    return HostLayer(kv, anchors, codes, packed, tuple(arena.centres[layer] for arena in arenas))
 
 
 def _failures(link: Link, session_ids: list[int]) -> Failures:

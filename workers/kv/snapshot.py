@@ -1,8 +1,8 @@
 """The blocks of a session in a file, with their anchors and codes, as they lie in the arena.
 
 A safetensors file: for each layer `layers.N.blocks`, `.anchors` and `.codes`, bytes by block. What is stored in few
-bits is as small in the file, and a session that comes back is the same to the last bit. Where blocks are packed,
-`layers.N.sinks` has the pages of the first tokens.
+bits is as small in the file, and a session that comes back is the same to the last bit. `layers.N.centres` is there
+where the store keeps these. Where blocks are packed, `layers.N.sinks` has the pages of the first tokens.
 
 Bytes pass between the file and the arena in pieces that fit the processor's cache, by several threads. A piece that
 is read is hashed, and then written to the arena's file: memory that is mapped would be taken page by page, with a
@@ -138,6 +138,8 @@ def _tensors(arena: Arena, table: BlockTable) -> Iterator[tuple[str, Bytes, Int3
         yield f"layers.{layer}.blocks", arena.stored[layer], table.pages
         yield f"layers.{layer}.anchors", anchors, table.pages
         yield f"layers.{layer}.codes", arena.codes[layer], table.pages
+        if arena.layout.keeps_centres:
+            yield f"layers.{layer}.centres", arena.centres[layer], table.pages
         if arena.layout.is_packed:
             yield f"layers.{layer}.sinks", arena.stored[layer], table.raw.sink_pages
 

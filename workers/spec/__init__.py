@@ -44,6 +44,7 @@ from moorage.workers.spec.steps import (
     StepResult,
 )
 from moorage.workers.spec.store import (
+    FIRST_LEVEL_BLOCKS,
     KEY_CODE_TOKENS,
     PACKED_TOKENS,
     BlockShape,
@@ -54,6 +55,7 @@ from moorage.workers.spec.store import (
 from moorage.workers.spec.window import RING_BLOCK, RING_MARGIN, WindowLayout
 
 __all__ = [
+    "FIRST_LEVEL_BLOCKS",
     "KEY_CODE_TOKENS",
     "PACKED_TOKENS",
     "RING_BLOCK",

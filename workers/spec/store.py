@@ -12,6 +12,10 @@ from moorage.workers.spec.setting import Limits, setting
 
 KEY_CODE_TOKENS = 16
 """A block whose keys have codes holds a multiple of this many tokens."""
+FIRST_LEVEL_BLOCKS = 16
+"""Blocks for each key that a generated token selects, beyond which it scans those alone whose centres are near."""
+CENTRES = 4
+"""Of the keys of one block, for each KV head."""
 PACKED_TOKENS = 16
 """A block that is packed holds a multiple of this many tokens."""
 
@@ -128,6 +132,8 @@ class KvLayout(StoreSpec, KvShape):
 
     quantizer: int = 0
     """Digest of the quantizer of a packed format; 0 without one."""
+    keeps_centres: bool = False
+    """Whether blocks have centres of their keys, by which long contexts are scanned in part."""
 
     @property
     def element(self) -> str:
@@ -210,14 +216,22 @@ class KvLayout(StoreSpec, KvShape):
         return self.num_kv_heads * (of_keys + 2 * self.head_dim)
 
     @property
+    def centre_bytes(self) -> int:
+        """Centres of the keys of one block of one layer, where there are any."""
+        if not self.keeps_centres:
+            return 0
+        # Four bits for each of a multiple of 32 channels, and a scale and a radius in fp16: kernels.key_codes.
+        return self.num_kv_heads * CENTRES * (-(-self.head_dim // 32) * 16 + 4)
+
+    @property
     def page_kv_bytes(self) -> int:
         """K and V of one block in all layers."""
         return self.num_layers * self.block_bytes
 
     @property
     def page_anchor_bytes(self) -> int:
-        """Index of one block in all layers: its anchors and the codes of its keys."""
-        return self.num_layers * (self.anchor_bytes + self.code_bytes)
+        """Index of one block in all layers: its anchors, the codes of its keys and their centres."""
+        return self.num_layers * (self.anchor_bytes + self.code_bytes + self.centre_bytes)
 
     @property
     def page_bytes(self) -> int:

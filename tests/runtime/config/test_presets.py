@@ -66,6 +66,27 @@ def test_own_axes_stand_above_the_preset() -> None:
     assert (layout.num_layers, layout.num_kv_heads, layout.head_dim) == (32, 8, 128)
 
 
+@pytest.mark.parametrize(
+    ("memory", "long_context", "keeps"),
+    [
+        ({"topk_keys": 64, "completion": False}, {"max_seq_len": "64K", "block_size": 32}, True),
+        ({"topk_keys": 64, "completion": False}, {"max_seq_len": "32K", "block_size": 32}, False),
+        ({"topk_keys": 64}, {"max_seq_len": "64K", "block_size": 32}, False),
+        ({"topk": 8, "completion": False}, {"max_seq_len": "64K", "block_size": 32}, False),
+        ({"preset": "full"}, {"max_seq_len": "64K", "block_size": 32}, False),
+    ],
+    ids=["long sessions", "short sessions", "means of all blocks", "blocks", "full"],
+)
+def test_centres_are_kept_where_sessions_scan_a_part_of_their_blocks(
+    memory: dict[str, Any], long_context: dict[str, Any], keeps: bool
+) -> None:
+    chosen = config(memory={"preset": "moorage", **memory}, long_context=long_context)
+    layout = kv_layout(chosen, MODEL_PRESETS["llama-3-8b"])
+    assert layout.keeps_centres is keeps
+    plain = replace(layout, keeps_centres=False)
+    assert layout.page_bytes == plain.page_bytes + layout.num_layers * layout.centre_bytes
+
+
 def test_topk_and_second_select_num_are_one_axis() -> None:
     for sections in ({"memory": {"topk": 7}}, {"long_context": {"second_select_num": 7}}):
         assert resolve_memory(config(**sections)).selection.topk == 7

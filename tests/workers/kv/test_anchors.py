@@ -102,18 +102,20 @@ def test_anchors_of_rotated_keys_need_angles(make_kv: MakeKv) -> None:
         kv.open(1, 4)
 
 
-def coded(layout: KvLayout, keys: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Anchors [n, Hkv, 1, D] and codes [n, bytes] of whole blocks of keys [T, Hkv, D] from position `first` on."""
+def coded(layout: KvLayout, keys: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Anchors [n, Hkv, 1, D], codes and centres [n, bytes] of blocks of keys [T, Hkv, D] from position `first` on."""
     blocks = keys.reshape(-1, SIZE, *keys.shape[1:]).swapaxes(1, 2)
     rows = np.ascontiguousarray(np.stack([blocks, blocks], axis=1))
     rows = rows.astype(np.float16).view(np.uint16) if layout.element == "float16" else rows
     anchors = np.empty((len(rows), layout.num_kv_heads, 1, DIM), rows.dtype)
-    codes = np.empty((len(rows), layout.code_bytes), np.uint8)
+    codes, centres = (
+        np.empty((len(rows), size), np.uint8) for size in (layout.code_bytes, layout.centre_bytes)
+    )
     angles = np.multiply.outer(first + np.arange(len(keys)), INV_FREQ).reshape(len(rows), SIZE, -1)
     turns = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
     rotation = turns if layout.anchor_space is AnchorSpace.ROTATED else None
-    encode_keys(rows, anchors, codes, np.arange(len(rows), dtype=np.int32), rotation)
-    return anchors, codes
+    encode_keys(rows, anchors, codes, np.arange(len(rows), dtype=np.int32), rotation, centres)
+    return anchors, codes, centres
 
 
 def check_codes(kv: ShardedKv, layer: int, keys: np.ndarray) -> None:
@@ -121,16 +123,17 @@ def check_codes(kv: ShardedKv, layer: int, keys: np.ndarray) -> None:
     for link in kv.links:
         link.call(Confirm(np.array([1])))  # a commit is not waited for
     whole = len(keys) // SIZE
-    anchors, codes = coded(kv.layout, keys[: whole * SIZE], 0)
+    anchors, codes, centres = coded(kv.layout, keys[: whole * SIZE], 0)
     for link, local, places in kv.parts(1, np.arange(whole, dtype=np.int32)):
         assert link.shard is not None
         pages = link.shard.pages_of(1, layer, local)
         np.testing.assert_array_equal(link.shard.arena.anchors[layer][pages], anchors[places])
         np.testing.assert_array_equal(link.shard.arena.codes[layer][pages], codes[places])
+        np.testing.assert_array_equal(link.shard.arena.centres[layer][pages], centres[places])
 
 
 def key_codes(kv_type: KvType, space: AnchorSpace) -> KvLayout:
-    return KvLayout(2, 2, DIM, SIZE, kv_type, AnchorType.KEY_CODES, 1, space)
+    return KvLayout(2, 2, DIM, SIZE, kv_type, AnchorType.KEY_CODES, 1, space, keeps_centres=True)
 
 
 @pytest.mark.parametrize("space", list(AnchorSpace))

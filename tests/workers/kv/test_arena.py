@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from moorage.kernels.key_codes import TOKENS, code_bytes
+from moorage.kernels.key_codes import TOKENS, centre_bytes, code_bytes
 from moorage.workers.errors import InvalidConfig
 from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import KEY_CODE_TOKENS, AnchorType, KvLayout, KvType
@@ -26,13 +26,20 @@ def test_bytes_are_those_of_the_layout(kv_type: KvType, anchor_type: AnchorType,
 
 
 @pytest.mark.parametrize("head_dim", [8, 64, 80, 100, 256])
-def test_codes_of_keys_have_the_bytes_that_their_kernel_writes(head_dim: int) -> None:
-    layout = KvLayout(3, 2, head_dim, 3 * KEY_CODE_TOKENS, anchor_type=AnchorType.KEY_CODES)
+@pytest.mark.parametrize("keeps_centres", [False, True])
+def test_codes_of_keys_have_the_bytes_that_their_kernel_writes(head_dim: int, keeps_centres: bool) -> None:
+    layout = KvLayout(
+        3, 2, head_dim, 3 * KEY_CODE_TOKENS, anchor_type=AnchorType.KEY_CODES, keeps_centres=keeps_centres
+    )
+    assert layout.centre_bytes == (centre_bytes(2, head_dim) if keeps_centres else 0)
     assert layout.code_bytes == code_bytes(2, 3 * KEY_CODE_TOKENS, head_dim)
     assert KEY_CODE_TOKENS == TOKENS
     arena = Arena(layout, 5)
     assert arena.codes.shape == (3, 5, layout.code_bytes)
-    assert arena.kv.nbytes + arena.anchors.nbytes + arena.codes.nbytes == 5 * layout.page_bytes
+    assert arena.centres.shape == (3, 5, layout.centre_bytes)
+    index = arena.anchors.nbytes + arena.codes.nbytes + arena.centres.nbytes
+    assert index == 5 * layout.page_anchor_bytes
+    assert arena.kv.nbytes + index == 5 * layout.page_bytes
     arena.close()
 
 

@@ -21,6 +21,7 @@ LAYOUTS = [
     LAYOUT,
     replace(LAYOUT, kv_type=KvType.FP32),
     replace(LAYOUT, block_size=32, anchor_type=AnchorType.KEY_CODES),
+    replace(LAYOUT, block_size=32, anchor_type=AnchorType.KEY_CODES, keeps_centres=True),
     replace(LAYOUT, block_size=32, kv_type=KvType.INT8),
 ]
 
@@ -41,9 +42,10 @@ def filled(layout: KvLayout, num_blocks: int = 5) -> KvStore:
 
 
 def contents(store: KvStore, session_id: int) -> list[bytes]:
-    """Blocks, anchors and codes of a session, and its first tokens where they lie apart."""
+    """Blocks and index of a session, and its first tokens where they lie apart."""
     table, arena = store.shard.session(session_id).table, store.arena
-    blocks = [array[:, table.pages].tobytes() for array in (arena.stored, arena.anchors, arena.codes)]
+    parts = arena.stored, arena.anchors, arena.codes, arena.centres
+    blocks = [array[:, table.pages].tobytes() for array in parts]
     return [*blocks, arena.stored[:, table.raw.sink_pages].tobytes()]
 
 
@@ -55,7 +57,7 @@ def received(layout: KvLayout, num_blocks: int = 5) -> KvStore:
     return store
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["fp16", "fp32", "key codes", "packed"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["fp16", "fp32", "key codes", "centres", "packed"])
 def test_blocks_anchors_and_codes_come_back_as_they_were(layout: KvLayout, tmp_path: Path) -> None:
     store, other, file = filled(layout), received(layout), tmp_path / "blocks"
     checksum = save_session(store, 1, file)
