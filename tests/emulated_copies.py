@@ -43,6 +43,7 @@ class EmulatedCopies:
     """Until they are complete, targets hold NaN: whoever looks too early gets it into every logit."""
 
     overlaps = True
+    packed = None
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moorage.workers.gpu.transfer.copy_engine import DONE, CopyHandle, as_storage_array
 from moorage.workers.gpu.transfer.packed_copies import PackedCopies
+from moorage.workers.gpu.transfer.packed_reader import PackedReader
 from moorage.workers.gpu.transfer.pinning import PinnedBlocks
 from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.link import gather
@@ -25,10 +26,14 @@ class InterpretedPackedCopies:
     overlaps = True
 
     def __init__(self, kv: ShardedKv, device: torch.device, dma_bytes: int, staging_blocks: int = 3) -> None:
-        self._kv, self._device, self.link_bytes, self.num_expanded = kv, device, 0, 0
+        self._kv, self._device, self.link_bytes = kv, device, 0
+        self.num_expanded, self.num_streamed = 0, 0
         self._sizes = staging_blocks, dma_bytes
         self._pinned: dict[int, PinnedBlocks] = {}
         self._packed: PackedCopies | None = None
+        self.packed = PackedReader(
+            kv, lambda arena: self._of(arena)[0], lambda arena: self._of(arena)[1], self._at_once
+        )
 
     def prepare(self, pinned: Callable[[int, int], None] | None = None) -> None:
         """Nothing to do."""
@@ -52,6 +57,11 @@ class InterpretedPackedCopies:
         if id(arena) not in self._pinned:
             self._pinned[id(arena)] = PinnedBlocks(arena, CountingMemory())
         return self._packed, self._pinned[id(arena)]
+
+    def _at_once(self, begin: Callable[[], None]) -> CopyHandle:
+        self.num_streamed += 1
+        begin()
+        return DONE
 
     def close(self) -> None:
         for pinned in self._pinned.values():

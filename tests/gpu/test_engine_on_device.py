@@ -86,6 +86,7 @@ class LatePoisonedCopies:
     """Targets hold NaN until the copies come, which they do after the device has slept for a while."""
 
     overlaps = True
+    packed = None
 
     def __init__(self, kv: ShardedKv) -> None:
         self._copies = copies_of(1 << 40, kv)

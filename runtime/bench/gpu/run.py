@@ -10,11 +10,13 @@ from functools import partial
 import psutil
 import torch
 
+from moorage.kernels.triton_support import has_triton
 from moorage.runtime.bench.gpu.cases import Case, Group, Kind, cases_of, groups
 from moorage.runtime.bench.gpu.ceilings import measure_ceilings
 from moorage.runtime.bench.gpu.decode import measure_decode
 from moorage.runtime.bench.gpu.model import SHAPES, TINY, PastStore, WalkingDecoder
 from moorage.runtime.bench.gpu.options import Options
+from moorage.runtime.bench.gpu.packed import measure_packed
 from moorage.runtime.bench.gpu.prefill import measure_chunks, prefill_row
 from moorage.runtime.bench.gpu.rig import OWN_TOKENS, Rig
 from moorage.runtime.bench.report import Row
@@ -56,7 +58,7 @@ class Bench:
     _longest_s: dict[Kind, float] = field(default_factory=dict)
 
     def rows(self) -> Iterator[Row]:
-        """Ceilings first, then the cases of each store."""
+        """Ceilings first, then packed blocks by themselves, then the cases of each store."""
         options, model = self.options, SHAPES[self.options.shape]
         self._clock = self.clock or Clock(options.budget_s)
         use_threads(options.threads)
@@ -64,6 +66,8 @@ class Bench:
         dtype = getattr(torch, model.dtype)
         ceilings, rows = measure_ceilings(options.device, dtype, options.threads, size)
         yield from rows
+        if options.cuda and has_triton():
+            yield from measure_packed(options, model, ceilings)
         decoder = WalkingDecoder.random(model, options.device)
         for group in groups(model, 16 if model is TINY else 1):
             cases = [case for case in cases_of(group, options) if options.wants(case.row_name)]

@@ -15,11 +15,14 @@ import pytest
 import torch
 
 from moorage.runtime.bench.gpu.cases import Method, cached_blocks, cases_of, groups
+from moorage.runtime.bench.gpu.ceilings import Ceilings
 from moorage.runtime.bench.gpu.model import TINY, PastStore, WalkingDecoder
 from moorage.runtime.bench.gpu.options import Options
+from moorage.runtime.bench.gpu.packed import PackedCase, measure_packed
 from moorage.runtime.bench.gpu.run import Bench, Clock
 from moorage.runtime.cli import main
 from moorage.workers.sizes import slots_per_layer
+from moorage.workers.spec import KvType
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = (
@@ -201,3 +204,35 @@ def test_slots_fit_the_room_that_is_asked_for(batch: int) -> None:
     assert cached_blocks(method, layout, 10**5, batch, 0) is None
     resident = Method("all", method.memory, resident=True)
     assert cached_blocks(resident, layout, 3200, 1, 10**6) == 102
+
+
+def test_packed_blocks_stand_beside_those_of_fp16() -> None:
+    """By the interpreter; on a GPU a run measures them after its ceilings."""
+    pytest.importorskip("triton")
+    ceilings = Ceilings(1e12, 5e10, 1e12)
+    only = replace(OPTIONS, only=("gather-by-dma", "attend-FP16", "attend-NUQ3"))
+    rows = {row.name: row for row in measure_packed(only, TINY, ceilings, 64, 32, [KvType.NUQ3])}
+    assert set(rows) == {
+        f"packed-{name}-{kind}" for name in ("gather-by-dma", "attend") for kind in ("FP16", "NUQ3")
+    }
+    sizes = [rows[f"packed-gather-by-dma-{kind}"].bytes for kind in ("FP16", "NUQ3")]
+    assert sizes[0] == 2 * 2 * TINY.num_kv_heads * 32 * TINY.head_dim * 2
+    assert sizes[1] is not None
+    assert 3 < sizes[0] / sizes[1] < 5
+    assert set(rows["packed-attend-NUQ3"].ratio_to) == {"FP16"}
+
+
+def test_every_way_of_packed_blocks_to_a_result_is_the_same() -> None:
+    pytest.importorskip("triton")
+    case = PackedCase(OPTIONS, TINY, 2, 32)
+    exact = case.attend(case.blocks(KvType.FP16))
+    for kv_type in (KvType.INT8, KvType.NUQ4):
+        blocks, found = case.blocks(kv_type), []
+        for bring in (case.read, case.copy):
+            case.slots.fill_(torch.nan)
+            bring(blocks)
+            found.append(case.slots.clone())
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+        packed = case.attend(blocks)
+        torch.testing.assert_close(case.attend(blocks, from_host=True), packed, rtol=0, atol=0)
+        torch.testing.assert_close(packed, exact, rtol=0, atol=0.1)

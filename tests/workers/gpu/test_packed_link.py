@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 import torch
 
+from moorage.workers.gpu.positions import rotary_tables
 from moorage.workers.kv.formats import format_of
-from moorage.workers.spec import KvType, MemorySpec, Segment, StepPlan
+from moorage.workers.spec import HeadSelectMode, KvType, MemorySpec, Positions, Segment, StepPlan
 from tests.engine_driver import FULL, Driver
 from tests.packed_link import InterpretedPackedCopies
 from tests.tiny_models import TinyModel, build_tiny_checkpoint
@@ -63,6 +64,38 @@ def test_the_same_tokens_over_several_stores(
     found = driver.generate(prompt, axes, [64, 50], num_tokens=count)
     assert tokens_of(found) == tokens_of(want)
     assert driver.worker.engine.copies.num_expanded > 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("axes", "kv_type", "dma_bytes"),
+    [
+        (FULL, KvType.NUQ3, 0),
+        (FULL.replace(scheme=Positions.DCA, pretraining_length=60, dca_chunk=48), KvType.NUQ4, 1 << 40),
+        (FULL.replace(head_select_mode=HeadSelectMode.SEPARATE), KvType.INT8, 0),
+    ],
+    ids=["full-dma", "dca-kernel", "separate-dma"],
+)
+def test_streamed_blocks_are_attended_as_they_are_packed(
+    model: TinyModel, axes: MemorySpec, kv_type: KvType, dma_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU generated tokens attend what lies before the window piece by piece, and no piece is expanded."""
+    prompt = prompt_of(model, 110)
+    want = tokens_of(driver_of(model, kv_type).generate(prompt, axes, num_tokens=3))
+    monkeypatch.setattr(rotary_tables, "uses_tables", lambda _device: True)
+    driver = driver_of(model, kv_type, dma_bytes)
+    opens = (driver.open(1, prompt, axes, 4),)
+    (result,) = driver.step(opens=opens, segments=(Segment(1, 0, prompt, sample=True),))
+    found, copies = [result], driver.worker.engine.copies
+    expanded = copies.num_expanded  # type: ignore[attr-defined]
+    for place in range(len(prompt), len(prompt) + 2):
+        assert result.token_id is not None
+        (result,) = driver.step(segments=(Segment(1, place, (result.token_id,), sample=True),))
+        found.append(result)
+    assert tokens_of(found) == want
+    pieces = copies.num_streamed  # type: ignore[attr-defined]
+    assert pieces == 2 * model.spec.num_stored_layers
+    window = copies.num_expanded - expanded  # type: ignore[attr-defined]
+    assert window <= 3 * model.spec.num_stored_layers
 
 
 def test_the_link_carries_packed_blocks(model: TinyModel) -> None:

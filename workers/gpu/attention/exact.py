@@ -38,11 +38,20 @@ class ExactAttention:
 
     def pieces(self, query: TokenQuery, end: int) -> Iterator[Partial]:
         """Over blocks [0, end), a part for each streamed piece."""
-        everything = np.arange(end, dtype=np.int32)
-        for piece, staged in self._loader.stream(query.session_id, query.layer, everything):
+        session_id, layer, everything = query.session_id, query.layer, np.arange(end, dtype=np.int32)
+        packed = self._loader.packed
+        if packed is not None and query.attends_packed:
+            are_packed = packed.are_packed(session_id, layer, everything)
+            packed_blocks, everything = everything[are_packed], everything[~are_packed]
+            for piece, stored in self._loader.stream_packed(session_id, layer, packed_blocks):
+                blocks = query.rotary.entries(query.position, piece)
+                with self._timer("attend"):
+                    places = _places_of(blocks.blocks, piece)
+                    yield query.attend_packed(packed.operand(layer), stored, places, blocks)
+        for piece, staged in self._loader.stream(session_id, layer, everything):
             blocks = query.rotary.entries(query.position, piece)
             with self._timer("attend"):
-                yield query.attend(staged, blocks.blocks - piece[0], blocks)
+                yield query.attend(staged, _places_of(blocks.blocks, piece), blocks)
 
     def mass_by_block(self, query: TokenQuery) -> tuple[torch.Tensor, torch.Tensor]:
         """[n] mean over heads of the mass on each block up to the query's own; [Hq] log-sum-exp of all keys."""
@@ -69,3 +78,8 @@ class ExactAttention:
                 found.append(torch.logsumexp(query.lse_by_block(staged, slots, blocks), dim=0))
         plain = query.query.plain
         return torch.stack(found) if found else plain.new_zeros((0, len(plain)))
+
+
+def _places_of(blocks: Int32, piece: Int32) -> Int32:
+    """Where in a piece, whose blocks ascend, some of its blocks lie."""
+    return np.searchsorted(piece, blocks).astype(np.int32)

@@ -14,7 +14,8 @@ from moorage.kernels.merge_lse import merge_lse
 from moorage.workers.gpu.engine.batch import DecodeStep
 from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
 from moorage.workers.gpu.positions.rotary import RotaryCache
-from moorage.workers.gpu.positions.rotary_tables import DecodeQuery
+from moorage.workers.gpu.positions.rotary_tables import DecodeQuery, RotaryTables
+from moorage.workers.gpu.transfer.packed_copies import PackedOperand
 
 Int32 = NDArray[np.int32]
 
@@ -72,10 +73,33 @@ class TokenQuery:
         tables = self.rotary.tables
         if tables is None:
             return Partial(*attend_blocks(self.query.plain, memory, **self._arguments(slots, blocks)))
+        rotated = self._rotated(tables)
+        return Partial(*tables.attend(rotated, memory, slots, blocks, self.scale, self.softcap))
+
+    @property
+    def attends_packed(self) -> bool:
+        """Whether `attend_packed` runs here."""
+        return self.rotary.tables is not None
+
+    def attend_packed(
+        self, operand: PackedOperand, stored: torch.Tensor, pages: Int32, blocks: AttentionBlocks
+    ) -> Partial:
+        """Over `blocks`, block i of which is stored[pages[i]], uint8 [n, block_bytes] on the device."""
+        tables = self.rotary.tables
+        assert tables is not None
+        rotated = self._rotated(tables)
+        return Partial(
+            *tables.attend_packed(
+                rotated, operand, stored, pages, blocks, self.scale, self.softcap, self.kv_head
+            )
+        )
+
+    def _rotated(self, tables: RotaryTables) -> torch.Tensor:
+        """[variants, Hq, D] of the query, as these tables see it."""
         rotated = self.query.turned
         if rotated is None or self.rotary is not self.step.session.rotations_of(self.layer):
             rotated = tables.turn(self.query.plain, self.position)
-        return Partial(*tables.attend(rotated, memory, slots, blocks, self.scale, self.softcap))
+        return rotated
 
     def lse_by_block(self, memory: torch.Tensor, slots: Int32, blocks: AttentionBlocks) -> torch.Tensor:
         """[n, Hq] log-sum-exp of the logits of each of `blocks` alone."""

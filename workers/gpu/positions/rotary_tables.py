@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.kernels.packed_blocks.layout import PackedLayout
 from moorage.kernels.triton_support import has_triton, upload
 from moorage.workers.gpu.positions.attention_blocks import AttentionBlocks
 from moorage.workers.gpu.positions.schemes import Variant
+
+if TYPE_CHECKING:
+    from moorage.kernels.attention_steps.triton import Turns
+    from moorage.kernels.packed_blocks.triton import DeviceTables
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -109,22 +114,54 @@ class RotaryTables:
         softcap: float = 0.0,
     ) -> Partial:
         """Launches what `kernels.block_attention.attend_blocks` computes, for `queries` that `turn` made."""
-        from moorage.kernels.block_attention import triton
+        from moorage.kernels.block_attention.triton import attend_lists
 
-        count = len(slots)
-        if not count:
-            return torch.zeros_like(queries[0]), queries.new_full(queries.shape[1:2], -torch.inf)
+        if not len(slots):
+            return _nothing(queries)
+        lists, splits = self._lists(slots, entries, blocks.shape[2])
+        out, lse = attend_lists(queries, blocks, *lists, scale, 1, splits, softcap=softcap)
+        return out[0], lse[0]
+
+    def attend_packed(
+        self,
+        queries: torch.Tensor,
+        packed: tuple[PackedLayout, DeviceTables],
+        stored: torch.Tensor,
+        pages: Int32,
+        entries: AttentionBlocks,
+        scale: float,
+        softcap: float = 0.0,
+        kv_head: int | None = None,
+    ) -> Partial:
+        """`attend` over packed blocks, uint8 [n, block_bytes] on the device, which lie on `pages` there.
+
+        The queries are those of `kv_head` alone, where it is given.
+        """
+        from moorage.kernels.packed_attention.triton import attend_packed_lists
+
+        if not len(pages):
+            return _nothing(queries)
+        layout, tables = packed
+        heads = layout.num_kv_heads if kv_head is None else 1
+        lists, splits = self._lists(pages, entries, heads)
+        out, lse = attend_packed_lists(
+            layout, tables, queries, stored, *lists, scale, 1, splits, kv_head=kv_head, softcap=softcap
+        )
+        return out[0], lse[0]
+
+    def _lists(
+        self, slots: Int32, entries: AttentionBlocks, num_kv_heads: int
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor, Turns], int]:
+        """((entries, where their only list begins and ends, tables), shares of it) for `attend_lists`."""
+        from moorage.kernels.attention_steps.triton import Turns, splits_for
+
         fields = np.stack(
             (slots, entries.begin, entries.end, entries.variant, entries.base, entries.rotate_keys),
             dtype=np.int32,
         )
-        there, first = upload((fields, np.array([0, count], np.int32)), self._device)
-        turns = triton.Turns(*self._base_tables(), *self._offsets)
-        splits = triton.splits_for(count, blocks.shape[2], self._device)
-        out, lse = triton.attend_lists(
-            queries, blocks, there, first, turns, scale, 1, splits, softcap=softcap
-        )
-        return out[0], lse[0]
+        there, first = upload((fields, np.array([0, len(slots)], np.int32)), self._device)
+        turns = Turns(*self._base_tables(), *self._offsets)
+        return (there, first, turns), splits_for(len(slots), num_kv_heads, self._device)
 
     def _query_turns(self, position: int) -> list[torch.Tensor]:
         """cos, sin [variants, rotary_dim / 2] of the query at `position`."""
@@ -142,3 +179,8 @@ class RotaryTables:
                 (bases.real.astype(np.float32), -bases.imag.astype(np.float32)), self._device
             )
         return self._bases
+
+
+def _nothing(queries: torch.Tensor) -> Partial:
+    """Attention of [variants, Hq, D] over no key."""
+    return torch.zeros_like(queries[0]), queries.new_full(queries.shape[1:2], -torch.inf)

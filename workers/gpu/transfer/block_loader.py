@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from moorage.workers.kv.formats import format_of
 from moorage.workers.spec import KvLayout, KvType
 
 Int32 = NDArray[np.int32]
+Copy = Callable[[int, int, Int32, torch.Tensor, Int32], CopyHandle]
+"""(session, layer, blocks, out, into): begins to copy blocks into out[into]."""
 
 
 def storage_dtype(kv_type: KvType) -> torch.dtype:
@@ -49,6 +51,8 @@ class BlockLoader:
         self._dtype = storage_dtype(layout.kv_type)
         self.slots = self._blocks(num_slots)
         self._pieces = tuple(self._blocks(piece_blocks) for _ in range(2))
+        self.packed = copies.packed
+        """What brings packed blocks to the device as they are; None where they come decoded."""
         self._under_way: CopyHandle = DONE
 
     def resize(self, num_slots: int) -> None:
@@ -78,30 +82,52 @@ class BlockLoader:
 
         The next piece travels while the caller works on one; what it got is overwritten after its next but one.
         """
+        yield from self._streamed(session_id, layer, blocks, self._copy, self._pieces)
+
+    def stream_packed(
+        self, session_id: int, layer: int, blocks: Int32
+    ) -> Iterator[tuple[Int32, torch.Tensor]]:
+        """`stream` of packed blocks as they are: uint8 [n, block_bytes], which lie in the memory of the pieces."""
+        pieces = [
+            piece.view(torch.uint8).view(-1)[: len(piece) * self._layout.block_bytes].view(len(piece), -1)
+            for piece in self._pieces
+        ]
+        yield from self._streamed(session_id, layer, blocks, self._copy_packed, pieces)
+
+    def _streamed(
+        self, session_id: int, layer: int, blocks: Int32, copy: Copy, pieces: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[Int32, torch.Tensor]]:
         parts = [
             blocks[start : start + self.piece_blocks] for start in range(0, len(blocks), self.piece_blocks)
         ]
         for number, part in enumerate(parts):
             if number == 0:
-                self._begin(session_id, layer, part, number)
+                self._begin(session_id, layer, part, copy, pieces[0])
             with self._timer("gather"):
                 self._under_way.wait()
             if number + 1 < len(parts):
-                self._begin(session_id, layer, parts[number + 1], number + 1)
-            yield part, self._pieces[number % 2][: len(part)]
+                self._begin(session_id, layer, parts[number + 1], copy, pieces[(number + 1) % 2])
+            yield part, pieces[number % 2][: len(part)]
 
-    def _begin(self, session_id: int, layer: int, part: Int32, number: int) -> None:
+    def _begin(self, session_id: int, layer: int, part: Int32, copy: Copy, piece: torch.Tensor) -> None:
         with self._timer("gather"):
             # A stream that its reader gave up may have left copies behind.
             self._under_way.wait()
             into = np.arange(len(part), dtype=np.int32)
-            self._under_way = self._copy(session_id, layer, part, self._pieces[number % 2], into)
+            self._under_way = copy(session_id, layer, part, piece, into)
 
     def _copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         before = self.copies.link_bytes
         handle = self.copies.copy(session_id, layer, blocks, out, into)
         self._timer.link_bytes += self.copies.link_bytes - before
         return handle
+
+    def _copy_packed(
+        self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32
+    ) -> CopyHandle:
+        assert self.packed is not None
+        self._timer.link_bytes += len(blocks) * self._layout.block_bytes
+        return self.packed.copy(session_id, layer, blocks, out, into)
 
     def pieces(
         self, session_id: int, layer: int, blocks: Int32

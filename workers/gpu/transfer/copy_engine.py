@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from moorage.workers.kv.shards import ShardedKv
+
+if TYPE_CHECKING:
+    from moorage.workers.gpu.transfer.packed_reader import PackedReader
 
 Int32 = NDArray[np.int32]
 
@@ -27,6 +30,10 @@ class CopyHandle(Protocol):
 
 class CopyEngine(Protocol):
     """Brings blocks into memory of the device."""
+
+    @property
+    def packed(self) -> PackedReader | None:
+        """What brings packed blocks to the device as they are; None where they do not travel so."""
 
     @property
     def link_bytes(self) -> int:
@@ -75,6 +82,7 @@ class DirectCopyEngine:
     """Copies on a CPU, where store and device share one memory: the calling thread copies at once."""
 
     overlaps = False
+    packed = None
 
     def __init__(self, kv: ShardedKv) -> None:
         self._kv, self.link_bytes = kv, 0

@@ -9,6 +9,7 @@ packed blocks, and all blocks of a packed format without Triton.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from moorage.workers.gpu.transfer.block_loader import storage_dtype
 from moorage.workers.gpu.transfer.copy_engine import CopyHandle
 from moorage.workers.gpu.transfer.dma_threshold import measure_threshold
 from moorage.workers.gpu.transfer.packed_copies import PackedCopies, travels_packed
+from moorage.workers.gpu.transfer.packed_reader import PackedReader
 from moorage.workers.gpu.transfer.pinning import CudaHostMemory, Pinned, PinnedBlocks
 from moorage.workers.gpu.transfer.runs import runs_of
 from moorage.workers.gpu.transfer.staging_ring import StagingRing
@@ -65,6 +67,9 @@ class CudaCopies:
         self._pinned: dict[int, PinnedBlocks] = {}
         self._staging_blocks = staging.shape[1]
         self._packed: PackedCopies | None = None
+        self.packed: PackedReader | None = None
+        if travels_packed(kv.layout) and all(link.shard is not None for link in kv.links):
+            self.packed = PackedReader(kv, self._packed_of, self._blocks_of, self._submit)
 
     @classmethod
     def make(
@@ -90,9 +95,8 @@ class CudaCopies:
 
     def copy(self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32) -> CopyHandle:
         """See CopyEngine."""
-        # Slots may still be read by what was launched before.
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+
+        def begin() -> None:
             for link, local, places in self._kv.parts(session_id, blocks):
                 shard, slots = link.shard, into[places]
                 if shard is not None and _is_read_by_device(shard):
@@ -105,6 +109,14 @@ class CudaCopies:
                     self.link_bytes += int(done.sum()) * self._kv.layout.block_bytes
                     local, slots = local[~done], slots[~done]
                 self._from_elsewhere(link, session_id, layer, local, out, slots)
+
+        return self._submit(begin)
+
+    def _submit(self, begin: Callable[[], None]) -> CopyHandle:
+        # The targets may still be read by what was launched before.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            begin()
         return OnStream(self._record())
 
     def _from_arena(
@@ -162,6 +174,7 @@ class CudaCopies:
         for pinned in reversed(self._pinned.values()):
             pinned.close()
         self._pinned.clear()
+        self.packed = None  # which refers to this object
 
 
 def _is_read_by_device(shard: MappedShard) -> bool:

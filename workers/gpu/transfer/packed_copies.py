@@ -7,17 +7,30 @@ query sees in fp16, the block that its session's last token is in and the one wi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.kernels.packed_blocks.layout import PackedLayout
 from moorage.kernels.triton_support import has_triton, upload
 from moorage.workers.gpu.transfer.pinning import PinnedBlocks
 from moorage.workers.kv.formats.base import PackedCodec
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.spec import KvLayout
 
+if TYPE_CHECKING:
+    from moorage.kernels.packed_blocks.triton import DeviceTables
+
 Int32 = NDArray[np.int32]
+
+
+class PackedOperand(NamedTuple):
+    """What a kernel reads the packed blocks of a layer by."""
+
+    layout: PackedLayout
+    tables: DeviceTables
 
 
 def travels_packed(layout: KvLayout) -> bool:
@@ -34,11 +47,15 @@ class PackedCopies:
         """Copies go by DMA if their runs have `dma_bytes` each, `staging_blocks` blocks at a time."""
         from moorage.kernels.packed_blocks.triton import device_tables
 
-        self._layout, self._device, self._dma_bytes = codec.layout, device, dma_bytes
+        self._layout, self._device, self.dma_bytes = codec.layout, device, dma_bytes
         tables = [codec.tables_of(layer) for layer in range(layout.num_layers)]
         there = {id(each): device_tables(each, device) for each in tables}
         self._tables = [there[id(each)] for each in tables]
         self._staging = torch.empty((staging_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
+
+    def operand(self, layer: int) -> PackedOperand:
+        """What the blocks of a layer are read by."""
+        return PackedOperand(self._layout, self._tables[layer])
 
     def bring(
         self,
@@ -62,6 +79,21 @@ class PackedCopies:
             self._expand(pinned, layer, pages[part], out, slots[part])
         return is_packed
 
+    def fetch(self, pinned: PinnedBlocks, layer: int, pages: Int32, out: torch.Tensor, places: Int32) -> None:
+        """Begins to copy `pages` of a layer into `out[places]`, uint8 [n, block_bytes], as they are."""
+        from moorage.kernels.block_gather.triton import gather_pieces
+
+        stored, runs = pinned.blocks[layer], list(pinned.runs(layer, pages, places))
+        if self._goes_by_dma(len(pages), len(runs)):
+            for page, place, count in runs:
+                out[place : place + count].copy_(stored[page : page + count], non_blocking=True)
+            return
+        there = upload((pages, places), self._device)
+        gather_pieces(stored[:, None, None, None], there[0], out[:, None, None, None], there[1])
+
+    def _goes_by_dma(self, num_blocks: int, num_runs: int) -> bool:
+        return num_blocks * self._layout.block_bytes >= num_runs * self.dma_bytes
+
     def _expand(
         self, pinned: PinnedBlocks, layer: int, pages: Int32, out: torch.Tensor, slots: Int32
     ) -> None:
@@ -69,7 +101,7 @@ class PackedCopies:
 
         stored, places = pinned.blocks[layer], np.arange(len(pages), dtype=np.int32)
         runs = list(pinned.runs(layer, pages, places))
-        if len(pages) * self._layout.block_bytes >= len(runs) * self._dma_bytes:
+        if self._goes_by_dma(len(pages), len(runs)):
             for page, place, count in runs:
                 self._staging[place : place + count].copy_(stored[page : page + count], non_blocking=True)
             stored, pages = self._staging, places
