@@ -27,53 +27,38 @@ from moorage.kernels.merge_lse.triton import merge_lse
 from moorage.kernels.packed_blocks.layout import PackedLayout
 from moorage.kernels.packed_blocks.triton import (
     DeviceTables,
-    key_numbers,
+    key_rows,
+    key_statistics,
     lanes,
+    numbers_of,
     outlier_list,
     outliers_of_rows,
     pad_of_list,
-    value_numbers,
+    raw_codes,
+    rows_of_list,
+    value_rows,
+    value_statistics,
     with_outliers,
 )
 from moorage.kernels.triton_support import power_of_2
 
 
 @triton.jit
-def _keys(
-    page,
-    head,
+def _with_key_outliers(
+    keys,
     rows,
-    seen,
-    tables,
-    begin,
-    end,
+    outliers,
     FIRST: tl.constexpr,
     COUNT: tl.constexpr,
     PAD: tl.constexpr,
     LAYOUT: tl.constexpr,
 ):
-    """Keys [T, PAD] with the outliers [begin, end) of the head's list, as fp32."""
-    levels, scale, zero = tables
-    keys = key_numbers(page, head, rows, seen, levels, scale, zero, FIRST, COUNT, PAD, LAYOUT)
+    """Keys [T, PAD] of channels with their outliers (places, exact numbers, begin, end)."""
     if LAYOUT.capacity > 0:
         channel, is_one = lanes(FIRST, COUNT, PAD, LAYOUT)
-        places, exact, _ = outlier_list(page, head, 0, LAYOUT)
+        places, exact, begin, end = outliers
         keys = with_outliers(keys, rows, channel, is_one, places, exact, begin, end, LAYOUT)
     return keys
-
-
-@triton.jit
-def _values(
-    page, head, rows, first_row, seen, levels, PAD: tl.constexpr, PAD_LIST: tl.constexpr, LAYOUT: tl.constexpr
-):
-    """Values [T, PAD] of rows from `first_row` on, with their outliers, as fp32."""
-    values = value_numbers(page, head, rows, seen, levels, PAD, LAYOUT)
-    if LAYOUT.capacity > 0:
-        channel, is_one = lanes(0, LAYOUT.head_dim, PAD, LAYOUT)
-        places, exact, count = outlier_list(page, head, 1, LAYOUT)
-        begin, end = outliers_of_rows(places, count, first_row, rows.shape[0], PAD_LIST, LAYOUT)
-        values = with_outliers(values, rows, channel, is_one, places, exact, begin, end, LAYOUT)
-    return values
 
 
 @triton.jit(do_not_specialize=["capacity", "first_head"])
@@ -120,16 +105,14 @@ def _attend_packed(
 
     list_id = row * LISTS + head * LISTS // NUM_KV_HEADS
     begin_of_list = tl.load(first + list_id)
-    num_tiles = (tl.load(first + list_id + 1) - begin_of_list) * TILES
-    share = tl.cdiv(num_tiles, num_splits)
-    start = split * share
-    end = tl.minimum(start + share, num_tiles)
+    share = tl.cdiv(tl.load(first + list_id + 1) - begin_of_list, num_splits)
+    start = begin_of_list + split * share
+    end = tl.minimum(start + share, tl.load(first + list_id + 1))
 
     g = tl.arange(0, PAD_GROUP)
     t = tl.arange(0, TILE)
     channel, is_one = lanes(0, DIM, PAD_DIM, LAYOUT)
     in_group = g < GROUP
-    tables = (key_levels, key_scale, key_zero)
     stored_head = first_head + head
     peak = tl.full([PAD_GROUP], -float("inf"), tl.float32)
     total = tl.zeros([PAD_GROUP], tl.float32)
@@ -138,50 +121,107 @@ def _attend_packed(
         cos = angles(offset_cos, t, BLOCK, HALF, PAD_HALF)
         sin = angles(offset_sin, t, BLOCK, HALF, PAD_HALF)
 
-    for i in range(start, end):
-        entry = entries + begin_of_list + i // TILES
-        first_row = (i % TILES) * TILE
-        rows = first_row + t
-        seen = (rows >= tl.load(entry + capacity)) & (rows < tl.load(entry + 2 * capacity))
+    for e in range(start, end):
+        entry = entries + e
+        begin_row, end_row = tl.load(entry + capacity), tl.load(entry + 2 * capacity)
         query = queries + (tl.load(entry + 3 * capacity).to(tl.int64) * NUM_HEADS + head * GROUP) * DIM
         page = stored + tl.load(entry).to(tl.int64) * LAYOUT.block_bytes
-        begin_out, end_out = 0, 0
         if LAYOUT.capacity > 0:
-            places, _, count = outlier_list(page, stored_head, 0, LAYOUT)
-            begin_out, end_out = outliers_of_rows(places, count, first_row, TILE, PAD_LIST, LAYOUT)
-
-        logits = tl.zeros([PAD_GROUP, TILE], tl.float32)
+            places, exact, num_keys, num_values = outlier_list(page, stored_head, LAYOUT)
+            listed_rows = rows_of_list(places, PAD_LIST, LAYOUT)
         if HALF > 0:
-            turn = tl.load(entry + 4 * capacity)
-            rotates = tl.load(entry + 5 * capacity) != 0
+            turn, rotates = tl.load(entry + 4 * capacity), tl.load(entry + 5 * capacity) != 0
             query_low, query_high = rotated_query(
                 query, g, in_group, turn, turn_cos, turn_sin, DIM, HALF, PAD_HALF
             )
-            low = _keys(page, stored_head, rows, seen, tables, begin_out, end_out, 0, HALF, PAD_HALF, LAYOUT)
-            high = _keys(
-                page, stored_head, rows, seen, tables, begin_out, end_out, HALF, HALF, PAD_HALF, LAYOUT
-            )
-            if TILES > 1:
-                cos = angles(offset_cos, rows, BLOCK, HALF, PAD_HALF)
-                sin = angles(offset_sin, rows, BLOCK, HALF, PAD_HALF)
-            logits = add_logits(logits, query_low, query_high, low, high, cos, sin, rotates, OPERAND)
+            c, is_low = lanes(0, HALF, PAD_HALF, LAYOUT)
+            low_scale, low_zero = key_statistics(page, stored_head, key_scale, key_zero, c, is_low, LAYOUT)
+            c, is_high = lanes(HALF, HALF, PAD_HALF, LAYOUT)
+            high_scale, high_zero = key_statistics(page, stored_head, key_scale, key_zero, c, is_high, LAYOUT)
         if REST > 0:
             c, is_rest = lanes(2 * HALF, REST, PAD_REST, LAYOUT)
+            rest_scale, rest_zero = key_statistics(page, stored_head, key_scale, key_zero, c, is_rest, LAYOUT)
             query_rest = tl.load(
                 query + g[:, None] * DIM + c[None, :], mask=in_group[:, None] & is_rest[None, :], other=0.0
             )
-            key_rest = _keys(
-                page, stored_head, rows, seen, tables, begin_out, end_out, 2 * HALF, REST, PAD_REST, LAYOUT
-            )
-            logits = tl.dot(
-                query_rest.to(OPERAND), tl.trans(key_rest.to(OPERAND)), logits, input_precision="ieee"
-            )
 
-        weights, highest, shrink = softmax_step(logits, seen, peak, scale, softcap, CAPPED)
-        value = _values(page, stored_head, rows, first_row, seen, value_levels, PAD_DIM, PAD_LIST, LAYOUT)
-        sums = tl.dot(weights.to(OPERAND), value.to(OPERAND), sums * shrink[:, None], input_precision="ieee")
-        total = total * shrink + tl.sum(weights, axis=1)
-        peak = highest
+        for tile in range(begin_row // TILE, tl.cdiv(end_row, TILE)):
+            rows = tile * TILE + t
+            seen = (rows >= begin_row) & (rows < end_row)
+            # All that a tile has in memory is asked for before any of it is used.
+            key_row = key_rows(page, stored_head, rows, LAYOUT)
+            if HALF > 0:
+                low_codes = raw_codes(key_row, seen, 0, HALF, PAD_HALF, LAYOUT)
+                high_codes = raw_codes(key_row, seen, HALF, HALF, PAD_HALF, LAYOUT)
+            if REST > 0:
+                rest_codes = raw_codes(key_row, seen, 2 * HALF, REST, PAD_REST, LAYOUT)
+            value_row = value_rows(page, stored_head, rows, LAYOUT)
+            value_codes = raw_codes(value_row, seen, 0, DIM, PAD_DIM, LAYOUT)
+            scale_of_row, zero_of_row = value_statistics(page, stored_head, rows, seen, LAYOUT)
+            if LAYOUT.capacity > 0:
+                begin, stop = outliers_of_rows(listed_rows, 0, num_keys, tile * TILE, TILE, PAD_LIST)
+                of_keys = (places, exact, begin, stop)
+            else:
+                of_keys = (page, page, 0, 0)  # which nobody reads
+
+            logits = tl.zeros([PAD_GROUP, TILE], tl.float32)
+            if HALF > 0:
+                low = numbers_of(
+                    low_codes, key_levels, low_scale[None, :], low_zero[None, :], 0, HALF, PAD_HALF, LAYOUT
+                )
+                low = _with_key_outliers(low, rows, of_keys, 0, HALF, PAD_HALF, LAYOUT)
+                high = numbers_of(
+                    high_codes,
+                    key_levels,
+                    high_scale[None, :],
+                    high_zero[None, :],
+                    HALF,
+                    HALF,
+                    PAD_HALF,
+                    LAYOUT,
+                )
+                high = _with_key_outliers(high, rows, of_keys, HALF, HALF, PAD_HALF, LAYOUT)
+                if TILES > 1:
+                    cos = angles(offset_cos, rows, BLOCK, HALF, PAD_HALF)
+                    sin = angles(offset_sin, rows, BLOCK, HALF, PAD_HALF)
+                logits = add_logits(logits, query_low, query_high, low, high, cos, sin, rotates, OPERAND)
+            if REST > 0:
+                rest = numbers_of(
+                    rest_codes,
+                    key_levels,
+                    rest_scale[None, :],
+                    rest_zero[None, :],
+                    2 * HALF,
+                    REST,
+                    PAD_REST,
+                    LAYOUT,
+                )
+                rest = _with_key_outliers(rest, rows, of_keys, 2 * HALF, REST, PAD_REST, LAYOUT)
+                logits = tl.dot(
+                    query_rest.to(OPERAND), tl.trans(rest.to(OPERAND)), logits, input_precision="ieee"
+                )
+
+            weights, highest, shrink = softmax_step(logits, seen, peak, scale, softcap, CAPPED)
+            value = numbers_of(
+                value_codes,
+                value_levels,
+                scale_of_row[:, None],
+                zero_of_row[:, None],
+                0,
+                DIM,
+                PAD_DIM,
+                LAYOUT,
+            )
+            if LAYOUT.capacity > 0:
+                begin, stop = outliers_of_rows(
+                    listed_rows, num_keys, num_keys + num_values, tile * TILE, TILE, PAD_LIST
+                )
+                value = with_outliers(value, rows, channel, is_one, places, exact, begin, stop, LAYOUT)
+            sums = tl.dot(
+                weights.to(OPERAND), value.to(OPERAND), sums * shrink[:, None], input_precision="ieee"
+            )
+            total = total * shrink + tl.sum(weights, axis=1)
+            peak = highest
 
     heads = (split * tl.num_programs(2) + row).to(tl.int64) * NUM_HEADS + head * GROUP + g
     store_share(out, lse, heads, in_group, channel, is_one, sums, total, peak, DIM)

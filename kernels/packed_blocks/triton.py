@@ -65,54 +65,75 @@ def _bytes(row, at, seen, is_one):
 
 
 @triton.jit
-def _codes_4(row, seen, FIRST: tl.constexpr, COUNT: tl.constexpr, PAD: tl.constexpr, LAYOUT: tl.constexpr):
+def raw_codes(row, seen, FIRST: tl.constexpr, COUNT: tl.constexpr, PAD: tl.constexpr, LAYOUT: tl.constexpr):
+    """What `codes_of` takes apart, of rows of codes at `row` [T]: small, so that it is read long before it is used.
+
+    A pair, whose second part only 3 bits have. Unseen rows are not read.
+    """
     MIDDLE: tl.constexpr = LAYOUT.width // 2
     c = FIRST + tl.arange(0, PAD)
     is_one = c < FIRST + COUNT
-    if FIRST >= MIDDLE:
-        codes = _bytes(row, c - MIDDLE, seen, is_one) >> 4
-    elif FIRST + COUNT <= MIDDLE:
-        codes = _bytes(row, c, seen, is_one) & 15
-    elif FIRST == 0:
-        b = tl.arange(0, PAD // 2)
-        both = _bytes(row, b, seen, b < MIDDLE)
-        codes = tl.reshape(tl.join(both & 15, both >> 4), [row.shape[0], PAD])
-    else:
-        is_high = c >= MIDDLE
-        byte = _bytes(row, tl.where(is_high, c - MIDDLE, c), seen, is_one)
-        codes = (byte >> tl.where(is_high, 4, 0)[None, :]) & 15
-    return codes
-
-
-@triton.jit
-def _codes_2_or_3(
-    row, seen, FIRST: tl.constexpr, COUNT: tl.constexpr, PAD: tl.constexpr, LAYOUT: tl.constexpr
-):
-    if FIRST % 8 == 0:
-        # The codes of eight channels are 16 bits of one plane, and 8 bits of the other.
-        u, i = tl.arange(0, PAD // 8), tl.arange(0, 8)
-        there = seen[:, None] & (8 * u < COUNT)[None, :]
+    # The codes of eight channels are 16 bits of one plane, and 8 bits of the other.
+    u = tl.arange(0, PAD // 8)
+    raw, thirds = 0, 0
+    if LAYOUT.bits == 8:
+        raw = _bytes(row, c, seen, is_one)
+    elif LAYOUT.bits == 4:
+        if FIRST >= MIDDLE:
+            raw = _bytes(row, c - MIDDLE, seen, is_one)
+        elif FIRST + COUNT <= MIDDLE:
+            raw = _bytes(row, c, seen, is_one)
+        elif FIRST == 0:
+            b = tl.arange(0, PAD // 2)
+            raw = _bytes(row, b, seen, b < MIDDLE)
+        else:
+            raw = _bytes(row, tl.where(c < MIDDLE, c, c - MIDDLE), seen, is_one)
+    elif FIRST % 8 == 0:
         words = row.to(tl.pointer_type(tl.uint16))[:, None] + (FIRST // 8 + u)[None, :]
-        pairs = tl.load(words, mask=there, other=0).to(tl.int32)
-        codes = (pairs[:, :, None] >> (2 * i)[None, None, :]) & 3
+        raw = tl.load(words, mask=seen[:, None] & (8 * u < COUNT)[None, :], other=0).to(tl.int32)
         if LAYOUT.bits == 3:
             thirds = _bytes(row, LAYOUT.high_plane + FIRST // 8 + u, seen, 8 * u < COUNT)
-            codes |= (thirds[:, :, None] >> i[None, None, :] & 1) << 2
-        codes = tl.reshape(codes, [row.shape[0], PAD])
     else:
-        c = FIRST + tl.arange(0, PAD)
-        is_one = c < FIRST + COUNT
-        codes = (_bytes(row, c // 4, seen, is_one) >> (2 * (c % 4))[None, :]) & 3
+        raw = _bytes(row, c // 4, seen, is_one)
         if LAYOUT.bits == 3:
             thirds = _bytes(row, LAYOUT.high_plane + c // 8, seen, is_one)
-            codes |= (thirds >> (c % 8)[None, :] & 1) << 2
+    return raw, thirds
+
+
+@triton.jit
+def _codes_4(raw, FIRST: tl.constexpr, COUNT: tl.constexpr, PAD: tl.constexpr, LAYOUT: tl.constexpr):
+    MIDDLE: tl.constexpr = LAYOUT.width // 2
+    if FIRST >= MIDDLE:
+        codes = raw >> 4
+    elif FIRST + COUNT <= MIDDLE:
+        codes = raw & 15
+    elif FIRST == 0:
+        codes = tl.reshape(tl.join(raw & 15, raw >> 4), [raw.shape[0], PAD])
+    else:
+        is_high = FIRST + tl.arange(0, PAD) >= MIDDLE
+        codes = (raw >> tl.where(is_high, 4, 0)[None, :]) & 15
     return codes
 
 
 @triton.jit
-def _numbers(
-    row,
-    seen,
+def _codes_2_or_3(raw, thirds, FIRST: tl.constexpr, PAD: tl.constexpr, LAYOUT: tl.constexpr):
+    if FIRST % 8 == 0:
+        i = tl.arange(0, 8)[None, None, :]
+        codes = (raw[:, :, None] >> (2 * i)) & 3
+        if LAYOUT.bits == 3:
+            codes |= (thirds[:, :, None] >> i & 1) << 2
+        codes = tl.reshape(codes, [raw.shape[0], PAD])
+    else:
+        c = FIRST + tl.arange(0, PAD)[None, :]
+        codes = (raw >> (2 * (c % 4))) & 3
+        if LAYOUT.bits == 3:
+            codes |= (thirds >> (c % 8) & 1) << 2
+    return codes
+
+
+@triton.jit
+def numbers_of(
+    raw,
     levels,
     scale,
     zero,
@@ -121,14 +142,13 @@ def _numbers(
     PAD: tl.constexpr,
     LAYOUT: tl.constexpr,
 ):
-    """zero + scale * level [T, PAD] of rows of codes at `row` [T], limited to the range of fp16."""
+    """zero + scale * level [T, PAD] in fp32 of what `raw_codes` has read, limited to the range of fp16."""
     if LAYOUT.bits == 8:
-        c = FIRST + tl.arange(0, PAD)
-        codes = _bytes(row, c, seen, c < FIRST + COUNT)
+        codes = raw[0]
     elif LAYOUT.bits == 4:
-        codes = _codes_4(row, seen, FIRST, COUNT, PAD, LAYOUT)
+        codes = _codes_4(raw[0], FIRST, COUNT, PAD, LAYOUT)
     else:
-        codes = _codes_2_or_3(row, seen, FIRST, COUNT, PAD, LAYOUT)
+        codes = _codes_2_or_3(raw[0], raw[1], FIRST, PAD, LAYOUT)
     if LAYOUT.uniform:
         level = codes.to(tl.float32)
     else:
@@ -137,66 +157,64 @@ def _numbers(
 
 
 @triton.jit
-def key_numbers(
-    page,
-    head,
-    rows,
-    seen,
-    levels,
-    layer_scale,
-    layer_zero,
-    FIRST: tl.constexpr,
-    COUNT: tl.constexpr,
-    PAD: tl.constexpr,
-    LAYOUT: tl.constexpr,
-):
-    """Keys [T, PAD] of some rows in fp32, without outliers; unseen rows are not read, and hold anything finite."""
-    channel, is_one = lanes(FIRST, COUNT, PAD, LAYOUT)
-    base = page + head * LAYOUT.head_bytes
+def key_rows(page, head, rows, LAYOUT: tl.constexpr):
+    """Where rows of codes of a head's keys begin."""
+    return page + head * LAYOUT.head_bytes + LAYOUT.key_codes + rows * LAYOUT.row_bytes
+
+
+@triton.jit
+def value_rows(page, head, rows, LAYOUT: tl.constexpr):
+    """Where rows of codes of a head's values begin."""
+    return page + head * LAYOUT.head_bytes + LAYOUT.value_codes + rows * LAYOUT.row_bytes
+
+
+@triton.jit
+def key_statistics(page, head, layer_scale, layer_zero, channel, is_one, LAYOUT: tl.constexpr):
+    """(scale, zero point) [PAD] of channels in fp32, 0 in lanes without one."""
     if LAYOUT.key_stats < 0:
         scale = tl.load(layer_scale + head * LAYOUT.width + channel, mask=is_one, other=0.0)
         zero = tl.load(layer_zero + head * LAYOUT.width + channel, mask=is_one, other=0.0)
     else:
-        own = (base + LAYOUT.key_stats).to(tl.pointer_type(tl.float16)) + channel
+        own = (page + head * LAYOUT.head_bytes + LAYOUT.key_stats).to(tl.pointer_type(tl.float16)) + channel
         scale = tl.load(own, mask=is_one, other=0.0).to(tl.float32)
         zero = tl.load(own + LAYOUT.width, mask=is_one, other=0.0).to(tl.float32)
-    row = base + LAYOUT.key_codes + rows * LAYOUT.row_bytes
-    return _numbers(row, seen, levels, scale[None, :], zero[None, :], FIRST, COUNT, PAD, LAYOUT)
+    return scale, zero
 
 
 @triton.jit
-def value_numbers(page, head, rows, seen, levels, PAD: tl.constexpr, LAYOUT: tl.constexpr):
-    """Values [T, PAD] of all channels of some rows in fp32, without outliers; unseen rows are not read."""
-    _, is_one = lanes(0, LAYOUT.head_dim, PAD, LAYOUT)
+def value_statistics(page, head, rows, seen, LAYOUT: tl.constexpr):
+    """(scale, zero point) [T] of rows in fp32, 0 of unseen ones."""
     own = (page + LAYOUT.value_stats + head * LAYOUT.value_stats_stride).to(
         tl.pointer_type(tl.float16)
     ) + rows
     scale = tl.load(own, mask=seen, other=0.0).to(tl.float32)
-    zero = tl.load(own + LAYOUT.block_size, mask=seen, other=0.0).to(tl.float32)
-    row = page + head * LAYOUT.head_bytes + LAYOUT.value_codes + rows * LAYOUT.row_bytes
-    found = _numbers(row, seen, levels, scale[:, None], zero[:, None], 0, LAYOUT.head_dim, PAD, LAYOUT)
-    return tl.where(is_one[None, :], found, 0.0)
+    return scale, tl.load(own + LAYOUT.block_size, mask=seen, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def outlier_list(page, head, OF_VALUES: tl.constexpr, LAYOUT: tl.constexpr):
-    """(places, exact numbers, how many there are) of the outliers of a head's keys or values."""
+def outlier_list(page, head, LAYOUT: tl.constexpr):
+    """(places, exact numbers, how many keys have, how many values have) of a head's outliers, those of keys first."""
     counts = (page + head * LAYOUT.head_bytes + LAYOUT.outliers).to(tl.pointer_type(tl.uint16))
-    count = tl.load(counts + OF_VALUES).to(tl.int32)
     places = counts + 2
-    if OF_VALUES:
-        places += tl.load(counts).to(tl.int32)
-    return places, (places + LAYOUT.capacity).to(tl.pointer_type(tl.float16)), count
+    exact = (places + LAYOUT.capacity).to(tl.pointer_type(tl.float16))
+    return places, exact, tl.load(counts).to(tl.int32), tl.load(counts + 1).to(tl.int32)
 
 
 @triton.jit
-def outliers_of_rows(places, count, first_row, num_rows, PAD_LIST: tl.constexpr, LAYOUT: tl.constexpr):
-    """[begin, end) of the outliers, whose places ascend, that lie in `num_rows` rows from `first_row` on."""
+def rows_of_list(places, PAD_LIST: tl.constexpr, LAYOUT: tl.constexpr):
+    """The row [PAD_LIST] that each place of a list names; places that nothing uses name row 0."""
     n = tl.arange(0, PAD_LIST)
-    listed = n < count
-    row = tl.load(places + n, mask=listed, other=0).to(tl.int32) // LAYOUT.head_dim
-    begin = tl.sum((listed & (row < first_row)).to(tl.int32), axis=0)
-    return begin, tl.sum((listed & (row < first_row + num_rows)).to(tl.int32), axis=0)
+    return tl.load(places + n, mask=n < LAYOUT.capacity, other=0).to(tl.int32) // LAYOUT.head_dim
+
+
+@triton.jit
+def outliers_of_rows(listed_rows, first, end, first_row, num_rows, PAD_LIST: tl.constexpr):
+    """[begin, end) of the outliers [first, end) of a list, whose rows ascend, that lie in some rows of the block."""
+    n = tl.arange(0, PAD_LIST)
+    listed = (n >= first) & (n < end)
+    before = tl.sum((listed & (listed_rows < first_row)).to(tl.int32), axis=0)
+    within = tl.sum((listed & (listed_rows < first_row + num_rows)).to(tl.int32), axis=0)
+    return first + before, first + within
 
 
 @triton.jit

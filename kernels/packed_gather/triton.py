@@ -12,25 +12,21 @@ import triton.language as tl
 from moorage.kernels.packed_blocks.layout import PackedLayout
 from moorage.kernels.packed_blocks.triton import (
     DeviceTables,
-    key_numbers,
+    key_rows,
+    key_statistics,
     lanes,
+    numbers_of,
     outlier_list,
     pad_of_list,
-    value_numbers,
+    raw_codes,
+    value_rows,
+    value_statistics,
 )
 from moorage.kernels.triton_support import power_of_2
 
 NUM_PROGRAMS = 64
 """More than `block_gather` has: a program has fewer bytes in flight, and computes between reads."""
 TILE_ELEMENTS = 8192
-
-
-@triton.jit
-def _put_outliers(target, page, head, OF_VALUES: tl.constexpr, PAD_LIST: tl.constexpr, LAYOUT: tl.constexpr):
-    places, exact, count = outlier_list(page, head, OF_VALUES, LAYOUT)
-    n = tl.arange(0, PAD_LIST)
-    place = tl.load(places + n, mask=n < count, other=0).to(tl.int32)
-    tl.store(target + place, tl.load(exact + n, mask=n < count), mask=n < count)
 
 
 @triton.jit(do_not_specialize=["num_pieces"])
@@ -63,20 +59,29 @@ def _expand(
             at = target + rows[:, None] * DIM + channel[None, :]
             mask = seen[:, None] & is_one[None, :]
             if part == 0:
-                keys = key_numbers(
-                    page, head, rows, seen, key_levels, key_scale, key_zero, 0, DIM, PAD_DIM, LAYOUT
+                key_codes = raw_codes(key_rows(page, head, rows, LAYOUT), seen, 0, DIM, PAD_DIM, LAYOUT)
+                scale, zero = key_statistics(page, head, key_scale, key_zero, channel, is_one, LAYOUT)
+                keys = numbers_of(
+                    key_codes, key_levels, scale[None, :], zero[None, :], 0, DIM, PAD_DIM, LAYOUT
                 )
                 tl.store(at, keys.to(tl.float16), mask=mask)
             else:
-                values = value_numbers(page, head, rows, seen, value_levels, PAD_DIM, LAYOUT)
+                value_codes = raw_codes(value_rows(page, head, rows, LAYOUT), seen, 0, DIM, PAD_DIM, LAYOUT)
+                of_row, zero_of_row = value_statistics(page, head, rows, seen, LAYOUT)
+                values = numbers_of(
+                    value_codes, value_levels, of_row[:, None], zero_of_row[:, None], 0, DIM, PAD_DIM, LAYOUT
+                )
                 tl.store(at, values.to(tl.float16), mask=mask)
         if LAYOUT.capacity > 0:
             # All threads have written what codes say before one of them replaces an element.
             tl.debug_barrier()
-            if part == 0:
-                _put_outliers(target, page, head, 0, PAD_LIST, LAYOUT)
-            else:
-                _put_outliers(target, page, head, 1, PAD_LIST, LAYOUT)
+            places, exact, num_keys, num_values = outlier_list(page, head, LAYOUT)
+            n = tl.arange(0, PAD_LIST)
+            listed = n < num_keys
+            if part == 1:
+                listed = (n >= num_keys) & (n < num_keys + num_values)
+            place = tl.load(places + n, mask=listed, other=0).to(tl.int32)
+            tl.store(target + place, tl.load(exact + n, mask=listed), mask=listed)
 
 
 def expand_blocks(

@@ -20,8 +20,6 @@ SHAPES = {  # KV heads, group, block size, head size, rotated channels, pages, e
     "common": (2, 3, 32, 64, 64, 3, 4),
     "partly rotated": (1, 2, 17, 80, 32, 3, 3),
     "odd halves": (1, 5, 33, 40, 20, 3, 3),
-}
-MORE_SHAPES = {
     "least": (1, 1, 16, 32, 32, 1, 1),
     "unrotated": (3, 4, 16, 96, 0, 2, 4),
     "rest across the middle": (2, 16, 31, 128, 64, 2, 3),
@@ -30,12 +28,10 @@ MORE_SHAPES = {
 }
 CASES = [
     pytest.param(
-        *example,
-        shape,
-        marks=[pytest.mark.slow] if shape in MORE_SHAPES and example != ("NUQ3", True) else [],
+        *example, shape, marks=[] if shape == "common" or example == ("NUQ3", True) else [pytest.mark.slow]
     )
     for example in EXAMPLES
-    for shape in SHAPES | MORE_SHAPES
+    for shape in SHAPES
 ]
 EXACT = {"rtol": 1e-4, "atol": 5e-5}
 
@@ -98,7 +94,7 @@ def assert_close(found, expected, rtol, atol):
 
 @pytest.mark.parametrize(("name", "calibrated", "shape"), CASES)
 def test_equals_attention_over_decoded_blocks(rng, device, name, calibrated, shape):
-    sizes = (SHAPES | MORE_SHAPES)[shape]
+    sizes = SHAPES[shape]
     packed, query, entries = draw(rng, name, calibrated, sizes)
     softcap = 20.0 if sizes[1] % 2 else 0.0
     found = attend(packed, query, entries, device, softcap=softcap)

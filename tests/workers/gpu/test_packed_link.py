@@ -16,7 +16,11 @@ from tests.tiny_models import TinyModel, build_tiny_checkpoint
 from tests.workers.gpu.test_packed_formats import SELECTED, SIZE, prompt_of, quantizer_of, tokens_of
 
 pytest.importorskip("triton")
-FORMATS = [kind for kind in KvType if not format_of(kind).is_native]
+FORMATS = [
+    pytest.param(kind, marks=[] if kind in (KvType.NF4, KvType.NUQ2) else [pytest.mark.slow])
+    for kind in KvType
+    if not format_of(kind).is_native
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +52,13 @@ def test_the_same_tokens_in_every_format(model: TinyModel, kv_type: KvType) -> N
     assert tokens_of(found) == want
 
 
-@pytest.mark.parametrize(
-    ("axes", "dma_bytes", "count"),
-    [(FULL, 0, 3), (SELECTED, 0, SIZE + 4), (SELECTED, 1 << 40, SIZE + 4)],
-    ids=["full-dma", "selected-dma", "selected-kernel"],
-)
-def test_the_same_tokens_over_several_stores(
-    model: TinyModel, axes: MemorySpec, dma_bytes: int, count: int
-) -> None:
-    prompt, quantizer = prompt_of(model, 120), quantizer_of(model, 3)
+def test_the_same_tokens_over_several_stores(model: TinyModel) -> None:
+    prompt, quantizer, count = prompt_of(model, 120), quantizer_of(model, 3), SIZE + 4
     want = driver_of(model, KvType.NUQ3, quantizer=quantizer, num_shards=3).generate(
-        prompt, axes, [64, 50], num_tokens=count
+        prompt, SELECTED, [64, 50], num_tokens=count
     )
-    driver = driver_of(model, KvType.NUQ3, dma_bytes, quantizer=quantizer, num_shards=3)
-    found = driver.generate(prompt, axes, [64, 50], num_tokens=count)
+    driver = driver_of(model, KvType.NUQ3, 1 << 40, quantizer=quantizer, num_shards=3)
+    found = driver.generate(prompt, SELECTED, [64, 50], num_tokens=count)
     assert tokens_of(found) == tokens_of(want)
     assert driver.worker.engine.copies.num_expanded > 0  # type: ignore[attr-defined]
 
