@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LONGEST_WAIT_S = 300.0
-"""After which a process compiles for itself; a first start takes a minute on two cores."""
+"""A process compiles for itself after this wait; a first start takes a minute on two cores."""
 _LOOK_S = 0.05
 _PACKAGE = Path(__file__).resolve().parent
 

@@ -20,6 +20,7 @@ from moorage.runtime.config.reference import explained
 from moorage.runtime.evals.variants import parse_variant
 
 ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "kernels"
 _FOLDERS = ("deploy", "kernels", "runtime", "workers")
 DOCUMENTS = sorted(
     str(path.relative_to(ROOT))
@@ -36,6 +37,7 @@ REDIRECTION = re.compile(r" [<>]+ *\S+")
 COMMENTED_COMMAND = re.compile(r"^# +(runtime .*)$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+KERNEL_CALLS = re.compile(r"^\| [^|]+ \| (`[^|]+) \|", re.MULTILINE)
 TEST_FILE = re.compile(r"`(?:\w+/)*(test_\w+\.py)`")
 
 
@@ -188,6 +190,23 @@ def test_what_a_document_links_to_exists(document: str) -> None:
 def test_a_document_names_tests_that_exist(document: str) -> None:
     existing = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert set(TEST_FILE.findall(read(document))) <= existing
+
+
+def test_the_page_of_the_kernels_names_every_part() -> None:
+    page = read("kernels/README.md")
+    parts = {path.name for path in KERNELS.iterdir() if path.suffix == ".py" or any(path.glob("*.py"))}
+    assert {part for part in parts if not re.search(rf"\b{re.escape(part)}\b", page)} == set()
+
+
+@pytest.mark.parametrize("row", KERNEL_CALLS.findall(read("kernels/README.md")))
+def test_the_page_of_the_kernels_names_calls_that_exist(row: str) -> None:
+    """A name without a module belongs to that of the name before it."""
+    module = ""
+    for call in CODE_SPAN.findall(row):
+        module, _, name = call.rpartition(".") if "." in call else (module, "", call)
+        path = KERNELS.joinpath(*module.split("."))
+        sources = [path.with_suffix(".py"), *path.glob("*.py")]
+        assert any(re.search(rf"\bdef {name}\b", file.read_text()) for file in sources if file.exists()), call
 
 
 def sections(document: Path) -> set[str]:

@@ -48,7 +48,7 @@ class CheckpointTensor:
     groups: int
     """How often rows of all its parts follow one another; 1 where each part is in one piece."""
     layer: int | None
-    """Of the parts; None for those outside the layers."""
+    """The layer of the parts; None for those outside the layers."""
     dtypes: tuple[str, ...] = tuple(FLOAT_BYTES)
     """Types that it may have, as safetensors names them."""
     expert: int | None = None

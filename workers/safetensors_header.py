@@ -20,7 +20,7 @@ _LFS_POINTER = b"version https://git-lfs"
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Bytes of one element of each type that plain weights may have."""
 ELEMENT_BYTES = {**FLOAT_BYTES, "F8_E4M3": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8}
-"""Of each type that tensors may have, those of quantised weights included."""
+"""Bytes of each type that tensors may have, those of quantised weights included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from moorage.workers.spec import KvLayout, MemorySpec
 STREAM_PIECE_BLOCKS = 32
 """Blocks that are streamed at once when all of a session's blocks are attended."""
 GPU_PIECE_TOKENS = 8192
-"""On a GPU pieces are at least this long: each costs a pass over the partial results that it is merged with."""
+"""The least length of pieces on a GPU: each costs a pass over the partial results that it is merged with."""
 LEAST_CHUNK, MOST_CHUNK = 2048, 8192
 """Tokens of a prompt's chunk, powers of two, between which a GPU worker decides by what it measures."""
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 BOS, EOS, USER, BOT = "<s>", "</s>", "<user>", "<bot>"
 SPECIAL_TOKENS = (BOS, EOS, USER, BOT)
-"""In the order of their ids, from 0 on."""
+"""The special tokens in the order of their ids, from 0 on."""
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 TOKENS = 16
 """A block whose keys have codes holds a multiple of this many tokens, so that vectors of 16 lanes read whole keys."""
 HALF_BYTES = 2
-"""Of the scale of a key, and of a channel of the mean value: the bits of an fp16."""
+"""Bytes of the scale of a key, and of a channel of the mean value: the bits of an fp16."""
 
 CENTRES = 4
 """Centres that stand for the keys of a block where the first level has them."""

@@ -29,7 +29,7 @@ class QuantizedMatrix:
     scales: Tensor
     """[panels, groups, PANEL]; each is for in / groups consecutive channels of a row."""
     minima: Tensor | None
-    """As `scales`; None is 0."""
+    """Minima in the shape of `scales`; None is 0."""
     table: Tensor | None
     """float32 [16], for TABLE4."""
     num_rows: int

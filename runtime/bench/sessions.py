@@ -43,7 +43,7 @@ class FirstLife:
     branch_bytes: int
     """What the forked session holds."""
     shared_bytes: int
-    """Of these, what it shares."""
+    """The part of these that it shares."""
     save_s: float
     saved_bytes: int
 

@@ -21,7 +21,7 @@ from moorage.workers.kv.arena import Arena
 from moorage.workers.spec import AnchorType, KvLayout
 
 NUM_KV_HEADS, GROUP, HEAD_DIM, BLOCK_SIZE = 3, 3, 64, 64
-"""Of SmolLM2-135M and the preset `moorage`."""
+"""The shape of SmolLM2-135M under the preset `moorage`."""
 TOPK_KEYS, WINDOW = 768, 128
 PERIOD = 127
 """Blocks after which keys and values come again; no sample of every second or fourth block sees the same again."""

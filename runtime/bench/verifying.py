@@ -49,7 +49,7 @@ class Answer:
 
     tokens: tuple[int, ...]
     seconds: float
-    """After the first token, which the prompt's last step brings."""
+    """Time after the first token, which the prompt's last step brings."""
     num_drafted: int
     num_accepted: int
 

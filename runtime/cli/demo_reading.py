@@ -15,7 +15,7 @@ from moorage.workers.errors import MoorageError
 
 DOCUMENTS = DEPLOY / "documents"
 READING_TOKENS = 8000
-"""Of the document. With its questions and answers the conversation stays within the 8 192 that the model knows."""
+"""Tokens of the document. With questions and answers the conversation stays within the 8 192 that the model knows."""
 ANSWER_TOKENS = 40
 _SESSION = "demo"
 _OVERRIDES = (

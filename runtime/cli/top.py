@@ -23,7 +23,7 @@ from moorage.runtime.cli.status_watch import quit_pressed
 from moorage.runtime.cli.top_view import TopView
 
 _LINES_ELSEWHERE = 60
-"""Of a view that is not shown on a terminal."""
+"""Lines of a view that is not shown on a terminal."""
 
 
 @app.command(epilog=examples("runtime top", "runtime top --interval 5", "runtime top --count 1 | head"))

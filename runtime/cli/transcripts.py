@@ -15,7 +15,7 @@ from moorage.runtime.cluster import registry
 from moorage.workers.errors import InvalidRequest
 
 _MOST_NAME_CHARACTERS = 120
-"""Of a file; a longer name of a conversation is shortened to its hash."""
+"""Most characters of a file's name; a longer name of a conversation is shortened to its hash."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ class KeyReference:
     section: str
     key: str
     default: str
-    """As people write it, with the preset that it comes from."""
+    """The default as people write it, with the preset that it comes from."""
     given: str | None
     """The configuration's own value, where it differs from the default."""
     description: str

@@ -8,7 +8,7 @@ from math import sqrt
 import numpy as np
 
 NORMAL_QUANTILE = 1.96
-"""Of the normal distribution at 97.5 %."""
+"""The quantile of the normal distribution at 97.5 %."""
 _NUM_RESAMPLES = 2000
 _TAILS = (2.5, 97.5)
 """Percentiles."""

@@ -20,7 +20,7 @@ METRICS = ("accuracy", "score", "loss")
 _PANEL_INCHES = (4.6, 3.0)
 _MOST_COLUMNS = 3
 MARKERS = "osD^vPX*"
-"""Of curves and points, one for each label."""
+"""Markers of curves and points, one for each label."""
 
 
 @dataclass(frozen=True, slots=True)

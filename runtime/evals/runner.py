@@ -24,7 +24,7 @@ class Row:
     preset: str
     metric: Metric
     length: int
-    """As asked for; where the data decides, of the longest prompt."""
+    """The length that was asked for; where the data decides, that of the longest prompt."""
     depth: float | None
     value: float
     samples: int

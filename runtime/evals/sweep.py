@@ -147,7 +147,7 @@ class SweepPrompts:
 
     haystack: Haystack
     num_tokens: int
-    """Of each prompt and its answer."""
+    """Tokens of each prompt and its answer."""
     num_samples: int
     seed: int = 0
 

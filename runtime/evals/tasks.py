@@ -111,7 +111,7 @@ class Suite:
     tasks: tuple[Task, ...]
     seed: int = 0
     longest: Mapping[str, int] = field(default_factory=dict)
-    """By choice: samples of more tokens are left out."""
+    """Most tokens of a sample, by choice: longer samples are left out."""
 
     def settings(self) -> dict[str, Any]:
         """What else decides the samples of each task."""

@@ -33,7 +33,7 @@ class Deployment:
     other_memories: tuple[MemorySpec, ...] = ()
     """Axes that a request may ask for instead; the slots must hold one session of each."""
     quantizer: Quantizer | None = None
-    """By which blocks are packed, of the digest that the layout has."""
+    """The quantizer by which blocks are packed; the layout has its digest."""
 
     @property
     def windows(self) -> WindowLayout:

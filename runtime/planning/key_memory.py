@@ -6,7 +6,7 @@ from moorage.runtime.planning.deployment import Deployment
 
 _SINGLE_BYTES = 4
 _FOUND_BYTES = 8
-"""Of a key in the lists of a scan: its number and its value."""
+"""Bytes of a key in the lists of a scan: its number and its value."""
 
 
 def key_rows(deployment: Deployment) -> int:

@@ -34,7 +34,7 @@ class LaunchPlan:
     tokenizer: TextTokenizer | None
     """None when the model has no tokenizer: token ids can still be served."""
     eos_token_ids: tuple[int, ...]
-    """Those of config.json, generation_config.json and the tokenizer."""
+    """The ids of config.json, generation_config.json and the tokenizer."""
     default_sampling: SamplingDefaults
     limit: SessionLimit
 

@@ -32,7 +32,7 @@ ACTOR_BASE_BYTES = 140 * 1024**2
 WORKER_BASE_BYTES = 288 * 1024**2
 """Interpreter, libraries and compiled kernels of each process, as measured while a million tokens were served."""
 CUDA_RESERVE_BYTES = 1024**3
-"""For what the formula cannot count on a GPU: CUDA's context and modules (half a GB), the workspaces of cuBLAS,
+"""Bytes for what the formula cannot count on a GPU: CUDA's context and modules (half a GB), the workspaces of cuBLAS,
 graphs, and unused ends of the allocator's segments. An estimate; no GPU has been measured yet."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STAGING_BUFFERS = 2
@@ -80,7 +80,7 @@ class ContextSizes:
     kv_bytes: int
     """Exactly the tokens' keys and values."""
     anchors_bytes: int
-    """Of all blocks, the last one included."""
+    """Bytes of all blocks, the last one included."""
     reserved_bytes: int
     """What admission reserves: whole pages in every shard, those of rows in fp16 beside packed blocks included."""
     largest_shard_bytes: int
@@ -92,7 +92,7 @@ class ContextSizes:
     device: DeviceSizes
     total_dram_bytes: int
     disk_bytes: int
-    """For spilled blocks; this version keeps all of them in DRAM."""
+    """Bytes of spilled blocks; this version keeps all of them in DRAM."""
 
 
 @cache

@@ -21,7 +21,7 @@ FREE_PORT = "127.0.0.1:0"
 _LEAST_DRAM = 64 * 1024**2
 _DRAM_STEP = 64 * 1024**2
 _SHARE_OF_ROOM = 0.5
-"""Of what is free beside weights and Ray, since others may use the host too."""
+"""The share of what is free beside weights and Ray, since others may use the host too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class Resources:
     pages: tuple[int, ...]
     slots: int
     rings: int = 0
-    """On the device, with the keys and values of sliding-window layers; idle sessions keep theirs."""
+    """Rings on the device, with the keys and values of sliding-window layers; idle sessions keep theirs."""
 
     def holds(self, need: Resources) -> bool:
         """Whether `need` fits."""

@@ -48,7 +48,7 @@ class Cluster:
     model: ModelInfo
     eos_token_ids: frozenset[int]
     tokenizer: TextTokenizer | None
-    """For generated tokens, one at a time."""
+    """The tokenizer for generated tokens, one at a time."""
     limits: Limits
     capacity: Capacity
     executor: Executor

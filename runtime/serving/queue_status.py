@@ -14,7 +14,7 @@ from moorage.runtime.serving.status_records import RunningRequest, WaitingReques
 from moorage.workers.counting import counted
 
 _WEIGHT = 0.1
-"""Of the latest step among those before it."""
+"""The weight of the latest step among those before it."""
 LEAST_RETRY_S, MOST_RETRY_S = 0.5, 600.0
 
 

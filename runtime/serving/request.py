@@ -78,9 +78,9 @@ class Request:
     recall: list[float] = field(default_factory=list)
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    """Of the drafted ones, those that were verified to be the answer's."""
+    """The drafted tokens that were verified to be the answer's."""
     recall_by_head: array[float] = field(default_factory=lambda: array("f"))
-    """Of every head of the sampled layers and steps."""
+    """Recall of every head of the sampled layers and steps."""
     block_masses: BlockMasses = field(default_factory=BlockMasses)
     trace: Mapping[str, str] = field(default_factory=trace_of_caller)  # headers of W3C Trace Context
     prompt_scored: int = 1

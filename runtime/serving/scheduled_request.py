@@ -34,7 +34,7 @@ class ScheduledRequest:
     """Names the request to its client, in the log and in the status."""
     prompt_tokens: int
     need: Resources
-    """For the whole session; its pages are counted for a session that starts at actor 0."""
+    """What the whole session needs; its pages are counted for a session that starts at actor 0."""
     chunk_alignment: int = 1
     """Prompt chunks end at multiples of this (the execution block), or at the prompt's end."""
     session_name: str | None = None
@@ -136,6 +136,6 @@ class Wait:
     place: int
     """How many requests wait before it."""
     lacking: Resources | None = None
-    """For memory: what must be free, beside what the request can go on with."""
+    """Where it waits for memory: what must be free, beside what the request can go on with."""
     cached_tokens: int = 0
     """Prompt tokens that the store holds already, of a request that can start now."""

@@ -18,7 +18,7 @@ class StoredKv:
     """What a session holds after a request: the ids whose keys and values are stored, and how they were made."""
 
     token_ids: TokenIds
-    """Of the prompt, then of generated tokens."""
+    """Ids of the prompt, then of generated tokens."""
     prompt_tokens: int
     """Tokens of the last request's whole prompt, prefilled or not, without an answer that it went on with."""
     memory: MemorySpec
@@ -33,7 +33,7 @@ class IdleSession:
     """KV in DRAM that no request uses now."""
 
     name: str
-    """With its tenant, as `sessions/keys.py` joins them."""
+    """Its name with its tenant, as `sessions/keys.py` joins them."""
     session_id: int
     stored: StoredKv
     resources: Resources

@@ -18,7 +18,7 @@ class Totals:
     cache_hits: int = 0
     cache_misses: int = 0
     link_bytes: int = 0
-    """Of blocks that were copied from the stores to the device."""
+    """Bytes of blocks that were copied from the stores to the device."""
     recall_sum: float = 0.0
     recall_count: int = 0
     part_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))

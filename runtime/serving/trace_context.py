@@ -10,7 +10,7 @@ from contextvars import ContextVar
 
 _HEADERS = ("traceparent", "tracestate")
 _MOST_CHARACTERS = 512
-"""Of one header, as the recommendation has it."""
+"""Most characters of one header, as the recommendation has it."""
 _NONE: Mapping[str, str] = {}
 _CALLER: ContextVar[Mapping[str, str]] = ContextVar("moorage_trace", default=_NONE)
 

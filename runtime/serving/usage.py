@@ -33,7 +33,7 @@ class Usage:
     drafted_tokens: int = 0
     """Tokens that were drafted by a selection and then verified; 0 where `verify` is off."""
     accepted_tokens: int = 0
-    """Of these, the tokens that are the answer's."""
+    """The drafted tokens that are the answer's."""
     recall_p5: float | None = None
     """5th percentile of the share that `recall` is the mean of, over the sampled steps, layers and heads."""
     chosen_keys: float | None = None

@@ -12,11 +12,11 @@ class ChatExtra:
     """All of it is JSON. Places of messages count from 0."""
 
     tools: Sequence[Mapping[str, Any]] = ()
-    """As clients of OpenAI send them: a type, and a function with name, description and parameters."""
+    """The tools as clients of OpenAI send them: a type, and a function with name, description and parameters."""
     fields: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """By the place of a message its other fields, such as `tool_calls` or `tool_call_id`."""
+    """The other fields of a message by its place, such as `tool_calls` or `tool_call_id`."""
     said: Mapping[int, Sequence[int]] = field(default_factory=dict)
-    """By the place of an answer the tokens that the model generated for it. They stand for its content and calls."""
+    """The tokens that the model generated for an answer, by its place. They stand for its content and calls."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """Other values for the template, by name, such as `enable_thinking`."""
 

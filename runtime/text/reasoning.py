@@ -21,7 +21,7 @@ class ReasoningFormat:
     """One way in which models write reasoning."""
 
     name: str
-    """As vLLM's `--reasoning-parser` has it."""
+    """The name that vLLM's `--reasoning-parser` has."""
     begin: str
     end: str
     in_template: tuple[str, ...]
@@ -51,7 +51,7 @@ FORMATS: Mapping[str, ReasoningFormat] = {
         _tags("kimi_k2", "◁think▷", "◁/think▷"),
     )
 }
-"""By name; of those that fit a template the first one counts."""
+"""The formats by name; of those that fit a template the first one counts."""
 
 
 @dataclass(frozen=True, slots=True)

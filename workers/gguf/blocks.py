@@ -25,7 +25,7 @@ class Blocks:
     scales: Tensor
     """float32 [n, groups]."""
     minima: Tensor | None = None
-    """As `scales`; None is 0."""
+    """Minima in the shape of `scales`; None is 0."""
     zero: int = 0
     """The code that means 0."""
     table: tuple[int, ...] | None = None

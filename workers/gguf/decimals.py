@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 _MOST_DIGITS = 9
-"""With these every number of single precision is told from all others."""
+"""Digits with which every number of single precision is told from all others."""
 
 
 def as_decimal(value: float) -> float:

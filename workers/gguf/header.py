@@ -30,7 +30,7 @@ class GgufHeader:
     lengths: Mapping[str, int]
     """Elements of the arrays that are too long to stand in `values`."""
     tensors: tuple[TensorHeader, ...]
-    """In the order of their bytes; `dtype` is a name of `types.py`."""
+    """The tensors in the order of their bytes; `dtype` is a name of `types.py`."""
 
 
 def read_headers(files: Sequence[Path]) -> list[GgufHeader]:

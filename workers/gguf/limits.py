@@ -7,10 +7,10 @@ from typing import Final
 MOST_KEYS: Final = 4096
 MOST_TENSORS: Final = 65536
 MOST_NAME_BYTES: Final = 1024
-"""Of a key or of a tensor's name."""
+"""Most bytes of a key or of a tensor's name."""
 MOST_STRING_BYTES: Final = 16 << 20
 MOST_ELEMENTS: Final = 4 << 20
-"""Of one array; the largest vocabularies have a sixteenth of it."""
+"""Most elements of one array; the largest vocabularies have a sixteenth of it."""
 MOST_HEADER_BYTES: Final = 64 << 20
 MOST_DEPTH: Final = 3
 """Arrays within arrays."""

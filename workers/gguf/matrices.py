@@ -28,8 +28,8 @@ KINDS: Mapping[str, MatrixKind] = {
     "IQ4_XS": MatrixKind(CodeKind.TABLE4, 32),
     "MXFP4": MatrixKind(CodeKind.TABLE4, 32, scale_bytes=4),
 }
-"""By type. Codes are those of the file. Scales and minima are float16: exact in types of one level, and in the types
-with common scales of 256 elements (K, IQ4_XS) their products rounded to float16."""
+"""The matrix of each type. Codes are those of the file. Scales and minima are float16: exact in types of one level,
+and in the types with common scales of 256 elements (K, IQ4_XS) their products rounded to float16."""
 
 
 def stored_matrices(model: GgufModel, spec: ModelSpec) -> tuple[StoredMatrix, ...]:

@@ -25,7 +25,7 @@ class GgufModel:
     lengths: Mapping[str, int]
     """Elements of the long arrays."""
     tensors: Mapping[str, TensorHeader]
-    """By name."""
+    """The tensors by name."""
 
     @property
     def architecture(self) -> str:

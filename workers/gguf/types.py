@@ -12,9 +12,9 @@ class BlockType:
 
     name: str
     elements: int
-    """Of a block. Rows are whole blocks."""
+    """Elements of a block. Rows are whole blocks."""
     num_bytes: int
-    """Of a block."""
+    """Bytes of a block."""
     is_read: bool = True
     """Whether tensors of this type can be weights."""
 

@@ -93,4 +93,4 @@ class WorkerSettings:
     """How matrices are kept."""
     experts: ExpertsPlace = ExpertsPlace.DEVICE
     quantizer: Quantizer | None = field(default=None, compare=False)
-    """Of the stores, where one process has both them and the worker. The layout has its digest."""
+    """The quantizer of the stores, where one process has both them and the worker. The layout has its digest."""

@@ -49,7 +49,7 @@ class Contact(NamedTuple):
     host: str
     """`host_key` of its process."""
     address: str
-    """Of its mailbox, for workers of the same host."""
+    """The address of its mailbox, for workers of the same host."""
     layout: KvLayout
 
 

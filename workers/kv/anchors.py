@@ -39,7 +39,7 @@ class AnchorBuilder:
     def __init__(self, arena: Arena) -> None:
         self._arena, self._layout = arena, arena.layout
         self._known: OrderedDict[tuple[bytes, bytes], Turns] = OrderedDict()
-        """By positions and frequencies."""
+        """Turns by positions and frequencies."""
 
     def build(
         self,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moorage.kernels.decode_layer.packed import PackedMemory
 
 Failures = dict[int, MoorageError]
-"""By session."""
+"""Failures by session."""
 
 
 class HostLayer(NamedTuple):
@@ -43,7 +43,7 @@ class HostTables(NamedTuple):
     """Where one session's blocks lie; valid until it grows or shrinks."""
 
     pages: tuple[Int32, ...]
-    """By link, of the session's blocks there."""
+    """Pages of the session's blocks, by link."""
     first_link: int
     """The link of the first stripe; the others follow in turn."""
     raw_pages: Int32
@@ -89,7 +89,7 @@ class HostMemory:
         arenas = [shard.arena for shard in shards]
         self.layers = tuple(layer_of(arenas, layer) for layer in range(self.layout.num_layers))
         self._confirmed: dict[int, list[int]] = {}
-        """By session: its `version` in each shard when the stores had sealed all that counted as sealed."""
+        """The `version` of each session in each shard when the stores had sealed all that counted as sealed."""
 
     def tables(self, session_id: int) -> HostTables:
         """The pages of an open session."""

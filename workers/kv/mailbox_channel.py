@@ -33,7 +33,7 @@ YIELD_S = 0.001
 """How long an answer is looked for before its worker sleeps. A worker that sleeps is woken, on a core that sleeps as
 well, for some 40 us; one that looks has nothing else to do, and lets everybody else on its core go first."""
 LOOK_S = 1.0
-"""Between two looks at a server that keeps its worker waiting."""
+"""Seconds between two looks at a server that keeps its worker waiting."""
 _TIMEVAL = struct.Struct("@ll")
 T = TypeVar("T")
 
@@ -43,9 +43,9 @@ class Patience:
     """How long a worker waits for its server, counted in looks, so that the worker's own pauses are not counted."""
 
     silent_s: float = 60.0
-    """For one that runs and does not answer."""
+    """Patience with a server that runs and does not answer."""
     stopped_s: float = 600.0
-    """For one that is stopped, by SIGSTOP or a debugger, and may go on."""
+    """Patience with a server that is stopped, by SIGSTOP or a debugger, and may go on."""
 
 
 class Channel:

@@ -45,7 +45,7 @@ class MappedShard:
         self.arena, self.layout = arena, arena.layout
         self.sessions: dict[int, ShardSession] = {}
         self.unconfirmed: set[int] = set()
-        """In a worker: sessions of which the store may not have sealed yet what counts as sealed here."""
+        """Sessions in a worker of which the store may not have sealed yet what counts as sealed here."""
         self.anchors = AnchorBuilder(arena)
         self.packed = None if arena.codec is None else PackedRows(arena, arena.codec, self.anchors)
         """How rows and blocks pass where blocks are packed."""

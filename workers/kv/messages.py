@@ -53,7 +53,7 @@ class RawPages:
     sink_pages: Int32 = field(default_factory=no_pages)
     """Pages of the first tokens, in the store that has them."""
     block: list[int] = field(default_factory=list)
-    """By layer: the open block, which the last written row is in, full or not; -1 where nobody reads the rows."""
+    """The open block of each layer, which the last written row is in, full or not; -1 where nobody reads the rows."""
 
 
 class Attached(NamedTuple):
@@ -122,7 +122,7 @@ class KeyRequest(NamedTuple):
     near: Float32
     """[Hq]: log-sum-exp of the logits of sinks and window, with which estimated logits are compared."""
     num_keys: int
-    """Of each KV head."""
+    """Keys of each KV head."""
     scale: float
     """Multiplies the logits, usually 1 / sqrt(D)."""
     with_rows: bool = False
@@ -135,7 +135,7 @@ class KeyRowsRequest(NamedTuple):
     """Keys and values of the tokens that were selected in a shard, and what stands for all others."""
 
     request: KeyRequest
-    """By which they were selected."""
+    """The request by which they were selected."""
     heads: Int32
     """[n]: KV heads."""
     positions: Int32
@@ -161,7 +161,7 @@ class KeyReply(NamedTuple):
     scores: Float32
     """[Hkv, n]: by key the largest over the query heads of (logit - near), padded with -inf."""
     rows: KeyRowsReply | None = None
-    """Of all positions but -1, KV head by KV head; None where they were not asked for."""
+    """Rows of all positions but -1, KV head by KV head; None where they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True)

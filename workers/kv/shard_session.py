@@ -16,9 +16,9 @@ class ShardSession:
 
     table: BlockTable
     num_sealed: list[int]
-    """By layer: the first blocks, full and with anchors."""
+    """The number of first blocks, by layer, that are full and have anchors."""
     preselections: dict[int, Preselection] = field(default_factory=dict)
-    """By layer."""
+    """The preselections by layer."""
     rotation: AnchorRotation | None = None
     """Set in the store when anchors summarise rotated keys."""
     scoring: Scoring | None = None

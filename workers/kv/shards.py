@@ -66,7 +66,7 @@ class ShardedKv:
         self._tokens = Stripes(len(links), stripe_blocks * layout.block_size)
         self._num_blocks: dict[int, int] = {}
         self._first: dict[int, int] = {}
-        """By session: the link of its shard 0, where that is not link 0."""
+        """The link of each session's shard 0, where that is not link 0."""
         # Given a method of its own, the two would hold each other, and arenas would outlive the last use of them.
         first_link = partial(_link_of, self._first)
         self._selection = ShardSelection(self.links, self._blocks, first_link)

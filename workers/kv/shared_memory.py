@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HUGE_BYTES = 2 << 20
-"""Of a huge page on x86-64 and, with base pages of 4 KiB, on arm64."""
+"""Bytes of a huge page on x86-64 and, with base pages of 4 KiB, on arm64."""
 FAST, PATIENCE_S = 1 << 29, 2.0
 """Where Linux must first make room, it gives fewer bytes a second than this, as one page after the other takes.
 The time that this costs is limited: so many seconds for each GiB, and for less."""
@@ -50,7 +50,7 @@ class SharedMapping:
         weakref.finalize(memory, _libc.munmap, self.address, num_bytes).atexit = False
         self.array: NDArray[np.uint8] = np.frombuffer(memoryview(memory), np.uint8)
         self._is_huge = np.zeros(num_bytes // HUGE_BYTES, np.bool_)
-        """By huge page: whether it was asked for."""
+        """Whether each huge page was asked for."""
         self._patience_s = PATIENCE_S * max(1.0, num_bytes / (1 << 30))
 
     def advise(self, advice: int) -> None:

@@ -45,7 +45,7 @@ class _Piece(NamedTuple):
     begin: int
     parts: list[memoryview]
     offsets: list[int]
-    """Of the parts, in the arena's file."""
+    """Offsets of the parts, in the arena's file."""
 
 
 def save_session(store: KvStore, session_id: int, file: Path) -> str:

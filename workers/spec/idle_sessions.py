@@ -28,7 +28,7 @@ class RestoreSession:
     num_blocks: int
     """Full ones."""
     prompt_tokens: int
-    """Of the prompt under whose positions its anchors were made."""
+    """Tokens of the prompt under whose positions its anchors were made."""
     memory: MemorySpec
     first_shard: int
     num_rest: int = 0

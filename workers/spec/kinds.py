@@ -140,9 +140,9 @@ class WeightKind(StrEnum):
     """How the matrices of a model are kept in memory."""
 
     AUTO = "auto"
-    """As the checkpoint holds them, quantised or float."""
+    """Matrices as the checkpoint holds them, quantised or float."""
     FLOAT = "float"
-    """In the type of activations."""
+    """Matrices in the type of activations."""
     INT8 = "int8"
     """8 bits, where the checkpoint holds floats."""
     INT4 = "int4"
@@ -154,27 +154,27 @@ class ExpertsPlace(StrEnum):
 
     DEVICE = "device"
     HOST = "host"
-    """In host memory: the CPU computes few tokens, and the weights of experts that many tokens use are streamed."""
+    """Experts in host memory: the CPU computes few tokens; weights of experts that many tokens use are streamed."""
 
 
 class NormKind(StrEnum):
     """How hidden states are normalised."""
 
     RMS = "rms"
-    """By the root of the mean square."""
+    """The norm by the root of the mean square."""
     LAYER = "layer"
-    """By mean and variance (LayerNorm)."""
+    """The norm by mean and variance (LayerNorm)."""
 
 
 class Residual(StrEnum):
     """Where a layer normalises what attention and feed-forward part take and give."""
 
     PRE = "pre"
-    """Before each part (Llama)."""
+    """A norm before each part (Llama)."""
     POST = "post"
-    """After each part, before it is added (OLMo 2)."""
+    """A norm after each part, before it is added (OLMo 2)."""
     SANDWICH = "sandwich"
-    """Before and after each part (Gemma 2 and 3, GLM-4)."""
+    """Norms before and after each part (Gemma 2 and 3, GLM-4)."""
     PARALLEL = "parallel"
     """Once, before both parts, which are added together (Command-R)."""
 

@@ -99,11 +99,11 @@ class ExpertsSpec:
     per_token: int
     """Experts that a token uses."""
     intermediate_size: int
-    """Of each expert."""
+    """Hidden size of each expert."""
     scores: ExpertScores
     """How the router's logits become the weights of the chosen experts."""
     shared_intermediate_size: int = 0
-    """Of the expert that every token uses beside the others; 0 is none."""
+    """Hidden size of the expert that every token uses beside the others; 0 is none."""
     shared_gate: bool = False
     """Whether the shared expert's output is weighted by the sigmoid of a product of its own."""
     router_bias: bool = False

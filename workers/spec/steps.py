@@ -115,7 +115,7 @@ class SegmentResult:
     recall_by_head: tuple[float, ...] = ()
     """The same share of each sampled query head."""
     block_masses: bytes = b""
-    """Of a session that is inspected, in sampled steps: float32 shares of the exact attention mass, one a block."""
+    """For a session that is inspected, in sampled steps: float32 shares of the exact attention mass, one a block."""
     error: MoorageError | None = None
     """Why this session alone failed; the others go on."""
 

@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 PREFIX = "mk-"
 NO_KEYS = "none"
-"""In place of a file: whoever reaches the server may use it."""
+"""The value in place of a file: whoever reaches the server may use it."""
 _MAX_NAME_CHARACTERS = 64
 _MAX_KEY_CHARACTERS = 512
 _RANDOM_BYTES = 32

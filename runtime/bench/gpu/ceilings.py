@@ -22,9 +22,9 @@ class Ceilings:
     device_bytes_per_s: float
     """Read by the device from its own memory."""
     link_bytes_per_s: float
-    """From pinned host memory to the device."""
+    """Speed of copies from pinned host memory to the device."""
     flops: float
-    """Of a square matrix product in the model's type."""
+    """Speed of a square matrix product in the model's type."""
 
 
 def measure_ceilings(

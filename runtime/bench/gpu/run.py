@@ -28,7 +28,7 @@ from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.sizes import piece_blocks
 
 HOST_SHARE = 0.8
-"""Of the free host memory that a past may take where --host-memory does not say."""
+"""The share of the free host memory that a past may take where --host-memory does not say."""
 Note = Callable[[str], None]
 
 

@@ -16,7 +16,7 @@ from gguf.quants import dequantize
 from moorage.workers.errors import ResourceExhausted
 
 MOST_BYTES = 8 * 10**9
-"""Of the copy."""
+"""Most bytes of the copy."""
 _WRITTEN_ANEW = "GGUF."
 _ALL_FLOAT32 = 0
 

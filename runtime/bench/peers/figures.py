@@ -47,7 +47,7 @@ class Agreement:
     prompts: int
     num_tokens: int
     first_differences: tuple[int, ...]
-    """Of each prompt the number of equal tokens before the first other one."""
+    """For each prompt, the number of equal tokens before the first other one."""
 
 
 @dataclass(frozen=True, slots=True)

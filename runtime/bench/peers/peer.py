@@ -12,7 +12,7 @@ PACKAGES: dict[Kind, tuple[str, str]] = {
     "llama.cpp": ("llama_cpp_python", "pip install llama-cpp-python"),
     "transformers": ("transformers", "pip install transformers"),
 }
-"""Of each peer: the distribution, and what installs it."""
+"""The distribution of each peer, and what installs it."""
 
 
 @dataclass(frozen=True, slots=True)

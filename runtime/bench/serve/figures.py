@@ -49,7 +49,7 @@ class Figures:
     goodput: float | None
     """Requests in a second that kept every limit; None without limits."""
     spreads: Mapping[str, Spread | None]
-    """By name: ttft, tpot, itl and e2el; ttft_first and ttft_later for first and later turns."""
+    """The spreads by name: ttft, tpot, itl and e2el; ttft_first and ttft_later for first and later turns."""
 
     @property
     def request_throughput(self) -> float:

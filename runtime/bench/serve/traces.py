@@ -17,9 +17,9 @@ class Load:
     conversations: int
     turns: int
     input_tokens: int
-    """Of the first turn's prompt."""
+    """Tokens of the first turn's prompt."""
     output_tokens: int
-    """Of each answer; the server goes on after the end of the sequence, so that every answer has as many."""
+    """Tokens of each answer; the server goes on after the end of the sequence, so that every answer has as many."""
     rate: float
     """Conversations that begin in a second, in the mean; infinity begins all at once."""
     max_concurrency: int
@@ -33,10 +33,10 @@ class Conversation:
 
     number: int
     starts_s: float
-    """After the begin of the run."""
+    """Seconds after the begin of the run."""
     document: tuple[int, ...]
     questions: tuple[tuple[int, ...], ...]
-    """Of the turns after the first."""
+    """The questions of the turns after the first."""
 
 
 def conversations(load: Load, text: Sequence[int]) -> Iterator[Conversation]:

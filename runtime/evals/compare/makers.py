@@ -27,7 +27,7 @@ _NEEDLE_TOKENS, _CHAIN_TOKENS, _LIST_TOKENS, _CODED_TOKENS = 16, 30, 120, 50
 """Tokens of an answer; as RULER lets a model answer, but of one needle only as many as its number has."""
 _NUM_KEYS = 4
 _TOKENS_PER_RECORD = 256
-"""Of a document: shorter ones have fewer records."""
+"""Tokens of a document for each record: shorter ones have fewer records."""
 _LEAST_RECORDS = 4
 
 

@@ -39,7 +39,7 @@ class Measured:
     choice: str
     budget: int | None
     index_bytes: float | None
-    """Of the index, for each key and KV head of a layer; None where nothing is selected."""
+    """Bytes of the index, for each key and KV head of a layer; None where nothing is selected."""
     kl: NDArray[np.float64]
     """[n] nats from full attention, over the text's own tokens or those that full attention generated."""
     agrees: NDArray[np.bool_]
@@ -48,7 +48,7 @@ class Measured:
     """Nats of a token of the text; None where the model generated the tokens."""
     full_loss: float | None
     score: float | None
-    """Of this choice's own greedy answer; None where there is no right answer."""
+    """The score of this choice's own greedy answer; None where there is no right answer."""
     full_score: float | None
     num_keys: float | None
     """Keys attended by a layer and head at the first scored token."""

@@ -17,7 +17,7 @@ from moorage.runtime.evals.local_coder import LocalCoder
 from moorage.workers.errors import InvalidRequest
 
 TEXT_TASKS = ("copy", "continue", "generate")
-"""Without right answers: text that repeats what stood far back, text that goes on, and the model's own long text."""
+"""Tasks without right answers: text that repeats what stood far back, text that goes on, the model's own text."""
 _GUESSED_UNITS = 32
 
 
@@ -29,7 +29,7 @@ class Sample:
     length: int
     index: int
     prompt: list[int]
-    """Is prefilled."""
+    """Tokens that are prefilled."""
     given: list[int]
     """The question: passes through decode steps before the first scored token; at least one."""
     wanted: list[int] | None

@@ -36,7 +36,7 @@ class Said:
     choice: str
     budget: int | None
     index_bytes: float | None
-    """Of the index, for each key and KV head of a layer; None where nothing is selected."""
+    """Bytes of the index, for each key and KV head of a layer; None where nothing is selected."""
     kl: NDArray[np.float64]
     """[n] nats from full attention's distribution over the vocabulary."""
     agrees: NDArray[np.bool_]

@@ -24,7 +24,7 @@ TASKS = ("copy", "continue", "retrieve")
 CUE_TOKENS, COPIED_TOKENS, CONTINUED_TOKENS = 12, 24, 64
 NUM_FACTS = 4
 _CHARACTERS_PER_TOKEN = 8
-"""Of text that is tokenised for each token wanted; English has about four."""
+"""Characters of text that are tokenised for each token wanted; English has about four."""
 _SHUFFLE_SEED = 7
 _MOST_MORE_TOKENS = 192
 """What follows a document in any task: a question and its answer, or a continuation."""
@@ -39,11 +39,11 @@ class Passage:
     """Tokens of the document."""
     index: int
     prompt: list[int]
-    """Is prefilled."""
+    """Tokens that are prefilled."""
     given: list[int]
-    """Pass through decode steps before the first scored token; at least one."""
+    """Tokens that pass through decode steps before the first scored token; at least one."""
     wanted: list[int]
-    """Are scored."""
+    """Tokens that are scored."""
     source: range | None = None
     """Where in the prompt the tokens stand that are copied."""
 

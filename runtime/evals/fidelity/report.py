@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LEAST_SHOWN_KL = 1e-5
-"""On the picture's logarithmic axis; below it is the noise of rounding."""
+"""The least KL on the picture's logarithmic axis; below it is the noise of rounding."""
 
 
 @dataclass(frozen=True, slots=True)

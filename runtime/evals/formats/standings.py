@@ -49,9 +49,9 @@ class Standing:
 
     name: str
     kv_bytes: float
-    """Of a token: keys and values of all layers."""
+    """Bytes of a token: keys and values of all layers."""
     index_bytes: float
-    """Of a token: anchors and codes of all layers."""
+    """Bytes of a token: anchors and codes of all layers."""
     ratio: float
     """How many times smaller keys and values are than the first format's."""
     perplexity: Perplexity | None
@@ -89,7 +89,7 @@ def standings(
 
 
 _Scores = dict[tuple[str, Place], float]
-"""By task and sample."""
+"""Scores by task and sample."""
 
 
 def _scores(summary: Summary | None, label: str) -> _Scores:

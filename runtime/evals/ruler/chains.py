@@ -20,7 +20,7 @@ _QUESTION = (
     "the value {value}, they are:"
 )
 _LINE_WORDS = 15
-"""Of a text, as many as the sentence group has about."""
+"""Words of a line of text, about as many as the sentence group has."""
 _SHORT_TOKENS = 4096
 """Below it the worked example is shorter, as RULER takes smaller steps there."""
 

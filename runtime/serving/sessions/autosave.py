@@ -34,7 +34,7 @@ class Autosave:
         self._timer: asyncio.TimerHandle | None = None
         self._saving: asyncio.Task[None] | None = None
         self._failed: dict[str, float] = {}
-        """By session that could not be saved: when it was used before. It is tried again after another use."""
+        """The last use of each session that could not be saved. It is tried again after another use."""
         self._closed = False
 
     def look(self) -> None:

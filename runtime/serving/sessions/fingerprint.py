@@ -8,7 +8,7 @@ from pathlib import Path
 from moorage.workers.kv.formats.quantizer_file import QUANTIZER_MARK
 
 _HEAD_BYTES = 1 << 20
-"""Of each file of weights: its header, and the first tensors."""
+"""Bytes of each file of weights that count: its header, and the first tensors."""
 _WEIGHTS = (".safetensors", ".gguf")
 
 

@@ -17,7 +17,7 @@ class SessionInfo:
     dram_bytes: int
     """Reserved in the KV actors."""
     shared_bytes: int = 0
-    """Of these, bytes of blocks that other sessions hold as well. Memory counts them once."""
+    """The part of these in blocks that other sessions hold as well. Memory counts them once."""
     pinned: bool = False
     last_used_s: float = 0.0
     """When its last request ended; the present time while one runs."""
@@ -26,7 +26,7 @@ class SessionInfo:
     tenant: str = ""
     """Whose it is; empty where the server knows no tenants."""
     saved_bytes: int = 0
-    """Of the files in which it was saved; 0 where it was not."""
+    """Bytes of the files in which it was saved; 0 where it was not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from moorage.runtime.text.tools.parts import AnswerParser
 _MOST_MORE = 31
 """Calls after the first one, where calls are demanded. Small models repeat one until their tokens are used up."""
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
-"""Between parts of JSON. Small models, given no limit, write line ends until their tokens are used up."""
+"""Space between parts of JSON. Small models, given no limit, write line ends until their tokens are used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class ToolFormat:
     """One way in which models write calls."""
 
     name: str
-    """As vLLM's `--tool-call-parser` has it, where it has it."""
+    """The name that vLLM's `--tool-call-parser` has, where it has one."""
     marks: Marks
     in_template: tuple[str, ...]
     """Texts of which a chat template has one, if its model writes calls so."""
     before: str = ""
-    """Before all calls, where they are demanded."""
+    """What stands before all calls, where they are demanded."""
     before_each: str = ""
     after_each: str = ""
     separator: str = "\n"

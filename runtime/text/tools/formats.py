@@ -30,7 +30,7 @@ FORMATS: Mapping[str, ToolFormat] = {
         plain_json.FORMAT,
     )
 }
-"""By name; of those that fit a template the first one counts."""
+"""The formats by name; of those that fit a template the first one counts."""
 AUTO = "auto"
 
 
@@ -42,7 +42,7 @@ class ToolUse:
     token_ids: Mapping[str, int] = field(default_factory=dict)
     """Marks of the format that are tokens of the model's own."""
     special_ids: frozenset[int] = frozenset()
-    """Those of them that are special, and so must be asked for to be seen in a text."""
+    """The ids that are special tokens, and so must be asked for to be seen in a text."""
 
     def spelled(self, token: str) -> str:
         """A mark of the format as a grammar has it: by its id if it is a token, and by its text if not.

@@ -23,7 +23,7 @@ class Attended:
     lse: torch.Tensor
     """[N, Hq] fp32; what a row of a failed session holds means nothing."""
     keys: dict[int, NDArray[np.int32]] = field(default_factory=dict)
-    """By row of a session that selected single keys, beside no blocks: positions [Hkv, n], padded with -1."""
+    """For each row of a session that selected single keys and no blocks: positions [Hkv, n], padded with -1."""
     completed: torch.Tensor | None = None
     """[N, Hq] fp32 as `lse`, with the completion, which estimates all other keys, of sessions that selected single
     keys; None where no completion is made."""

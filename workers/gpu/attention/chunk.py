@@ -58,7 +58,7 @@ class Chunk:
     """Un-rotated."""
     turned: dict[Variant, torch.Tensor]
     near: DenseKeys
-    """From the first near key on; where blocks are packed, up to the chunk's last block, as decoded."""
+    """The keys from the first near key on; where blocks are packed, up to the chunk's last block, as decoded."""
     own: DenseKeys | None
     """Where blocks are packed: from the beginning of the first query's block on, as they were given."""
 

@@ -40,11 +40,11 @@ class SlotLayer(NamedTuple):
 
     queries: LayerQueries
     selected: list[Selection]
-    """By row."""
+    """The selection of each row."""
     found: dict[int, Partial]
-    """By row, of the sessions that have not failed."""
+    """The partial result of each row whose session has not failed."""
     keys: dict[int, SelectedKeys]
-    """By row, of those that selected single keys."""
+    """The keys of each row that selected single keys."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class SlotMetadata:
     batch: DecodeBatch
     latest: SlotLayer | None = None
     _blocks: dict[tuple[int, int], StepBlocks] = field(default_factory=dict)
-    """By row and rotary cache."""
+    """The blocks by row and rotary cache."""
 
     def blocks(self, step: DecodeStep, layer: int) -> StepBlocks:
         """The blocks that a session attends in a layer whatever it selects."""

@@ -48,10 +48,10 @@ class Site:
     layout: KvLayout
     device: torch.device
     compute_dtype: torch.dtype
-    """Of prefill's queries and keys."""
+    """The type of prefill's queries and keys."""
     model: ModelSpec
     sinks: tuple[torch.Tensor | None, ...]
-    """By layer of the model."""
+    """The learned sinks by layer of the model."""
     settings: EngineSettings
     timer: PartTimer
 

@@ -86,11 +86,11 @@ class GroupStep:
     group: HostGroup
     steps: list[DecodeStep]
     rows: torch.Tensor | None
-    """Of the batch's queries; None is all."""
+    """Which rows of the batch's queries; None is all."""
     batches: list[SessionBatch]
-    """By layer."""
+    """The arrays of each layer."""
     given: list[Selection] = field(default_factory=list)
-    """Of the latest layer, where the call does not select."""
+    """The selections of the latest layer, where the call does not select."""
 
 
 @dataclass(slots=True)
@@ -102,9 +102,9 @@ class HostMetadata:
     """Query heads."""
     groups: list[GroupStep] = field(default_factory=list)
     given: list[GroupStep] = field(default_factory=list)
-    """Those of `groups` for which a selector selects."""
+    """The `groups` for which a selector selects."""
     queries: torch.Tensor | None = None
-    """Of the latest layer."""
+    """The queries of the latest layer."""
 
     def attended(self, layer: int) -> Attended:
         """See DecodeMetadata."""

@@ -36,7 +36,7 @@ class HostKeys:
         self._is_rotated = layout.anchor_space is AnchorSpace.ROTATED
         self._selects = np.zeros((layout.num_layers, count), np.uint8)
         self._positions = np.full((count, layout.num_kv_heads, room), -1, np.int32)
-        """Of the latest layer, as is the next."""
+        """Positions in the latest layer, as is the next."""
         self._lse = np.zeros((count, model.num_heads), np.float32)
         self._window_first = np.zeros((layout.num_layers, count), np.int32)
         self._turns: dict[int, tuple[NDArray[np.complex128], Float32, Float32]] = {}

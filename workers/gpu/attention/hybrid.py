@@ -27,7 +27,7 @@ class HybridAttention(DeviceSlotAttention):
         super().__init__(parts)
         self._kv = kv
         self._resident: dict[int, HostBlocks] = {}
-        """By session: where its blocks lie in this host's memory, in this step."""
+        """Where the blocks of each session lie in this host's memory, in this step."""
 
     def prepare(self, batch: DecodeBatch) -> SlotMetadata:
         """See AttentionBackend."""

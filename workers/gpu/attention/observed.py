@@ -14,7 +14,7 @@ from moorage.workers.gpu.engine.batch import DecodeBatch, DecodeStep
 from moorage.workers.gpu.selection.key_importance import KeyImportance
 
 Observer = Callable[[DecodeStep, int, Attended], None]
-"""Is told of each session's attention in each layer of decode: (step, layer, what the batch attended)."""
+"""A call that is told of each session's attention in each layer of decode: (step, layer, what the batch attended)."""
 
 
 class WatchedAttention(ABC):

@@ -36,7 +36,7 @@ class StepMetadata:
     decode: DecodeMetadata | None
     prefill: PrefillMetadata | None
     window_decode: Any
-    """Of the backend of window layers, as are the next; None where it has nothing to do."""
+    """The metadata of the backend of window layers, as are the next; None where it has nothing to do."""
     window_prefill: WindowPrefillMetadata | None
     decode_batch: DecodeBatch | None
     decode_rows: torch.Tensor | None
@@ -58,9 +58,9 @@ class LayerPlace(NamedTuple):
     """Where a layer of the decoder has its keys and values."""
 
     in_ring: bool
-    """In the rings of window layers, or in the stores."""
+    """Whether its keys are in the rings of window layers, or in the stores."""
     at: int
-    """Among the layers there."""
+    """Its place among the layers there."""
 
 
 class StepAttention:

@@ -27,7 +27,7 @@ class PartlyRotated:
     rotary_dim: int
     in_ring: bool
     index: int
-    """Of one of them, among the layers there: of window kinds in rings, of stored layers elsewhere."""
+    """The place of one of them among the layers there: of window kinds in rings, of stored layers elsewhere."""
 
     def view(self, session: WorkerSession) -> RopeView:
         """Their angles in a session."""

@@ -100,7 +100,7 @@ class HostWindowTurn:
     steps: list[DecodeStep]
     group: HostWindowGroup
     cos_sin: list[tuple[Float32, Float32]]
-    """By kind."""
+    """(cos, sin) by kind of layers."""
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class HostWindowGroup:
         self.batches = [decode.empty_batch(rings, kind) for kind in range(len(decode.kinds))]
         self.selections = [_nothing_selected(count) for _ in decode.kinds]
         self.checked = [False] * len(decode.kinds)
-        """By kind: whether its arrays were found to fit."""
+        """Whether the arrays of each kind were found to fit."""
 
     def serves(self, sessions: Sequence[WorkerSession]) -> bool:
         """Whether these are the same sessions."""

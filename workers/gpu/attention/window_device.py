@@ -29,7 +29,7 @@ class DeviceKind:
     first: torch.Tensor
     """int32 [N + 1]: where the entries of each session begin."""
     most_entries: int
-    """Of one session."""
+    """Most entries of one session."""
     scale: float
 
 

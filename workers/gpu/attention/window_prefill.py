@@ -27,14 +27,14 @@ class WindowChunk:
     session: WorkerSession
     ring: Ring
     rows: slice
-    """Of the batch's queries."""
+    """The rows of the batch's queries."""
     start: int
     cos_sin: list[CosSin]
-    """By kind of layers: (cos, sin), each [T, rotary_dim / 2], of the chunk's positions."""
+    """(cos, sin) by kind of layers, each [T, rotary_dim / 2], of the chunk's positions."""
     past: list[RingRows | None]
-    """By kind of layers: the tokens before the chunk that its first query attends; None without any."""
+    """The tokens by kind of layers before the chunk that its first query attends; None without any."""
     written: list[torch.Tensor] = field(default_factory=list)
-    """By layer: keys and values [2, Hkv, n, D] of the chunk's last tokens, which the ring will hold."""
+    """Keys and values by layer: [2, Hkv, n, D] of the chunk's last tokens, which the ring will hold."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class WindowLayers:
 
     kinds: tuple[WindowKind, ...]
     kind_of: tuple[int, ...]
-    """By window layer: its place in `kinds`."""
+    """The place of each window layer in `kinds`."""
 
     @classmethod
     def of(cls, model: ModelSpec) -> WindowLayers:
@@ -69,7 +69,7 @@ class Ring:
     index: int
     """Its place among the rings of the worker."""
     views: tuple[RopeView, ...]
-    """By kind of window layers."""
+    """The views by kind of window layers."""
     first_held: int = 0
     """The first token that it holds; those before are overwritten."""
 
@@ -156,5 +156,5 @@ class RingRows:
     pages: torch.Tensor
     """int64, of the blocks that hold them."""
     begin: int
-    """Of the first of them among the rows of these blocks."""
+    """The place of the first of them among the rows of these blocks."""
     end: int

@@ -107,7 +107,7 @@ class DecodeBatch:
     """Sessions that generate a token in a step, or verify some."""
 
     steps: tuple[DecodeStep, ...]
-    """In the order of the batch's queries."""
+    """The steps in the order of the batch's queries."""
     guard: SessionGuard
 
     @classmethod

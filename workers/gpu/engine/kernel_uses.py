@@ -32,7 +32,7 @@ class KernelNeeds:
     group_size: int
     rotary_dim: int
     dtype: str
-    """Of hidden states, as torch names it."""
+    """The type of hidden states, as torch names it."""
     num_shards: int
     on_cpu: bool
     """Whether the model runs on the CPU."""

@@ -36,13 +36,13 @@ class WorkerSession:
     max_tokens: int
     cache: BlockCache
     rotations: RotaryCache
-    """By its own positions, in all stored layers but those of `other_rotations`."""
+    """Rotations by its own positions, in all stored layers but those of `other_rotations`."""
     scale: float = 1.0
     """Factor on the products of queries and keys, before that of a rotary embedding."""
     softcap: float = 0.0
     """c of c * tanh(x / c) for scaled products x; 0 leaves them as they are."""
     other_rotations: Mapping[int, RotaryCache] = field(default_factory=dict)
-    """By stored layer: of those that rotate by an embedding of their own, or not at all."""
+    """Rotations by stored layer, of those that rotate by an embedding of their own, or not at all."""
     ring: Ring | None = None
     """Keys and values of sliding-window layers; None for a model without any."""
     num_tokens: int = 0
@@ -66,11 +66,11 @@ class WorkerSession:
     tail_queries: dict[int, torch.Tensor] = field(default_factory=dict)
     """Queries of the last prompt tokens by layer, [n, Hq, D]; kept only where they decide something."""
     ahead: dict[int, CopyHandle] = field(default_factory=dict)
-    """By layer: blocks on their way into slots before the layer asks for them."""
+    """Blocks by layer on their way into slots before the layer asks for them."""
     received: dict[int, ReceivedAttention] = field(default_factory=dict)
-    """By layer; kept only for anchors that are made of it."""
+    """Received attention by layer; kept only for anchors that are made of it."""
     received_at_resume: dict[int, ReceivedAttention] = field(default_factory=dict)
-    """By layer: `received` as it was at the prompt's resume point."""
+    """`received` of each layer as it was at the prompt's resume point."""
     anchor_view: RopeView | None = None
     """The view of RoPE under which rotated anchors were made, in layers that have no other."""
     counts: TokenCounts | None = None

@@ -15,10 +15,10 @@ class SessionStats:
     """Single keys of each KV head."""
     num_selections: int = 0
     recall: list[float] = field(default_factory=list)
-    """Of each query head of the sampled layers."""
+    """Recall of each query head of the sampled layers."""
 
     block_masses: bytes = b""
-    """Of an inspected session: see SegmentResult."""
+    """Masses of an inspected session: see SegmentResult."""
 
     def add_selection(self, num_blocks: int) -> None:
         """Counts the distant blocks attended in one layer."""

@@ -14,7 +14,7 @@ Gated = Callable[[Tensor], Tensor]
 """[..., 2 I], the gate's channels before the others -> [..., I]."""
 
 SWISH_SLOPE, SWISH_LIMIT = 1.702, 7.0
-"""Of Activation.CLAMPED_SWISH."""
+"""Constants of Activation.CLAMPED_SWISH."""
 
 
 def gated(activation: Activation) -> Gated:

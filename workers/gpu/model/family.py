@@ -80,7 +80,7 @@ class TensorNames:
 
     model: Mapping[str, Part]
     layer: Mapping[str, Held]
-    """Those of one layer, named without `model.layers.0.`. A part that a model lacks may stand here."""
+    """The tensors of one layer, named without `model.layers.0.`. A part that a model lacks may stand here."""
     older_names: Mapping[str, str] = field(default_factory=dict)
     """Pieces of names in older checkpoints, and what stands for them in `layer`."""
     layer_prefix: str = "model.layers.{}."
@@ -124,7 +124,7 @@ class Claim:
     """What a model card says of long contexts, and config.json does not."""
 
     tokens: int
-    """Of a session, that the card promises."""
+    """Tokens of a session that the model card promises."""
     scaling: Mapping[str, object] | None = None
     """`rope_scaling` that it recommends beyond max_position_embeddings; None keeps that of config.json."""
 
@@ -182,7 +182,7 @@ class Family:
     """A model family. Its file in `families` is the only one that names it."""
 
     name: str
-    """As `model_type` and `ModelSpec.family` have it."""
+    """The name that `model_type` and `ModelSpec.family` have."""
     architectures: tuple[str, ...]
     """The classes that config.json may name."""
     tensors: TensorNames

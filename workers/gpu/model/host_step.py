@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moorage.workers.gpu.model.decoder import Attend, Decoder
 
 MOST_TOKENS = 16
-"""Of a step. With more, torch's products of many rows are faster."""
+"""Most tokens of a step. With more, torch's products of many rows are faster."""
 _GATES = {
     Activation.SILU: Gate.SILU,
     Activation.GELU_TANH: Gate.GELU_TANH,

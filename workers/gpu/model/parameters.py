@@ -81,7 +81,7 @@ class ExpertsWeights:
     router_bias: Tensor | None
     experts: MlpWeights
     shared: MlpWeights | None
-    """Of the expert that every token uses."""
+    """Weights of the expert that every token uses."""
     shared_weight: Tensor | None
     """[1, hidden]: a logit, whose sigmoid weights the shared expert."""
 
@@ -91,10 +91,10 @@ class LayerWeights:
     """One layer. Matrices are [out, in]. Query, key and value are one matrix in this order."""
 
     input_norm: Norm | None
-    """Before attention; it and the next three stand where the model's `Residual` has them."""
+    """The norm before attention; it and the next three stand where the model's `Residual` has them."""
     attention_out_norm: Norm | None
     post_norm: Norm | None
-    """Before the feed-forward part."""
+    """The norm before the feed-forward part."""
     mlp_out_norm: Norm | None
     qkv: Matrix
     output: Matrix
@@ -102,7 +102,7 @@ class LayerWeights:
     qkv_bias: Tensor | None
     output_bias: Tensor | None
     q_norm: Tensor | None
-    """In float32, as is the next."""
+    """The norm of queries in float32, as is that of keys next."""
     k_norm: Tensor | None
     sinks: Tensor | None
     """[query heads]: a logit that takes part in the softmax of each and has no value."""
@@ -117,7 +117,7 @@ class DecoderWeights:
     norm: Norm
     lm_head: Tensor | QuantizedMatrix
     dtype: torch.dtype
-    """Of float matrices, embeddings and hidden states."""
+    """The type of float matrices, embeddings and hidden states."""
 
     @property
     def num_bytes(self) -> int:

@@ -24,7 +24,7 @@ IN_LAYERS = (Part.QUERY, Part.KEY, Part.VALUE, Part.OUTPUT, *DENSE, *EXPERT, *SH
 
 
 WeightPlan = Mapping[tuple[int | None, Part], MatrixKind]
-"""By layer, None for what lies outside of them, and part: matrices that are quantised. All others are float."""
+"""The matrices that are quantised, by layer (None for what lies outside of them) and part. All others are float."""
 
 
 def plan_weights(spec: ModelSpec, weights: WeightKind) -> WeightPlan:

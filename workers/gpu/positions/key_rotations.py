@@ -35,9 +35,9 @@ class _Tables:
     """Turns of one rotary cache on the device, complex64 [n, rotary_dim / 2]."""
 
     offsets: torch.Tensor
-    """By place in a block."""
+    """Rotations by place in a block."""
     bases: torch.Tensor
-    """Of the first positions of blocks."""
+    """Rotations of the first positions of blocks."""
 
 
 class KeyRotations:

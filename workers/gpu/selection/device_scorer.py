@@ -28,7 +28,7 @@ class Mirror:
     anchors: torch.Tensor
     """[L, blocks, Hkv, A, D] in storage type."""
     num_blocks: list[int]
-    """By layer: the first blocks, whose anchors are those of the stores."""
+    """The number of first blocks, by layer, whose anchors are those of the stores."""
 
 
 class DeviceScorer:

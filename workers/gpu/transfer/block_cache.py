@@ -55,7 +55,7 @@ class SlotsFound(NamedTuple):
     """Where blocks lie on the device."""
 
     slots: Int32
-    """Of all blocks."""
+    """The slots of all blocks."""
     missing: Int32
     """Blocks that must be fetched."""
     into: Int32
@@ -88,12 +88,12 @@ class BlockCache:
         self._decay = score_decay
         self._recorded = np.full(num_layers, -1, np.int64)
         self._left: dict[tuple[int, int], Int32] = {}
-        """By layer and KV head: blocks that the host attended in place of the device when these were last asked."""
+        """Blocks by layer and KV head that the host attended in place of the device when these were last asked."""
         self._tick = 0
         self.num_hits = 0
         self.num_misses = 0
         self.num_left = 0
-        """Of the misses, those that the host attended: they did not travel."""
+        """The misses that the host attended: they did not travel."""
 
     def look_up(self, layer: int, blocks: Int32, *, ahead: bool = False) -> SlotsFound:
         """Slots of all `blocks` (distinct ids); those that have none get one.

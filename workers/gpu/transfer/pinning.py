@@ -23,7 +23,7 @@ from moorage.workers.kv.arena import Arena
 
 Int32 = NDArray[np.int32]
 Pinned = Callable[[int, int], None]
-"""Is told (bytes pinned, bytes of the arena) after each slice."""
+"""A call that is told (bytes pinned, bytes of the arena) after each slice."""
 
 SLICE_BYTES = 1 << 30
 PAGE_BYTES = 4096

@@ -35,7 +35,7 @@ class QuantizerHeader:
     """The fingerprint of the model's files."""
     model_name: str
     bits: tuple[int, ...]
-    """For which numbers of bits it has quantizers."""
+    """The numbers of bits for which it has quantizers."""
     num_layers: int
     """Layers that the stores hold; those that attend a sliding window are not among them."""
     num_kv_heads: int

@@ -26,7 +26,7 @@ _BILLING = "x-anthropic-billing-header:"
 _NOT_SAID = ("thinking", "redacted_thinking")
 """Blocks that are no text. A template gets the reasoning of an answer apart from its text."""
 _FAILED = "Error: "
-"""Before the result of a call that failed."""
+"""What stands before the result of a call that failed."""
 
 
 def messages_of(role: str, content: str | Sequence[dict[str, Any]], where: str) -> list[Message]:

@@ -33,7 +33,7 @@ from moorage.runtime.text.grammar import Grammar
 router = APIRouter(tags=["Anthropic"])
 
 _REASONS = {"enabled": True, "adaptive": True, "disabled": False}
-"""By type of `thinking`. Without it the chat template decides."""
+"""Whether to reason, by type of `thinking`. Without it the chat template decides."""
 
 
 class AnthropicMessage(BaseModel):

@@ -22,11 +22,11 @@ class ToolsAsked:
     """The tools of one request, and which of them the answer may or must call."""
 
     tools: Sequence[Mapping[str, Any]] = ()
-    """As a chat template gets them: a type, and a function with name, description and parameters."""
+    """The tools as a chat template gets them: a type, and a function with name, description and parameters."""
     choice: str = "auto"
     """auto, none or required."""
     only: str | None = None
-    """With required: the name of the one tool that must be called."""
+    """The name of the one tool that must be called, where a call is required."""
     several: bool = True
     """Whether one answer may have several calls."""
 

@@ -12,7 +12,7 @@ from moorage.runtime.text.tools.strict_json import strict_json
 from moorage.workers.errors import InvalidRequest
 
 MOST_CALLS = 1024
-"""Of one message."""
+"""Most calls of one message."""
 
 
 def call_of(where: str, call_id: Any, name: Any, arguments: Any) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class AnswerReader:
         """Text that belongs to no call."""
         self.reasoning = ""
         self.calls: list[Call] = []
-        """With those that are not whole, of which a stream may have told a part."""
+        """All calls, also those that are not whole, of which a stream may have told a part."""
         self.reasoning_tokens = 0
 
     @property

@@ -15,7 +15,7 @@ from typing import Any
 from moorage.runtime.api.http.prompts import Message
 
 MOST_TOKENS = 8 << 20
-"""Of all answers together; four bytes each."""
+"""Most tokens of all answers together; they take four bytes each."""
 MOST_ANSWERS = 1 << 16
 
 

@@ -39,9 +39,9 @@ class CompressedTensors:
     bits: int
     strategy: str
     group_size: int | None
-    """Of the strategy `group`."""
+    """Channels of a group of the strategy `group`."""
     block: tuple[int, int] | None
-    """Of the strategy `block`."""
+    """Sizes of a block of the strategy `block`."""
     symmetric: bool
     reorders: bool
     """Whether weight_g_idx says which group a channel is of."""
