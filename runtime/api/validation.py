@@ -152,7 +152,9 @@ def sampling(asked: SamplingOptions, defaults: SamplingDefaults) -> SamplingSpec
     if seed < 0:
         raise InvalidRequest(f"seed: {seed} is negative; send 0 or more, or leave it out")
     if not 0 <= asked.num_logprobs <= MAX_LOGPROBS:
-        raise InvalidRequest(f"num_logprobs: {asked.num_logprobs} is outside 0 to {MAX_LOGPROBS}")
+        raise InvalidRequest(
+            f"num_logprobs: {asked.num_logprobs} is outside 0 to {MAX_LOGPROBS}; send a number within"
+        )
     return SamplingSpec(
         temperature=_within("temperature", temperature, 0.0, MAX_TEMPERATURE),
         top_k=top_k,

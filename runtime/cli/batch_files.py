@@ -52,7 +52,7 @@ class PromptFile:
                     found = self._parsed(line, number)
                     if found.id in self._places:
                         raise InvalidRequest(
-                            f"{path}:{number}: id {quoted(str(found.id))} is that of another line"
+                            f"{path}:{number}: id {quoted(str(found.id))} is that of another line; give each its own"
                         )
                     self._places[found.id] = number, start
                 start += len(line)
@@ -79,7 +79,9 @@ class PromptFile:
             raise InvalidRequest(f'{where}: is no JSON object; write {{"id": …, "prompt": "…"}} on a line')
         kinds = [kind for kind in _KINDS if kind in value]
         if len(kinds) != 1:
-            raise InvalidRequest(f"{where}: needs one of {', '.join(_KINDS)}, and has {len(kinds)} of them")
+            raise InvalidRequest(
+                f"{where}: needs one of {', '.join(_KINDS)}, and has {len(kinds)} of them; give one"
+            )
         (kind,) = kinds
         expected = str if kind == "prompt" else list
         if not isinstance(value[kind], expected):

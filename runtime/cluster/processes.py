@@ -77,7 +77,9 @@ class ClusterProcesses:
                 if self._plan.config.long_context.chunk_size == "auto":
                     self.step_tokens = await self.worker.chunk_tokens.remote(self.step_tokens)
         except TimeoutError as error:
-            raise Unavailable(f"the workers did not start within {START_TIMEOUT_S:.0f} s") from error
+            raise Unavailable(
+                f"the workers did not start within {START_TIMEOUT_S:.0f} s; see the log, then start the cluster again"
+            ) from error
         except Exception as error:
             raise start_error(error) from error
         self._watch(kv_facts, worker_facts)

@@ -118,7 +118,7 @@ def make_sample(
 
     Raises InvalidRequest for a depth outside 0 to 1 or too short a prompt."""
     if not 0.0 <= depth <= 1.0:
-        raise InvalidRequest(f"depth: {depth} is not between 0 and 1")
+        raise InvalidRequest(f"depth: {depth} is not between 0 and 1; give a number within")
     rng, coder = random.Random(seed), material.coder
     answer = str(rng.randrange(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS))
     opening = coder.encode(frame.opening) if frame.opening else ()

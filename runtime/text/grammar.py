@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 KINDS = ("json_schema", "regex", "lark")
 MAX_BYTES = 64 << 10
-"""Of a grammar's text, in UTF-8. Compiling this much takes milliseconds."""
+"""Most bytes of a grammar's text, in UTF-8. Compiling this much takes milliseconds."""
 _MAX_REASON_CHARACTERS = 200
 _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,20}"
-"""Between parts of JSON. Small models, given no limit, write line ends until their tokens are used up."""
+"""Space between parts of JSON. Small models, given no limit, write line ends until their tokens are used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class Grammars:
 def check_grammar(grammar: Grammar) -> None:
     """Raises InvalidRequest for an unknown kind, and for a text that is empty, too long, or no JSON as it must be."""
     if grammar.kind not in KINDS:
-        raise InvalidRequest(f"grammar: there is no kind {grammar.kind[:40]!r}; choose {', '.join(KINDS)}")
+        raise InvalidRequest(f"grammar: kind {grammar.kind[:40]!r} is unknown; send {', '.join(KINDS)}")
     if not grammar.text:
         raise InvalidRequest(f"grammar: {grammar.kind} is empty; leave it out or send one")
     try:

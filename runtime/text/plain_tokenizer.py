@@ -62,7 +62,7 @@ class PlainTokenizer:
         self._check(ids, spelled)
         given, place = iter((said or {}).values()), self._tokenizer.token_to_id(self._said)
         if sum(i == place for i in ids) != len(said or {}):
-            raise InvalidRequest("prompt: this model's tokenizer can't keep tokens in their place")
+            raise InvalidRequest("prompt: this model's tokenizer changes the tokens of an earlier answer")
         parts = (next(given) if i == place else (self._ids.get(i, i),) for i in ids)
         return list(chain.from_iterable(parts))
 

@@ -26,7 +26,8 @@ class Tls:
             context.load_cert_chain(self.cert, self.key)
         except (OSError, ssl.SSLError) as error:
             raise InvalidConfig(
-                f"server.tls_cert: {self.cert} and {self.key} are no certificate with its key ({_reason(error)})"
+                f"server.tls_cert: {self.cert} and {self.key} are no certificate with its key ({_reason(error)}); "
+                "name PEM files that belong together"
             ) from None
         if self.client_ca is None:
             return
@@ -34,7 +35,7 @@ class Tls:
             context.load_verify_locations(self.client_ca)
         except (OSError, ssl.SSLError) as error:
             raise InvalidConfig(
-                f"server.tls_client_ca: {self.client_ca} holds no certificates ({_reason(error)})"
+                f"server.tls_client_ca: {self.client_ca} holds no certificates ({_reason(error)}); name a PEM file"
             ) from None
 
 

@@ -97,7 +97,7 @@ READERS: dict[str, Callable[[Path], Documents]] = {"qa_1": read_squad, "qa_2": r
 
 def _whole(path: Path, questions: list[Question], documents: list[str]) -> Documents:
     if not questions:
-        raise InvalidRequest(f"{path}: has no questions that can be answered")
+        raise InvalidRequest(f"{path}: has no questions that can be answered; name another file")
     return Documents(tuple(questions), tuple(sorted(set(documents))))
 
 

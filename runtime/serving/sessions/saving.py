@@ -91,7 +91,8 @@ class SavedSessions:
             # The session may have gone on or ended while another one was saved.
             current = self._idle.get(held.name)
             if current is None:
-                raise NotFound(f"session: {quoted(tenant_and_name(held.name)[1])} is not held any longer")
+                name = tenant_and_name(held.name)[1]
+                raise NotFound(f"session: {quoted(name)} is not held any longer; send its prompt again")
             copy, self._saving = self._hold_copy(current), current.name
             try:
                 await self._write(current.name, copy)
@@ -197,7 +198,9 @@ class SavedSessions:
                 copy.stored.draw,
             )
             if self._saving != key:
-                raise FailedPrecondition(f"session: {quoted(name)} was deleted or renamed while it was saved")
+                raise FailedPrecondition(
+                    f"session: {quoted(name)} was deleted or renamed while it was saved; save it under its new name"
+                )
             self.snapshots.publish(place, manifest)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)

@@ -43,9 +43,9 @@ class Store:
     """What a saved session and the server must have in common."""
 
     fingerprint: str
-    """Of the model."""
+    """The fingerprint of the model."""
     layout: dict[str, Any]
-    """By field of KvLayout."""
+    """The fields of KvLayout with their values."""
     stripe_blocks: int
     actors: int
 
@@ -64,7 +64,7 @@ class Manifest:
     memory: MemorySpec
     token_ids: tuple[int, ...]
     files: tuple[BlockFile, ...]
-    """In the order of the KV actors."""
+    """The block files in the order of the KV actors."""
     draw: Draw | None = None
     """The sampling state of an answer that may go on."""
     version: int = VERSION
@@ -116,7 +116,7 @@ class Snapshots:
                 f"sessions.path: {folder}: {error.strerror}; give a folder to write to"
             ) from None
         self.held: dict[str, tuple[Path, Manifest]] = {}
-        """By session, those saved first before others. A folder without a readable manifest is left alone."""
+        """The saved sessions, those saved first before others. A folder without a readable manifest is left alone."""
         for place in places:
             if place.name.startswith("."):
                 shutil.rmtree(place, ignore_errors=True)
@@ -198,7 +198,9 @@ def read_manifest(place: Path) -> Manifest:
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InvalidRequest(f"{file}: can't be read ({error}); delete the saved session") from None
     if fields.get("version") != VERSION:
-        raise InvalidRequest(f"{file}: version: {fields.get('version')!r}, and this server reads {VERSION}")
+        raise InvalidRequest(
+            f"{file}: version: {fields.get('version')!r}, and this server reads {VERSION}; delete the saved session"
+        )
     if checksum != _checksum(fields):
         raise InvalidRequest(
             f"{file}: checksum: the manifest was changed or damaged; delete the saved session"

@@ -167,7 +167,9 @@ class HostMemoryAttention:
             session_id = part.steps[at].session.session_id
             rows = slice(None) if part.group.is_exact else slice(at, at + 1)
             finite = bool(torch.isfinite(heads[1][rows]).all() and torch.isfinite(heads[2][rows]).all())
-            error: MoorageError = Internal(f"layer {layer}: a block of session {session_id} lies nowhere", "")
+            error: MoorageError = Internal(
+                f"layer {layer}: no store holds a block of session {session_id}", ""
+            )
             if part.group.output.failed[at] == NOT_FINITE_ROW:
                 error = beyond_storage(layer, self._host.layout.kv_type if finite else KvType.FP32)
             batch.guard.failed.setdefault(session_id, error)

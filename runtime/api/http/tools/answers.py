@@ -85,7 +85,9 @@ class ToolConversation:
         if not demanded or self.use is None:
             return options
         if options.grammar is not None:
-            raise InvalidRequest("tool_choice: demands a call, and can't stand beside a format of the answer")
+            raise InvalidRequest(
+                "tool_choice: demands a call, and can't stand beside a format of the answer; send one of the two"
+            )
         several = self.asked.several and self.asked.only is None
         text = self.use.format.grammar(demanded, self.use.spelled, several=several)
         return replace(options, grammar=Grammar("lark", text))
