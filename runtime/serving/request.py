@@ -190,7 +190,7 @@ class Request:
             return None
         first_actor = self.scheduled.first_actor
         # The last verified draft may hold tokens beyond the end of the answer.
-        most = min(len(tokens) + self.memory.verify, self.num_tokens)
+        most = min(len(tokens) + self.memory.most_drafted, self.num_tokens)
         resources, shared = capacity.idle(most).starting_at(first_actor), self.scheduled.shared
         if shared is not None:
             resources = resources.minus(shared.first(most))

@@ -31,7 +31,7 @@ class Usage:
     beyond_tokens: int = 0
     """Tokens of prompt and answer beyond the length that positions reach; answers there are not reliable."""
     drafted_tokens: int = 0
-    """Tokens that were drafted by a selection and then verified; 0 where `verify` is off."""
+    """Tokens that were drafted and then verified; 0 where `verify` is off."""
     accepted_tokens: int = 0
     """The drafted tokens that are the answer's."""
     recall_p5: float | None = None

@@ -23,9 +23,9 @@ class MemorySpec:
     positions: PositionSpec = part(PositionSpec)
     verify: int = setting(
         0,
-        "Tokens that a session drafts at most before one exact pass over all keys verifies them: the answer is that "
-        "of full attention. A draft is what followed the last tokens where they occurred before, or comes of the "
-        "session's selection. 0 is off. Needs an exact prefill.",
+        "Tokens that a session drafts by its selection before one exact pass over all keys verifies them: the answer "
+        "is that of full attention. Where the last tokens have occurred before, twice as many that followed them "
+        "then are the draft. 0 is off. Needs an exact prefill.",
         Limits(least=0, most=MOST_DRAFTED),
     )
     recall_every: int = setting(
@@ -37,6 +37,11 @@ class MemorySpec:
     )
     inspect: bool = False
     """Whether steps report the attention mass on each block; a request asks for it."""
+
+    @property
+    def most_drafted(self) -> int:
+        """Tokens of a draft that is looked up, at most: twice as many as where each takes a step."""
+        return min(2 * self.verify, MOST_DRAFTED)
 
     def replace(self, **values: Any) -> MemorySpec:
         """This choice with some settings changed, each by its own name, whichever part holds it.

@@ -21,7 +21,7 @@ from moorage.workers.gpu.engine.session_state import WorkerSession
 from moorage.workers.gpu.model.sampler import Sampled, SampleRow
 from moorage.workers.spec import KvLayout, RopeSpec, Segment
 
-LEAST_LOGPROB = math.log(0.4)
+LEAST_LOGPROB = math.log(0.3)
 """Below it a greedy draft ends: what the selection is not sure of, full attention often draws otherwise."""
 
 
@@ -68,7 +68,7 @@ def decode_step(segment: Segment, session: WorkerSession, rope: RopeSpec, layout
         room = _room(session, rope, layout) if segment.sample else 0
         if found := session.known.following(room):
             return _verifying(segment, session, found, block_size)
-        session.draft_length = room if _selects(session) else 0
+        session.draft_length = min(room, session.memory.verify) if _selects(session) else 0
     drafted = session.drafted
     if len(drafted) < session.draft_length:
         newest = replace(segment, start=session.num_tokens, token_ids=(drafted or segment.token_ids)[-1:])
@@ -125,7 +125,7 @@ def _room(session: WorkerSession, rope: RopeSpec, layout: KvLayout) -> int:
     if not memory.selection.selects:
         return 0
     # One token comes of the last verified row itself, and the last token of all needs no row.
-    most = min(memory.verify, session.max_tokens - session.num_tokens - 2)
+    most = min(memory.most_drafted, session.max_tokens - session.num_tokens - 2)
     if layout.is_packed:
         # A rejected draft in the next block would have packed rows that are needed again.
         most = min(most, layout.block_size - 1 - session.num_tokens % layout.block_size)
