@@ -20,6 +20,16 @@ SETTINGS = {
     "dual-chunks": (Setting(positions=(99,), scheme=DCA, num_memories=2), 8),
     "several-pieces": (Setting(positions=(8193,), window=9000, block=8, dim=32), 4),
     "capped": (Setting(positions=(301,), softcap=0.5, num_memories=2), 3),
+    "lanes-clamped": (
+        Setting(positions=(700,), scheme=CLAMPED, block=32, dim=64, rotated=64, group=3, window=333),
+        5,
+    ),
+    "lanes-dual-chunks": (
+        Setting(positions=(99,), scheme=DCA, dim=64, rotated=64, group=2, num_memories=2),
+        8,
+    ),
+    "lanes-begin-a-block": (Setting(positions=(647,), dim=64, rotated=64, group=1, window=600), 16),
+    "two-vectors-of-lanes": (Setting(positions=(300,), dim=128, rotated=128, group=4, heads=1), 5),
     "blocks-of-one": (Setting(positions=(90,), block=1, window=7, num_memories=3), 5),
 }
 
