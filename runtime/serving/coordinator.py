@@ -13,12 +13,7 @@ from moorage.runtime.serving.capacity import Capacity
 from moorage.runtime.serving.event_stream import EventStream
 from moorage.runtime.serving.executor import Executor
 from moorage.runtime.serving.health import ClusterHealth
-from moorage.runtime.serving.protocol import (
-    ClusterStatus,
-    GenerateParams,
-    ModelInfo,
-    ScoreParams,
-)
+from moorage.runtime.serving.protocol import ClusterStatus, GenerateParams, ModelInfo, ScoreParams
 from moorage.runtime.serving.queue_status import running_requests, waiting_requests
 from moorage.runtime.serving.request import Request
 from moorage.runtime.serving.request_totals import RequestTotals

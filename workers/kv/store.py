@@ -12,13 +12,7 @@ from moorage.workers.kv.arena import Arena
 from moorage.workers.kv.formats.quantizer import Quantizer
 from moorage.workers.kv.integrity import check_importance, check_pages
 from moorage.workers.kv.mapped_shard import MappedShard
-from moorage.workers.kv.messages import (
-    AnchorRotation,
-    Attached,
-    Float32,
-    Int32,
-    StoreStats,
-)
+from moorage.workers.kv.messages import AnchorRotation, Attached, Float32, Int32, StoreStats
 from moorage.workers.kv.page_allocator import PageAllocator
 from moorage.workers.kv.shared_memory import HUGE_BYTES
 from moorage.workers.spec import AnchorSpace, KvLayout
