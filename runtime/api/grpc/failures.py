@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn
@@ -16,6 +14,7 @@ import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from moorage.runtime.api.failures import foreseen
 from moorage.runtime.api.status import status_of
 from moorage.workers.errors import MoorageError, ResourceExhausted
 
@@ -40,8 +39,8 @@ async def reported(
 ) -> AsyncIterator[None]:
     """Ends the call with the status of what was raised inside, after `read_on`.
 
-    An error that no rule foresees becomes INTERNAL with an id. The log has its place in the code under that id, but
-    not its message, which may hold what the user wrote. A call that its client has ended is no error.
+    An error that no rule foresees becomes INTERNAL with an id (see `foreseen`). A call that its client has ended is
+    no error.
     """
     try:
         async with _cancelled_when_left():
@@ -55,12 +54,7 @@ async def reported(
     except grpc.aio.AbortError:
         raise
     except Exception as error:  # noqa: BLE001  the last line before the network
-        error_id = secrets.token_hex(4)
-        places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-        log.error("request failed", error_id=error_id, kind=type(error).__name__, places=places)
-        await end(
-            context, grpc.StatusCode.INTERNAL, f"internal error {error_id}; the server's log explains it"
-        )
+        await end(context, grpc.StatusCode.INTERNAL, str(foreseen(error)))
 
 
 async def end(

@@ -11,10 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moorage.runtime.api.access.keys import Keys
+from moorage.runtime.api.failures import foreseen
 from moorage.runtime.api.http import inf_llm, metrics, operators, sessions
 from moorage.runtime.api.http.access import Access
 from moorage.runtime.api.http.anthropic import messages
-from moorage.runtime.api.http.failures import HttpRefusal, error_response, foreseen
+from moorage.runtime.api.http.failures import HttpRefusal, error_response
 from moorage.runtime.api.http.openai import chat, completions, models, responses
 from moorage.runtime.api.http.page import documents, routes
 from moorage.runtime.api.http.service import HttpService

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import secrets
-import traceback
 from typing import Any
 
 import structlog
@@ -48,20 +46,6 @@ class HttpRefusal(MoorageError):
 def http_status(error: BaseException) -> int:
     """The status code of an error."""
     return error.status if isinstance(error, HttpRefusal) else status_of(error).http
-
-
-def foreseen(error: Exception) -> MoorageError:
-    """The error that the client gets.
-
-    One that no rule foresees gets an id. The log has its place in the code under that id, but not its message, which
-    may hold what the user wrote.
-    """
-    if isinstance(error, MoorageError):
-        return error
-    error_id = secrets.token_hex(4)
-    places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)]
-    log.error("request failed", error_id=error_id, kind=type(error).__name__, places=places)
-    return MoorageError(f"internal error {error_id}; the server's log explains it")
 
 
 def openai_error(error: MoorageError) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from moorage.runtime.api.http.failures import foreseen
+from moorage.runtime.api.failures import foreseen
 from moorage.runtime.api.http.messages import ChatMessage, conversation
 from moorage.runtime.api.http.openapi import body_of
 from moorage.runtime.api.http.prompts import Message

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moorage.runtime.api import validation
 from moorage.runtime.api.engine import Engine
+from moorage.runtime.api.failures import foreseen
 from moorage.runtime.api.http.anthropic.blocks import Blocks, messages_of, said_blocks, text_of_blocks
-from moorage.runtime.api.http.failures import anthropic_error, foreseen
+from moorage.runtime.api.http.failures import anthropic_error
 from moorage.runtime.api.http.grammars import of_format
 from moorage.runtime.api.http.messages import with_one_system_message
 from moorage.runtime.api.http.openapi import body_of

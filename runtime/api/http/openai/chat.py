@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from moorage.runtime.api.http.failures import foreseen, openai_error
+from moorage.runtime.api.failures import foreseen
+from moorage.runtime.api.http.failures import openai_error
 from moorage.runtime.api.http.generations import Generations
 from moorage.runtime.api.http.grammars import with_guides
 from moorage.runtime.api.http.messages import ChatMessage, conversation

@@ -12,7 +12,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from moorage.runtime.api.engine import Engine
-from moorage.runtime.api.http.failures import foreseen, openai_error
+from moorage.runtime.api.failures import foreseen
+from moorage.runtime.api.http.failures import openai_error
 from moorage.runtime.api.http.generations import Asked, Generations
 from moorage.runtime.api.http.grammars import with_guides
 from moorage.runtime.api.http.openai.logprobs import CompletionLogprobs

@@ -10,7 +10,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from moorage.runtime.api.http.failures import foreseen, openai_error
+from moorage.runtime.api.failures import foreseen
+from moorage.runtime.api.http.failures import openai_error
 from moorage.runtime.api.http.grammars import of_format
 from moorage.runtime.api.http.messages import with_one_system_message
 from moorage.runtime.api.http.openai.response_items import Items, messages_of
