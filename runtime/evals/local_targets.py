@@ -170,13 +170,9 @@ class LocalTarget(LocalCoder):
         recall = sum(recalls) / len(recalls) if recalls else None
         text = text_after(self._engine.tokenizer, prompt, tokens)
         ended = bool(tokens) and tokens[-1] in self._engine.eos_token_ids
-        return Answer(text, seconds, recall, self._budget(), not ended)
+        budget = self._memory.budget_tokens(self._engine.layout.block_size)
+        return Answer(text, seconds, recall, budget, not ended)
 
     def score(self, tokens: Sequence[int]) -> list[float]:
         """Log-probabilities of all tokens but the first."""
         return self._engine.score(tokens, self._memory)
-
-    def _budget(self) -> int:
-        retention = self._memory.retention
-        selected = self._memory.selection.selected_tokens(self._engine.layout.block_size)
-        return 0 if selected is None else retention.sinks + retention.window + selected

@@ -97,12 +97,6 @@ class Request:
         return len(self.prompt) + self.max_new_tokens
 
     @property
-    def budget_tokens(self) -> int:
-        """Most tokens attended per layer and decode step by selection; 0 stands for all."""
-        retention, selected = self.memory.retention, self.memory.selection.selected_tokens(self.block_size)
-        return 0 if selected is None else retention.sinks + retention.window + selected
-
-    @property
     def remaining_new_tokens(self) -> int:
         """Tokens that may yet be generated."""
         return self.max_new_tokens - len(self.generated)

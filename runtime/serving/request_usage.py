@@ -29,7 +29,7 @@ def usage_of(request: Request, now_s: float) -> Usage:
         chosen_blocks=_mean(request.chosen_blocks),
         chosen_keys=_mean(request.chosen_keys) if request.memory.selection.topk_keys else None,
         preset_differs=request.preset_differs,
-        budget_tokens=request.budget_tokens,
+        budget_tokens=request.memory.budget_tokens(request.block_size),
         recall=_mean(request.recall),
         inter_token_p50_s=float(np.quantile(gaps, 0.5)) if len(gaps) else None,
         inter_token_p99_s=float(np.quantile(gaps, 0.99)) if len(gaps) else None,

@@ -43,6 +43,11 @@ class MemorySpec:
         """Tokens of a draft that is looked up, at most: twice as many as where each takes a step."""
         return min(2 * self.verify, MOST_DRAFTED)
 
+    def budget_tokens(self, block_size: int) -> int:
+        """Most tokens attended per layer and decode step by selection; 0 stands for all."""
+        selected = self.selection.selected_tokens(block_size)
+        return 0 if selected is None else self.retention.sinks + self.retention.window + selected
+
     def replace(self, **values: Any) -> MemorySpec:
         """This choice with some settings changed, each by its own name, whichever part holds it.
 
