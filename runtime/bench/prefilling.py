@@ -44,23 +44,27 @@ def run_prefill(
         peer_contexts = [n for n in contexts if n <= peer_tokens and fits(pilot.spec, n)]
     peers = {context: _peer_s(context, chunk_tokens, rounds) for context in peer_contexts}
     own = {context: _token_s(results, chunk_tokens) for context, results in selected.items()}
+    exact_s = {context: _token_s(results, chunk_tokens) for context, results in exact.items()}
+    others = {"prefill-exact": exact_s, "transformers": peers}
     for context in contexts:
-        ratio_to = {}
+        ratio_to = {name: each[context] / own[context] for name, each in others.items() if context in each}
         if REFERENCE_TOKENS in own and context != REFERENCE_TOKENS:
-            ratio_to["prefill-selected-64K"] = own[REFERENCE_TOKENS] / own[context]
-        if context in exact:
-            ratio_to["prefill-exact"] = _token_s(exact[context], chunk_tokens) / own[context]
-        if context in peers:
-            ratio_to["transformers"] = peers[context] / own[context]
+            ratio_to = {"prefill-selected-64K": own[REFERENCE_TOKENS] / own[context]} | ratio_to
         yield Row("prefill-selected", own[context], context, setup.threads, ratio_to=ratio_to)
-        results = [taken.value for taken in undisturbed(selected[context][1:])]
-        for part, shown in PARTS.items():
-            part_s = median(r.part_s.get(part, 0.0) for r in results) / chunk_tokens
-            yield Row(f"prefill-selected-{shown}", part_s, context, setup.threads)
-        if context in exact:
-            yield Row("prefill-exact", _token_s(exact[context], chunk_tokens), context, setup.threads)
-        if context in peers:
-            yield Row("prefill-transformers", peers[context], context, setup.threads)
+        yield from _part_rows(selected[context], context, chunk_tokens, setup.threads)
+        for name, each in (("prefill-exact", exact_s), ("prefill-transformers", peers)):
+            if context in each:
+                yield Row(name, each[context], context, setup.threads)
+
+
+def _part_rows(
+    samples: Sequence[Sample[StepResult]], context: int, chunk_tokens: int, threads: int
+) -> Iterator[Row]:
+    """Seconds a token of each part of a selected prefill."""
+    results = [taken.value for taken in undisturbed(samples[1:])]
+    for part, shown in PARTS.items():
+        part_s = median(r.part_s.get(part, 0.0) for r in results) / chunk_tokens
+        yield Row(f"prefill-selected-{shown}", part_s, context, threads)
 
 
 def _token_s(results: Sequence[Sample[StepResult]], chunk_tokens: int) -> float:

@@ -54,11 +54,6 @@ def makers(haystack: Haystack, length: int, count: int) -> dict[str, TaskMaker]:
     def pairs(rng: random.Random, index: int, units: int) -> Problem:
         return key_value_problem(rng, Form.HEX, (index + 0.5) / count, units)
 
-    def passkeys(rng: random.Random, index: int, units: int) -> Problem:
-        key = _number(rng, passkey.NUM_DIGITS)
-        document = _hidden(haystack, rng, (index + 0.5) / count, units, passkey.FACT.format(key=key))
-        return Problem(document, passkey.QUESTION, (key,))
-
     def worded(wordings: Wordings) -> Callable[[random.Random, int, int], Problem]:
         def make(rng: random.Random, index: int, units: int) -> Problem:
             fact, question = wordings[index % len(wordings)]
@@ -74,10 +69,11 @@ def makers(haystack: Haystack, length: int, count: int) -> dict[str, TaskMaker]:
         document = _hidden(haystack, rng, (index + 0.5) / count, units, fact)
         return Problem(document, needle.QUESTION.format(key=key), (value,))
 
+    published = ((passkey.FACT, passkey.QUESTION),)
     multikey = Needles(haystack, words, "essay", num_keys=_NUM_KEYS)
     records = Records(haystack, words, num_records)
     made = (
-        TaskMaker(passkeys, passkey.ANSWER_TOKENS, 8, passkey.is_correct_of_one),
+        TaskMaker(worded(published), passkey.ANSWER_TOKENS, 8, passkey.is_correct_of_one),
         TaskMaker(worded(PASSKEY_WORDINGS), passkey.ANSWER_TOKENS, 8, first_digits),
         TaskMaker(worded(WORDINGS), passkey.ANSWER_TOKENS, 8, first_digits),
         TaskMaker(needles, needle.ANSWER_TOKENS, 8, first_digits),

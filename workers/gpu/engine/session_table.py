@@ -141,22 +141,10 @@ class SessionTable:
 
     def _continue(self, opening: ContinueSession) -> None:
         """Keeps the first tokens of an open session, in DRAM, and makes it ready for another prompt."""
-        session = self.sessions.get(opening.session_id)
         if opening.keep_tokens == 0:
             self._open_anew(opening)
             return
-        if session is None or opening.keep_tokens > session.verified_tokens:
-            held = 0 if session is None else session.verified_tokens
-            raise InvalidRequest(
-                f"session {opening.session_id}: {opening.keep_tokens} tokens are to be kept and {held} are held; "
-                "send the prompt without a session"
-            )
-        keep = opening.keep_tokens
-        if session.ring is not None and not self._rings.layout.continues_at(keep, session.ring.first_held):
-            raise InvalidRequest(
-                f"session {opening.session_id}: the window before token {keep} is no longer held; send the prompt "
-                "without a session"
-            )
+        session, keep = self._held(opening), opening.keep_tokens
         self._kv.own(session.session_id, keep)
         self._kv.grow(session.session_id, self._layout.num_blocks(opening.max_tokens))
         if self._layout.anchor_type is AnchorType.DYNAMIC and opening.memory.selection.execution_block:
@@ -187,6 +175,22 @@ class SessionTable:
             self.sessions[opening.session_id].received_at_resume = session.received_by(keep)
         self._output.count_tokens(self.sessions[opening.session_id], 0, opening.kept_ids, self._device)
         self._mirror(opening)
+
+    def _held(self, opening: ContinueSession) -> WorkerSession:
+        """The session that goes on. Raises InvalidRequest where it does not hold what is to be kept."""
+        session, keep = self.sessions.get(opening.session_id), opening.keep_tokens
+        if session is None or keep > session.verified_tokens:
+            held = 0 if session is None else session.verified_tokens
+            raise InvalidRequest(
+                f"session {opening.session_id}: {keep} tokens are to be kept and {held} are held; send the prompt "
+                "without a session"
+            )
+        if session.ring is not None and not self._rings.layout.continues_at(keep, session.ring.first_held):
+            raise InvalidRequest(
+                f"session {opening.session_id}: the window before token {keep} is no longer held; send the prompt "
+                "without a session"
+            )
+        return session
 
     def _open_anew(self, opening: ContinueSession) -> None:
         """Nothing is kept, so that anchors may be made under another view of positions."""
