@@ -13,11 +13,13 @@ from moorage.kernels.addresses import matrix_at
 from moorage.kernels.compiling import njit
 from moorage.kernels.decode_layer.packed import memory_of, page_elements, raw_page, raw_rows_of
 from moorage.kernels.key_select.lanes import prefetch_at
-from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.packed_blocks.unpack import (
+    about_before,
     outliers_before,
-    part_of_keys,
     part_of_values,
+    place_keys,
+    read_key_statistics,
     unpack_keys,
     unpack_values,
 )
@@ -104,12 +106,15 @@ def _unpack_rows(
     blocks, in_block, starts = selected.blocks[at], selected.places[at], selected.rows[at]
     start, own, none = memory.ctypes.data, layer.batch.position[i] // size, np.int64(0)
     statistics = np.empty(2 * layout.width, np.float32)
-    room, one = statistics.ctypes.data, np.int64(1)
+    room, one, known = statistics.ctypes.data, np.int64(1), np.int64(0)
+    for t in range(low, min(high, low + 2 * AHEAD)):
+        _ask_counts(layout, start + 2 * starts[t], kv_head)
     for t in range(low, min(high, low + AHEAD)):
-        _ask_row(layout, start + 2 * starts[t], kv_head, np.int64(in_block[t]))
+        _ask_row(layout, tables, start + 2 * starts[t], kv_head, np.int64(in_block[t]))
     for t in range(low, high):
+        _ask_counts(layout, start + 2 * starts[min(t + 2 * AHEAD, high - 1)], kv_head)
         coming = min(t + AHEAD, high - 1)
-        _ask_row(layout, start + 2 * starts[coming], kv_head, np.int64(in_block[coming]))
+        _ask_row(layout, tables, start + 2 * starts[coming], kv_head, np.int64(in_block[coming]))
         block, row = start + 2 * starts[t], np.int64(in_block[t])
         page, raw_end = raw_rows_of(packed, np.int64(blocks[t]), own, size)
         if row < raw_end:
@@ -117,7 +122,10 @@ def _unpack_rows(
             widen_rows(raw, dim, places[0, t - low])
             widen_rows(raw + to_values, dim, places[1, t - low])
             continue
-        keys = part_of_keys(layout, tables, block, kv_head, room)
+        if block != known:
+            read_key_statistics(layout, block, kv_head, room)
+            known = block
+        keys = place_keys(layout, tables, block, kv_head, room)
         before = outliers_before(layout, keys, row)
         unpack_keys(layout, keys, row, one, before, places[0, t - low], none)
         values = part_of_values(layout, tables, block, kv_head)
@@ -137,18 +145,28 @@ def _raw_row(packed: Any, i: Any, kv_head: Any, block: Any, page: Any, row: Any,
     return layer.memory.ctypes.data + 2 * at, 2 * shape.num_kv_heads * packed.raw_rows * shape.head_dim
 
 
+@njit(**INLINE)
+def _ask_counts(layout: Any, block: Any, kv_head: Any) -> None:
+    """Asks for the numbers of outliers of a head of the block at an address, which `_ask_row` reads."""
+    if layout.capacity:
+        prefetch_at(block + kv_head * layout.head_bytes + layout.outliers)
+
+
 @njit(**SERIAL)
-def _ask_row(layout: Any, block: Any, kv_head: Any, row: Any) -> None:
+def _ask_row(layout: Any, tables: Any, block: Any, kv_head: Any, row: Any) -> None:
     """Asks for what a row of a head of the block at an address is unpacked from."""
-    head = block + kv_head * layout.head_bytes
-    for at in range(0, layout.row_bytes, LINE_BYTES):
-        prefetch_at(head + layout.key_codes + row * layout.row_bytes + at)
-        prefetch_at(head + layout.value_codes + row * layout.row_bytes + at)
+    head, at = block + kv_head * layout.head_bytes, row * layout.row_bytes
+    for codes in (head + layout.key_codes + at, head + layout.value_codes + at):
+        for line in range(codes // LINE_BYTES, (codes + layout.row_bytes - 1) // LINE_BYTES + 1):
+            prefetch_at(line * LINE_BYTES)
     if layout.key_stats >= 0:
-        for at in range(0, 4 * layout.width, LINE_BYTES):
-            prefetch_at(head + layout.key_stats + at)
-    statistics = block + layout.value_stats + kv_head * layout.value_stats_stride
-    prefetch_at(statistics + 2 * row)
-    prefetch_at(statistics + 2 * (layout.block_size + row))
-    for at in range(0, 2 * layout.capacity, LINE_BYTES):
-        prefetch_at(head + layout.outliers + at)
+        for line in range(0, 4 * layout.width, LINE_BYTES):
+            prefetch_at(head + layout.key_stats + line)
+    values = part_of_values(layout, tables, block, kv_head)
+    prefetch_at(values.scale + 2 * row)
+    prefetch_at(values.zero + 2 * row)
+    if layout.capacity:
+        for part in (place_keys(layout, tables, block, kv_head, block), values):
+            place = part.places + 2 * about_before(layout, part, row)
+            prefetch_at(place)
+            prefetch_at(place + 2 * layout.capacity)

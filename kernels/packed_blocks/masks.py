@@ -1,4 +1,4 @@
-"""Comparisons of 16 lanes at once, as the bits of an integer. Arrays are flat; places are not checked."""
+"""Comparisons of many lanes at once, as the bits of an integer. Arrays are flat; places are not checked."""
 
 # ruff: noqa: ARG001 - the arguments of an intrinsic are its signature; their values come in `args`.
 
@@ -10,7 +10,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from moorage.kernels.simd_lanes import FLOAT, I8, I16, I64, LANES, all_lanes, call, splat
+from moorage.kernels.simd_lanes import FLOAT, I8, I16, I32, I64, LANES, all_lanes, call, splat
+
+LINE_SHORTS = 32
+"""Numbers of 16 bits in a cache line."""
+_SHORTS, _WORD = ir.VectorType(I16, LINE_SHORTS), ir.IntType(32)
 
 
 def _lanes_at(context: Any, builder: Any, kind: Any, array: Any, at: Any, element: ir.Type) -> Any:
@@ -50,3 +54,25 @@ def lowest_bit(_typing: Any, mask: Any) -> Any:
         return call(builder, "llvm.cttz.i64", I64, [args[0], ir.Constant(ir.IntType(1), 1)])
 
     return types.uint64(types.uint64), build
+
+
+@intrinsic
+def shorts_below(_typing: Any, line: Any, low: Any, high: Any, limit: Any) -> Any:
+    """How many of the uint16 number `low` to `high` - 1 of the cache line at an address are below a limit."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        line, low, high, limit = args
+        lane = builder.insert_element(ir.Constant(_SHORTS, ir.Undefined), builder.trunc(limit, I16), I32(0))
+        limits = builder.shuffle_vector(
+            lane, lane, ir.Constant(ir.VectorType(_WORD, LINE_SHORTS), [0] * LINE_SHORTS)
+        )
+        shorts = builder.load(builder.inttoptr(line, _SHORTS.as_pointer()), align=64)
+        below = builder.zext(builder.bitcast(builder.icmp_unsigned("<", shorts, limits), _WORD), I64)
+        # Shifts of 64-bit numbers: `high` may be all LINE_SHORTS.
+        before_high = builder.sub(builder.shl(I64(1), high), I64(1))
+        from_low = builder.not_(builder.sub(builder.shl(I64(1), low), I64(1)))
+        return call(
+            builder, "llvm.ctpop.i64", I64, [builder.and_(builder.and_(below, before_high), from_low)]
+        )
+
+    return types.int64(*[types.int64] * 4), build

@@ -14,6 +14,7 @@ from moorage.kernels.compiling import njit
 from moorage.kernels.key_select.lanes import store_float
 from moorage.kernels.numba_flags import INLINE, SERIAL
 from moorage.kernels.packed_blocks.layout import PackedLayout
+from moorage.kernels.packed_blocks.masks import LINE_SHORTS, shorts_below
 from moorage.kernels.packed_blocks.tables import LayerTables
 from moorage.kernels.packed_blocks.unpack_plain import load_half, load_short, unpack_plainly
 from moorage.kernels.packed_blocks.unpack_tiles import (
@@ -28,6 +29,7 @@ from moorage.kernels.packed_blocks.unpack_tiles import (
     unpack_values_8,
     widen_rows,
 )
+from moorage.kernels.simd import LINE_BYTES
 
 
 class Part(NamedTuple):
@@ -71,15 +73,23 @@ def packed_layer(layout: PackedLayout, tables: LayerTables) -> PackedLayer:
 @njit(**INLINE)
 def part_of_keys(layout: Any, tables: Any, block: Any, kv_head: Any, room: Any) -> Any:
     """The keys of a head of the block at an address; `room` is for the statistics of 2 * width channels."""
-    head, width, scale, zero = (
-        block + kv_head * layout.head_bytes,
-        layout.width,
-        room,
-        room + 4 * layout.width,
-    )
+    read_key_statistics(layout, block, kv_head, room)
+    return place_keys(layout, tables, block, kv_head, room)
+
+
+@njit(**INLINE)
+def read_key_statistics(layout: Any, block: Any, kv_head: Any, room: Any) -> None:
+    """Writes the statistics of a head's keys, where its blocks have them, to the `room` of `part_of_keys`."""
     if layout.key_stats >= 0:
-        widen_rows(head + layout.key_stats, np.int64(2 * width), room)
-    else:
+        widen_rows(block + kv_head * layout.head_bytes + layout.key_stats, np.int64(2 * layout.width), room)
+
+
+@njit(**INLINE)
+def place_keys(layout: Any, tables: Any, block: Any, kv_head: Any, room: Any) -> Any:
+    """`part_of_keys` with whatever `room` holds."""
+    head, width = block + kv_head * layout.head_bytes, layout.width
+    scale, zero = room, room + 4 * width
+    if layout.key_stats < 0:
         scale, zero = tables.key_scale + 4 * kv_head * width, tables.key_zero + 4 * kv_head * width
     places, keys, _ = _outliers_of(layout, head)
     return Part(head + layout.key_codes, tables.key_levels, scale, zero, places, keys)
@@ -104,17 +114,39 @@ def _outliers_of(layout: Any, head: Any) -> Any:
     return listed + 4, np.int64(load_short(listed)), np.int64(load_short(listed + 2))
 
 
+@njit(**INLINE)
+def about_before(layout: Any, part: Any, row: Any) -> Any:
+    """How many outliers of a part lie in rows before `row` if rows have equally many."""
+    return part.num_outliers * row // layout.block_size
+
+
 @njit(**SERIAL)
 def outliers_before(layout: Any, part: Any, row: Any) -> Any:
     """How many outliers of a part lie in rows before `row`."""
-    begin, end = np.int64(0), part.num_outliers if row else np.int64(0)
-    while begin < end:
-        middle = (begin + end) // 2
-        if np.int64(load_short(part.places + 2 * middle)) < row * layout.head_dim:
-            begin = middle + 1
-        else:
-            end = middle
-    return begin
+    if row == 0 or part.num_outliers == 0:
+        return np.int64(0)
+    # In lines of memory, of which nearly always one is read: the one where the number is about to be found.
+    first = part.places // LINE_BYTES * LINE_BYTES
+    begin, limit = (part.places - first) // 2, row * layout.head_dim
+    end = begin + part.num_outliers
+    last = (end - 1) // LINE_SHORTS
+    line = min((begin + about_before(layout, part, row)) // LINE_SHORTS, last)
+    low, high, below = _below_in_line(first, line, begin, end, limit)
+    while below == high - low and line < last:
+        line += 1
+        low, high, below = _below_in_line(first, line, begin, end, limit)
+    while below == 0 and line > 0:
+        line -= 1
+        low, high, below = _below_in_line(first, line, begin, end, limit)
+    return low - begin + below
+
+
+@njit(**INLINE)
+def _below_in_line(first: Any, line: Any, begin: Any, end: Any, limit: Any) -> Any:
+    """(low, high, number below a limit) of the places [begin, end), counted from address `first`, in a line."""
+    start = line * LINE_SHORTS
+    low, high = max(begin, start), min(end, start + LINE_SHORTS)
+    return low, high, shorts_below(first + line * LINE_BYTES, low - start, high - start, limit)
 
 
 @njit(**INLINE)

@@ -115,7 +115,7 @@ def keys(
 
 @bench_app.command(
     epilog=examples(
-        "runtime bench formats", "runtime bench formats --heads 32x1x128 --context 16K --threads 1"
+        "runtime bench formats", "runtime bench formats --heads 32x1x128 --context 16K --keys 768"
     )
 )
 def formats(
@@ -123,12 +123,15 @@ def formats(
         str, typer.Option(metavar="KxGxD", help="KV heads, query heads of each of them, and head size.")
     ] = "8x4x128",
     context: Annotated[str, typer.Option(metavar="N,N,…", help="Tokens of the session.")] = "64K",
+    num_keys: Annotated[
+        int, typer.Option("--keys", metavar="N", min=0, help="Single keys that each KV head selects; 0: all.")
+    ] = 0,
     threads: Threads = EVERY_CORE,
     rounds: Rounds = 31,
     json_file: JsonFile = None,
 ) -> None:
-    """Attend every key of one layer where it lies packed, by kv_type, against keys in FP16."""
-    from moorage.runtime.bench.formats import HeadShape, packed_types, run_formats
+    """Attend every key of one layer, or single keys, where it lies packed, by kv_type, against keys in FP16."""
+    from moorage.runtime.bench.formats import HeadShape, packed_types, run_format_keys, run_formats
 
     try:
         shape = HeadShape.parse(heads)
@@ -136,7 +139,11 @@ def formats(
         raise typer.BadParameter(f"{heads!r} is not of the form 8x4x128", param_hint="--heads") from None
     report = Report(describe_machine())
     for tokens in parse_counts(context):
-        report.add(run_formats(shape, tokens, parse_counts(threads), rounds, packed_types()))
+        many, kv_types = parse_counts(threads), packed_types()
+        if num_keys:
+            report.add(run_format_keys(shape, tokens, num_keys, many, rounds, kv_types))
+        else:
+            report.add(run_formats(shape, tokens, many, rounds, kv_types))
     finish(report, "formats", json_file)
 
 

@@ -10,7 +10,7 @@ import pytest
 from moorage.runtime.bench.batching import run_batches
 from moorage.runtime.bench.decode_layer import run_layer_of_decode
 from moorage.runtime.bench.decoding import run_decode
-from moorage.runtime.bench.formats import HeadShape, run_formats
+from moorage.runtime.bench.formats import HeadShape, run_format_keys, run_formats
 from moorage.runtime.bench.gathering import SHAPES, run_gather
 from moorage.runtime.bench.linear import run_linear
 from moorage.runtime.bench.measure import installed
@@ -61,6 +61,14 @@ def test_formats_stand_beside_fp16() -> None:
     assert [row.name for row in rows] == [f"formats-2x3x64-{kv_type}" for kv_type in ("FP16", "INT8", "NUQ3")]
     assert [list(row.ratio_to) for row in rows] == [[], ["FP16"], ["FP16"]]
     assert rows[2].values["times_smaller"] > 4.7
+
+
+def test_single_keys_of_formats_stand_beside_fp16() -> None:
+    rows = list(run_format_keys(HeadShape.parse("2x3x64"), 2048, 24, [1], 1, [KvType.NUQ3]))
+    assert [row.name for row in rows] == [
+        f"keys-2x3x64-{kv_type}{scan}" for kv_type in ("FP16", "NUQ3") for scan in ("", "-scan")
+    ]
+    assert [list(row.ratio_to) for row in rows] == [[], [], ["FP16"], []]
 
 
 def test_sealing_stands_beside_reading_and_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
