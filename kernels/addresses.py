@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.compiling import njit
 from moorage.kernels.numba_flags import SERIAL
+from moorage.kernels.unit_call import without_owner
 
 
 def address_of(array: NDArray[Any]) -> int:
@@ -27,6 +28,17 @@ def _pointer(_typing: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), build
+
+
+@intrinsic
+def uncounted(_typing: Any, arrays: Any) -> Any:
+    """An array, or a tuple of arrays and numbers, whose users are not counted: each call that is given a counted one
+    writes to memory twice. Whoever allocated an array must use it once more after the last use of this."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return without_owner(context, builder, signature.args[0], args[0])
+
+    return arrays(arrays), build
 
 
 @njit(**SERIAL)

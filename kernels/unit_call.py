@@ -31,7 +31,7 @@ def unit_call(typing: Any, function: Any, arguments: Any) -> Any:
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         compiled = function.dispatcher.get_compile_result(wanted)
         context.active_code_library.add_linking_library(compiled.library)
-        held = cgutils.alloca_once_value(builder, _unowned(context, builder, arguments, args[1]))
+        held = cgutils.alloca_once_value(builder, without_owner(context, builder, arguments, args[1]))
         name = context.mangler(f"unit_call_{compiled.fndesc.unique_name}", kinds)
         code = builder.module.globals.get(name)
         if code is None:
@@ -52,7 +52,7 @@ def unit_call(typing: Any, function: Any, arguments: Any) -> Any:
     return types.UniTuple(types.int64, 2)(function, arguments), build
 
 
-def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+def without_owner(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     """`value` with arrays that are not owned, for which Numba's counting of references does nothing."""
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
@@ -61,7 +61,7 @@ def _unowned(context: Any, builder: Any, kind: Any, value: Any) -> Any:
         return array._getvalue()
     if isinstance(kind, types.BaseTuple):
         for at, each in enumerate(kind.types):
-            part = _unowned(context, builder, each, builder.extract_value(value, at))
+            part = without_owner(context, builder, each, builder.extract_value(value, at))
             value = builder.insert_value(value, part, at)
     return value
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moorage.kernels.addresses import uncounted
 from moorage.kernels.checks import FLOAT32, STORAGE, UINT8, check_array, check_ids
 from moorage.kernels.compiling import njit
 from moorage.kernels.half import NOT_FINITE, largest, no_bits, widen
@@ -72,7 +73,8 @@ def _encode_block(
     if np.int64(most) >= _FINITE:
         return
     packed[:] = 0  # also what lies between the parts, so that equal blocks have equal bytes
-    rows = np.empty(layout.block_size * layout.width, np.float32)
+    numbers = np.empty(layout.block_size * layout.width, np.float32)
+    rows = uncounted(numbers)
     for head in range(layout.num_kv_heads):
         _encode_keys(layout, tables, head, source, keys + head * size, rows, packed, halves)
     if layout.value_stats_stride:
@@ -80,6 +82,7 @@ def _encode_block(
             _encode_values(layout, tables, head, 1, source, values + head * size, rows, packed, halves)
     else:
         _encode_values(layout, tables, 0, layout.num_kv_heads, source, values, rows, packed, halves)
+    numbers[0] = 0  # until here it is held
 
 
 @njit(**EXACT)
@@ -107,6 +110,7 @@ def _encode_keys(
         np.empty(width, np.float32),
     )
     _widen_rows(layout, source, at, rows)
+    listed, count = 0, 0
     if layout.capacity:
         listed = outliers.list_of(layout, head)
         count = _list_keys(layout, tables, head, source, at, rows, halves, listed)
@@ -120,9 +124,12 @@ def _encode_keys(
     for d in range(width):
         inverse[d] = _ONE / scale[d] if scale[d] > 0 else np.float32(0)
     if tables.key_feedback.shape[1]:
-        codes = np.empty(block_size * width, np.uint8)
-        code_with_feedback(layout, tables, head, source, at, rows, scale, zero, inverse, codes)
-        _pack_rows(layout, codes, packed, base + layout.key_codes)
+        codes, apart = np.empty(block_size * width, np.uint8), halves[listed : listed + count]
+        code_with_feedback(
+            layout, tables, head, source, at, rows, apart, scale, zero, inverse, uncounted(codes)
+        )
+        _pack_rows(layout, uncounted(codes), packed, base + layout.key_codes)
+        codes[0] = 0  # until here it is held
         return
     for t in range(block_size):
         for d in range(width):
@@ -136,8 +143,9 @@ def _list_keys(
 ) -> Any:
     """Chooses the outliers of a head's keys, and begins its list at `halves[listed]` with them; returns how many."""
     dim, width, block_size = layout.head_dim, layout.width, layout.block_size
-    excess, places = np.empty(block_size * dim + 1, np.float32), np.empty(block_size * dim + 1, np.int32)
-    row, inverse = np.zeros(width, np.float32), np.empty(width, np.float32)
+    far, far_places = np.empty(block_size * dim + 1, np.float32), np.empty(block_size * dim + 1, np.int32)
+    one_row, inverse = np.zeros(width, np.float32), np.empty(width, np.float32)
+    excess, places, row = uncounted(far), uncounted(far_places), uncounted(one_row)
     sizes = block_size, dim, width
     if layout.key_stats < 0:
         for d in range(width):
@@ -153,6 +161,7 @@ def _list_keys(
     found = outliers.keep_largest(excess, places, found, layout.key_capacity)
     halves[listed - 2] = found
     outliers.write_list(source, at, places, found, 0, layout.capacity, halves, listed)
+    far[0], far_places[0], one_row[0] = 0, 0, 0  # until here they are held
     return found
 
 
@@ -207,12 +216,13 @@ def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows
     """Chooses the outliers of each head's values, and adds them to the lists, as far as keys have left places."""
     dim, width, block_size = layout.head_dim, layout.width, layout.block_size
     size = block_size * dim
-    excess, places = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
-    row, mean, inverse = (
+    far, far_places = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
+    one_row, mean, inverse = (
         np.zeros(width, np.float32),
         np.empty(block_size, np.float32),
         np.empty(block_size, np.float32),
     )
+    excess, places, row = uncounted(far), uncounted(far_places), uncounted(one_row)
     sums, squares = np.zeros(block_size), np.zeros(block_size)
     for i in range(heads):
         outliers.add_row_sums(source, at + i * size, block_size, dim, sums, squares)
@@ -225,6 +235,7 @@ def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows
         found = outliers.keep_largest(excess, places, found, layout.capacity - keys)
         halves[listed - 1] = found
         outliers.write_list(source, at + i * size, places, found, keys, layout.capacity, halves, listed)
+    far[0], far_places[0], one_row[0] = 0, 0, 0  # until here they are held
 
 
 @njit(**EXACT)
@@ -236,7 +247,8 @@ def _code_rows(layout: Any, limits: Any, normal: Any, packed: Any, at: Any) -> N
         code_uniform(normal, len(codes), (1 << bits) - 1, codes)
     else:
         code_levels(normal, len(codes), bits, limits, codes)
-    _pack_rows(layout, codes, packed, at)
+    _pack_rows(layout, uncounted(codes), packed, at)
+    codes[0] = 0  # until here it is held
 
 
 @njit(**EXACT)

@@ -10,80 +10,145 @@ from typing import Any
 
 import numpy as np
 
+from moorage.kernels.addresses import uncounted
 from moorage.kernels.compiling import njit
 from moorage.kernels.half import widen
-from moorage.kernels.packed_blocks.codes import EXACT, code_levels
+from moorage.kernels.packed_blocks.codes import EXACT
+from moorage.kernels.packed_blocks.feedback_lanes import (
+    GROUP,
+    SIDE_BY_SIDE,
+    code_channel_2,
+    code_channel_3,
+    code_channel_4,
+    take_off_group,
+    take_off_one,
+)
 from moorage.kernels.packed_blocks.ranges import HIDDEN
+from moorage.kernels.simd_lanes import LANES
 
-_GROUP = 8
-"""Channels whose errors are taken off later ones at once."""
+_TOKENS = 64
+"""Keys that are coded together: those of 128 channels stay in the L1 cache."""
+_LINE = 16
+"""Channels of a line of memory, which are moved from rows to channels together."""
 
 
 @njit(**EXACT)
 def code_with_feedback(
-    layout: Any, tables: Any, head: Any, source: Any, at: Any, rows: Any, scale: Any, zero: Any, inverse: Any,
-    codes: Any,
+    layout: Any, tables: Any, head: Any, source: Any, at: Any, rows: Any, outliers: Any, scale: Any, zero: Any,
+    inverse: Any, codes: Any,
 ) -> None:  # fmt: skip
-    """The codes [B, width] of the keys at `source[at]`; outliers are HIDDEN in rows [B, width]."""
-    size, dim, width = np.uint64(layout.block_size), layout.head_dim, np.uint64(layout.width)
-    count = size * np.uint64(dim)
-    exact, shown = np.empty(count, np.float32), np.empty(count, np.float32)
-    for d in range(np.uint64(dim)):
-        for t in range(size):  # [D, B]: a channel's numbers lie side by side
-            exact[d * size + t] = widen(source[np.uint64(at) + t * np.uint64(dim) + d])
-            shown[d * size + t] = rows[t * width + d]
-    wanted, shares = exact.copy(), tables.key_feedback[head]
-    errors, found = np.empty(np.uint64(_GROUP) * size, np.float32), np.empty(count, np.uint8)
-    for begin in range(0, dim, _GROUP):
-        end = min(begin + _GROUP, dim)
-        for d in range(begin, end):
-            first = d * layout.block_size
-            own = errors[first - begin * layout.block_size :]
-            channel = wanted[first:], exact[first:], shown[first:]
-            _code_channel(layout, tables, (scale[d], zero[d], inverse[d]), channel, own, found[first:])
-            for later in range(d + 1, end):
-                share, into = shares[d, later], np.uint64(later) * size
-                for t in range(size):
-                    wanted[into + t] -= share * own[t]
-        for later in range(end, dim):
-            _take_off(shares, begin, later, errors, size, wanted)
+    """The codes [B, width] of the keys at `source[at]`, which rows [B, width] hold as float32.
+
+    `outliers` are the places of those that are kept apart, ascending; in rows they are HIDDEN.
+    """
+    dim, step = layout.head_dim, LANES * SIDE_BY_SIDE
+    each = min(_TOKENS, -(-layout.block_size // step) * step)
+    numbers, coded = np.empty((2 * dim + GROUP) * each, np.float32), np.empty(dim * each, np.uint8)
+    floats, found = uncounted(numbers), uncounted(coded)
+    wanted, kept, errors = floats[: dim * each], floats[dim * each : 2 * dim * each], floats[2 * dim * each :]
+    shares, done = tables.key_feedback[head], 0
     codes[:] = 0
-    for t in range(size):
-        for d in range(np.uint64(dim)):
-            codes[t * width + d] = found[d * size + t]
+    for first in range(0, layout.block_size, each):
+        count = min(each, layout.block_size - first)
+        _to_channels(layout, rows, first, count, each, wanted)
+        kept[:] = HIDDEN
+        while done < len(outliers) and np.int64(outliers[done]) < (first + count) * dim:
+            t, d = divmod(np.int64(outliers[done]), dim)
+            exact = widen(source[at + np.int64(outliers[done])])
+            wanted[d * each + t - first], kept[d * each + t - first] = exact, exact
+            done += 1
+        _code_channels(layout, tables, each, (scale, zero, inverse), shares, wanted, kept, errors, found)
+        _to_rows(layout, found, first, count, each, codes)
+    numbers[0], coded[0] = 0, 0  # until here they are held
 
 
 @njit(**EXACT)
-def _code_channel(
-    layout: Any, tables: Any, statistics: Any, channel: Any, errors: Any, codes: Any
+def _to_channels(layout: Any, rows: Any, first: Any, count: Any, stride: Any, channels: Any) -> None:
+    """Writes rows [first, first + count) of [B, width] as [D, stride]: a channel's numbers lie side by side."""
+    dim, width, size = np.uint64(layout.head_dim), np.uint64(layout.width), np.uint64(stride)
+    for begin in range(np.uint64(0), dim, np.uint64(_LINE)):
+        end = min(begin + np.uint64(_LINE), dim)
+        for t in range(np.uint64(count)):
+            source = (np.uint64(first) + t) * width
+            for d in range(begin, end):
+                channels[d * size + t] = rows[source + d]
+
+
+@njit(**EXACT)
+def _to_rows(layout: Any, channels: Any, first: Any, count: Any, stride: Any, rows: Any) -> None:
+    """Writes channels [D, stride] as rows [first, first + count) of [B, width]."""
+    dim, width, size = np.uint64(layout.head_dim), np.uint64(layout.width), np.uint64(stride)
+    for t in range(np.uint64(count)):
+        into = (np.uint64(first) + t) * width
+        for d in range(dim):
+            rows[into + d] = channels[d * size + t]
+
+
+@njit(**EXACT)
+def _code_channels(
+    layout: Any, tables: Any, stride: Any, statistics: Any, shares: Any, wanted: Any, kept: Any, errors: Any,
+    found: Any,
 ) -> None:  # fmt: skip
-    """Codes one channel [B]; errors are what was wanted less what is stored. Outliers are HIDDEN in `shown`."""
-    size, levels = np.uint64(layout.block_size), tables.key_levels
-    (scale, zero, inverse), (wanted, exact, shown) = statistics, channel
-    for t in range(size):
-        errors[t] = HIDDEN if shown[t] == HIDDEN else (wanted[t] - zero) * inverse
-    code_levels(errors, layout.block_size, layout.bits, tables.key_limits, codes)
-    for t in range(size):
-        stored = zero + scale * levels[codes[t]]
-        errors[t] = wanted[t] - (exact[t] if shown[t] == HIDDEN else stored)
-
-
-@njit(**EXACT)
-def _take_off(shares: Any, begin: Any, later: Any, errors: Any, size: Any, wanted: Any) -> None:
-    """Takes the errors [_GROUP, B] of the channels from `begin` on off a later one, one after the other."""
-    a, b, c, e = (
-        shares[begin, later],
-        shares[begin + 1, later],
-        shares[begin + 2, later],
-        shares[begin + 3, later],
+    """The codes `found` [D, stride] of channels `wanted`, which change; of outliers the exact number is `kept`."""
+    scale, zero, inverse = statistics
+    dim, vectors, row, bits = (
+        np.int64(layout.head_dim),
+        np.int64(stride // LANES),
+        np.int64(4 * stride),
+        layout.bits,
     )
-    f, g, h, i = (
-        shares[begin + 4, later], shares[begin + 5, later], shares[begin + 6, later], shares[begin + 7, later]
+    limits, levels, share_at = (
+        tables.key_limits.ctypes.data,
+        tables.key_levels.ctypes.data,
+        shares.ctypes.data,
+    )
+    wanted_at, kept_at, errors_at, codes_at = (
+        wanted.ctypes.data, kept.ctypes.data, errors.ctypes.data, found.ctypes.data
     )  # fmt: skip
-    into, n = np.uint64(later) * size, size
-    two, three, four, five = np.uint64(2) * n, np.uint64(3) * n, np.uint64(4) * n, np.uint64(5) * n
-    six, seven = np.uint64(6) * n, np.uint64(7) * n
-    for t in range(n):
-        x = wanted[into + t] - a * errors[t] - b * errors[n + t] - c * errors[two + t] - e * errors[three + t]
-        x = x - f * errors[four + t] - g * errors[five + t]
-        wanted[into + t] = x - h * errors[six + t] - i * errors[seven + t]
+    for begin in range(0, dim, GROUP):
+        end = min(begin + GROUP, dim)
+        for d in range(begin, end):
+            at, own, code_at = wanted_at + d * row, errors_at + (d - begin) * row, codes_at + d * stride
+            if bits == 4:
+                code_channel_4(
+                    at,
+                    kept_at + d * row,
+                    own,
+                    code_at,
+                    vectors,
+                    scale[d],
+                    zero[d],
+                    inverse[d],
+                    limits,
+                    levels,
+                )
+            elif bits == 3:
+                code_channel_3(
+                    at,
+                    kept_at + d * row,
+                    own,
+                    code_at,
+                    vectors,
+                    scale[d],
+                    zero[d],
+                    inverse[d],
+                    limits,
+                    levels,
+                )
+            else:
+                code_channel_2(
+                    at,
+                    kept_at + d * row,
+                    own,
+                    code_at,
+                    vectors,
+                    scale[d],
+                    zero[d],
+                    inverse[d],
+                    limits,
+                    levels,
+                )
+            of_next = share_at + 4 * (d * dim + d + 1)
+            take_off_one(of_next, 4 * dim, own, at + row, row, end - d - 1, vectors)
+        of_next = share_at + 4 * (begin * dim + end)
+        take_off_group(of_next, 4 * dim, errors_at, wanted_at + end * row, row, dim - end, vectors)

@@ -183,7 +183,9 @@ def test_packs_and_unpacks_as_the_reference(rng, poisoned, name, calibrated, hea
 
 
 @pytest.mark.parametrize("bits", [4, 3, 2])
-@pytest.mark.parametrize(("heads", "block_size", "dim"), [(3, 64, 64), (2, 33, 80), (5, 17, 40), (1, 1, 32)])
+@pytest.mark.parametrize(
+    ("heads", "block_size", "dim"), [(3, 64, 64), (2, 33, 80), (5, 17, 40), (1, 1, 32), (1, 150, 48)]
+)
 def test_keys_with_feedback_are_packed_as_the_reference(rng, bits, heads, block_size, dim):
     family, shape = FAMILIES[f"NUQ{bits}"], (heads, block_size, dim)
     layout = packed_layout(family, *shape, True)
