@@ -111,7 +111,8 @@ class PackedCase:
         if blocks.operand is None:
             halves = stored.view(torch.float16).view(self.slots.shape)
             return attend_lists(self._queries, halves, *lists)[0]
-        return attend_packed_lists(*blocks.operand, self._queries, stored, *lists)[0]
+        layout, tables = blocks.operand
+        return attend_packed_lists(layout, tables, self._queries, stored, *lists)[0]
 
 
 def measure_packed(
