@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Protocol
 
 from moorage.runtime.calibrate.fitting import FitSettings, LayerFit
 from moorage.runtime.calibrate.header import header_of
+from moorage.runtime.calibrate.layer_bits import coding_cost, spread_bits
 from moorage.runtime.calibrate.records import record_windows
 from moorage.runtime.calibrate.samples import sample
 from moorage.runtime.text.tokenizer import TextTokenizer
@@ -20,7 +21,7 @@ from moorage.workers.errors import InvalidConfig, InvalidRequest
 from moorage.workers.gpu.model.decoder import Decoder
 from moorage.workers.hf_config import read_model_spec
 from moorage.workers.kv.formats.quantizer import Quantizer
-from moorage.workers.kv.formats.quantizer_file import QuantizerHeader, write_quantizers
+from moorage.workers.kv.formats.quantizer_file import BITS, QuantizerHeader, write_quantizers
 
 _PIECE_CHARACTERS = 1 << 18
 
@@ -115,15 +116,27 @@ def calibrate_model(
         watcher.gradients(len(losses), len(windows), loss)
 
     samples = sample(decoder, windows, on_window)
-    layers = []
+    fitted, layers, costs = _fitted_bits(bits), [], []
     for index, of_layer in enumerate(samples):
         fit = LayerFit(of_layer, settings)
-        layers.append([fit.quantizer(each) for each in bits])
+        layers.append([fit.quantizer(each) for each in fitted])
+        costs.append({each.bits: coding_cost(of_layer, each, settings.fp16_sinks) for each in layers[-1]})
         watcher.levels(index + 1, len(samples))
-    quantizers = [Quantizer(each, found) for each, found in zip(bits, zip(*layers, strict=True), strict=True)]
+    quantizers = [
+        Quantizer(each, found) for each, found in zip(fitted, zip(*layers, strict=True), strict=True)
+    ]
+    spread = {str(each): spread_bits(costs, each) for each in bits}
     about = {"text": text.name, "sha256": text.digest, "windows": len(text.windows)}
     about |= {"tokens": sum(map(len, text.windows)), "records": len(text.records)}
     about |= {"loss": round(fmean(losses[: len(text.windows)]), 4)}
     header = header_of(model, spec, bits, about, {**asdict(settings), "dtype": str(decoder.dtype)})
+    header = replace(header, layer_bits={each: own for each, own in spread.items() if len({*own}) > 1})
     write_quantizers(output, header, quantizers)
     return header
+
+
+def _fitted_bits(bits: Sequence[int]) -> tuple[int, ...]:
+    """Those that layers may have: beside `bits` one more and one less, where a quantizer can have both."""
+    most, least = max(BITS), min(BITS)
+    near = {other for each in bits if least < each < most for other in (each - 1, each + 1)}
+    return tuple(sorted({*bits, *near}))

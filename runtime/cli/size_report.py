@@ -213,7 +213,8 @@ class SizeReport:
 
 def _about_packing(layout: KvLayout, shards: int) -> str:
     """What a packed format takes beside codes."""
-    bits, pages = 8 * layout.block_bytes / layout.block_shape.num_elements, shards * layout.open_pages
+    elements, pages = layout.num_layers * layout.block_shape.num_elements, shards * layout.open_pages
+    bits = 8 * layout.page_kv_bytes / elements
     text = (
         f"{layout.kv_type} takes {bits:.2f} bits a number with statistics and outliers. Each session has "
         f"{format_bytes((pages + layout.sink_pages) * layout.page_bytes)} of pages for rows in fp16, of its last "

@@ -8,7 +8,7 @@ from moorage.runtime.config.schema import ClusterConfig
 from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.formats.base import PackedFormat
 from moorage.workers.kv.formats.quantizer import Quantizer
-from moorage.workers.spec import KvLayout
+from moorage.workers.spec import KvLayout, KvType
 
 
 def with_quantizer(config: ClusterConfig, layout: KvLayout) -> tuple[KvLayout, Quantizer | None]:
@@ -25,4 +25,7 @@ def with_quantizer(config: ClusterConfig, layout: KvLayout) -> tuple[KvLayout, Q
 
     shape = layout.num_layers, layout.num_kv_heads, layout.head_dim
     found = read_quantizer(file, format.bits, model_fingerprint(config.model.path), shape)
-    return replace(layout, quantizer=digest_of(found)), found
+    types: tuple[KvType, ...] = ()
+    if set(found.layer_bits) != {format.bits}:
+        types = tuple(KvType(f"NUQ{bits}") for bits in found.layer_bits)
+    return replace(layout, quantizer=digest_of(found), layer_kv_types=types), found

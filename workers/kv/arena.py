@@ -12,7 +12,7 @@ from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.formats.base import PackedCodec, PackedFormat, RowFormat
 from moorage.workers.kv.formats.quantizer import Quantizer
 from moorage.workers.kv.messages import Int32, ReadableBlocks, Storage
-from moorage.workers.kv.packed_arena import codec_in, raw_view
+from moorage.workers.kv.packed_arena import by_layer, codec_in, raw_view
 from moorage.workers.kv.shared_memory import SharedMapping, seal_size
 from moorage.workers.spec import KvLayout
 
@@ -82,19 +82,20 @@ class Arena:
         kv_end, blocks = num_pages * layout.page_kv_bytes, (layout.num_layers, num_pages)
         centres_at = len(flat) - num_pages * layout.num_layers * layout.centre_bytes
         codes_at = centres_at - num_pages * layout.num_layers * layout.code_bytes
-        self.stored = flat[:kv_end].reshape(*blocks, layout.block_bytes)
-        """[L, P, block_bytes]: the bytes of blocks, whatever their format."""
-        format, shape = format_of(layout.kv_type), layout.block_shape
+        self.stored = by_layer(layout, flat[:kv_end], num_pages)
+        """By layer [P, bytes of a block]: the bytes of blocks, whatever their format."""
+        format = format_of(layout.kv_type)
         self.codec: PackedCodec | None = None
         """What packs and unpacks blocks; None where the format is native."""
-        self.kv: Storage
-        """[L, P, 2, Hkv, B, D] of storage type; where blocks are packed, [L, P, 2, Hkv, layout.raw_rows, D] of the
-        pages that hold rows."""
+        self.kv: Storage = np.empty((layout.num_layers, 0), format.storage)
+        """[L, P, 2, Hkv, B, D] of storage type; without pages where blocks are packed."""
+        self.raw: tuple[Storage, ...] = ()
+        """Where blocks are packed, by layer [P, 2, Hkv, layout.raw_rows, D] of the pages that hold rows."""
         if isinstance(format, PackedFormat):
             self.codec = codec_in(format, layout, tables, quantizer)
-            self.kv = raw_view(layout, self.stored)
+            self.raw = tuple(raw_view(layout, stored) for stored in self.stored)
         elif isinstance(format, RowFormat):
-            self.kv = format.view(self.stored, shape)
+            self.kv = format.view(flat[:kv_end].reshape(*blocks, layout.block_bytes), layout.block_shape)
         self.anchors: Storage = (
             flat[kv_end:codes_at]
             .view(format.storage)
@@ -138,13 +139,11 @@ class Arena:
 
     def ask_huge(self, layer: int, pages: Int32) -> None:
         """Asks the system for huge pages where the blocks and the index on `pages` lie."""
-        layout, before = self.layout, 0
         runs = np.split(pages, np.flatnonzero(np.diff(pages) != 1) + 1) if len(pages) else []
-        for size in (layout.block_bytes, layout.anchor_bytes, layout.code_bytes, layout.centre_bytes):
-            start = before + layer * self.num_pages * size
+        for part in (self.stored[layer], self.anchors[layer], self.codes[layer], self.centres[layer]):
+            start, size = part.ctypes.data - self._memory.address, part[:1].nbytes
             for run in runs:
                 self._memory.ask_huge(start + int(run[0]) * size, start + (int(run[-1]) + 1) * size)
-            before += layout.num_layers * self.num_pages * size
 
     def close(self) -> None:
         """Closes the descriptor; the memory goes when the last array that views it is gone. Idempotent."""
@@ -152,6 +151,8 @@ class Arena:
             self._close_fd()
             self.fd = -1
             del self._memory
-            self.kv, self.stored = self.kv[:, :0].copy(), self.stored[:, :0].copy()
+            self.kv = self.kv[:, :0].copy()
+            self.stored = tuple(layer[:0].copy() for layer in self.stored)
+            self.raw = tuple(layer[:0].copy() for layer in self.raw)
             self.anchors = self.anchors[:, :0].copy()
             self.codes, self.centres = self.codes[:, :0].copy(), self.centres[:, :0].copy()

@@ -25,6 +25,8 @@ _SCALARS = {int: "q", float: "d", bool: "?"}
 _ARRAY = struct.Struct("<cb6i")
 """Type code, number of dimensions, dimensions."""
 _NO_ARRAY = bytes(_ARRAY.size)
+MOST_ENUMS = 256
+"""Members of a tuple of enums."""
 
 
 class Codec(Protocol):
@@ -102,6 +104,8 @@ class _Source:
             return [f"described({value}, arrays)"], f"take_array({self._number(f'{_ARRAY.size}s')}, take)"
         if get_origin(kind) in (Union, types.UnionType):
             return self._optional(kind, value)
+        if get_origin(kind) is tuple:
+            return self._enums(get_args(kind), value)
         if isinstance(kind, type) and issubclass(kind, Enum):
             members = tuple(kind)
             places = self._name({member: place for place, member in enumerate(members)})
@@ -112,6 +116,16 @@ class _Source:
             packed += part[0]
             unpacked.append(part[1])
         return packed, f"{self._name(kind)}({', '.join(unpacked)})"
+
+    def _enums(self, kinds: tuple[Any, ...], value: str) -> tuple[list[str], str]:
+        """A tuple of at most MOST_ENUMS members of one enum: a byte for each, from 1 on, and zeros."""
+        if len(kinds) != 2 or kinds[1] is not Ellipsis or not issubclass(kinds[0], Enum):
+            raise TypeError(f"tuple of {kinds} can't cross between processes; use an array")
+        members = tuple(kinds[0])
+        places = self._name({member: place for place, member in enumerate(members, 1)})
+        taken = self._number(f"{MOST_ENUMS}s")
+        again = f"tuple({self._name((None, *members))}[each] for each in {taken}.rstrip(bytes(1)))"
+        return [f"bytes({places}[each] for each in {value})"], again
 
     def _optional(self, kind: Any, value: str) -> tuple[list[str], str]:
         """A flag, then the record; zeros stand for one that is not there."""
@@ -142,7 +156,8 @@ _CODECS: dict[Any, Codec] = {}
 
 
 def codec_of(kind: Any) -> Codec:
-    """The codec of a type: None, a number, an enum, an array, a record of these, one that may be None, a list.
+    """The codec of a type: None, a number, an enum, an array, a record of these, one that may be None, a list, a
+    tuple of enums.
 
     Raises TypeError for any other.
     """

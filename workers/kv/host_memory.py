@@ -180,7 +180,7 @@ def layer_of(arenas: Sequence[Arena], layer: int) -> HostLayer:
         from moorage.kernels.decode_layer.packed import PackedMemory
         from moorage.kernels.packed_blocks.unpack import packed_layer
 
-        tables = packed_layer(codec.layout, codec.tables_of(layer))
+        tables = packed_layer(codec.layout_of(layer), codec.tables_of(layer))
         packed = PackedMemory(tables, layout.raw_rows, layout.fp16_sinks)
         kv = tuple(arena.stored[layer].view(np.uint16) for arena in arenas)
     anchors, codes = (

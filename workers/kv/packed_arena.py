@@ -23,8 +23,14 @@ def codec_in(
     return format.codec(shape, quantizer)
 
 
-def raw_view(layout: KvLayout, stored: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    """[L, P, 2, Hkv, layout.raw_rows, D]: the pages of `stored` [L, P, block_bytes] as those that hold rows."""
+def by_layer(layout: KvLayout, memory: Bytes, num_pages: int) -> tuple[Bytes, ...]:
+    """[P, bytes of a block] of each layer, which follow each other in `memory`."""
+    ends = np.cumsum(layout.layer_bytes) * num_pages
+    return tuple(part.reshape(num_pages, -1) for part in np.split(memory, ends[:-1]))
+
+
+def raw_view(layout: KvLayout, stored: Bytes) -> NDArray[np.uint16]:
+    """[P, 2, Hkv, layout.raw_rows, D]: the pages of a layer, `stored` [P, bytes], as those that hold rows."""
     shape = 2, layout.num_kv_heads, layout.raw_rows, layout.head_dim
-    rows = stored[..., : 2 * int(np.prod(shape))].view(np.uint16)
-    return rows.reshape(*stored.shape[:2], *shape, copy=False)
+    rows = stored[:, : 2 * int(np.prod(shape))].view(np.uint16)
+    return rows.reshape(len(stored), *shape, copy=False)

@@ -163,14 +163,14 @@ class PackedRows:
 
     def _read_raw(self, layer: int, pages: Int32, out: Halves, count: int) -> None:
         """The first `count` rows that lie on `pages`, into out [2, Hkv, B, D]."""
-        rows, raw = self._layout.raw_rows, self._arena.kv[layer]
+        rows, raw = self._layout.raw_rows, self._arena.raw[layer]
         for number, begin in enumerate(range(0, count, rows)):
             end = min(begin + rows, count)
             out[:, :, begin:end] = raw[pages[number], :, :, : end - begin]
 
     def _write_raw(self, layer: int, pages: Int32, found: Halves, at: int = 0) -> None:
         """Rows [2, Hkv, n, D] to `pages`, from row `at` on."""
-        rows, raw, begin = self._layout.raw_rows, self._arena.kv[layer], 0
+        rows, raw, begin = self._layout.raw_rows, self._arena.raw[layer], 0
         while begin < found.shape[2]:
             number, row = divmod(at + begin, rows)
             end = min(begin + rows - row, found.shape[2])

@@ -146,7 +146,7 @@ def _tensors(arena: Arena, table: BlockTable) -> Iterator[tuple[str, Bytes, Int3
 
 def _pieces(arena: Arena, table: BlockTable, begin: int) -> Iterator[_Piece]:
     """All tensors in pieces; the first tensor begins at `begin` in the file."""
-    first_address = arena.stored.ctypes.data  # The blocks stand first in the arena's file.
+    first_address = arena.stored[0].ctypes.data  # The blocks stand first in the arena's file.
     for _, memory, pages in _tensors(arena, table):
         size, offset = memory.shape[1], memory.ctypes.data - first_address
         if not size:

@@ -140,7 +140,8 @@ class KvStore:
     def _copies(self, pages: Int32, session_id: int) -> Int32:
         """Pages of a session with copies of the blocks on `pages`."""
         copies = self._pages.allocate(len(pages), session_id)
-        self.arena.stored[:, copies] = self.arena.stored[:, pages]
+        for stored in self.arena.stored:
+            stored[copies] = stored[pages]
         return copies
 
     def restore(self, session_id: int, num_blocks: int, num_rest: int = 0) -> None:

@@ -134,6 +134,8 @@ class KvLayout(StoreSpec, KvShape):
     """Digest of the quantizer of a packed format; 0 without one."""
     keeps_centres: bool = False
     """Whether blocks have centres of their keys, by which long contexts are scanned in part."""
+    layer_kv_types: tuple[KvType, ...] = ()
+    """Formats of the layers, where the quantizer gives them different numbers of bits; else all have `kv_type`."""
 
     @property
     def element(self) -> str:
@@ -156,9 +158,17 @@ class KvLayout(StoreSpec, KvShape):
         return self.block_shape.num_elements * self.element_bytes
 
     @property
+    def layer_bytes(self) -> tuple[int, ...]:
+        """By layer: K and V of one block as stored."""
+        shape, calibrated = self.block_shape, self.quantizer != 0
+        if not self.layer_kv_types:
+            return (_sizes_of(self.kv_type).block_bytes(shape, calibrated),) * self.num_layers
+        return tuple(_sizes_of(each).block_bytes(shape, calibrated) for each in self.layer_kv_types)
+
+    @property
     def block_bytes(self) -> int:
-        """K and V of one block of one layer as stored."""
-        return _sizes_of(self.kv_type).block_bytes(self.block_shape, self.quantizer != 0)
+        """K and V of one block of one layer as stored; the most of all layers."""
+        return max(self.layer_bytes)
 
     @property
     def is_packed(self) -> bool:
@@ -175,7 +185,7 @@ class KvLayout(StoreSpec, KvShape):
         """Rows of fp16 that a page holds instead of a packed block; all rows of a block where it is not packed."""
         if not self.is_packed:
             return self.block_size
-        return self.block_bytes // (2 * self.element_bytes * self.num_kv_heads * self.head_dim)
+        return min(self.layer_bytes) // (2 * self.element_bytes * self.num_kv_heads * self.head_dim)
 
     @property
     def open_pages(self) -> int:
@@ -226,7 +236,7 @@ class KvLayout(StoreSpec, KvShape):
     @property
     def page_kv_bytes(self) -> int:
         """K and V of one block in all layers."""
-        return self.num_layers * self.block_bytes
+        return sum(self.layer_bytes)
 
     @property
     def page_anchor_bytes(self) -> int:

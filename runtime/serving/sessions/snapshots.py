@@ -80,8 +80,8 @@ _LAYOUTS = TypeAdapter(KvLayout)
 
 
 def layout_fields(layout: KvLayout) -> dict[str, Any]:
-    """A layout as a manifest has it."""
-    fields: dict[str, Any] = _LAYOUTS.dump_python(layout, mode="json")
+    """A layout as a manifest has it; the digest of its quantizer stands for the formats of layers."""
+    fields: dict[str, Any] = _LAYOUTS.dump_python(layout, mode="json", exclude={"layer_kv_types"})
     return fields
 
 

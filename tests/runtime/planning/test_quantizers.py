@@ -56,7 +56,7 @@ def test_the_stores_get_it_and_are_sized_by_it(model: TinyModel, tmp_path: Path)
     assert worker_settings(chosen, plan).quantizer is plan.quantizer is not None
     assert plan.layout.block_bytes < without.layout.block_bytes
     assert plan.layout.quantizer_bytes == 4 * model.spec.num_stored_layers * (
-        2 * 8 + (4 + model.spec.head_dim) * model.spec.num_kv_heads * model.spec.head_dim
+        1 + 2 * 16 + (4 + model.spec.head_dim) * model.spec.num_kv_heads * model.spec.head_dim
     )
     (sizes, others) = (context_sizes(each, 4096) for each in (plan, without))
     assert sizes.reserved_bytes < others.reserved_bytes

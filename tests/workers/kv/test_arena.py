@@ -16,12 +16,14 @@ from moorage.workers.spec import KEY_CODE_TOKENS, AnchorType, KvLayout, KvType
 def test_bytes_are_those_of_the_layout(kv_type: KvType, anchor_type: AnchorType, anchor_num: int) -> None:
     layout = KvLayout(3, 2, 16, 8, kv_type, anchor_type, anchor_num)
     arena = Arena(layout, 5)
-    assert arena.kv.shape == (3, 5, 2, 2, layout.raw_rows, 16)
+    rows = arena.raw if layout.is_packed else arena.kv
+    assert [layer.shape for layer in rows] == 3 * [(5, 2, 2, layout.raw_rows, 16)]
     assert layout.is_packed or layout.raw_rows == 8
     assert arena.anchors.shape == (3, 5, 2, layout.anchor_vectors, 16)
-    assert arena.stored.nbytes + arena.anchors.nbytes == arena.num_bytes == 5 * layout.page_bytes
+    held = sum(layer.nbytes for layer in arena.stored) + arena.anchors.nbytes
+    assert held == arena.num_bytes == 5 * layout.page_bytes
     assert os.fstat(arena.fd).st_size == arena.num_bytes
-    assert not arena.kv.any()
+    assert not any(layer.any() for layer in rows)
     arena.close()
 
 

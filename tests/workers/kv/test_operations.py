@@ -39,6 +39,7 @@ class Outer:
     maybe: Inner | None
     missing: NDArray[np.float32] | None
     stored: NDArray[np.uint16] | NDArray[np.float32]
+    colors: tuple[Color, ...] = ()
 
 
 @pytest.mark.parametrize("kind", OPERATIONS.values(), ids=lambda kind: kind.__name__)
@@ -65,11 +66,13 @@ def test_records_come_back_through_the_window(rng: np.random.Generator, begin: i
     inner = Inner(rng.integers(-9, 9, (2, 3)), Color.BLUE)
     for maybe in (None, Inner(np.empty(0, np.int64))):
         stored = rng.integers(0, 9, (1, 2, 3)).astype(np.uint16)
-        value = Outer(-(2**60), 0.1, True, inner, maybe, None, stored)
+        colors = () if maybe is None else (Color.BLUE, Color.RED, Color.BLUE)
+        value = Outer(-(2**60), 0.1, True, inner, maybe, None, stored, colors)
         placed = put_message(window, begin, codec, value)
         back = get_message(window, begin, placed.body_bytes, codec, copy=True)
         assert (back.number, back.share, back.is_set, back.missing) == (-(2**60), 0.1, True, None)
         assert back.inner.color is Color.BLUE
+        assert back.colors == colors
         np.testing.assert_array_equal(back.inner.counts, inner.counts)
         assert (back.maybe is None) == (maybe is None)
         np.testing.assert_array_equal(back.stored, stored)
@@ -77,7 +80,7 @@ def test_records_come_back_through_the_window(rng: np.random.Generator, begin: i
     window.close()
 
 
-@pytest.mark.parametrize("kind", [str, dict[str, int], int | str, list[str]])
+@pytest.mark.parametrize("kind", [str, dict[str, int], int | str, list[str], tuple[str, ...]])
 def test_other_types_are_refused(kind: Any) -> None:
     with pytest.raises(TypeError, match="can't cross"):
         codec_of(kind)

@@ -157,14 +157,16 @@ def test_a_worker_and_its_store_agree(rng: np.random.Generator, anchor_type: Anc
     for position in range(2 * SIZE + 1, 3 * SIZE):
         page, row = divmod(position - 2 * SIZE, layout.raw_rows)
         bits = rows[:, position].astype(np.float16).view(np.uint16)
-        link.shard.arena.kv[:, table.raw.open_pages[page], :, :, row] = bits
+        for raw in link.shard.arena.raw:
+            raw[table.raw.open_pages[page], :, :, row] = bits
         link.post(CommitRow(1, position))
     link.call(Confirm(np.array([1])))
     one, other = alone.links[0].shard, link.shard
     assert one is not None
     for name in ("stored", "anchors", "codes"):
-        pairs = [getattr(shard.arena, name)[:, shard.session(1).table.pages[:3]] for shard in (one, other)]
-        np.testing.assert_array_equal(*pairs)
+        for layer in range(2):
+            pairs = [getattr(x.arena, name)[layer][x.session(1).table.pages[:3]] for x in (one, other)]
+            np.testing.assert_array_equal(*pairs)
     assert other.session(1).num_sealed == [3, 3] == store.shard.session(1).num_sealed
     np.testing.assert_array_equal(read(kv, 1, 3 * SIZE), read(alone, 1, 3 * SIZE))
     kv.close()
@@ -191,6 +193,33 @@ def quantizer(rng: np.random.Generator, bits: int, layers: int) -> Quantizer:
         )
 
     return Quantizer(bits, tuple(one() for _ in range(layers)))
+
+
+def test_layers_have_the_bits_that_their_quantizer_gives_them(rng: np.random.Generator) -> None:
+    ends, levels = np.full((HEADS, DIM), 2.5, np.float32), (normal_levels(4), normal_levels(2))
+    layers = [LayerQuantizer(each, each, ends, 0 * ends, -ends, ends) for each in levels]
+    made, types = Quantizer(3, tuple(layers)), (KvType.NUQ4, KvType.NUQ2)
+    layout = replace(LAYOUT, kv_type=KvType.NUQ3, quantizer=digest_of(made), layer_kv_types=types)
+    alone = [replace(layout, num_layers=1, kv_type=each, layer_kv_types=()).block_bytes for each in types]
+    assert layout.layer_bytes == tuple(alone)
+    assert layout.page_kv_bytes == sum(alone) <= 2 * replace(layout, layer_kv_types=()).block_bytes
+    store = KvStore(layout, 24, made)
+    server = MailboxServer(store)
+    link = MailboxLink(server.address)
+    kv = ShardedKv([link], layout, 2)
+    kv.open(1, 3)
+    rows = random_rows(rng, 2 * SIZE + 5)
+    for layer in range(2):
+        kv.append(1, layer, 0, *rows)
+    found = [read(kv, 1, 2 * SIZE + 5, layer)[:, : 2 * SIZE + 5] for layer in range(2)]
+    errors = [np.abs(each[:, SINKS : 2 * SIZE] - rows[:, SINKS : 2 * SIZE]).mean() for each in found]
+    assert errors[1] > 2 * errors[0] > 0
+    for each in found:
+        np.testing.assert_array_equal(each[:, 2 * SIZE :], rows[:, 2 * SIZE :])
+    assert from_array(to_array(made), 3, 2, HEADS, DIM).layer_bits == (4, 2)
+    assert layout.quantizer_bytes == to_array(made).nbytes
+    kv.close()
+    server.close()
 
 
 def test_every_process_of_a_store_has_its_quantizer(rng: np.random.Generator) -> None:

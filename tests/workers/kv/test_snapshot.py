@@ -44,9 +44,9 @@ def filled(layout: KvLayout, num_blocks: int = 5) -> KvStore:
 def contents(store: KvStore, session_id: int) -> list[bytes]:
     """Blocks and index of a session, and its first tokens where they lie apart."""
     table, arena = store.shard.session(session_id).table, store.arena
-    parts = arena.stored, arena.anchors, arena.codes, arena.centres
-    blocks = [array[:, table.pages].tobytes() for array in parts]
-    return [*blocks, arena.stored[:, table.raw.sink_pages].tobytes()]
+    held = (*arena.stored, *arena.anchors, *arena.codes, *arena.centres)
+    sinks = [layer[table.raw.sink_pages].tobytes() for layer in arena.stored]
+    return [*(layer[table.pages].tobytes() for layer in held), *sinks]
 
 
 def received(layout: KvLayout, num_blocks: int = 5) -> KvStore:

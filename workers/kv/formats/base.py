@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.workers.kv.formats.quantizer import Quantizer
+from moorage.workers.kv.formats.quantizer import MOST_LEVELS, Quantizer
 from moorage.workers.kv.messages import Int32, Storage
 from moorage.workers.spec import BlockShape
 
@@ -20,6 +20,8 @@ Blocks = NDArray[Any]
 """[P, ...]: one layer's blocks, as `BlockFormat.view` gives them."""
 Bytes = NDArray[np.uint8]
 """[P, block_bytes]: one layer's packed blocks."""
+NUM_HEAD_NUMBERS = 1 + 2 * MOST_LEVELS
+"""Numbers of a layer's quantizer in memory that no head has for itself: bits, levels of keys, levels of values."""
 
 
 class BlockFormat(ABC):
@@ -78,7 +80,8 @@ class RowFormat(BlockFormat):
 class PackedCodec(Protocol):
     """Packs and unpacks whole blocks of one shape, by the quantizers of layers where the format has them."""
 
-    layout: PackedLayout
+    def layout_of(self, layer: int) -> PackedLayout:
+        """Where the parts of a block of a layer lie."""
 
     def tables_of(self, layer: int) -> LayerTables:
         """What is needed to read the blocks of a layer, beside them."""
@@ -115,7 +118,7 @@ class PackedFormat(BlockFormat):
 
     def quantizer_bytes(self, num_layers: int, shape: BlockShape) -> int:
         """See BlockFormat."""
-        per_layer = 2 * 2**self.bits + (4 + shape.head_dim) * shape.num_kv_heads * shape.head_dim
+        per_layer = NUM_HEAD_NUMBERS + (4 + shape.head_dim) * shape.num_kv_heads * shape.head_dim
         return 4 * num_layers * per_layer if self.takes_quantizer else 0
 
     @abstractmethod

@@ -4,8 +4,8 @@
 minimum and the maximum of a key channel within its block, and of a token's value vector of one KV head (KIVI, ICML
 2024). NF4 has the levels of QLoRA over the same ranges. The NUQ formats are those of KVQuant (NeurIPS 2024): levels
 and statistics of key channels come from the layer's quantizer, values share one range over all heads of a token, and
-outliers are kept as fp16. Without a quantizer, NUQ has the levels of NormalFloat, at 2 bits those of least error, and
-the statistics of its keys in each block.
+outliers are kept as fp16. A quantizer can give layers different numbers of bits. Without a quantizer, NUQ has the
+levels of NormalFloat, at 2 bits those of least error, and the statistics of its keys in each block.
 """
 
 from __future__ import annotations
@@ -75,12 +75,13 @@ class PackedBlocks(PackedFormat):
         """See PackedFormat."""
         from moorage.kernels.packed_blocks.tables import layer_tables
 
-        used = quantizer if self.takes_quantizer else None
-        layout = self.layout(shape, calibrated=used is not None)
-        if used is not None:
-            return BlockCodec(layout, [_tables_of(layout, each) for each in used.layers])
-        levels = self._own_levels()
-        return BlockCodec(layout, [layer_tables(layout, levels, levels)])
+        if quantizer is None or not self.takes_quantizer:
+            layout, levels = self.layout(shape), self._own_levels()
+            return BlockCodec([layout], [layer_tables(layout, levels, levels)])
+        formats = [PackedBlocks(self.family._replace(bits=bits)) for bits in quantizer.layer_bits]
+        layouts = [each.layout(shape, calibrated=True) for each in formats]
+        tables = [_tables_of(layout, each) for layout, each in zip(layouts, quantizer.layers, strict=True)]
+        return BlockCodec(layouts, tables)
 
     def _own_levels(self) -> Floats:
         """Levels without a quantizer. At 2 bits those of NormalFloat, with 0 and both ends, have twice the error."""
@@ -90,27 +91,31 @@ class PackedBlocks(PackedFormat):
 
 
 class BlockCodec:
-    """See PackedCodec. Compiled code takes `layout` and `tables_of` a layer."""
+    """See PackedCodec. Compiled code takes `layout_of` and `tables_of` a layer."""
 
-    def __init__(self, layout: PackedLayout, tables: list[LayerTables]) -> None:
-        self.layout = layout
-        self._tables = tables
+    def __init__(self, layouts: list[PackedLayout], tables: list[LayerTables]) -> None:
+        """One of each for all layers, or one for each layer."""
+        self._layouts, self._tables = layouts, tables
+
+    def layout_of(self, layer: int) -> PackedLayout:
+        """See PackedCodec."""
+        return self._layouts[layer if len(self._layouts) > 1 else 0]
 
     def tables_of(self, layer: int) -> LayerTables:
-        """What is needed to read the blocks of a layer, beside them."""
+        """See PackedCodec."""
         return self._tables[layer if len(self._tables) > 1 else 0]
 
     def encode(self, layer: int, blocks: NDArray[np.uint16], stored: Bytes, pages: Int32) -> bool:
         """See PackedCodec."""
         from moorage.kernels.packed_blocks.encode import encode_blocks
 
-        return encode_blocks(self.layout, self.tables_of(layer), blocks, stored, pages)
+        return encode_blocks(self.layout_of(layer), self.tables_of(layer), blocks, stored, pages)
 
     def decode(self, layer: int, stored: Bytes, pages: Int32, out: NDArray[np.uint16], slots: Int32) -> None:
         """See PackedCodec."""
         from moorage.kernels.packed_blocks.decode import decode_blocks
 
-        decode_blocks(self.layout, self.tables_of(layer), stored, pages, out, slots)
+        decode_blocks(self.layout_of(layer), self.tables_of(layer), stored, pages, out, slots)
 
 
 def _tables_of(layout: PackedLayout, layer: LayerQuantizer) -> LayerTables:

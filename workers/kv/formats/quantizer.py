@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 _DEVIATIONS = 2.6
 """Standard deviations from the mean to the end of a vector of values whose farthest 1 % are stored apart."""
+MOST_LEVELS = 16
+"""Levels at 4 bits, the most that a quantizer can have."""
 _ITERATIONS = 500
 """More than enough for levels to stay where they are in float32."""
 
@@ -53,6 +55,11 @@ class LayerQuantizer:
             values.flags.writeable = False
             object.__setattr__(self, name, values)
 
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return len(self.key_levels).bit_length() - 1
+
     def arrays(self) -> Iterator[tuple[str, Floats]]:
         """Names and arrays, in the order of the fields."""
         return ((each.name, getattr(self, each.name)) for each in fields(self))
@@ -82,10 +89,16 @@ class LayerQuantizer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantizer:
-    """The quantizers of all layers of a model at one number of bits."""
+    """The quantizers of all layers of a model."""
 
     bits: int
+    """Bits of a code, on the mean over the layers."""
     layers: tuple[LayerQuantizer, ...]
+
+    @property
+    def layer_bits(self) -> tuple[int, ...]:
+        """Bits of a code in each layer. Layers where errors cost more can have more bits than others."""
+        return tuple(layer.bits for layer in self.layers)
 
 
 @cache

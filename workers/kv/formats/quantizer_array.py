@@ -8,26 +8,39 @@ from hashlib import blake2b
 import numpy as np
 from numpy.typing import NDArray
 
-from moorage.workers.kv.formats.quantizer import LayerQuantizer, Quantizer
+from moorage.workers.kv.formats.base import NUM_HEAD_NUMBERS
+from moorage.workers.kv.formats.quantizer import MOST_LEVELS, LayerQuantizer, Quantizer
 
 Floats = NDArray[np.float32]
 
 
+_LEVELS = ("key_levels", "value_levels")
+
+
 def to_array(quantizer: Quantizer) -> Floats:
-    """All numbers, layer by layer, in the order of the fields of LayerQuantizer."""
-    parts = [values.reshape(-1) for layer in quantizer.layers for _, values in layer.arrays()]
-    return np.concatenate(parts).astype(np.float32)
+    """All numbers by layer: bits, levels padded to MOST_LEVELS, and the other fields of LayerQuantizer in order."""
+    parts = []
+    for layer in quantizer.layers:
+        head = np.zeros(NUM_HEAD_NUMBERS, np.float32)
+        head[0] = layer.bits
+        for row, name in zip(head[1:].reshape(len(_LEVELS), MOST_LEVELS), _LEVELS, strict=True):
+            levels = getattr(layer, name)
+            row[: len(levels)] = levels
+        parts += [head, *(values.reshape(-1) for name, values in layer.arrays() if name not in _LEVELS)]
+    return np.concatenate(parts)
 
 
 def from_array(numbers: Floats, bits: int, num_layers: int, num_kv_heads: int, head_dim: int) -> Quantizer:
     """The inverse of `to_array`; copies."""
     channels = num_kv_heads, head_dim
-    shapes = {"key_levels": (2**bits,), "value_levels": (2**bits,), "key_feedback": (*channels, head_dim)}
     layers = []
     for row in numbers.reshape(num_layers, -1):
-        parts, begin = {}, 0
+        levels, begin = row[1:NUM_HEAD_NUMBERS].reshape(len(_LEVELS), MOST_LEVELS), NUM_HEAD_NUMBERS
+        parts = dict(zip(_LEVELS, levels[:, : 2 ** int(row[0])], strict=True))
         for field in fields(LayerQuantizer):
-            shape = shapes.get(field.name, channels)
+            if field.name in _LEVELS:
+                continue
+            shape = (*channels, head_dim) if field.name == "key_feedback" else channels
             end = begin + int(np.prod(shape))
             parts[field.name], begin = row[begin:end].reshape(shape), end
         layers.append(LayerQuantizer(**parts))

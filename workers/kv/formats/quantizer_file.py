@@ -2,14 +2,16 @@
 
 For each number of bits b the tensors are `b.NAME` [num_layers, ...], one for each field of `LayerQuantizer`. The
 feedback of keys is the same at all bits: one tensor `key_feedback` in fp16, which a file without it does not have.
-The header names the model by its fingerprint, the text and the settings of the calibration.
+Where layers have different numbers of bits, `layer_bits` of the header says which, and the quantizer is put together
+from those of these bits, layer by layer. The header names the model by its fingerprint, the text and the settings of
+the calibration.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ QUANTIZER_MARK = KIND.encode()
 """Stands in the first bytes of each such file, and in no other."""
 _HEADER = "quantizer"
 _FEEDBACK = "key_feedback"
-_FIELDS = tuple(field.name for field in fields(LayerQuantizer) if field.name != _FEEDBACK)
+_FIELDS = tuple(each.name for each in fields(LayerQuantizer) if each.name != _FEEDBACK)
+BITS = (2, 3, 4)
+"""That a quantizer can have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +48,23 @@ class QuantizerHeader:
     """The text: name, hash, number of tokens."""
     settings: Mapping[str, Any]
     """How levels and statistics were made."""
+    layer_bits: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """By number of bits, as text: those of each layer, the same on the mean. All layers have what is not here."""
     kind: str = KIND
+
+    def bits_of(self, bits: int) -> tuple[int, ...]:
+        """Of each layer in the quantizer of `bits` bits."""
+        return tuple(self.layer_bits.get(str(bits), (bits,) * self.num_layers))
 
 
 def write_quantizers(file: Path, header: QuantizerHeader, quantizers: Sequence[Quantizer]) -> None:
-    """Writes a file with `quantizers`, one for each of the header's `bits`. Raises InvalidConfig where it can't."""
+    """Writes a file with `quantizers`, each of one number of bits: those of the header's `bits`, and what its
+    `layer_bits` have. Raises InvalidConfig where it can't.
+    """
     from safetensors.numpy import save
 
-    assert header.bits == tuple(each.bits for each in quantizers)
+    used = {each for bits in header.bits for each in header.bits_of(bits)}
+    assert used <= {each.bits for each in quantizers}
     tensors = {
         f"{each.bits}.{name}": np.stack([getattr(layer, name) for layer in each.layers])
         for each in quantizers
@@ -81,7 +94,7 @@ def read_quantizer(file: Path, bits: int, model: str, shape: tuple[int, int, int
     `shape` is (num_layers, num_kv_heads, head_dim) of the stores. Raises InvalidConfig for a file of another model or
     without these bits, and for one that is damaged.
     """
-    header, tensors = _read(file, (_FEEDBACK, *(f"{bits}.{name}" for name in _FIELDS)))
+    header, tensors = _read(file, None)
     if header.model != model:
         raise InvalidConfig(
             f"{file}: quantizer of another model, {header.model_name} ({header.model[:8]}), not of the model that is "
@@ -94,17 +107,31 @@ def read_quantizer(file: Path, bits: int, model: str, shape: tuple[int, int, int
         raise InvalidConfig(
             f"{file}: no quantizer for NUQ{bits}, only for {has}; make one with runtime calibrate --bits {bits}"
         )
-    arrays = [tensors.get(f"{bits}.{name}") for name in _FIELDS]
-    for name, array in zip(_FIELDS, arrays, strict=True):
+    feedback = _feedback(file, header, tensors.get(_FEEDBACK))
+    uniform = {each: _uniform(file, header, tensors, feedback, each) for each in {*header.bits_of(bits)}}
+    return Quantizer(bits, tuple(uniform[own][layer] for layer, own in enumerate(header.bits_of(bits))))
+
+
+def _uniform(
+    file: Path,
+    header: QuantizerHeader,
+    tensors: Mapping[str, np.ndarray[Any, Any]],
+    feedback: np.ndarray[Any, Any],
+    bits: int,
+) -> tuple[LayerQuantizer, ...]:
+    """The quantizers of all layers at `bits` bits. Raises InvalidConfig for a damaged one."""
+    arrays = []
+    for name in _FIELDS:
+        array = tensors.get(f"{bits}.{name}")
         if array is None or array.shape[:1] != (header.num_layers,) or array.dtype != np.float32:
             raise _damaged(file, f"tensor {bits}.{name} is not float32 [{header.num_layers}, ...]")
-    arrays.append(_feedback(file, header, tensors.get(_FEEDBACK)))
-    layers = tuple(LayerQuantizer(*rows) for rows in zip(*arrays, strict=True))
+        arrays.append(array)
+    layers = tuple(LayerQuantizer(*rows) for rows in zip(*arrays, feedback, strict=True))
     for index, layer in enumerate(layers):
         fault = layer.fault(bits) or _wrong_shape(layer, header)
         if fault:
             raise _damaged(file, f"layer {index} at {bits} bits: {fault}")
-    return Quantizer(bits, layers)
+    return layers
 
 
 def _feedback(
@@ -119,16 +146,16 @@ def _feedback(
     return found.astype(np.float32)
 
 
-def _read(file: Path, names: Sequence[str]) -> tuple[QuantizerHeader, dict[str, np.ndarray[Any, Any]]]:
-    """The header, and those tensors of `names` that the file has."""
+def _read(file: Path, names: Sequence[str] | None) -> tuple[QuantizerHeader, dict[str, np.ndarray[Any, Any]]]:
+    """The header, and those tensors of `names` that the file has; all where no names are given."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as opened:
             text = (opened.metadata() or {}).get(_HEADER)
             header = _parsed(file, text)
-            there = set(opened.keys())
-            return header, {name: opened.get_tensor(name) for name in names if name in there}
+            wanted = [name for name in opened.keys() if names is None or name in names]  # noqa: SIM118
+            return header, {name: opened.get_tensor(name) for name in wanted}
     except OSError as error:
         raise InvalidConfig(
             f"{file}: can't be read ({error.strerror or error}); check the path of the quantizer file"
@@ -149,12 +176,24 @@ def _parsed(file: Path, text: str | None) -> QuantizerHeader:
     if header.kind != KIND:
         raise _damaged(file, f"its kind is {header.kind!r}, not {KIND!r}")
     counts = (*header.bits, header.num_layers, header.num_kv_heads, header.head_dim)
+    if not _are_layer_bits(header):
+        raise _damaged(file, "its layer_bits are not 2, 3 or 4 for each layer")
     texts = (header.model, header.model_name)
     if not (
         all(type(each) is int and each > 0 for each in counts) and all(isinstance(t, str) for t in texts)
     ):
         raise _damaged(file, "its header is not that of quantizers")
     return header
+
+
+def _are_layer_bits(header: QuantizerHeader) -> bool:
+    """Whether `layer_bits` of a file are what they should be."""
+    return isinstance(header.layer_bits, dict) and all(
+        isinstance(own, list)
+        and len(own) == header.num_layers
+        and all(type(each) is int and each in BITS for each in own)
+        for own in header.layer_bits.values()
+    )
 
 
 def _wrong_shape(layer: LayerQuantizer, header: QuantizerHeader) -> str | None:

@@ -51,7 +51,7 @@ def quantizer_of(blocks: np.ndarray, bits: int, num_layers: int = 2) -> Quantize
 
 def through(codec: BlockCodec, blocks: np.ndarray, layer: int = 0) -> np.ndarray:
     """Blocks after they were packed and unpacked."""
-    stored = np.zeros((3, codec.layout.block_bytes), np.uint8)
+    stored = np.zeros((3, codec.layout_of(0).block_bytes), np.uint8)
     assert codec.encode(layer, blocks.view(np.uint16), stored, PAGES)
     assert not stored[1].any()
     out = np.zeros((4, *blocks.shape[1:]), np.uint16)
@@ -72,7 +72,7 @@ def error(found: np.ndarray, blocks: np.ndarray) -> float:
 def test_blocks_come_back_with_an_error_of_their_bits(blocks: np.ndarray, name: str, most: float) -> None:
     found = FORMATS[name]
     assert error(through(found.codec(SHAPE), blocks), blocks) < most
-    assert found.block_bytes(SHAPE) == found.codec(SHAPE).layout.block_bytes
+    assert found.block_bytes(SHAPE) == found.codec(SHAPE).layout_of(0).block_bytes
 
 
 @pytest.mark.parametrize("name", ["NUQ4", "NUQ3", "NUQ2"])
@@ -80,7 +80,11 @@ def test_a_quantizer_makes_blocks_smaller(blocks: np.ndarray, name: str) -> None
     found = FORMATS[name]
     codec = found.codec(SHAPE, quantizer_of(blocks, found.bits))
     own = found.codec(SHAPE)
-    assert codec.layout.block_bytes == found.block_bytes(SHAPE, calibrated=True) < own.layout.block_bytes
+    assert (
+        codec.layout_of(0).block_bytes
+        == found.block_bytes(SHAPE, calibrated=True)
+        < own.layout_of(0).block_bytes
+    )
     assert error(through(codec, blocks), blocks) < 1.15 * error(through(own, blocks), blocks)
 
 

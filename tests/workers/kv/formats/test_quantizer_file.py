@@ -93,6 +93,25 @@ def test_feedback_is_written_once_for_all_bits(file: Path, rng: np.random.Genera
         np.testing.assert_array_equal([layer.key_feedback for layer in read.layers], feedback)
 
 
+def test_layers_can_have_different_bits(tmp_path: Path, rng: np.random.Generator) -> None:
+    made = {bits: quantizer(bits, rng) for bits in (2, 3, 4)}
+    file, own = tmp_path / "q.safetensors", (4, 3, 2)
+    write_quantizers(file, replace(HEADER, bits=(3,), layer_bits={"3": own}), list(made.values()))
+    read = read_quantizer(file, 3, MODEL, SHAPE)
+    assert (read.bits, read.layer_bits) == (3, own)
+    for layer, bits in enumerate(own):
+        np.testing.assert_array_equal(read.layers[layer].key_scale, made[bits].layers[layer].key_scale)
+    with pytest.raises(InvalidConfig, match=r"no quantizer for NUQ2, only for NUQ3; .*--bits 2"):
+        read_quantizer(file, 2, MODEL, SHAPE)
+
+
+@pytest.mark.parametrize("own", [{"3": [3, 3]}, {"3": [3, 3, 5]}, {"3": "333"}, [3, 3, 3]])
+def test_wrong_bits_of_layers_are_one_line(file: Path, own: object) -> None:
+    changed(file, layer_bits=own)
+    with pytest.raises(InvalidConfig, match="layer_bits are not 2, 3 or 4 for each layer"):
+        read_quantizer_header(file)
+
+
 def test_the_header_says_what_it_was_made_from(file: Path) -> None:
     assert read_quantizer_header(file) == HEADER
 
