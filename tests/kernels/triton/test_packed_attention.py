@@ -143,3 +143,53 @@ def test_nothing_to_see(rng, device, count):
     out, lse = attend(packed, query, entries, device)
     assert (out == 0).all()
     assert (lse == -np.inf).all()
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_a_batch_of_lists(rng, device, per_head):
+    """Rows of different length, one list each or one for each KV head, in one launch with room to spare."""
+    heads, group, size, dim, num_rows = 2, 3, 32, 64, 3
+    packed, _, _ = draw(rng, "NUQ3", True, (heads, group, size, dim, dim, 3, 1))
+    layout, tables, stored = packed
+    lists = num_rows * (heads if per_head else 1)
+    counts = rng.integers(0, 4, lists)
+    counts[0] = 0
+    entries = draw_entries(rng, (heads, group, size, dim, dim, 3, int(counts.sum())))
+    slot, begin, end, rotates, *angles = entries
+    first = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    row_of = (np.repeat(np.arange(lists), counts) // (lists // num_rows)).astype(np.int32)
+    queries = (rng.standard_normal((num_rows, heads * group, dim)) / 8).astype(np.float32)
+    number = np.arange(len(slot), dtype=np.int32)
+    fields = np.stack((slot, begin, end, row_of, number, rotates.astype(np.int32)))
+    padded = np.pad(fields, ((0, 0), (0, 5)), constant_values=-(2**31))
+    there, bounds, *turns_there = upload((padded, first, *angles), device)
+    out, lse = triton.attend_packed_lists(
+        layout,
+        device_tables(tables, device),
+        torch.from_numpy(queries).to(device),
+        torch.from_numpy(stored).to(device),
+        there,
+        bounds,
+        Turns(*turns_there),
+        0.1,
+        num_rows,
+        2,
+        exact=True,
+    )
+    for at in range(lists):
+        row, head = divmod(at, lists // num_rows)
+        of_list = slice(first[at], first[at + 1])
+        cos, sin, *offsets = angles
+        some = (
+            slot[of_list],
+            begin[of_list],
+            end[of_list],
+            rotates[of_list],
+            cos[of_list],
+            sin[of_list],
+            *offsets,
+        )
+        expected = expected_of(packed, queries[row], some)
+        of_heads = slice(head * group, (head + 1) * group) if per_head else slice(None)
+        found = out[row, of_heads].cpu().numpy(), lse[row, of_heads].cpu().numpy()
+        assert_close(found, tuple(part[of_heads] for part in expected), **EXACT)
