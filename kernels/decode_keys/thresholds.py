@@ -22,6 +22,8 @@ from moorage.kernels.numba_flags import SERIAL
 
 SAMPLE_STEP, SAMPLE_BLOCKS = 8, 128
 """One block of so many gives the threshold, and no more than so many blocks."""
+KEPT_SAMPLE_STEP = 16
+"""The same where blocks lie scattered, each of which takes a while to come."""
 SURPLUS = np.float32(2)
 """About so many keys lie above the threshold for each one selected. Blocks differ, and too few cost a second pass."""
 PIECES = 8
@@ -32,7 +34,7 @@ PIECES = 8
 def sample_of(i: Any, layer: Any) -> Any:
     """(number of blocks, step between them, rank of the value that is the threshold) of session i's sample."""
     total = num_scanned(i, layer)
-    step = max(SAMPLE_STEP, -(-total // SAMPLE_BLOCKS))
+    step = max(KEPT_SAMPLE_STEP if layer.kept.has[i] else SAMPLE_STEP, -(-total // SAMPLE_BLOCKS))
     number, wanted = -(-total // step), layer.keys.positions.shape[2]
     return number, step, np.int64(SURPLUS * np.float32(wanted * number) / np.float32(max(1, total))) + 8
 
