@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.transfer.copy_engine import CopyHandle
+from moorage.workers.gpu.transfer.copy_handle import CopyHandle
 from moorage.workers.gpu.transfer.staging_ring import StagingRing
 from moorage.workers.kv.shards import ShardedKv
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.transfer.copy_engine import DONE, CopyHandle, as_storage_array
+from moorage.workers.gpu.transfer.copy_engine import as_storage_array
+from moorage.workers.gpu.transfer.copy_handle import DONE, CopyHandle
 from moorage.workers.gpu.transfer.packed_copies import PackedCopies
 from moorage.workers.gpu.transfer.packed_reader import PackedReader
 from moorage.workers.gpu.transfer.pinning import PinnedBlocks

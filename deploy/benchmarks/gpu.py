@@ -83,7 +83,7 @@ def check(packages: str, lines: Path) -> None:
         return
     started = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(ROOT)]
-    command += ["-p", "no:cacheprovider", "-rfE", *CHECKS]
+    command += ["-p", "no:cacheprovider", "-rfE", "-m", "not slow", *CHECKS]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", "4", "--dist", "loadfile"]
     paths = os.pathsep.join([packages, str(ROOT)])

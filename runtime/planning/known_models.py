@@ -30,6 +30,8 @@ def find_model(name_or_directory: str) -> ModelSpec:
         return preset
     if exists:
         return read_model_spec(name_or_directory)
+    if os.sep in name_or_directory:
+        raise InvalidModel(f"{name_or_directory}: no such directory or model preset; check the path")
     near = get_close_matches(name_or_directory.lower(), MODEL_PRESETS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise InvalidModel(

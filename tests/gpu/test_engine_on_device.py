@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from moorage.workers.gpu.transfer.copy_engine import CopyEngine, CopyHandle
+from moorage.workers.gpu.transfer.copy_engine import CopyEngine
+from moorage.workers.gpu.transfer.copy_handle import CopyHandle
 from moorage.workers.gpu.transfer.cuda_copies import CudaCopies, Int32
 from moorage.workers.kv.shards import ShardedKv
 from moorage.workers.spec import HeadSelectMode, KvType, MemorySpec, Positions, Segment

@@ -65,3 +65,9 @@ def test_names_in_any_case_and_a_hint_for_others() -> None:
     assert find_model("InternLM2.5-7B-1M") is MODEL_PRESETS["internlm2.5-7b-1m"]
     with pytest.raises(InvalidModel, match=r"did you mean llama-3\.1-8b\?"):
         find_model("lama-3.1-8b")
+
+
+def test_a_path_that_does_not_exist_is_told_without_the_names() -> None:
+    with pytest.raises(InvalidModel) as refused:
+        find_model("models/llama-3-8b")
+    assert str(refused.value) == "models/llama-3-8b: no such directory or model preset; check the path"

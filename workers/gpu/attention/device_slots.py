@@ -21,7 +21,7 @@ from moorage.workers.gpu.positions.step_blocks import StepBlocks
 from moorage.workers.gpu.selection.queries import LayerQueries, attention_scale
 from moorage.workers.gpu.selection.reuse import NO_BLOCKS, selects_keys
 from moorage.workers.gpu.selection.selector import Selection
-from moorage.workers.gpu.transfer.copy_engine import CopyHandle
+from moorage.workers.gpu.transfer.copy_handle import CopyHandle
 
 Int32 = NDArray[np.int32]
 

@@ -33,15 +33,17 @@ def warm_up_device(engine: Engine, layout: KvLayout, model: ModelSpec, device: t
     the sessions stays. Raises whatever else fails in a step.
     """
     for count, batch in enumerate(BATCHES):
-        if not _run(engine, layout, batch):
+        if not _run(engine, layout, batch, _memory(layout, topk=1)):
             return count
+    if layout.is_packed:
+        # All blocks before the window are streamed, and attended as they are packed.
+        _run(engine, layout, 1, _memory(layout, topk=None))
     if device.type == "cuda" and has_triton():
         _merge(model, device)
     return len(BATCHES)
 
 
-def _run(engine: Engine, layout: KvLayout, batch: int) -> bool:
-    memory = _memory(layout)
+def _run(engine: Engine, layout: KvLayout, batch: int, memory: MemorySpec) -> bool:
     ids = range(_FIRST_ID, _FIRST_ID + batch)
     # The prompt leaves more blocks between the sinks and the window than are selected.
     prompt = (1,) * (5 * layout.block_size)
@@ -56,11 +58,11 @@ def _run(engine: Engine, layout: KvLayout, batch: int) -> bool:
         engine.step(StepPlan(0, drops=tuple(ids)))
 
 
-def _memory(layout: KvLayout) -> MemorySpec:
+def _memory(layout: KvLayout, topk: int | None) -> MemorySpec:
     return MemorySpec(
         preset="warm-up",
         retention=RetentionSpec(sinks=layout.block_size, window=layout.block_size),
-        selection=SelectionSpec(topk=1, dense_until=0),
+        selection=SelectionSpec(topk=topk, dense_until=0),
         recall_every=0,
     )
 

@@ -18,7 +18,7 @@ from moorage.workers.gpu.positions.rotary import RotaryCache
 from moorage.workers.gpu.selection.received_attention import ReceivedAttention
 from moorage.workers.gpu.selection.selection_records import LayerSelections, SelectionRecord
 from moorage.workers.gpu.transfer.block_cache import BlockCache
-from moorage.workers.gpu.transfer.copy_engine import CopyHandle
+from moorage.workers.gpu.transfer.copy_handle import CopyHandle
 from moorage.workers.spec import MemorySpec, SamplingSpec
 
 Float32 = NDArray[np.float32]

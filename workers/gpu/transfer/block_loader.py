@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from moorage.workers.gpu.engine.timing import PartTimer
-from moorage.workers.gpu.transfer.copy_engine import DONE, CopyEngine, CopyHandle
+from moorage.workers.gpu.transfer.copy_engine import CopyEngine
+from moorage.workers.gpu.transfer.copy_handle import DONE, CopyHandle
 from moorage.workers.kv.formats import format_of
 from moorage.workers.spec import KvLayout, KvType
 

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from moorage.workers.gpu.transfer.copy_handle import DONE, CopyHandle
+from moorage.workers.gpu.transfer.packed_reader import PackedReader
 from moorage.workers.kv.shards import ShardedKv
 
-if TYPE_CHECKING:
-    from moorage.workers.gpu.transfer.packed_reader import PackedReader
-
 Int32 = NDArray[np.int32]
-
-
-class CopyHandle(Protocol):
-    """Copies under way. Between their submission and `wait` their targets hold anything."""
-
-    @property
-    def pending(self) -> bool:
-        """Whether `wait` is needed."""
-
-    def wait(self) -> None:
-        """Whatever is asked of the device after this sees the copied blocks. The host may go on at once."""
 
 
 class CopyEngine(Protocol):
@@ -58,18 +46,6 @@ class CopyEngine(Protocol):
 
     def close(self) -> None:
         """Lets go of the stores' memory, which must still be mapped. Idempotent."""
-
-
-class Done:
-    """Copies that are complete already."""
-
-    pending = False
-
-    def wait(self) -> None:
-        """Nothing to wait for."""
-
-
-DONE = Done()
 
 
 def as_storage_array(blocks: torch.Tensor) -> NDArray[np.uint16] | NDArray[np.float32]:

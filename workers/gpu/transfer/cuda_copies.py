@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from moorage.kernels.triton_support import has_triton, upload
 from moorage.workers.gpu.transfer.block_loader import storage_dtype
-from moorage.workers.gpu.transfer.copy_engine import CopyHandle
+from moorage.workers.gpu.transfer.copy_handle import CopyHandle
 from moorage.workers.gpu.transfer.dma_threshold import measure_threshold
 from moorage.workers.gpu.transfer.packed_copies import PackedCopies, travels_packed
 from moorage.workers.gpu.transfer.packed_reader import PackedReader

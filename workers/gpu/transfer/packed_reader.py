@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moorage.workers.gpu.transfer.copy_engine import CopyHandle
+from moorage.workers.gpu.transfer.copy_handle import CopyHandle
 from moorage.workers.gpu.transfer.packed_copies import PackedCopies, PackedOperand
 from moorage.workers.gpu.transfer.pinning import PinnedBlocks
 from moorage.workers.kv.arena import Arena
