@@ -114,7 +114,7 @@ def encode_centres(rows: Any, mean: Any, out: Any) -> None:
         scale = widen(halves[m])
         share = _HALF / scale if scale > 0 else np.float32(0)
         for d in range(dim):
-            code = np.int64(np.floor(centres[m, d] * share + np.float32(LARGEST) * _HALF + _HALF))
+            code = int(np.floor(centres[m, d] * share + np.float32(LARGEST) * _HALF + _HALF))
             code = min(max(code, 0), LARGEST)
             place = d // 32 * 64 + d % _VECTOR // _QUAD * 16 + m * 4 + d % _QUAD
             out[place] |= np.uint8(code << 4 if d // _VECTOR % 2 else code)

@@ -57,16 +57,17 @@ def _joined(builder: Any, sums: list[Any]) -> Any:
     for left, right in (sums[:2], sums[2:]):
         low = pick(builder, left, right, [*range(8), *range(16, 24)])
         pairs.append(builder.add(low, pick(builder, left, right, [*range(8, 16), *range(24, 32)])))
+    left, right = pairs
     lanes = [8 * part + lane for part in range(4) for lane in range(4)]
-    low = pick(builder, *pairs, lanes)
-    return builder.add(low, pick(builder, *pairs, [lane + 4 for lane in lanes]))
+    low, high = (pick(builder, left, right, [lane + by for lane in lanes]) for by in (0, 4))
+    return builder.add(low, high)
 
 
 def _numbers(builder: Any, blocks: list[Any], by: Any) -> Any:
     """The four fp16 that lie `by` bytes behind each of four addresses, as float32 [block, centre]."""
     four = [load(builder, builder.add(block, by), HALF, CENTRES) for block in blocks]
-    both = [pick(builder, *four[at : at + 2], list(range(8))) for at in (0, 2)]
-    return builder.fpext(pick(builder, *both, list(range(16))), _FLOATS)
+    left, right = (pick(builder, four[at], four[at + 1], list(range(8))) for at in (0, 2))
+    return builder.fpext(pick(builder, left, right, list(range(16))), _FLOATS)
 
 
 def _best_of_block(builder: Any, values: Any) -> Any:
