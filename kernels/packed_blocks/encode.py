@@ -18,6 +18,7 @@ from moorage.kernels.packed_blocks.feedback import code_with_feedback
 from moorage.kernels.packed_blocks.layout import PackedLayout
 from moorage.kernels.packed_blocks.ranges import HIDDEN, channel_ranges, to_statistics, token_ranges
 from moorage.kernels.packed_blocks.tables import MOST, LayerTables
+from moorage.kernels.simd_lanes import LANES
 from moorage.kernels.thread_team import run_units, team_of, unit_call
 
 HALF = STORAGE[:1]
@@ -143,7 +144,10 @@ def _list_keys(
 ) -> Any:
     """Chooses the outliers of a head's keys, and begins its list at `halves[listed]` with them; returns how many."""
     dim, width, block_size = layout.head_dim, layout.width, layout.block_size
-    far, far_places = np.empty(block_size * dim + 1, np.float32), np.empty(block_size * dim + 1, np.int32)
+    far, far_places = (
+        np.empty(block_size * dim + LANES, np.float32),
+        np.empty(block_size * dim + LANES, np.int32),
+    )
     one_row, inverse = np.zeros(width, np.float32), np.empty(width, np.float32)
     excess, places, row = uncounted(far), uncounted(far_places), uncounted(one_row)
     sizes = block_size, dim, width
@@ -216,7 +220,7 @@ def _list_values(layout: Any, first: Any, heads: Any, source: Any, at: Any, rows
     """Chooses the outliers of each head's values, and adds them to the lists, as far as keys have left places."""
     dim, width, block_size = layout.head_dim, layout.width, layout.block_size
     size = block_size * dim
-    far, far_places = np.empty(size + 1, np.float32), np.empty(size + 1, np.int32)
+    far, far_places = np.empty(size + LANES, np.float32), np.empty(size + LANES, np.int32)
     one_row, mean, inverse = (
         np.zeros(width, np.float32),
         np.empty(block_size, np.float32),

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from moorage.kernels.simd_lanes import FLOAT, I8, I16, I32, I64, LANES, all_lanes, call, splat
+from moorage.kernels.simd_lanes import I8, I16, I32, I64, LANES, all_lanes, call
 
 LINE_SHORTS = 32
 """Numbers of 16 bits in a cache line."""
@@ -24,18 +24,6 @@ def _lanes_at(context: Any, builder: Any, kind: Any, array: Any, at: Any, elemen
 
 
 @intrinsic
-def lanes_above(_typing: Any, row: Any, at: Any, least: Any) -> Any:
-    """Bit i says whether the float32 row[at + i] is above `least`; LANES of them are read."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        lanes = _lanes_at(context, builder, signature.args[0], args[0], args[1], FLOAT)
-        above = builder.fcmp_ordered(">", lanes, splat(builder, args[2]))
-        return builder.zext(builder.bitcast(above, I16), I64)
-
-    return types.uint64(row, types.int64, types.float32), build
-
-
-@intrinsic
 def third_bits(_typing: Any, codes: Any, at: Any) -> Any:
     """Bit i is the third bit of the code codes[at + i]; LANES codes below 8 are read."""
 
@@ -44,16 +32,6 @@ def third_bits(_typing: Any, codes: Any, at: Any) -> Any:
         return builder.bitcast(builder.icmp_unsigned(">", lanes, all_lanes(I8, 3)), I16)
 
     return types.uint16(codes, types.int64), build
-
-
-@intrinsic
-def lowest_bit(_typing: Any, mask: Any) -> Any:
-    """The number of the lowest bit of a mask that is not 0."""
-
-    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return call(builder, "llvm.cttz.i64", I64, [args[0], ir.Constant(ir.IntType(1), 1)])
-
-    return types.uint64(types.uint64), build
 
 
 @intrinsic

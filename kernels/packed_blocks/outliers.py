@@ -8,9 +8,9 @@ import numpy as np
 
 from moorage.kernels.compiling import njit
 from moorage.kernels.half import widen
+from moorage.kernels.key_select.filtering import keep_best, list_above
 from moorage.kernels.numba_flags import SERIAL
 from moorage.kernels.packed_blocks.codes import EXACT
-from moorage.kernels.packed_blocks.masks import lanes_above, lowest_bit
 from moorage.kernels.packed_blocks.ranges import HIDDEN
 from moorage.kernels.packed_blocks.tables import DEVIATIONS
 from moorage.kernels.simd_lanes import LANES
@@ -54,13 +54,13 @@ def to_deviations(sums: Any, squares: Any, count: Any, vectors: Any, mean: Any, 
 def row_candidates(rows: Any, sizes: Any, mean: Any, inverse: Any, excess: Any, places: Any, row: Any) -> Any:
     """Elements of rows [B, width] that are far from their row's mean: their excess and places; returns how many."""
     block_size, dim, width = sizes
-    found = np.uint64(0)
+    found = np.int64(0)
     for t in range(block_size):
         middle, factor, first = mean[t], inverse[t], np.uint64(t * width)
         for d in range(np.uint64(dim)):
             row[d] = abs(rows[first + d] - middle) * factor
         found = _append(row, t, dim, DEVIATIONS, excess, places, found)
-    return np.int64(found)
+    return found
 
 
 @njit(**EXACT)
@@ -69,13 +69,13 @@ def channel_candidates(
 ) -> Any:
     """The same for elements that are far from their channel's mean."""
     block_size, dim, width = sizes
-    found = np.uint64(0)
+    found = np.int64(0)
     for t in range(block_size):
         first = np.uint64(t * width)
         for d in range(np.uint64(dim)):
             row[d] = abs(rows[first + d] - mean[d]) * inverse[d]
         found = _append(row, t, dim, DEVIATIONS, excess, places, found)
-    return np.int64(found)
+    return found
 
 
 @njit(**EXACT)
@@ -84,7 +84,7 @@ def beyond_candidates(
 ) -> Any:
     """The same for elements outside their channel's limits."""
     block_size, dim, width = sizes
-    found = np.uint64(0)
+    found = np.int64(0)
     for t in range(block_size):
         first = np.uint64(t * width)
         for d in range(np.uint64(dim)):
@@ -92,38 +92,20 @@ def beyond_candidates(
             below, above = low[d] - x, x - high[d]
             row[d] = (below if below > above else above) * inverse[d]
         found = _append(row, t, dim, np.float32(0), excess, places, found)
-    return np.int64(found)
+    return found
 
 
 @njit(**EXACT)
 def _append(row: Any, t: Any, dim: Any, least: Any, excess: Any, places: Any, found: Any) -> Any:
-    """Adds what is above `least` of a row, whose padding is not."""
-    for first in range(np.uint64(0), np.uint64(len(row)), np.uint64(LANES)):
-        above = lanes_above(row, np.int64(first), least)
-        while above:
-            d = first + lowest_bit(above)
-            excess[found], places[found] = row[d], np.uint64(t * dim) + d
-            found += np.uint64(1)
-            above &= above - np.uint64(1)
-    return found
+    """Adds what is above `least` of a row, whose padding is not; the lists have LANES elements to spare."""
+    into, numbers, vectors = excess.ctypes.data + 4 * found, places.ctypes.data + 4 * found, len(row) // LANES
+    return found + list_above(row.ctypes.data, vectors, least, t * dim, numbers, into)
 
 
 @njit(**EXACT)
 def keep_largest(excess: Any, places: Any, found: Any, capacity: Any) -> Any:
     """Moves the places of the `capacity` largest of `found` excesses to the front, in order; returns how many."""
-    if found <= capacity or not capacity:
-        return min(found, capacity)
-    pivot = np.partition(excess[:found], found - capacity)[found - capacity]
-    equal = capacity
-    for i in range(found):
-        equal -= excess[i] > pivot
-    kept = 0
-    for i in range(found):
-        if excess[i] > pivot or (excess[i] == pivot and equal > 0):
-            equal -= excess[i] == pivot
-            places[kept] = places[i]
-            kept += 1
-    return kept
+    return keep_best(places, excess, found, capacity) if capacity > 0 else np.int64(0)
 
 
 @njit(**EXACT)

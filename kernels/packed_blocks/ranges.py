@@ -57,7 +57,7 @@ def token_ranges(rows: Any, block_size: Any, width: Any, low: Any, high: Any) ->
     bits, lows, highs = rows.view(np.int32), low.view(np.int32), high.view(np.int32)
     for t in range(block_size):
         least, most = _in_order(lows[t]), _in_order(highs[t])
-        for d in range(t * width, (t + 1) * width):
+        for d in range(np.uint64(t * width), np.uint64((t + 1) * width)):
             number = _in_order(bits[d])
             least = min(least, _TOP if number == _HIDDEN_ORDER else number)
             most = max(most, number)
