@@ -48,7 +48,9 @@ class InterpretedPackedCopies:
                 rest = ~packed.bring(link.shard, pinned, session_id, layer, local, out, slots)
             gather(link, session_id, layer, local[rest], as_storage_array(out), slots[rest])
             self.num_expanded += int((~rest).sum())
-            self.link_bytes += int(rest.sum()) * layout.slot_bytes + int((~rest).sum()) * layout.block_bytes
+            self.link_bytes += (
+                int(rest.sum()) * layout.slot_bytes + int((~rest).sum()) * layout.layer_bytes[layer]
+            )
         return DONE
 
     def _of(self, arena: Arena) -> tuple[PackedCopies, PinnedBlocks]:

@@ -22,9 +22,12 @@ def packed_staging_bytes(layout: KvLayout, on_cpu: bool) -> int:
     """Device memory for the packed blocks of one piece, and for what they are expanded by; none on a CPU."""
     if on_cpu or not layout.is_packed:
         return 0
-    tables = format_of(layout.kv_type).device_table_bytes(
-        layout.num_layers, layout.block_shape, layout.quantizer != 0
-    )
+    shape, calibrated = layout.block_shape, layout.quantizer != 0
+    if layout.layer_kv_types:
+        kinds = [format_of(each) for each in layout.layer_kv_types]
+        tables = sum(each.device_table_bytes(1, shape, calibrated) for each in kinds)
+    else:
+        tables = format_of(layout.kv_type).device_table_bytes(layout.num_layers, shape, calibrated)
     return piece_blocks(layout, on_cpu) * layout.block_bytes + tables
 
 

@@ -68,9 +68,9 @@ class PackedCase:
             from moorage.kernels.packed_blocks.triton import device_tables
 
             codec = format.codec(self._shape)
-            few = np.zeros((len(self._few), codec.layout.block_bytes), np.uint8)
+            few = np.zeros((len(self._few), codec.layout_of(0).block_bytes), np.uint8)
             codec.encode(0, self._few.view(np.uint16), few, np.arange(len(few), dtype=np.int32))
-            operand = PackedOperand(codec.layout, device_tables(codec.tables_of(0), self._device))
+            operand = PackedOperand(codec.layout_of(0), device_tables(codec.tables_of(0), self._device))
         else:
             few = self._few.view(np.uint8).reshape(len(self._few), -1)
         here = torch.empty((self.num_blocks, few.shape[1]), dtype=torch.uint8, pin_memory=self._cuda)

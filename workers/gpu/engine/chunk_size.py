@@ -49,5 +49,5 @@ def measured_chunk(
 ) -> int:
     """`hiding_chunk` of this machine; some tens of milliseconds."""
     link, flops = measure_rates(device, layout, num_heads, dtype)
-    block_bytes = layout.block_bytes if travels_packed(layout) else layout.slot_bytes
+    block_bytes = layout.page_kv_bytes // layout.num_layers if travels_packed(layout) else layout.slot_bytes
     return hiding_chunk(num_heads, layout.head_dim, block_bytes // layout.block_size, link, flops, most)

@@ -55,6 +55,7 @@ class BlockLoader:
         self.packed = copies.packed
         """What brings packed blocks to the device as they are; None where they come decoded."""
         self._under_way: CopyHandle = DONE
+        self._layer_bytes = layout.layer_bytes
 
     def resize(self, num_slots: int) -> None:
         """Takes another number of slots, all empty; whoever held some must ask for them anew."""
@@ -88,10 +89,10 @@ class BlockLoader:
     def stream_packed(
         self, session_id: int, layer: int, blocks: Int32
     ) -> Iterator[tuple[Int32, torch.Tensor]]:
-        """`stream` of packed blocks as they are: uint8 [n, block_bytes], which lie in the memory of the pieces."""
+        """`stream` of packed blocks as they are: uint8 [n, bytes], which lie in the memory of the pieces."""
+        size = self._layer_bytes[layer]
         pieces = [
-            piece.view(torch.uint8).view(-1)[: len(piece) * self._layout.block_bytes].view(len(piece), -1)
-            for piece in self._pieces
+            piece.view(torch.uint8).view(-1)[: len(piece) * size].view(-1, size) for piece in self._pieces
         ]
         yield from self._streamed(session_id, layer, blocks, self._copy_packed, pieces)
 
@@ -127,7 +128,7 @@ class BlockLoader:
         self, session_id: int, layer: int, blocks: Int32, out: torch.Tensor, into: Int32
     ) -> CopyHandle:
         assert self.packed is not None
-        self._timer.link_bytes += len(blocks) * self._layout.block_bytes
+        self._timer.link_bytes += len(blocks) * self._layer_bytes[layer]
         return self.packed.copy(session_id, layer, blocks, out, into)
 
     def pieces(

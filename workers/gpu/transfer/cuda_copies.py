@@ -65,7 +65,7 @@ class CudaCopies:
             dma_bytes = 0
         self._dma_bytes = measure_threshold(staging[0], device) if dma_bytes is None else dma_bytes
         self._pinned: dict[int, PinnedBlocks] = {}
-        self._staging_blocks = staging.shape[1]
+        self._staging_blocks, self._layer_bytes = staging.shape[1], kv.layout.layer_bytes
         self._packed: PackedCopies | None = None
         self.packed: PackedReader | None = None
         if travels_packed(kv.layout) and all(link.shard is not None for link in kv.links):
@@ -106,7 +106,7 @@ class CudaCopies:
                         continue
                     packed = self._packed_of(shard.arena)
                     done = packed.bring(shard, pinned, session_id, layer, local, out, slots)
-                    self.link_bytes += int(done.sum()) * self._kv.layout.block_bytes
+                    self.link_bytes += int(done.sum()) * self._layer_bytes[layer]
                     local, slots = local[~done], slots[~done]
                 self._from_elsewhere(link, session_id, layer, local, out, slots)
 

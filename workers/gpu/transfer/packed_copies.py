@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from moorage.kernels.packed_blocks.layout import PackedLayout
 from moorage.kernels.triton_support import has_triton, upload
 from moorage.workers.gpu.transfer.pinning import PinnedBlocks
+from moorage.workers.gpu.transfer.runs import runs_of
 from moorage.workers.kv.formats.base import PackedCodec
 from moorage.workers.kv.mapped_shard import MappedShard
 from moorage.workers.spec import KvLayout
@@ -47,15 +48,17 @@ class PackedCopies:
         """Copies go by DMA if their runs have `dma_bytes` each, `staging_blocks` blocks at a time."""
         from moorage.kernels.packed_blocks.triton import device_tables
 
-        self._layout, self._device, self.dma_bytes = codec.layout, device, dma_bytes
+        self._device, self._staging_blocks, self._dma_bytes = device, staging_blocks, dma_bytes
         tables = [codec.tables_of(layer) for layer in range(layout.num_layers)]
         there = {id(each): device_tables(each, device) for each in tables}
-        self._tables = [there[id(each)] for each in tables]
-        self._staging = torch.empty((staging_blocks, layout.block_bytes), dtype=torch.uint8, device=device)
+        self._operands = [
+            PackedOperand(codec.layout_of(layer), there[id(each)]) for layer, each in enumerate(tables)
+        ]
+        self._staging = torch.empty(staging_blocks * layout.block_bytes, dtype=torch.uint8, device=device)
 
     def operand(self, layer: int) -> PackedOperand:
         """What the blocks of a layer are read by."""
-        return PackedOperand(self._layout, self._tables[layer])
+        return self._operands[layer]
 
     def bring(
         self,
@@ -74,25 +77,24 @@ class PackedCopies:
         assert shard.packed is not None
         is_packed = shard.packed.is_packed(shard.session(session_id), layer, blocks)
         pages, slots = shard.pages_of(session_id, layer, blocks[is_packed]), into[is_packed]
-        for start in range(0, len(pages), len(self._staging)):
-            part = slice(start, start + len(self._staging))
+        for start in range(0, len(pages), self._staging_blocks):
+            part = slice(start, start + self._staging_blocks)
             self._expand(pinned, layer, pages[part], out, slots[part])
         return is_packed
 
     def fetch(self, pinned: PinnedBlocks, layer: int, pages: Int32, out: torch.Tensor, places: Int32) -> None:
-        """Begins to copy `pages` of a layer into `out[places]`, uint8 [n, block_bytes], as they are."""
+        """Begins to copy `pages` of a layer into `out[places]`, uint8 [n, bytes of a block], as they are."""
         from moorage.kernels.block_gather.triton import gather_pieces
 
-        stored, runs = pinned.blocks[layer], list(pinned.runs(layer, pages, places))
-        if self._goes_by_dma(len(pages), len(runs)):
+        stored, runs = pinned.blocks[layer], runs_of(pages, places)
+        if len(pages) * stored.shape[1] >= len(runs) * self._dma_bytes:
             for page, place, count in runs:
-                out[place : place + count].copy_(stored[page : page + count], non_blocking=True)
+                source, target = stored[page : page + count], out[place : place + count].view(-1)
+                for begin, end in pinned.parts(source):
+                    target[begin:end].copy_(source.view(-1)[begin:end], non_blocking=True)
             return
         there = upload((pages, places), self._device)
         gather_pieces(stored[:, None, None, None], there[0], out[:, None, None, None], there[1])
-
-    def _goes_by_dma(self, num_blocks: int, num_runs: int) -> bool:
-        return num_blocks * self._layout.block_bytes >= num_runs * self.dma_bytes
 
     def _expand(
         self, pinned: PinnedBlocks, layer: int, pages: Int32, out: torch.Tensor, slots: Int32
@@ -100,10 +102,10 @@ class PackedCopies:
         from moorage.kernels.packed_gather.triton import expand_blocks
 
         stored, places = pinned.blocks[layer], np.arange(len(pages), dtype=np.int32)
-        runs = list(pinned.runs(layer, pages, places))
-        if self._goes_by_dma(len(pages), len(runs)):
-            for page, place, count in runs:
-                self._staging[place : place + count].copy_(stored[page : page + count], non_blocking=True)
-            stored, pages = self._staging, places
+        block_bytes = stored.shape[1]
+        if len(pages) * block_bytes >= len(runs_of(pages, places)) * self._dma_bytes:
+            staged = self._staging[: len(pages) * block_bytes].view(-1, block_bytes)
+            self.fetch(pinned, layer, pages, staged, places)
+            stored, pages = staged, places
         pages_there, slots_there = upload((pages, slots), self._device)
-        expand_blocks(self._layout, self._tables[layer], stored, pages_there, out, slots_there)
+        expand_blocks(*self._operands[layer], stored, pages_there, out, slots_there)

@@ -78,16 +78,22 @@ class PinnedBlocks:
         """
         self._arena, self._memory = arena, memory
         """The arena is kept, since its mapping must outlive the registration."""
-        is_packed = arena.codec is not None
-        self.blocks = torch.from_numpy(arena.stored if is_packed else arena.kv.view(arena.layout.element))
-        """[L, P, 2, Hkv, B, D] in storage type, or the bytes of packed blocks [L, P, block_bytes]."""
+        self.blocks: tuple[torch.Tensor, ...]
+        """By layer [P, 2, Hkv, B, D] in storage type, or the bytes of packed blocks [P, bytes of a block]."""
         self._slice_blocks = _slice_blocks(arena.layout.block_bytes, slice_bytes)
+        self._step = self._slice_blocks * arena.layout.block_bytes
+        if arena.codec is None:
+            self.blocks = torch.from_numpy(arena.kv.view(arena.layout.element)).unbind()
+        else:
+            # Layers may have blocks of different sizes, whose borders are no borders of memory pages.
+            self.blocks = tuple(torch.from_numpy(layer) for layer in arena.stored)
+            self._step = max(PAGE_BYTES, slice_bytes // PAGE_BYTES * PAGE_BYTES)
+        self._start, self._size = self.blocks[0].data_ptr(), sum(layer.nbytes for layer in self.blocks)
         self._registered: list[int] = []
-        size, step = self.blocks.nbytes, self._slice_blocks * arena.layout.block_bytes
-        for start in range(0, size, step):
-            self._pin(self.blocks.data_ptr() + start, min(step, size - start))
+        for start in range(0, self._size, self._step):
+            self._pin(self._start + start, min(self._step, self._size - start))
             if pinned is not None:
-                pinned(min(start + step, size), size)
+                pinned(min(start + self._step, self._size), self._size)
 
     def _pin(self, address: int, num_bytes: int) -> None:
         error = self._memory.register(address, num_bytes)
@@ -95,15 +101,14 @@ class PinnedBlocks:
             self._registered.append(address)
             return
         self._memory.clear_error()
-        size = self.blocks.nbytes
         self.close()
         raise ResourceExhausted(
-            f"KV arena: cudaHostRegister failed with error {error} after {address - self.blocks.data_ptr()} of "
-            f"{size} bytes; raise the limit of locked memory (ulimit -l) or lower kv_store.dram"
+            f"KV arena: cudaHostRegister failed with error {error} after {address - self._start} of "
+            f"{self._size} bytes; raise the limit of locked memory (ulimit -l) or lower kv_store.dram"
         )
 
     def runs(self, layer: int, pages: Int32, into: Int32) -> Iterator[tuple[int, int, int]]:
-        """(first page, first target, count) of the longest copies of `pages` of a layer into `into`."""
+        """(first page, first target, count) of the longest copies of unpacked `pages` of a layer into `into`."""
         first = layer * self._arena.num_pages
         for page, target, count in runs_of(pages, into):
             while count:
@@ -111,6 +116,13 @@ class PinnedBlocks:
                 part = min(count, to_border)
                 yield page, target, part
                 page, target, count = page + part, target + part, count - part
+
+    def parts(self, packed: torch.Tensor) -> Iterator[tuple[int, int]]:
+        """(begin, end) in bytes of the longest copies of neighbouring packed blocks, a view of those of a layer."""
+        at = packed.data_ptr() - self._start
+        border = at // self._step * self._step
+        for begin in range(border, at + packed.nbytes, self._step):
+            yield max(begin, at) - at, min(begin + self._step - at, packed.nbytes)
 
     def close(self) -> None:
         """Unpins in reverse order. Idempotent."""

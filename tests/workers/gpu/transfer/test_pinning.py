@@ -24,13 +24,13 @@ def arena(request: pytest.FixtureRequest) -> Arena:
 def test_slices_cover_the_arena_without_overlap(arena: Arena, slice_bytes: int) -> None:
     memory, seen = CountingMemory(), []
     pinned = PinnedBlocks(arena, memory, lambda done, total: seen.append((done, total)), slice_bytes)
-    start = pinned.blocks.data_ptr()
+    start = pinned.blocks[0].data_ptr()
     for address, num_bytes in sorted(memory.held.items()):
         assert address == start
-        assert (address - pinned.blocks.data_ptr()) % PAGE_BYTES == 0
+        assert (address - pinned.blocks[0].data_ptr()) % PAGE_BYTES == 0
         start += num_bytes
-    assert start == pinned.blocks.data_ptr() + pinned.blocks.nbytes
-    assert seen[-1] == (pinned.blocks.nbytes,) * 2
+    assert start == pinned.blocks[0].data_ptr() + arena.kv.nbytes
+    assert seen[-1] == (arena.kv.nbytes,) * 2
     order = list(memory.held)
     pinned.close()
     pinned.close()
@@ -60,7 +60,7 @@ def test_no_copy_crosses_a_slice_and_every_block_is_copied_once(
         for page, target, count in pinned.runs(layer, pages, into):
             assert count > 0
             copied += [(page + i, target + i) for i in range(count)]
-            run = pinned.blocks[layer, page : page + count]
+            run = pinned.blocks[layer][page : page + count]
             first, last = run.data_ptr(), run.data_ptr() + run.nbytes - 1
             assert np.searchsorted(starts, first, "right") == np.searchsorted(starts, last, "right")
         assert copied == list(zip(pages.tolist(), into.tolist(), strict=True))
@@ -71,7 +71,16 @@ def test_of_packed_blocks_their_bytes_are_pinned() -> None:
     arena = Arena(KvLayout(2, 2, 64, 32, KvType.NUQ3, AnchorType.QUEST, 1), 65)
     memory = CountingMemory()
     pinned = PinnedBlocks(arena, memory, slice_bytes=20_000)
-    assert pinned.blocks.shape == (2, 65, arena.layout.block_bytes)
-    assert sum(memory.held.values()) == arena.stored.nbytes
-    assert pinned.blocks.data_ptr() == arena.stored.ctypes.data
+    assert [layer.shape for layer in pinned.blocks] == [(65, arena.layout.block_bytes)] * 2
+    assert sum(memory.held.values()) == sum(layer.nbytes for layer in arena.stored)
+    starts = np.array(sorted(memory.held))
+    for layer, stored in zip(pinned.blocks, arena.stored, strict=True):
+        assert layer.data_ptr() == stored.ctypes.data
+        some = layer[3:60]
+        parts = list(pinned.parts(some))
+        assert [begin for begin, _ in parts] == [0, *(end for _, end in parts[:-1])]
+        assert parts[-1][1] == some.nbytes
+        for begin, end in parts:
+            first, last = some.data_ptr() + begin, some.data_ptr() + end - 1
+            assert np.searchsorted(starts, first, "right") == np.searchsorted(starts, last, "right")
     pinned.close()
