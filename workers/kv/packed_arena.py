@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from moorage.workers.kv.formats import format_of
 from moorage.workers.kv.formats.base import Bytes, PackedCodec, PackedFormat
 from moorage.workers.kv.formats.quantizer import Quantizer
 from moorage.workers.kv.formats.quantizer_array import from_array, to_array
-from moorage.workers.spec import KvLayout
+from moorage.workers.spec import KvLayout, KvType
 
 
 def codec_in(
@@ -19,8 +20,19 @@ def codec_in(
     if quantizer is not None and len(numbers):
         numbers[:] = to_array(quantizer)
     elif len(numbers):
+        bits = numbers.reshape(layout.num_layers, -1)[:, 0]
+        if not bits.any():
+            # Nobody has written one: a warm-up compiles by an arena of its own, whatever its numbers are.
+            bits[:] = [bits_of(each) for each in layout.layer_kv_types] or format.bits
         quantizer = from_array(numbers, format.bits, layout.num_layers, shape.num_kv_heads, shape.head_dim)
     return format.codec(shape, quantizer)
+
+
+def bits_of(kv_type: KvType) -> int:
+    """Of a packed format."""
+    format = format_of(kv_type)
+    assert isinstance(format, PackedFormat)
+    return format.bits
 
 
 def by_layer(layout: KvLayout, memory: Bytes, num_pages: int) -> tuple[Bytes, ...]:
