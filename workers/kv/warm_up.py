@@ -32,7 +32,7 @@ def warm_up(layout: KvLayout) -> None:
 
 def _run_each(layout: KvLayout) -> None:
     num_pages = NUM_BLOCKS + layout.open_pages + layout.sink_pages
-    store = KvStore(replace(layout, num_layers=1, scorer=Scorer.NUMBA), num_pages)
+    store = KvStore(replace(_one_layer(layout), scorer=Scorer.NUMBA), num_pages)
     shape = (NUM_BLOCKS * layout.block_size, layout.num_kv_heads, layout.head_dim)
     store.open(0, NUM_BLOCKS, AnchorRotation(np.zeros(1)))
     for dtype in (np.float32, np.float16):
@@ -54,9 +54,14 @@ def _run_each(layout: KvLayout) -> None:
 def warm_up_keys(layout: KvLayout, group_size: int) -> None:
     """Runs the selection of single keys, for a worker that does it in memory that it maps."""
     size, num_heads = layout.block_size, layout.num_kv_heads * group_size
-    shard = MappedShard(Arena(replace(layout, num_layers=1), 1), "warmed up")
+    shard = MappedShard(Arena(_one_layer(layout), 1), "warmed up")
     shard.open(0, np.zeros(1, np.int32), [size], [1])
     queries, near = np.zeros((1, num_heads, layout.head_dim), np.float32), np.zeros(num_heads, np.float32)
     bounds = np.array([0, 1], np.int32)
     shard.select_keys([KeyRequest(0, 0, queries, bounds, near, 1, 1.0, with_rows=True)])
     shard.close()
+
+
+def _one_layer(layout: KvLayout) -> KvLayout:
+    """The first layer alone."""
+    return replace(layout, num_layers=1, layer_kv_types=layout.layer_kv_types[:1])
