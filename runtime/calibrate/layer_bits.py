@@ -67,7 +67,9 @@ def _blocks(samples: LayerSamples, sinks: int) -> tuple[Tensor, Tensor]:
     for kind in kinds:
         rows = torch.stack([each[:, sinks:] for each in kind], 1)
         whole = rows.shape[2] // size * size
-        blocks = rows[:, :, :whole].unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)
+        blocks = (
+            rows[:, :, :whole].reshape(len(rows), 2, -1, size, *rows.shape[3:]).transpose(1, 2).flatten(0, 1)
+        )
         step = -(-len(blocks) // _MOST_BLOCKS)
         found.append(blocks[::step].transpose(2, 3).contiguous())
     return found[0], found[1].float()
