@@ -106,7 +106,7 @@ def _code_channels(
         wanted.ctypes.data, kept.ctypes.data, errors.ctypes.data, found.ctypes.data
     )  # fmt: skip
     for begin in range(0, dim, GROUP):
-        end = min(begin + GROUP, dim)
+        end: Any = min(begin + GROUP, dim)
         for d in range(begin, end):
             at, own, code_at = wanted_at + d * row, errors_at + (d - begin) * row, codes_at + d * stride
             if bits == 4:
