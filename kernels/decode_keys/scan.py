@@ -132,7 +132,7 @@ def find_blocks(first: Any, step: Any, number: Any, i: Any, kv_head: Any, heads:
     length, group = tile_blocks(shape.block_size), layer.query.shape[1] // shape.num_kv_heads
     head_mean, tiles = shape.head_dim * layer.empty.itemsize, -(-number // length)
     half = tiles * heads * length
-    lists, table, head_codes = np.empty(2 * half + TILE, np.int64), layer.table, layer.head_codes
+    lists = np.empty(2 * half + TILE, np.int64)
     floats = np.empty(group * (length + LANES) + length * shape.block_size, np.float32)
     has_kept, kept = layer.kept.has[i], layer.kept.blocks[i * shape.num_kv_heads + kv_head]
     sinks = np.int64(layer.batch.num_sinks[i])

@@ -83,7 +83,7 @@ def test_a_prompt_that_sinks_and_window_hold_has_no_block_to_choose(
     file = tmp_path / "short.txt"
     file.write_text("Once upon a time")
     arguments = ("--prompt-file", str(file), "--max-new-tokens", "4")
-    assert "No distant block to choose" in run(capsys, "inspect", *arguments)
+    assert "No distant block to select" in run(capsys, "inspect", *arguments)
     report = json.loads(run(capsys, "eval", "recall", *arguments, "--json"))
     assert report["recall"] == pytest.approx(1, abs=1e-5)
     assert report["oracle"] == pytest.approx(1, abs=1e-5)
