@@ -14,7 +14,7 @@ import numpy as np
 from moorage.kernels.compiling import njit
 from moorage.kernels.decode_keys.records import FirstLevel, Kept
 from moorage.kernels.decode_keys.scan import num_candidates
-from moorage.kernels.decode_layer.memory import CENTRES_AT, page_of
+from moorage.kernels.decode_layer.memory import CENTRES_AT, stripe_at
 from moorage.kernels.decode_layer.records import FINE
 from moorage.kernels.hadamard import turn_heads
 from moorage.kernels.key_codes.centres import LARGEST
@@ -129,9 +129,12 @@ def _find_centres(i: Any, block: Any, number: Any, layer: Any) -> Any:
     pages, stripe = batch.pages, shape.stripe_blocks
     page_bytes = np.int64(shape.num_kv_heads) * (_code_bytes(shape.head_dim) + 4 * CENTRES)
     places = np.empty(number + BLOCKS + AHEAD, np.int64)
-    for b in range(number):
-        m, page = page_of(block + b, pages, starts, first_memory, num_memories, stripe)
-        places[b] = table[m, CENTRES_AT] + page * page_bytes
+    done = np.int64(0)
+    while done < number:
+        m, at, count = stripe_at(block + done, starts, first_memory, num_memories, stripe, number - done)
+        for b in range(count):
+            places[done + b] = table[m, CENTRES_AT] + pages[at + b] * page_bytes
+        done += count
     places[number:] = places[number - 1]
     return places
 

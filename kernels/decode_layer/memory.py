@@ -42,6 +42,21 @@ def page_of(
     return m, np.int64(pages[starts[m] + local])
 
 
+@njit(**INLINE)
+def stripe_at(
+    block: Any, starts: Any, first_memory: Any, num_memories: Any, stripe_blocks: Any, number: Any
+) -> Any:
+    """(memory, place, count): where among all pages those of `number` blocks from `block` on begin, and how many of
+    these lie side by side there."""
+    if num_memories == 1:
+        return np.int64(0), np.int64(starts[0] + block), np.int64(number)
+    stripe, within = divmod(np.int64(block), stripe_blocks)
+    turn, shard = divmod(stripe, num_memories)
+    m = (first_memory + shard) % num_memories
+    at = starts[m] + turn * stripe_blocks + within
+    return m, np.int64(at), min(np.int64(number), stripe_blocks - within)
+
+
 @njit(**SERIAL)
 def block_at(block: Any, i: Any, batch: Any, stripe_blocks: Any, first: Any, page_size: Any) -> Any:
     """The element of all memory at which a block of session i begins."""

@@ -39,6 +39,7 @@ def plan(**changes: object) -> PeerPlan:
     return PeerPlan(**(values | changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_table_and_json_have_every_engine_at_every_length(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
