@@ -109,44 +109,18 @@ def _code_channels(
         end: Any = min(begin + GROUP, dim)
         for d in range(begin, end):
             at, own, code_at = wanted_at + d * row, errors_at + (d - begin) * row, codes_at + d * stride
+            exact = kept_at + d * row
             if bits == 4:
                 code_channel_4(
-                    at,
-                    kept_at + d * row,
-                    own,
-                    code_at,
-                    vectors,
-                    scale[d],
-                    zero[d],
-                    inverse[d],
-                    limits,
-                    levels,
+                    at, exact, own, code_at, vectors, scale[d], zero[d], inverse[d], limits, levels
                 )
             elif bits == 3:
                 code_channel_3(
-                    at,
-                    kept_at + d * row,
-                    own,
-                    code_at,
-                    vectors,
-                    scale[d],
-                    zero[d],
-                    inverse[d],
-                    limits,
-                    levels,
+                    at, exact, own, code_at, vectors, scale[d], zero[d], inverse[d], limits, levels
                 )
             else:
                 code_channel_2(
-                    at,
-                    kept_at + d * row,
-                    own,
-                    code_at,
-                    vectors,
-                    scale[d],
-                    zero[d],
-                    inverse[d],
-                    limits,
-                    levels,
+                    at, exact, own, code_at, vectors, scale[d], zero[d], inverse[d], limits, levels
                 )
             of_next = share_at + 4 * (d * dim + d + 1)
             take_off_one(of_next, 4 * dim, own, at + row, row, end - d - 1, vectors)

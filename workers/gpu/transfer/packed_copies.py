@@ -86,15 +86,23 @@ class PackedCopies:
         """Begins to copy `pages` of a layer into `out[places]`, uint8 [n, bytes of a block], as they are."""
         from moorage.kernels.block_gather.triton import gather_pieces
 
-        stored, runs = pinned.blocks[layer], runs_of(pages, places)
-        if len(pages) * stored.shape[1] >= len(runs) * self._dma_bytes:
-            for page, place, count in runs:
-                source, target = stored[page : page + count], out[place : place + count].view(-1)
-                for begin, end in pinned.parts(source):
-                    target[begin:end].copy_(source.view(-1)[begin:end], non_blocking=True)
+        if self._copied_by_dma(pinned, layer, pages, out, places):
             return
-        there = upload((pages, places), self._device)
+        stored, there = pinned.blocks[layer], upload((pages, places), self._device)
         gather_pieces(stored[:, None, None, None], there[0], out[:, None, None, None], there[1])
+
+    def _copied_by_dma(
+        self, pinned: PinnedBlocks, layer: int, pages: Int32, out: torch.Tensor, places: Int32
+    ) -> bool:
+        """Begins what `fetch` does if the runs of pages are long enough for copies; returns whether they are."""
+        stored, runs = pinned.blocks[layer], runs_of(pages, places)
+        if len(pages) * stored.shape[1] < len(runs) * self._dma_bytes:
+            return False
+        for page, place, count in runs:
+            source, target = stored[page : page + count], out[place : place + count].view(-1)
+            for begin, end in pinned.parts(source):
+                target[begin:end].copy_(source.view(-1)[begin:end], non_blocking=True)
+        return True
 
     def _expand(
         self, pinned: PinnedBlocks, layer: int, pages: Int32, out: torch.Tensor, slots: Int32
@@ -103,9 +111,8 @@ class PackedCopies:
 
         stored, places = pinned.blocks[layer], np.arange(len(pages), dtype=np.int32)
         block_bytes = stored.shape[1]
-        if len(pages) * block_bytes >= len(runs_of(pages, places)) * self._dma_bytes:
-            staged = self._staging[: len(pages) * block_bytes].view(-1, block_bytes)
-            self.fetch(pinned, layer, pages, staged, places)
+        staged = self._staging[: len(pages) * block_bytes].view(-1, block_bytes)
+        if self._copied_by_dma(pinned, layer, pages, staged, places):
             stored, pages = staged, places
         pages_there, slots_there = upload((pages, slots), self._device)
         expand_blocks(*self._operands[layer], stored, pages_there, out, slots_there)
