@@ -175,7 +175,7 @@ def _dots(dim: int) -> Callable[..., Any]:
             keys, tiles, queries, out, _, *coming = args
 
             def products(lane: int, rows: Any) -> list[Any]:
-                """Of TILE rows: the sum over the channels that share a lane of `simd_heads`."""
+                """The products of TILE rows: the sum over the channels that share a lane of `simd_heads`."""
                 sums: list[Any] = [None] * TILE
                 for d in range(lane, half, LANES):
                     for channel in (d, d + half):

@@ -38,7 +38,7 @@ TILE = 16
 _SCORES_1, _SCORES_2, _SCORES_3, _SCORES_4 = CENTRE_SCORES
 _OF_64_1, _OF_64_2, _OF_64_3, _OF_64_4 = CENTRE_SCORES_64
 BYTES_64 = np.int64(32 * CENTRES)
-"""Of the codes of centres with 64 channels."""
+"""Bytes of the codes of one head's centres with 64 channels."""
 _MOST = np.float32(127)
 """The largest int8 of a query."""
 

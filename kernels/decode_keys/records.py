@@ -44,11 +44,11 @@ class Layer(NamedTuple):
     attended: Any
     memory: Any
     first: Any
-    """Of `all_memory`."""
+    """The arrays that `all_memory` gives."""
     head_codes: Any
     """Bytes of the codes of one head of a block, see `kernels.key_codes`."""
     packed: Any
-    """Of `LayerMemory`."""
+    """The field of `LayerMemory`: None where blocks are not packed."""
     kept: Any
     """Kept"""
 

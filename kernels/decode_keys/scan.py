@@ -64,7 +64,7 @@ class Rows(NamedTuple):
     list_bytes: Any
     weights: Any
     weight_bytes: Any
-    """Of one query."""
+    """Bytes of the weights of one query."""
     rest: Any
     sums: Any
     threshold: Any

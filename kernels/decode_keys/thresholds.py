@@ -27,7 +27,7 @@ KEPT_SAMPLE_STEP = 16
 SURPLUS = np.float32(2)
 """About so many keys lie above the threshold for each one selected. Blocks differ, and too few cost a second pass."""
 PIECES = 8
-"""Of a sample, each read by one thread."""
+"""Parts of a sample, each read by one thread."""
 
 
 @njit(**SERIAL)

@@ -88,7 +88,7 @@ def plan_steps(piece: Any, first: Any, shape: Any, batch: Any, turns: Any, group
 def _angles(
     steps: Any, step: Any, batch: Any, turns: Any, part: Any, start: Any, size: Any, rotates: Any, group: Any
 ) -> None:
-    """Of all positions towards the block that begins at token `start`; see `turn_angles`."""
+    """The angles of all positions towards the block that begins at token `start`; see `turn_angles`."""
     num_parts, half, lanes = turns.shape[1], turns.shape[2], steps.limit.shape[1]
     plain = np.ones(half, np.complex128)
     base = plain.ctypes.data

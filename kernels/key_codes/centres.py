@@ -16,7 +16,7 @@ from moorage.kernels.key_codes.sizes import CENTRE_CHANNELS, CENTRES
 from moorage.kernels.numba_flags import SERIAL
 
 ROUNDS = 2
-"""Of k-means after the first centres, each of which is the key that is farthest from those before it."""
+"""Rounds of k-means. The first centres are keys, each the farthest from those before it."""
 LARGEST = 15
 """The largest code; code c stands for (2 c - LARGEST) times the centre's scale."""
 _MOST = np.float32(65504)

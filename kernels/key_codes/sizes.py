@@ -24,6 +24,6 @@ def code_bytes(num_kv_heads: int, block_size: int, dim: int) -> int:
 
 
 def centre_bytes(num_kv_heads: int, dim: int) -> int:
-    """Of the centres of one block: four bits a channel, and two fp16 for each of them, its scale and its radius."""
+    """Bytes of the centres of one block: four bits a channel, and two fp16 for each, its scale and its radius."""
     channels = -(-dim // CENTRE_CHANNELS) * CENTRE_CHANNELS
     return num_kv_heads * CENTRES * (channels // 2 + 2 * HALF_BYTES)

@@ -52,7 +52,7 @@ def _halves(builder: Any, codes: Any) -> tuple[Any, Any]:
 
 
 def _joined(builder: Any, sums: list[Any]) -> Any:
-    """Of four vectors [quad, centre] the sums over quads, [vector, centre]."""
+    """The sums over quads, [vector, centre], of four vectors [quad, centre]."""
     pairs = []
     for left, right in (sums[:2], sums[2:]):
         low = pick(builder, left, right, [*range(8), *range(16, 24)])
@@ -81,7 +81,7 @@ def _best_of_block(builder: Any, values: Any) -> Any:
 def _dots_of(
     builder: Any, blocks: list[Any], code_bytes: Any, queries: list[Any], parts: int | None
 ) -> list[Any]:
-    """By query and block the dot products, [quad, centre], of `parts` vectors of codes, or of code_bytes bytes."""
+    """The dot products [quad, centre], by query and block, of `parts` vectors of codes, or of code_bytes bytes."""
     held = [[cgutils.alloca_once(builder, _SUMS) for _ in blocks] for _ in queries]
     for totals in held:
         for total in totals:

@@ -148,7 +148,7 @@ def packed_layout(
 
 
 def table_bytes(layout: PackedLayout) -> int:
-    """Of the tables that a device needs to read the blocks of a layer: levels, and scale and zero point of keys."""
+    """Bytes of the tables by which a device reads the blocks of a layer: levels, and scale and zero point of keys."""
     return 4 * (2 * NUM_LEVELS + 2 * layout.num_kv_heads * layout.width)
 
 

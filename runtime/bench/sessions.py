@@ -72,7 +72,7 @@ class SessionFigures:
 
     @property
     def restart_part(self) -> float:
-        """As `second_part`, for the question after the restart, with the time to load."""
+        """The same part for the question after the restart, with the time to load."""
         return (self.after.load_s + self.after.again.ttft_s) / self.before.first.ttft_s
 
     @property

@@ -136,7 +136,7 @@ def calibrate_model(
 
 
 def _fitted_bits(bits: Sequence[int]) -> tuple[int, ...]:
-    """Those that layers may have: beside `bits` one more and one less, where a quantizer can have both."""
+    """The bits that layers may have: beside `bits` one more and one less, where a quantizer can have both."""
     most, least = max(BITS), min(BITS)
     near = {other for each in bits if least < each < most for other in (each - 1, each + 1)}
     return tuple(sorted({*bits, *near}))

@@ -26,7 +26,7 @@ _MOST_BLOCKS = 96
 
 
 def spread_bits(costs: Sequence[Mapping[int, float]], bits: int) -> tuple[int, ...]:
-    """Of each layer: `bits`, or one more or less, `bits` on the mean. `costs` are those of each layer by bits.
+    """The bits of each layer: `bits`, or one more or less, `bits` on the mean. `costs` has those of a layer by bits.
 
     The layer that gains most by one more is paired with the one that loses least by one less, and so on. Where costs
     do not say what one more or one less would cost, all layers have `bits`.

@@ -83,7 +83,7 @@ class Arena:
         centres_at = len(flat) - num_pages * layout.num_layers * layout.centre_bytes
         codes_at = centres_at - num_pages * layout.num_layers * layout.code_bytes
         self.stored = by_layer(layout, flat[:kv_end], num_pages)
-        """By layer [P, bytes of a block]: the bytes of blocks, whatever their format."""
+        """The bytes of blocks by layer, [P, bytes of a block], whatever their format."""
         format = format_of(layout.kv_type)
         self.codec: PackedCodec | None = None
         """What packs and unpacks blocks; None where the format is native."""

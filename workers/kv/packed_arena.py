@@ -29,7 +29,7 @@ def codec_in(
 
 
 def bits_of(kv_type: KvType) -> int:
-    """Of a packed format."""
+    """The codec of a packed format."""
     format = format_of(kv_type)
     assert isinstance(format, PackedFormat)
     return format.bits

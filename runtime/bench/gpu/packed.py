@@ -21,7 +21,7 @@ FORMATS = (KvType.NUQ3, KvType.INT8, KvType.NUQ4)
 """Each compiles two kernels, some ten seconds in all."""
 BLOCK_SIZE = 128
 TOKENS = 64 * 1024
-"""Of one layer: 268 MB in fp16 for 8 heads of 128 channels, more than the caches of a GPU hold."""
+"""Tokens of one layer: 268 MB in fp16 for 8 heads of 128 channels, more than the caches of a GPU hold."""
 DISTINCT_BLOCKS = 8
 """Blocks that are packed; they come again and again."""
 

@@ -57,7 +57,7 @@ class WorkerSession:
     draft_length: int = 0
     """Tokens that the present round drafts."""
     known: KnownTokens = field(default_factory=KnownTokens)
-    """Those of prompt and answer, where drafts are verified."""
+    """Tokens of prompt and answer, where drafts are verified."""
     idle: bool = False
     """No request uses it: it holds no slots, and its KV lies in DRAM alone."""
     selections: dict[int, SelectionRecord] = field(default_factory=dict)

@@ -21,7 +21,7 @@ Submit = Callable[[Callable[[], None]], CopyHandle]
 
 
 class PackedReader:
-    """Of a worker that maps every store."""
+    """Brings packed blocks to the device of a worker that maps every store."""
 
     def __init__(
         self,

@@ -49,11 +49,11 @@ class QuantizerHeader:
     settings: Mapping[str, Any]
     """How levels and statistics were made."""
     layer_bits: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """By number of bits, as text: those of each layer, the same on the mean. All layers have what is not here."""
+    """The bits of each layer, by their mean as text. Where a mean is not here all layers have it."""
     kind: str = KIND
 
     def bits_of(self, bits: int) -> tuple[int, ...]:
-        """Of each layer in the quantizer of `bits` bits."""
+        """The bits of each layer in the quantizer of `bits` bits."""
         return tuple(self.layer_bits.get(str(bits), (bits,) * self.num_layers))
 
 
